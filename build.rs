@@ -1,0 +1,87 @@
+//! Compiles the protocol: messages and client from the descriptors, and a server whose events stay bytes.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+use prost::Message;
+use tonic_prost_build::manual;
+
+const MESSAGES: &str = "crate::server::wire";
+const CODEC: &str = "crate::server::wire::WireCodec";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+
+    // protox is a protobuf compiler in Rust: no protoc is needed.
+    let api = protox::compile(["trunkline/v1/coordination_service.proto"], ["proto"])?;
+    fs::write(out.join("trunkline.v1.descriptor.bin"), api.encode_to_vec())?;
+    tonic_prost_build::configure()
+        .build_server(false)
+        .compile_well_known_types(false)
+        .compile_fds(api)?;
+
+    let bus = protox::compile(["trunkline/bus/v1/frame.proto"], ["proto"])?;
+    let bus = prost_build_only_package(bus, "trunkline.bus.v1");
+    tonic_prost_build::configure()
+        .build_server(false)
+        .build_client(false)
+        .extern_path(".trunkline.v1", "crate::proto::v1")
+        .compile_fds(bus)?;
+
+    // The server takes and gives events as bytes: it never decodes one to encode it again.
+    let method = |name: &str, route: &str, input: String, output: String, codec: &str| {
+        manual::Method::builder()
+            .name(name)
+            .route_name(route)
+            .input_type(input)
+            .output_type(output)
+            .codec_path(codec)
+    };
+    let prost = "tonic_prost::ProstCodec";
+    let v1 = |name: &str| format!("crate::proto::v1::{name}");
+    let wire = |name: &str| format!("{MESSAGES}::{name}");
+    let service = manual::Service::builder()
+        .name("CoordinationService")
+        .package("trunkline.v1")
+        .method(
+            method("publish", "Publish", wire("PublishRequest"), v1("PublishResponse"), prost)
+                .build(),
+        )
+        .method(
+            method("subscribe", "Subscribe", v1("SubscribeRequest"), wire("Response"), CODEC)
+                .server_streaming()
+                .build(),
+        )
+        .method(
+            method(
+                "list_nodes",
+                "ListNodes",
+                v1("ListNodesRequest"),
+                v1("ListNodesResponse"),
+                prost,
+            )
+            .build(),
+        )
+        .method(
+            method(
+                "get_status",
+                "GetStatus",
+                v1("GetStatusRequest"),
+                v1("GetStatusResponse"),
+                prost,
+            )
+            .build(),
+        )
+        .build();
+    manual::Builder::new().build_client(false).compile(&[service]);
+    Ok(())
+}
+
+/// The descriptors with only the files of `package` left to generate.
+fn prost_build_only_package(
+    mut set: prost_types::FileDescriptorSet,
+    package: &str,
+) -> prost_types::FileDescriptorSet {
+    set.file.retain(|file| file.package() == package);
+    set
+}

@@ -1,0 +1,76 @@
+//! Where an event stands: shard, epoch and offset.
+
+use std::fmt;
+
+/// One ordered channel of the bus; from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShardId(pub u16);
+
+impl ShardId {
+    /// The shard as an index.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+
+    /// All shards of a bus that has `count` of them.
+    pub fn all(count: u16) -> impl Iterator<Item = ShardId> {
+        (0..count).map(ShardId)
+    }
+}
+
+/// Identity of one unbroken run of a shard's offsets. A later epoch is higher; 0 stands for none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch(pub u64);
+
+impl Epoch {
+    /// No epoch is known.
+    pub const NONE: Epoch = Epoch(0);
+}
+
+/// The number of an event in its epoch, from 1. As a place, 0 stands before the first event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Offset(pub u64);
+
+impl Offset {
+    /// The offset `count` events later.
+    #[must_use]
+    pub fn plus(self, count: u64) -> Offset {
+        Offset(self.0.saturating_add(count))
+    }
+}
+
+/// A place in one shard: the event with this epoch and offset, and everything before it. Later places are greater.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// The run of offsets.
+    pub epoch: Epoch,
+    /// The number in it.
+    pub offset: Offset,
+}
+
+impl Place {
+    /// Nothing is known of the shard yet.
+    pub const UNKNOWN: Place = Place { epoch: Epoch::NONE, offset: Offset(0) };
+
+    /// The place of an epoch and an offset.
+    pub fn new(epoch: u64, offset: u64) -> Place {
+        Place { epoch: Epoch(epoch), offset: Offset(offset) }
+    }
+
+    /// Whether an epoch is known.
+    pub fn is_known(self) -> bool {
+        self.epoch != Epoch::NONE
+    }
+}
+
+impl fmt::Display for ShardId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.epoch.0, self.offset.0)
+    }
+}
