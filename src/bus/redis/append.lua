@@ -1,0 +1,108 @@
+-- Gives a frame its place in a shard, keeps it for history, and publishes it: all or nothing.
+--
+-- KEYS  1 state (hash)   2 history (stream)   3 marks (list)   4 the writer's last frame   5.. request ids of the frame
+-- ARGV  1 channel        2 SPUBLISH or PUBLISH
+--       3 run: identity of the server process, as the caller's connection found it
+--       4 epoch          5 offset: the last place that the caller has seen (0 0: none)
+--       6 sequence: the writer's number for the frame; 0: a beacon, which is only published
+--       7 count: events in the frame              8 frame
+--       9 most entries   10 most bytes   11 greatest age in ms: of history
+--       12 how long writers are remembered, in ms  13 how long request ids are, in ms
+--       14.. for each request id: "<index of its first event> <count>"
+--
+-- Returns {"ok", epoch, first} (appended), {"dup", epoch, first} (was appended before), {"old"} (a later frame of this writer
+-- was), {"epoch", epoch, offset} (the caller's epoch is over: nothing done), {"seen", index, value, ...} (these requests were
+-- accepted before: nothing done), {"tip", epoch, offset} (beacon published).
+--
+-- A new epoch begins where the caller can tell that the server lost its memory or may have: there is no state, the server
+-- process is another one (a restart, a failover, a migration), or it is behind what the caller has seen. After that nothing
+-- is ever appended to the old epoch, so a place never means two things. The first entry of an epoch says how the one before
+-- ended, so a reader knows whether anything is missing.
+
+local function num(n) return string.format('%.0f', n) end
+
+local state = redis.call('HMGET', KEYS[1], 'epoch', 'offset', 'run', 'bytes', 'mark_at', 'mark_bytes')
+local epoch, offset = tonumber(state[1]), tonumber(state[2])
+local bytes, mark_at, mark_bytes = tonumber(state[4]) or 0, tonumber(state[5]) or 0, tonumber(state[6]) or 0
+local known, seen = tonumber(ARGV[4]), tonumber(ARGV[5])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+if not epoch or state[3] ~= ARGV[3] or known > epoch or (known == epoch and seen > offset) then
+  local before, ended = epoch or 0, offset or 0
+  if not epoch then
+    -- The state is gone (evicted, or deleted): history may still know.
+    local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+    if last then
+      local e, o = string.match(last[1], '^(%d+)-(%d+)$')
+      before, ended = tonumber(e), tonumber(o)
+    end
+    redis.call('DEL', KEYS[3])
+  end
+  epoch, offset = math.max(now, known + 1, before + 1), 0
+  redis.call('HSET', KEYS[1], 'epoch', num(epoch), 'offset', '0', 'run', ARGV[3])
+  local ending = num(before) .. '-' .. num(ended)
+  redis.call('XADD', KEYS[2], num(epoch) .. '-0', 'e', ending)
+  redis.call(ARGV[2], ARGV[1], 'E1 ' .. num(epoch) .. '-0 ' .. ending)
+end
+
+local function trim()
+  if now - mark_at < 1000 and bytes - mark_bytes < tonumber(ARGV[10]) / 64 then return end
+  local id = num(epoch) .. '-' .. num(offset)
+  redis.call('RPUSH', KEYS[3], num(now) .. ' ' .. num(bytes) .. ' ' .. id)
+  redis.call('HSET', KEYS[1], 'mark_at', num(now), 'mark_bytes', num(bytes))
+  -- A mark says that everything up to its id is at least as old as it, and how many bytes had been kept by then.
+  local upto
+  for _ = 1, 16 do
+    local mark = redis.call('LINDEX', KEYS[3], 0)
+    if not mark then break end
+    local at, size, place = string.match(mark, '^(%d+) (%d+) (.*)$')
+    if now - at <= tonumber(ARGV[11]) and bytes - size <= tonumber(ARGV[10]) then break end
+    upto = place
+    redis.call('LPOP', KEYS[3])
+  end
+  if upto then redis.call('XTRIM', KEYS[2], 'MINID', upto) end
+end
+
+local sequence = tonumber(ARGV[6])
+if sequence == 0 then
+  trim()
+  redis.call(ARGV[2], ARGV[1], 'T1 ' .. num(epoch) .. '-' .. num(offset) .. ' ' .. ARGV[8])
+  return {'tip', num(epoch), num(offset)}
+end
+
+local writer = redis.call('GET', KEYS[4])
+if writer then
+  local s, e, first = string.match(writer, '^(%d+) (%d+) (%d+)$')
+  if tonumber(s) == sequence then return {'dup', e, first} end
+  if tonumber(s) > sequence then return {'old'} end
+end
+
+if known ~= epoch then return {'epoch', num(epoch), num(offset)} end
+
+if KEYS[5] then
+  local reply = {'seen'}
+  for i, value in ipairs(redis.call('MGET', unpack(KEYS, 5))) do
+    if value then
+      reply[#reply + 1] = num(i - 1)
+      reply[#reply + 1] = value
+    end
+  end
+  if #reply > 1 then return reply end
+end
+
+local count = tonumber(ARGV[7])
+local first = offset + 1
+offset = offset + count
+bytes = bytes + #ARGV[8]
+local place = num(epoch) .. '-' .. num(offset)
+redis.call('HSET', KEYS[1], 'offset', num(offset), 'bytes', num(bytes))
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[9], place, 'f', ARGV[8])
+redis.call('SET', KEYS[4], num(sequence) .. ' ' .. num(epoch) .. ' ' .. num(first), 'PX', ARGV[12])
+for i = 5, #KEYS do
+  local index = string.match(ARGV[9 + i], '^(%d+)')
+  redis.call('SET', KEYS[i], num(epoch) .. ' ' .. num(first + index), 'PX', ARGV[13])
+end
+redis.call(ARGV[2], ARGV[1], 'T1 ' .. place .. ' ' .. ARGV[8])
+trim()
+return {'ok', num(epoch), num(first)}

@@ -1,0 +1,271 @@
+//! What travels Redis: an envelope with a place, and in it a frame or the start of an epoch.
+
+use bytes::{Buf, Bytes};
+use prost::{
+    Message,
+    encoding::{WireType, decode_key, decode_varint},
+};
+
+use crate::{
+    bus::{Epoch, Frame, Offset, Place, put_event},
+    proto::bus_v1,
+};
+
+/// Identity of a gateway process on the bus; random, so that two never share one.
+pub(super) type WriterId = u64;
+
+/// Something that came from Redis, at its place.
+#[derive(Clone, Debug)]
+pub(super) struct Envelope {
+    /// The place of the last event in it; for a beacon and the start of an epoch, where the shard stands.
+    pub place: Place,
+    /// What it holds.
+    pub body: Body,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Body {
+    /// Events.
+    Frame(StampedFrame),
+    /// No events.
+    Beacon { writer: WriterId },
+    /// The first entry of an epoch: how the one before ended. Unknown: Redis remembers none.
+    EpochStart { previous: Place },
+    /// Bytes that this gateway cannot read, with a place that it can.
+    Unreadable,
+}
+
+/// A frame with what tells it from others.
+#[derive(Clone, Debug)]
+pub(super) struct StampedFrame {
+    pub frame: Frame,
+    pub writer: WriterId,
+    pub sequence: u64,
+}
+
+/// Everything about a frame but its events and its place.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Header {
+    pub writer: WriterId,
+    pub sequence: u64,
+    pub count: u64,
+    pub time_ms: u64,
+    pub origin: Option<(Epoch, Offset)>,
+}
+
+const FRAME: &[u8] = b"T1 ";
+const EPOCH: &[u8] = b"E1 ";
+
+impl Envelope {
+    /// Reads what came over a channel. None: foreign bytes, or a version whose envelope is not known.
+    pub(super) fn parse(mut bytes: Bytes) -> Option<Envelope> {
+        let is_frame = bytes.starts_with(FRAME);
+        if !is_frame && !bytes.starts_with(EPOCH) {
+            return None;
+        }
+        bytes.advance(3);
+        // Two numbers of at most 20 digits, a hyphen, and the space behind them.
+        let end = bytes.iter().take(42).position(|byte| *byte == b' ')?;
+        let place = parse_place(&bytes.split_to(end))?;
+        bytes.advance(1);
+        let body = if is_frame {
+            Body::decode(place, &bytes)
+        } else {
+            Body::EpochStart { previous: parse_place(&bytes)? }
+        };
+        Some(Envelope { place, body })
+    }
+
+    /// Bytes of events in it.
+    pub(super) fn size(&self) -> usize {
+        match &self.body {
+            Body::Frame(stamped) => stamped.frame.events.len(),
+            _ => 0,
+        }
+    }
+
+    /// Reads an entry of history: its id, and the one field that it has.
+    pub(super) fn from_history(id: &[u8], field: &[u8], value: &Bytes) -> Option<Envelope> {
+        let place = parse_place(id)?;
+        let body = match field {
+            b"f" => Body::decode(place, value),
+            b"e" => Body::EpochStart { previous: parse_place(value)? },
+            _ => Body::Unreadable,
+        };
+        Some(Envelope { place, body })
+    }
+}
+
+impl Body {
+    /// Reads a frame whose last event stands at `place`. The events are checked for their boundaries and no further: each
+    /// was checked by the gateway that accepted it.
+    fn decode(place: Place, bytes: &Bytes) -> Body {
+        Self::try_decode(place, bytes).unwrap_or(Body::Unreadable)
+    }
+
+    fn try_decode(place: Place, bytes: &Bytes) -> Option<Body> {
+        let events = events_start(bytes)?;
+        let header = bus_v1::Frame::decode(bytes.slice(..events)).ok()?;
+        if header.sequence == 0 {
+            return Some(Body::Beacon { writer: header.writer });
+        }
+        let events = bytes.slice(events..);
+        let count = u64::from(header.count);
+        let first = place.offset.0.checked_sub(count)? + 1;
+        if count == 0 || count_events(&events)? != count {
+            return None;
+        }
+        let origin = (header.origin_epoch != 0)
+            .then(|| Place::new(header.origin_epoch, header.origin_first + count - 1));
+        let frame = Frame {
+            epoch: place.epoch,
+            first: Offset(first),
+            count,
+            time_ms: header.time_ms,
+            origin,
+            events,
+        };
+        Some(Body::Frame(StampedFrame { frame, writer: header.writer, sequence: header.sequence }))
+    }
+}
+
+/// Encodes a frame; `events` are already as [`put_event`] leaves them.
+pub(super) fn encode_frame(header: &Header, events: &[u8]) -> Vec<u8> {
+    let (origin_epoch, origin_first) = header.origin.unwrap_or_default();
+    let message = bus_v1::Frame {
+        events: vec![],
+        writer: header.writer,
+        sequence: header.sequence,
+        count: u32::try_from(header.count).unwrap_or(u32::MAX),
+        time_ms: header.time_ms,
+        origin_epoch: origin_epoch.0,
+        origin_first: origin_first.0,
+        beacon: 0,
+    };
+    let mut bytes = Vec::with_capacity(message.encoded_len() + events.len());
+    message.encode_raw(&mut bytes);
+    bytes.extend_from_slice(events);
+    bytes
+}
+
+/// Encodes a beacon.
+pub(super) fn encode_beacon(writer: WriterId, number: u64, time_ms: u64) -> Vec<u8> {
+    bus_v1::Frame { writer, beacon: number, time_ms, ..Default::default() }.encode_to_vec()
+}
+
+/// Encodes events one behind the other, as they stand in a frame.
+pub(super) fn encode_events<'a>(events: impl Iterator<Item = &'a Bytes>) -> Vec<u8> {
+    let mut body = Vec::new();
+    for event in events {
+        put_event(&mut body, event);
+    }
+    body
+}
+
+/// Where the events begin: they are encoded last, under the lowest field number.
+fn events_start(bytes: &[u8]) -> Option<usize> {
+    let mut rest = bytes;
+    while rest.has_remaining() {
+        let at = bytes.len() - rest.len();
+        let (tag, wire_type) = decode_key(&mut rest).ok()?;
+        if tag == 1 {
+            return Some(at);
+        }
+        let skip = match wire_type {
+            WireType::Varint => {
+                decode_varint(&mut rest).ok()?;
+                0
+            }
+            WireType::SixtyFourBit => 8,
+            WireType::ThirtyTwoBit => 4,
+            WireType::LengthDelimited => usize::try_from(decode_varint(&mut rest).ok()?).ok()?,
+            WireType::StartGroup | WireType::EndGroup => return None,
+        };
+        rest = rest.get(skip..)?;
+    }
+    Some(bytes.len())
+}
+
+fn count_events(mut events: &[u8]) -> Option<u64> {
+    let mut count = 0;
+    while events.has_remaining() {
+        if decode_key(&mut events).ok()? != (1, WireType::LengthDelimited) {
+            return None;
+        }
+        let length = usize::try_from(decode_varint(&mut events).ok()?).ok()?;
+        events = events.get(length..)?;
+        count += 1;
+    }
+    Some(count)
+}
+
+/// Reads `<epoch>-<offset>`.
+pub(super) fn parse_place(text: &[u8]) -> Option<Place> {
+    let (epoch, offset) = std::str::from_utf8(text).ok()?.split_once('-')?;
+    Some(Place::new(epoch.parse().ok()?, offset.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> Header {
+        Header { writer: 7, sequence: 3, count: 2, time_ms: 1_700_000_000_000, origin: None }
+    }
+
+    fn on_the_channel(place: &str, frame: &[u8]) -> Bytes {
+        [b"T1 ", place.as_bytes(), b" ", frame].concat().into()
+    }
+
+    #[test]
+    fn a_frame_comes_back_as_it_was_encoded() {
+        let events = encode_events([Bytes::from("one"), Bytes::from("two")].iter());
+        let frame = encode_frame(&header(), &events);
+        let envelope = Envelope::parse(on_the_channel("99-12", &frame)).unwrap();
+        assert_eq!(envelope.place, Place::new(99, 12));
+        let Body::Frame(stamped) = envelope.body else { panic!("no frame") };
+        assert_eq!((stamped.writer, stamped.sequence), (7, 3));
+        assert_eq!(stamped.frame.first, Offset(11));
+        assert_eq!(stamped.frame.last(), Place::new(99, 12));
+        assert_eq!(stamped.frame.events, events);
+    }
+
+    #[test]
+    fn the_place_of_a_lost_frame_is_that_of_its_last_event() {
+        let origin = Some((Epoch(5), Offset(40)));
+        let events = encode_events([Bytes::from("one"), Bytes::from("two")].iter());
+        let frame = encode_frame(&Header { origin, ..header() }, &events);
+        let envelope = Envelope::parse(on_the_channel("99-12", &frame)).unwrap();
+        let Body::Frame(stamped) = envelope.body else { panic!("no frame") };
+        assert_eq!(stamped.frame.origin, Some(Place::new(5, 41)));
+    }
+
+    #[test]
+    fn an_epoch_says_how_the_one_before_ended() {
+        let envelope = Envelope::parse(Bytes::from("E1 100-0 99-12")).unwrap();
+        assert_eq!(envelope.place, Place::new(100, 0));
+        let Body::EpochStart { previous } = envelope.body else { panic!("no epoch") };
+        assert_eq!(previous, Place::new(99, 12));
+    }
+
+    #[test]
+    fn foreign_bytes_are_no_envelope_and_a_wrong_count_is_unreadable() {
+        for foreign in ["", "T1", "hello", "T1 12 ", "T2 1-1 x", "T1 a-b c", "E1 1-0 x"] {
+            assert!(Envelope::parse(Bytes::from(foreign)).is_none(), "{foreign:?}");
+        }
+        let events = encode_events([Bytes::from("one")].iter());
+        let frame = encode_frame(&header(), &events);
+        let envelope = Envelope::parse(on_the_channel("99-12", &frame)).unwrap();
+        assert!(matches!(envelope.body, Body::Unreadable));
+        let newer = Envelope::parse(on_the_channel("99-12", b"\xff\xff\xff")).unwrap();
+        assert!(matches!(newer.body, Body::Unreadable));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+            let _ = Envelope::parse(Bytes::from(bytes.clone()));
+            let _ = Envelope::parse(on_the_channel("1-1", &bytes));
+        }
+    }
+}

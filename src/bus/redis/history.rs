@@ -1,0 +1,148 @@
+//! Reads what Redis keeps of a shard.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use redis::Value;
+
+use super::{
+    envelope::Envelope,
+    link::Server,
+    names::ShardNames,
+    script::{Failure, classify},
+    topology::Topology,
+};
+use crate::bus::{Epoch, Offset, Place, ShardId};
+
+/// Entries a reading. Frames are of some hundred KiB at most, so a reading stays within some MiB.
+const ENTRIES: usize = 128;
+
+/// How long one reading may take, all attempts together.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The wait between two attempts.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// What one reading brought.
+#[derive(Debug)]
+pub(super) struct Reading {
+    /// Entries after the place asked for, in order.
+    pub entries: Vec<Envelope>,
+    /// Where the shard stood at the same instant. Unknown: Redis has nothing of the shard.
+    pub tip: Place,
+    /// Whether there may be more entries than these.
+    pub more: bool,
+}
+
+/// Reads the entries after `after`. Retries until its time limit; the error is for people.
+pub(super) async fn read(
+    topology: &Topology,
+    names: &ShardNames,
+    shard: ShardId,
+    after: Place,
+    prefer_replica: bool,
+) -> Result<Reading, String> {
+    let mut why = String::from("no master is known");
+    let attempts = async {
+        let mut replica = prefer_replica;
+        loop {
+            let server = if replica { topology.replica(shard) } else { None };
+            let from_replica = server.is_some();
+            if let Some(server) = server.or_else(|| topology.master(shard)) {
+                match read_once(&server, names, after, from_replica).await {
+                    // A replica may be behind: whoever wants more than it has is better served by the master.
+                    Ok(reading) if from_replica && reading.entries.is_empty() => {}
+                    Ok(reading) => return reading,
+                    Err(failure) => {
+                        why = match failure {
+                            Failure::NoLink(error) => error.to_string(),
+                            Failure::Refused(error)
+                            | Failure::NotOwner(error)
+                            | Failure::AskAt(error)
+                            | Failure::Unknown(error) => error,
+                        }
+                    }
+                }
+            }
+            if replica {
+                replica = false;
+                continue;
+            }
+            // What a refresh that fails would say, the next attempt says too.
+            let _ = topology.refresh().await;
+            tokio::time::sleep(RETRY).await;
+        }
+    };
+    let reading = tokio::time::timeout(TIMEOUT, attempts).await;
+    reading.map_err(|_| why)
+}
+
+/// The last entry of an epoch that Redis still has.
+pub(super) async fn end_of_epoch(
+    server: &Server,
+    names: &ShardNames,
+    epoch: Epoch,
+) -> Result<Option<Offset>, String> {
+    let mut query = server.query().await.map_err(|error| error.to_string())?;
+    let mut cmd = redis::cmd("XREVRANGE");
+    cmd.arg(&names.history).arg(format!("{}-{}", epoch.0, u64::MAX)).arg(format!("{}-0", epoch.0));
+    cmd.arg("COUNT").arg(1);
+    let value: Value =
+        cmd.query_async(query.connection()).await.map_err(|error| error.to_string())?;
+    let entries = parse_entries(value).ok_or("an unknown form of XREVRANGE")?;
+    Ok(entries.first().map(|entry| entry.place.offset))
+}
+
+async fn read_once(
+    server: &Server,
+    names: &ShardNames,
+    after: Place,
+    from_replica: bool,
+) -> Result<Reading, Failure> {
+    let mut query = server.query().await.map_err(Failure::NoLink)?;
+    let connection = query.connection();
+    if from_replica {
+        let readonly: Result<(), _> = redis::cmd("READONLY").query_async(connection).await;
+        readonly.map_err(|error| classify(&error))?;
+    }
+    let start = if after.is_known() { format!("({after}") } else { "-".to_owned() };
+    let mut pipe = redis::pipe();
+    pipe.atomic();
+    pipe.cmd("XRANGE").arg(&names.history).arg(start).arg("+").arg("COUNT").arg(ENTRIES);
+    pipe.cmd("HMGET").arg(&names.state).arg("epoch").arg("offset");
+    let answer: Result<(Value, Value), _> = pipe.query_async(connection).await;
+    let (entries, tip) = answer.map_err(|error| classify(&error))?;
+    let form = || Failure::Refused("an unknown form of XRANGE and HMGET".into());
+    let entries = parse_entries(entries).ok_or_else(form)?;
+    let tip = parse_tip(&tip).unwrap_or(Place::UNKNOWN);
+    Ok(Reading { more: entries.len() >= ENTRIES, entries, tip })
+}
+
+fn parse_entries(value: Value) -> Option<Vec<Envelope>> {
+    let Value::Array(entries) = value else { return None };
+    entries
+        .into_iter()
+        .map(|entry| {
+            let Value::Array(parts) = entry else { return None };
+            let [id, fields] = <[Value; 2]>::try_from(parts).ok()?;
+            let (Value::BulkString(id), Value::Array(mut fields)) = (id, fields) else {
+                return None;
+            };
+            let (Value::BulkString(value), Value::BulkString(field)) =
+                (fields.pop()?, fields.pop()?)
+            else {
+                return None;
+            };
+            Envelope::from_history(&id, &field, &Bytes::from(value))
+        })
+        .collect()
+}
+
+fn parse_tip(value: &Value) -> Option<Place> {
+    let Value::Array(parts) = value else { return None };
+    let number = |index: usize| match parts.get(index)? {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok()?.parse().ok(),
+        _ => None,
+    };
+    Some(Place::new(number(0)?, number(1)?))
+}

@@ -1,0 +1,114 @@
+//! The keys and the channel of each shard. All of a shard's names share one hash tag, so one script reaches them on one master.
+
+use std::fmt::Write;
+
+use super::envelope::WriterId;
+use crate::bus::{RequestId, ShardId};
+
+/// Hash slots of a Redis Cluster.
+pub(super) const SLOTS: u16 = 16384;
+
+/// The names of one shard.
+#[derive(Clone, Debug)]
+pub(super) struct ShardNames {
+    /// `<prefix>:{<tag>}`, which all names begin with.
+    base: String,
+    /// The hash slot of all of them.
+    pub slot: u16,
+    /// Epoch, offset and bookkeeping (hash).
+    pub state: String,
+    /// The frames that are kept (stream).
+    pub history: String,
+    /// Places in history by time and size, to trim it (list).
+    pub marks: String,
+    /// Where frames are published.
+    pub channel: String,
+}
+
+impl ShardNames {
+    /// The names of shard `shard` of `shards`: the tag is chosen so that the shards spread evenly over the slots, and with
+    /// them over masters that hold ranges of equal size. The same on all gateways.
+    pub(super) fn new(prefix: &str, shard: ShardId, shards: u16) -> ShardNames {
+        let width = u32::from(SLOTS);
+        let (shard, shards) = (u32::from(shard.0), u32::from(shards.max(1)));
+        let range = shard * width / shards..(shard + 1) * width / shards;
+        let tag = (0..)
+            .map(|n| if n == 0 { shard.to_string() } else { format!("{shard}.{n}") })
+            .find(|tag| range.contains(&u32::from(slot_of(tag))))
+            .unwrap_or_else(|| shard.to_string());
+        let base = format!("{prefix}:{{{tag}}}");
+        ShardNames {
+            slot: slot_of(&tag),
+            state: format!("{base}:state"),
+            history: format!("{base}:history"),
+            marks: format!("{base}:marks"),
+            channel: format!("{base}:channel"),
+            base,
+        }
+    }
+
+    /// Where a writer's last frame is remembered.
+    pub(super) fn writer(&self, writer: WriterId) -> String {
+        format!("{}:writer:{writer:016x}", self.base)
+    }
+
+    /// Where a request id is remembered.
+    pub(super) fn request(&self, id: &RequestId) -> String {
+        let mut name = format!("{}:request:", self.base);
+        for byte in id {
+            // Writing to a string does not fail.
+            let _ = write!(name, "{byte:02x}");
+        }
+        name
+    }
+}
+
+/// Where the deployment's shard count and mode are recorded.
+pub(super) fn deployment(prefix: &str) -> String {
+    format!("{prefix}:deployment")
+}
+
+/// The hash slot of a tag.
+pub(super) fn slot_of(tag: &str) -> u16 {
+    crc16::State::<crc16::XMODEM>::calculate(tag.as_bytes()) % SLOTS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_those_of_the_cluster_specification() {
+        // The check value of CRC16/XMODEM that the specification gives for "123456789" is 0x31C3.
+        assert_eq!(slot_of("123456789"), 0x31C3);
+    }
+
+    #[test]
+    fn shards_spread_evenly_over_masters() {
+        for (masters, shards) in [(3_u32, 6_u16), (3, 3), (5, 10), (1, 1), (4, 256)] {
+            let mut owned = vec![0_u16; masters as usize];
+            for shard in ShardId::all(shards) {
+                let slot = ShardNames::new("p", shard, shards).slot;
+                owned[(u32::from(slot) * masters / u32::from(SLOTS)) as usize] += 1;
+            }
+            let most = owned.iter().max().unwrap();
+            let least = owned.iter().min().unwrap();
+            assert!(most - least <= 1, "{shards} shards over {masters} masters: {owned:?}");
+        }
+    }
+
+    #[test]
+    fn all_names_of_a_shard_have_one_tag() {
+        let names = ShardNames::new("mail", ShardId(1), 6);
+        let tag = names.state.split(['{', '}']).nth(1).unwrap();
+        for name in [
+            &names.history,
+            &names.marks,
+            &names.channel,
+            &names.writer(1),
+            &names.request(&[7; 16]),
+        ] {
+            assert!(name.starts_with(&format!("mail:{{{tag}}}:")), "{name}");
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Puts what comes from Redis in the order of one shard.
+//!
+//! Pure bookkeeping, without I/O: the reader uses it for what comes over the channel, and whoever reads history uses it for
+//! that. What does not follow from the last place is a hole on the channel, to be repaired from history; in history it is a
+//! gap, for there is nowhere else to look.
+
+use std::collections::HashMap;
+
+use super::envelope::{Body, Envelope, StampedFrame, WriterId};
+use crate::bus::{Delivery, Gap, GapReason, Place, unix_ms};
+
+/// How many writers are remembered; a gateway that restarts is a new one. Forgetting one costs nothing unless its frames are
+/// appended again after that.
+const MOST_WRITERS: usize = 1024;
+
+/// How many ended epochs are remembered.
+const MOST_EPOCHS: usize = 64;
+
+/// The order of one shard, up to a place.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Order {
+    /// The last place handed on.
+    place: Place,
+    /// When the last frame was made, in milliseconds since 1970.
+    time_ms: Option<u64>,
+    /// Each writer's last frame, to know again what is appended a second time after Redis lost it.
+    writers: HashMap<WriterId, u64>,
+    /// The last place handed on of each epoch that has ended: a frame that stood at or before it was handed on.
+    ended: Vec<Place>,
+}
+
+/// What an arrival means.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// It follows: hand it on.
+    Next(Delivery),
+    /// Nothing new.
+    Nothing,
+    /// Something before it has not come.
+    Hole,
+}
+
+impl Order {
+    /// An order of which everything up to `place` was handed on.
+    pub(super) fn after(place: Place) -> Order {
+        Order { place, ended: vec![place], ..Order::default() }
+    }
+
+    pub(super) fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Takes what came over the channel.
+    pub(super) fn offer(&mut self, envelope: &Envelope) -> Step {
+        let at = envelope.place;
+        if at <= self.place {
+            return Step::Nothing;
+        }
+        match &envelope.body {
+            Body::Frame(frame) if self.follows(frame) => Step::Next(self.take(frame)),
+            Body::EpochStart { previous } if self.place.is_known() && *previous == self.place => {
+                Step::Next(self.begin(at))
+            }
+            _ => Step::Hole,
+        }
+    }
+
+    /// Takes the next entry of history. What lies between is lost.
+    pub(super) fn take_history(&mut self, envelope: &Envelope, out: &mut Vec<Delivery>) {
+        let at = envelope.place;
+        if at <= self.place {
+            return;
+        }
+        match &envelope.body {
+            Body::Frame(frame) => {
+                if !self.follows(frame) {
+                    let before = Place::new(at.epoch.0, frame.frame.first.0 - 1);
+                    self.skip(before, GapReason::HistoryExpired, out);
+                }
+                out.push(self.take(frame));
+            }
+            Body::EpochStart { previous } => {
+                let ended_with_us = previous.epoch == self.place.epoch;
+                if !self.place.is_known() {
+                    self.place = at;
+                } else if ended_with_us && previous.offset <= self.place.offset {
+                    // Redis may have lost what was handed on; its publishers append it again, and it is known by its writer.
+                    out.push(self.begin(at));
+                } else {
+                    if ended_with_us {
+                        self.skip(*previous, GapReason::HistoryExpired, out);
+                    } else if previous.is_known() {
+                        self.skip(at, GapReason::HistoryExpired, out);
+                    } else {
+                        self.skip(at, GapReason::EpochChanged, out);
+                    }
+                    if at > self.place {
+                        out.push(self.begin(at));
+                    }
+                }
+            }
+            Body::Unreadable => self.skip(at, GapReason::Unreadable, out),
+            Body::Beacon { .. } => {}
+        }
+    }
+
+    /// Says that history ends, and that the shard stands at `tip`: what lies between is lost.
+    pub(super) fn finish_history(&mut self, tip: Place, out: &mut Vec<Delivery>) {
+        if tip > self.place {
+            let reason = if tip.epoch == self.place.epoch {
+                GapReason::HistoryExpired
+            } else {
+                GapReason::EpochChanged
+            };
+            self.skip(tip, reason, out);
+        }
+    }
+
+    fn follows(&self, frame: &StampedFrame) -> bool {
+        frame.frame.epoch == self.place.epoch && frame.frame.first == self.place.offset.plus(1)
+    }
+
+    fn take(&mut self, stamped: &StampedFrame) -> Delivery {
+        let frame = &stamped.frame;
+        self.place = frame.last();
+        let again = self.writers.get(&stamped.writer).is_some_and(|last| stamped.sequence <= *last)
+            || frame.origin.is_some_and(|origin| self.handed_on(origin));
+        if again {
+            return Delivery::Skip(self.place);
+        }
+        if self.writers.len() >= MOST_WRITERS && !self.writers.contains_key(&stamped.writer) {
+            self.writers.clear();
+        }
+        self.writers.insert(stamped.writer, stamped.sequence);
+        self.time_ms = Some(frame.time_ms);
+        Delivery::Frame(frame.clone())
+    }
+
+    /// Whether what stood at `origin` was handed on there.
+    fn handed_on(&self, origin: Place) -> bool {
+        self.ended.iter().any(|last| last.epoch == origin.epoch && origin.offset <= last.offset)
+    }
+
+    fn begin(&mut self, start: Place) -> Delivery {
+        self.end_epoch();
+        self.place = start;
+        Delivery::Epoch(start)
+    }
+
+    fn end_epoch(&mut self) {
+        if self.ended.len() >= MOST_EPOCHS {
+            self.ended.remove(0);
+        }
+        self.ended.push(self.place);
+    }
+
+    fn skip(&mut self, to: Place, reason: GapReason, out: &mut Vec<Delivery>) {
+        if self.place.is_known() {
+            let missed = (to.epoch == self.place.epoch).then(|| to.offset.0 - self.place.offset.0);
+            out.push(Delivery::Gap(Gap {
+                reason,
+                from: self.place,
+                to,
+                missed,
+                from_ms: self.time_ms,
+                to_ms: unix_ms(),
+            }));
+        }
+        if to.epoch != self.place.epoch {
+            self.end_epoch();
+        }
+        self.place = to;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::bus::{Epoch, Frame, Offset};
+
+    fn frame(epoch: u64, first: u64, count: u64, sequence: u64) -> Envelope {
+        let frame = Frame {
+            epoch: Epoch(epoch),
+            first: Offset(first),
+            count,
+            time_ms: 0,
+            origin: None,
+            events: Bytes::new(),
+        };
+        let place = frame.last();
+        Envelope { place, body: Body::Frame(StampedFrame { frame, writer: 1, sequence }) }
+    }
+
+    fn again(mut envelope: Envelope, writer: WriterId, origin: Place) -> Envelope {
+        if let Body::Frame(stamped) = &mut envelope.body {
+            stamped.writer = writer;
+            stamped.frame.origin = Some(origin);
+        }
+        envelope
+    }
+
+    fn epoch(epoch: u64, previous: Place) -> Envelope {
+        Envelope { place: Place::new(epoch, 0), body: Body::EpochStart { previous } }
+    }
+
+    fn beacon(epoch: u64, offset: u64) -> Envelope {
+        Envelope { place: Place::new(epoch, offset), body: Body::Beacon { writer: 9 } }
+    }
+
+    fn is_gap(delivery: &Delivery, from: Place, to: Place, missed: Option<u64>) -> bool {
+        matches!(delivery, Delivery::Gap(gap) if gap.from == from && gap.to == to && gap.missed == missed)
+    }
+
+    #[test]
+    fn frames_follow_each_other_and_repeats_are_nothing() {
+        let mut order = Order::after(Place::new(5, 0));
+        assert!(matches!(order.offer(&frame(5, 1, 2, 1)), Step::Next(Delivery::Frame(_))));
+        assert!(matches!(order.offer(&frame(5, 1, 2, 1)), Step::Nothing));
+        assert!(matches!(order.offer(&frame(5, 4, 1, 3)), Step::Hole));
+        assert!(matches!(order.offer(&frame(5, 3, 1, 2)), Step::Next(Delivery::Frame(_))));
+        assert_eq!(order.place(), Place::new(5, 3));
+    }
+
+    #[test]
+    fn a_beacon_shows_a_lost_last_event() {
+        let mut order = Order::after(Place::new(5, 3));
+        assert!(matches!(order.offer(&beacon(5, 3)), Step::Nothing));
+        assert!(matches!(order.offer(&beacon(5, 4)), Step::Hole));
+        assert!(matches!(order.offer(&beacon(6, 0)), Step::Hole));
+    }
+
+    #[test]
+    fn an_epoch_that_goes_on_where_the_last_ended_is_no_gap() {
+        let mut order = Order::after(Place::new(5, 3));
+        let step = order.offer(&epoch(9, Place::new(5, 3)));
+        assert!(matches!(step, Step::Next(Delivery::Epoch(place)) if place == Place::new(9, 0)));
+        assert!(matches!(order.offer(&frame(9, 1, 1, 1)), Step::Next(Delivery::Frame(_))));
+    }
+
+    #[test]
+    fn history_that_lacks_events_tells_how_many() {
+        let mut order = Order::after(Place::new(5, 3));
+        let mut out = vec![];
+        order.take_history(&frame(5, 10, 2, 8), &mut out);
+        assert!(is_gap(&out[0], Place::new(5, 3), Place::new(5, 9), Some(6)));
+        assert!(matches!(&out[1], Delivery::Frame(_)));
+        order.finish_history(Place::new(5, 20), &mut out);
+        assert!(is_gap(&out[2], Place::new(5, 11), Place::new(5, 20), Some(9)));
+    }
+
+    #[test]
+    fn a_redis_that_lost_everything_is_one_gap_of_unknown_size() {
+        let mut order = Order::after(Place::new(5, 3));
+        let mut out = vec![];
+        order.take_history(&epoch(9, Place::UNKNOWN), &mut out);
+        assert_eq!(out.len(), 1);
+        assert!(is_gap(&out[0], Place::new(5, 3), Place::new(9, 0), None));
+        order.finish_history(Place::new(9, 0), &mut out);
+        assert_eq!(out.len(), 1);
+    }
+
+    #[test]
+    fn a_redis_that_lost_what_was_handed_on_is_no_gap_and_its_second_coming_is_skipped() {
+        let mut order = Order::after(Place::new(5, 0));
+        let mut out = vec![];
+        order.offer(&frame(5, 1, 1, 1));
+        order.offer(&frame(5, 2, 1, 2));
+        order.take_history(&epoch(9, Place::new(5, 1)), &mut out);
+        assert!(matches!(out[..], [Delivery::Epoch(_)]));
+        assert!(matches!(order.offer(&frame(9, 1, 1, 2)), Step::Next(Delivery::Skip(_))));
+        assert!(matches!(order.offer(&frame(9, 2, 1, 3)), Step::Next(Delivery::Frame(_))));
+    }
+
+    #[test]
+    fn whoever_resumes_elsewhere_knows_by_the_origin_what_it_had() {
+        let mut order = Order::after(Place::new(5, 7));
+        let mut out = vec![];
+        order.take_history(&epoch(9, Place::new(5, 4)), &mut out);
+        order.take_history(&again(frame(9, 1, 3, 40), 2, Place::new(5, 7)), &mut out);
+        order.take_history(&again(frame(9, 4, 1, 41), 2, Place::new(5, 8)), &mut out);
+        assert!(matches!(out[..], [Delivery::Epoch(_), Delivery::Skip(_), Delivery::Frame(_)]));
+    }
+
+    #[test]
+    fn the_rest_of_an_ended_epoch_is_counted() {
+        let mut order = Order::after(Place::new(5, 3));
+        let mut out = vec![];
+        order.take_history(&epoch(9, Place::new(5, 8)), &mut out);
+        assert!(is_gap(&out[0], Place::new(5, 3), Place::new(5, 8), Some(5)));
+        assert!(matches!(out[1], Delivery::Epoch(_)));
+    }
+}

@@ -1,0 +1,231 @@
+//! Calls the append script, and says what became of a call.
+
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use redis::{Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
+
+use super::{
+    link::{Command, LinkError, Server},
+    names::ShardNames,
+    settings::Settings,
+};
+use crate::bus::{Epoch, Offset, Place, RequestId};
+
+static APPEND: LazyLock<redis::Script> =
+    LazyLock::new(|| redis::Script::new(include_str!("append.lua")));
+
+/// How long a writer's last frame is remembered, in milliseconds: longer than any retry.
+const WRITER_TTL_MS: u64 = 600_000;
+
+/// One call of the script.
+pub(super) struct Call<'a> {
+    pub names: &'a ShardNames,
+    /// The writer's key.
+    pub writer: &'a str,
+    /// The last place that the caller has seen. For a frame its epoch is the one that the caller appends to.
+    pub seen: Place,
+    /// 0: a beacon.
+    pub sequence: u64,
+    pub count: u64,
+    pub frame: &'a [u8],
+    /// Request ids, each with the index of its first event in the frame.
+    pub requests: &'a [(RequestId, u64)],
+}
+
+/// What the script answered.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// The frame was appended, now or by an earlier call whose answer was lost.
+    Appended { epoch: Epoch, first: Offset },
+    /// A later frame of the writer was appended, and this one was not.
+    Overtaken,
+    /// The epoch is over; nothing was done.
+    EpochOver(Place),
+    /// These requests (by index) were accepted before, at these places; nothing was done.
+    Seen(Vec<(usize, Epoch, Offset)>),
+    /// The beacon was published; the shard stands here.
+    Tip(Place),
+}
+
+/// Why a call brought no answer.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// There was no connection: nothing was sent.
+    NoLink(LinkError),
+    /// The server refused: nothing was done.
+    Refused(String),
+    /// The server does not own the shard: nothing was done.
+    NotOwner(String),
+    /// The slot is moving, and this server has it already: to be asked there.
+    AskAt(String),
+    /// It was sent and no answer came: it may have been done.
+    Unknown(String),
+}
+
+impl Call<'_> {
+    /// Calls the script on `server`. `asking`: the server is being given the slot and must be told that it is asked all the
+    /// same.
+    pub(super) async fn send(
+        &self,
+        server: &Arc<Server>,
+        settings: &Settings,
+        asking: bool,
+        limit: Duration,
+    ) -> Result<Answer, Failure> {
+        let mut command = server.command().await.map_err(Failure::NoLink)?;
+        let Ok(sent) =
+            tokio::time::timeout(limit, self.send_over(&mut command, settings, asking)).await
+        else {
+            // It may be half open: the next attempt takes another.
+            server.discard(&command).await;
+            return Err(Failure::Unknown(format!("{} did not answer in time", server.address)));
+        };
+        match sent {
+            Ok(value) => parse(&value)
+                .ok_or_else(|| Failure::Unknown(format!("the append script answered {value:?}"))),
+            Err(error) => {
+                let failure = classify(&error);
+                if matches!(failure, Failure::Unknown(_)) || error.is_unrecoverable_error() {
+                    server.discard(&command).await;
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    async fn send_over(
+        &self,
+        command: &mut Command,
+        settings: &Settings,
+        asking: bool,
+    ) -> RedisResult<Value> {
+        let evalsha = self.command(settings, &command.run);
+        let connection = &mut command.connection;
+        let reply = invoke(connection, &evalsha, asking).await;
+        match reply {
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                APPEND.load_async(connection).await?;
+                invoke(connection, &evalsha, asking).await
+            }
+            reply => reply,
+        }
+    }
+
+    fn command(&self, settings: &Settings, run: &str) -> Cmd {
+        let names = self.names;
+        let mut cmd = redis::cmd("EVALSHA");
+        cmd.arg(APPEND.get_hash()).arg(4 + self.requests.len());
+        cmd.arg(&names.state).arg(&names.history).arg(&names.marks).arg(self.writer);
+        for (id, _) in self.requests {
+            cmd.arg(names.request(id));
+        }
+        cmd.arg(&names.channel).arg(if settings.sharded { "SPUBLISH" } else { "PUBLISH" });
+        cmd.arg(run).arg(self.seen.epoch.0).arg(self.seen.offset.0);
+        cmd.arg(self.sequence).arg(self.count).arg(self.frame);
+        cmd.arg(settings.history.max_frames).arg(settings.history.max_bytes);
+        cmd.arg(millis(settings.history.max_age));
+        cmd.arg(WRITER_TTL_MS).arg(millis(settings.request_id_window));
+        for (_, index) in self.requests {
+            cmd.arg(*index);
+        }
+        cmd
+    }
+}
+
+async fn invoke(
+    connection: &mut redis::aio::MultiplexedConnection,
+    evalsha: &Cmd,
+    asking: bool,
+) -> Result<Value, RedisError> {
+    if !asking {
+        return evalsha.query_async(connection).await;
+    }
+    let mut pipe = redis::pipe();
+    pipe.cmd("ASKING").ignore().add_command(evalsha.clone());
+    let mut values: Vec<Value> = pipe.query_async(connection).await?;
+    Ok(values.pop().unwrap_or(Value::Nil))
+}
+
+/// Sorts the errors by what is known of the call. An error that the server wrote means that the script did nothing: it
+/// checks before it writes, and Redis refuses a script that may not write at its first write.
+pub(super) fn classify(error: &RedisError) -> Failure {
+    let text = error.to_string();
+    match error.kind() {
+        ErrorKind::Server(ServerErrorKind::Moved) => Failure::NotOwner(text),
+        ErrorKind::Server(ServerErrorKind::Ask) => match error.redirect_node() {
+            Some((address, _)) => Failure::AskAt(address.to_owned()),
+            None => Failure::NotOwner(text),
+        },
+        ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown) => {
+            Failure::NotOwner(text)
+        }
+        _ if error.code().is_some() => Failure::Refused(text),
+        _ => Failure::Unknown(text),
+    }
+}
+
+fn parse(value: &Value) -> Option<Answer> {
+    let Value::Array(parts) = value else { return None };
+    let text = |index: usize| match parts.get(index)? {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
+        Value::SimpleString(text) => Some(text.as_str()),
+        _ => None,
+    };
+    let number = |index: usize| text(index)?.parse::<u64>().ok();
+    let place = || Some(Place::new(number(1)?, number(2)?));
+    Some(match text(0)? {
+        "ok" | "dup" => Answer::Appended { epoch: Epoch(number(1)?), first: Offset(number(2)?) },
+        "old" => Answer::Overtaken,
+        "epoch" => Answer::EpochOver(place()?),
+        "tip" => Answer::Tip(place()?),
+        "seen" => {
+            let pairs = (1..parts.len()).step_by(2).map(|at| {
+                let (epoch, first) = text(at + 1)?.split_once(' ')?;
+                let index = usize::try_from(number(at)?).ok()?;
+                Some((index, Epoch(epoch.parse().ok()?), Offset(first.parse().ok()?)))
+            });
+            Answer::Seen(pairs.collect::<Option<_>>()?)
+        }
+        _ => return None,
+    })
+}
+
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(parts: &[&str]) -> Value {
+        Value::Array(parts.iter().map(|p| Value::BulkString(p.as_bytes().to_vec())).collect())
+    }
+
+    #[test]
+    fn every_answer_of_the_script_is_understood() {
+        let appended = Some(Answer::Appended { epoch: Epoch(9), first: Offset(4) });
+        assert_eq!(parse(&reply(&["ok", "9", "4"])), appended);
+        assert_eq!(parse(&reply(&["dup", "9", "4"])), appended);
+        assert_eq!(parse(&reply(&["old"])), Some(Answer::Overtaken));
+        assert_eq!(parse(&reply(&["epoch", "9", "4"])), Some(Answer::EpochOver(Place::new(9, 4))));
+        assert_eq!(parse(&reply(&["tip", "9", "4"])), Some(Answer::Tip(Place::new(9, 4))));
+        let seen = Answer::Seen(vec![(0, Epoch(9), Offset(4)), (2, Epoch(9), Offset(7))]);
+        assert_eq!(parse(&reply(&["seen", "0", "9 4", "2", "9 7"])), Some(seen));
+        assert_eq!(parse(&reply(&["what", "9", "4"])), None);
+        assert_eq!(parse(&Value::Nil), None);
+    }
+
+    #[test]
+    fn only_a_call_without_an_answer_is_of_unknown_outcome() {
+        let server =
+            |code: &str| RedisError::from((ErrorKind::Extension, "server", code.to_owned()));
+        let io = RedisError::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
+        assert!(matches!(classify(&io), Failure::Unknown(_)));
+        // An error made on this side has no server code, and says nothing about the call.
+        assert!(matches!(classify(&server("x")), Failure::Unknown(_)));
+    }
+}

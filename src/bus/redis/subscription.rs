@@ -1,0 +1,262 @@
+//! One subscription connection to one server, for as long as that server is to be listened to.
+//!
+//! The client library's own re-subscription loses channels for good (it replays sharded ones as one command, and forgets
+//! what the server took away). So each connection is a plain one to a single node, and when anything is wrong with it, it is
+//! given up and made anew with all that is wanted. What was missed meanwhile is the reader's to repair.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use rand::Rng;
+use redis::{AsyncConnectionConfig, ProtocolVersion, PushInfo, PushKind, RedisError, Value};
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::StreamExt;
+use tokio_util::sync::CancellationToken;
+
+use super::link::{CONNECT_TIMEOUT, Server};
+use crate::bus::{LinkStatus, ShardId};
+
+/// Messages that may wait for the reader, over all connections. What does not fit is dropped, and repaired like any hole.
+pub(super) const QUEUE: usize = 8192;
+
+/// The longest wait before the next attempt to connect.
+const MOST_WAIT: Duration = Duration::from_millis(700);
+const LEAST_WAIT: Duration = Duration::from_millis(20);
+
+/// What a subscription tells the reader.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// All channels are confirmed, on a new connection: what was published before may have been missed.
+    Subscribed { link: u64 },
+    /// A message of a shard's channel.
+    Message { shard: ShardId, bytes: Bytes },
+    /// The server no longer owns a channel.
+    Moved,
+}
+
+/// One connection and what it is to listen to.
+pub(super) struct Subscription {
+    /// Identity among the reader's subscriptions.
+    pub id: u64,
+    pub server: Arc<Server>,
+    pub channels: HashMap<Vec<u8>, ShardId>,
+    pub sharded: bool,
+    pub protocol: ProtocolVersion,
+    pub heard: mpsc::Sender<Heard>,
+    pub link: Arc<Link>,
+    pub stop: CancellationToken,
+}
+
+/// The state of a connection, for those who look from outside.
+pub(super) struct Link {
+    pub address: String,
+    connected: AtomicBool,
+    connects: AtomicU64,
+    /// Milliseconds from `base` to when all channels were confirmed.
+    since: AtomicU64,
+    base: Instant,
+    /// Gives the connection up, and has it made anew.
+    renew: Notify,
+}
+
+impl Link {
+    pub(super) fn new(address: String) -> Link {
+        Link {
+            address,
+            connected: AtomicBool::new(false),
+            connects: AtomicU64::new(0),
+            since: AtomicU64::new(0),
+            base: Instant::now(),
+            renew: Notify::new(),
+        }
+    }
+
+    /// When all channels were confirmed; none while they are not.
+    pub(super) fn since(&self) -> Option<Instant> {
+        let connected = self.connected.load(Ordering::Acquire);
+        connected.then(|| self.base + Duration::from_millis(self.since.load(Ordering::Relaxed)))
+    }
+
+    pub(super) fn renew(&self) {
+        self.renew.notify_one();
+    }
+
+    pub(super) fn status(&self) -> LinkStatus {
+        LinkStatus {
+            address: self.address.clone(),
+            purpose: "subscribe",
+            connected: self.connected.load(Ordering::Relaxed),
+            reconnects: self.connects.load(Ordering::Relaxed).saturating_sub(1),
+        }
+    }
+
+    fn up(&self) {
+        let since = u64::try_from(self.base.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.since.store(since, Ordering::Relaxed);
+        self.connects.fetch_add(1, Ordering::Relaxed);
+        self.connected.store(true, Ordering::Release);
+    }
+
+    fn down(&self) {
+        self.connected.store(false, Ordering::Release);
+    }
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("the connection was closed")]
+    Closed,
+    #[error("it is to be made anew")]
+    Renewed,
+    #[error("the server no longer owns a channel")]
+    Moved,
+    #[error("no answer in time")]
+    Timeout,
+    #[error(transparent)]
+    Redis(#[from] RedisError),
+}
+
+impl Subscription {
+    /// Listens until told to stop.
+    pub(super) async fn run(self) {
+        let mut wait = LEAST_WAIT;
+        loop {
+            let started = Instant::now();
+            let end = tokio::select! {
+                () = self.stop.cancelled() => break,
+                end = self.listen() => end,
+            };
+            let was_up = self.link.since().is_some();
+            self.link.down();
+            if was_up && started.elapsed() > MOST_WAIT {
+                wait = LEAST_WAIT;
+            }
+            match &end {
+                End::Renewed => {}
+                // The next attempt says the same, and the shard's state tells.
+                _ if was_up => {
+                    tracing::warn!(server = self.link.address, why = %end, "subscription lost")
+                }
+                _ => tracing::debug!(server = self.link.address, why = %end, "not subscribed"),
+            }
+            if matches!(&end, End::Moved) || is_moved(&end) {
+                // A full queue means that the reader has work; it will hear of it next time.
+                let _ = self.heard.try_send(Heard::Moved);
+            }
+            let pause = wait.mul_f64(rand::rng().random_range(0.1..=1.0));
+            tokio::select! {
+                () = self.stop.cancelled() => break,
+                () = tokio::time::sleep(pause) => {}
+            }
+            wait = (wait * 2).min(MOST_WAIT);
+        }
+        self.link.down();
+    }
+
+    /// Makes a connection, subscribes, and hands on messages until it ends.
+    async fn listen(&self) -> End {
+        let result = match self.protocol {
+            ProtocolVersion::RESP2 => self.listen_resp2().await,
+            _ => self.listen_resp3().await,
+        };
+        match result {
+            Ok(end) => end,
+            Err(error) => End::Redis(error),
+        }
+    }
+
+    async fn listen_resp3(&self) -> Result<End, RedisError> {
+        let (pushes, mut pushed) = mpsc::channel::<PushInfo>(QUEUE);
+        // The push sender must not wait. A message that finds the queue full is a hole like any other.
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(CONNECT_TIMEOUT))
+            .set_push_sender(move |push| pushes.try_send(push));
+        let client = self.server.client()?;
+        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+        // Each sharded channel lies in a slot of its own, so each is asked for by a command of its own.
+        let command = if self.sharded { "SSUBSCRIBE" } else { "SUBSCRIBE" };
+        for channel in self.channels.keys() {
+            let _: Value = redis::cmd(command).arg(channel).query_async(&mut connection).await?;
+        }
+        self.subscribed().await;
+        let mut batch = Vec::with_capacity(256);
+        loop {
+            tokio::select! {
+                () = self.link.renew.notified() => return Ok(End::Renewed),
+                count = pushed.recv_many(&mut batch, 256) => {
+                    if count == 0 {
+                        return Ok(End::Closed);
+                    }
+                }
+            }
+            for push in batch.drain(..) {
+                match push.kind {
+                    PushKind::Message | PushKind::SMessage => {
+                        let mut data = push.data.into_iter();
+                        if let (Some(Value::BulkString(channel)), Some(Value::BulkString(bytes))) =
+                            (data.next(), data.next())
+                        {
+                            self.message(&channel, bytes).await;
+                        }
+                    }
+                    PushKind::SUnsubscribe | PushKind::Unsubscribe => return Ok(End::Moved),
+                    PushKind::Disconnection => return Ok(End::Closed),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    async fn listen_resp2(&self) -> Result<End, RedisError> {
+        let client = self.server.client()?;
+        let connect = async {
+            let mut pubsub = client.get_async_pubsub().await?;
+            for channel in self.channels.keys() {
+                pubsub.subscribe(channel).await?;
+            }
+            Ok::<_, RedisError>(pubsub)
+        };
+        let Ok(pubsub) = tokio::time::timeout(CONNECT_TIMEOUT * 2, connect).await else {
+            return Ok(End::Timeout);
+        };
+        let (_sink, mut messages) = pubsub?.split();
+        self.subscribed().await;
+        loop {
+            tokio::select! {
+                () = self.link.renew.notified() => return Ok(End::Renewed),
+                message = messages.next() => {
+                    let Some(message) = message else { return Ok(End::Closed) };
+                    let bytes = message.get_payload_bytes().to_vec();
+                    self.message(message.get_channel_name().as_bytes(), bytes).await;
+                }
+            }
+        }
+    }
+
+    async fn subscribed(&self) {
+        self.link.up();
+        tracing::info!(server = self.link.address, channels = self.channels.len(), "subscribed");
+        // The reader is gone only when this task is about to be stopped.
+        let _ = self.heard.send(Heard::Subscribed { link: self.id }).await;
+    }
+
+    async fn message(&self, channel: &[u8], bytes: Vec<u8>) {
+        if let Some(shard) = self.channels.get(channel) {
+            let heard = Heard::Message { shard: *shard, bytes: Bytes::from(bytes) };
+            let _ = self.heard.send(heard).await;
+        }
+    }
+}
+
+fn is_moved(end: &End) -> bool {
+    matches!(end, End::Redis(error) if error.is_cluster_error())
+}

@@ -1,0 +1,281 @@
+//! Which server owns which shard.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::RwLock;
+use rand::seq::SliceRandom;
+use redis::{ConnectionAddr, ConnectionInfo, Value};
+use tokio::sync::{Mutex, watch};
+
+use super::{link::Server, names::SLOTS, settings::Settings};
+use crate::bus::ShardId;
+
+/// A refresh is not repeated before this has passed.
+const LEAST_AGE: Duration = Duration::from_millis(100);
+
+/// How long one server may take to say how the cluster stands.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The servers, and who owns what. One standalone server owns everything.
+pub(super) struct Topology {
+    settings: Settings,
+    /// The slot of each shard.
+    slots: Vec<u16>,
+    /// Servers are made once an address, so that their connections outlive a refresh.
+    servers: RwLock<HashMap<String, Arc<Server>>>,
+    map: RwLock<Map>,
+    /// Counts the changes of the map.
+    version: watch::Sender<u64>,
+    /// When the map was last read. Locked while it is being read, so that many who ask cause one reading.
+    last_refresh: Mutex<Option<Instant>>,
+}
+
+#[derive(Clone, Default, PartialEq, Eq)]
+struct Map {
+    /// Address of each shard's master.
+    masters: Vec<Option<String>>,
+    /// Addresses of its replicas.
+    replicas: Vec<Vec<String>>,
+}
+
+/// A range of slots, and the addresses of its master and replicas, in that order.
+struct SlotRange {
+    first: u16,
+    last: u16,
+    nodes: Vec<(String, u16)>,
+}
+
+/// Nobody could say how the cluster stands.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct TopologyError(pub String);
+
+impl Topology {
+    /// A topology that knows the seeds. A standalone server owns the shards at once; in a cluster nobody does before the
+    /// first refresh.
+    pub(super) fn new(settings: Settings, slots: Vec<u16>) -> Result<Topology, TopologyError> {
+        let mut servers = HashMap::new();
+        for info in &settings.seeds {
+            let server =
+                Server::new(info.clone(), &settings).map_err(|e| TopologyError(e.to_string()))?;
+            servers.insert(server.address.clone(), Arc::new(server));
+        }
+        let owner = (!settings.cluster).then(|| settings.seeds[0].addr().to_string());
+        let map = Map { masters: vec![owner; slots.len()], replicas: vec![vec![]; slots.len()] };
+        Ok(Topology {
+            settings,
+            slots,
+            servers: RwLock::new(servers),
+            map: RwLock::new(map),
+            version: watch::Sender::new(0),
+            last_refresh: Mutex::new(None),
+        })
+    }
+
+    /// The server that takes a shard's frames, if one is known.
+    pub(super) fn master(&self, shard: ShardId) -> Option<Arc<Server>> {
+        let address = self.map.read().masters[shard.index()].clone()?;
+        self.servers.read().get(&address).cloned()
+    }
+
+    /// A replica of it, chosen at random, if there is one.
+    pub(super) fn replica(&self, shard: ShardId) -> Option<Arc<Server>> {
+        use rand::seq::IndexedRandom;
+        let address = self.map.read().replicas[shard.index()].choose(&mut rand::rng()).cloned()?;
+        self.server(&address)
+    }
+
+    /// Any server, the ones that own shards first.
+    pub(super) fn any(&self) -> Vec<Arc<Server>> {
+        let owners: Vec<_> = self.map.read().masters.iter().flatten().cloned().collect();
+        let mut servers: Vec<_> = self.servers.read().values().cloned().collect();
+        servers.shuffle(&mut rand::rng());
+        servers.sort_by_key(|server| !owners.contains(&server.address));
+        servers
+    }
+
+    /// Tells when the owners change.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    /// The server at an address that another one named.
+    pub(super) fn server(&self, address: &str) -> Option<Arc<Server>> {
+        if let Some(server) = self.servers.read().get(address) {
+            return Some(server.clone());
+        }
+        let (host, port) = address.rsplit_once(':')?;
+        let info = self.at(host, port.parse().ok()?);
+        let server = Arc::new(Server::new(info, &self.settings).ok()?);
+        let mut servers = self.servers.write();
+        Some(servers.entry(address.to_owned()).or_insert(server).clone())
+    }
+
+    /// Asks the cluster who owns the shards now. Nothing to ask where there is but one server.
+    pub(super) async fn refresh(&self) -> Result<(), TopologyError> {
+        if !self.settings.cluster {
+            return Ok(());
+        }
+        let mut last = self.last_refresh.lock().await;
+        if last.is_some_and(|at| at.elapsed() < LEAST_AGE) {
+            return Ok(());
+        }
+        let mut why = String::from("no server of the cluster is known");
+        // One that does not answer costs its time limit, so servers are asked in a random order.
+        for server in self.any() {
+            let asked = tokio::time::timeout(ANSWER_TIMEOUT, ask(&server));
+            match asked.await.unwrap_or_else(|_| Err("no answer in time".into())) {
+                Ok(ranges) => {
+                    self.adopt(&ranges);
+                    *last = Some(Instant::now());
+                    return Ok(());
+                }
+                Err(error) => why = format!("{}: {error}", server.address),
+            }
+        }
+        Err(TopologyError(why))
+    }
+
+    /// How many masters own slots.
+    pub(super) async fn count_masters(&self) -> Result<usize, TopologyError> {
+        let mut why = String::from("no server of the cluster is known");
+        for server in self.any() {
+            match tokio::time::timeout(ANSWER_TIMEOUT, ask(&server)).await {
+                Ok(Ok(ranges)) => {
+                    let mut masters: Vec<_> =
+                        ranges.iter().filter_map(|range| range.nodes.first()).collect();
+                    masters.sort();
+                    masters.dedup();
+                    let covered: u32 = ranges.iter().map(|r| u32::from(r.last - r.first) + 1).sum();
+                    if covered == u32::from(SLOTS) {
+                        return Ok(masters.len());
+                    }
+                    why = format!(
+                        "{}: only {covered} of {SLOTS} slots have a master",
+                        server.address
+                    );
+                }
+                Ok(Err(error)) => why = format!("{}: {error}", server.address),
+                Err(_) => why = format!("{}: no answer in time", server.address),
+            }
+        }
+        Err(TopologyError(why))
+    }
+
+    fn adopt(&self, ranges: &[SlotRange]) {
+        let mut map = Map::default();
+        for slot in &self.slots {
+            let range = ranges.iter().find(|range| (range.first..=range.last).contains(slot));
+            let mut nodes = range.map(|range| range.nodes.iter()).into_iter().flatten();
+            let mut next = || nodes.next().map(|(host, port)| format!("{host}:{port}"));
+            map.masters.push(next());
+            map.replicas.push(std::iter::from_fn(next).collect());
+        }
+        for address in map.masters.iter().flatten() {
+            self.server(address);
+        }
+        let changed = *self.map.read() != map;
+        if changed {
+            tracing::info!(masters = ?map.masters, "the shards' masters are known");
+            *self.map.write() = map;
+            self.version.send_modify(|version| *version += 1);
+        }
+    }
+
+    /// The seeds' credentials and TLS settings, at another address.
+    fn at(&self, host: &str, port: u16) -> ConnectionInfo {
+        let seed = &self.settings.seeds[0];
+        let addr = match seed.addr() {
+            ConnectionAddr::TcpTls { insecure, tls_params, .. } => ConnectionAddr::TcpTls {
+                host: host.to_owned(),
+                port,
+                insecure: *insecure,
+                tls_params: tls_params.clone(),
+            },
+            _ => ConnectionAddr::Tcp(host.to_owned(), port),
+        };
+        seed.clone().set_addr(addr)
+    }
+}
+
+async fn ask(server: &Server) -> Result<Vec<SlotRange>, String> {
+    let mut command = server.command().await.map_err(|error| error.to_string())?;
+    let answer: Result<Value, _> =
+        redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut command.connection).await;
+    match answer {
+        Ok(value) => {
+            // A server may name itself without an address: then it is where it was asked.
+            let asked = match server.info.addr() {
+                ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host.clone(),
+                _ => String::new(),
+            };
+            parse_slots(&value, &asked).ok_or_else(|| "an unknown form of CLUSTER SLOTS".into())
+        }
+        Err(error) => {
+            if error.code().is_none() {
+                server.discard(&command).await;
+            }
+            Err(error.to_string())
+        }
+    }
+}
+
+fn parse_slots(value: &Value, asked: &str) -> Option<Vec<SlotRange>> {
+    let number = |value: &Value| match value {
+        Value::Int(n) => u16::try_from(*n).ok(),
+        _ => None,
+    };
+    let Value::Array(ranges) = value else { return None };
+    ranges
+        .iter()
+        .map(|range| {
+            let Value::Array(parts) = range else { return None };
+            let (first, last) = (number(parts.first()?)?, number(parts.get(1)?)?);
+            let node = |part: &Value| {
+                let Value::Array(node) = part else { return None };
+                let host = match node.first()? {
+                    Value::BulkString(host) => String::from_utf8(host.clone()).ok()?,
+                    Value::SimpleString(host) => host.clone(),
+                    _ => String::new(),
+                };
+                let host = if host.is_empty() || host == "?" { asked.to_owned() } else { host };
+                Some((host, number(node.get(1)?)?))
+            };
+            let nodes = parts.iter().skip(2).map(node).collect::<Option<Vec<_>>>()?;
+            Some(SlotRange { first, last, nodes })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: &str) -> Value {
+        Value::BulkString(text.as_bytes().to_vec())
+    }
+
+    #[test]
+    fn a_server_without_an_address_is_where_it_was_asked() {
+        let node = |host: Value, port| Value::Array(vec![host, Value::Int(port), text("id")]);
+        let range = Value::Array(vec![
+            Value::Int(0),
+            Value::Int(99),
+            node(Value::Nil, 7000),
+            node(text("10.0.0.1"), 7001),
+        ]);
+        let ranges = parse_slots(&Value::Array(vec![range]), "10.0.0.9").unwrap();
+        assert_eq!((ranges[0].first, ranges[0].last), (0, 99));
+        assert_eq!(ranges[0].nodes, [("10.0.0.9".into(), 7000), ("10.0.0.1".into(), 7001)]);
+    }
+
+    #[test]
+    fn another_form_is_refused() {
+        assert!(parse_slots(&Value::Okay, "h").is_none());
+        assert!(parse_slots(&Value::Array(vec![Value::Int(1)]), "h").is_none());
+    }
+}

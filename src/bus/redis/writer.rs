@@ -1,0 +1,560 @@
+//! Appends what this gateway accepts to one shard.
+//!
+//! Batches that wait while the last flush is under way leave together as one frame: there is no timer, so an idle shard adds
+//! no delay and a busy one fills its frames. One flush is under way at a time, which keeps the order. A frame is sent under a
+//! sequence number until it is answered, and the script appends a number once, whatever was lost on the way.
+//!
+//! What was appended is kept for a while. When a new epoch shows that Redis lost some of it, that is appended again, before
+//! anything new.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use rand::Rng;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    envelope::{Header, WriterId, encode_beacon, encode_events, encode_frame},
+    history,
+    names::ShardNames,
+    proof::Proof,
+    script::{Answer, Call, Failure},
+    settings::Settings,
+    topology::Topology,
+};
+use crate::bus::{AppendError, Appended, Batch, Epoch, Offset, Place, RequestId, ShardId, unix_ms};
+
+/// Batches that may wait for a shard; more wait at the door, in their callers.
+pub(super) const QUEUE: usize = 1024;
+
+/// A frame is closed when it holds this much.
+const FRAME_BYTES: usize = 128 * 1024;
+const FRAME_EVENTS: usize = 2000;
+
+/// A beacon is sent when this has passed without an append.
+pub(super) const BEACON_INTERVAL: Duration = Duration::from_secs(1);
+
+/// And after one that was not accepted, so that a Redis that comes back is found at once.
+const BEACON_RETRY: Duration = Duration::from_millis(250);
+
+/// How long, and how much of, what was appended is kept to be appended again.
+const KEEP_AGE: Duration = Duration::from_secs(60);
+const KEEP_BYTES: usize = 16 * 1024 * 1024;
+
+/// A batch, and who waits for it.
+pub(super) struct Job {
+    pub batch: Batch,
+    /// When its caller gives up.
+    pub deadline: Instant,
+    /// Set before anything of it is sent.
+    pub sent: Arc<AtomicBool>,
+    pub answer: oneshot::Sender<Result<Appended, AppendError>>,
+}
+
+/// The writer of one shard.
+pub(super) struct Writer {
+    pub shard: ShardId,
+    pub id: WriterId,
+    pub names: Arc<ShardNames>,
+    pub settings: Arc<Settings>,
+    pub topology: Arc<Topology>,
+    pub queue: mpsc::Receiver<Job>,
+    /// Where the reader and the writer tell each other how far they are.
+    pub proof: Arc<Proof>,
+    /// Asks for a beacon now.
+    pub beacon_now: Arc<Notify>,
+    /// Set when the queue's senders are gone and what waits is to be flushed.
+    pub stop: CancellationToken,
+    pub state: State,
+}
+
+/// What a writer remembers.
+#[derive(Default)]
+pub(super) struct State {
+    /// The epoch that it appends to. None before the first answer.
+    epoch: Epoch,
+    /// Number of the last frame.
+    sequence: u64,
+    beacons: u64,
+    kept: VecDeque<Kept>,
+    kept_bytes: usize,
+    /// Batches taken from the queue that did not fit in the last frame.
+    waiting: VecDeque<Job>,
+}
+
+/// A frame that was appended.
+struct Kept {
+    sequence: u64,
+    epoch: Epoch,
+    first: Offset,
+    /// Where it stood when it was first accepted.
+    origin: (Epoch, Offset),
+    count: u64,
+    time_ms: u64,
+    events: Bytes,
+    at: Instant,
+}
+
+/// A frame to be appended, with its callers.
+struct Flush {
+    jobs: Vec<Job>,
+    /// The index of each job's first event.
+    starts: Vec<u64>,
+    events: Vec<u8>,
+    count: u64,
+    time_ms: u64,
+}
+
+/// The end of an attempt to append.
+enum Outcome {
+    Appended { epoch: Epoch, first: Offset },
+    Seen(Vec<(usize, Epoch, Offset)>),
+    Failed(AppendError),
+}
+
+impl Writer {
+    /// Runs until told to stop and the queue is empty.
+    pub(super) async fn run(mut self) {
+        let mut next_beacon = Instant::now();
+        loop {
+            let job = if let Some(job) = self.state.waiting.pop_front() {
+                Some(job)
+            } else {
+                tokio::select! {
+                    biased;
+                    job = self.queue.recv() => job,
+                    () = self.beacon_now.notified() => { next_beacon = Instant::now(); None }
+                    () = tokio::time::sleep_until(next_beacon.into()) => None,
+                    () = self.stop.cancelled() => {
+                        self.queue.close();
+                        match self.queue.try_recv() {
+                            Ok(job) => Some(job),
+                            Err(_) => return,
+                        }
+                    }
+                }
+            };
+            if let Some(job) = job {
+                let flush = self.gather(job);
+                self.flush(flush).await;
+            }
+            if Instant::now() >= next_beacon {
+                let accepted = self.beacon().await;
+                next_beacon =
+                    Instant::now() + if accepted { BEACON_INTERVAL } else { BEACON_RETRY };
+            }
+        }
+    }
+
+    /// Takes what waits, up to a frame's size.
+    fn gather(&mut self, first: Job) -> Flush {
+        let mut size = 0;
+        let mut count = 0;
+        let mut jobs = Vec::new();
+        let mut next = Some(first);
+        while let Some(job) = next {
+            let bytes: usize = job.batch.events.iter().map(|event| event.len() + 6).sum();
+            let fits =
+                size + bytes <= FRAME_BYTES && count + job.batch.events.len() <= FRAME_EVENTS;
+            if !jobs.is_empty() && !fits {
+                self.state.waiting.push_front(job);
+                break;
+            }
+            size += bytes;
+            count += job.batch.events.len();
+            jobs.push(job);
+            next = self.state.waiting.pop_front().or_else(|| self.queue.try_recv().ok());
+        }
+        Flush::new(jobs)
+    }
+
+    /// Appends a frame and answers its callers.
+    async fn flush(&mut self, mut flush: Flush) {
+        loop {
+            flush.give_up_late(Instant::now());
+            if flush.jobs.is_empty() {
+                return;
+            }
+            flush.jobs.iter().for_each(|job| job.sent.store(true, Ordering::Release));
+            self.state.sequence += 1;
+            match self.append(&flush).await {
+                Outcome::Appended { epoch, first } => {
+                    self.keep(&flush, epoch, first);
+                    flush.answer_all(epoch, first);
+                    return;
+                }
+                Outcome::Seen(seen) => flush.answer_seen(&seen),
+                Outcome::Failed(error) => {
+                    flush.fail(&error);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Sends one frame until it is answered, or until the last of its callers gives up.
+    async fn append(&mut self, flush: &Flush) -> Outcome {
+        let sequence = self.state.sequence;
+        let frame = encode_frame(
+            &Header {
+                writer: self.id,
+                sequence,
+                count: flush.count,
+                time_ms: flush.time_ms,
+                origin: None,
+            },
+            &flush.events,
+        );
+        let requests = flush.requests();
+        let deadline = flush.deadline();
+        let mut attempts = Attempts::new(&self.settings, deadline);
+        loop {
+            let call =
+                Outgoing { sequence, count: flush.count, frame: &frame, requests: &requests };
+            match self.call(&call, &mut attempts).await {
+                Ok(Answer::Appended { epoch, first }) => {
+                    self.proof.accepted();
+                    return Outcome::Appended { epoch, first };
+                }
+                Ok(Answer::Seen(seen)) => return Outcome::Seen(seen),
+                Ok(Answer::EpochOver(tip)) => {
+                    if let Err(why) = self.enter(tip.epoch, &mut attempts).await
+                        && !attempts.wait().await
+                    {
+                        return Outcome::Failed(attempts.error(&why));
+                    }
+                }
+                // The number was used by an earlier process with this id, which cannot be: ids are random.
+                Ok(Answer::Overtaken | Answer::Tip(_)) => {
+                    return Outcome::Failed(AppendError::OutcomeUnknown(
+                        "the frame was overtaken by a later one".into(),
+                    ));
+                }
+                Err(why) => return Outcome::Failed(attempts.error(&why)),
+            }
+        }
+    }
+
+    /// Calls the script until it answers, or no further attempt is allowed; then says why.
+    async fn call(
+        &mut self,
+        out: &Outgoing<'_>,
+        attempts: &mut Attempts,
+    ) -> Result<Answer, String> {
+        let writer = self.names.writer(self.id);
+        let mut asked = None;
+        loop {
+            // Only the epoch counts for a frame; what the reader has seen of it tells a Redis that went back in time.
+            let seen = self.proof.place();
+            let epoch = self.state.epoch;
+            let seen = if seen.epoch == epoch { seen } else { Place { epoch, offset: Offset(0) } };
+            let call = Call {
+                names: &self.names,
+                writer: &writer,
+                seen,
+                sequence: out.sequence,
+                count: out.count,
+                frame: out.frame,
+                requests: out.requests,
+            };
+            let asking = asked.is_some();
+            let why = match asked.take().or_else(|| self.topology.master(self.shard)) {
+                None => String::from("no server is known to own the shard"),
+                Some(server) => {
+                    let limit = attempts.limit(self.settings.response_timeout);
+                    match call.send(&server, &self.settings, asking, limit).await {
+                        Ok(answer) => return Ok(answer),
+                        Err(Failure::NoLink(error)) => error.to_string(),
+                        Err(Failure::Refused(why) | Failure::NotOwner(why)) => why,
+                        Err(Failure::AskAt(address)) => {
+                            asked = self.topology.server(&address);
+                            if asked.is_some() && attempts.redirect() {
+                                continue;
+                            }
+                            format!("the shard is moving to {address}")
+                        }
+                        Err(Failure::Unknown(why)) => {
+                            if !attempts.resend() {
+                                return Err(why);
+                            }
+                            why
+                        }
+                    }
+                }
+            };
+            tracing::debug!(shard = %self.shard, why, "append: trying again");
+            if !attempts.wait().await {
+                return Err(why);
+            }
+            // What a refresh that fails would say, the next attempt says too.
+            let _ = self.topology.refresh().await;
+        }
+    }
+
+    /// Goes over to a new epoch: appends again what Redis lost of the last one.
+    async fn enter(&mut self, epoch: Epoch, attempts: &mut Attempts) -> Result<(), String> {
+        let before = self.state.epoch;
+        let lost = self.lost().await?;
+        tracing::info!(shard = %self.shard, epoch = epoch.0, before = before.0, lost = lost.len(),
+            "a new epoch: appending again what Redis lost");
+        self.state.epoch = epoch;
+        for sequence in lost {
+            let Some(kept) = self.state.kept.iter().find(|kept| kept.sequence == sequence) else {
+                continue;
+            };
+            let header = Header {
+                writer: self.id,
+                sequence,
+                count: kept.count,
+                time_ms: kept.time_ms,
+                origin: Some(kept.origin),
+            };
+            let frame = encode_frame(&header, &kept.events);
+            let out = Outgoing { sequence, count: kept.count, frame: &frame, requests: &[] };
+            match self.call(&out, attempts).await {
+                Ok(Answer::Appended { epoch, first }) => {
+                    if let Some(kept) =
+                        self.state.kept.iter_mut().find(|kept| kept.sequence == sequence)
+                    {
+                        (kept.epoch, kept.first) = (epoch, first);
+                    }
+                }
+                Ok(Answer::EpochOver(_)) => {
+                    // Yet another epoch: begin again with what is still lost.
+                    self.state.epoch = before;
+                    return Err("the epoch changed again".into());
+                }
+                Ok(_) => {}
+                Err(why) => {
+                    self.state.epoch = before;
+                    return Err(why);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The numbers of the kept frames that Redis no longer has, oldest first.
+    async fn lost(&self) -> Result<Vec<u64>, String> {
+        let mut epochs: Vec<Epoch> = self.state.kept.iter().map(|kept| kept.epoch).collect();
+        epochs.dedup();
+        let mut lost = Vec::new();
+        if epochs.is_empty() {
+            return Ok(lost);
+        }
+        let server =
+            self.topology.master(self.shard).ok_or("no server is known to own the shard")?;
+        for epoch in epochs {
+            let end = history::end_of_epoch(&server, &self.names, epoch).await?;
+            let frames = self.state.kept.iter().filter(|kept| kept.epoch == epoch);
+            // A frame is kept whole or not at all, so its first event tells.
+            let gone = frames.filter(|kept| end.is_none_or(|end| kept.first > end));
+            lost.extend(gone.map(|kept| kept.sequence));
+        }
+        lost.sort_unstable();
+        Ok(lost)
+    }
+
+    fn keep(&mut self, flush: &Flush, epoch: Epoch, first: Offset) {
+        let state = &mut self.state;
+        state.kept_bytes += flush.events.len();
+        state.kept.push_back(Kept {
+            sequence: state.sequence,
+            epoch,
+            first,
+            origin: (epoch, first),
+            count: flush.count,
+            time_ms: flush.time_ms,
+            events: Bytes::copy_from_slice(&flush.events),
+            at: Instant::now(),
+        });
+        while let Some(oldest) = state.kept.front() {
+            if oldest.at.elapsed() < KEEP_AGE && state.kept_bytes <= KEEP_BYTES {
+                break;
+            }
+            state.kept_bytes -= oldest.events.len();
+            state.kept.pop_front();
+        }
+    }
+
+    /// Sends a beacon once. It proves the path, shows how far the shard has come, and finds a Redis that lost its memory.
+    /// Says whether it was accepted.
+    async fn beacon(&mut self) -> bool {
+        self.state.beacons += 1;
+        let frame = encode_beacon(self.id, self.state.beacons, unix_ms());
+        let deadline = Instant::now() + BEACON_INTERVAL;
+        let mut attempts = Attempts::once(&self.settings, deadline);
+        let out = Outgoing { sequence: 0, count: 0, frame: &frame, requests: &[] };
+        match self.call(&out, &mut attempts).await {
+            Ok(Answer::Tip(tip)) => {
+                self.proof.accepted();
+                if self.state.epoch != tip.epoch {
+                    let mut attempts =
+                        Attempts::new(&self.settings, Instant::now() + self.settings.timeout);
+                    if let Err(why) = self.enter(tip.epoch, &mut attempts).await {
+                        tracing::warn!(shard = %self.shard, why, "a new epoch was not entered; trying again");
+                    }
+                }
+                true
+            }
+            Ok(_) => false,
+            Err(why) => {
+                self.proof.failed(why);
+                // Without a refresh, a shard whose master went away would wait for somebody to publish.
+                let _ = self.topology.refresh().await;
+                false
+            }
+        }
+    }
+}
+
+/// What is sent under one number.
+struct Outgoing<'a> {
+    sequence: u64,
+    count: u64,
+    frame: &'a [u8],
+    requests: &'a [(RequestId, u64)],
+}
+
+impl Flush {
+    fn new(jobs: Vec<Job>) -> Flush {
+        let mut flush =
+            Flush { jobs, starts: vec![], events: vec![], count: 0, time_ms: unix_ms() };
+        flush.encode();
+        flush
+    }
+
+    fn encode(&mut self) {
+        self.starts.clear();
+        self.count = 0;
+        for job in &self.jobs {
+            self.starts.push(self.count);
+            self.count += job.batch.events.len() as u64;
+        }
+        self.events = encode_events(self.jobs.iter().flat_map(|job| &job.batch.events));
+    }
+
+    fn requests(&self) -> Vec<(RequestId, u64)> {
+        let ids = self.jobs.iter().zip(&self.starts);
+        ids.filter_map(|(job, start)| Some((job.batch.request_id?, *start))).collect()
+    }
+
+    fn deadline(&self) -> Instant {
+        let latest = self.jobs.iter().map(|job| job.deadline).max();
+        latest.unwrap_or_else(Instant::now)
+    }
+
+    /// Answers the jobs whose callers waited too long before anything of theirs was sent.
+    fn give_up_late(&mut self, now: Instant) {
+        let late: Vec<Job> = self.jobs.extract_if(.., |job| job.deadline <= now).collect();
+        if late.is_empty() {
+            return;
+        }
+        for job in late {
+            let why = "the bus did not take it in time".into();
+            let _ = job.answer.send(Err(AppendError::Unavailable(why)));
+        }
+        self.encode();
+    }
+
+    fn answer_all(self, epoch: Epoch, first: Offset) {
+        for (job, start) in self.jobs.into_iter().zip(self.starts) {
+            // Who no longer waits has been told that the outcome is unknown.
+            let _ = job.answer.send(Ok(Appended { epoch, first: first.plus(start) }));
+        }
+    }
+
+    /// Answers the jobs that were accepted before; `seen` has their place among those that have an id.
+    fn answer_seen(&mut self, seen: &[(usize, Epoch, Offset)]) {
+        let with_id: Vec<usize> = (0..self.jobs.len())
+            .filter(|index| self.jobs[*index].batch.request_id.is_some())
+            .collect();
+        for (nth, epoch, first) in seen.iter().rev() {
+            let Some(index) = with_id.get(*nth) else { continue };
+            let job = self.jobs.remove(*index);
+            let _ = job.answer.send(Ok(Appended { epoch: *epoch, first: *first }));
+        }
+        self.encode();
+    }
+
+    fn fail(self, error: &AppendError) {
+        for job in self.jobs {
+            let _ = job.answer.send(Err(error.clone()));
+        }
+    }
+}
+
+/// How often and how long something may be tried.
+struct Attempts {
+    deadline: Instant,
+    resends_left: u32,
+    redirects_left: u32,
+    wait: Duration,
+    most_wait: Duration,
+    once: bool,
+    /// Whether anything was sent whose answer did not come.
+    in_doubt: bool,
+}
+
+impl Attempts {
+    fn new(settings: &Settings, deadline: Instant) -> Attempts {
+        Attempts {
+            deadline,
+            resends_left: settings.max_retries,
+            redirects_left: 16,
+            wait: settings.retry_wait.0,
+            most_wait: settings.retry_wait.1,
+            once: false,
+            in_doubt: false,
+        }
+    }
+
+    fn once(settings: &Settings, deadline: Instant) -> Attempts {
+        Attempts { once: true, ..Attempts::new(settings, deadline) }
+    }
+
+    /// How long one call may take.
+    fn limit(&self, response_timeout: Duration) -> Duration {
+        response_timeout.min(self.deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// Notes a call without an answer, and says whether it may be sent again.
+    fn resend(&mut self) -> bool {
+        self.in_doubt = true;
+        self.resends_left = self.resends_left.saturating_sub(1);
+        self.resends_left > 0
+    }
+
+    fn redirect(&mut self) -> bool {
+        self.redirects_left = self.redirects_left.saturating_sub(1);
+        self.redirects_left > 0
+    }
+
+    /// Waits before the next attempt; false: there is none.
+    async fn wait(&mut self) -> bool {
+        // Full jitter, so that gateways do not come back in step; a tenth of the wait at the least.
+        let wait = self.wait.mul_f64(rand::rng().random_range(0.1..=1.0));
+        if self.once || Instant::now() + wait >= self.deadline {
+            return false;
+        }
+        tokio::time::sleep(wait).await;
+        self.wait = (self.wait * 2).min(self.most_wait);
+        true
+    }
+
+    fn error(&self, why: &str) -> AppendError {
+        if self.in_doubt {
+            AppendError::OutcomeUnknown(why.to_owned())
+        } else {
+            AppendError::Unavailable(why.to_owned())
+        }
+    }
+}
