@@ -119,8 +119,9 @@ pub enum Delivery {
     Epoch(Place),
     /// Events are missing; the next one follows `gap.to`.
     Gap(Gap),
-    /// These places hold nothing new: the events were handed on before, under earlier places.
-    Skip(Place),
+    /// These events were handed on before, at the frame's origin; Redis lost them, and they were appended again. Only who comes
+    /// from another gateway may not have them.
+    Again(Frame),
 }
 
 /// Takes what a bus hands on.

@@ -126,7 +126,7 @@ impl Order {
         let again = self.writers.get(&stamped.writer).is_some_and(|last| stamped.sequence <= *last)
             || frame.origin.is_some_and(|origin| self.handed_on(origin));
         if again {
-            return Delivery::Skip(self.place);
+            return Delivery::Again(frame.clone());
         }
         if self.writers.len() >= MOST_WRITERS && !self.writers.contains_key(&stamped.writer) {
             self.writers.clear();
@@ -269,7 +269,7 @@ mod tests {
         order.offer(&frame(5, 2, 1, 2));
         order.take_history(&epoch(9, Place::new(5, 1)), &mut out);
         assert!(matches!(out[..], [Delivery::Epoch(_)]));
-        assert!(matches!(order.offer(&frame(9, 1, 1, 2)), Step::Next(Delivery::Skip(_))));
+        assert!(matches!(order.offer(&frame(9, 1, 1, 2)), Step::Next(Delivery::Again(_))));
         assert!(matches!(order.offer(&frame(9, 2, 1, 3)), Step::Next(Delivery::Frame(_))));
     }
 
@@ -280,7 +280,7 @@ mod tests {
         order.take_history(&epoch(9, Place::new(5, 4)), &mut out);
         order.take_history(&again(frame(9, 1, 3, 40), 2, Place::new(5, 7)), &mut out);
         order.take_history(&again(frame(9, 4, 1, 41), 2, Place::new(5, 8)), &mut out);
-        assert!(matches!(out[..], [Delivery::Epoch(_), Delivery::Skip(_), Delivery::Frame(_)]));
+        assert!(matches!(out[..], [Delivery::Epoch(_), Delivery::Again(_), Delivery::Frame(_)]));
     }
 
     #[test]

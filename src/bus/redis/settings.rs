@@ -1,8 +1,15 @@
 //! What the Redis bus was told, in the redis crate's terms.
 
-use std::time::Duration;
+use std::{fs, path::Path, time::Duration};
 
-use redis::{ConnectionInfo, ProtocolVersion};
+use redis::{
+    Client, ClientTlsConfig, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, TlsCertificates,
+};
+
+use crate::{
+    bus::StartError,
+    config::{BusConfig, Config, Pool, Protocol, RedisUrl, Tls},
+};
 
 /// Everything that the Redis bus is told.
 #[derive(Clone)]
@@ -48,4 +55,136 @@ pub(super) struct HistorySettings {
     pub max_frames: u64,
     pub max_bytes: u64,
     pub max_age: Duration,
+}
+
+/// A standalone server is tried again until the time is up.
+const UNLIMITED: u32 = u32::MAX;
+
+/// The waits between two attempts on a standalone server.
+const STANDALONE_WAIT: (Duration, Duration) =
+    (Duration::from_millis(50), Duration::from_millis(500));
+
+/// One answer may take this long on a standalone server before it is asked again.
+const STANDALONE_RESPONSE: Duration = Duration::from_millis(2500);
+
+impl Settings {
+    /// The settings of a configuration; none if its bus is not Redis.
+    ///
+    /// # Errors
+    ///
+    /// A certificate file cannot be read or used.
+    pub fn from_config(config: &Config) -> Result<Option<Settings>, StartError> {
+        let history = HistorySettings {
+            max_frames: config.history.max_frames,
+            max_bytes: config.history.max_bytes,
+            max_age: config.history.max_age,
+        };
+        let settings = match &config.bus {
+            BusConfig::Embedded => return Ok(None),
+            BusConfig::Redis(redis) => {
+                let seed = connection(&redis.url, &redis.tls)?;
+                // RESP3 has been there since Redis 6; the URL says where it is not wanted.
+                let protocol = match redis.url.protocol() {
+                    Some(Protocol::Resp2) => ProtocolVersion::RESP2,
+                    _ => ProtocolVersion::RESP3,
+                };
+                Settings {
+                    seeds: vec![with_protocol(seed, protocol)],
+                    cluster: false,
+                    sharded: false,
+                    protocol,
+                    timeout: redis.timeout,
+                    response_timeout: redis.timeout.min(STANDALONE_RESPONSE),
+                    max_retries: UNLIMITED,
+                    retry_wait: STANDALONE_WAIT,
+                    read_from_replicas: false,
+                    pool: pool(&redis.pool),
+                    prefix: config.prefix.clone(),
+                    shards: config.shards,
+                    history,
+                    request_id_window: config.request_id_window,
+                }
+            }
+            BusConfig::RedisCluster(cluster) => {
+                let protocol = match cluster.protocol {
+                    Protocol::Resp2 => ProtocolVersion::RESP2,
+                    Protocol::Resp3 => ProtocolVersion::RESP3,
+                };
+                let (username, secret) = cluster.credentials();
+                let seed = |url| {
+                    let info = connection(url, &cluster.tls)?;
+                    let mut redis = info.redis_settings().clone();
+                    if let Some(username) = username {
+                        redis = redis.set_username(username);
+                    }
+                    if let Some(secret) = secret {
+                        redis = redis.set_password(secret.expose());
+                    }
+                    Ok(with_protocol(info.set_redis_settings(redis), protocol))
+                };
+                Settings {
+                    seeds: cluster.urls.iter().map(seed).collect::<Result<_, StartError>>()?,
+                    cluster: true,
+                    sharded: protocol == ProtocolVersion::RESP3,
+                    protocol,
+                    timeout: cluster.timeout,
+                    // All attempts together fit into the time that a batch may wait.
+                    response_timeout: cluster.timeout
+                        / cluster.max_retries.saturating_add(1).min(8),
+                    max_retries: cluster.max_retries,
+                    retry_wait: (cluster.min_retry_wait, cluster.max_retry_wait),
+                    read_from_replicas: cluster.read_from_replicas,
+                    pool: pool(&cluster.pool),
+                    prefix: config.prefix.clone(),
+                    shards: config.shards,
+                    history,
+                    request_id_window: config.request_id_window,
+                }
+            }
+        };
+        Ok(Some(settings))
+    }
+}
+
+fn pool(pool: &Pool) -> PoolSettings {
+    PoolSettings {
+        max_connections: pool.max_connections,
+        timeout_create: pool.timeout_create,
+        timeout_wait: pool.timeout_wait,
+        timeout_recycle: pool.timeout_recycle,
+    }
+}
+
+fn with_protocol(info: ConnectionInfo, protocol: ProtocolVersion) -> ConnectionInfo {
+    let redis = info
+        .redis_settings()
+        .clone()
+        .set_protocol(protocol)
+        .set_lib_name("trunkline", env!("CARGO_PKG_VERSION"));
+    info.set_redis_settings(redis)
+}
+
+/// Errors name the key; the URL may hold a password.
+fn connection(url: &RedisUrl, tls: &Tls) -> Result<ConnectionInfo, StartError> {
+    let unusable = |error: redis::RedisError| StartError(format!("coordinator: {url}: {error}"));
+    let info = url.as_str_with_password().into_connection_info().map_err(unusable)?;
+    let read = |key: &str, path: &Path| {
+        fs::read(path).map_err(|error| {
+            StartError(format!("coordinator.tls.{key}: {}: {error}", path.display()))
+        })
+    };
+    let root_cert = tls.ca_certificate.as_deref().map(|p| read("caCertificate", p)).transpose()?;
+    let client_tls = match (&tls.client_certificate, &tls.client_key) {
+        (Some(certificate), Some(key)) => Some(ClientTlsConfig {
+            client_cert: read("clientCertificate", certificate)?,
+            client_key: read("clientKey", key)?,
+        }),
+        _ => None,
+    };
+    if root_cert.is_none() && client_tls.is_none() {
+        return Ok(info);
+    }
+    let certificates = TlsCertificates { client_tls, root_cert };
+    let client = Client::build_with_tls(info, certificates).map_err(unusable)?;
+    Ok(client.get_connection_info().clone())
 }

@@ -1,0 +1,494 @@
+//! A subscriber's place in the logs.
+//!
+//! A cursor owns no queue. It reads when it is asked for more, which is when the stream before it was taken, so a slow
+//! subscriber costs what a fast one does. One that the log has overtaken, or that resumes from before it, goes on from the
+//! bus's history until it is back in the log.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+
+use super::{
+    Hub,
+    filter::Filter,
+    log::{Content, Entry, Indexed},
+    router::{Interest, Registration},
+};
+use crate::bus::{AppendError, Gap, GapReason, Place, ShardId, unix_ms};
+
+/// A batch is closed when it holds this much. Larger ones gain little, and a node's client may refuse them.
+const BATCH_BYTES: usize = 64 * 1024;
+const BATCH_EVENTS: u64 = 1000;
+
+/// Events of a page of history, in bytes.
+const PAGE_BYTES: usize = 1024 * 1024;
+
+/// The wait before history is asked again where it had nothing.
+const PAGE_PAUSE: Duration = Duration::from_millis(20);
+
+/// What a cursor has for its subscriber.
+#[derive(Debug)]
+pub enum Item {
+    /// Events, as they stand in a batch.
+    Events(Events),
+    /// Events of a shard that will not come.
+    Gap(ShardId, Gap),
+}
+
+/// Encoded events for one batch; at least one.
+#[derive(Debug, Default)]
+pub struct Events {
+    /// Their bytes, each event with the tag and length that it has in `EventBatch`.
+    pub chunks: Vec<Bytes>,
+    /// How many events.
+    pub count: u64,
+    /// How many bytes.
+    pub bytes: usize,
+}
+
+/// A subscriber's place in all shards.
+pub struct Cursor {
+    hub: Arc<Hub>,
+    registration: Registration,
+    lanes: Vec<Lane>,
+    /// The lane to look at first, so that a busy shard does not keep the others waiting.
+    turn: usize,
+    /// How many more events the subscriber wants.
+    left: u64,
+}
+
+/// How far a cursor is, for those who look from outside.
+#[derive(Clone)]
+pub struct Progress {
+    hub: Arc<Hub>,
+    interest: Arc<Interest>,
+}
+
+impl Progress {
+    /// How many events the logs hold that may concern the subscriber and that it was not offered yet, with all that lies
+    /// between.
+    pub fn behind(&self) -> u64 {
+        let shards = self.hub.logs.iter().enumerate();
+        shards.map(|(shard, log)| log.events_from(self.interest.first_unread(shard))).sum()
+    }
+}
+
+/// The place in one shard.
+struct Lane {
+    /// Everything up to here was handed on, or was not wanted.
+    place: Place,
+    /// Where the stream resumed; none if it did not.
+    resumed: Option<Place>,
+    source: Source,
+}
+
+enum Source {
+    /// In the log.
+    Log(Scan),
+    /// Deliveries from history that were not handed on yet, oldest first, and whether history had no more when they were read.
+    History(VecDeque<Entry>),
+    /// A gap first, and then the log.
+    Gap(Gap, Scan),
+}
+
+/// Entries of the log to be looked at. What comes after them is looked at only if it is marked.
+#[derive(Clone, Copy, Debug)]
+struct Scan {
+    next: u64,
+    end: u64,
+}
+
+/// How a shard is opened.
+pub(super) enum Opening {
+    /// In the log: `place` was handed on, and the entries from `next` to `end` may lie behind it.
+    Log { place: Place, next: u64, end: u64, resumed: bool },
+    /// In history, after `place`.
+    History { place: Place },
+    /// With a gap, then in the log.
+    Gap { gap: Gap, next: u64, end: u64 },
+}
+
+/// What became of an entry.
+enum Offered {
+    /// It was dealt with.
+    Whole,
+    /// The batch is full, or the subscriber has had enough: there is more in it.
+    Part,
+    /// It is a gap.
+    Gap(Gap),
+}
+
+impl Cursor {
+    pub(super) fn new(
+        hub: Arc<Hub>,
+        registration: Registration,
+        openings: Vec<Opening>,
+        max_events: Option<u64>,
+    ) -> Cursor {
+        let lanes = openings.into_iter().map(Lane::open).collect();
+        Cursor { hub, registration, lanes, turn: 0, left: max_events.unwrap_or(u64::MAX) }
+    }
+
+    /// The place in each shard, for the resume token: everything up to there was handed on.
+    pub fn places(&self) -> Vec<Place> {
+        self.lanes.iter().map(|lane| lane.place).collect()
+    }
+
+    /// What others may ask about the cursor.
+    pub fn progress(&self) -> Progress {
+        Progress { hub: self.hub.clone(), interest: self.registration.interest.clone() }
+    }
+
+    /// Whether the subscriber has had all the events that it wanted.
+    pub fn is_finished(&self) -> bool {
+        self.left == 0
+    }
+
+    /// Waits for the next item. Nothing is lost when it is dropped while it waits.
+    ///
+    /// # Errors
+    ///
+    /// History was needed and could not be read.
+    pub async fn next(&mut self) -> Result<Item, AppendError> {
+        loop {
+            if let Some(item) = self.take() {
+                return Ok(item);
+            }
+            match self.lanes.iter().position(Lane::wants_page) {
+                Some(shard) => self.turn_page(shard).await?,
+                None => self.registration.interest.woken().await,
+            }
+        }
+    }
+
+    /// Takes what is there: events of all shards up to a batch, or one gap.
+    pub fn take(&mut self) -> Option<Item> {
+        let item = self.take_item();
+        for (shard, lane) in self.lanes.iter().enumerate() {
+            self.registration.interest.report(shard, lane.unread());
+        }
+        item
+    }
+
+    fn take_item(&mut self) -> Option<Item> {
+        let mut events = Events::default();
+        let count = self.lanes.len();
+        let first = self.turn;
+        self.turn = (first + 1) % count;
+        for shard in (first..count).chain(0..first) {
+            if events.is_full() || self.left == 0 {
+                break;
+            }
+            if let Some(gap) = self.take_from(shard, &mut events) {
+                if events.count == 0 {
+                    self.pass_gap(shard, &gap);
+                    return Some(Item::Gap(ShardId(u16::try_from(shard).unwrap_or(u16::MAX)), gap));
+                }
+                // The events before it go first; the lane still stands before the gap.
+                self.turn = shard;
+                break;
+            }
+        }
+        (events.count > 0).then_some(Item::Events(events))
+    }
+
+    /// Adds what a shard has to the batch; returns a gap if that is what comes next.
+    fn take_from(&mut self, shard: usize, events: &mut Events) -> Option<Gap> {
+        let interest = self.registration.interest.clone();
+        let filter = &interest.filter;
+        loop {
+            let lane = &mut self.lanes[shard];
+            match &mut lane.source {
+                Source::Gap(gap, _) => return Some(gap.clone()),
+                Source::History(entries) => {
+                    let Some(entry) = entries.pop_front() else {
+                        if self.back_in_log(shard) {
+                            continue;
+                        }
+                        return None;
+                    };
+                    match lane.offer(&entry, filter, events, &mut self.left) {
+                        Offered::Whole => {}
+                        Offered::Part => {
+                            lane.put_back(entry);
+                            return None;
+                        }
+                        Offered::Gap(gap) => {
+                            lane.put_back(entry);
+                            if let Some(gap) = self.clip(shard, gap) {
+                                return Some(gap);
+                            }
+                        }
+                    }
+                }
+                Source::Log(scan) if scan.next >= scan.end => {
+                    if !self.look_for_marks(shard) {
+                        return None;
+                    }
+                }
+                Source::Log(scan) => {
+                    let scan = *scan;
+                    let mut bytes = events.bytes;
+                    let mut number = scan.next;
+                    let read = self.hub.logs[shard].read(scan.next, |entry| {
+                        bytes += entry.wire_bytes();
+                        number += 1;
+                        bytes >= BATCH_BYTES || number >= scan.end
+                    });
+                    let Some(entries) = read else {
+                        self.overtaken(shard);
+                        continue;
+                    };
+                    for (entry, number) in entries.iter().zip(scan.next..) {
+                        let offered = lane.offer(entry, filter, events, &mut self.left);
+                        let done = u64::from(matches!(offered, Offered::Whole));
+                        lane.source = Source::Log(Scan { next: number + done, end: scan.end });
+                        match offered {
+                            Offered::Whole => {}
+                            Offered::Part => return None,
+                            Offered::Gap(gap) => return Some(gap),
+                        }
+                    }
+                    if events.is_full() {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Goes on to what was marked since the last look, and passes over all that was not; false if there is nothing.
+    fn look_for_marks(&mut self, shard: usize) -> bool {
+        let interest = &self.registration.interest;
+        let (extent, marked) = self.hub.logs[shard].extent_with(|| interest.take_mark(shard));
+        let lane = &mut self.lanes[shard];
+        let Source::Log(scan) = &mut lane.source else { return false };
+        if let Some(first) = marked {
+            *scan = Scan { next: first.max(scan.next), end: extent.next };
+            return scan.next < scan.end;
+        }
+        *scan = Scan { next: extent.next, end: extent.next };
+        lane.place = lane.place.max(extent.end);
+        false
+    }
+
+    /// Leaves the log, which no longer has what comes next.
+    fn overtaken(&mut self, shard: usize) {
+        let lane = &mut self.lanes[shard];
+        if self.hub.bus().history().is_some() {
+            lane.source = Source::History(VecDeque::new());
+            return;
+        }
+        let interest = &self.registration.interest;
+        let (extent, _) = self.hub.logs[shard].extent_with(|| interest.take_mark(shard));
+        let scan = Scan { next: extent.base, end: extent.next };
+        let gap = gap_to(lane.place, extent.start);
+        lane.source = Source::Gap(gap, scan);
+    }
+
+    /// Returns to the log, if it has everything after the lane's place.
+    fn back_in_log(&mut self, shard: usize) -> bool {
+        let interest = &self.registration.interest;
+        let place = self.lanes[shard].place;
+        let log = &self.hub.logs[shard];
+        let Some((next, _)) = log.locate(place) else { return false };
+        let (extent, _) = log.extent_with(|| interest.take_mark(shard));
+        self.lanes[shard].source = Source::Log(Scan { next, end: extent.next });
+        true
+    }
+
+    /// History may know less than the log: a gap that reaches into the log ends where the log begins.
+    fn clip(&mut self, shard: usize, gap: Gap) -> Option<Gap> {
+        let extent = self.hub.logs[shard].extent();
+        if gap.to <= extent.start || gap.from >= extent.end {
+            return Some(gap);
+        }
+        let interest = &self.registration.interest;
+        let (extent, _) = self.hub.logs[shard].extent_with(|| interest.take_mark(shard));
+        let lane = &mut self.lanes[shard];
+        let scan = Scan { next: extent.base, end: extent.next };
+        if lane.place >= extent.start {
+            lane.source = Source::Log(scan);
+            return None;
+        }
+        let gap = Gap { to: extent.start, missed: missed(gap.from, extent.start), ..gap };
+        lane.source = Source::Gap(gap.clone(), scan);
+        Some(gap)
+    }
+
+    fn pass_gap(&mut self, shard: usize, gap: &Gap) {
+        let lane = &mut self.lanes[shard];
+        lane.place = lane.place.max(gap.to);
+        match &mut lane.source {
+            Source::Log(scan) => scan.next += 1,
+            Source::History(entries) => {
+                entries.pop_front();
+            }
+            Source::Gap(_, scan) => lane.source = Source::Log(*scan),
+        }
+    }
+
+    async fn turn_page(&mut self, shard: usize) -> Result<(), AppendError> {
+        let hub = self.hub.clone();
+        let lane = &mut self.lanes[shard];
+        let id = ShardId(u16::try_from(shard).unwrap_or(u16::MAX));
+        let page = hub.history_page(id, lane.place, PAGE_BYTES).await?;
+        let entries: VecDeque<Entry> = page.deliveries.into_iter().map(Entry::new).collect();
+        if entries.is_empty() {
+            // History has no more, and the log is not there yet, or the other way round: what comes next is on its way.
+            lane.place = lane.place.max(page.next);
+            tokio::time::sleep(PAGE_PAUSE).await;
+        }
+        lane.source = Source::History(entries);
+        Ok(())
+    }
+}
+
+impl Lane {
+    fn open(opening: Opening) -> Lane {
+        match opening {
+            Opening::Log { place, next, end, resumed } => Lane {
+                place,
+                resumed: resumed.then_some(place),
+                source: Source::Log(Scan { next, end }),
+            },
+            Opening::History { place } => Lane {
+                place,
+                resumed: place.is_known().then_some(place),
+                source: Source::History(VecDeque::new()),
+            },
+            Opening::Gap { gap, next, end } => Lane {
+                place: gap.from,
+                resumed: None,
+                source: Source::Gap(gap, Scan { next, end }),
+            },
+        }
+    }
+
+    /// The number of the next entry of the log that is to be looked at, if one is known to be.
+    fn unread(&self) -> Option<u64> {
+        match &self.source {
+            Source::Log(scan) => (scan.next < scan.end).then_some(scan.next),
+            Source::History(_) => Some(0),
+            Source::Gap(_, scan) => Some(scan.next),
+        }
+    }
+
+    fn wants_page(&self) -> bool {
+        matches!(&self.source, Source::History(entries) if entries.is_empty())
+    }
+
+    fn put_back(&mut self, entry: Entry) {
+        if let Source::History(entries) = &mut self.source {
+            entries.push_front(entry);
+        }
+    }
+
+    /// Adds an entry's events to the batch, those that lie after the lane's place and that the filter includes.
+    fn offer(
+        &mut self,
+        entry: &Entry,
+        filter: &Filter,
+        events: &mut Events,
+        left: &mut u64,
+    ) -> Offered {
+        if entry.place <= self.place {
+            return Offered::Whole;
+        }
+        let indexed = match &entry.content {
+            Content::Gap(gap) => {
+                let from = gap.from.max(self.place);
+                let missed = if from == gap.from { gap.missed } else { missed(from, gap.to) };
+                return Offered::Gap(Gap { from, missed, ..gap.clone() });
+            }
+            Content::Frame(indexed) if !self.had_elsewhere(indexed) => indexed,
+            Content::Again(indexed) if self.came_from_elsewhere(indexed) => indexed,
+            Content::Frame(_) | Content::Again(_) | Content::Epoch => {
+                self.place = entry.place;
+                return Offered::Whole;
+            }
+        };
+        self.offer_frame(indexed, filter, events, left)
+    }
+
+    fn offer_frame(
+        &mut self,
+        indexed: &Indexed,
+        filter: &Filter,
+        events: &mut Events,
+        left: &mut u64,
+    ) -> Offered {
+        let frame = &indexed.frame;
+        let done = if self.place.epoch == frame.epoch {
+            (self.place.offset.0 + 1).saturating_sub(frame.first.0)
+        } else {
+            0
+        };
+        let done = usize::try_from(done).unwrap_or(usize::MAX).min(indexed.events.len());
+        // Neighbours leave as one slice.
+        let mut run: Option<(usize, usize)> = None;
+        let mut offered = Offered::Whole;
+        for (index, event) in indexed.events.iter().enumerate().skip(done) {
+            if *left == 0 || events.is_full() {
+                offered = Offered::Part;
+                break;
+            }
+            if filter.matches(&event.meta.view(&frame.events)) {
+                run = match run {
+                    Some((first, last)) if last + 1 == index => Some((first, index)),
+                    Some(before) => {
+                        events.push(indexed, before);
+                        Some((index, index))
+                    }
+                    None => Some((index, index)),
+                };
+                events.count += 1;
+                events.bytes += (event.end - event.start) as usize;
+                *left -= 1;
+            }
+            self.place = Place { epoch: frame.epoch, offset: indexed.offset(index) };
+        }
+        if let Some(run) = run {
+            events.push(indexed, run);
+        }
+        if matches!(offered, Offered::Whole) {
+            self.place = frame.last();
+        }
+        offered
+    }
+
+    /// Whether the stream that is resumed had these events where they first stood.
+    fn had_elsewhere(&self, indexed: &Indexed) -> bool {
+        let (Some(origin), Some(resumed)) = (indexed.frame.origin, self.resumed) else {
+            return false;
+        };
+        origin.epoch == resumed.epoch && origin.offset <= resumed.offset
+    }
+
+    /// Whether the stream resumed in this very epoch: then it was another gateway's, which may not have had the events where
+    /// they first stood.
+    fn came_from_elsewhere(&self, indexed: &Indexed) -> bool {
+        self.resumed.is_some_and(|resumed| resumed.epoch == indexed.frame.epoch)
+    }
+}
+
+impl Events {
+    fn is_full(&self) -> bool {
+        self.bytes >= BATCH_BYTES || self.count >= BATCH_EVENTS
+    }
+
+    fn push(&mut self, indexed: &Indexed, (first, last): (usize, usize)) {
+        self.chunks.push(indexed.slice(&indexed.events[first], &indexed.events[last]));
+    }
+}
+
+/// The gap between what was handed on and where the log begins.
+pub(super) fn gap_to(from: Place, to: Place) -> Gap {
+    let missed = missed(from, to);
+    let reason = if missed.is_some() { GapReason::HistoryExpired } else { GapReason::UnknownEpoch };
+    Gap { reason, from, to, missed, from_ms: None, to_ms: unix_ms() }
+}
+
+fn missed(from: Place, to: Place) -> Option<u64> {
+    (from.epoch == to.epoch).then(|| to.offset.0.saturating_sub(from.offset.0))
+}

@@ -1,0 +1,236 @@
+//! Between the bus and the streams: the logs, the subscribers' places in them, and who is connected.
+//!
+//! The hub knows neither gRPC nor Redis.
+
+pub mod cursor;
+pub mod event;
+pub mod filter;
+pub mod log;
+mod router;
+pub mod token;
+
+use std::sync::{Arc, OnceLock};
+
+use tokio::sync::Semaphore;
+
+use self::{
+    cursor::{Cursor, Opening, gap_to},
+    filter::Filter,
+    log::{Capacity, Log},
+    router::Router,
+};
+use crate::bus::{
+    AppendError, Delivery, Gap, GapReason, HistoryPage, Place, ShardId, SharedBus, Sink, unix_ms,
+};
+
+/// Readings of history under way at once, so that many who resume together do not weigh on the bus.
+const HISTORY_READINGS: usize = 8;
+
+/// The logs of all shards, and everybody's place in them.
+pub struct Hub {
+    logs: Vec<Log>,
+    router: Arc<Router>,
+    /// Set once, when the bus has started; the bus needs the hub before.
+    bus: OnceLock<SharedBus>,
+    history_readings: Semaphore,
+}
+
+/// Where a stream begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// With the next event.
+    Latest,
+    /// With the oldest event that is kept.
+    Oldest,
+    /// After these places, one a shard.
+    After(Vec<Place>),
+}
+
+/// An opened stream.
+pub struct Opened {
+    /// The stream's place.
+    pub cursor: Cursor,
+    /// Whether it continues without loss, as far as is known.
+    pub resumed: bool,
+    /// Events that come again before new ones, the filter not applied.
+    pub replayed: u64,
+}
+
+impl Hub {
+    /// A hub with empty logs.
+    pub fn new(shards: u16, capacity: Capacity) -> Hub {
+        Hub {
+            logs: ShardId::all(shards).map(|_| Log::new(capacity)).collect(),
+            router: Arc::default(),
+            bus: OnceLock::new(),
+            history_readings: Semaphore::new(HISTORY_READINGS),
+        }
+    }
+
+    /// Gives the hub its bus. The first one stays.
+    pub fn attach(&self, bus: SharedBus) {
+        let _ = self.bus.set(bus);
+    }
+
+    /// The bus.
+    ///
+    /// # Panics
+    ///
+    /// Before [`Hub::attach`].
+    pub fn bus(&self) -> &SharedBus {
+        self.bus.get().expect("a hub is used after its bus was attached")
+    }
+
+    /// The logs, one a shard.
+    pub fn logs(&self) -> &[Log] {
+        &self.logs
+    }
+
+    /// Whether the bus has said of every shard where it begins.
+    pub fn is_started(&self) -> bool {
+        self.logs.iter().all(Log::is_started)
+    }
+
+    /// Opens a stream. Every event that the bus accepts after this is handed on, or told as a gap.
+    ///
+    /// # Errors
+    ///
+    /// The bus was needed to judge a place, and could not be asked.
+    pub async fn open(
+        self: &Arc<Self>,
+        filter: Filter,
+        begin: &Begin,
+        max_events: Option<u64>,
+    ) -> Result<Opened, AppendError> {
+        // Registered first: what comes while the places are looked up is marked.
+        let registration = self.router.register(filter, self.logs.len());
+        let mut openings = Vec::with_capacity(self.logs.len());
+        let (mut resumed, mut replayed) = (matches!(begin, Begin::After(_)), 0);
+        for (shard, log) in self.logs.iter().enumerate() {
+            let id = ShardId(u16::try_from(shard).unwrap_or(u16::MAX));
+            let extent = log.extent();
+            let opening = match begin {
+                Begin::Latest => Opening::Log {
+                    place: extent.end,
+                    next: extent.next,
+                    end: extent.next,
+                    resumed: false,
+                },
+                Begin::Oldest if self.bus().history().is_some() => {
+                    Opening::History { place: Place::UNKNOWN }
+                }
+                Begin::Oldest => Opening::Log {
+                    place: extent.start,
+                    next: extent.base,
+                    end: extent.next,
+                    resumed: false,
+                },
+                Begin::After(places) => {
+                    let place =
+                        places.get(shard).copied().filter(|_| places.len() == self.logs.len());
+                    self.resume(id, place.unwrap_or(Place::UNKNOWN)).await?
+                }
+            };
+            match &opening {
+                Opening::Gap { .. } => resumed = false,
+                Opening::Log { next, end, place, .. } if next < end => {
+                    let before = log.locate(*place).map_or(0, |(_, before)| before);
+                    replayed += log.extent().total.saturating_sub(before);
+                }
+                Opening::Log { .. } => {}
+                Opening::History { place } => {
+                    let (lost, events) = self.preview(id, *place).await?;
+                    resumed &= !lost;
+                    replayed += events;
+                }
+            }
+            openings.push(opening);
+        }
+        let cursor = Cursor::new(self.clone(), registration, openings, max_events);
+        Ok(Opened { cursor, resumed, replayed })
+    }
+
+    /// Finds the place where a stream goes on.
+    async fn resume(&self, shard: ShardId, place: Place) -> Result<Opening, AppendError> {
+        let log = &self.logs[shard.index()];
+        let in_log = || {
+            let (next, _) = log.locate(place)?;
+            Some(Opening::Log { place, next, end: log.extent().next, resumed: true })
+        };
+        if let Some(opening) = in_log() {
+            return Ok(opening);
+        }
+        let unknown = || {
+            let extent = log.extent();
+            let gap = Gap {
+                reason: GapReason::UnknownEpoch,
+                from: place,
+                to: extent.end,
+                missed: None,
+                from_ms: None,
+                to_ms: unix_ms(),
+            };
+            Opening::Gap { gap, next: extent.next, end: extent.next }
+        };
+        if !place.is_known() {
+            return Ok(unknown());
+        }
+        let Some(history) = self.bus().history() else {
+            let extent = log.extent();
+            if place.epoch == extent.start.epoch && place < extent.start {
+                let gap = gap_to(place, extent.start);
+                return Ok(Opening::Gap { gap, next: extent.base, end: extent.next });
+            }
+            return Ok(unknown());
+        };
+        if place <= log.extent().end {
+            return Ok(Opening::History { place });
+        }
+        // The other gateway was ahead of this one, or the place is a fiction.
+        let tip = history.tip(shard).await?;
+        if place.epoch == tip.epoch && place.offset <= tip.offset {
+            let extent = log.extent();
+            return Ok(Opening::Log { place, next: extent.base, end: extent.next, resumed: true });
+        }
+        // The gateway may have got there while it asked.
+        Ok(in_log().unwrap_or_else(unknown))
+    }
+
+    /// What history says of a place: whether anything after it is lost, and about how many events come again.
+    async fn preview(&self, shard: ShardId, place: Place) -> Result<(bool, u64), AppendError> {
+        let page = self.history_page(shard, place, 64 * 1024).await?;
+        let lost = matches!(page.deliveries.first(), Some(Delivery::Gap(_)));
+        let mut events = 0;
+        for delivery in &page.deliveries {
+            if let Delivery::Frame(frame) = delivery {
+                events += frame.count;
+            }
+        }
+        let extent = self.logs[shard.index()].extent();
+        if page.next.epoch == extent.end.epoch {
+            events += extent.end.offset.0.saturating_sub(page.next.offset.0);
+        }
+        Ok((lost, events))
+    }
+
+    async fn history_page(
+        &self,
+        shard: ShardId,
+        after: Place,
+        max_bytes: usize,
+    ) -> Result<HistoryPage, AppendError> {
+        let Some(history) = self.bus().history() else {
+            let next = self.logs[shard.index()].extent().start;
+            return Ok(HistoryPage { deliveries: vec![], next, at_end: true });
+        };
+        let _permit = self.history_readings.acquire().await.map_err(|_| AppendError::Closed)?;
+        history.page(shard, after, max_bytes).await
+    }
+}
+
+impl Sink for Hub {
+    fn deliver(&self, shard: ShardId, delivery: Delivery) {
+        self.logs[shard.index()]
+            .append(delivery, |entry, number| self.router.announce(shard, entry, number));
+    }
+}

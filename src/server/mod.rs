@@ -1,0 +1,238 @@
+//! The gRPC server: the service, its errors, health, reflection, and how it goes away.
+
+mod error;
+mod health;
+mod http1;
+mod nodes;
+mod service;
+mod stream;
+mod validate;
+pub(crate) mod wire;
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::{Duration, SystemTime},
+};
+
+use parking_lot::RwLock;
+use tokio::{net::TcpListener, sync::watch, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::transport::{Server, server::TcpIncoming};
+
+use self::{
+    health::HealthState,
+    nodes::Nodes,
+    service::{Counters, Service, Shared, generated::coordination_service_server::CoordinationServiceServer},
+    stream::Drain,
+};
+use crate::{
+    bus::{EmbeddedBus, Health, SharedBus, Sink, StartError, redis},
+    config::{BusConfig, Config},
+    hub::{Hub, log::Capacity, token::deployment_tag},
+    proto::v1,
+};
+
+/// Shards of the embedded bus, where nothing else is set.
+const EMBEDDED_SHARDS: u16 = 1;
+
+/// How long connections may take to close once their streams have ended.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Bytes that may lie between a cursor and a connection that does not take them, per stream: what hides a slow reader.
+const STREAM_WINDOW: u32 = 256 * 1024;
+
+/// Why a gateway does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address cannot be listened on.
+    #[error("listen: cannot listen on {address}: {error}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The bus cannot be used as it is configured.
+    #[error("{0}")]
+    Bus(#[from] StartError),
+    /// The gRPC server ended.
+    #[error("the server ended: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// Serves until `shutdown` is ready, then drains. `listening` is told the bound address.
+///
+/// # Errors
+///
+/// The gateway cannot serve as it is configured.
+pub async fn serve(
+    config: Config,
+    listening: impl FnOnce(SocketAddr),
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .map_err(|error| ServeError::Listen { address: config.listen, error })?;
+    listening(listener.local_addr().unwrap_or(config.listen));
+
+    let shared = Arc::new(shared(&config));
+    let ended = CancellationToken::new();
+    let health = HealthState::new(ended.clone());
+    let mut server = std::pin::pin!(grpc(listener, &config, &shared, &health, ended.clone()));
+    let mut start = std::pin::pin!(start_bus(&config, &shared));
+    let mut shutdown = std::pin::pin!(shutdown);
+
+    // The port answers at once, and says NOT_SERVING until the bus is proven.
+    let bus = tokio::select! {
+        bus = &mut start => bus?,
+        result = &mut server => return Ok(result?),
+        () = &mut shutdown => return Ok(()),
+    };
+    let tasks = TaskTracker::new();
+    tasks.spawn(follow_health(bus.health(), shared.drain.subscribe(), health.clone(), ended.clone()));
+    tasks.close();
+
+    let result = tokio::select! {
+        result = &mut server => result,
+        () = &mut shutdown => {
+            tracing::info!("draining");
+            health.set(false);
+            let drained = drain(&config, &shared);
+            tokio::select! {
+                result = &mut server => result,
+                () = drained => {
+                    // Health streams end now, and with them the last connections.
+                    ended.cancel();
+                    match tokio::time::timeout(CLOSE_TIMEOUT, &mut server).await {
+                        Ok(result) => result,
+                        // A peer that does not close its connection must not keep the gateway.
+                        Err(_) => Ok(()),
+                    }
+                }
+            }
+        }
+    };
+    ended.cancel();
+    tasks.wait().await;
+    let closed = tokio::time::timeout(config.drain.timeout, bus.close()).await;
+    if closed.is_err() {
+        tracing::warn!("the bus did not close in time");
+    }
+    Ok(result?)
+}
+
+fn shared(config: &Config) -> Shared {
+    Shared {
+        gateway_id: config.gateway_id.clone(),
+        deployment: deployment_tag(&config.prefix),
+        started: SystemTime::now(),
+        limits: config.limits.clone(),
+        max_streams: config.limits.max_streams,
+        heartbeat: config.heartbeat,
+        drain_spread: config.drain.spread,
+        hub: OnceLock::new(),
+        waiting: RwLock::new("connecting".into()),
+        nodes: Arc::new(Nodes::default()),
+        drain: watch::Sender::new(None),
+        counters: Counters::default(),
+    }
+}
+
+async fn grpc(
+    listener: TcpListener,
+    config: &Config,
+    shared: &Arc<Shared>,
+    health: &HealthState,
+    ended: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    // A request that is a little too large gets an answer that says so; a far too large one is cut off by tonic.
+    let decode = config.limits.max_request_bytes.saturating_mul(2);
+    let service = CoordinationServiceServer::new(Service::new(shared.clone()))
+        .max_decoding_message_size(decode)
+        .max_encoding_message_size(usize::MAX);
+    let descriptors = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let reflection = descriptors().build_v1().expect("the descriptors are those of the build");
+    let reflection_alpha =
+        descriptors().build_v1alpha().expect("the descriptors are those of the build");
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    Server::builder()
+        .accept_http1(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .layer(http1::Http1Layer::new(config.admin))
+        .add_service(health.service())
+        .add_service(reflection)
+        .add_service(reflection_alpha)
+        .add_service(service)
+        .serve_with_incoming_shutdown(incoming, ended.cancelled_owned())
+        .await
+}
+
+/// Starts the bus, and gives it to the service.
+async fn start_bus(config: &Config, shared: &Arc<Shared>) -> Result<SharedBus, StartError> {
+    let capacity = Capacity { bytes: config.log.max_bytes, events: config.log.max_events };
+    let new_hub = |shards| Arc::new(Hub::new(shards, capacity));
+    let (hub, bus): (Arc<Hub>, SharedBus) = match redis::Settings::from_config(config)? {
+        None => {
+            let shards = config.shards.unwrap_or(EMBEDDED_SHARDS);
+            let hub = new_hub(shards);
+            let bus = EmbeddedBus::start(shards, config.request_id_window, hub.clone());
+            (hub, Arc::new(bus))
+        }
+        Some(settings) => {
+            let mut made = None;
+            let waiting = |why| *shared.waiting.write() = why;
+            let bus = redis::RedisBus::start(settings, waiting, |shards| {
+                let hub = new_hub(shards);
+                made = Some(hub.clone());
+                hub as Arc<dyn Sink>
+            });
+            let bus = bus.await?;
+            (made.expect("a bus that started has made its sink"), Arc::new(bus))
+        }
+    };
+    hub.attach(bus.clone());
+    // Set once, here.
+    let _ = shared.hub.set(hub);
+    Ok(bus)
+}
+
+/// Says over the health protocol what the bus says of itself.
+async fn follow_health(
+    mut bus: watch::Receiver<Health>,
+    mut drain: watch::Receiver<Option<Drain>>,
+    health: HealthState,
+    ended: CancellationToken,
+) {
+    loop {
+        let ready = *bus.borrow_and_update() == Health::Ready;
+        health.set(ready && drain.borrow_and_update().is_none());
+        tokio::select! {
+            changed = bus.changed() => if changed.is_err() { return },
+            changed = drain.changed() => if changed.is_err() { return },
+            () = ended.cancelled() => return,
+        }
+    }
+}
+
+/// Sends the nodes away, and waits until they are gone or the time is up.
+async fn drain(config: &Config, shared: &Arc<Shared>) {
+    let drain = &config.drain;
+    let deadline = Instant::now() + drain.timeout;
+    // Load balancers are told by the health protocol, and need a moment to look.
+    let start = Instant::now() + drain.delay;
+    shared.drain.send_replace(Some(Drain {
+        start,
+        spread: drain.spread,
+        deadline: SystemTime::now() + drain.timeout,
+    }));
+    tokio::time::sleep_until(start.min(deadline)).await;
+    while shared.nodes.count() > 0 && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -1,0 +1,123 @@
+//! Who is connected to this gateway.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::SystemTime,
+};
+
+use parking_lot::Mutex;
+
+use crate::{hub::cursor::Progress, proto::v1};
+
+/// One stream, as others may see it.
+pub struct NodeEntry {
+    /// What does not change; `delivered_events` and `behind_events` are filled in when it is listed.
+    node: v1::Node,
+    delivered: AtomicU64,
+    progress: Progress,
+}
+
+/// The streams of this gateway, by node id and subscription id: the order in which they are listed.
+#[derive(Default)]
+pub struct Nodes {
+    entries: Mutex<BTreeMap<(String, String), Arc<NodeEntry>>>,
+}
+
+/// Keeps a stream in the list until it is dropped.
+pub struct Listed {
+    nodes: Arc<Nodes>,
+    key: (String, String),
+    entry: Arc<NodeEntry>,
+}
+
+/// More streams are open than may be.
+#[derive(Debug)]
+pub struct TooMany;
+
+impl Nodes {
+    /// Lists a stream, unless `most` are listed.
+    pub fn enter(
+        self: &Arc<Self>,
+        node: v1::Node,
+        progress: Progress,
+        most: usize,
+    ) -> Result<Listed, TooMany> {
+        let key = (node.node_id.clone(), node.subscription_id.clone());
+        let entry = Arc::new(NodeEntry { node, delivered: AtomicU64::new(0), progress });
+        let mut entries = self.entries.lock();
+        if entries.len() >= most {
+            return Err(TooMany);
+        }
+        entries.insert(key.clone(), entry.clone());
+        Ok(Listed { nodes: self.clone(), key, entry })
+    }
+
+    /// How many streams are open.
+    pub fn count(&self) -> usize {
+        self.entries.lock().len()
+    }
+
+    /// How many events they together have still to be offered.
+    pub fn behind(&self) -> u64 {
+        let entries: Vec<_> = self.entries.lock().values().cloned().collect();
+        entries.iter().map(|entry| entry.progress.behind()).sum()
+    }
+
+    /// A page of at most `size` nodes after `token`, and the token of the next page.
+    pub fn page(&self, token: &str, size: usize) -> Option<(Vec<v1::Node>, String)> {
+        let after = if token.is_empty() {
+            None
+        } else {
+            let (node, subscription) = token.split_once('\n')?;
+            Some((node.to_owned(), subscription.to_owned()))
+        };
+        let entries: Vec<_> = {
+            let entries = self.entries.lock();
+            let from = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
+            let range = entries.range((from, std::ops::Bound::Unbounded));
+            range.take(size + 1).map(|(_, entry)| entry.clone()).collect()
+        };
+        let more = entries.len() > size;
+        let nodes: Vec<_> = entries.iter().take(size).map(|entry| entry.describe()).collect();
+        let next = nodes.last().filter(|_| more);
+        let next = next.map(|last| format!("{}\n{}", last.node_id, last.subscription_id));
+        Some((nodes, next.unwrap_or_default()))
+    }
+}
+
+impl NodeEntry {
+    fn describe(&self) -> v1::Node {
+        v1::Node {
+            delivered_events: self.delivered.load(Ordering::Relaxed),
+            behind_events: self.progress.behind(),
+            ..self.node.clone()
+        }
+    }
+}
+
+impl Listed {
+    /// Counts events that were sent.
+    pub fn delivered(&self, count: u64) {
+        self.entry.delivered.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// The stream, as it is listed.
+    pub fn node(&self) -> &v1::Node {
+        &self.entry.node
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.nodes.entries.lock().remove(&self.key);
+    }
+}
+
+/// A time as protobuf says it.
+pub fn timestamp(time: SystemTime) -> prost_types::Timestamp {
+    time.into()
+}
