@@ -8,3 +8,4 @@ pub mod bus;
 pub mod config;
 pub mod hub;
 pub mod proto;
+pub mod server;

@@ -217,11 +217,15 @@ impl Log {
             return None;
         }
         let index = ring.entries.partition_point(|entry| entry.place <= place);
-        let before = if index == 0 {
-            ring.total - ring.events as u64
-        } else {
-            ring.entries[index - 1].total
+        let mut before = match index.checked_sub(1) {
+            Some(before) => ring.entries[before].total,
+            None => ring.total - ring.events as u64,
         };
+        if let Some(Content::Frame(indexed)) = ring.entries.get(index).map(|entry| &entry.content)
+            && indexed.frame.epoch == place.epoch
+        {
+            before += (place.offset.0 + 1).saturating_sub(indexed.frame.first.0);
+        }
         Some((ring.base + index as u64, before))
     }
 }

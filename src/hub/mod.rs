@@ -234,3 +234,6 @@ impl Sink for Hub {
             .append(delivery, |entry, number| self.router.announce(shard, entry, number));
     }
 }
+
+#[cfg(test)]
+mod tests;

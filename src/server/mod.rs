@@ -24,12 +24,15 @@ use tonic::transport::{Server, server::TcpIncoming};
 use self::{
     health::HealthState,
     nodes::Nodes,
-    service::{Counters, Service, Shared, generated::coordination_service_server::CoordinationServiceServer},
+    service::{
+        Counters, Service, Shared,
+        generated::coordination_service_server::CoordinationServiceServer,
+    },
     stream::Drain,
 };
 use crate::{
     bus::{EmbeddedBus, Health, SharedBus, Sink, StartError, redis},
-    config::{BusConfig, Config},
+    config::Config,
     hub::{Hub, log::Capacity, token::deployment_tag},
     proto::v1,
 };
@@ -91,7 +94,12 @@ pub async fn serve(
         () = &mut shutdown => return Ok(()),
     };
     let tasks = TaskTracker::new();
-    tasks.spawn(follow_health(bus.health(), shared.drain.subscribe(), health.clone(), ended.clone()));
+    tasks.spawn(follow_health(
+        bus.health(),
+        shared.drain.subscribe(),
+        health.clone(),
+        ended.clone(),
+    ));
     tasks.close();
 
     let result = tokio::select! {
@@ -156,6 +164,8 @@ async fn grpc(
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // So that grpcurl shows the details of errors.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     let reflection = descriptors().build_v1().expect("the descriptors are those of the build");
     let reflection_alpha =
@@ -164,7 +174,7 @@ async fn grpc(
     Server::builder()
         .accept_http1(true)
         .initial_stream_window_size(STREAM_WINDOW)
-        .layer(http1::Http1Layer::new(config.admin))
+        .layer(http1::Http1Layer)
         .add_service(health.service())
         .add_service(reflection)
         .add_service(reflection_alpha)

@@ -19,11 +19,12 @@ use super::{
     error::Error,
     nodes::{Nodes, timestamp},
     stream::{Drain, Terms, encode_token, position, stream},
-    validate::{self, Limits},
+    validate,
     wire::{self, Response},
 };
 use crate::{
     bus::{AppendError, Appended, Batch, Health, Place, ShardId},
+    config::Limits,
     hub::{Begin, Hub, event::shard_of},
     proto::v1,
 };
@@ -170,9 +171,10 @@ impl Service {
                 self.shared.counters.published.fetch_add(count as u64, Ordering::Relaxed);
                 Ok(v1::PublishResponse { positions })
             }
-            Some(AppendError::Unavailable(why)) if accepted > 0 => Err(
-                AppendError::OutcomeUnknown(format!("part of the request was accepted; {why}")).into(),
-            ),
+            Some(AppendError::Unavailable(why)) if accepted > 0 => {
+                Err(AppendError::OutcomeUnknown(format!("part of the request was accepted; {why}"))
+                    .into())
+            }
             Some(error) => Err(error.into()),
         }
     }
@@ -266,25 +268,37 @@ impl Service {
         let status = bus.status();
         response.bus_gaps = status.gaps;
         response.unreadable_frames = status.unreadable;
-        response.links = status.links.into_iter().map(|link| v1::BusLink {
-            address: link.address,
-            purpose: link.purpose.into(),
-            connected: link.connected,
-            reconnects: link.reconnects,
-        }).collect();
-        response.shards = status.shards.iter().zip(hub.logs()).zip(0..).map(|((shard, log), id)| {
-            let extent = log.extent();
-            v1::ShardStatus {
-                shard: id,
-                epoch: extent.end.epoch.0,
-                offset: extent.end.offset.0,
-                proof_age: shard.proof_age.and_then(|age| prost_types::Duration::try_from(age).ok()),
-                proven: shard.proven,
-                log_events: extent.events as u64,
-                log_bytes: extent.bytes as u64,
-                repairs: shard.repairs,
-            }
-        }).collect();
+        response.links = status
+            .links
+            .into_iter()
+            .map(|link| v1::BusLink {
+                address: link.address,
+                purpose: link.purpose.into(),
+                connected: link.connected,
+                reconnects: link.reconnects,
+            })
+            .collect();
+        response.shards = status
+            .shards
+            .iter()
+            .zip(hub.logs())
+            .zip(0..)
+            .map(|((shard, log), id)| {
+                let extent = log.extent();
+                v1::ShardStatus {
+                    shard: id,
+                    epoch: extent.end.epoch.0,
+                    offset: extent.end.offset.0,
+                    proof_age: shard
+                        .proof_age
+                        .and_then(|age| prost_types::Duration::try_from(age).ok()),
+                    proven: shard.proven,
+                    log_events: extent.events as u64,
+                    log_bytes: extent.bytes as u64,
+                    repairs: shard.repairs,
+                }
+            })
+            .collect();
         response
     }
 }

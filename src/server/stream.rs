@@ -200,7 +200,9 @@ impl Subscription {
     }
 
     fn gap(&mut self, shard: ShardId, gap: &Gap) -> Result<Response, Status> {
-        if self.terms.overflow == v1::Overflow::Disconnect && gap.reason == GapReason::HistoryExpired {
+        if self.terms.overflow == v1::Overflow::Disconnect
+            && gap.reason == GapReason::HistoryExpired
+        {
             self.next = Next::End;
             return Err(Error::too_slow(gap.missed).into());
         }

@@ -41,7 +41,8 @@ const BATCH_TOKEN: u32 = 2;
 impl Response {
     /// The arm `events`: events that are already encoded as fields of the batch, and the token after them.
     pub fn events(events: Events, token: &[u8]) -> Response {
-        let token_field = key_len(BATCH_TOKEN) + encoded_len_varint(token.len() as u64) + token.len();
+        let token_field =
+            key_len(BATCH_TOKEN) + encoded_len_varint(token.len() as u64) + token.len();
         let batch = events.bytes + token_field;
         let mut head = BytesMut::with_capacity(16);
         encode_key(RESPONSE_EVENTS, WireType::LengthDelimited, &mut head);
@@ -129,7 +130,8 @@ mod tests {
     #[test]
     fn a_batch_encoded_by_hand_is_the_one_that_prost_reads() {
         let event = v1::Event { event_id: "e1".into(), source: "n1".into(), ..Default::default() };
-        let batch = v1::EventBatch { events: vec![event.clone(), event.clone()], resume_token: vec![] };
+        let batch =
+            v1::EventBatch { events: vec![event.clone(), event.clone()], resume_token: vec![] };
         let encoded = Bytes::from(batch.encode_to_vec());
         let half = encoded.len() / 2;
         let chunks = vec![encoded.slice(..half), encoded.slice(half..)];

@@ -303,8 +303,10 @@ impl Writer {
     async fn enter(&mut self, epoch: Epoch, attempts: &mut Attempts) -> Result<(), String> {
         let before = self.state.epoch;
         let lost = self.lost().await?;
-        tracing::info!(shard = %self.shard, epoch = epoch.0, before = before.0, lost = lost.len(),
-            "a new epoch: appending again what Redis lost");
+        if before != Epoch::NONE {
+            tracing::info!(shard = %self.shard, epoch = epoch.0, before = before.0,
+                lost = lost.len(), "a new epoch: appending again what Redis lost");
+        }
         self.state.epoch = epoch;
         for sequence in lost {
             let Some(kept) = self.state.kept.iter().find(|kept| kept.sequence == sequence) else {

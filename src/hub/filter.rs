@@ -1,0 +1,366 @@
+//! Which events a stream delivers: `trunkline.v1.Filter`, compiled once and asked for every event.
+
+use std::collections::HashSet;
+
+use super::event::{CUSTOM, EventView, KINDS, TargetName, concerns_account};
+use crate::proto::v1;
+
+/// Decides for one subscriber; its promises are `Filtered` and `NoEcho`.
+///
+/// An event is delivered if its kind is one of the kinds, its account (if its kind concerns one) one of the accounts, its type
+/// (if it is custom) one of the types, its target (if it has one) names the node or one of its roles, and its source is
+/// another node, unless the node asked for its own events.
+#[derive(Clone, Debug)]
+pub struct Filter {
+    /// Bit n stands for kind n.
+    kinds: u128,
+    /// `None`: all.
+    accounts: Option<HashSet<Box<[u8]>>>,
+    /// `None`: all.
+    custom_types: Option<CustomTypes>,
+    node_id: Box<[u8]>,
+    roles: HashSet<Box<[u8]>>,
+    include_own: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct CustomTypes {
+    exact: HashSet<Box<[u8]>>,
+    prefixes: Vec<Box<[u8]>>,
+}
+
+impl Filter {
+    /// Compiles what a subscriber asked for; numbers that are no kind's (not 10 to 99) are passed over.
+    pub fn new(wire: &v1::Filter, node_id: &str, roles: &[String], include_own: bool) -> Filter {
+        let kinds = if wire.kinds.is_empty() {
+            all_kinds()
+        } else {
+            let known = wire.kinds.iter().filter_map(|&kind| u8::try_from(kind).ok());
+            known.fold(0, |kinds, kind| kinds | kind_bit(kind)) & all_kinds()
+        };
+        Filter {
+            kinds,
+            accounts: (!wire.accounts.is_empty())
+                .then(|| wire.accounts.iter().map(|account| boxed(account)).collect()),
+            custom_types: (!wire.custom_types.is_empty())
+                .then(|| CustomTypes::new(&wire.custom_types)),
+            node_id: boxed(node_id),
+            roles: roles.iter().map(|role| boxed(role)).collect(),
+            include_own,
+        }
+    }
+
+    /// Whether the stream delivers the event.
+    pub fn matches(&self, event: &EventView<'_>) -> bool {
+        let kind = event.kind();
+        self.kinds & kind_bit(kind) != 0
+            && (self.include_own || event.source_bytes() != &*self.node_id)
+            && self.matches_account(kind, event)
+            && self.matches_custom_type(kind, event)
+            && self.matches_target(event)
+    }
+
+    /// The kinds that it includes, each as [`kind_bit`] gives it.
+    pub(super) fn kind_bits(&self) -> u128 {
+        self.kinds
+    }
+
+    /// The accounts that it includes; `None`: all.
+    pub(super) fn accounts(&self) -> Option<impl Iterator<Item = &[u8]>> {
+        self.accounts.as_ref().map(|accounts| accounts.iter().map(|account| &**account))
+    }
+
+    /// Whether only a target or `NoEcho` can keep an event from this stream.
+    pub fn matches_everything(&self) -> bool {
+        self.kinds == all_kinds() && self.accounts.is_none() && self.custom_types.is_none()
+    }
+
+    fn matches_account(&self, kind: u8, event: &EventView<'_>) -> bool {
+        match &self.accounts {
+            Some(accounts) if concerns_account(kind) => accounts.contains(event.account_bytes()),
+            _ => true,
+        }
+    }
+
+    fn matches_custom_type(&self, kind: u8, event: &EventView<'_>) -> bool {
+        match &self.custom_types {
+            Some(types) if kind == CUSTOM => types.contain(event.custom_type_bytes()),
+            _ => true,
+        }
+    }
+
+    fn matches_target(&self, event: &EventView<'_>) -> bool {
+        !event.has_target()
+            || event.target_names().any(|name| match name {
+                TargetName::NodeId(node_id) => node_id == &*self.node_id,
+                TargetName::Role(role) => self.roles.contains(role),
+            })
+    }
+}
+
+impl CustomTypes {
+    fn new(patterns: &[String]) -> CustomTypes {
+        let mut types = CustomTypes::default();
+        for pattern in patterns {
+            match pattern.strip_suffix('*') {
+                Some(prefix) => types.prefixes.push(boxed(prefix)),
+                None => {
+                    types.exact.insert(boxed(pattern));
+                }
+            }
+        }
+        types
+    }
+
+    fn contain(&self, name: &[u8]) -> bool {
+        self.exact.contains(name) || self.prefixes.iter().any(|prefix| name.starts_with(prefix))
+    }
+}
+
+/// The bit of a kind. What is no kind has bit 0, which no filter includes.
+pub(super) fn kind_bit(kind: u8) -> u128 {
+    if KINDS.contains(&kind) { 1 << kind } else { 1 }
+}
+
+/// The bits of all kinds that there are or will be.
+fn all_kinds() -> u128 {
+    let below = |kind: u8| (1u128 << kind) - 1;
+    below(KINDS.end() + 1) & !below(*KINDS.start())
+}
+
+fn boxed(text: &str) -> Box<[u8]> {
+    text.as_bytes().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use prost::Message;
+
+    use super::*;
+    use crate::proto::v1::event::Kind;
+
+    fn matches(filter: &Filter, event: &v1::Event) -> bool {
+        filter.matches(&EventView::peek(&event.encode_to_vec()).unwrap())
+    }
+
+    fn filter(wire: v1::Filter) -> Filter {
+        Filter::new(&wire, "me", &["imap".to_owned()], false)
+    }
+
+    fn mailbox_change(account_id: &str) -> v1::Event {
+        let change = v1::MailboxChange { account_id: account_id.into(), ..Default::default() };
+        v1::Event { kind: Some(Kind::MailboxChange(change)), ..Default::default() }
+    }
+
+    fn custom(name: &str) -> v1::Event {
+        let custom = v1::CustomEvent { r#type: name.into(), ..Default::default() };
+        v1::Event { kind: Some(Kind::Custom(custom)), ..Default::default() }
+    }
+
+    fn refresh() -> v1::Event {
+        let kind = Some(Kind::QueueRefresh(v1::QueueRefresh {}));
+        v1::Event { source: "other".into(), kind, ..Default::default() }
+    }
+
+    #[test]
+    fn an_empty_filter_includes_everything_but_own_events() {
+        let all = filter(v1::Filter::default());
+        assert!(all.matches_everything());
+        assert!(matches(&all, &mailbox_change("alice")));
+        assert!(matches(&all, &custom("t")));
+        assert!(matches(&all, &refresh()));
+        assert!(!matches(&all, &v1::Event { source: "me".into(), ..refresh() }));
+        let own = Filter::new(&v1::Filter::default(), "me", &[], true);
+        assert!(matches(&own, &v1::Event { source: "me".into(), ..refresh() }));
+    }
+
+    #[test]
+    fn kinds_of_newer_peers_are_kinds() {
+        let newer = [0xd2, 0x02, 0x00]; // field 42, an empty message
+        let view = EventView::peek(&newer).unwrap();
+        assert!(filter(v1::Filter::default()).matches(&view));
+        assert!(filter(v1::Filter { kinds: vec![42], ..Default::default() }).matches(&view));
+        let others = filter(v1::Filter { kinds: vec![10, 43, 99], ..Default::default() });
+        assert!(!others.matches(&view));
+        assert!(!others.matches_everything());
+    }
+
+    #[test]
+    fn what_has_no_kind_is_never_delivered() {
+        let all = filter(v1::Filter::default());
+        assert!(!matches(&all, &v1::Event { source: "other".into(), ..Default::default() }));
+        let none = filter(v1::Filter { kinds: vec![0, -1, 5, 100, 266], ..Default::default() });
+        assert!(!matches(&none, &v1::Event::default()));
+        assert!(!matches(&none, &mailbox_change("alice")), "266 is not 10");
+    }
+
+    #[test]
+    fn accounts_narrow_only_the_kinds_that_concern_one() {
+        let alice = filter(v1::Filter { accounts: vec!["alice".into()], ..Default::default() });
+        assert!(matches(&alice, &mailbox_change("alice")));
+        assert!(!matches(&alice, &mailbox_change("bob")));
+        assert!(!matches(&alice, &mailbox_change("")));
+        assert!(matches(&alice, &refresh()));
+        assert!(matches(&alice, &custom("bob")));
+        assert!(!alice.matches_everything());
+    }
+
+    #[test]
+    fn custom_types_match_whole_or_by_prefix() {
+        let types = |types: &[&str]| {
+            let custom_types = types.iter().map(|&name| name.to_owned()).collect();
+            filter(v1::Filter { custom_types, ..Default::default() })
+        };
+        let some = types(&["com.example.paid", "org.*"]);
+        for (name, included) in [
+            ("com.example.paid", true),
+            ("com.example.paid.twice", false),
+            ("com.example", false),
+            ("org.", true),
+            ("org.a.b", true),
+            ("org", false),
+        ] {
+            assert_eq!(matches(&some, &custom(name)), included, "{name}");
+        }
+        assert!(matches(&some, &mailbox_change("alice")));
+        assert!(!some.matches_everything());
+        assert!(matches(&types(&["*"]), &custom("anything")));
+    }
+
+    #[test]
+    fn a_target_names_the_node_or_a_role() {
+        let all = filter(v1::Filter::default());
+        let to = |node_ids: &[&str], roles: &[&str]| {
+            let strings = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+            let target = v1::Target { node_ids: strings(node_ids), roles: strings(roles) };
+            v1::Event { target: Some(target), ..refresh() }
+        };
+        assert!(matches(&all, &to(&["you", "me"], &[])));
+        assert!(matches(&all, &to(&["you"], &["mta", "imap"])));
+        assert!(!matches(&all, &to(&["you"], &["mta"])));
+        assert!(!matches(&all, &to(&["imap"], &["me"])), "a node id is no role");
+        assert!(!matches(&all, &to(&[], &[])), "nobody is named");
+    }
+
+    /// The comments of `Filter`, `Target` and `SubscribeRequest`, word by word, on the decoded event.
+    fn reference(
+        wire: &v1::Filter,
+        node_id: &str,
+        roles: &[String],
+        include_own: bool,
+        event: &v1::Event,
+        newer_kind: Option<i32>,
+    ) -> bool {
+        let (kind, account, custom_type) = match &event.kind {
+            Some(Kind::MailboxChange(change)) => (10, Some(&change.account_id), None),
+            Some(Kind::EmailDelivery(delivery)) => (11, Some(&delivery.account_id), None),
+            Some(Kind::BlockedIp(_)) => (14, None, None),
+            Some(Kind::Custom(custom)) => (20, None, Some(&custom.r#type)),
+            _ => (newer_kind.unwrap_or(0), None, None),
+        };
+        if kind == 0 || (!wire.kinds.is_empty() && !wire.kinds.contains(&kind)) {
+            return false;
+        }
+        if let Some(account) = account
+            && !wire.accounts.is_empty()
+            && !wire.accounts.contains(account)
+        {
+            return false;
+        }
+        if let Some(name) = custom_type
+            && !wire.custom_types.is_empty()
+            && !wire.custom_types.iter().any(|pattern| match pattern.split_once('*') {
+                Some((prefix, _)) => name.starts_with(prefix),
+                None => pattern == name,
+            })
+        {
+            return false;
+        }
+        if let Some(target) = &event.target
+            && !target.node_ids.iter().any(|name| name == node_id)
+            && !target.roles.iter().any(|role| roles.contains(role))
+        {
+            return false;
+        }
+        include_own || event.source != node_id
+    }
+
+    /// A few names, so that equal ones meet.
+    fn name() -> impl Strategy<Value = String> {
+        "[ab]{1,2}"
+    }
+
+    fn list(name: impl Strategy<Value = String>) -> impl Strategy<Value = Vec<String>> {
+        prop::collection::vec(name, 0..3)
+    }
+
+    fn some_kind() -> impl Strategy<Value = Option<Kind>> {
+        prop_oneof![
+            name().prop_map(|account_id| Some(Kind::MailboxChange(v1::MailboxChange {
+                account_id,
+                ..Default::default()
+            }))),
+            name().prop_map(|account_id| Some(Kind::EmailDelivery(v1::EmailDelivery {
+                account_id,
+                ..Default::default()
+            }))),
+            Just(Some(Kind::BlockedIp(v1::BlockedIp::default()))),
+            name().prop_map(|name| Some(Kind::Custom(v1::CustomEvent {
+                r#type: name,
+                ..Default::default()
+            }))),
+            Just(None),
+        ]
+    }
+
+    prop_compose! {
+        fn some_event()(
+            kind in some_kind(),
+            source in name(),
+            target in prop::option::of((list(name()), list(name()))),
+        ) -> v1::Event {
+            let target = target.map(|(node_ids, roles)| v1::Target { node_ids, roles });
+            v1::Event { source, target, kind, ..Default::default() }
+        }
+    }
+
+    prop_compose! {
+        fn some_filter()(
+            kinds in prop::collection::vec(prop::sample::select(vec![10, 11, 14, 20, 21, 99]), 0..4),
+            accounts in list(name()),
+            custom_types in list("[ab]{0,2}\\*|[ab]{1,2}"),
+        ) -> v1::Filter {
+            v1::Filter { kinds, accounts, custom_types }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn the_filter_does_what_its_comments_say(
+            wire in some_filter(),
+            event in some_event(),
+            newer_kind in prop::option::of(prop::sample::select(vec![21, 98, 99])),
+            node_id in name(),
+            roles in list(name()),
+            include_own in any::<bool>(),
+        ) {
+            let mut bytes = event.encode_to_vec();
+            let newer_kind = newer_kind.filter(|_| event.kind.is_none());
+            if let Some(kind) = newer_kind {
+                crate::hub::event::wire::put_field(&mut bytes, kind as u32, b"newer");
+            }
+            let filter = Filter::new(&wire, &node_id, &roles, include_own);
+            let included = filter.matches(&EventView::peek(&bytes).unwrap());
+            prop_assert_eq!(
+                included,
+                reference(&wire, &node_id, &roles, include_own, &event, newer_kind)
+            );
+            if filter.matches_everything() && event.target.is_none() && include_own {
+                prop_assert_eq!(included, event.kind.is_some() || newer_kind.is_some());
+            }
+        }
+    }
+}

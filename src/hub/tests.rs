@@ -1,0 +1,407 @@
+//! The promises that the hub keeps, against a bus whose history and log are as small as a test wants.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt, ready};
+use parking_lot::Mutex;
+use proptest::prelude::*;
+use prost::Message;
+use tokio::sync::watch;
+
+use super::{
+    Begin, Hub,
+    cursor::{Cursor, Item},
+    filter::Filter,
+    log::Capacity,
+};
+use crate::{
+    bus::{
+        AppendError, Appended, Batch, Bus, BusStatus, Delivery, Epoch, Frame, Gap, GapReason,
+        Health, History, HistoryPage, Offset, Place, ShardId, Sink, put_event,
+    },
+    proto::v1::{self, event::Kind},
+};
+
+/// A bus that keeps the last `keep` frames of each shard as history.
+struct TestBus {
+    hub: Arc<Hub>,
+    keep: usize,
+    state: Mutex<State>,
+    health: watch::Sender<Health>,
+}
+
+struct State {
+    epoch: u64,
+    ends: Vec<u64>,
+    history: Vec<Vec<Delivery>>,
+}
+
+impl TestBus {
+    fn start(shards: u16, keep: usize, capacity: Capacity) -> (Arc<Hub>, Arc<TestBus>) {
+        let hub = Arc::new(Hub::new(shards, capacity));
+        let bus = Arc::new(TestBus {
+            hub: hub.clone(),
+            keep,
+            state: Mutex::new(State {
+                epoch: 7,
+                ends: vec![0; usize::from(shards)],
+                history: vec![vec![]; usize::from(shards)],
+            }),
+            health: watch::Sender::new(Health::Ready),
+        });
+        hub.attach(bus.clone());
+        for shard in ShardId::all(shards) {
+            hub.deliver(shard, Delivery::Start(Place::new(7, 0)));
+        }
+        (hub, bus)
+    }
+
+    fn publish(&self, shard: usize, events: &[v1::Event]) {
+        let mut state = self.state.lock();
+        let mut bytes = Vec::new();
+        for event in events {
+            put_event(&mut bytes, &event.encode_to_vec());
+        }
+        let frame = Frame {
+            epoch: Epoch(state.epoch),
+            first: Offset(state.ends[shard] + 1),
+            count: events.len() as u64,
+            time_ms: 0,
+            origin: None,
+            events: bytes.into(),
+        };
+        state.ends[shard] += events.len() as u64;
+        self.hand_on(&mut state, shard, Delivery::Frame(frame));
+    }
+
+    fn hand_on(&self, state: &mut State, shard: usize, delivery: Delivery) {
+        state.history[shard].push(delivery.clone());
+        let over = state.history[shard].len().saturating_sub(self.keep);
+        state.history[shard].drain(..over);
+        self.hub.deliver(ShardId(shard as u16), delivery);
+    }
+}
+
+fn end(delivery: &Delivery) -> Place {
+    match delivery {
+        Delivery::Frame(frame) | Delivery::Again(frame) => frame.last(),
+        Delivery::Gap(gap) => gap.to,
+        Delivery::Start(place) | Delivery::Epoch(place) => *place,
+    }
+}
+
+impl Bus for TestBus {
+    fn kind(&self) -> &'static str {
+        "test"
+    }
+    fn shards(&self) -> u16 {
+        self.state.lock().ends.len() as u16
+    }
+    fn append(&self, _: ShardId, _: Batch) -> BoxFuture<'_, Result<Appended, AppendError>> {
+        ready(Err(AppendError::Closed)).boxed()
+    }
+    fn history(&self) -> Option<&dyn History> {
+        (self.keep > 0).then_some(self)
+    }
+    fn health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
+    }
+    fn status(&self) -> BusStatus {
+        BusStatus::default()
+    }
+    fn close(&self) -> BoxFuture<'_, ()> {
+        ready(()).boxed()
+    }
+}
+
+impl History for TestBus {
+    fn page(
+        &self,
+        shard: ShardId,
+        after: Place,
+        _: usize,
+    ) -> BoxFuture<'_, Result<HistoryPage, AppendError>> {
+        let state = self.state.lock();
+        let kept = &state.history[shard.index()];
+        let mut deliveries: Vec<_> =
+            kept.iter().filter(|d| end(d) > after).take(3).cloned().collect();
+        if let Some(Delivery::Frame(frame)) = deliveries.first() {
+            let before = Place { epoch: frame.epoch, offset: Offset(frame.first.0 - 1) };
+            if after.is_known() && before > after {
+                deliveries.insert(
+                    0,
+                    Delivery::Gap(Gap {
+                        reason: GapReason::HistoryExpired,
+                        from: after,
+                        to: before,
+                        missed: Some(before.offset.0 - after.offset.0),
+                        from_ms: None,
+                        to_ms: 0,
+                    }),
+                );
+            }
+        }
+        let next = deliveries.last().map_or(after, end);
+        let tip = Place::new(state.epoch, state.ends[shard.index()]);
+        ready(Ok(HistoryPage { deliveries, next, at_end: next == tip })).boxed()
+    }
+    fn tip(&self, shard: ShardId) -> BoxFuture<'_, Result<Place, AppendError>> {
+        let state = self.state.lock();
+        ready(Ok(Place::new(state.epoch, state.ends[shard.index()]))).boxed()
+    }
+}
+
+fn event(id: u64, source: &str, account: &str) -> v1::Event {
+    v1::Event {
+        event_id: id.to_string(),
+        source: source.into(),
+        kind: Some(Kind::MailboxChange(v1::MailboxChange {
+            account_id: account.into(),
+            change_id: id,
+            ..Default::default()
+        })),
+        ..Default::default()
+    }
+}
+
+fn everything(node: &str) -> Filter {
+    Filter::new(&v1::Filter::default(), node, &[], false)
+}
+
+fn accounts(node: &str, accounts: &[&str]) -> Filter {
+    let accounts = accounts.iter().map(|a| (*a).to_owned()).collect();
+    Filter::new(&v1::Filter { accounts, ..Default::default() }, node, &[], false)
+}
+
+fn ids(chunks: &[Bytes]) -> Vec<u64> {
+    let batch = v1::EventBatch::decode(&chunks.concat()[..]).unwrap();
+    batch.events.iter().map(|event| event.event_id.parse().unwrap()).collect()
+}
+
+/// All that the cursor has now.
+fn drain(cursor: &mut Cursor) -> (Vec<u64>, Vec<Gap>) {
+    let (mut events, mut gaps) = (vec![], vec![]);
+    while let Some(item) = cursor.next().now_or_never() {
+        match item.unwrap() {
+            Item::Events(batch) => {
+                let batch_ids = ids(&batch.chunks);
+                assert_eq!(batch_ids.len() as u64, batch.count);
+                events.extend(batch_ids);
+            }
+            Item::Gap(_, gap) => gaps.push(gap),
+        }
+    }
+    (events, gaps)
+}
+
+const LARGE: Capacity = Capacity { bytes: 1 << 20, events: 10_000 };
+
+async fn open(hub: &Arc<Hub>, filter: Filter, begin: Begin) -> Cursor {
+    hub.open(filter, &begin, None).await.unwrap().cursor
+}
+
+#[tokio::test]
+async fn a_stream_gets_what_comes_after_it_was_opened_and_nothing_of_its_own() {
+    let (hub, bus) = TestBus::start(2, 0, LARGE);
+    bus.publish(0, &[event(1, "a", "x")]);
+    let mut cursor = open(&hub, everything("n"), Begin::Latest).await;
+    bus.publish(0, &[event(2, "a", "x"), event(3, "n", "x"), event(4, "a", "x")]);
+    bus.publish(1, &[event(5, "a", "y")]);
+    let (mut events, gaps) = drain(&mut cursor);
+    events.sort_unstable();
+    assert_eq!((events, gaps), (vec![2, 4, 5], vec![]));
+}
+
+#[tokio::test]
+async fn who_is_overtaken_without_history_is_told_exactly_how_much() {
+    let capacity = Capacity { bytes: 1 << 20, events: 5 };
+    let (hub, bus) = TestBus::start(1, 0, capacity);
+    let mut cursor = open(&hub, everything("n"), Begin::Latest).await;
+    for id in 1..=12 {
+        bus.publish(0, &[event(id, "a", "x")]);
+    }
+    let (events, gaps) = drain(&mut cursor);
+    assert_eq!(events, vec![8, 9, 10, 11, 12]);
+    assert_eq!(gaps.len(), 1);
+    assert_eq!((gaps[0].missed, gaps[0].to), (Some(7), Place::new(7, 7)));
+}
+
+#[tokio::test]
+async fn who_is_overtaken_by_what_it_did_not_ask_for_misses_nothing() {
+    let capacity = Capacity { bytes: 1 << 20, events: 5 };
+    let (hub, bus) = TestBus::start(1, 0, capacity);
+    let mut cursor = open(&hub, accounts("n", &["mine"]), Begin::Latest).await;
+    for id in 1..=12 {
+        bus.publish(0, &[event(id, "a", "others")]);
+    }
+    bus.publish(0, &[event(13, "a", "mine")]);
+    assert_eq!(drain(&mut cursor), (vec![13], vec![]));
+    assert_eq!(cursor.progress().behind(), 0);
+}
+
+#[tokio::test]
+async fn who_is_overtaken_goes_on_from_history() {
+    let capacity = Capacity { bytes: 1 << 20, events: 4 };
+    let (hub, bus) = TestBus::start(1, 100, capacity);
+    let mut cursor = open(&hub, everything("n"), Begin::Latest).await;
+    for id in 1..=20 {
+        bus.publish(0, &[event(id, "a", "x")]);
+    }
+    assert_eq!(drain(&mut cursor), ((1..=20).collect(), vec![]));
+    bus.publish(0, &[event(21, "a", "x")]);
+    assert_eq!(drain(&mut cursor), (vec![21], vec![]));
+}
+
+#[tokio::test]
+async fn a_place_inside_a_frame_is_resumed_there() {
+    let (hub, bus) = TestBus::start(1, 0, LARGE);
+    bus.publish(0, &[event(1, "a", "x"), event(2, "a", "x"), event(3, "a", "x")]);
+    let opened =
+        hub.open(everything("n"), &Begin::After(vec![Place::new(7, 2)]), None).await.unwrap();
+    assert!(opened.resumed);
+    assert_eq!(opened.replayed, 1);
+    let mut cursor = opened.cursor;
+    assert_eq!(drain(&mut cursor), (vec![3], vec![]));
+}
+
+#[tokio::test]
+async fn a_stream_of_few_events_stops_inside_a_frame_and_its_token_says_where() {
+    let (hub, bus) = TestBus::start(1, 0, LARGE);
+    let opened = hub.open(everything("n"), &Begin::Latest, Some(2)).await.unwrap();
+    let mut cursor = opened.cursor;
+    bus.publish(0, &[event(1, "a", "x"), event(2, "a", "x"), event(3, "a", "x")]);
+    let Ok(Item::Events(batch)) = cursor.next().await else { panic!("no events") };
+    assert_eq!(ids(&batch.chunks), vec![1, 2]);
+    assert!(cursor.is_finished());
+    assert_eq!(cursor.places(), vec![Place::new(7, 2)]);
+}
+
+#[tokio::test]
+async fn a_place_that_nobody_knows_is_a_gap_and_then_the_newest() {
+    let (hub, bus) = TestBus::start(1, 0, LARGE);
+    bus.publish(0, &[event(1, "a", "x")]);
+    for place in [Place::new(3, 9), Place::new(9, 1), Place::new(7, 50)] {
+        let opened = hub.open(everything("n"), &Begin::After(vec![place]), None).await.unwrap();
+        assert!(!opened.resumed, "{place}");
+        let mut cursor = opened.cursor;
+        let (events, gaps) = drain(&mut cursor);
+        assert_eq!((events.len(), gaps.len()), (0, 1), "{place}");
+        assert_eq!((gaps[0].reason, gaps[0].missed), (GapReason::UnknownEpoch, None));
+    }
+}
+
+#[tokio::test]
+async fn a_token_of_another_number_of_shards_is_a_gap_on_each() {
+    let (hub, _bus) = TestBus::start(2, 0, LARGE);
+    let begin = Begin::After(vec![Place::new(7, 0)]);
+    let opened = hub.open(everything("n"), &begin, None).await.unwrap();
+    assert!(!opened.resumed);
+    let mut cursor = opened.cursor;
+    assert_eq!(drain(&mut cursor).1.len(), 2);
+}
+
+/// What a test does, step by step.
+#[derive(Clone, Debug)]
+enum Act {
+    Publish { shard: usize, count: usize, account: usize },
+    Read { node: usize },
+    Resume { node: usize },
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        5 => (0..2_usize, 1..4_usize, 0..3_usize)
+            .prop_map(|(shard, count, account)| Act::Publish { shard, count, account }),
+        2 => (0..3_usize).prop_map(|node| Act::Read { node }),
+        1 => (0..3_usize).prop_map(|node| Act::Resume { node }),
+    ]
+}
+
+proptest! {
+    /// Whatever is published, read and resumed, over logs and histories of any size: each stream has every event that it asked
+    /// for, in order and once, or a gap that covers it and counts exactly.
+    #[test]
+    fn nothing_is_lost_silently(
+        acts in proptest::collection::vec(act(), 1..80),
+        log in 3..30_usize,
+        keep in 0..20_usize,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(check(acts, log, keep));
+    }
+}
+
+async fn check(acts: Vec<Act>, log: usize, keep: usize) {
+    tokio::time::pause();
+    let (hub, bus) = TestBus::start(2, keep, Capacity { bytes: 1 << 20, events: log });
+    let names = ["x", "y", "z"];
+    let filters = || [everything("n0"), accounts("n1", &["x"]), accounts("n2", &["y", "z"])];
+    let wanted: [&[usize]; 3] = [&[0, 1, 2], &[0], &[1, 2]];
+    let mut cursors = Vec::new();
+    for filter in filters() {
+        cursors.push(open(&hub, filter, Begin::Latest).await);
+    }
+    // By shard, in order: id and account. Ids say the shard and the offset.
+    let mut published: [Vec<(u64, usize)>; 2] = [vec![], vec![]];
+    let mut seen: Vec<(Vec<u64>, Vec<(usize, Gap)>)> = vec![(vec![], vec![]); 3];
+    let mut read = |cursor: &mut Cursor, seen: &mut (Vec<u64>, Vec<(usize, Gap)>)| {
+        while let Some(item) = cursor.next().now_or_never() {
+            match item.unwrap() {
+                Item::Events(batch) => seen.0.extend(ids(&batch.chunks)),
+                Item::Gap(shard, gap) => seen.1.push((shard.index(), gap)),
+            }
+        }
+    };
+    for act in acts {
+        match act {
+            Act::Publish { shard, count, account } => {
+                let first = published[shard].len();
+                let events: Vec<_> = (first..first + count)
+                    .map(|at| event((shard * 1_000_000 + at + 1) as u64, "p", names[account]))
+                    .collect();
+                bus.publish(shard, &events);
+                let ids = events.iter().map(|e| (e.event_id.parse().unwrap(), account));
+                published[shard].extend(ids);
+            }
+            Act::Read { node } => read(&mut cursors[node], &mut seen[node]),
+            Act::Resume { node } => {
+                let begin = Begin::After(cursors[node].places());
+                let filter = filters()[node].clone();
+                cursors[node] = open(&hub, filter, begin).await;
+            }
+        }
+    }
+    for node in 0..3 {
+        read(&mut cursors[node], &mut seen[node]);
+        let (events, gaps) = &seen[node];
+        for shard in 0..2 {
+            let got: Vec<u64> =
+                events.iter().copied().filter(|id| (*id / 1_000_000) as usize == shard).collect();
+            assert!(got.is_sorted_by(|a, b| a < b), "order of node {node}: {got:?}");
+            let gaps: Vec<&Gap> =
+                gaps.iter().filter(|(at, _)| *at == shard).map(|(_, gap)| gap).collect();
+            for gap in &gaps {
+                let range = gap.from.offset.0..gap.to.offset.0;
+                assert_eq!(gap.missed, Some(range.end - range.start), "{gap:?}");
+            }
+            let offset = |id: u64| id % 1_000_000;
+            let covered = |id| {
+                gaps.iter().any(|g| offset(id) > g.from.offset.0 && offset(id) <= g.to.offset.0)
+            };
+            let told: BTreeMap<u64, bool> = got.iter().map(|id| (*id, true)).collect();
+            for (id, account) in &published[shard] {
+                let delivered = told.contains_key(id);
+                if wanted[node].contains(account) {
+                    assert!(delivered || covered(*id), "node {node} lost {id}; gaps {gaps:?}");
+                    assert!(
+                        !(delivered && covered(*id)),
+                        "node {node}: {id} came and lies in a gap"
+                    );
+                } else {
+                    assert!(!delivered, "node {node} did not ask for {id}");
+                }
+            }
+        }
+    }
+}

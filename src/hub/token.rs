@@ -1,0 +1,277 @@
+//! The resume token: a subscriber's place in every shard, in a few bytes that travel with each response.
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 1 | version of this layout: 1 |
+//! | 4 | tag of the deployment, big endian |
+//! | varint | number of shards |
+//! | per shard, from 0 | epoch (the first whole, each other as its distance to the one before, zigzag), offset; varints |
+//! | 4 | FNV-1a of all before, big endian |
+//!
+//! Epochs of one deployment mostly lie close together, so a shard costs about as much as its offset does. The checksum guards
+//! against accidents, not against forgery: whoever may subscribe may read everything anyway.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::event::{
+    Fnv32,
+    wire::{get_varint, put_varint, varint_len},
+};
+use crate::bus::Place;
+
+const VERSION: u8 = 1;
+const TAG: usize = 4;
+const CHECKSUM: usize = 4;
+
+/// Why a token cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// These are not the bytes of a token, or not all of them, or a later version's.
+    #[error("these bytes are no resume token: {0}")]
+    Malformed(&'static str),
+    /// The token was made by gateways with another prefix.
+    #[error("the resume token is of another deployment")]
+    ForeignDeployment,
+}
+
+/// One place per shard, of one deployment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResumeToken {
+    /// [`deployment_tag`] of the deployment that made the token.
+    pub deployment: u32,
+    /// Everything up to and including these was delivered or told as a gap; by shard.
+    pub places: Vec<Place>,
+}
+
+impl ResumeToken {
+    /// Reads a token that must be of `deployment`. Never panics, whatever the bytes; a single wrong byte is always found.
+    pub fn decode(token: &[u8], deployment: u32) -> Result<ResumeToken, TokenError> {
+        use TokenError::Malformed;
+
+        let (body, checksum) =
+            token.split_last_chunk::<CHECKSUM>().ok_or(Malformed("too short"))?;
+        let mut sum = Fnv32::new();
+        sum.write(body);
+        if sum.finish() != u32::from_be_bytes(*checksum) {
+            return Err(Malformed("wrong checksum"));
+        }
+        let (&version, body) = body.split_first().ok_or(Malformed("too short"))?;
+        if version != VERSION {
+            return Err(Malformed("unknown version"));
+        }
+        let (tag, mut body) = body.split_first_chunk::<TAG>().ok_or(Malformed("too short"))?;
+        if u32::from_be_bytes(*tag) != deployment {
+            return Err(TokenError::ForeignDeployment);
+        }
+        let mut number = || get_varint(&mut body).map_err(|_| Malformed("cut off"));
+        let shards = u16::try_from(number()?).map_err(|_| Malformed("too many shards"))?;
+        let mut places = Vec::new();
+        let mut epoch = 0u64;
+        for shard in 0..shards {
+            let value = number()?;
+            epoch = if shard == 0 { value } else { epoch.wrapping_add(unzigzag(value)) };
+            places.push(Place::new(epoch, number()?));
+        }
+        if !body.is_empty() {
+            return Err(Malformed("bytes after the end"));
+        }
+        Ok(ResumeToken { deployment, places })
+    }
+
+    /// How many bytes [`encode`](Self::encode) appends.
+    pub fn encoded_len(&self) -> usize {
+        encoded_len(&self.places)
+    }
+
+    /// Appends the token to `buf`.
+    pub fn encode(&self, buf: &mut impl BufMut) {
+        encode(self.deployment, &self.places, buf);
+    }
+
+    /// The token in bytes of its own.
+    pub fn to_bytes(&self) -> Bytes {
+        let mut buf = BytesMut::with_capacity(self.encoded_len());
+        self.encode(&mut buf);
+        buf.freeze()
+    }
+}
+
+/// Appends the token of `places` (one per shard, from shard 0) to `buf`: for who keeps places of its own. Allocates nothing.
+pub fn encode(deployment: u32, places: &[Place], buf: &mut impl BufMut) {
+    let mut buf = Summed { buf, sum: Fnv32::new() };
+    buf.put(&[VERSION]);
+    buf.put(&deployment.to_be_bytes());
+    buf.put_varint(places.len() as u64);
+    for value in values(places) {
+        buf.put_varint(value);
+    }
+    buf.buf.put_slice(&buf.sum.finish().to_be_bytes());
+}
+
+/// How many bytes [`encode`] appends for `places`.
+pub fn encoded_len(places: &[Place]) -> usize {
+    let numbers = varint_len(places.len() as u64) + values(places).map(varint_len).sum::<usize>();
+    1 + TAG + numbers + CHECKSUM
+}
+
+/// What tells the tokens of one deployment from those of another: a hash of the prefix of its keys and channels.
+pub fn deployment_tag(prefix: &str) -> u32 {
+    let mut fnv = Fnv32::new();
+    fnv.write(prefix.as_bytes());
+    fnv.finish()
+}
+
+/// The numbers of all places, as they are written.
+fn values(places: &[Place]) -> impl Iterator<Item = u64> {
+    let before = std::iter::once(None).chain(places.iter().map(|place| Some(place.epoch.0)));
+    places.iter().zip(before).flat_map(|(place, before)| {
+        let epoch = place.epoch.0;
+        let epoch = before.map_or(epoch, |before| zigzag(epoch.wrapping_sub(before)));
+        [epoch, place.offset.0]
+    })
+}
+
+/// A distance that may be negative (in two's complement) as a number that is small if the distance is.
+fn zigzag(distance: u64) -> u64 {
+    (distance << 1) ^ (distance >> 63).wrapping_neg()
+}
+
+fn unzigzag(value: u64) -> u64 {
+    (value >> 1) ^ (value & 1).wrapping_neg()
+}
+
+/// Writes to a buffer and sums up what it writes.
+struct Summed<'a, B> {
+    buf: &'a mut B,
+    sum: Fnv32,
+}
+
+impl<B: BufMut> Summed<'_, B> {
+    fn put(&mut self, bytes: &[u8]) {
+        self.sum.write(bytes);
+        self.buf.put_slice(bytes);
+    }
+
+    fn put_varint(&mut self, value: u64) {
+        let mut bytes = [0; 10];
+        let mut rest = &mut bytes[..];
+        put_varint(&mut rest, value);
+        self.put(&bytes[..varint_len(value)]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const HERE: u32 = 0x0102_0304;
+
+    fn token(places: Vec<Place>) -> ResumeToken {
+        ResumeToken { deployment: HERE, places }
+    }
+
+    #[test]
+    fn the_layout_is_pinned() {
+        let token = token(vec![Place::new(5, 300), Place::new(4, 0)]);
+        let bytes = token.to_bytes();
+        assert_eq!(bytes[..5], [VERSION, 1, 2, 3, 4]);
+        assert_eq!(bytes[5..11], [2, 5, 0xac, 0x02, 1, 0], "2 shards; 5-300; 1 back, 0");
+        assert_eq!(bytes.len(), 15);
+        assert_eq!(deployment_tag("trunkline"), 0);
+    }
+
+    #[test]
+    fn a_token_is_small() {
+        let epoch = 1_700_000_000_000;
+        let places = (0..6).map(|shard| Place::new(epoch + shard % 3, 1_000_000)).collect();
+        assert!(token(places).encoded_len() <= 40);
+    }
+
+    #[test]
+    fn errors_say_what_is_wrong() {
+        let bytes = token(vec![Place::new(1, 2)]).to_bytes();
+        assert_eq!(ResumeToken::decode(&bytes, HERE + 1), Err(TokenError::ForeignDeployment));
+        assert_eq!(ResumeToken::decode(b"abc", HERE), Err(TokenError::Malformed("too short")));
+        assert_eq!(
+            ResumeToken::decode(b"not a token", HERE),
+            Err(TokenError::Malformed("wrong checksum"))
+        );
+        // The checksum is right in all of these.
+        let refused = |body: &[u8]| {
+            let mut sum = Fnv32::new();
+            sum.write(body);
+            let bytes = [body, &sum.finish().to_be_bytes()].concat();
+            ResumeToken::decode(&bytes, HERE).unwrap_err()
+        };
+        assert_eq!(refused(&[]), TokenError::Malformed("too short"));
+        assert_eq!(refused(&[1, 1, 2, 3]), TokenError::Malformed("too short"));
+        assert_eq!(refused(&[2, 1, 2, 3, 4, 0]), TokenError::Malformed("unknown version"));
+        assert_eq!(refused(&[1, 1, 2, 3, 4, 0, 0]), TokenError::Malformed("bytes after the end"));
+        assert_eq!(refused(&[1, 1, 2, 3, 4, 1, 7]), TokenError::Malformed("cut off"));
+        assert_eq!(
+            refused(&[1, 1, 2, 3, 4, 0x80, 0x80, 0x04]),
+            TokenError::Malformed("too many shards")
+        );
+    }
+
+    /// Epochs near each other, and epochs anywhere.
+    fn some_places() -> impl Strategy<Value = Vec<Place>> {
+        let epoch = prop_oneof![0u64..200, any::<u64>()];
+        prop::collection::vec((epoch, any::<u64>()), 0..9).prop_map(|places| {
+            places.into_iter().map(|(epoch, offset)| Place::new(epoch, offset)).collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn tokens_come_back(deployment in any::<u32>(), places in some_places()) {
+            let token = ResumeToken { deployment, places };
+            let bytes = token.to_bytes();
+            prop_assert_eq!(bytes.len(), token.encoded_len());
+            prop_assert_eq!(ResumeToken::decode(&bytes, deployment), Ok(token));
+        }
+
+        #[test]
+        fn one_wrong_byte_is_found(places in some_places(), flip in 1u8..=255) {
+            let bytes = token(places).to_bytes();
+            for at in 0..bytes.len() {
+                let mut wrong = bytes.to_vec();
+                wrong[at] ^= flip;
+                prop_assert!(ResumeToken::decode(&wrong, HERE).is_err(), "byte {}", at);
+            }
+        }
+
+        #[test]
+        fn a_cut_is_found(places in some_places()) {
+            let bytes = token(places).to_bytes();
+            for end in 0..bytes.len() {
+                prop_assert!(ResumeToken::decode(&bytes[..end], HERE).is_err(), "cut at {}", end);
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..64), sum in any::<bool>()) {
+            if sum {
+                let mut fnv = Fnv32::new();
+                fnv.write(&bytes);
+                bytes.extend(fnv.finish().to_be_bytes());
+            }
+            if let Ok(token) = ResumeToken::decode(&bytes, HERE) {
+                prop_assert_eq!(token.deployment, HERE);
+            }
+        }
+
+        #[test]
+        fn no_body_panics(mut body in prop::collection::vec(any::<u8>(), 0..32)) {
+            body.splice(..0, [VERSION, 1, 2, 3, 4]);
+            let mut fnv = Fnv32::new();
+            fnv.write(&body);
+            body.extend(fnv.finish().to_be_bytes());
+            if let Ok(token) = ResumeToken::decode(&body, HERE) {
+                prop_assert_eq!(ResumeToken::decode(&token.to_bytes(), HERE), Ok(token));
+            }
+        }
+    }
+}

@@ -1,0 +1,452 @@
+//! Checks what nodes send, and names everything that is wrong with it at once.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use prost::Message;
+use uuid::Uuid;
+
+use super::{
+    error::{Error, Violation},
+    wire,
+};
+use crate::{
+    config::Limits,
+    hub::{
+        event::{EventView, routing_key_hash, stamp},
+        filter::Filter,
+        token::{ResumeToken, TokenError},
+    },
+    proto::v1::{self, event::Kind},
+};
+
+/// Bytes of an id.
+const MAX_ID: usize = 128;
+/// Node ids or roles of a target, and roles of a node.
+const MAX_NAMES: usize = 64;
+const MAX_REASON: usize = 1024;
+const MAX_DOMAINS: usize = 256;
+const MAX_DOMAIN: usize = 253;
+const MAX_ENTRIES: usize = 1000;
+const MAX_LABELS: usize = 32;
+const MAX_LABEL_VALUE: usize = 1024;
+const MAX_PATTERNS: usize = 256;
+const MAX_PAGE: usize = 1000;
+const DEFAULT_PAGE: usize = 100;
+const LEAST_HEARTBEAT: Duration = Duration::from_secs(1);
+const MOST_HEARTBEAT: Duration = Duration::from_secs(3600);
+
+/// A request to publish that is right.
+#[derive(Debug)]
+pub struct Publish {
+    /// Makes a retry safe.
+    pub request_id: Option<[u8; 16]>,
+    /// The events, with the gateway's stamp.
+    pub events: Vec<Stamped>,
+}
+
+/// An event with the gateway's stamp.
+#[derive(Debug)]
+pub struct Stamped {
+    /// The encoded event.
+    pub bytes: Bytes,
+    /// The hash of its routing key.
+    pub key_hash: u32,
+}
+
+/// A request to subscribe that is right.
+#[derive(Debug)]
+pub struct Subscribe {
+    /// The node.
+    pub node_id: String,
+    /// This start of its process.
+    pub incarnation: String,
+    /// Its roles.
+    pub roles: Vec<String>,
+    /// What it asks for.
+    pub filter: Filter,
+    /// The same, as it was sent.
+    pub wire_filter: v1::Filter,
+    /// Where to begin without a token.
+    pub start: v1::Start,
+    /// Where to go on.
+    pub token: Option<ResumeToken>,
+    /// After how long a heartbeat is sent.
+    pub heartbeat: Duration,
+    /// After how many events the stream ends.
+    pub max_events: Option<u64>,
+    /// After how long the stream ends.
+    pub max_duration: Option<Duration>,
+    /// What to do when it is too slow.
+    pub overflow: v1::Overflow,
+}
+
+/// Collects what is wrong.
+#[derive(Default)]
+struct Check {
+    violations: Vec<Violation>,
+}
+
+/// Checks a request to publish, and stamps its events.
+pub fn publish(
+    request: wire::PublishRequest,
+    limits: &Limits,
+    now: SystemTime,
+) -> Result<Publish, Error> {
+    let size = request.encoded_len();
+    if size > limits.max_request_bytes {
+        return Err(too_large("request", limits.max_request_bytes, size));
+    }
+    for (index, event) in request.events.iter().enumerate() {
+        if event.len() > limits.max_event_bytes {
+            return Err(too_large(
+                &format!("events[{index}]"),
+                limits.max_event_bytes,
+                event.len(),
+            ));
+        }
+    }
+    let mut check = Check::default();
+    check.node_id(&request.node_id);
+    let request_id = match request.request_id.as_str() {
+        "" => None,
+        text => match Uuid::parse_str(text) {
+            Ok(id) => Some(id.into_bytes()),
+            Err(_) => {
+                check.wrong("request_id", "is not a UUID");
+                None
+            }
+        },
+    };
+    let most = limits.max_events_per_request;
+    if request.events.is_empty() || request.events.len() > most {
+        check.wrong("events", format!("has {}, must have 1 to {most}", request.events.len()));
+    }
+    let mut events = Vec::with_capacity(request.events.len());
+    for (index, bytes) in request.events.into_iter().enumerate() {
+        let path = || format!("events[{index}]");
+        let before = check.violations.len();
+        // Decoded once, so that no bytes ever reach a subscriber that its decoder refuses.
+        let decoded = v1::Event::decode(bytes.clone());
+        let view = EventView::peek(&bytes);
+        let (Ok(event), Ok(view)) = (decoded, view) else {
+            check.wrong(path(), "is not a valid protobuf message");
+            continue;
+        };
+        check.event(&path(), &event, view.kind());
+        if check.violations.len() > before || !check.violations.is_empty() {
+            continue;
+        }
+        let key_hash = routing_key_hash(&view);
+        let meta = *view.meta();
+        let bytes = stamp(bytes.clone(), &meta, &request.node_id, now, Uuid::now_v7);
+        events.push(Stamped { bytes, key_hash });
+    }
+    check.done()?;
+    Ok(Publish { request_id, events })
+}
+
+/// Checks a request to subscribe.
+pub fn subscribe(
+    request: v1::SubscribeRequest,
+    limits: &Limits,
+    default_heartbeat: Duration,
+    deployment: u32,
+) -> Result<Subscribe, Error> {
+    let mut check = Check::default();
+    check.node_id(&request.node_id);
+    check.id("incarnation", &request.incarnation);
+    check.names("roles", &request.roles);
+    let wire_filter = request.filter.unwrap_or_default();
+    check.filter(&wire_filter, limits);
+    let start = v1::Start::try_from(request.start).unwrap_or_else(|_| {
+        check.wrong("start", format!("{} is no value of Start", request.start));
+        v1::Start::Unspecified
+    });
+    let overflow = match v1::Overflow::try_from(request.overflow) {
+        Ok(v1::Overflow::Unspecified) => v1::Overflow::Gap,
+        Ok(overflow) => overflow,
+        Err(_) => {
+            check.wrong("overflow", format!("{} is no value of Overflow", request.overflow));
+            v1::Overflow::Gap
+        }
+    };
+    let heartbeat = match request.heartbeat_interval {
+        None => default_heartbeat,
+        Some(given) => match Duration::try_from(given) {
+            Ok(given) if (LEAST_HEARTBEAT..=MOST_HEARTBEAT).contains(&given) => given,
+            _ => {
+                check.wrong("heartbeat_interval", "must be 1s to 1h");
+                default_heartbeat
+            }
+        },
+    };
+    let max_duration = request.max_duration.and_then(|given| match Duration::try_from(given) {
+        Ok(given) if !given.is_zero() => Some(given),
+        _ => {
+            check.wrong("max_duration", "must be longer than 0s");
+            None
+        }
+    });
+    check.done()?;
+    let token = match &request.resume_token[..] {
+        [] => None,
+        bytes => Some(
+            ResumeToken::decode(bytes, deployment)
+                .map_err(|error: TokenError| Error::TokenMalformed(error.to_string()))?,
+        ),
+    };
+    let filter =
+        Filter::new(&wire_filter, &request.node_id, &request.roles, request.include_own_events);
+    Ok(Subscribe {
+        node_id: request.node_id,
+        incarnation: request.incarnation,
+        roles: request.roles,
+        filter,
+        wire_filter,
+        start,
+        token,
+        heartbeat,
+        max_events: (request.max_events > 0).then_some(request.max_events),
+        max_duration,
+        overflow,
+    })
+}
+
+/// The size of a page: the default for 0, and what is more than the most is that.
+pub fn page_size(size: i32) -> Result<usize, Error> {
+    match usize::try_from(size) {
+        Ok(0) => Ok(DEFAULT_PAGE),
+        Ok(size) => Ok(size.min(MAX_PAGE)),
+        Err(_) => Err(Error::field("page_size", "must not be negative")),
+    }
+}
+
+fn too_large(what: &str, limit: usize, actual: usize) -> Error {
+    Error::PayloadTooLarge { what: what.to_owned(), limit, actual }
+}
+
+impl Check {
+    fn wrong(&mut self, field: impl Into<String>, description: impl Into<String>) {
+        self.violations.push(Violation { field: field.into(), description: description.into() });
+    }
+
+    fn done(self) -> Result<(), Error> {
+        if self.violations.is_empty() { Ok(()) } else { Err(Error::Invalid(self.violations)) }
+    }
+
+    fn node_id(&mut self, id: &str) {
+        self.required("node_id", id);
+        if id.chars().any(char::is_control) {
+            self.wrong("node_id", "must not have control characters");
+        }
+    }
+
+    fn id(&mut self, field: &str, id: &str) {
+        self.at_most(field, id, MAX_ID);
+    }
+
+    fn required(&mut self, field: &str, id: &str) {
+        if id.is_empty() {
+            self.wrong(field, "is required");
+        }
+        self.id(field, id);
+    }
+
+    fn at_most(&mut self, field: &str, text: &str, most: usize) {
+        if text.len() > most {
+            self.wrong(field, format!("has {} bytes; the limit is {most}", text.len()));
+        }
+    }
+
+    fn count(&mut self, field: &str, count: usize, most: usize) {
+        if count > most {
+            self.wrong(field, format!("has {count}; the limit is {most}"));
+        }
+    }
+
+    fn names(&mut self, field: &str, names: &[String]) {
+        self.count(field, names.len(), MAX_NAMES);
+        for (index, name) in names.iter().enumerate().take(MAX_NAMES) {
+            self.required(&format!("{field}[{index}]"), name);
+        }
+    }
+
+    fn time(&mut self, field: &str, time: Option<&prost_types::Timestamp>) {
+        if let Some(time) = time
+            && SystemTime::try_from(*time).is_err()
+        {
+            self.wrong(field, "is no valid time");
+        }
+    }
+
+    fn known<E>(&mut self, field: &str, value: i32)
+    where
+        E: TryFrom<i32>,
+    {
+        if E::try_from(value).is_err() && value < 0 {
+            self.wrong(field, format!("{value} is no value of this enum"));
+        }
+    }
+
+    fn filter(&mut self, filter: &v1::Filter, limits: &Limits) {
+        for (index, kind) in filter.kinds.iter().enumerate() {
+            // Numbers of kinds that only newer peers know are right.
+            if !(10..=99).contains(kind) {
+                self.wrong(format!("filter.kinds[{index}]"), format!("{kind} is no kind"));
+            }
+        }
+        self.count("filter.accounts", filter.accounts.len(), limits.max_accounts_per_filter);
+        for (index, account) in
+            filter.accounts.iter().enumerate().take(limits.max_accounts_per_filter)
+        {
+            self.required(&format!("filter.accounts[{index}]"), account);
+        }
+        self.count("filter.custom_types", filter.custom_types.len(), MAX_PATTERNS);
+        for (index, pattern) in filter.custom_types.iter().enumerate().take(MAX_PATTERNS) {
+            let field = format!("filter.custom_types[{index}]");
+            let name = pattern.strip_suffix('*').unwrap_or(pattern);
+            if pattern.is_empty() {
+                self.wrong(&field, "is required");
+            } else if name.contains('*') {
+                self.wrong(&field, "may have '*' at its end only");
+            } else if !name.is_empty() {
+                self.type_name(&field, name);
+            }
+        }
+    }
+
+    fn type_name(&mut self, field: &str, name: &str) {
+        self.required(field, name);
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
+        if !name.chars().all(allowed) {
+            self.wrong(field, "may have letters, digits, '.', '_', '-' and '/' only");
+        }
+    }
+
+    fn event(&mut self, path: &str, event: &v1::Event, kind: u8) {
+        self.id(&format!("{path}.event_id"), &event.event_id);
+        self.time(&format!("{path}.publish_time"), event.publish_time.as_ref());
+        if let Some(target) = &event.target {
+            self.names(&format!("{path}.target.node_ids"), &target.node_ids);
+            self.names(&format!("{path}.target.roles"), &target.roles);
+        }
+        match &event.kind {
+            Some(kind) => self.kind(path, kind),
+            // A kind of a newer peer: nothing is known of it.
+            None if kind != 0 => {}
+            None => self.wrong(format!("{path}.kind"), "is required: exactly one kind"),
+        }
+    }
+
+    fn kind(&mut self, path: &str, kind: &Kind) {
+        match kind {
+            Kind::MailboxChange(e) => {
+                let path = format!("{path}.mailbox_change");
+                self.required(&format!("{path}.account_id"), &e.account_id);
+                self.count(&format!("{path}.changed_types"), e.changed_types.len(), MAX_NAMES);
+                for (index, value) in e.changed_types.iter().enumerate() {
+                    self.known::<v1::ChangedType>(
+                        &format!("{path}.changed_types[{index}]"),
+                        *value,
+                    );
+                }
+            }
+            Kind::EmailDelivery(e) => {
+                let path = format!("{path}.email_delivery");
+                self.required(&format!("{path}.account_id"), &e.account_id);
+                self.id(&format!("{path}.email_id"), &e.email_id);
+            }
+            Kind::CalendarAlert(e) => {
+                let path = format!("{path}.calendar_alert");
+                self.required(&format!("{path}.account_id"), &e.account_id);
+                self.id(&format!("{path}.event_id"), &e.event_id);
+                self.id(&format!("{path}.recurrence_id"), &e.recurrence_id);
+                self.at_most(&format!("{path}.uid"), &e.uid, MAX_REASON);
+                self.id(&format!("{path}.alert_id"), &e.alert_id);
+            }
+            Kind::PushSubscriptionChange(e) => {
+                self.required(
+                    &format!("{path}.push_subscription_change.account_id"),
+                    &e.account_id,
+                );
+            }
+            Kind::BlockedIp(e) => {
+                let path = format!("{path}.blocked_ip");
+                if !is_network(&e.address) {
+                    self.wrong(
+                        format!("{path}.address"),
+                        "must be an IPv4 or IPv6 address, or a network in CIDR form",
+                    );
+                }
+                self.known::<v1::blocked_ip::Action>(&format!("{path}.action"), e.action);
+                self.time(&format!("{path}.expires_at"), e.expires_at.as_ref());
+                self.at_most(&format!("{path}.reason"), &e.reason, MAX_REASON);
+            }
+            Kind::CertificateChange(e) => {
+                let path = format!("{path}.certificate_change");
+                self.required(&format!("{path}.certificate_id"), &e.certificate_id);
+                self.count(&format!("{path}.domain_names"), e.domain_names.len(), MAX_DOMAINS);
+                for (index, name) in e.domain_names.iter().enumerate().take(MAX_DOMAINS) {
+                    self.at_most(&format!("{path}.domain_names[{index}]"), name, MAX_DOMAIN);
+                }
+                self.known::<v1::certificate_change::Action>(&format!("{path}.action"), e.action);
+            }
+            Kind::RegistryChange(e) => {
+                let path = format!("{path}.registry_change");
+                self.required(&format!("{path}.object_type"), &e.object_type);
+                self.id(&format!("{path}.object_id"), &e.object_id);
+                self.known::<v1::registry_change::Action>(&format!("{path}.action"), e.action);
+            }
+            Kind::CacheInvalidation(e) => self.cache_invalidation(path, e),
+            Kind::QueueStatus(e) => {
+                if e.state == v1::queue_status::State::Unspecified as i32 || e.state < 0 {
+                    self.wrong(format!("{path}.queue_status.state"), "must be running or paused");
+                }
+            }
+            Kind::QueueRefresh(_) => {}
+            Kind::Custom(e) => {
+                let path = format!("{path}.custom");
+                self.type_name(&format!("{path}.type"), &e.r#type);
+                self.count(&format!("{path}.labels"), e.labels.len(), MAX_LABELS);
+                for (key, value) in e.labels.iter().take(MAX_LABELS) {
+                    self.required(&format!("{path}.labels"), key);
+                    self.at_most(&format!("{path}.labels[{key:?}]"), value, MAX_LABEL_VALUE);
+                }
+            }
+        }
+    }
+
+    fn cache_invalidation(&mut self, path: &str, e: &v1::CacheInvalidation) {
+        use v1::cache_invalidation::Scope;
+        let path = format!("{path}.cache_invalidation");
+        let all = matches!(e.scope(), Scope::All | Scope::AllNegative);
+        match (all, e.entries.is_empty()) {
+            (true, false) => {
+                self.wrong(format!("{path}.entries"), "must be empty where scope says all")
+            }
+            (false, true) => {
+                self.wrong(format!("{path}.entries"), "is required unless scope says all")
+            }
+            _ => {}
+        }
+        self.count(&format!("{path}.entries"), e.entries.len(), MAX_ENTRIES);
+        for (index, entry) in e.entries.iter().enumerate().take(MAX_ENTRIES) {
+            self.required(&format!("{path}.entries[{index}].cache"), &entry.cache);
+            self.id(&format!("{path}.entries[{index}].id"), &entry.id);
+        }
+    }
+}
+
+fn is_network(text: &str) -> bool {
+    let (address, bits) = match text.split_once('/') {
+        Some((address, bits)) => (address, Some(bits)),
+        None => (text, None),
+    };
+    let Ok(address) = address.parse::<IpAddr>() else { return false };
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    bits.is_none_or(|bits| bits.parse::<u8>().is_ok_and(|bits| bits <= most))
+}
