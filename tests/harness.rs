@@ -3,6 +3,7 @@
 mod support;
 
 use std::{
+    collections::HashSet,
     env,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -11,9 +12,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::json;
+use tonic::Code;
+use tonic_health::pb::health_check_response::ServingStatus;
+use trunkline::proto::v1::Event;
+
 use support::{
-    Data, LIMIT, RedisCluster, RedisOptions, RedisServer, ports::Port, process::Program, tools,
-    until, view,
+    Data, Gateway, GatewayOptions, LIMIT, RedisCluster, RedisOptions, RedisServer, Seen, TestNode,
+    events::{one_of_each, with_id},
+    ports::Port,
+    process::Program,
+    tools, until, view,
 };
 
 /// Set for the process that is to be killed by `what_a_killed_test_started_dies_with_it`.
@@ -224,6 +233,67 @@ async fn victim() {
     thread::park_timeout(Duration::from_secs(60));
 }
 
+#[tokio::test]
+async fn a_gateway_serves_is_frozen_comes_back_and_ends_when_it_is_told() {
+    let gateway = Gateway::start(GatewayOptions::embedded()).await;
+    let (pid, folder) = (gateway.pid(), gateway.config_file());
+    assert_eq!(gateway.health("").await.unwrap(), ServingStatus::Serving);
+    assert!((1 << 20..1 << 30).contains(&gateway.rss_bytes()), "{}", gateway.rss_bytes());
+
+    gateway.pause().await;
+    assert_eq!(gateway.health("").await.unwrap_err().code(), Code::DeadlineExceeded);
+    gateway.resume();
+    gateway.health_is("", ServingStatus::Serving, LIMIT).await;
+
+    gateway.kill_9();
+    assert!(!is_alive(pid));
+    assert!(gateway.connect().await.is_err());
+    gateway.restart().await;
+    assert_ne!(gateway.pid(), pid);
+    let ended = gateway.terminate(LIMIT).await;
+    assert!(ended.status.success() && ended.took < LIMIT, "{ended:?}");
+    drop(gateway);
+    assert!(!folder.exists());
+}
+
+#[tokio::test]
+async fn a_collector_records_what_a_node_is_sent_in_order() {
+    let gateway = Gateway::start(GatewayOptions::embedded()).await;
+    let publisher = TestNode::connect(&gateway, "publisher").await;
+    let subscriber = TestNode::connect(&gateway, "subscriber").await;
+    let collector = subscriber.subscribe(subscriber.request()).await;
+
+    let sent: Vec<Event> = (0..).zip(one_of_each("account")).map(numbered_id).collect();
+    let positions = publisher.publish(sent.clone()).await.unwrap();
+    assert_eq!(positions.len(), 11);
+    let recording = collector.events(11, LIMIT).await;
+    assert!(matches!(recording.seen[0], Seen::Subscribed(_)), "{:?}", recording.seen[0]);
+    let mut kinds: Vec<_> = recording.events.into_iter().map(|event| event.kind).collect();
+    assert_eq!(kinds.len(), 11);
+    kinds.retain(|kind| !sent.iter().any(|event| event.kind == *kind));
+    assert_eq!(kinds, []);
+    let ids: HashSet<String> = collector.event_ids().into_iter().collect();
+    assert_eq!(ids, sent.into_iter().map(|event| event.event_id).collect());
+    assert!(!collector.last_token().is_empty());
+    assert!(collector.with(|recording| recording.gaps().is_empty() && recording.ended().is_none()));
+
+    gateway.kill_9();
+    assert!(collector.end(LIMIT).await.is_err());
+}
+
+#[test]
+fn a_gateway_that_ends_instead_of_serving_fails_its_test_at_once() {
+    let start = Instant::now();
+    let test = || {
+        let options = GatewayOptions::coordinator(json!({ "@type": "Disabled" }));
+        tokio::runtime::Runtime::new().unwrap().block_on(Gateway::start(options))
+    };
+    let panic = catch_unwind(AssertUnwindSafe(test)).unwrap_err();
+    let message = panic.downcast_ref::<String>().unwrap();
+    assert!(message.contains("has ended: exit status"), "{message}");
+    assert!(start.elapsed() < LIMIT);
+}
+
 #[test]
 fn a_port_is_leased_once_until_it_is_dropped() {
     let ports: Vec<Port> = (0..200).map(|_| Port::free()).collect();
@@ -253,6 +323,10 @@ async fn the_tools_that_tests_need_are_there() {
     assert!(version.stderr.contains("grpcurl"), "{version:?}");
     let python = ["-c", "import grpc; print(grpc.__version__)"];
     assert!(Program::new(tools::python(), python).run(LIMIT).await.success().contains('.'));
+}
+
+fn numbered_id((number, event): (usize, Event)) -> Event {
+    with_id(format!("event-{number}"), event)
 }
 
 /// Whether a process runs; one that has ended but is not reaped does not.

@@ -119,9 +119,11 @@ impl RedisServer {
         format!("redis://{user}127.0.0.1:{}", self.port())
     }
 
-    /// Its URL by Unix socket; needs `RedisOptions::unix_socket`.
+    /// Its URL by Unix socket, the password included; needs `RedisOptions::unix_socket`.
     pub fn unix_url(&self) -> String {
-        format!("unix://{}", self.socket())
+        let password = self.options.password.as_ref();
+        let query = password.map(|password| format!("?pass={password}")).unwrap_or_default();
+        format!("unix://{}{query}", self.socket())
     }
 
     /// Kills it with SIGKILL. Returns when it is gone.
