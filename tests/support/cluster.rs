@@ -1,0 +1,375 @@
+//! A real Redis Cluster of the test's own: one process per node, formed by the harness in about three seconds.
+//!
+//! Nodes are named by their index, from 0, for as long as the cluster lives; which of them are masters changes.
+
+use std::time::Duration;
+
+use ::redis::RedisResult;
+use futures_util::future::join_all;
+
+use super::{
+    ports::Port,
+    redis::{Data, RedisOptions, RedisServer},
+    view::{NodeView, SLOTS, View},
+    wait::{attempt, eventually, until},
+};
+
+/// How long a cluster may take to form, or to find itself again after a fault.
+const SETTLE: Duration = Duration::from_secs(30);
+
+/// How many keys move at once with their slot.
+const MOVED_KEYS: &str = "100";
+
+/// What a cluster is made of.
+#[derive(Clone, Debug)]
+pub struct ClusterOptions {
+    /// Masters; at least 3, for a majority.
+    pub masters: usize,
+    /// Replicas, dealt to the masters in turn.
+    pub replicas: usize,
+    /// After how long without an answer a node counts as down: `cluster-node-timeout`.
+    pub node_timeout: Duration,
+    /// Options of every node. A replica uses the password for its master too.
+    pub server: RedisOptions,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> ClusterOptions {
+        ClusterOptions {
+            masters: 3,
+            replicas: 3,
+            node_timeout: Duration::from_secs(2),
+            server: RedisOptions::default(),
+        }
+    }
+}
+
+/// A running cluster. Dropping it kills all nodes and removes their folders.
+#[derive(Debug)]
+pub struct RedisCluster {
+    options: ClusterOptions,
+    nodes: Vec<RedisServer>,
+}
+
+impl RedisCluster {
+    /// Starts three masters and three replicas; returns when all agree and the replicas are in sync.
+    pub async fn start() -> RedisCluster {
+        RedisCluster::with(ClusterOptions::default()).await
+    }
+
+    /// Starts a cluster; returns when all agree and the replicas are in sync.
+    pub async fn with(options: ClusterOptions) -> RedisCluster {
+        let mut cluster = RedisCluster { options, nodes: Vec::new() };
+        let ClusterOptions { masters, replicas, .. } = cluster.options;
+        for _ in 0..masters + replicas {
+            cluster.launch();
+        }
+        join_all(cluster.nodes.iter().map(RedisServer::answers)).await;
+
+        for (index, first, last) in split(masters) {
+            let node = &cluster.nodes[index];
+            node.cli(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &last.to_string()]).await;
+            // Distinct from the start: nodes that agree need not vote.
+            node.cli(&["CLUSTER", "SET-CONFIG-EPOCH", &(index + 1).to_string()]).await;
+        }
+        // Everyone meets everyone: gossip alone takes seconds.
+        for index in 1..cluster.nodes.len() {
+            cluster.introduce(index, 0..index).await;
+        }
+        for replica in masters..masters + replicas {
+            cluster.replicate(replica, replica % masters).await;
+        }
+        cluster.settled().await;
+        cluster
+    }
+
+    /// A node.
+    pub fn node(&self, index: usize) -> &RedisServer {
+        &self.nodes[index]
+    }
+
+    /// All nodes.
+    pub fn nodes(&self) -> &[RedisServer] {
+        &self.nodes
+    }
+
+    /// The URLs of all nodes, those that are down too.
+    pub fn urls(&self) -> Vec<String> {
+        self.nodes.iter().map(RedisServer::url).collect()
+    }
+
+    /// The masters that own slots, by index.
+    pub async fn masters(&self) -> Vec<usize> {
+        let view = self.view().await;
+        let owns = |node: &&NodeView| node.is_master() && !node.failing() && !node.slots.is_empty();
+        let mut masters: Vec<usize> =
+            view.nodes.iter().filter(owns).filter_map(|node| self.index_of(node)).collect();
+        masters.sort_unstable();
+        masters
+    }
+
+    /// The replicas of a master.
+    pub async fn replicas_of(&self, master: usize) -> Vec<usize> {
+        let view = self.view().await;
+        let id = view.on_port(self.nodes[master].port()).map(|node| node.id.clone());
+        let follows = |node: &&NodeView| node.master.is_some() && node.master == id;
+        view.nodes.iter().filter(follows).filter_map(|node| self.index_of(node)).collect()
+    }
+
+    /// The master that owns a slot.
+    pub async fn master_of_slot(&self, slot: u16) -> usize {
+        eventually(SETTLE, "an owner of the slot", async || {
+            self.view().await.owner(slot).and_then(|node| self.index_of(node))
+        })
+        .await
+    }
+
+    /// A slot that a master owns.
+    pub async fn slot_of_master(&self, master: usize) -> u16 {
+        let view = self.view().await;
+        let node = view.on_port(self.nodes[master].port()).expect("the node is known");
+        *node.slots.first().expect("the master owns slots").start()
+    }
+
+    /// Kills a node with SIGKILL.
+    pub fn kill_9(&self, index: usize) {
+        self.nodes[index].kill_9();
+    }
+
+    /// Kills the master of a slot with SIGKILL, and returns its index. A replica takes over after the node timeout.
+    pub async fn kill_master(&self, slot: u16) -> usize {
+        let master = self.master_of_slot(slot).await;
+        self.kill_9(master);
+        master
+    }
+
+    /// Waits until another node than `old` owns the slot and the nodes that answer find the cluster well. Returns the new one.
+    pub async fn taken_over(&self, slot: u16, old: usize) -> usize {
+        attempt(SETTLE, "a new master", async || {
+            let owners = join_all(self.others(old).map(async |node| {
+                let view = look(node).await.ok()?;
+                let state = cluster_info(node, "cluster_state").await?;
+                Some((view.owner(slot).map(|owner| owner.port), state))
+            }))
+            .await;
+            let mut owners: Vec<_> = owners.into_iter().flatten().collect();
+            owners.dedup();
+            match owners.as_slice() {
+                [(Some(port), state)] if state == "ok" && *port != self.nodes[old].port() => {
+                    Ok(self.index_of_port(*port).expect("the owner is one of ours"))
+                }
+                others => Err(format!("{others:?}")),
+            }
+        })
+        .await
+    }
+
+    /// Starts a node again, and waits until all nodes agree.
+    pub async fn restart(&self, index: usize, data: Data) {
+        self.nodes[index].restart(data).await;
+        self.settled().await;
+    }
+
+    /// Makes a replica the master, without loss (CLUSTER FAILOVER). Returns when all nodes agree.
+    pub async fn failover(&self, replica: usize) {
+        let node = &self.nodes[replica];
+        node.cli(&["CLUSTER", "FAILOVER"]).await;
+        until(SETTLE, "the replica is master", async || {
+            node.info("replication", "role").await.as_deref() == Some("master")
+        })
+        .await;
+        self.settled().await;
+    }
+
+    /// Moves a slot with its keys to another master, while clients use it.
+    pub async fn move_slot(&self, slot: u16, to: usize) {
+        let from = self.master_of_slot(slot).await;
+        if from == to {
+            return;
+        }
+        let (source, target) = (&self.nodes[from], &self.nodes[to]);
+        let (source_id, target_id) = (id(source).await, id(target).await);
+        let slot_text = slot.to_string();
+        let set = async |node: &RedisServer, what: &str, id: &str| {
+            node.cli(&["CLUSTER", "SETSLOT", &slot_text, what, id]).await;
+        };
+        set(target, "IMPORTING", &source_id).await;
+        set(source, "MIGRATING", &target_id).await;
+        self.move_keys(source, target, &slot_text).await;
+        // The target first: it gets the higher epoch, which settles the matter for all others.
+        set(target, "NODE", &target_id).await;
+        set(source, "NODE", &target_id).await;
+        for master in self.masters().await {
+            if master != from && master != to {
+                set(&self.nodes[master], "NODE", &target_id).await;
+            }
+        }
+        self.settled().await;
+    }
+
+    /// Adds a master without slots, and returns its index.
+    pub async fn add_master(&mut self) -> usize {
+        let index = self.launch();
+        self.nodes[index].answers().await;
+        self.introduce(index, 0..index).await;
+        self.settled().await;
+        index
+    }
+
+    /// Waits until all running nodes find the cluster well, agree on it, and every replica is in sync.
+    pub async fn settled(&self) {
+        attempt(SETTLE, "a cluster that agrees", async || {
+            let mut agreed: Option<Vec<String>> = None;
+            for node in self.running() {
+                let port = node.port();
+                let state = cluster_info(node, "cluster_state").await;
+                if state.as_deref() != Some("ok") {
+                    return Err(format!("port {port}: cluster_state is {state:?}"));
+                }
+                if node.info("replication", "role").await.as_deref() == Some("slave") {
+                    let link = node.info("replication", "master_link_status").await;
+                    if link.as_deref() != Some("up") {
+                        return Err(format!("port {port}: the link to its master is {link:?}"));
+                    }
+                }
+                let view = look(node).await.map_err(|error| error.to_string())?;
+                self.complete(&view).map_err(|why| format!("port {port}: {why}"))?;
+                let agreement = view.agreement();
+                match &agreed {
+                    Some(first) if *first != agreement => {
+                        return Err(format!(
+                            "port {port}: {agreement:?} where others have {first:?}"
+                        ));
+                    }
+                    _ => agreed = Some(agreement),
+                }
+            }
+            Ok(())
+        })
+        .await;
+    }
+
+    /// Whether a view holds every running node as what it is, and well.
+    fn complete(&self, view: &View) -> Result<(), String> {
+        for node in self.running() {
+            match view.on_port(node.port()) {
+                Some(seen) if !seen.failing() && seen.connected => {}
+                seen => return Err(format!("{} is seen as {seen:?}", node.port())),
+            }
+        }
+        Ok(())
+    }
+
+    /// The cluster as the first running node that answers sees it.
+    async fn view(&self) -> View {
+        attempt(SETTLE, "a node that answers", async || {
+            let mut why = "no node runs".to_owned();
+            for node in self.running() {
+                match look(node).await {
+                    Ok(view) => return Ok(view),
+                    Err(error) => why = error.to_string(),
+                }
+            }
+            Err(why)
+        })
+        .await
+    }
+
+    fn running(&self) -> impl Iterator<Item = &RedisServer> {
+        self.nodes.iter().filter(|node| node.is_running())
+    }
+
+    fn others(&self, index: usize) -> impl Iterator<Item = &RedisServer> {
+        let port = self.nodes[index].port();
+        self.running().filter(move |node| node.port() != port)
+    }
+
+    fn index_of(&self, node: &NodeView) -> Option<usize> {
+        self.index_of_port(node.port)
+    }
+
+    fn index_of_port(&self, port: u16) -> Option<usize> {
+        self.nodes.iter().position(|node| node.port() == port)
+    }
+
+    /// Starts a further node, alone.
+    fn launch(&mut self) -> usize {
+        let timeout = self.options.node_timeout.as_millis().to_string();
+        let mut options = self.options.server.clone();
+        let own = [
+            ("--cluster-enabled", "yes"),
+            ("--cluster-config-file", "nodes.conf"),
+            ("--cluster-node-timeout", timeout.as_str()),
+            ("--cluster-announce-ip", "127.0.0.1"),
+            // Replicas stay with their masters, so that a test knows who follows whom.
+            ("--cluster-allow-replica-migration", "no"),
+        ];
+        let own = own.iter().flat_map(|(name, value)| [(*name).to_owned(), (*value).to_owned()]);
+        // The test's own arguments come last: they win.
+        options.args.splice(0..0, own);
+        self.nodes.push(RedisServer::launch(options, Port::with_bus()));
+        self.nodes.len() - 1
+    }
+
+    /// Makes a node known to others.
+    async fn introduce(&self, index: usize, to: impl IntoIterator<Item = usize>) {
+        for other in to {
+            let port = self.nodes[other].port().to_string();
+            self.nodes[index].cli(&["CLUSTER", "MEET", "127.0.0.1", &port]).await;
+        }
+    }
+
+    /// Makes a node the replica of a master, once it knows it.
+    async fn replicate(&self, replica: usize, master: usize) {
+        let id = id(&self.nodes[master]).await;
+        attempt(SETTLE, "the replica knows its master", async || {
+            let answer: RedisResult<String> =
+                self.nodes[replica].command(&["CLUSTER", "REPLICATE", &id]).await;
+            answer.map_err(|error| error.to_string())
+        })
+        .await;
+    }
+
+    async fn move_keys(&self, source: &RedisServer, target: &RedisServer, slot: &str) {
+        let port = target.port().to_string();
+        loop {
+            let keys: Vec<String> = source
+                .command(&["CLUSTER", "GETKEYSINSLOT", slot, MOVED_KEYS])
+                .await
+                .expect("CLUSTER GETKEYSINSLOT");
+            if keys.is_empty() {
+                return;
+            }
+            let mut migrate = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "5000"];
+            if let Some(password) = &self.options.server.password {
+                migrate.extend(["AUTH", password]);
+            }
+            migrate.push("KEYS");
+            migrate.extend(keys.iter().map(String::as_str));
+            source.cli(&migrate).await;
+        }
+    }
+}
+
+/// The slots of each of `masters` masters: index, first, last.
+fn split(masters: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+    let slots = usize::from(SLOTS);
+    (0..masters)
+        .map(move |index| (index, index * slots / masters, (index + 1) * slots / masters - 1))
+}
+
+async fn look(node: &RedisServer) -> RedisResult<View> {
+    let text: String = node.command(&["CLUSTER", "NODES"]).await?;
+    Ok(View::parse(&text))
+}
+
+async fn id(node: &RedisServer) -> String {
+    node.cli(&["CLUSTER", "MYID"]).await
+}
+
+/// A field of CLUSTER INFO.
+async fn cluster_info(node: &RedisServer, field: &str) -> Option<String> {
+    let text: String = node.command(&["CLUSTER", "INFO"]).await.ok()?;
+    let value = |line: &str| Some(line.strip_prefix(field)?.strip_prefix(':')?.trim().to_owned());
+    text.lines().find_map(value)
+}

@@ -1,0 +1,29 @@
+//! The harness: real servers, real gateways and nodes for the integration tests.
+//!
+//! Every test starts what it needs on ports and in folders of its own, so that tests run side by side. What a test started
+//! ends with it: when it returns, when it panics, and when its process is killed.
+//!
+//! Everything here waits for a condition with a limit; nothing sleeps for luck. What fails, panics with what was seen.
+
+// Each test binary uses a part of the harness.
+#![allow(dead_code, unused_imports, unreachable_pub)]
+
+pub mod cluster;
+pub mod events;
+pub mod folder;
+pub mod gateway;
+pub mod nodes;
+pub mod ports;
+pub mod process;
+pub mod redis;
+pub mod shared;
+pub mod tools;
+pub mod view;
+pub mod wait;
+
+pub use cluster::{ClusterOptions, RedisCluster};
+pub use gateway::{Gateway, GatewayOptions, Ready};
+pub use nodes::{Collector, Keep, Recording, Seen, TestNode};
+pub use redis::{Data, RedisOptions, RedisServer};
+pub use shared::{SharedCluster, SharedRedis};
+pub use wait::{LIMIT, eventually, until};

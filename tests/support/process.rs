@@ -1,0 +1,314 @@
+//! Processes that a test starts, and that end with it.
+//!
+//! A child stays in the process group of its test, so that a test runner which ends a test ends its children too. Where the
+//! system has `setpriv` (all of Linux), the kernel kills the children besides when the test process dies, even by SIGKILL.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{OnceLock, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tempfile::TempDir;
+
+use super::{
+    folder,
+    wait::{LIMIT, eventually, until},
+};
+
+/// How much of a log is shown when a test fails.
+const SHOWN_LINES: usize = 120;
+
+/// A program and what it is started with.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// The executable file.
+    pub path: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Environment variables to set, besides those of the test.
+    pub env: Vec<(String, String)>,
+    /// What it reads from standard input. None: nothing, at once the end.
+    pub stdin: Option<String>,
+}
+
+impl Program {
+    /// A program with arguments.
+    pub fn new<S: Into<String>>(
+        path: impl Into<PathBuf>,
+        args: impl IntoIterator<Item = S>,
+    ) -> Program {
+        Program {
+            path: path.into(),
+            args: args.into_iter().map(Into::into).collect(),
+            env: Vec::new(),
+            stdin: None,
+        }
+    }
+
+    /// With text on standard input, and then its end.
+    #[must_use]
+    pub fn stdin(mut self, text: impl Into<String>) -> Program {
+        self.stdin = Some(text.into());
+        self
+    }
+
+    /// With an environment variable set.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Program {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Runs the program to its end.
+    ///
+    /// # Panics
+    ///
+    /// If it has not ended after `limit`.
+    pub async fn run(self, limit: Duration) -> Output {
+        let name = self.path.display().to_string();
+        let process = Process::start(&name, self);
+        let (status, took) = process.wait(limit).await;
+        Output { status, took, stdout: process.stdout(), stderr: process.stderr() }
+    }
+}
+
+/// What a program that has ended left.
+#[derive(Debug)]
+pub struct Output {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// How long it ran.
+    pub took: Duration,
+    /// What it wrote to standard output.
+    pub stdout: String,
+    /// What it wrote to standard error.
+    pub stderr: String,
+}
+
+impl Output {
+    /// The standard output of a program that succeeded.
+    ///
+    /// # Panics
+    ///
+    /// If it failed, with what it wrote.
+    pub fn success(self) -> String {
+        assert!(self.status.success(), "{}\n{}{}", self.status, self.stdout, self.stderr);
+        self.stdout
+    }
+}
+
+/// A running program. Dropping it kills it, and shows what it wrote if the test is failing.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    // Reaped by nobody else: as long as it is held, the process id means this process.
+    child: Mutex<Child>,
+    started: Instant,
+    folder: TempDir,
+}
+
+impl Process {
+    /// Starts a program; `name` is for people.
+    pub fn start(name: &str, program: Program) -> Process {
+        let folder = folder::new();
+        let output = |file: &str| File::create(folder.path().join(file)).expect("a log file");
+        let mut command = wrapped(&program.path);
+        // What configures a gateway on this machine does not configure those under test.
+        let stray = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        for name in stray.filter(|name| name.starts_with("TRUNKLINE_")) {
+            command.env_remove(name);
+        }
+        command
+            .args(&program.args)
+            .envs(program.env)
+            .stdin(if program.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
+            .stdout(output("stdout"))
+            .stderr(output("stderr"));
+        let mut child = spawn(command).unwrap_or_else(|error| {
+            panic!("{name}: {} did not start: {error}", program.path.display())
+        });
+        if let (Some(text), Some(mut input)) = (program.stdin, child.stdin.take()) {
+            // A thread, since a program may read late or never; it ends with the program, whose end closes the pipe.
+            thread::spawn(move || {
+                let _ = input.write_all(text.as_bytes());
+            });
+        }
+        Process { name: name.to_owned(), child: Mutex::new(child), started: Instant::now(), folder }
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.lock().id()
+    }
+
+    /// Where it writes.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What it has written to standard output.
+    pub fn stdout(&self) -> String {
+        read(&self.folder.path().join("stdout"))
+    }
+
+    /// What it has written to standard error.
+    pub fn stderr(&self) -> String {
+        read(&self.folder.path().join("stderr"))
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&self) -> Option<ExitStatus> {
+        self.child.lock().try_wait().expect("the child is ours")
+    }
+
+    /// Kills it with SIGKILL, and returns when it is gone.
+    pub fn kill_9(&self) {
+        let mut child = self.child.lock();
+        // An error means that it has ended already.
+        let _ = child.kill();
+        child.wait().expect("the child is ours");
+    }
+
+    /// Sends a signal by name: "TERM", "HUP". A process that has ended gets none.
+    pub fn signal(&self, signal: &str) {
+        let mut child = self.child.lock();
+        if child.try_wait().expect("the child is ours").is_some() {
+            return;
+        }
+        // Signals need unsafe code or a program; every shell has the program built in.
+        let kill = format!("kill -{signal} {}", child.id());
+        let status = Command::new("sh").args(["-c", &kill]).status().expect("a shell");
+        assert!(status.success(), "{kill}: {status}");
+    }
+
+    /// Freezes it with SIGSTOP, and returns when it stands still: connections stay open, and nothing answers.
+    pub async fn pause(&self) {
+        self.signal("STOP");
+        until(LIMIT, "the process stands still", async || self.state() == Some('T')).await;
+    }
+
+    /// Lets it go on after `pause`.
+    pub fn resume(&self) {
+        self.signal("CONT");
+    }
+
+    /// Waits for its end; says how it ended, and after how long since its start.
+    ///
+    /// # Panics
+    ///
+    /// After `limit`, with what it wrote.
+    pub async fn wait(&self, limit: Duration) -> (ExitStatus, Duration) {
+        let what = format!("the end of {}", self.name);
+        let status = eventually(limit, &what, async || self.ended()).await;
+        (status, self.started.elapsed())
+    }
+
+    /// Waits until standard error holds `text`.
+    pub async fn stderr_has(&self, text: &str, limit: Duration) {
+        let what = format!("{text:?} on the standard error of {}", self.name);
+        until(limit, &what, async || self.stderr().contains(text)).await;
+    }
+
+    /// Waits until standard output has `count` lines, and returns them all.
+    pub async fn stdout_lines(&self, count: usize, limit: Duration) -> Vec<String> {
+        let what = format!("{count} lines on the standard output of {}", self.name);
+        eventually(limit, &what, async || {
+            let text = self.stdout();
+            let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+            let lines: Vec<String> = whole.lines().map(str::to_owned).collect();
+            (lines.len() >= count).then_some(lines)
+        })
+        .await
+    }
+
+    /// Memory that it holds: the resident set, in bytes.
+    pub fn rss_bytes(&self) -> u64 {
+        let status = read(Path::new(&format!("/proc/{}/status", self.pid())));
+        let kibibytes = status
+            .lines()
+            .find_map(|line| {
+                line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+            })
+            .unwrap_or_else(|| panic!("{} has no resident set: has it ended?", self.name));
+        kibibytes * 1024
+    }
+
+    /// The state letter that the kernel shows: 'R', 'S', 'T', 'Z'.
+    fn state(&self) -> Option<char> {
+        let stat = read(Path::new(&format!("/proc/{}/stat", self.pid())));
+        // The name before it stands in brackets and may hold anything.
+        stat.rsplit_once(") ")?.1.chars().next()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let ended = self.ended();
+        self.kill_9();
+        if thread::panicking() {
+            let how = ended.map_or_else(|| "was running".to_owned(), |status| status.to_string());
+            show(
+                &format!("{} (pid {}, {how}), standard output", self.name, self.pid()),
+                &self.stdout(),
+            );
+            show(&format!("{}, standard error", self.name), &self.stderr());
+        }
+    }
+}
+
+/// Shows the end of a log to whoever reads the failed test.
+pub fn show(title: &str, text: &str) {
+    if text.is_empty() {
+        return;
+    }
+    let lines: Vec<&str> = text.lines().collect();
+    let shown = &lines[lines.len().saturating_sub(SHOWN_LINES)..];
+    eprintln!("--- {title} ---\n{}\n---", shown.join("\n"));
+}
+
+fn read(path: &Path) -> String {
+    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}
+
+/// The command for a program that dies with this process.
+fn wrapped(path: &Path) -> Command {
+    static SETPRIV: OnceLock<bool> = OnceLock::new();
+    let works = || {
+        let mut probe = Command::new("setpriv");
+        probe.args(["--pdeathsig", "KILL", "true"]).stdout(Stdio::null()).stderr(Stdio::null());
+        probe.status().is_ok_and(|status| status.success())
+    };
+    if *SETPRIV.get_or_init(works) {
+        // It becomes the program: same process id, nothing in between.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL"]).arg(path);
+        command
+    } else {
+        Command::new(path)
+    }
+}
+
+/// Spawns on a thread that lives as long as the process: the kernel takes the end of the thread that spawned for the death
+/// of the parent, and tests and their runtimes end threads all the time.
+fn spawn(command: Command) -> std::io::Result<Child> {
+    type Order = (Command, mpsc::SyncSender<std::io::Result<Child>>);
+    static SPAWNER: OnceLock<mpsc::SyncSender<Order>> = OnceLock::new();
+    let spawner = SPAWNER.get_or_init(|| {
+        let (orders, inbox) = mpsc::sync_channel::<Order>(0);
+        thread::spawn(move || {
+            for (mut command, answer) in inbox {
+                let _ = answer.send(command.spawn());
+            }
+        });
+        orders
+    });
+    let (answer, child) = mpsc::sync_channel(1);
+    spawner.send((command, answer)).expect("the spawner lives as long as the process");
+    child.recv().expect("the spawner answers every order")
+}

@@ -1,0 +1,93 @@
+//! The programs that tests need besides the gateway's own. What is missing fails the test that needs it, and says how to get
+//! it; nothing is skipped in silence.
+//!
+//! Each is looked for in its environment variable, then in `PATH`, then in `.venv`, which `./test` makes; the first that
+//! works is taken.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::OnceLock,
+};
+
+/// A program, and how to tell that it works.
+struct Tool {
+    /// What names it, if it is somewhere else.
+    variable: &'static str,
+    /// File name.
+    name: &'static str,
+    /// Arguments with which it ends well at once if all that tests need is there.
+    proof: &'static [&'static str],
+    /// What it is, for people.
+    what: &'static str,
+}
+
+/// `redis-server`, or `valkey-server` where `TRUNKLINE_TEST_REDIS_SERVER` names one.
+pub fn redis_server() -> PathBuf {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    let tool = Tool {
+        variable: "TRUNKLINE_TEST_REDIS_SERVER",
+        name: "redis-server",
+        proof: &["--version"],
+        what: "a Redis server, 6.2 or later",
+    };
+    FOUND.get_or_init(|| tool.find()).clone()
+}
+
+/// `grpcurl`; `TRUNKLINE_TEST_GRPCURL` names another.
+pub fn grpcurl() -> PathBuf {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    let tool = Tool {
+        variable: "TRUNKLINE_TEST_GRPCURL",
+        name: "grpcurl",
+        proof: &["-version"],
+        what: "grpcurl",
+    };
+    FOUND.get_or_init(|| tool.find()).clone()
+}
+
+/// A Python 3 with grpcio, grpcio-tools and grpcio-health-checking; `TRUNKLINE_TEST_PYTHON` names another.
+pub fn python() -> PathBuf {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    let tool = Tool {
+        variable: "TRUNKLINE_TEST_PYTHON",
+        name: "python3",
+        proof: &["-c", "import grpc, grpc_tools.protoc, grpc_health.v1.health_pb2_grpc"],
+        what: "Python 3 with grpcio, grpcio-tools and grpcio-health-checking",
+    };
+    FOUND.get_or_init(|| tool.find()).clone()
+}
+
+impl Tool {
+    fn find(&self) -> PathBuf {
+        if let Some(path) = env::var_os(self.variable).map(PathBuf::from) {
+            assert!(
+                self.works(&path),
+                "{} names {}, which is not {}",
+                self.variable,
+                path.display(),
+                self.what
+            );
+            return path;
+        }
+        let places = env::var_os("PATH").unwrap_or_default();
+        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin");
+        env::split_paths(&places)
+            .chain([own])
+            .map(|folder| folder.join(self.name))
+            .find(|path| path.is_file() && self.works(path))
+            .unwrap_or_else(|| {
+                panic!(
+                    "{} is needed: ./test installs it, or let {} name it",
+                    self.what, self.variable
+                )
+            })
+    }
+
+    fn works(&self, path: &Path) -> bool {
+        let mut probe = Command::new(path);
+        probe.args(self.proof).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        probe.status().is_ok_and(|status| status.success())
+    }
+}
