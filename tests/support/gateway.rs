@@ -71,14 +71,13 @@ impl GatewayOptions {
 
     /// A standalone Redis; `prefix` parts its keys and channels from those of others.
     pub fn redis(url: &str, prefix: &str) -> GatewayOptions {
-        GatewayOptions::coordinator(json!({ "@type": "Redis", "url": url, "prefix": prefix }))
+        GatewayOptions::coordinator(json!({ "@type": "Redis", "url": url })).set("prefix", prefix)
     }
 
     /// A Redis Cluster.
     pub fn redis_cluster(urls: &[String], prefix: &str) -> GatewayOptions {
-        GatewayOptions::coordinator(
-            json!({ "@type": "RedisCluster", "urls": urls, "prefix": prefix }),
-        )
+        GatewayOptions::coordinator(json!({ "@type": "RedisCluster", "urls": urls }))
+            .set("prefix", prefix)
     }
 
     /// A `coordinator` object as it stands.
