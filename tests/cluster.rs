@@ -1,0 +1,224 @@
+//! A real Redis Cluster of three masters and three replicas, in both protocols; and what the gateways cost it.
+
+mod support;
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use support::{
+    cluster::RedisCluster,
+    events,
+    gateway::{Gateway, GatewayOptions},
+    nodes::{Keep, TestNode},
+    redis::{RedisOptions, RedisServer},
+    shared, wait,
+};
+use trunkline::proto::v1::{GetStatusRequest, Position};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+async fn two_gateways(options: impl Fn() -> GatewayOptions) -> (Gateway, Gateway) {
+    tokio::join!(Gateway::start(options()), Gateway::start(options()))
+}
+
+/// Everything published on one gateway arrives on the other, from every shard.
+async fn crosses(cluster: &RedisCluster, protocol: &str) {
+    let prefix = shared::prefix();
+    let options =
+        || GatewayOptions::redis_cluster(&cluster.urls(), &prefix).set_bus("protocolVersion", protocol);
+    let (one, two) = two_gateways(options).await;
+    let publisher = TestNode::connect(&one, "publisher").await;
+    let subscriber = TestNode::connect(&two, "subscriber").await;
+    let collector = subscriber.subscribe(subscriber.request()).await;
+    let positions = publisher.publish(events::numbered("e", 300, 100)).await.expect("published");
+    let shards: HashSet<u32> = positions.iter().map(|position| position.shard).collect();
+    assert_eq!(shards.len(), 6, "two shards a master, all in use");
+    let recording = collector.events(300, LIMIT).await;
+    assert!(recording.gaps().is_empty());
+    let ids: HashSet<_> = recording.event_ids.iter().collect();
+    assert_eq!((ids.len(), recording.event_ids.len()), (300, 300));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_cross_gateways_over_sharded_channels_in_resp3() {
+    crosses(&RedisCluster::start().await, "resp3").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_cross_gateways_over_classic_channels_in_resp2() {
+    crosses(&RedisCluster::start().await, "resp2").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_in_the_other_mode_says_why_and_does_not_serve() {
+    let cluster = RedisCluster::start().await;
+    let prefix = shared::prefix();
+    let options = || GatewayOptions::redis_cluster(&cluster.urls(), &prefix);
+    let _first = Gateway::start(options()).await;
+    let other = options().set_bus("protocolVersion", "resp2").ready(support::gateway::Ready::Started);
+    let second = Gateway::start(other).await;
+    let ended = second.ends(LIMIT).await;
+    assert!(!ended.status.success());
+    let said = second.stderr();
+    assert!(said.contains("classic") && said.contains("sharded"), "it says which: {said}");
+}
+
+/// Client connections of all servers that are not the cluster's own, and how many of them subscribe.
+async fn connections(servers: &[&RedisServer]) -> (usize, usize) {
+    let (mut all, mut subscribers) = (0, 0);
+    for server in servers {
+        for client in server.clients().await {
+            if client.is_replication() {
+                continue;
+            }
+            all += 1;
+            subscribers += usize::from(client.is_subscriber());
+        }
+    }
+    (all, subscribers)
+}
+
+/// What Redis sees of two gateways is the same with 2 nodes and with 500.
+async fn multiplexes(options: impl Fn() -> GatewayOptions, servers: &[&RedisServer], subscriptions: usize) {
+    let (one, two) = two_gateways(options).await;
+    let mut collectors = Vec::new();
+    for gateway in [&one, &two] {
+        let node = TestNode::connect(gateway, format!("first-{}", gateway.port())).await;
+        collectors.push(node.subscribe(node.request()).await);
+    }
+    let publisher = TestNode::connect(&one, "publisher").await;
+    publisher.publish(events::numbered("warm", 20, 20)).await.expect("published");
+    for collector in &collectors {
+        collector.events(20, LIMIT).await;
+    }
+    let few = connections(servers).await;
+    assert_eq!(few.1, subscriptions, "subscription connections of two gateways");
+    for gateway in [&one, &two] {
+        // Fifty nodes a connection, as a mail server's processes would share one.
+        for connection in 0..5 {
+            let node = TestNode::connect(gateway, "many").await;
+            for stream in 0..50 {
+                let mut request = node.request();
+                request.node_id = format!("node-{}-{connection}-{stream}", gateway.port());
+                let collector = node.collect(request, Keep::Ids).await.expect("a stream");
+                collectors.push(collector);
+            }
+        }
+    }
+    for collector in &collectors {
+        collector.subscribed().await;
+    }
+    assert_eq!(collectors.len(), 502);
+    publisher.publish(events::numbered("many", 20, 20)).await.expect("published");
+    for collector in &collectors {
+        collector.event("many-19", LIMIT).await;
+    }
+    let many = connections(servers).await;
+    assert_eq!(many, few, "(connections, subscriptions) with 502 nodes and with 2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_sees_no_more_connections_with_500_nodes_than_with_2() {
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let prefix = shared::prefix();
+    multiplexes(|| GatewayOptions::redis(&redis.url(), &prefix), &[&redis], 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_sees_one_subscription_connection_a_master_and_gateway() {
+    let cluster = RedisCluster::start().await;
+    let prefix = shared::prefix();
+    let servers: Vec<_> = cluster.nodes().iter().collect();
+    multiplexes(|| GatewayOptions::redis_cluster(&cluster.urls(), &prefix), &servers, 6).await;
+}
+
+/// 100,000 events from 4 publishers on 2 gateways to 20 subscribers on 2 gateways: every subscriber has all of them, none
+/// twice, the same order per shard.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_thousand_events_reach_twenty_subscribers_once_and_in_one_order() {
+    const EVENTS: usize = 100_000;
+    const PUBLISHERS: usize = 4;
+    const BATCH: usize = 50;
+    let cluster = RedisCluster::start().await;
+    let prefix = shared::prefix();
+    let (one, two) = two_gateways(|| GatewayOptions::redis_cluster(&cluster.urls(), &prefix)).await;
+    let mut collectors = Vec::new();
+    for index in 0..20 {
+        let gateway = if index % 2 == 0 { &one } else { &two };
+        let node = TestNode::connect(gateway, format!("subscriber-{index}")).await;
+        let collector = node.collect(node.request(), Keep::Ids).await.expect("a stream");
+        collector.subscribed().await;
+        collectors.push(collector);
+    }
+    let publishing = (0..PUBLISHERS).map(|publisher| {
+        let gateway = if publisher % 2 == 0 { &one } else { &two };
+        async move {
+            let node = TestNode::connect(gateway, format!("publisher-{publisher}")).await;
+            let all = events::numbered(&format!("p{publisher}"), EVENTS / PUBLISHERS, 500);
+            let mut accepted: Vec<(String, Position)> = Vec::with_capacity(all.len());
+            for batch in all.chunks(BATCH) {
+                let positions = node.publish(batch.to_vec()).await.expect("published");
+                let ids = batch.iter().map(|event| event.event_id.clone());
+                accepted.extend(ids.zip(positions));
+            }
+            accepted
+        }
+    });
+    let accepted: HashMap<String, Position> =
+        futures_util::future::join_all(publishing).await.into_iter().flatten().collect();
+    assert_eq!(accepted.len(), EVENTS);
+    for collector in &collectors {
+        collector
+            .wait(Duration::from_secs(60), "all events", |r| (r.event_ids.len() >= EVENTS).then_some(()))
+            .await;
+    }
+    // Anything that comes twice would come at the latest now.
+    let last = TestNode::connect(&one, "last").await;
+    last.publish(events::numbered("last", 200, 200)).await.expect("published");
+    for collector in &collectors {
+        collector.event("last-199", LIMIT).await;
+        let recording = collector.recording();
+        assert!(recording.gaps().is_empty());
+        let ids: HashSet<_> = recording.event_ids.iter().collect();
+        let numbered = recording.event_ids.iter().filter(|id| id.starts_with('p'));
+        assert_eq!(ids.len(), recording.event_ids.len(), "none twice");
+        let mut ends: HashMap<u32, (u64, u64)> = HashMap::new();
+        let mut count = 0;
+        for id in numbered {
+            count += 1;
+            // One order for all: that of the places.
+            let position = &accepted[id];
+            let place = (position.epoch, position.offset);
+            let end = ends.entry(position.shard).or_default();
+            assert!(*end < place, "{id} at {place:?} came after {end:?}");
+            *end = place;
+        }
+        assert_eq!(count, EVENTS, "all of them");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shards_and_their_masters_stand_in_the_status() {
+    let cluster = RedisCluster::start().await;
+    let prefix = shared::prefix();
+    let gateway = Gateway::start(GatewayOptions::redis_cluster(&cluster.urls(), &prefix)).await;
+    let mut client = gateway.client().await;
+    let status = client.get_status(GetStatusRequest {}).await.expect("a status").into_inner();
+    assert_eq!(status.bus, "redis-cluster");
+    assert!(status.serving);
+    assert_eq!((status.shards.len(), status.links.len()), (6, 3));
+    assert!(status.shards.iter().all(|shard| shard.proven && shard.epoch > 0));
+    assert!(status.links.iter().all(|link| link.connected));
+    let before: Vec<_> = status.links.iter().map(|link| link.reconnects).collect();
+    assert_eq!(before, [0, 0, 0]);
+    for server in cluster.nodes() {
+        server.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+    }
+    wait::until(LIMIT, "every subscription to be made anew", async || {
+        let status = client.get_status(GetStatusRequest {}).await.expect("a status").into_inner();
+        status.links.iter().all(|link| link.connected && link.reconnects == 1)
+    })
+    .await;
+}
