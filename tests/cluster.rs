@@ -26,8 +26,9 @@ async fn two_gateways(options: impl Fn() -> GatewayOptions) -> (Gateway, Gateway
 /// Everything published on one gateway arrives on the other, from every shard.
 async fn crosses(cluster: &RedisCluster, protocol: &str) {
     let prefix = shared::prefix();
-    let options =
-        || GatewayOptions::redis_cluster(&cluster.urls(), &prefix).set_bus("protocolVersion", protocol);
+    let options = || {
+        GatewayOptions::redis_cluster(&cluster.urls(), &prefix).set_bus("protocolVersion", protocol)
+    };
     let (one, two) = two_gateways(options).await;
     let publisher = TestNode::connect(&one, "publisher").await;
     let subscriber = TestNode::connect(&two, "subscriber").await;
@@ -57,7 +58,8 @@ async fn a_gateway_in_the_other_mode_says_why_and_does_not_serve() {
     let prefix = shared::prefix();
     let options = || GatewayOptions::redis_cluster(&cluster.urls(), &prefix);
     let _first = Gateway::start(options()).await;
-    let other = options().set_bus("protocolVersion", "resp2").ready(support::gateway::Ready::Started);
+    let other =
+        options().set_bus("protocolVersion", "resp2").ready(support::gateway::Ready::Started);
     let second = Gateway::start(other).await;
     let ended = second.ends(LIMIT).await;
     assert!(!ended.status.success());
@@ -81,7 +83,11 @@ async fn connections(servers: &[&RedisServer]) -> (usize, usize) {
 }
 
 /// What Redis sees of two gateways is the same with 2 nodes and with 500.
-async fn multiplexes(options: impl Fn() -> GatewayOptions, servers: &[&RedisServer], subscriptions: usize) {
+async fn multiplexes(
+    options: impl Fn() -> GatewayOptions,
+    servers: &[&RedisServer],
+    subscriptions: usize,
+) {
     let (one, two) = two_gateways(options).await;
     let mut collectors = Vec::new();
     for gateway in [&one, &two] {
@@ -171,7 +177,9 @@ async fn a_hundred_thousand_events_reach_twenty_subscribers_once_and_in_one_orde
     assert_eq!(accepted.len(), EVENTS);
     for collector in &collectors {
         collector
-            .wait(Duration::from_secs(60), "all events", |r| (r.event_ids.len() >= EVENTS).then_some(()))
+            .wait(Duration::from_secs(60), "all events", |r| {
+                (r.event_ids.len() >= EVENTS).then_some(())
+            })
             .await;
     }
     // Anything that comes twice would come at the latest now.

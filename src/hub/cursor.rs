@@ -9,9 +9,10 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use bytes::Bytes;
 
 use super::{
-    Hub,
+    Hub, Reading,
     filter::Filter,
     log::{Content, Entry, Indexed},
+    merge,
     router::{Interest, Registration},
 };
 use crate::bus::{AppendError, Gap, GapReason, Place, ShardId, unix_ms};
@@ -19,6 +20,9 @@ use crate::bus::{AppendError, Gap, GapReason, Place, ShardId, unix_ms};
 /// A batch is closed when it holds this much. Larger ones gain little, and a node's client may refuse them.
 const BATCH_BYTES: usize = 64 * 1024;
 const BATCH_EVENTS: u64 = 1000;
+
+/// Events that are merged at once at the most: what a cursor looks at, not what it keeps.
+const MERGED_EVENTS: u64 = 50_000;
 
 /// Events of a page of history, in bytes.
 const PAGE_BYTES: usize = 1024 * 1024;
@@ -36,7 +40,7 @@ pub enum Item {
 }
 
 /// Encoded events for one batch; at least one.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Events {
     /// Their bytes, each event with the tag and length that it has in `EventBatch`.
     pub chunks: Vec<Bytes>,
@@ -44,6 +48,9 @@ pub struct Events {
     pub count: u64,
     /// How many bytes.
     pub bytes: usize,
+    /// What it takes at the most.
+    pub(crate) max_events: u64,
+    pub(crate) max_bytes: usize,
 }
 
 /// A subscriber's place in all shards.
@@ -55,6 +62,8 @@ pub struct Cursor {
     turn: usize,
     /// How many more events the subscriber wants.
     left: u64,
+    /// Whether events may be merged while the cursor is behind.
+    merge: bool,
 }
 
 /// How far a cursor is, for those who look from outside.
@@ -123,10 +132,16 @@ impl Cursor {
         hub: Arc<Hub>,
         registration: Registration,
         openings: Vec<Opening>,
-        max_events: Option<u64>,
+        reading: Reading,
     ) -> Cursor {
-        let lanes = openings.into_iter().map(Lane::open).collect();
-        Cursor { hub, registration, lanes, turn: 0, left: max_events.unwrap_or(u64::MAX) }
+        Cursor {
+            hub,
+            registration,
+            lanes: openings.into_iter().map(Lane::open).collect(),
+            turn: 0,
+            left: reading.max_events.unwrap_or(u64::MAX),
+            merge: reading.merge,
+        }
     }
 
     /// The place in each shard, for the resume token: everything up to there was handed on.
@@ -171,7 +186,10 @@ impl Cursor {
     }
 
     fn take_item(&mut self) -> Option<Item> {
-        let mut events = Events::default();
+        // Who counts events counts those that were published.
+        let merging =
+            self.merge && self.left == u64::MAX && self.progress().behind() > BATCH_EVENTS;
+        let mut events = Events::up_to(if merging { MERGED_EVENTS } else { BATCH_EVENTS });
         let count = self.lanes.len();
         let first = self.turn;
         self.turn = (first + 1) % count;
@@ -188,6 +206,9 @@ impl Cursor {
                 self.turn = shard;
                 break;
             }
+        }
+        if merging {
+            events = merge::merge(events);
         }
         (events.count > 0).then_some(Item::Events(events))
     }
@@ -233,7 +254,7 @@ impl Cursor {
                     let read = self.hub.logs[shard].read(scan.next, |entry| {
                         bytes += entry.wire_bytes();
                         number += 1;
-                        bytes >= BATCH_BYTES || number >= scan.end
+                        bytes >= events.max_bytes || number >= scan.end
                     });
                     let Some(entries) = read else {
                         self.overtaken(shard);
@@ -473,8 +494,15 @@ impl Lane {
 }
 
 impl Events {
+    /// A batch without events, which takes about so many.
+    pub fn up_to(max_events: u64) -> Events {
+        let times = usize::try_from(max_events.div_ceil(BATCH_EVENTS)).unwrap_or(1);
+        let max_bytes = BATCH_BYTES * times;
+        Events { chunks: vec![], count: 0, bytes: 0, max_events, max_bytes }
+    }
+
     fn is_full(&self) -> bool {
-        self.bytes >= BATCH_BYTES || self.count >= BATCH_EVENTS
+        self.bytes >= self.max_bytes || self.count >= self.max_events
     }
 
     fn push(&mut self, indexed: &Indexed, (first, last): (usize, usize)) {

@@ -325,6 +325,12 @@ impl Entry {
     }
 }
 
+/// The events in a slice of a frame's bytes, each without its tag and length.
+pub(super) fn events_of(chunk: &Bytes) -> impl Iterator<Item = Bytes> + '_ {
+    let mut rest = &chunk[..];
+    std::iter::from_fn(move || Some(chunk.slice_ref(split_event(&mut rest)?)))
+}
+
 /// Takes the next event off a frame's bytes.
 fn split_event<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let mut tail = *rest;

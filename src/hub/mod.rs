@@ -6,6 +6,7 @@ pub mod cursor;
 pub mod event;
 pub mod filter;
 pub mod log;
+mod merge;
 mod router;
 pub mod token;
 
@@ -44,6 +45,15 @@ pub enum Begin {
     Oldest,
     /// After these places, one a shard.
     After(Vec<Place>),
+}
+
+/// How a stream is read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reading {
+    /// How many events are wanted; none: no limit.
+    pub max_events: Option<u64>,
+    /// Whether events may be merged while the stream is behind.
+    pub merge: bool,
 }
 
 /// An opened stream.
@@ -100,7 +110,7 @@ impl Hub {
         self: &Arc<Self>,
         filter: Filter,
         begin: &Begin,
-        max_events: Option<u64>,
+        reading: Reading,
     ) -> Result<Opened, AppendError> {
         // Registered first: what comes while the places are looked up is marked.
         let registration = self.router.register(filter, self.logs.len());
@@ -146,7 +156,7 @@ impl Hub {
             }
             openings.push(opening);
         }
-        let cursor = Cursor::new(self.clone(), registration, openings, max_events);
+        let cursor = Cursor::new(self.clone(), registration, openings, reading);
         Ok(Opened { cursor, resumed, replayed })
     }
 

@@ -10,7 +10,7 @@ use prost::Message;
 use tokio::sync::watch;
 
 use super::{
-    Begin, Hub,
+    Begin, Hub, Reading,
     cursor::{Cursor, Item},
     filter::Filter,
     log::Capacity,
@@ -198,7 +198,7 @@ fn drain(cursor: &mut Cursor) -> (Vec<u64>, Vec<Gap>) {
 const LARGE: Capacity = Capacity { bytes: 1 << 20, events: 10_000 };
 
 async fn open(hub: &Arc<Hub>, filter: Filter, begin: Begin) -> Cursor {
-    hub.open(filter, &begin, None).await.unwrap().cursor
+    hub.open(filter, &begin, Reading::default()).await.unwrap().cursor
 }
 
 #[tokio::test]
@@ -257,8 +257,10 @@ async fn who_is_overtaken_goes_on_from_history() {
 async fn a_place_inside_a_frame_is_resumed_there() {
     let (hub, bus) = TestBus::start(1, 0, LARGE);
     bus.publish(0, &[event(1, "a", "x"), event(2, "a", "x"), event(3, "a", "x")]);
-    let opened =
-        hub.open(everything("n"), &Begin::After(vec![Place::new(7, 2)]), None).await.unwrap();
+    let opened = hub
+        .open(everything("n"), &Begin::After(vec![Place::new(7, 2)]), Reading::default())
+        .await
+        .unwrap();
     assert!(opened.resumed);
     assert_eq!(opened.replayed, 1);
     let mut cursor = opened.cursor;
@@ -268,7 +270,10 @@ async fn a_place_inside_a_frame_is_resumed_there() {
 #[tokio::test]
 async fn a_stream_of_few_events_stops_inside_a_frame_and_its_token_says_where() {
     let (hub, bus) = TestBus::start(1, 0, LARGE);
-    let opened = hub.open(everything("n"), &Begin::Latest, Some(2)).await.unwrap();
+    let opened = hub
+        .open(everything("n"), &Begin::Latest, Reading { max_events: Some(2), merge: false })
+        .await
+        .unwrap();
     let mut cursor = opened.cursor;
     bus.publish(0, &[event(1, "a", "x"), event(2, "a", "x"), event(3, "a", "x")]);
     let Ok(Item::Events(batch)) = cursor.next().await else { panic!("no events") };
@@ -282,7 +287,10 @@ async fn a_place_that_nobody_knows_is_a_gap_and_then_the_newest() {
     let (hub, bus) = TestBus::start(1, 0, LARGE);
     bus.publish(0, &[event(1, "a", "x")]);
     for place in [Place::new(3, 9), Place::new(9, 1), Place::new(7, 50)] {
-        let opened = hub.open(everything("n"), &Begin::After(vec![place]), None).await.unwrap();
+        let opened = hub
+            .open(everything("n"), &Begin::After(vec![place]), Reading::default())
+            .await
+            .unwrap();
         assert!(!opened.resumed, "{place}");
         let mut cursor = opened.cursor;
         let (events, gaps) = drain(&mut cursor);
@@ -295,7 +303,7 @@ async fn a_place_that_nobody_knows_is_a_gap_and_then_the_newest() {
 async fn a_token_of_another_number_of_shards_is_a_gap_on_each() {
     let (hub, _bus) = TestBus::start(2, 0, LARGE);
     let begin = Begin::After(vec![Place::new(7, 0)]);
-    let opened = hub.open(everything("n"), &begin, None).await.unwrap();
+    let opened = hub.open(everything("n"), &begin, Reading::default()).await.unwrap();
     assert!(!opened.resumed);
     let mut cursor = opened.cursor;
     assert_eq!(drain(&mut cursor).1.len(), 2);

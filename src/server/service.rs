@@ -25,7 +25,7 @@ use super::{
 use crate::{
     bus::{AppendError, Appended, Batch, Health, Place, ShardId},
     config::Limits,
-    hub::{Begin, Hub, event::shard_of},
+    hub::{Begin, Hub, Reading, event::shard_of},
     proto::v1,
 };
 
@@ -194,7 +194,11 @@ impl Service {
             (None, v1::Start::Oldest) => Begin::Oldest,
             (None, _) => Begin::Latest,
         };
-        let opened = hub.open(subscribe.filter, &begin, subscribe.max_events).await?;
+        let reading = Reading {
+            max_events: subscribe.max_events,
+            merge: subscribe.overflow == v1::Overflow::Merge,
+        };
+        let opened = hub.open(subscribe.filter, &begin, reading).await?;
         let subscription_id = Uuid::now_v7().to_string();
         let kinds = subscribe.wire_filter.kinds.clone();
         let node = v1::Node {

@@ -135,7 +135,7 @@ mod tests {
         let encoded = Bytes::from(batch.encode_to_vec());
         let half = encoded.len() / 2;
         let chunks = vec![encoded.slice(..half), encoded.slice(half..)];
-        let events = Events { chunks, count: 2, bytes: encoded.len() };
+        let events = Events { chunks, count: 2, bytes: encoded.len(), ..Events::up_to(2) };
         let response = Response::events(events, b"token");
         let bytes = response.parts.concat();
         assert_eq!(bytes.len(), response.length);
