@@ -26,6 +26,19 @@ pub struct Batch {
     pub events: Vec<Bytes>,
     /// Makes a retry safe: a batch whose id was accepted within the bus's window is not appended again.
     pub request_id: Option<RequestId>,
+    /// Events whose bytes are kept beyond history as the last ones under a key: each its index, and the key.
+    pub retain: Vec<(usize, u8)>,
+}
+
+/// The last event under a key, as [`Batch::retain`] asked for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retained {
+    /// The key.
+    pub key: u8,
+    /// Where it stands.
+    pub place: Place,
+    /// The encoded event.
+    pub event: Bytes,
 }
 
 /// The bytes of a UUID.
@@ -228,6 +241,9 @@ pub trait History: Send + Sync {
         after: Place,
         max_bytes: usize,
     ) -> BoxFuture<'_, Result<HistoryPage, AppendError>>;
+
+    /// The last events under each key that were to be retained.
+    fn retained(&self, shard: ShardId) -> BoxFuture<'_, Result<Vec<Retained>, AppendError>>;
 
     /// The end of a shard, as the bus's servers know it now.
     fn tip(&self, shard: ShardId) -> BoxFuture<'_, Result<Place, AppendError>>;

@@ -15,7 +15,7 @@ use super::{
     merge,
     router::{Interest, Registration},
 };
-use crate::bus::{AppendError, Gap, GapReason, Place, ShardId, unix_ms};
+use crate::bus::{AppendError, Gap, GapReason, Place, ShardId, put_event, unix_ms};
 
 /// A batch is closed when it holds this much. Larger ones gain little, and a node's client may refuse them.
 const BATCH_BYTES: usize = 64 * 1024;
@@ -64,6 +64,8 @@ pub struct Cursor {
     left: u64,
     /// Whether events may be merged while the cursor is behind.
     merge: bool,
+    /// What is handed on before anything else.
+    first: Option<Events>,
 }
 
 /// How far a cursor is, for those who look from outside.
@@ -141,6 +143,23 @@ impl Cursor {
             turn: 0,
             left: reading.max_events.unwrap_or(u64::MAX),
             merge: reading.merge,
+            first: None,
+        }
+    }
+
+    /// Hands on these encoded events before anything else; they lie before the cursor's places.
+    pub(super) fn begin_with(&mut self, first: &[Bytes]) {
+        let mut body = Vec::new();
+        let mut events = Events::up_to(1);
+        for event in first.iter().take(usize::try_from(self.left).unwrap_or(usize::MAX)) {
+            put_event(&mut body, event);
+            events.count += 1;
+        }
+        if events.count > 0 {
+            self.left -= events.count;
+            events.bytes = body.len();
+            events.chunks.push(body.into());
+            self.first = Some(events);
         }
     }
 
@@ -156,7 +175,7 @@ impl Cursor {
 
     /// Whether the subscriber has had all the events that it wanted.
     pub fn is_finished(&self) -> bool {
-        self.left == 0
+        self.left == 0 && self.first.is_none()
     }
 
     /// Waits for the next item. Nothing is lost when it is dropped while it waits.
@@ -178,6 +197,9 @@ impl Cursor {
 
     /// Takes what is there: events of all shards up to a batch, or one gap.
     pub fn take(&mut self) -> Option<Item> {
+        if let Some(first) = self.first.take() {
+            return Some(Item::Events(first));
+        }
         let item = self.take_item();
         for (shard, lane) in self.lanes.iter().enumerate() {
             self.registration.interest.report(shard, lane.unread());

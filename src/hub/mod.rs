@@ -10,18 +10,25 @@ mod merge;
 mod router;
 pub mod token;
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
 
+use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use self::{
     cursor::{Cursor, Opening, gap_to},
-    filter::Filter,
-    log::{Capacity, Log},
+    event::EventView,
+    filter::{Filter, kind_bit},
+    log::{Capacity, Content, Indexed, Log},
     router::Router,
 };
 use crate::bus::{
-    AppendError, Delivery, Gap, GapReason, HistoryPage, Place, ShardId, SharedBus, Sink, unix_ms,
+    AppendError, Delivery, Gap, GapReason, HistoryPage, Place, Retained, ShardId, SharedBus, Sink,
+    unix_ms,
 };
 
 /// Readings of history under way at once, so that many who resume together do not weigh on the bus.
@@ -34,7 +41,12 @@ pub struct Hub {
     /// Set once, when the bus has started; the bus needs the hub before.
     bus: OnceLock<SharedBus>,
     history_readings: Semaphore,
+    /// By shard: the last event of each kind that is kept for who comes later.
+    last_values: Vec<Mutex<HashMap<u8, Retained>>>,
 }
+
+/// Kinds whose last event a new or resuming stream gets first: `queue_status`.
+pub const LAST_VALUE_KINDS: [u8; 1] = [18];
 
 /// Where a stream begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +86,7 @@ impl Hub {
             router: Arc::default(),
             bus: OnceLock::new(),
             history_readings: Semaphore::new(HISTORY_READINGS),
+            last_values: ShardId::all(shards).map(|_| Mutex::default()).collect(),
         }
     }
 
@@ -99,6 +112,42 @@ impl Hub {
     /// Whether the bus has said of every shard where it begins.
     pub fn is_started(&self) -> bool {
         self.logs.iter().all(Log::is_started)
+    }
+
+    /// Asks the bus for the last values that were published before this gateway heard of them.
+    ///
+    /// # Errors
+    ///
+    /// The bus could not be asked.
+    pub async fn load_last_values(&self) -> Result<(), AppendError> {
+        let Some(history) = self.bus().history() else { return Ok(()) };
+        for shard in ShardId::all(u16::try_from(self.logs.len()).unwrap_or(u16::MAX)) {
+            for retained in history.retained(shard).await? {
+                self.keep_last(shard, retained);
+            }
+        }
+        Ok(())
+    }
+
+    fn keep_last(&self, shard: ShardId, retained: Retained) {
+        let mut kept = self.last_values[shard.index()].lock();
+        let newer = kept.get(&retained.key).is_none_or(|before| before.place < retained.place);
+        if newer {
+            kept.insert(retained.key, retained);
+        }
+    }
+
+    /// The last values that a stream would not get by itself, since they lie before its places.
+    fn last_values(&self, filter: &Filter, cursor: &[Place]) -> Vec<Bytes> {
+        let mut values = Vec::new();
+        for (kept, place) in self.last_values.iter().zip(cursor) {
+            for retained in kept.lock().values().filter(|retained| retained.place <= *place) {
+                if EventView::peek(&retained.event).is_ok_and(|event| filter.matches(&event)) {
+                    values.push(retained.event.clone());
+                }
+            }
+        }
+        values
     }
 
     /// Opens a stream. Every event that the bus accepts after this is handed on, or told as a gap.
@@ -156,7 +205,10 @@ impl Hub {
             }
             openings.push(opening);
         }
-        let cursor = Cursor::new(self.clone(), registration, openings, reading);
+        let interest = registration.interest.clone();
+        let mut cursor = Cursor::new(self.clone(), registration, openings, reading);
+        let first = self.last_values(&interest.filter, &cursor.places());
+        cursor.begin_with(&first);
         Ok(Opened { cursor, resumed, replayed })
     }
 
@@ -238,10 +290,29 @@ impl Hub {
     }
 }
 
+impl Hub {
+    fn note_last_values(&self, shard: ShardId, indexed: &Indexed) {
+        for (nth, event) in indexed.events.iter().enumerate() {
+            if LAST_VALUE_KINDS.contains(&event.meta.kind()) {
+                let place = Place { epoch: indexed.frame.epoch, offset: indexed.offset(nth) };
+                // A copy of its own: a slice would keep the whole frame.
+                let bytes = Bytes::copy_from_slice(&indexed.frame.events[event.meta.range()]);
+                self.keep_last(shard, Retained { key: event.meta.kind(), place, event: bytes });
+            }
+        }
+    }
+}
+
 impl Sink for Hub {
     fn deliver(&self, shard: ShardId, delivery: Delivery) {
-        self.logs[shard.index()]
-            .append(delivery, |entry, number| self.router.announce(shard, entry, number));
+        self.logs[shard.index()].append(delivery, |entry, number| {
+            let kinds = self.router.announce(shard, entry, number);
+            if LAST_VALUE_KINDS.iter().any(|kind| kinds & kind_bit(*kind) != 0)
+                && let Content::Frame(indexed) = &entry.content
+            {
+                self.note_last_values(shard, indexed);
+            }
+        });
     }
 }
 

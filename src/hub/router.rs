@@ -120,7 +120,8 @@ impl Router {
 
     /// Marks an entry for all whom it may concern. Called under the log's write lock, so that a cursor never sees the entry
     /// without the mark or the mark without the entry.
-    pub(super) fn announce(&self, shard: ShardId, entry: &Entry, number: u64) {
+    /// Returns the kinds of the entry's events, each as [`kind_bit`] gives it.
+    pub(super) fn announce(&self, shard: ShardId, entry: &Entry, number: u64) -> u128 {
         let shard = shard.index();
         let table = self.table.read();
         let indexed = match &entry.content {
@@ -132,9 +133,9 @@ impl Router {
                     .values()
                     .chain(table.narrow.values())
                     .for_each(|i| i.mark(shard, number));
-                return;
+                return 0;
             }
-            Content::Epoch => return,
+            Content::Epoch => return 0,
         };
         let kinds =
             indexed.events.iter().fold(0, |kinds, event| kinds | kind_bit(event.meta.kind()));
@@ -144,7 +145,7 @@ impl Router {
             }
         }
         if table.narrow.is_empty() {
-            return;
+            return kinds;
         }
         let mut without_account = 0_u128;
         for event in &indexed.events {
@@ -164,6 +165,7 @@ impl Router {
                 }
             }
         }
+        kinds
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     bus::{
         AppendError, Appended, Batch, Bus, BusStatus, Delivery, Epoch, Frame, Gap, GapReason,
-        Health, History, HistoryPage, Offset, Place, ShardId, Sink, put_event,
+        Health, History, HistoryPage, Offset, Place, Retained, ShardId, Sink, put_event,
     },
     proto::v1::{self, event::Kind},
 };
@@ -145,6 +145,9 @@ impl History for TestBus {
         let next = deliveries.last().map_or(after, end);
         let tip = Place::new(state.epoch, state.ends[shard.index()]);
         ready(Ok(HistoryPage { deliveries, next, at_end: next == tip })).boxed()
+    }
+    fn retained(&self, _: ShardId) -> BoxFuture<'_, Result<Vec<Retained>, AppendError>> {
+        ready(Ok(vec![])).boxed()
     }
     fn tip(&self, shard: ShardId) -> BoxFuture<'_, Result<Place, AppendError>> {
         let state = self.state.lock();
@@ -353,7 +356,7 @@ async fn check(acts: Vec<Act>, log: usize, keep: usize) {
     // By shard, in order: id and account. Ids say the shard and the offset.
     let mut published: [Vec<(u64, usize)>; 2] = [vec![], vec![]];
     let mut seen: Vec<(Vec<u64>, Vec<(usize, Gap)>)> = vec![(vec![], vec![]); 3];
-    let mut read = |cursor: &mut Cursor, seen: &mut (Vec<u64>, Vec<(usize, Gap)>)| {
+    let read = |cursor: &mut Cursor, seen: &mut (Vec<u64>, Vec<(usize, Gap)>)| {
         while let Some(item) = cursor.next().now_or_never() {
             match item.unwrap() {
                 Item::Events(batch) => seen.0.extend(ids(&batch.chunks)),

@@ -40,6 +40,9 @@ use crate::{
 /// Shards of the embedded bus, where nothing else is set.
 const EMBEDDED_SHARDS: u16 = 1;
 
+/// The wait before the last values are asked for again.
+const LAST_VALUES_RETRY: Duration = Duration::from_millis(200);
+
 /// How long connections may take to close once their streams have ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -207,6 +210,10 @@ async fn start_bus(config: &Config, shared: &Arc<Shared>) -> Result<SharedBus, S
         }
     };
     hub.attach(bus.clone());
+    while let Err(error) = hub.load_last_values().await {
+        tracing::warn!(%error, "the last values could not be read; trying again");
+        tokio::time::sleep(LAST_VALUES_RETRY).await;
+    }
     // Set once, here.
     let _ = shared.hub.set(hub);
     Ok(bus)

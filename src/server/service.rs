@@ -25,7 +25,7 @@ use super::{
 use crate::{
     bus::{AppendError, Appended, Batch, Health, Place, ShardId},
     config::Limits,
-    hub::{Begin, Hub, Reading, event::shard_of},
+    hub::{Begin, Hub, LAST_VALUE_KINDS, Reading, event::shard_of},
     proto::v1,
 };
 
@@ -135,12 +135,17 @@ impl Service {
         for (index, event) in publish.events.into_iter().enumerate() {
             let shard = shard_of(event.key_hash, shards).index();
             let slot = *slots[shard].get_or_insert_with(|| {
-                let batch = Batch { events: vec![], request_id: publish.request_id };
+                let request_id = publish.request_id;
+                let batch = Batch { events: vec![], request_id, retain: vec![] };
                 by_shard.push((vec![], batch));
                 by_shard.len() - 1
             });
             by_shard[slot].0.push(index);
-            by_shard[slot].1.events.push(event.bytes);
+            let batch = &mut by_shard[slot].1;
+            if LAST_VALUE_KINDS.contains(&event.kind) {
+                batch.retain.push((batch.events.len(), event.kind));
+            }
+            batch.events.push(event.bytes);
         }
         let appends = (0..shards).filter_map(|shard| {
             let (indexes, batch) = &by_shard[slots[usize::from(shard)]?];

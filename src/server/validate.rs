@@ -55,6 +55,8 @@ pub struct Stamped {
     pub bytes: Bytes,
     /// The hash of its routing key.
     pub key_hash: u32,
+    /// The number of its kind.
+    pub kind: u8,
 }
 
 /// A request to subscribe that is right.
@@ -140,10 +142,10 @@ pub fn publish(
         if check.violations.len() > before || !check.violations.is_empty() {
             continue;
         }
-        let key_hash = routing_key_hash(&view);
+        let (key_hash, kind) = (routing_key_hash(&view), view.kind());
         let meta = *view.meta();
         let bytes = stamp(bytes.clone(), &meta, &request.node_id, now, Uuid::now_v7);
-        events.push(Stamped { bytes, key_hash });
+        events.push(Stamped { bytes, key_hash, kind });
     }
     check.done()?;
     Ok(Publish { request_id, events })

@@ -1,6 +1,7 @@
 -- Gives a frame its place in a shard, keeps it for history, and publishes it: all or nothing.
 --
--- KEYS  1 state (hash)   2 history (stream)   3 marks (list)   4 the writer's last frame   5.. request ids of the frame
+-- KEYS  1 state (hash)   2 history (stream)   3 marks (list)   4 the writer's last frame
+--       5 retained events by key (hash)   6.. request ids of the frame
 -- ARGV  1 channel        2 SPUBLISH or PUBLISH
 --       3 run: identity of the server process, as the caller's connection found it
 --       4 epoch          5 offset: the last place that the caller has seen (0 0: none)
@@ -8,7 +9,8 @@
 --       7 count: events in the frame              8 frame
 --       9 most entries   10 most bytes   11 greatest age in ms: of history
 --       12 how long writers are remembered, in ms  13 how long request ids are, in ms
---       14.. for each request id: "<index of its first event> <count>"
+--       14 number of retained events, then for each its key, its index and its bytes; then for each request id the index of
+--       its first event
 --
 -- Returns {"ok", epoch, first} (appended), {"dup", epoch, first} (was appended before), {"old"} (a later frame of this writer
 -- was), {"epoch", epoch, offset} (the caller's epoch is over: nothing done), {"seen", index, value, ...} (these requests were
@@ -80,9 +82,9 @@ end
 
 if known ~= epoch then return {'epoch', num(epoch), num(offset)} end
 
-if KEYS[5] then
+if KEYS[6] then
   local reply = {'seen'}
-  for i, value in ipairs(redis.call('MGET', unpack(KEYS, 5))) do
+  for i, value in ipairs(redis.call('MGET', unpack(KEYS, 6))) do
     if value then
       reply[#reply + 1] = num(i - 1)
       reply[#reply + 1] = value
@@ -99,9 +101,14 @@ local place = num(epoch) .. '-' .. num(offset)
 redis.call('HSET', KEYS[1], 'offset', num(offset), 'bytes', num(bytes))
 redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[9], place, 'f', ARGV[8])
 redis.call('SET', KEYS[4], num(sequence) .. ' ' .. num(epoch) .. ' ' .. num(first), 'PX', ARGV[12])
-for i = 5, #KEYS do
-  local index = string.match(ARGV[9 + i], '^(%d+)')
-  redis.call('SET', KEYS[i], num(epoch) .. ' ' .. num(first + index), 'PX', ARGV[13])
+local arg = 15
+for _ = 1, tonumber(ARGV[14]) do
+  redis.call('HSET', KEYS[5], ARGV[arg], num(epoch) .. '-' .. num(first + ARGV[arg + 1]) .. ' ' .. ARGV[arg + 2])
+  arg = arg + 3
+end
+for i = 6, #KEYS do
+  redis.call('SET', KEYS[i], num(epoch) .. ' ' .. num(first + ARGV[arg]), 'PX', ARGV[13])
+  arg = arg + 1
 end
 redis.call(ARGV[2], ARGV[1], 'T1 ' .. place .. ' ' .. ARGV[8])
 trim()

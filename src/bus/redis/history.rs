@@ -1,18 +1,18 @@
 //! Reads what Redis keeps of a shard.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use redis::Value;
 
 use super::{
-    envelope::Envelope,
+    envelope::{Envelope, parse_place},
     link::Server,
     names::ShardNames,
     script::{Failure, classify},
     topology::Topology,
 };
-use crate::bus::{Epoch, Offset, Place, ShardId};
+use crate::bus::{Epoch, Offset, Place, Retained, ShardId};
 
 /// Entries a reading. Frames are of some hundred KiB at most, so a reading stays within some MiB.
 const ENTRIES: usize = 128;
@@ -75,6 +75,24 @@ pub(super) async fn read(
     };
     let reading = tokio::time::timeout(TIMEOUT, attempts).await;
     reading.map_err(|_| why)
+}
+
+/// Reads the events that are retained. One attempt.
+pub(super) async fn retained(
+    server: &Server,
+    names: &ShardNames,
+) -> Result<Vec<Retained>, String> {
+    let mut query = server.query().await.map_err(|error| error.to_string())?;
+    let answer: Result<HashMap<u8, Vec<u8>>, _> =
+        redis::cmd("HGETALL").arg(&names.retained).query_async(query.connection()).await;
+    let fields = answer.map_err(|error| error.to_string())?;
+    let read = |(key, value): (u8, Vec<u8>)| {
+        let space = value.iter().position(|byte| *byte == b' ')?;
+        let place = parse_place(&value[..space])?;
+        Some(Retained { key, place, event: Bytes::from(value).slice(space + 1..) })
+    };
+    // What cannot be read is another version's.
+    Ok(fields.into_iter().filter_map(read).collect())
 }
 
 /// The last entry of an epoch that Redis still has.

@@ -41,7 +41,7 @@ use self::{
     writer::{Job, Writer},
 };
 use super::{
-    AppendError, Appended, Batch, Bus, BusStatus, Health, History, HistoryPage, Place, ShardId,
+    AppendError, Appended, Batch, Bus, BusStatus, Health, History, HistoryPage, Place, Retained, ShardId,
     Sink, StartError,
 };
 
@@ -282,6 +282,17 @@ impl History for RedisBus {
         max_bytes: usize,
     ) -> BoxFuture<'_, Result<HistoryPage, AppendError>> {
         self.read_page(shard, after, max_bytes).boxed()
+    }
+
+    fn retained(&self, shard: ShardId) -> BoxFuture<'_, Result<Vec<Retained>, AppendError>> {
+        async move {
+            let unavailable = |why: String| AppendError::Unavailable(why);
+            let server = self.topology.master(shard);
+            let server = server.ok_or_else(|| unavailable("no master is known".into()))?;
+            let names = &self.names[shard.index()];
+            history::retained(&server, names).await.map_err(unavailable)
+        }
+        .boxed()
     }
 
     fn tip(&self, shard: ShardId) -> BoxFuture<'_, Result<Place, AppendError>> {

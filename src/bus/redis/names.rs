@@ -21,6 +21,8 @@ pub(super) struct ShardNames {
     pub history: String,
     /// Places in history by time and size, to trim it (list).
     pub marks: String,
+    /// The last events by key (hash).
+    pub retained: String,
     /// Where frames are published.
     pub channel: String,
 }
@@ -42,6 +44,7 @@ impl ShardNames {
             state: format!("{base}:state"),
             history: format!("{base}:history"),
             marks: format!("{base}:marks"),
+            retained: format!("{base}:retained"),
             channel: format!("{base}:channel"),
             base,
         }

@@ -33,6 +33,14 @@ pub(super) struct Call<'a> {
     pub frame: &'a [u8],
     /// Request ids, each with the index of its first event in the frame.
     pub requests: &'a [(RequestId, u64)],
+    pub retain: &'a [Retain<'a>],
+}
+
+/// An event of the frame that is kept as the last one under its key.
+pub(super) struct Retain<'a> {
+    pub key: u8,
+    pub index: u64,
+    pub event: &'a [u8],
 }
 
 /// What the script answered.
@@ -117,8 +125,8 @@ impl Call<'_> {
     fn command(&self, settings: &Settings, run: &str) -> Cmd {
         let names = self.names;
         let mut cmd = redis::cmd("EVALSHA");
-        cmd.arg(APPEND.get_hash()).arg(4 + self.requests.len());
-        cmd.arg(&names.state).arg(&names.history).arg(&names.marks).arg(self.writer);
+        cmd.arg(APPEND.get_hash()).arg(5 + self.requests.len());
+        cmd.arg(&names.state).arg(&names.history).arg(&names.marks).arg(self.writer).arg(&names.retained);
         for (id, _) in self.requests {
             cmd.arg(names.request(id));
         }
@@ -128,6 +136,10 @@ impl Call<'_> {
         cmd.arg(settings.history.max_frames).arg(settings.history.max_bytes);
         cmd.arg(millis(settings.history.max_age));
         cmd.arg(WRITER_TTL_MS).arg(millis(settings.request_id_window));
+        cmd.arg(self.retain.len());
+        for retain in self.retain {
+            cmd.arg(retain.key).arg(retain.index).arg(retain.event);
+        }
         for (_, index) in self.requests {
             cmd.arg(*index);
         }

@@ -26,7 +26,7 @@ use super::{
     history,
     names::ShardNames,
     proof::Proof,
-    script::{Answer, Call, Failure},
+    script::{Answer, Call, Failure, Retain},
     settings::Settings,
     topology::Topology,
 };
@@ -214,11 +214,12 @@ impl Writer {
             &flush.events,
         );
         let requests = flush.requests();
+        let retain = flush.retain();
         let deadline = flush.deadline();
         let mut attempts = Attempts::new(&self.settings, deadline);
         loop {
             let call =
-                Outgoing { sequence, count: flush.count, frame: &frame, requests: &requests };
+                Outgoing { sequence, count: flush.count, frame: &frame, requests: &requests, retain: &retain };
             match self.call(&call, &mut attempts).await {
                 Ok(Answer::Appended { epoch, first }) => {
                     self.proof.accepted();
@@ -264,6 +265,7 @@ impl Writer {
                 count: out.count,
                 frame: out.frame,
                 requests: out.requests,
+                retain: out.retain,
             };
             let asking = asked.is_some();
             let why = match asked.take().or_else(|| self.topology.master(self.shard)) {
@@ -320,7 +322,7 @@ impl Writer {
                 origin: Some(kept.origin),
             };
             let frame = encode_frame(&header, &kept.events);
-            let out = Outgoing { sequence, count: kept.count, frame: &frame, requests: &[] };
+            let out = Outgoing { sequence, count: kept.count, frame: &frame, requests: &[], retain: &[] };
             match self.call(&out, attempts).await {
                 Ok(Answer::Appended { epoch, first }) => {
                     if let Some(kept) =
@@ -394,7 +396,7 @@ impl Writer {
         let frame = encode_beacon(self.id, self.state.beacons, unix_ms());
         let deadline = Instant::now() + BEACON_INTERVAL;
         let mut attempts = Attempts::once(&self.settings, deadline);
-        let out = Outgoing { sequence: 0, count: 0, frame: &frame, requests: &[] };
+        let out = Outgoing { sequence: 0, count: 0, frame: &frame, requests: &[], retain: &[] };
         match self.call(&out, &mut attempts).await {
             Ok(Answer::Tip(tip)) => {
                 self.proof.accepted();
@@ -424,6 +426,7 @@ struct Outgoing<'a> {
     count: u64,
     frame: &'a [u8],
     requests: &'a [(RequestId, u64)],
+    retain: &'a [Retain<'a>],
 }
 
 impl Flush {
@@ -447,6 +450,19 @@ impl Flush {
     fn requests(&self) -> Vec<(RequestId, u64)> {
         let ids = self.jobs.iter().zip(&self.starts);
         ids.filter_map(|(job, start)| Some((job.batch.request_id?, *start))).collect()
+    }
+
+    /// Of each key the last event.
+    fn retain(&self) -> Vec<Retain<'_>> {
+        let mut last: Vec<Retain<'_>> = Vec::new();
+        for (job, start) in self.jobs.iter().zip(&self.starts) {
+            for (index, key) in &job.batch.retain {
+                let event = &job.batch.events[*index];
+                last.retain(|before| before.key != *key);
+                last.push(Retain { key: *key, index: start + *index as u64, event });
+            }
+        }
+        last
     }
 
     fn deadline(&self) -> Instant {
