@@ -49,8 +49,8 @@ pub struct Events {
     /// How many bytes.
     pub bytes: usize,
     /// What it takes at the most.
-    pub(crate) max_events: u64,
-    pub(crate) max_bytes: usize,
+    pub(crate) most: u64,
+    pub(crate) most_bytes: usize,
 }
 
 /// A subscriber's place in all shards.
@@ -230,7 +230,7 @@ impl Cursor {
             }
         }
         if merging {
-            events = merge::merge(events);
+            events = merge::merge(&events);
         }
         (events.count > 0).then_some(Item::Events(events))
     }
@@ -276,7 +276,7 @@ impl Cursor {
                     let read = self.hub.logs[shard].read(scan.next, |entry| {
                         bytes += entry.wire_bytes();
                         number += 1;
-                        bytes >= events.max_bytes || number >= scan.end
+                        bytes >= events.most_bytes || number >= scan.end
                     });
                     let Some(entries) = read else {
                         self.overtaken(shard);
@@ -517,14 +517,13 @@ impl Lane {
 
 impl Events {
     /// A batch without events, which takes about so many.
-    pub fn up_to(max_events: u64) -> Events {
-        let times = usize::try_from(max_events.div_ceil(BATCH_EVENTS)).unwrap_or(1);
-        let max_bytes = BATCH_BYTES * times;
-        Events { chunks: vec![], count: 0, bytes: 0, max_events, max_bytes }
+    pub fn up_to(most: u64) -> Events {
+        let times = usize::try_from(most.div_ceil(BATCH_EVENTS)).unwrap_or(1);
+        Events { chunks: vec![], count: 0, bytes: 0, most, most_bytes: BATCH_BYTES * times }
     }
 
     fn is_full(&self) -> bool {
-        self.bytes >= self.max_bytes || self.count >= self.max_events
+        self.bytes >= self.most_bytes || self.count >= self.most
     }
 
     fn push(&mut self, indexed: &Indexed, (first, last): (usize, usize)) {

@@ -44,7 +44,7 @@ enum Out {
 }
 
 /// Merges a batch. Each merged event stands where the last of its events stood, so that nothing is shown before its time.
-pub(super) fn merge(events: Events) -> Events {
+pub(super) fn merge(events: &Events) -> Events {
     let mut out: Vec<Option<Out>> = Vec::new();
     let mut places: HashMap<Key, usize> = HashMap::new();
     let mut invalidations = 0;
@@ -162,7 +162,7 @@ mod tests {
             put_event(&mut chunk, &event(id, kind).encode_to_vec());
             events.chunks.push(chunk.into());
         }
-        let merged = merge(events);
+        let merged = merge(&events);
         let bytes = merged.chunks.concat();
         assert_eq!(bytes.len(), merged.bytes);
         let batch = v1::EventBatch::decode(&bytes[..]).unwrap();

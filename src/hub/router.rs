@@ -39,13 +39,16 @@ pub(super) struct Router {
     table: RwLock<Table>,
 }
 
+/// Subscribers, each with its id.
+type Listeners = Vec<(u64, Arc<Interest>)>;
+
 #[derive(Default)]
 struct Table {
     next: u64,
     /// Those who want events of any account: asked for each frame, by its kinds.
     broad: HashMap<u64, Arc<Interest>>,
     /// Those who want certain accounts only, by account: asked for the events of that account.
-    by_account: HashMap<Box<[u8]>, Vec<(u64, Arc<Interest>)>>,
+    by_account: HashMap<Box<[u8]>, Listeners>,
     /// The same ones, for the events that concern no account.
     narrow: HashMap<u64, Arc<Interest>>,
 }

@@ -343,6 +343,9 @@ proptest! {
     }
 }
 
+/// Ids of events, and gaps with their shards.
+type Seen = (Vec<u64>, Vec<(usize, Gap)>);
+
 async fn check(acts: Vec<Act>, log: usize, keep: usize) {
     tokio::time::pause();
     let (hub, bus) = TestBus::start(2, keep, Capacity { bytes: 1 << 20, events: log });
@@ -355,8 +358,8 @@ async fn check(acts: Vec<Act>, log: usize, keep: usize) {
     }
     // By shard, in order: id and account. Ids say the shard and the offset.
     let mut published: [Vec<(u64, usize)>; 2] = [vec![], vec![]];
-    let mut seen: Vec<(Vec<u64>, Vec<(usize, Gap)>)> = vec![(vec![], vec![]); 3];
-    let read = |cursor: &mut Cursor, seen: &mut (Vec<u64>, Vec<(usize, Gap)>)| {
+    let mut seen: Vec<Seen> = vec![(vec![], vec![]); 3];
+    let read = |cursor: &mut Cursor, seen: &mut Seen| {
         while let Some(item) = cursor.next().now_or_never() {
             match item.unwrap() {
                 Item::Events(batch) => seen.0.extend(ids(&batch.chunks)),
@@ -386,7 +389,7 @@ async fn check(acts: Vec<Act>, log: usize, keep: usize) {
     for node in 0..3 {
         read(&mut cursors[node], &mut seen[node]);
         let (events, gaps) = &seen[node];
-        for shard in 0..2 {
+        for (shard, published) in published.iter().enumerate() {
             let got: Vec<u64> =
                 events.iter().copied().filter(|id| (*id / 1_000_000) as usize == shard).collect();
             assert!(got.is_sorted_by(|a, b| a < b), "order of node {node}: {got:?}");
@@ -401,7 +404,7 @@ async fn check(acts: Vec<Act>, log: usize, keep: usize) {
                 gaps.iter().any(|g| offset(id) > g.from.offset.0 && offset(id) <= g.to.offset.0)
             };
             let told: BTreeMap<u64, bool> = got.iter().map(|id| (*id, true)).collect();
-            for (id, account) in &published[shard] {
+            for (id, account) in published {
                 let delivered = told.contains_key(id);
                 if wanted[node].contains(account) {
                     assert!(delivered || covered(*id), "node {node} lost {id}; gaps {gaps:?}");

@@ -1,7 +1,7 @@
 //! The health protocol (`grpc.health.v1`), for load balancers.
 //!
-//! tonic-health's own service says SERVING from the first instant, answers NOT_FOUND where a `Watch` of an unknown service
-//! should say SERVICE_UNKNOWN, and its open `Watch` streams keep a server from ever ending. So the state is ours, on its
+//! The service of `tonic-health` says `SERVING` from the first instant, answers `NOT_FOUND` where a `Watch` of an unknown service
+//! should say `SERVICE_UNKNOWN`, and its open `Watch` streams keep a server from ever ending. So the state is ours, on its
 //! generated code.
 
 use std::pin::Pin;

@@ -313,7 +313,7 @@ impl Service {
 }
 
 /// The generated server.
-#[allow(clippy::pedantic, missing_docs)]
+#[allow(clippy::all, clippy::pedantic, missing_docs)]
 pub mod generated {
     include!(concat!(env!("OUT_DIR"), "/trunkline.v1.CoordinationService.rs"));
 }

@@ -36,7 +36,7 @@ pub(super) struct Command {
     /// state alone.
     pub run: Arc<str>,
     /// Keeps the connection's place in the pool.
-    _checkout: Arc<deadpool_redis::Connection>,
+    checkout: Arc<deadpool_redis::Connection>,
 }
 
 /// Why there is no connection. Nothing was sent.
@@ -93,13 +93,13 @@ impl Server {
         let asked: Result<String, _> =
             redis::cmd("INFO").arg("server").query_async(&mut connection).await;
         let info = asked.map_err(|error| self.error(error))?;
-        Ok(Command { connection, run: run_id(&info).into(), _checkout: Arc::new(checkout) })
+        Ok(Command { connection, run: run_id(&info).into(), checkout: Arc::new(checkout) })
     }
 
     /// Gives up a command connection that failed; the next one is a new one. Another that took its place stays.
     pub(super) async fn discard(&self, failed: &Command) {
         let mut slot = self.command.lock().await;
-        if slot.as_ref().is_some_and(|kept| Arc::ptr_eq(&kept._checkout, &failed._checkout)) {
+        if slot.as_ref().is_some_and(|kept| Arc::ptr_eq(&kept.checkout, &failed.checkout)) {
             *slot = None;
             // Idle ones lead to the same server process, which may be gone.
             self.pool.retain(|_, _| false);

@@ -34,7 +34,8 @@ impl ShardNames {
         let width = u32::from(SLOTS);
         let (shard, shards) = (u32::from(shard.0), u32::from(shards.max(1)));
         let range = shard * width / shards..(shard + 1) * width / shards;
-        let tag = (0..)
+        // With 64 slots or more a shard, a few dozen tries find one.
+        let tag = (0..10_000)
             .map(|n| if n == 0 { shard.to_string() } else { format!("{shard}.{n}") })
             .find(|tag| range.contains(&u32::from(slot_of(tag))))
             .unwrap_or_else(|| shard.to_string());

@@ -51,6 +51,7 @@ pub(super) struct PoolSettings {
 
 /// Limits of what Redis keeps of each shard.
 #[derive(Clone)]
+#[allow(clippy::struct_field_names)] // the names of the configuration
 pub(super) struct HistorySettings {
     pub max_frames: u64,
     pub max_bytes: u64,

@@ -174,12 +174,12 @@ impl Subscription {
     }
 
     async fn listen_resp3(&self) -> Result<End, RedisError> {
-        let (pushes, mut pushed) = mpsc::channel::<PushInfo>(QUEUE);
+        let (sender, mut pushed) = mpsc::channel::<PushInfo>(QUEUE);
         // The push sender must not wait. A message that finds the queue full is a hole like any other.
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(CONNECT_TIMEOUT))
-            .set_push_sender(move |push| pushes.try_send(push));
+            .set_push_sender(move |push| sender.try_send(push));
         let client = self.server.client()?;
         let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
         // Each sharded channel lies in a slot of its own, so each is asked for by a command of its own.
