@@ -5,4 +5,5 @@
 //! Redis connections. See `ARCHITECTURE.md` for the way of the data.
 
 pub mod bus;
+pub mod config;
 pub mod proto;

@@ -1,0 +1,206 @@
+//! A document as a [`Config`]: every key, its range and its default.
+
+use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
+
+use super::{
+    Config, Drain, History, Limits, Log, LogFormat, bus,
+    error::{Problem, shown},
+    fields::Fields,
+    nearest::nearest,
+    units::{format_duration, format_size},
+};
+
+const ZERO: Duration = Duration::ZERO;
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(60 * 60);
+const WEEK: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// Ids are opaque strings of at most this many bytes, everywhere.
+const LONGEST_ID: usize = 128;
+
+/// The prefix stands in each name in Redis.
+const LONGEST_PREFIX: usize = 64;
+
+const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// Reads a whole document. What is broken becomes its default, and a violation.
+pub(super) fn decode(top: &mut Fields<'_>) -> Config {
+    let default = Config::default();
+    let listen = top.optional_address("listen").unwrap_or(default.listen);
+    let admin = top.nullable_address("admin", default.admin);
+    if top.sound(&["listen", "admin"]) {
+        check_addresses(top, listen, admin);
+    }
+    let gateway_id = top.checked_text("gatewayId", check_id);
+    Config {
+        listen,
+        admin,
+        gateway_id_is_random: gateway_id.is_none(),
+        gateway_id: gateway_id.unwrap_or(default.gateway_id),
+        bus: bus::decode(top),
+        prefix: top.checked_text("prefix", check_prefix).unwrap_or(default.prefix),
+        shards: top.optional_number("shards", 1..=256),
+        history: top.group("history", |fields| decode_history(fields, &default.history)),
+        log: top.group("log", |fields| decode_log(fields, &default.log)),
+        heartbeat: top.duration("heartbeat", SECOND..=HOUR, default.heartbeat),
+        limits: top.group("limits", |fields| decode_limits(fields, &default.limits)),
+        drain: top.group("drain", |fields| decode_drain(fields, &default.drain)),
+        request_id_window: top.duration(
+            "requestIdWindow",
+            SECOND..=HOUR,
+            default.request_id_window,
+        ),
+        log_format: top
+            .choice("logFormat", &LogFormat::ALL.map(LogFormat::as_str))
+            .map_or(default.log_format, LogFormat::of),
+        log_level: top.checked_text("logLevel", check_log_level).unwrap_or(default.log_level),
+    }
+}
+
+fn decode_history(fields: &mut Fields<'_>, default: &History) -> History {
+    History {
+        max_age: fields.duration("maxAge", SECOND..=WEEK, default.max_age),
+        max_bytes: fields.size("maxBytes", KIB..=64 * GIB, default.max_bytes),
+        max_frames: fields.number("maxFrames", 1..=1_000_000_000, default.max_frames),
+    }
+}
+
+fn decode_log(fields: &mut Fields<'_>, default: &Log) -> Log {
+    Log {
+        max_bytes: size(fields, "maxBytes", KIB..=16 * GIB, default.max_bytes),
+        max_events: fields.number("maxEvents", 1..=100_000_000, default.max_events),
+    }
+}
+
+fn decode_limits(fields: &mut Fields<'_>, default: &Limits) -> Limits {
+    let limits = Limits {
+        max_event_bytes: size(fields, "maxEventBytes", KIB..=16 * MIB, default.max_event_bytes),
+        max_request_bytes: size(
+            fields,
+            "maxRequestBytes",
+            KIB..=64 * MIB,
+            default.max_request_bytes,
+        ),
+        max_events_per_request: fields.number(
+            "maxEventsPerRequest",
+            1..=10_000,
+            default.max_events_per_request,
+        ),
+        max_accounts_per_filter: fields.number(
+            "maxAccountsPerFilter",
+            1..=1_000_000,
+            default.max_accounts_per_filter,
+        ),
+        max_streams: fields.number("maxStreams", 1..=10_000_000, default.max_streams),
+    };
+    if fields.sound(&["maxEventBytes", "maxRequestBytes"])
+        && limits.max_request_bytes < limits.max_event_bytes
+    {
+        let request = format_size(limits.max_request_bytes as u64);
+        let event = format_size(limits.max_event_bytes as u64);
+        let problem = format!("{request} is less than maxEventBytes, which is {event}");
+        fields.fail("maxRequestBytes", Problem::Invalid(problem));
+    }
+    limits
+}
+
+fn decode_drain(fields: &mut Fields<'_>, default: &Drain) -> Drain {
+    let delay = fields.duration("delay", ZERO..=5 * MINUTE, default.delay);
+    let timeout = fields.duration("timeout", SECOND..=HOUR, default.timeout);
+    let spread = fields.optional_duration("spread", ZERO..=5 * MINUTE);
+    // The default makes room for a short limit.
+    let spread_or_default = spread.unwrap_or(default.spread.min(timeout));
+    if fields.sound(&["spread", "timeout"]) && spread_or_default > timeout {
+        let limit = format_duration(timeout);
+        let spread = format_duration(spread_or_default);
+        let problem = format!("{spread} is more than drain.timeout, which is {limit}");
+        fields.fail("spread", Problem::Invalid(problem));
+    }
+    Drain { delay, spread: spread_or_default, timeout }
+}
+
+fn size(
+    fields: &mut Fields<'_>,
+    key: &'static str,
+    range: RangeInclusive<u64>,
+    default: usize,
+) -> usize {
+    let bytes = fields.size(key, range, default as u64);
+    // Every range above fits where memory is addressed with 64 bits, and where it is not, no more is to be had.
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+/// Two listeners cannot have one port of one address; a wildcard is every address.
+fn check_addresses(top: &Fields<'_>, listen: SocketAddr, admin: Option<SocketAddr>) {
+    let Some(admin) = admin else { return };
+    let covers = |one: SocketAddr, other: SocketAddr| {
+        // A wildcard of IPv6 takes in IPv4 as well.
+        one.ip().is_unspecified() && (one.is_ipv6() || other.is_ipv4())
+    };
+    let clash = listen.ip() == admin.ip() || covers(listen, admin) || covers(admin, listen);
+    // Port 0 is a different one each time.
+    if clash && listen.port() == admin.port() && listen.port() != 0 {
+        let problem = format!("{admin} is taken by listen, which is {listen}");
+        top.fail("admin", Problem::Invalid(problem));
+    }
+}
+
+fn check_id(id: &str) -> Result<(), Problem> {
+    if id.is_empty() || id.len() > LONGEST_ID {
+        return Err(length_problem(id, LONGEST_ID));
+    }
+    if id.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        let problem = format!("{} holds white space or a control character", shown(id));
+        return Err(Problem::Invalid(problem));
+    }
+    Ok(())
+}
+
+fn check_prefix(prefix: &str) -> Result<(), Problem> {
+    if prefix.is_empty() || prefix.len() > LONGEST_PREFIX {
+        return Err(length_problem(prefix, LONGEST_PREFIX));
+    }
+    // Braces would choose the hash slot; that is the shards' business.
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-:/".contains(c);
+    if prefix.chars().all(plain) {
+        Ok(())
+    } else {
+        let problem = format!("{} may hold letters, digits and . _ - : / alone", shown(prefix));
+        Err(Problem::Invalid(problem))
+    }
+}
+
+fn length_problem(text: &str, most: usize) -> Problem {
+    Problem::Range {
+        found: format!("its length of {}", text.len()),
+        least: "1 byte".to_owned(),
+        most: format!("{most} bytes"),
+    }
+}
+
+/// Levels and `target=level`, with commas between. A misspelt level would otherwise be taken for a target, and everything else
+/// go silent.
+fn check_log_level(directives: &str) -> Result<(), Problem> {
+    for directive in directives.split(',') {
+        let level = directive.rsplit_once('=').map_or(directive, |(_, level)| level).trim();
+        let known = LOG_LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level));
+        let target = directive.rsplit_once('=').map(|(target, _)| target.trim());
+        if target == Some("") {
+            let problem = format!("{} names no target before the =", shown(directive));
+            return Err(Problem::Invalid(problem));
+        }
+        if !known {
+            return Err(Problem::Choice {
+                found: shown(level),
+                allowed: LOG_LEVELS.map(str::to_owned).to_vec(),
+                nearest: nearest(level, LOG_LEVELS).map(str::to_owned),
+            });
+        }
+    }
+    Ok(())
+}

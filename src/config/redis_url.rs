@@ -1,0 +1,336 @@
+//! The URL of a Redis server.
+
+use std::{fmt, path::PathBuf};
+
+use url::{Host, Url, form_urlencoded};
+
+use super::{
+    bus::Protocol,
+    secret::{MASK, Secret, is_mask},
+};
+
+/// The port of a URL that names none.
+const DEFAULT_PORT: u16 = 6379;
+
+/// A validated URL of a Redis or Valkey server, with its parts:
+/// `redis://[user][:password]@host[:port][/database][?protocol=resp3]`, `rediss://...[#insecure]`, `unix:///path[?db=1]`.
+///
+/// `Debug` and `Display` mask the password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RedisUrl {
+    text: String,
+    masked: String,
+    endpoint: Endpoint,
+    database: u32,
+    username: Option<String>,
+    password: Option<Secret>,
+    protocol: Option<Protocol>,
+}
+
+/// Where a Redis server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// Over TCP.
+    Tcp {
+        /// A name or an address; one of IPv6 without brackets.
+        host: String,
+        /// From 1.
+        port: u16,
+        /// None is plain TCP.
+        tls: Option<TlsMode>,
+    },
+    /// A Unix socket.
+    Unix {
+        /// Absolute.
+        path: PathBuf,
+    },
+}
+
+/// How a TLS server is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsMode {
+    /// Certificate and name are checked.
+    Verified,
+    /// Nothing is checked (`#insecure`).
+    Insecure,
+}
+
+/// Why a URL cannot be used. Repeats nothing of it, since a password with a stray `/`, `?` or `#` can end up in any part.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RedisUrlError {
+    /// It does not parse as a URL.
+    #[error(
+        "{0} (the form is redis://host:port; other characters of a password than letters and digits are written %XX)"
+    )]
+    Syntax(String),
+    /// White space or a control character: the parser would take it out without a word.
+    #[error("it holds white space or a control character")]
+    Space,
+    /// Not one of the schemes.
+    #[error(
+        "the scheme must be one of redis, rediss, valkey, valkeys, unix, redis+unix, valkey+unix"
+    )]
+    Scheme,
+    /// No host.
+    #[error("the host is missing")]
+    HostMissing,
+    /// A host name with other characters than those of a DNS name.
+    #[error("the host is neither a name nor an address")]
+    Host,
+    /// Nobody listens there.
+    #[error("the host is a wildcard address, which can be listened on but not connected to")]
+    Wildcard,
+    /// Port 0.
+    #[error("the port must be at least 1")]
+    Port,
+    /// The path is not the number of a database.
+    #[error("the database must be a number from 0 to 2147483647")]
+    Database,
+    /// A Unix socket without a path.
+    #[error("the path of the socket is missing; it is absolute, as in unix:///run/redis.sock")]
+    SocketPath,
+    /// A host, port, user or password in front of a socket's path.
+    #[error("a socket has no host; a user is given as ?user=...&pass=...")]
+    SocketHost,
+    /// A query parameter that does not exist.
+    #[error("it has a parameter that is not known; known are {0}")]
+    Parameter(&'static str),
+    /// A query parameter that stands twice.
+    #[error("it has a parameter twice")]
+    ParameterTwice,
+    /// `?protocol=` of something else.
+    #[error("the protocol must be resp2 or resp3")]
+    Protocol,
+    /// A fragment that is not `#insecure`.
+    #[error("the only fragment is #insecure")]
+    Fragment,
+    /// `#insecure` without TLS.
+    #[error("#insecure is for rediss and valkeys; this scheme has no TLS")]
+    InsecureWithoutTls,
+    /// User or password do not decode.
+    #[error("the user or the password is not UTF-8")]
+    Credentials,
+    /// `***` in place of the password.
+    #[error("the password is masked: put the real one in its place")]
+    Masked,
+}
+
+impl RedisUrl {
+    /// Checks and takes apart `text`.
+    pub fn parse(text: &str) -> Result<RedisUrl, RedisUrlError> {
+        if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err(RedisUrlError::Space);
+        }
+        let url = Url::parse(text).map_err(|error| RedisUrlError::Syntax(error.to_string()))?;
+        match url.scheme() {
+            "redis" | "valkey" => RedisUrl::tcp(text, &url, false),
+            "rediss" | "valkeys" => RedisUrl::tcp(text, &url, true),
+            "unix" | "redis+unix" | "valkey+unix" => RedisUrl::unix(text, &url),
+            _ => Err(RedisUrlError::Scheme),
+        }
+    }
+
+    fn tcp(text: &str, url: &Url, tls: bool) -> Result<RedisUrl, RedisUrlError> {
+        let [protocol] = parameters(url, ["protocol"], "protocol")?;
+        let tls = match (tls, url.fragment()) {
+            (true, None) => Some(TlsMode::Verified),
+            (true, Some("insecure")) => Some(TlsMode::Insecure),
+            (false, None) => None,
+            (false, Some("insecure")) => return Err(RedisUrlError::InsecureWithoutTls),
+            (_, Some(_)) => return Err(RedisUrlError::Fragment),
+        };
+        let endpoint = Endpoint::Tcp {
+            host: host(url)?,
+            port: match url.port() {
+                Some(0) => return Err(RedisUrlError::Port),
+                port => port.unwrap_or(DEFAULT_PORT),
+            },
+            tls,
+        };
+        let username = Some(url.username()).filter(|name| !name.is_empty()).map(decode_percent);
+        let password = url.password().map(decode_percent).transpose()?;
+        let mask = || {
+            let mut masked = url.clone();
+            // Fails only for a URL without a host.
+            let _ = masked.set_password(Some(MASK));
+            masked.into()
+        };
+        Ok(RedisUrl {
+            text: text.to_owned(),
+            masked: if password.is_some() { mask() } else { text.to_owned() },
+            endpoint,
+            database: database(url.path().trim_matches('/'))?,
+            username: username.transpose()?,
+            password: password.map(checked).transpose()?,
+            protocol: protocol.as_deref().map(parse_protocol).transpose()?,
+        })
+    }
+
+    fn unix(text: &str, url: &Url) -> Result<RedisUrl, RedisUrlError> {
+        let known = ["db", "user", "pass", "protocol"];
+        let [number, username, password, protocol] =
+            parameters(url, known, "db, user, pass and protocol")?;
+        match url.fragment() {
+            None => {}
+            Some("insecure") => return Err(RedisUrlError::InsecureWithoutTls),
+            Some(_) => return Err(RedisUrlError::Fragment),
+        }
+        if url.host_str().is_some_and(|host| !host.is_empty()) {
+            return Err(RedisUrlError::SocketHost);
+        }
+        let path = decode_percent(url.path())?;
+        if path.len() < 2 || !path.starts_with('/') || path.contains('\0') {
+            return Err(RedisUrlError::SocketPath);
+        }
+        let mask = || {
+            let mut masked = url.clone();
+            let pairs = url.query_pairs();
+            let pairs = pairs.map(|(name, value)| match &*name {
+                "pass" => (name, MASK.into()),
+                _ => (name, value),
+            });
+            masked.query_pairs_mut().clear().extend_pairs(pairs);
+            masked.into()
+        };
+        Ok(RedisUrl {
+            text: text.to_owned(),
+            masked: if password.is_some() { mask() } else { text.to_owned() },
+            endpoint: Endpoint::Unix { path: path.into() },
+            database: database(number.as_deref().unwrap_or_default())?,
+            username,
+            password: password.map(checked).transpose()?,
+            protocol: protocol.as_deref().map(parse_protocol).transpose()?,
+        })
+    }
+
+    /// The whole URL as it was given. For the client that connects, and for nothing else.
+    pub fn as_str_with_password(&self) -> &str {
+        &self.text
+    }
+
+    /// Where to connect to.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Whether the connection is to be TLS, verified or not.
+    pub fn tls(&self) -> Option<TlsMode> {
+        match &self.endpoint {
+            Endpoint::Tcp { tls, .. } => *tls,
+            Endpoint::Unix { .. } => None,
+        }
+    }
+
+    /// The number of the database; 0 if none was given.
+    pub fn database(&self) -> u32 {
+        self.database
+    }
+
+    /// The user, decoded.
+    pub fn username(&self) -> Option<&str> {
+        self.username.as_deref()
+    }
+
+    /// The password, decoded.
+    pub fn password(&self) -> Option<&Secret> {
+        self.password.as_ref()
+    }
+
+    /// The protocol, if one was asked for.
+    pub fn protocol(&self) -> Option<Protocol> {
+        self.protocol
+    }
+}
+
+impl fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RedisUrl({})", self.masked)
+    }
+}
+
+impl fmt::Display for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.masked)
+    }
+}
+
+/// The values of the known query parameters; an error if there are others.
+fn parameters<const N: usize>(
+    url: &Url,
+    known: [&str; N],
+    names: &'static str,
+) -> Result<[Option<String>; N], RedisUrlError> {
+    let mut values = [const { None }; N];
+    let query = url.query().unwrap_or_default();
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        let place = known.iter().position(|known| *known == name);
+        let slot = &mut values[place.ok_or(RedisUrlError::Parameter(names))?];
+        if slot.replace(value.into_owned()).is_some() {
+            return Err(RedisUrlError::ParameterTwice);
+        }
+    }
+    Ok(values)
+}
+
+fn host(url: &Url) -> Result<String, RedisUrlError> {
+    let host = match url.host() {
+        // Schemes other than the web's keep an IPv4 address as a name.
+        Some(Host::Domain(name)) => name.to_owned(),
+        Some(Host::Ipv4(address)) => address.to_string(),
+        Some(Host::Ipv6(address)) => address.to_string(),
+        None => return Err(RedisUrlError::HostMissing),
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c);
+    match host.as_str() {
+        "" => Err(RedisUrlError::HostMissing),
+        "0.0.0.0" | "::" => Err(RedisUrlError::Wildcard),
+        name if name.chars().all(plain) => Ok(host),
+        _ => Err(RedisUrlError::Host),
+    }
+}
+
+fn database(text: &str) -> Result<u32, RedisUrlError> {
+    match text {
+        "" => Ok(0),
+        number if number.starts_with('+') => Err(RedisUrlError::Database),
+        number => match number.parse::<i32>().map(u32::try_from) {
+            Ok(Ok(database)) => Ok(database),
+            _ => Err(RedisUrlError::Database),
+        },
+    }
+}
+
+fn parse_protocol(text: &str) -> Result<Protocol, RedisUrlError> {
+    match text {
+        "2" | "resp2" => Ok(Protocol::Resp2),
+        "3" | "resp3" => Ok(Protocol::Resp3),
+        _ => Err(RedisUrlError::Protocol),
+    }
+}
+
+fn checked(password: String) -> Result<Secret, RedisUrlError> {
+    if is_mask(&password) { Err(RedisUrlError::Masked) } else { Ok(Secret::new(password)) }
+}
+
+/// `text` with each `%XX` as the byte that it stands for.
+fn decode_percent(text: &str) -> Result<String, RedisUrlError> {
+    let bytes = text.as_bytes();
+    let digit = |at: usize| bytes.get(at).and_then(|b| char::from(*b).to_digit(16));
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        match (bytes[at], digit(at + 1), digit(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                // Two hexadecimal digits are one byte.
+                decoded.extend(u8::try_from(high * 16 + low));
+                at += 3;
+            }
+            (byte, ..) => {
+                decoded.push(byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8(decoded).map_err(|_| RedisUrlError::Credentials)
+}
