@@ -52,16 +52,23 @@ pub(in crate::config) fn decode(top: &mut Fields<'_>) -> BusConfig {
     if !shares_store {
         return bus.flatten().unwrap_or_default();
     }
-    let problem = match store {
-        Some(Ok(bus)) => return bus.unwrap_or_default(),
-        Some(Err(other)) => format!("it is {}", shown(&other)),
-        None => "there is none".to_owned(),
-    };
-    let problem = format!(
-        "is Default, which uses the Redis of inMemoryStore, and {problem}; it must be Redis or RedisCluster"
-    );
-    top.fail_at("coordinator.@type", Problem::Invalid(problem));
-    BusConfig::default()
+    match store {
+        Some(Ok(bus)) => bus.unwrap_or_default(),
+        Some(Err(other)) => {
+            let problem = format!(
+                "{} cannot be shared: the coordinator is Default, so it must be Redis or RedisCluster",
+                shown(&other)
+            );
+            top.fail_at("inMemoryStore.@type", Problem::Invalid(problem));
+            BusConfig::default()
+        }
+        None => {
+            let problem = "is Default, which uses the Redis of inMemoryStore, and there is none; it must be \
+                           Redis or RedisCluster";
+            top.fail_at("coordinator.@type", Problem::Invalid(problem.to_owned()));
+            BusConfig::default()
+        }
+    }
 }
 
 /// The bus of an `inMemoryStore`, None if it is broken; or its type, if that is none that a bus could use.

@@ -214,10 +214,12 @@ impl Fields<'_> {
     }
 
     /// The members of a set, each with its path: an array, or an object whose members are true. Bare text is split at commas.
+    /// None if there is no set, or only broken members.
     pub(in crate::config) fn set(&mut self, key: &'static str) -> Option<Vec<(String, String)>> {
         let found = self.ask(key, Kind::Value, None)?;
         let path = join(&self.path, key);
         let mut members = Vec::new();
+        let mut broken = false;
         // A member may be a URL with a password, so it is named by its place.
         let place = |index: usize| format!("{path}[{index}]");
         match found.value {
@@ -225,7 +227,10 @@ impl Fields<'_> {
                 for (index, value) in values.iter().enumerate() {
                     match value {
                         Value::String(text) => members.push((place(index), text.clone())),
-                        other => self.context.report(&place(index), mismatch(other, "a string")),
+                        other => {
+                            broken = true;
+                            self.context.report(&place(index), mismatch(other, "a string"));
+                        }
                     }
                 }
             }
@@ -235,6 +240,7 @@ impl Fields<'_> {
                         Value::Bool(true) => members.push((place(index), member.clone())),
                         Value::Bool(false) => {}
                         other => {
+                            broken = true;
                             self.context.report(&place(index), mismatch(other, "true or false"));
                         }
                     }
@@ -250,7 +256,8 @@ impl Fields<'_> {
                 return None;
             }
         }
-        Some(members)
+        // Nothing is missing where something is broken.
+        (!broken || !members.is_empty()).then_some(members)
     }
 }
 
