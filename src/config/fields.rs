@@ -2,7 +2,7 @@
 //!
 //! A decoder asks [`Fields`] for each key that it knows, with the range and the default. Whatever is wrong becomes a
 //! violation, the default takes its place, and the decoder goes on; so one run finds everything. Keys that nobody asked for
-//! are unknown. Since the decoder alone knows the keys, it is also the list of them: see [`super::keys`].
+//! are unknown. Since the decoder alone knows the keys, it is also the list of them: see [`super::keys()`].
 
 mod values;
 
