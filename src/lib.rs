@@ -6,6 +6,5 @@
 
 pub mod bus;
 pub mod config;
-pub mod hub;
 pub mod proto;
 pub mod server;

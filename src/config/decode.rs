@@ -12,9 +12,9 @@ use super::{
 
 const ZERO: Duration = Duration::ZERO;
 const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_mins(1);
-const HOUR: Duration = Duration::from_hours(1);
-const WEEK: Duration = Duration::from_hours(7 * 24);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(60 * 60);
+const WEEK: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -191,12 +191,14 @@ fn check_log_level(directives: &str) -> Result<(), Problem> {
         let known = LOG_LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level));
         let target = directive.rsplit_once('=').map(|(target, _)| target.trim());
         if target == Some("") {
-            let problem = format!("{} names no target before the =", shown(directive));
+            let problem = format!("{} names no target before a level", shown(directives));
             return Err(Problem::Invalid(problem));
         }
         if !known {
+            // A part of a URL would not look like one.
+            let whole = directives.contains("://");
             return Err(Problem::Choice {
-                found: shown(level),
+                found: shown(if whole { directives } else { level }),
                 allowed: LOG_LEVELS.map(str::to_owned).to_vec(),
                 nearest: nearest(level, LOG_LEVELS).map(str::to_owned),
             });

@@ -160,7 +160,10 @@ impl RedisUrl {
             text: text.to_owned(),
             masked: if password.is_some() { mask() } else { text.to_owned() },
             endpoint,
-            database: database(url.path().trim_matches('/'))?,
+            database: match url.path().trim_matches('/') {
+                "" => 0,
+                number => parse_database(number)?,
+            },
             username: username.transpose()?,
             password: password.map(checked).transpose()?,
             protocol: protocol.as_deref().map(parse_protocol).transpose()?,
@@ -180,7 +183,7 @@ impl RedisUrl {
             return Err(RedisUrlError::SocketHost);
         }
         let path = decode_percent(url.path())?;
-        if path.len() < 2 || !path.starts_with('/') || path.contains('\0') {
+        if path.len() < 2 || !url.path().starts_with('/') || path.contains('\0') {
             return Err(RedisUrlError::SocketPath);
         }
         let mask = || {
@@ -197,7 +200,7 @@ impl RedisUrl {
             text: text.to_owned(),
             masked: if password.is_some() { mask() } else { text.to_owned() },
             endpoint: Endpoint::Unix { path: path.into() },
-            database: database(number.as_deref().unwrap_or_default())?,
+            database: number.as_deref().map_or(Ok(0), parse_database)?,
             username,
             password: password.map(checked).transpose()?,
             protocol: protocol.as_deref().map(parse_protocol).transpose()?,
@@ -290,15 +293,12 @@ fn host(url: &Url) -> Result<String, RedisUrlError> {
     }
 }
 
-fn database(text: &str) -> Result<u32, RedisUrlError> {
-    match text {
-        "" => Ok(0),
-        number if number.starts_with('+') => Err(RedisUrlError::Database),
-        number => match number.parse::<i32>().map(u32::try_from) {
-            Ok(Ok(database)) => Ok(database),
-            _ => Err(RedisUrlError::Database),
-        },
+fn parse_database(text: &str) -> Result<u32, RedisUrlError> {
+    if text.starts_with('+') {
+        return Err(RedisUrlError::Database);
     }
+    let number = text.parse::<i32>().map_err(|_| RedisUrlError::Database)?;
+    number.try_into().map_err(|_| RedisUrlError::Database)
 }
 
 fn parse_protocol(text: &str) -> Result<Protocol, RedisUrlError> {

@@ -9,7 +9,7 @@ use std::{
 use serde_json::{Map, Value};
 
 use super::{
-    error::{Origin, Problem, Violation, shown, shown_key},
+    error::{Origin, Problem, Violation, shown_key},
     json,
     keys::{Key, Kind, VARIABLE_PREFIX, keys, variable_name},
     nearest::nearest,
@@ -181,7 +181,8 @@ impl Layers {
                 Problem::Group { keys: members(&group.path).filter_map(Key::variable).collect() }
             } else {
                 let known: Vec<String> = keys().iter().filter_map(Key::variable).collect();
-                unknown(nearest(name, known.iter().map(String::as_str)), &[])
+                let some: Vec<_> = top_level().iter().map(|path| variable_name(path)).collect();
+                unknown(nearest(name, known.iter().map(String::as_str)), &some)
             };
             self.report(&shown_key(name), Origin::Variable(name.to_owned()), problem);
         }
@@ -234,12 +235,15 @@ fn members(path: &str) -> impl Iterator<Item = &'static Key> {
     keys().iter().filter(move |key| key.kind == Kind::Value && key.path.starts_with(&prefix))
 }
 
+/// The keys to name where nothing is like what was given.
 fn top_level() -> Vec<String> {
-    keys().iter().filter(|key| !key.path.contains('.')).map(|key| key.path.clone()).collect()
+    let single = |key: &&Key| key.kind == Kind::Value && !key.path.contains('.');
+    keys().iter().filter(single).map(|key| key.path.clone()).collect()
 }
 
-fn unknown(nearest: Option<&str>, known: &[String]) -> Problem {
-    Problem::Unknown { nearest: nearest.map(str::to_owned), known: known.to_vec() }
+fn unknown(nearest: Option<&str>, some: &[String]) -> Problem {
+    let known = if nearest.is_some() { vec![] } else { some.to_vec() };
+    Problem::Unknown { nearest: nearest.map(str::to_owned), known }
 }
 
 /// Whether a variable is nobody's mistake: the command line's, the tests', or one of those that Kubernetes and Docker make for

@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn the_shortest_form_is_written() {
-        assert_eq!(format_duration(Duration::from_millis(90_000)), "90s");
+        assert_eq!(format_duration(Duration::from_secs(90)), "90s");
         assert_eq!(format_duration(Duration::from_millis(1500)), "1500ms");
         assert_eq!(format_duration(Duration::from_secs(7200)), "2h");
         assert_eq!(format_duration(Duration::ZERO), "0s");

@@ -1,0 +1,290 @@
+//! Every key: its default, what it sets, its range.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde_json::{Value, json};
+
+use super::{cluster, load, load_text, redis, with};
+use crate::config::{
+    BusConfig, Config, Drain, History, Key, Limits, Log, LogFormat, Pool, Problem, Protocol, Redis,
+    RedisCluster, RedisUrl, Secret, Sources, Tls, keys,
+};
+
+fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+#[test]
+fn nothing_gives_the_defaults() {
+    let config = Config::load(&Sources::default()).unwrap();
+    assert_eq!(config.listen, "127.0.0.1:7420".parse().unwrap());
+    assert_eq!(config.admin, Some("127.0.0.1:7421".parse().unwrap()));
+    assert_eq!(config.bus, BusConfig::Embedded);
+    assert_eq!(config.prefix, "trunkline");
+    assert_eq!(config.shards, None);
+    assert_eq!(
+        config.history,
+        History { max_age: secs(300), max_bytes: 67_108_864, max_frames: 100_000 }
+    );
+    assert_eq!(config.log, Log { max_bytes: 33_554_432, max_events: 200_000 });
+    assert_eq!(config.heartbeat, secs(15));
+    assert_eq!(
+        config.limits,
+        Limits {
+            max_event_bytes: 65_536,
+            max_request_bytes: 4_194_304,
+            max_events_per_request: 1000,
+            max_accounts_per_filter: 10_000,
+            max_streams: 100_000,
+        }
+    );
+    assert_eq!(config.drain, Drain { delay: secs(0), spread: secs(1), timeout: secs(10) });
+    assert_eq!(config.request_id_window, secs(60));
+    assert_eq!(config.log_format, LogFormat::Text);
+    assert_eq!(config.log_level, "info");
+    let same = Config { gateway_id: config.gateway_id.clone(), ..Config::default() };
+    assert_eq!(config, same);
+}
+
+#[test]
+fn an_empty_file_and_a_file_of_nulls_give_the_defaults_too() {
+    let nulls = json!({
+        "listen": null, "coordinator": null, "prefix": null, "shards": null, "history": null,
+        "log": { "maxBytes": null }, "heartbeat": null, "logFormat": null, "logLevel": null,
+        "gatewayId": null, "inMemoryStore": null,
+    });
+    for document in [json!({}), nulls] {
+        let config = load(&document);
+        let same = Config { gateway_id: config.gateway_id.clone(), ..Config::default() };
+        assert_eq!(config, same);
+    }
+}
+
+#[test]
+fn each_gateway_makes_up_a_name_of_its_own() {
+    let (one, other) = (Config::default(), Config::default());
+    assert_ne!(one.gateway_id, other.gateway_id);
+    assert!(one.gateway_id.starts_with("gw-") && one.gateway_id.len() == 15, "{}", one.gateway_id);
+    assert!(one.gateway_id_is_random);
+}
+
+#[test]
+fn every_key_of_the_gateway_is_set() {
+    let config = load(&json!({
+        "gatewayId": "mx1", "listen": "0.0.0.0:1", "admin": "[::1]:2", "prefix": "mail:eu",
+        "shards": 7, "heartbeat": "2s", "requestIdWindow": 3000, "logFormat": "json",
+        "logLevel": "warn,trunkline::bus=debug",
+        "history": { "maxAge": "1h", "maxBytes": "2GiB", "maxFrames": 3 },
+        "log": { "maxBytes": 4096, "maxEvents": 5 },
+        "limits": {
+            "maxEventBytes": "6KiB", "maxRequestBytes": "7MiB", "maxEventsPerRequest": 8,
+            "maxAccountsPerFilter": 9, "maxStreams": 10,
+        },
+        "drain": { "delay": "11s", "spread": 12, "timeout": "13s" },
+    }));
+    let expected = Config {
+        gateway_id: "mx1".into(),
+        gateway_id_is_random: false,
+        listen: "0.0.0.0:1".parse().unwrap(),
+        admin: Some("[::1]:2".parse().unwrap()),
+        bus: BusConfig::Embedded,
+        prefix: "mail:eu".into(),
+        shards: Some(7),
+        history: History { max_age: secs(3600), max_bytes: 2 << 30, max_frames: 3 },
+        log: Log { max_bytes: 4096, max_events: 5 },
+        heartbeat: secs(2),
+        limits: Limits {
+            max_event_bytes: 6 << 10,
+            max_request_bytes: 7 << 20,
+            max_events_per_request: 8,
+            max_accounts_per_filter: 9,
+            max_streams: 10,
+        },
+        drain: Drain { delay: secs(11), spread: millis(12), timeout: secs(13) },
+        request_id_window: secs(3),
+        log_format: LogFormat::Json,
+        log_level: "warn,trunkline::bus=debug".into(),
+    };
+    assert_eq!(config, expected);
+}
+
+#[test]
+fn admin_can_be_nowhere() {
+    assert_eq!(load(&json!({ "admin": null })).admin, None);
+}
+
+#[test]
+fn the_defaults_of_redis() {
+    let found = redis(load(&json!({ "coordinator": { "@type": "Redis" } })));
+    let half_a_minute = Some(secs(30));
+    let pool = Pool {
+        max_connections: 10,
+        timeout_create: half_a_minute,
+        timeout_wait: half_a_minute,
+        timeout_recycle: half_a_minute,
+    };
+    let url = RedisUrl::parse("redis://127.0.0.1").unwrap();
+    assert_eq!(found, Redis { url, timeout: secs(10), pool, tls: Tls::default() });
+}
+
+#[test]
+fn every_key_of_redis_is_set() {
+    let found = redis(load(&json!({ "coordinator": {
+        "@type": "Redis", "url": "redis://r:1/2", "timeout": "3s", "poolMaxConnections": 4,
+        "poolTimeoutCreate": "5s", "poolTimeoutWait": 6, "poolTimeoutRecycle": null,
+    } })));
+    let pool = Pool {
+        max_connections: 4,
+        timeout_create: Some(secs(5)),
+        timeout_wait: Some(millis(6)),
+        timeout_recycle: None,
+    };
+    let url = RedisUrl::parse("redis://r:1/2").unwrap();
+    assert_eq!(found, Redis { url, timeout: secs(3), pool, tls: Tls::default() });
+}
+
+#[test]
+fn the_defaults_of_a_cluster() {
+    let found = cluster(load(&json!({ "coordinator": { "@type": "RedisCluster" } })));
+    let expected = RedisCluster {
+        urls: vec![RedisUrl::parse("redis://127.0.0.1").unwrap()],
+        timeout: secs(10),
+        username: None,
+        secret: None,
+        max_retries: 3,
+        min_retry_wait: millis(500),
+        max_retry_wait: secs(1),
+        read_from_replicas: true,
+        protocol: Protocol::Resp3,
+        pool: Pool::default(),
+        tls: Tls::default(),
+    };
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn every_key_of_a_cluster_is_set() {
+    let found = cluster(load(&json!({ "coordinator": {
+        "@type": "RedisCluster", "urls": ["redis://a", "redis://b"], "timeout": "1s",
+        "authUsername": "u", "authSecret": { "@type": "Value", "secret": "s" }, "maxRetries": 2,
+        "minRetryWait": "3ms", "maxRetryWait": "4ms", "readFromReplicas": false,
+        "protocolVersion": "resp2", "poolMaxConnections": 5, "poolTimeoutCreate": null,
+        "poolTimeoutWait": null, "poolTimeoutRecycle": "6s",
+    } })));
+    let url = |text| RedisUrl::parse(text).unwrap();
+    let expected = RedisCluster {
+        urls: vec![url("redis://a"), url("redis://b")],
+        timeout: secs(1),
+        username: Some("u".into()),
+        secret: Some(Secret::new("s")),
+        max_retries: 2,
+        min_retry_wait: millis(3),
+        max_retry_wait: millis(4),
+        read_from_replicas: false,
+        protocol: Protocol::Resp2,
+        pool: Pool {
+            max_connections: 5,
+            timeout_create: None,
+            timeout_wait: None,
+            timeout_recycle: Some(secs(6)),
+        },
+        tls: Tls::default(),
+    };
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn the_certificates_are_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, label: &str| {
+        let path = folder.path().join(name);
+        let pem = format!("subject=x\n-----BEGIN {label}-----\nAAAA\n-----END {label}-----\n");
+        std::fs::write(&path, pem).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let ca = file("ca.pem", "CERTIFICATE");
+    let certificate = file("client.pem", "CERTIFICATE");
+    for label in ["PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY"] {
+        let key = file("client.key", label);
+        let tls =
+            json!({ "caCertificate": ca, "clientCertificate": certificate, "clientKey": key });
+        let expected = Tls {
+            ca_certificate: Some(PathBuf::from(&ca)),
+            client_certificate: Some(PathBuf::from(&certificate)),
+            client_key: Some(PathBuf::from(&key)),
+        };
+        let single = json!({ "@type": "Redis", "url": "rediss://r", "tls": tls });
+        assert_eq!(redis(load(&json!({ "coordinator": single }))).tls, expected);
+        let several = json!({ "@type": "RedisCluster", "urls": ["valkeys://r"], "tls": tls });
+        assert_eq!(cluster(load(&json!({ "coordinator": several }))).tls, expected);
+    }
+}
+
+/// A document in which `key` can be set.
+fn place_of(key: &Key) -> Value {
+    let group = key.path.split('.').next().unwrap();
+    if !["coordinator", "inMemoryStore"].contains(&group) {
+        return json!({});
+    }
+    let documents = ["Redis", "RedisCluster"].map(|variant| json!({ group: { "@type": variant } }));
+    let unknown = format!("{}: is not known", key.path);
+    let known = documents.into_iter().find(|document| {
+        let probe = with(document.clone(), &key.path, "?").to_string();
+        !load_text(&probe).is_err_and(|lines| lines.iter().any(|line| line.starts_with(&unknown)))
+    });
+    known.unwrap_or_else(|| panic!("{} has no place", key.path))
+}
+
+/// The range violation of `value` at `key`.
+fn range_problem(document: &Value, key: &Key, value: Value) -> Option<String> {
+    let file = super::file_of(&with(document.clone(), &key.path, value).to_string());
+    let sources = Sources { file: Some(file.path().to_owned()), ..Sources::default() };
+    let errors = Config::load(&sources).err()?;
+    let of_range = errors
+        .violations()
+        .iter()
+        .find(|v| v.path == key.path && matches!(v.problem, Problem::Range { .. }));
+    of_range.map(ToString::to_string)
+}
+
+/// `limit` as a number: itself, milliseconds, or bytes.
+fn number_of(limit: &str) -> u64 {
+    let number = limit.parse().ok();
+    let duration = || crate::config::units::parse_duration(limit);
+    let millis = || duration().map(|duration| u64::try_from(duration.as_millis()).unwrap());
+    number.or_else(millis).or_else(|| crate::config::units::parse_size(limit)).unwrap()
+}
+
+#[test]
+fn every_range_holds_at_both_ends() {
+    let mut ranges = 0;
+    for key in keys() {
+        let Some(range) = &key.range else { continue };
+        ranges += 1;
+        let (least, most) = range.split_once(" to ").unwrap();
+        let document = place_of(key);
+        for limit in [least, most] {
+            let number = json!(number_of(limit));
+            assert_eq!(range_problem(&document, key, number), None, "{} = {limit}", key.path);
+            // As text too, where it is more than a number.
+            if limit.parse::<u64>().is_err() {
+                assert_eq!(range_problem(&document, key, json!(limit)), None, "{}", key.path);
+            }
+        }
+        let limits = format!("is out of range: at least {least}, at most {most}");
+        let beyond = json!(number_of(most) + 1);
+        let below = json!(i64::try_from(number_of(least)).unwrap() - 1);
+        for wrong in [beyond, below, json!(u64::MAX), json!(1e30)] {
+            let problem = range_problem(&document, key, wrong.clone());
+            let problem = problem.unwrap_or_else(|| panic!("{} = {wrong}", key.path));
+            let start = format!("{}: ", key.path);
+            assert!(problem.starts_with(&start) && problem.ends_with(&limits), "{problem}");
+        }
+    }
+    // Sixteen of the gateway, and eight of each of coordinator and inMemoryStore.
+    assert_eq!(ranges, 32);
+}

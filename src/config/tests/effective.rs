@@ -1,0 +1,91 @@
+//! The effective configuration: whole, masked, and loadable.
+
+use serde_json::{Value, json};
+
+use super::{file_of, load, load_all};
+use crate::config::{Config, Problem, Sources, keys};
+
+#[test]
+fn it_can_be_loaded_again_and_gives_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let pem = folder.path().join("ca.pem").to_str().unwrap().to_owned();
+    std::fs::write(&pem, "-----BEGIN CERTIFICATE-----\n").unwrap();
+    let documents = [
+        json!({ "gatewayId": "a" }),
+        json!({ "gatewayId": "a", "admin": null, "shards": 3, "logFormat": "json", "heartbeat": 1001,
+            "history": { "maxBytes": 1025 }, "limits": { "maxEventBytes": 1025 } }),
+        json!({ "gatewayId": "a", "coordinator": { "@type": "Redis", "poolTimeoutWait": null,
+            "url": "rediss://x:1/2?protocol=resp3", "tls": { "caCertificate": pem } } }),
+        json!({ "gatewayId": "a", "coordinator": { "@type": "Redis", "url": "unix:///x?db=2" } }),
+        json!({ "gatewayId": "a", "coordinator": { "@type": "RedisCluster", "authUsername": "u",
+            "urls": ["redis://a", "redis://b"], "protocolVersion": "resp2" } }),
+        json!({ "gatewayId": "a", "coordinator": { "@type": "Default" },
+            "inMemoryStore": { "@type": "RedisCluster", "maxRetries": 7 } }),
+    ];
+    for document in documents {
+        let config = load(&document);
+        let effective = config.effective();
+        assert_eq!(load(&effective), config, "{effective:#}");
+    }
+}
+
+#[test]
+fn a_name_that_was_made_up_is_left_out() {
+    assert_eq!(load(&json!({})).effective()["gatewayId"], Value::Null);
+    assert_eq!(load(&json!({ "gatewayId": "a" })).effective()["gatewayId"], "a");
+}
+
+#[test]
+fn it_holds_every_key() {
+    let cluster = json!({ "coordinator": { "@type": "RedisCluster" } });
+    let single = json!({ "coordinator": { "@type": "Redis" } });
+    let documents = [load(&single).effective(), load(&cluster).effective()];
+    for key in keys() {
+        // What Default took from the store stands under coordinator; of a secret only what its type has is there.
+        let elsewhere = key.path.starts_with("inMemoryStore") || key.path == "coordinator.id";
+        if elsewhere || key.path.starts_with("coordinator.authSecret.") {
+            continue;
+        }
+        let pointer = format!("/{}", key.path.replace('.', "/"));
+        assert!(documents.iter().any(|d| d.pointer(&pointer).is_some()), "{} is missing", key.path);
+    }
+}
+
+#[test]
+fn secrets_are_masked_and_the_mask_is_no_secret() {
+    let secret = json!({ "@type": "Value", "secret": "hunter2" });
+    let config = load(&json!({ "coordinator": { "@type": "RedisCluster", "authSecret": secret,
+        "urls": ["redis://user:hunter2@a"] } }));
+    let effective = config.effective();
+    assert_eq!(effective["coordinator"]["authSecret"]["secret"], "***");
+    assert_eq!(effective["coordinator"]["urls"][0], "redis://user:***@a");
+    assert!(!effective.to_string().contains("hunter2"));
+    let file = file_of(&effective.to_string());
+    let sources = Sources { file: Some(file.path().to_owned()), ..Sources::default() };
+    let errors = Config::load(&sources).unwrap_err();
+    let paths: Vec<_> = errors.violations().iter().map(|v| v.path.as_str()).collect();
+    assert_eq!(paths, ["coordinator.urls[0]", "coordinator.authSecret.secret"]);
+    assert!(matches!(errors.violations()[0].problem, Problem::Url(_)));
+    assert_eq!(errors.to_string().matches("masked").count(), 2, "{errors}");
+}
+
+#[test]
+fn secrets_that_lie_elsewhere_are_named_by_their_place() {
+    let file = file_of("hunter2\n");
+    let path = file.path().to_str().unwrap();
+    let secrets = [
+        json!({ "@type": "EnvironmentVariable", "variableName": "REDIS_PASSWORD" }),
+        json!({ "@type": "File", "filePath": path }),
+    ];
+    for secret in secrets {
+        let document = json!({ "gatewayId": "a", "coordinator": {
+            "@type": "RedisCluster", "authSecret": secret } });
+        let load = |document: &Value| {
+            load_all(&document.to_string(), &[("REDIS_PASSWORD", "hunter2")], &[]).unwrap()
+        };
+        let config = load(&document);
+        let effective = config.effective();
+        assert_eq!(effective["coordinator"]["authSecret"], secret);
+        assert_eq!(load(&effective), config);
+    }
+}
