@@ -5,6 +5,8 @@
 //! Redis connections. See `ARCHITECTURE.md` for the way of the data.
 
 pub mod bus;
+pub mod client;
 pub mod config;
+pub mod hub;
 pub mod proto;
 pub mod server;

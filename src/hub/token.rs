@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(bytes[..5], [VERSION, 1, 2, 3, 4]);
         assert_eq!(bytes[5..11], [2, 5, 0xac, 0x02, 1, 0], "2 shards; 5-300; 1 back, 0");
         assert_eq!(bytes.len(), 15);
-        assert_eq!(deployment_tag("trunkline"), 0);
+        assert_eq!(deployment_tag("trunkline"), 0x188b_06ef);
     }
 
     #[test]

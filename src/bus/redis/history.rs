@@ -78,10 +78,7 @@ pub(super) async fn read(
 }
 
 /// Reads the events that are retained. One attempt.
-pub(super) async fn retained(
-    server: &Server,
-    names: &ShardNames,
-) -> Result<Vec<Retained>, String> {
+pub(super) async fn retained(server: &Server, names: &ShardNames) -> Result<Vec<Retained>, String> {
     let mut query = server.query().await.map_err(|error| error.to_string())?;
     let answer: Result<HashMap<u8, Vec<u8>>, _> =
         redis::cmd("HGETALL").arg(&names.retained).query_async(query.connection()).await;

@@ -41,8 +41,8 @@ use self::{
     writer::{Job, Writer},
 };
 use super::{
-    AppendError, Appended, Batch, Bus, BusStatus, Health, History, HistoryPage, Place, Retained, ShardId,
-    Sink, StartError,
+    AppendError, Appended, Batch, Bus, BusStatus, Health, History, HistoryPage, Place, Retained,
+    ShardId, Sink, StartError,
 };
 
 pub use settings::Settings;

@@ -126,7 +126,11 @@ impl Call<'_> {
         let names = self.names;
         let mut cmd = redis::cmd("EVALSHA");
         cmd.arg(APPEND.get_hash()).arg(5 + self.requests.len());
-        cmd.arg(&names.state).arg(&names.history).arg(&names.marks).arg(self.writer).arg(&names.retained);
+        cmd.arg(&names.state)
+            .arg(&names.history)
+            .arg(&names.marks)
+            .arg(self.writer)
+            .arg(&names.retained);
         for (id, _) in self.requests {
             cmd.arg(names.request(id));
         }

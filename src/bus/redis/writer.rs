@@ -218,8 +218,13 @@ impl Writer {
         let deadline = flush.deadline();
         let mut attempts = Attempts::new(&self.settings, deadline);
         loop {
-            let call =
-                Outgoing { sequence, count: flush.count, frame: &frame, requests: &requests, retain: &retain };
+            let call = Outgoing {
+                sequence,
+                count: flush.count,
+                frame: &frame,
+                requests: &requests,
+                retain: &retain,
+            };
             match self.call(&call, &mut attempts).await {
                 Ok(Answer::Appended { epoch, first }) => {
                     self.proof.accepted();
@@ -322,7 +327,8 @@ impl Writer {
                 origin: Some(kept.origin),
             };
             let frame = encode_frame(&header, &kept.events);
-            let out = Outgoing { sequence, count: kept.count, frame: &frame, requests: &[], retain: &[] };
+            let out =
+                Outgoing { sequence, count: kept.count, frame: &frame, requests: &[], retain: &[] };
             match self.call(&out, attempts).await {
                 Ok(Answer::Appended { epoch, first }) => {
                     if let Some(kept) =

@@ -1,0 +1,23 @@
+//! `trunkline check`.
+
+use clap::Args;
+
+use super::{Failure, serve::From};
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  trunkline check --config trunkline.json       exit code 0 and what is in force, or 78 and all that is wrong
+  trunkline check                               the defaults and the environment")]
+pub(super) struct Check {
+    #[command(flatten)]
+    from: From,
+}
+
+impl Check {
+    pub(super) fn run(&self) -> Result<(), Failure> {
+        let config = self.from.load()?;
+        println!("{:#}", config.effective());
+        Ok(())
+    }
+}

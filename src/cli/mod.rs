@@ -1,0 +1,233 @@
+//! The command line.
+
+mod check;
+mod json;
+mod nodes;
+mod publish;
+mod serve;
+mod status;
+mod subscribe;
+
+use std::{process::ExitCode, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
+};
+use trunkline::proto::v1::coordination_service_client::CoordinationServiceClient;
+
+/// How long a connection to a gateway may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Messages of a subscription may be large; the gateway bounds them.
+const MAX_MESSAGE: usize = 16 * 1024 * 1024;
+
+const EXAMPLES: &str = "\
+Examples:
+  trunkline                                          serve on 127.0.0.1:7420 with the embedded bus
+  trunkline serve --redis redis://127.0.0.1:6379     serve, with other gateways, over Redis
+  trunkline check --config trunkline.json            say what is wrong with a file, or what is in force
+  trunkline subscribe | jq .mailboxChange            watch events, one JSON object a line
+  trunkline publish mailbox-change --account a1 --change-id 7 --types email
+  trunkline subscribe --max-events 10 | trunkline publish -
+  trunkline status
+
+Exit codes:
+  0   done
+  1   failed for another reason
+  2   the command line is wrong
+  3   the gateway refused the request: something in it is wrong
+  69  the gateway or its bus is not available
+  78  the configuration is wrong";
+
+/// Keeps the servers of a cluster in step: a gRPC gateway over Redis pub/sub.
+#[derive(Parser)]
+#[command(version, after_help = EXAMPLES, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs a gateway (what `trunkline` alone does)
+    Serve(serve::Serve),
+    /// Says all that is wrong with a configuration, or prints what is in force, without secrets
+    Check(check::Check),
+    /// Publishes events
+    Publish(publish::Publish),
+    /// Prints events as they come, one JSON object a line
+    Subscribe(subscribe::Subscribe),
+    /// Says how a gateway does
+    Status(status::Status),
+    /// Lists the nodes that hold a stream
+    Nodes(nodes::Nodes),
+}
+
+/// Which gateway is talked to.
+#[derive(Args)]
+struct Gateway {
+    /// Address of the gateway
+    #[arg(long, env = "TRUNKLINE_GATEWAY", default_value = "http://127.0.0.1:7420", global = true)]
+    gateway: String,
+}
+
+/// Who this is.
+#[derive(Args)]
+struct Node {
+    /// This node's id [default: cli-<process id>]
+    #[arg(long)]
+    node_id: Option<String>,
+}
+
+impl Node {
+    fn id(&self) -> String {
+        self.node_id.clone().unwrap_or_else(|| format!("cli-{}", std::process::id()))
+    }
+}
+
+/// Why a command did not do what it was to do.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// Something else.
+    #[error("{0}")]
+    Other(String),
+    /// The input is wrong.
+    #[error("{0}")]
+    Input(String),
+    /// The configuration is wrong.
+    #[error("{0}")]
+    Configuration(String),
+    /// There is no gateway.
+    #[error("{address}: {why}")]
+    NoGateway { address: String, why: String },
+    /// The gateway answered with an error.
+    #[error("{:?}: {}", .0.code(), .0.message())]
+    Gateway(#[from] Status),
+    /// Nobody reads what is printed any more, which is no error.
+    #[error("the reader went away")]
+    BrokenPipe,
+}
+
+impl Failure {
+    fn code(&self) -> u8 {
+        match self {
+            Failure::Other(_) => 1,
+            Failure::Input(_) => 3,
+            Failure::Configuration(_) => 78,
+            Failure::NoGateway { .. } => 69,
+            Failure::Gateway(status) => match status.code() {
+                Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated => 3,
+                Code::Unavailable => 69,
+                _ => 1,
+            },
+            Failure::BrokenPipe => 0,
+        }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Failure {
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            return Failure::BrokenPipe;
+        }
+        Failure::Other(error.to_string())
+    }
+}
+
+/// Runs the command line.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("trunkline: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(run(cli.command));
+    // A task that waits for standard input would keep the process.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !matches!(failure, Failure::BrokenPipe) {
+                eprintln!("trunkline: {failure}");
+            }
+            failure.code().into()
+        }
+    }
+}
+
+async fn run(command: Option<Command>) -> Result<(), Failure> {
+    match command.unwrap_or_else(|| Command::Serve(serve::Serve::default())) {
+        Command::Serve(serve) => serve.run().await,
+        Command::Check(check) => check.run(),
+        Command::Publish(publish) => publish.run().await,
+        Command::Subscribe(subscribe) => {
+            tokio::select! {
+                result = subscribe.run() => result,
+                // Whoever watches ends it so.
+                _ = tokio::signal::ctrl_c() => Ok(()),
+            }
+        }
+        Command::Status(status) => status.run().await,
+        Command::Nodes(nodes) => nodes.run().await,
+    }
+}
+
+impl Gateway {
+    async fn connect(&self) -> Result<CoordinationServiceClient<Channel>, Failure> {
+        let failed = |why: String| Failure::NoGateway { address: self.gateway.clone(), why };
+        let address = if self.gateway.contains("://") {
+            self.gateway.clone()
+        } else {
+            format!("http://{}", self.gateway)
+        };
+        let endpoint = Endpoint::from_shared(address).map_err(|error| failed(error.to_string()))?;
+        let channel = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .connect()
+            .await
+            .map_err(|error| failed(describe(&error)))?;
+        Ok(CoordinationServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
+    }
+}
+
+/// An error with what caused it: tonic's own text says only "transport error".
+fn describe(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", describe(source)),
+        None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_exit_code_stands_in_the_help() {
+        let failures = [
+            Failure::Other(String::new()),
+            Failure::Input(String::new()),
+            Failure::Configuration(String::new()),
+            Failure::NoGateway { address: String::new(), why: String::new() },
+            Failure::Gateway(Status::invalid_argument("")),
+            Failure::Gateway(Status::unavailable("")),
+        ];
+        for failure in failures {
+            let line = format!("\n  {} ", failure.code());
+            assert!(EXAMPLES.contains(line.trim_end()), "{failure:?} {line}");
+        }
+    }
+}

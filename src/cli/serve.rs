@@ -1,0 +1,114 @@
+//! `trunkline serve`.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use trunkline::{
+    config::{Config, LogFormat, Sources},
+    server::{self, ServeError},
+};
+
+use super::Failure;
+
+/// Where a configuration comes from.
+#[derive(Args, Default)]
+pub(super) struct From {
+    /// Configuration file (JSON); docs/configuration.md lists its keys
+    #[arg(long, env = "TRUNKLINE_CONFIG")]
+    config: Option<PathBuf>,
+    /// Address to listen on [default: 127.0.0.1:7420]
+    #[arg(long)]
+    listen: Option<String>,
+    /// Address of the admin port [default: 127.0.0.1:7421]
+    #[arg(long)]
+    admin: Option<String>,
+    /// URL of a standalone Redis, in place of the file's coordinator
+    #[arg(long)]
+    redis: Option<String>,
+    /// Any other setting, over the file and the environment: --set coordinator.timeout=5s
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+#[derive(Args, Default)]
+#[command(after_help = "\
+Examples:
+  trunkline serve
+  trunkline serve --listen 0.0.0.0:7420 --redis redis://redis.example.com:6379
+  trunkline serve --config trunkline.json --set drain.delay=5s
+  TRUNKLINE_COORDINATOR__TYPE=Redis TRUNKLINE_COORDINATOR__URL=redis://127.0.0.1 trunkline serve")]
+pub(super) struct Serve {
+    #[command(flatten)]
+    from: From,
+}
+
+impl From {
+    /// Loads it: the file, then the environment, then the flags.
+    pub(super) fn load(&self) -> Result<Config, Failure> {
+        let mut sources = Sources {
+            file: self.config.clone(),
+            env: Sources::process_environment(),
+            ..Sources::default()
+        };
+        for (key, value) in [("listen", &self.listen), ("admin", &self.admin)] {
+            if let Some(value) = value {
+                sources.set(key, value);
+            }
+        }
+        if let Some(url) = &self.redis {
+            sources.set("coordinator.@type", "Redis");
+            sources.set("coordinator.url", url);
+        }
+        for pair in &self.set {
+            let (key, value) = pair.split_once('=').ok_or_else(|| {
+                Failure::Configuration(format!("--set {pair}: must be KEY=VALUE"))
+            })?;
+            sources.set(key, value);
+        }
+        Config::load(&sources).map_err(|errors| Failure::Configuration(errors.to_string()))
+    }
+}
+
+impl Serve {
+    pub(super) async fn run(&self) -> Result<(), Failure> {
+        let config = self.from.load()?;
+        start_log(&config);
+        let mut terminate = signal(SignalKind::terminate())?;
+        let shutdown = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+        };
+        server::serve(config, say_what_to_try, shutdown).await.map_err(|error| match error {
+            ServeError::Bus(_) => Failure::Configuration(error.to_string()),
+            _ => Failure::Other(error.to_string()),
+        })
+    }
+}
+
+fn start_log(config: &Config) {
+    let level = EnvFilter::try_from_env("RUST_LOG")
+        .or_else(|_| EnvFilter::try_new(&config.log_level))
+        .unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Json => log.json().init(),
+        LogFormat::Text => {
+            let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            log.with_ansi(colours).init();
+        }
+    }
+}
+
+fn say_what_to_try(address: SocketAddr) {
+    eprintln!(
+        "Trunkline {} listens on {address}. Try:\n  \
+         grpcurl -plaintext {address} list\n  \
+         trunkline subscribe --gateway http://{address}\n  \
+         trunkline publish --gateway http://{address} mailbox-change --account a1 --change-id 7 --types email",
+        env!("CARGO_PKG_VERSION")
+    );
+}
