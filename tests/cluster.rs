@@ -177,7 +177,7 @@ async fn a_hundred_thousand_events_reach_twenty_subscribers_once_and_in_one_orde
     assert_eq!(accepted.len(), EVENTS);
     for collector in &collectors {
         collector
-            .wait(Duration::from_secs(60), "all events", |r| {
+            .wait(Duration::from_mins(1), "all events", |r| {
                 (r.event_ids.len() >= EVENTS).then_some(())
             })
             .await;

@@ -37,7 +37,7 @@ const MAX_PATTERNS: usize = 256;
 const MAX_PAGE: usize = 1000;
 const DEFAULT_PAGE: usize = 100;
 const LEAST_HEARTBEAT: Duration = Duration::from_secs(1);
-const MOST_HEARTBEAT: Duration = Duration::from_secs(3600);
+const MOST_HEARTBEAT: Duration = Duration::from_hours(1);
 
 /// A request to publish that is right.
 #[derive(Debug)]
@@ -115,13 +115,14 @@ pub fn publish(
     check.node_id(&request.node_id);
     let request_id = match request.request_id.as_str() {
         "" => None,
-        text => match Uuid::parse_str(text) {
-            Ok(id) => Some(id.into_bytes()),
-            Err(_) => {
+        text => {
+            if let Ok(id) = Uuid::parse_str(text) {
+                Some(id.into_bytes())
+            } else {
                 check.wrong("request_id", "is not a UUID");
                 None
             }
-        },
+        }
     };
     let most = limits.max_events_per_request;
     if request.events.is_empty() || request.events.len() > most {
@@ -428,10 +429,10 @@ impl Check {
         let all = matches!(e.scope(), Scope::All | Scope::AllNegative);
         match (all, e.entries.is_empty()) {
             (true, false) => {
-                self.wrong(format!("{path}.entries"), "must be empty where scope says all")
+                self.wrong(format!("{path}.entries"), "must be empty where scope says all");
             }
             (false, true) => {
-                self.wrong(format!("{path}.entries"), "is required unless scope says all")
+                self.wrong(format!("{path}.entries"), "is required unless scope says all");
             }
             _ => {}
         }
