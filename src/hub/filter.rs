@@ -343,7 +343,7 @@ mod tests {
         fn the_filter_does_what_its_comments_say(
             wire in some_filter(),
             event in some_event(),
-            newer_kind in prop::option::of(prop::sample::select(vec![21, 98, 99])),
+            newer_kind in prop::option::of(prop::sample::select(vec![21_i32, 98, 99])),
             node_id in name(),
             roles in list(name()),
             include_own in any::<bool>(),
