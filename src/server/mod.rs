@@ -4,6 +4,7 @@ mod error;
 mod health;
 mod http1;
 mod nodes;
+mod oversized;
 mod service;
 mod stream;
 mod validate;
@@ -158,7 +159,7 @@ async fn grpc(
     health: &HealthState,
     ended: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    // A request that is a little too large gets an answer that says so; a far too large one is cut off by tonic.
+    // One that is a little too large is read, so that all of it can be judged; a far larger one is refused unread.
     let decode = config.limits.max_request_bytes.saturating_mul(2);
     let service = CoordinationServiceServer::new(Service::new(shared.clone()))
         .max_decoding_message_size(decode)
@@ -177,7 +178,7 @@ async fn grpc(
     Server::builder()
         .accept_http1(true)
         .initial_stream_window_size(STREAM_WINDOW)
-        .layer(http1::Http1Layer)
+        .layer(http1::Http1Layer { max_request_bytes: config.limits.max_request_bytes })
         .add_service(health.service())
         .add_service(reflection)
         .add_service(reflection_alpha)
@@ -240,15 +241,15 @@ async fn follow_health(
 /// Sends the nodes away, and waits until they are gone or the time is up.
 async fn drain(config: &Config, shared: &Arc<Shared>) {
     let drain = &config.drain;
-    let deadline = Instant::now() + drain.timeout;
     // Load balancers are told by the health protocol, and need a moment to look.
     let start = Instant::now() + drain.delay;
+    let deadline = start + drain.timeout;
     shared.drain.send_replace(Some(Drain {
         start,
         spread: drain.spread,
-        deadline: SystemTime::now() + drain.timeout,
+        deadline: SystemTime::now() + drain.delay + drain.timeout,
     }));
-    tokio::time::sleep_until(start.min(deadline)).await;
+    tokio::time::sleep_until(start).await;
     while shared.nodes.count() > 0 && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
