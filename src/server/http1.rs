@@ -15,24 +15,20 @@ const ANSWER: &str = "This is a Trunkline gateway. It speaks gRPC, which needs H
     Try: grpcurl -plaintext <this address> list\n";
 
 /// Wraps the gRPC services of a port.
-#[derive(Clone, Copy, Debug)]
-pub struct Http1Layer {
-    /// Bytes that a gRPC request may have.
-    pub max_request_bytes: usize,
-}
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Http1Layer;
 
 /// Passes gRPC requests on, and answers the others.
 #[derive(Clone, Debug)]
 pub struct Http1<S> {
     inner: S,
-    max_request_bytes: usize,
 }
 
 impl<S> Layer<S> for Http1Layer {
     type Service = Http1<S>;
 
     fn layer(&self, inner: S) -> Http1<S> {
-        Http1 { inner, max_request_bytes: self.max_request_bytes }
+        Http1 { inner }
     }
 }
 
@@ -53,8 +49,8 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         match refusal(&request) {
             None => {
-                let (answered, limit) = (self.inner.call(request), self.max_request_bytes);
-                Box::pin(async move { Ok(oversized::explain(answered.await?, limit)) })
+                let answered = self.inner.call(request);
+                Box::pin(async move { Ok(oversized::explain(answered.await?)) })
             }
             Some(status) => Box::pin(std::future::ready(Ok(answer(status)))),
         }

@@ -159,10 +159,9 @@ async fn grpc(
     health: &HealthState,
     ended: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    // One that is a little too large is read, so that all of it can be judged; a far larger one is refused unread.
-    let decode = config.limits.max_request_bytes.saturating_mul(2);
+    let max_request_bytes = config.limits.max_request_bytes;
     let service = CoordinationServiceServer::new(Service::new(shared.clone()))
-        .max_decoding_message_size(decode)
+        .max_decoding_message_size(max_request_bytes)
         .max_encoding_message_size(usize::MAX);
     let descriptors = || {
         tonic_reflection::server::Builder::configure()
@@ -178,7 +177,7 @@ async fn grpc(
     Server::builder()
         .accept_http1(true)
         .initial_stream_window_size(STREAM_WINDOW)
-        .layer(http1::Http1Layer { max_request_bytes: config.limits.max_request_bytes })
+        .layer(http1::Http1Layer)
         .add_service(health.service())
         .add_service(reflection)
         .add_service(reflection_alpha)

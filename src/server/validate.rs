@@ -2,6 +2,7 @@
 
 use std::{
     net::IpAddr,
+    ops::RangeInclusive,
     time::{Duration, SystemTime},
 };
 
@@ -40,6 +41,8 @@ const LEAST_HEARTBEAT: Duration = Duration::from_secs(1);
 const MOST_HEARTBEAT: Duration = Duration::from_secs(3600);
 /// What is longer is as good as this, which no clock overflows: a hundred years.
 const MOST_DURATION: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+/// What a `google.protobuf.Timestamp` may say: the years 1 to 9999. Clients fail on others.
+const TIME_SECONDS: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
 /// A request to publish that is right.
 #[derive(Debug)]
@@ -100,10 +103,6 @@ pub fn publish(
     limits: &Limits,
     now: SystemTime,
 ) -> Result<Publish, Error> {
-    let size = request.encoded_len();
-    if size > limits.max_request_bytes {
-        return Err(too_large("request", limits.max_request_bytes, size));
-    }
     for (index, event) in request.events.iter().enumerate() {
         if event.len() > limits.max_event_bytes {
             return Err(too_large(
@@ -296,10 +295,11 @@ impl Check {
     }
 
     fn time(&mut self, field: &str, time: Option<&prost_types::Timestamp>) {
-        if let Some(time) = time
-            && SystemTime::try_from(*time).is_err()
-        {
-            self.wrong(field, "is no valid time");
+        let valid = |time: &prost_types::Timestamp| {
+            TIME_SECONDS.contains(&time.seconds) && (0..1_000_000_000).contains(&time.nanos)
+        };
+        if !time.is_none_or(valid) {
+            self.wrong(field, "is no valid time: the years 1 to 9999, and 0 to 999,999,999 ns");
         }
     }
 

@@ -1,0 +1,12 @@
+//! The wire API as a client sees it: every message and every error over a real connection to a real gateway.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bench;
+mod told;
+
+mod bad_publish;
+mod bad_subscribe;
+mod limits;
+mod too_large;
