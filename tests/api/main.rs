@@ -4,9 +4,14 @@
 mod support;
 
 mod bench;
+mod raw;
 mod told;
 
 mod bad_publish;
 mod bad_subscribe;
+mod filters;
 mod limits;
+mod passthrough;
+mod publishing;
+mod streams;
 mod too_large;
