@@ -5,6 +5,7 @@ mod support;
 
 mod agreement;
 mod history;
+mod promises;
 mod reach;
 mod reconnect;
 
