@@ -194,6 +194,7 @@ impl Service {
         let subscribe =
             validate::subscribe(request, &shared.limits, shared.heartbeat, shared.deployment)?;
         let hub = shared.proven_hub().await?;
+        let with_token = subscribe.token.is_some();
         let begin = match (subscribe.token, subscribe.start) {
             (Some(token), _) => Begin::After(token.places),
             (None, v1::Start::Oldest) => Begin::Oldest,
@@ -226,6 +227,7 @@ impl Service {
             end: subscribe.max_duration.map(|duration| Instant::now() + duration),
             overflow: subscribe.overflow,
             kinds,
+            with_token,
             subscribed: v1::Subscribed {
                 gateway_id: shared.gateway_id.clone(),
                 subscription_id,

@@ -49,6 +49,8 @@ pub struct Terms {
     pub overflow: v1::Overflow,
     /// The kinds of the filter, for gaps.
     pub kinds: Vec<i32>,
+    /// Whether it was to continue after a token.
+    pub with_token: bool,
     /// The first message.
     pub subscribed: v1::Subscribed,
 }
@@ -60,6 +62,8 @@ struct Subscription {
     listed: Listed,
     terms: Terms,
     drain: watch::Receiver<Option<Drain>>,
+    /// Where it began.
+    begin: Vec<Place>,
     /// When this stream is to be told of the drain.
     leave: Option<(Instant, Drain)>,
     last_sent: Instant,
@@ -94,6 +98,7 @@ pub fn stream(
     let drain = shared.drain.subscribe();
     let state = Subscription {
         shared,
+        begin: cursor.places(),
         cursor,
         listed,
         terms,
@@ -200,8 +205,13 @@ impl Subscription {
     }
 
     fn gap(&mut self, shard: ShardId, gap: &Gap) -> Result<Response, Status> {
+        // What the token had missed already is told: or else its node, which comes back with it, could never come back.
+        let of_token = self.terms.with_token
+            && !self.terms.subscribed.resumed
+            && self.begin.get(shard.index()) == Some(&gap.from);
         if self.terms.overflow == v1::Overflow::Disconnect
             && gap.reason == GapReason::HistoryExpired
+            && !of_token
         {
             self.next = Next::End;
             return Err(Error::too_slow(gap.missed).into());

@@ -47,14 +47,17 @@ pub fn grpcurl() -> PathBuf {
     FOUND.get_or_init(|| tool.find()).clone()
 }
 
-/// A Python 3 with grpcio, grpcio-tools and grpcio-health-checking; `TRUNKLINE_TEST_PYTHON` names another.
+/// A Python 3 with grpcio, grpcio-status, grpcio-tools and grpcio-health-checking; `TRUNKLINE_TEST_PYTHON` names another.
 pub fn python() -> PathBuf {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     let tool = Tool {
         variable: "TRUNKLINE_TEST_PYTHON",
         name: "python3",
-        proof: &["-c", "import grpc, grpc_tools.protoc, grpc_health.v1.health_pb2_grpc"],
-        what: "Python 3 with grpcio, grpcio-tools and grpcio-health-checking",
+        proof: &[
+            "-c",
+            "import grpc, grpc_status.rpc_status, grpc_tools.protoc, grpc_health.v1.health_pb2_grpc",
+        ],
+        what: "Python 3 with grpcio, grpcio-status, grpcio-tools and grpcio-health-checking",
     };
     FOUND.get_or_init(|| tool.find()).clone()
 }
@@ -64,7 +67,7 @@ impl Tool {
         if let Some(path) = env::var_os(self.variable).map(PathBuf::from) {
             assert!(
                 self.works(&path),
-                "{} names {}, which is not {}",
+                "{} names {}, which is not {} that works: unset it, and ./test installs one",
                 self.variable,
                 path.display(),
                 self.what

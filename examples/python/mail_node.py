@@ -1,0 +1,122 @@
+"""A mail server's node, as a command: shows what it would do for each event, and publishes.
+
+    python mail_node.py --node-id imap-1 subscribe
+    python mail_node.py --node-id mta-1 publish '{"mailboxChange": {"accountId": "a1", "changeId": 7}}'
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import pathlib
+import signal
+import sys
+
+import grpc
+from google.protobuf import json_format
+
+from trunkline_client import Client, Event, EventBatch, Gap, Message, Subscribed
+
+# What a mail server does when another one of its cluster says so.
+DUTIES = {
+    "mailbox_change": "wake the IDLE and JMAP sessions of account {0.account_id}",
+    "email_delivery": "push message {0.email_id} to the devices of account {0.account_id}",
+    "calendar_alert": "show alert {0.alert_id} to account {0.account_id}",
+    "push_subscription_change": "load the push subscriptions of account {0.account_id}",
+    "blocked_ip": "change the ban of {0.address}",
+    "certificate_change": "load certificate {0.certificate_id}",
+    "registry_change": "load {0.object_type} {0.object_id}",
+    "cache_invalidation": "drop what the caches hold of it",
+    "queue_status": "pause the queue, or let it run",
+    "queue_refresh": "read the queue",
+    "custom": "hand it to whoever knows {0.type}",
+}
+
+
+def deal_with(message: Message) -> None:
+    """Prints a JSON object a line, where a mail server would act."""
+    if isinstance(message, Subscribed):
+        show(subscribed=as_json(message))
+    elif isinstance(message, EventBatch):
+        for event in message.events:
+            kind = event.WhichOneof("kind")
+            # A kind that a newer node publishes is none of ours.
+            duty = DUTIES[kind].format(getattr(event, kind)) if kind else "nothing"
+            show(event=as_json(event), duty=duty)
+    elif isinstance(message, Gap):
+        # What was missed does not come: whatever it may concern is to be loaded again.
+        show(gap=as_json(message), duty="drop all caches; load bans, settings and certificates; wake all sessions")
+
+
+def as_json(message) -> dict:
+    try:
+        return json_format.MessageToDict(message)
+    except TypeError:
+        # The payload of a custom event is of a type that this program does not know.
+        message = type(message).FromString(message.SerializeToString())
+        message.custom.ClearField("payload")
+        return json_format.MessageToDict(message)
+
+
+def show(**parts: object) -> None:
+    print(json.dumps(parts), flush=True)
+
+
+async def subscribe(client: Client, token_file: pathlib.Path | None) -> None:
+    token = token_file.read_bytes() if token_file and token_file.exists() else b""
+    async for message in client.subscribe(resume_token=token):
+        deal_with(message)
+        if token_file:
+            # Whole or not at all. Who dies between the two lines gets the message again.
+            draft = token_file.with_suffix(".new")
+            draft.write_bytes(message.resume_token)
+            os.replace(draft, token_file)
+
+
+async def publish(client: Client, texts: list[str]) -> None:
+    events = [json_format.Parse(text, Event()) for text in texts]
+    for position in await client.publish(*events):
+        show(position=as_json(position))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--node-id", required=True)
+    parser.add_argument("--gateway", action="append", help="host:port; may be given several times [127.0.0.1:7420]")
+    parser.add_argument("--role", action="append", default=[])
+    commands = parser.add_subparsers(dest="command", required=True)
+    subscribing = commands.add_parser("subscribe", help="print events as they come, one JSON object a line")
+    subscribing.add_argument("--token-file", type=pathlib.Path, help="keeps the resume token over a restart")
+    publishing = commands.add_parser("publish", help="publish events in one request")
+    publishing.add_argument("event", nargs="+", help="in proto3 JSON")
+    return parser.parse_args()
+
+
+async def main() -> int:
+    args = arguments()
+    # Who is told to stop ends between two messages, not within one.
+    task = asyncio.current_task()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    async with Client(args.node_id, args.gateway or ["127.0.0.1:7420"], roles=args.role) as client:
+        try:
+            if args.command == "subscribe":
+                await subscribe(client, args.token_file)
+            else:
+                await publish(client, args.event)
+        except asyncio.CancelledError:
+            pass
+        except grpc.aio.AioRpcError as error:
+            print(f"{error.code().name}: {error.details()}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    try:
+        sys.exit(asyncio.run(main()))
+    except KeyboardInterrupt:
+        pass

@@ -1,0 +1,35 @@
+//! The bus over one standalone Redis server: how it is reached, what it keeps, and what its gateways agree on.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod agreement;
+mod history;
+mod promises;
+mod reach;
+mod reconnect;
+
+use support::{Gateway, GatewayOptions, LIMIT, TestNode, events};
+
+/// Two gateways, started at once.
+async fn two_gateways(options: impl Fn() -> GatewayOptions) -> (Gateway, Gateway) {
+    tokio::join!(Gateway::start(options()), Gateway::start(options()))
+}
+
+/// What is published on one gateway arrives on the other, once and in order.
+async fn crosses(one: &Gateway, two: &Gateway) {
+    let publisher = TestNode::connect(one, "publisher").await;
+    let subscriber = TestNode::connect(two, "subscriber").await;
+    let collector = subscriber.subscribe(subscriber.request()).await;
+    for batch in events::numbered("e", 300, 30).chunks(20) {
+        publisher.publish(batch.to_vec()).await.expect("published");
+    }
+    let recording = collector.event("e-299", LIMIT).await;
+    assert_eq!(recording.event_ids, ids("e", 0..300));
+    assert!(recording.gaps().is_empty());
+}
+
+/// `<prefix>-<number>`, as `events::numbered` names them.
+fn ids(prefix: &str, numbers: std::ops::Range<usize>) -> Vec<String> {
+    numbers.map(|number| format!("{prefix}-{number}")).collect()
+}

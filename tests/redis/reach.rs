@@ -1,0 +1,118 @@
+//! Ways to a server: protocol, password, user, socket, database.
+
+use tonic_health::pb::health_check_response::ServingStatus;
+
+use super::{
+    crosses,
+    support::{
+        Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer,
+        gateway::Ready,
+        shared::{self, SharedRedis},
+    },
+    two_gateways,
+};
+
+/// Crosses over this URL, and returns the gateways, so that the server can be asked about them.
+async fn reached_by(url: &str) -> (Gateway, Gateway) {
+    let prefix = shared::prefix();
+    let (one, two) = two_gateways(|| GatewayOptions::redis(url, &prefix)).await;
+    crosses(&one, &two).await;
+    (one, two)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_cross_two_gateways() {
+    let redis = SharedRedis::get().await;
+    let (one, two) = two_gateways(|| GatewayOptions::redis(&redis.url, &redis.prefix)).await;
+    crosses(&one, &two).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_url_says_which_protocol() {
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    for (query, resp) in [("", "3"), ("?protocol=resp3", "3"), ("?protocol=resp2", "2")] {
+        let _gateways = reached_by(&format!("{}/{query}", redis.url())).await;
+        let clients = redis.clients().await;
+        let subscribers: Vec<_> = clients.iter().filter(|client| client.is_subscriber()).collect();
+        assert_eq!(subscribers.len(), 2, "{clients:?}");
+        for client in subscribers {
+            assert_eq!(client.field("resp"), resp, "{query}: {client:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gateways_of_both_protocols_work_together() {
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let prefix = shared::prefix();
+    let options = |query: &str| GatewayOptions::redis(&format!("{}{query}", redis.url()), &prefix);
+    let (one, two) = tokio::join!(
+        Gateway::start(options("?protocol=resp2")),
+        Gateway::start(options("?protocol=resp3"))
+    );
+    crosses(&one, &two).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_of_the_server_stands_in_the_url() {
+    let options = RedisOptions { password: Some("s3cret".into()), ..RedisOptions::default() };
+    let redis = RedisServer::start(options).await;
+    let (one, _two) = reached_by(&redis.url()).await;
+    assert!(!one.stderr().contains("s3cret"), "{}", one.stderr());
+}
+
+/// What docs and operators need to know: such a user can do all that a gateway does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_with_the_rights_to_one_prefix_is_enough() {
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let prefix = shared::prefix();
+    let (keys, channels) = (format!("~{prefix}:*"), format!("&{prefix}:*"));
+    redis.cli(&["ACL", "SETUSER", "gateway", "on", ">pass/word", &keys, &channels, "+@all"]).await;
+    let url = format!("redis://gateway:pass%2Fword@127.0.0.1:{}", redis.port());
+    let (one, two) = two_gateways(|| GatewayOptions::redis(&url, &prefix)).await;
+    crosses(&one, &two).await;
+    let clients = redis.clients().await;
+    assert!(clients.iter().all(|client| client.field("user") == "gateway"), "{clients:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unix_socket_is_as_good_as_a_port() {
+    let options = RedisOptions {
+        unix_socket: true,
+        password: Some("s3cret".into()),
+        ..RedisOptions::default()
+    };
+    let redis = RedisServer::start(options).await;
+    let _gateways = reached_by(&redis.unix_url()).await;
+    let clients = redis.clients().await;
+    assert!(
+        clients.iter().all(|client| client.field("addr").contains("redis.sock")),
+        "{clients:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_url_says_which_database() {
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let _gateways = reached_by(&format!("{}/3", redis.url())).await;
+    assert_eq!(redis.cli(&["DBSIZE"]).await, "0", "nothing lies in the default database");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_is_said_and_healed_when_it_is_right() {
+    let options = RedisOptions { password: Some("right".into()), ..RedisOptions::default() };
+    let redis = RedisServer::start(options).await;
+    let url = format!("redis://:wr0ng@127.0.0.1:{}", redis.port());
+    let options = GatewayOptions::redis(&url, "password").ready(Ready::Listening);
+    let gateway = Gateway::start(options).await;
+    gateway.stderr_has("WRONGPASS", LIMIT).await;
+    assert_eq!(gateway.health("").await.unwrap(), ServingStatus::NotServing);
+    let mut client = gateway.client().await;
+    let status = client.get_status(trunkline::proto::v1::GetStatusRequest {}).await;
+    let reason = status.expect("a status").into_inner().reason;
+    assert!(reason.contains("WRONGPASS"), "{reason}");
+
+    redis.cli(&["CONFIG", "SET", "requirepass", "wr0ng"]).await;
+    gateway.health_is("", ServingStatus::Serving, LIMIT).await;
+    assert!(!gateway.stderr().contains("wr0ng"), "the password is not in the log");
+}
