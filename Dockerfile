@@ -23,6 +23,8 @@ COPY src src
 RUN find src -name '*.rs' -exec touch {} + && \
     cargo build --release --locked --bin trunkline && \
     cp target/release/trunkline /usr/local/bin/trunkline
+# The names of functions stay, for backtraces.
+RUN strip --strip-debug /usr/local/bin/trunkline
 
 FROM ${RUNTIME_IMAGE}
 COPY --from=build /usr/local/bin/trunkline /usr/local/bin/trunkline
