@@ -1,5 +1,8 @@
 //! The wire API as a client sees it: every message and every error over a real connection to a real gateway.
 
+// What a test expects, it unwraps, its helpers too.
+#![allow(clippy::unwrap_used)]
+
 #[path = "../support/mod.rs"]
 mod support;
 

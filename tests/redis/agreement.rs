@@ -10,7 +10,7 @@ use super::{
     },
 };
 
-/// What sysexits.h calls EX_CONFIG.
+/// What sysexits.h calls `EX_CONFIG`.
 const WRONG_CONFIGURATION: i32 = 78;
 
 /// Starts a gateway that refuses to serve, and returns what it said.
