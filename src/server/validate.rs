@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::{
     error::{Error, Violation},
+    nodes::PageStart,
     wire,
 };
 use crate::{
@@ -235,13 +236,19 @@ fn resume_token(bytes: &[u8], deployment: u32) -> Result<ResumeToken, String> {
     }
 }
 
-/// The size of a page: the default for 0, and what is more than the most is that.
-pub fn page_size(size: i32) -> Result<usize, Error> {
-    match usize::try_from(size) {
-        Ok(0) => Ok(DEFAULT_PAGE),
-        Ok(size) => Ok(size.min(MAX_PAGE)),
-        Err(_) => Err(Error::field("page_size", "must not be negative")),
-    }
+/// The size of a page, and where it begins. The default for 0; what is more than the most is the most.
+pub fn page(request: &v1::ListNodesRequest) -> Result<(usize, PageStart), Error> {
+    let mut check = Check::default();
+    let size = usize::try_from(request.page_size).unwrap_or_else(|_| {
+        check.wrong("page_size", "must not be negative");
+        0
+    });
+    let start = PageStart::decode(&request.page_token).unwrap_or_else(|| {
+        check.wrong("page_token", "is not one that this method gave");
+        PageStart::default()
+    });
+    check.done()?;
+    Ok((if size == 0 { DEFAULT_PAGE } else { size.min(MAX_PAGE) }, start))
 }
 
 fn too_large(what: &str, limit: usize, actual: usize) -> Error {

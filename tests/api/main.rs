@@ -12,9 +12,13 @@ mod told;
 
 mod bad_publish;
 mod bad_subscribe;
+mod drain;
 mod filters;
+mod health;
 mod limits;
 mod passthrough;
 mod publishing;
+mod status;
 mod streams;
 mod too_large;
+mod unavailable;
