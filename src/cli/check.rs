@@ -1,5 +1,7 @@
 //! `trunkline check`.
 
+use std::io::Write;
+
 use clap::Args;
 
 use super::{Failure, serve::From};
@@ -17,7 +19,6 @@ pub(super) struct Check {
 impl Check {
     pub(super) fn run(&self) -> Result<(), Failure> {
         let config = self.from.load()?;
-        println!("{:#}", config.effective());
-        Ok(())
+        Ok(writeln!(std::io::stdout(), "{:#}", config.effective())?)
     }
 }

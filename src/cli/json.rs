@@ -7,8 +7,11 @@ use prost::Message;
 use prost_reflect::{
     DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions,
 };
-use serde_json::Value;
-use trunkline::proto::v1::{DESCRIPTORS, Event};
+use prost_types::Any;
+use serde_json::{Value, json};
+use trunkline::proto::v1::{
+    CustomEvent, DESCRIPTORS, Event, SubscribeResponse, event::Kind, subscribe_response::Response,
+};
 
 static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
     DescriptorPool::decode(DESCRIPTORS).expect("the descriptors are those of the build")
@@ -22,7 +25,7 @@ fn descriptor(name: &str) -> MessageDescriptor {
     POOL.get_message_by_name(&full).expect("a message of the descriptors")
 }
 
-/// A message as JSON. The payload of a custom event whose type is not known here is its type and its bytes in base64.
+/// A message as JSON.
 pub(super) fn to_json(name: &str, message: &impl Message) -> Result<Value, String> {
     let bytes = message.encode_to_vec();
     let dynamic = DynamicMessage::decode(descriptor(name), &bytes[..])
@@ -33,35 +36,49 @@ pub(super) fn to_json(name: &str, message: &impl Message) -> Result<Value, Strin
         .map_err(|error| format!("{name}: {error}"))
 }
 
-/// An event as JSON.
+/// A response of a subscription as JSON, with its events as [`event_to_json`] writes them.
+pub(super) fn response_to_json(response: &SubscribeResponse) -> Result<Value, String> {
+    let mut response = response.clone();
+    let events = match &mut response.response {
+        Some(Response::Events(batch)) => std::mem::take(&mut batch.events),
+        _ => vec![],
+    };
+    let mut json = to_json("SubscribeResponse", &response)?;
+    if !events.is_empty() {
+        json["events"]["events"] = events.iter().map(event_to_json).collect::<Result<_, _>>()?;
+    }
+    Ok(json)
+}
+
+/// An event as JSON. The payload of a custom event whose type is not known here is its type and its bytes in base64.
 pub(super) fn event_to_json(event: &Event) -> Result<Value, String> {
     let mut event = event.clone();
     let payload = match &mut event.kind {
-        Some(trunkline::proto::v1::event::Kind::Custom(custom)) => custom.payload.take(),
+        Some(Kind::Custom(custom)) => custom.payload.take(),
         _ => None,
     };
     let mut json = to_json("Event", &event)?;
     if let Some(payload) = payload {
-        let known = POOL.get_message_by_name(type_name(&payload.type_url)).is_some();
-        json["custom"]["payload"] = if known {
-            let wrapped = Event {
-                kind: Some(trunkline::proto::v1::event::Kind::Custom(
-                    trunkline::proto::v1::CustomEvent {
-                        payload: Some(payload),
-                        ..Default::default()
-                    },
-                )),
-                ..Default::default()
-            };
-            to_json("Event", &wrapped)?["custom"]["payload"].take()
-        } else {
-            serde_json::json!({
-                "@type": payload.type_url,
-                PAYLOAD_BYTES: STANDARD.encode(&payload.value),
-            })
-        };
+        json["custom"]["payload"] = payload_to_json(payload);
     }
     Ok(json)
+}
+
+/// A payload of a type that is known here as that type's JSON. Any other, and one whose bytes are not of its type, as bytes:
+/// what one node publishes must not end another one's stream.
+fn payload_to_json(payload: Any) -> Value {
+    let bytes = json!({
+        "@type": payload.type_url,
+        PAYLOAD_BYTES: STANDARD.encode(&payload.value),
+    });
+    if POOL.get_message_by_name(type_name(&payload.type_url)).is_none() {
+        return bytes;
+    }
+    let custom = CustomEvent { payload: Some(payload), ..CustomEvent::default() };
+    match to_json("CustomEvent", &custom) {
+        Ok(mut json) => json["payload"].take(),
+        Err(_) => bytes,
+    }
 }
 
 /// Reads an event from JSON, as [`event_to_json`] wrote it or a person did.
@@ -70,13 +87,13 @@ pub(super) fn event_from_json(mut json: Value) -> Result<Event, String> {
     if let Some(custom) = json.get_mut("custom").and_then(Value::as_object_mut)
         && let Some(given) = custom.get("payload")
         && let Some(type_url) = given.get("@type").and_then(Value::as_str)
-        && POOL.get_message_by_name(type_name(type_url)).is_none()
+        && !is_of_known_type(type_url, given)
     {
         let bytes = given.get(PAYLOAD_BYTES).and_then(Value::as_str).unwrap_or_default();
         let value = STANDARD.decode(bytes).map_err(|error| {
             format!("custom.payload.{PAYLOAD_BYTES}: {error}; {type_url} is not known here, so it must be base64")
         })?;
-        payload = Some(prost_types::Any { type_url: type_url.to_owned(), value });
+        payload = Some(Any { type_url: type_url.to_owned(), value });
         custom.remove("payload");
     }
     let options = DeserializeOptions::new().deny_unknown_fields(true);
@@ -84,12 +101,26 @@ pub(super) fn event_from_json(mut json: Value) -> Result<Event, String> {
         .map_err(|error| error.to_string())?;
     let mut event =
         Event::decode(&dynamic.encode_to_vec()[..]).map_err(|error| error.to_string())?;
-    if let Some(trunkline::proto::v1::event::Kind::Custom(custom)) = &mut event.kind
+    if let Some(Kind::Custom(custom)) = &mut event.kind
         && payload.is_some()
     {
         custom.payload = payload;
     }
     Ok(event)
+}
+
+/// Whether a payload is JSON of a type that is known here. If it is not that type's, but bytes, it is taken as bytes.
+fn is_of_known_type(type_url: &str, payload: &Value) -> bool {
+    if POOL.get_message_by_name(type_name(type_url)).is_none() {
+        return false;
+    }
+    let only_bytes = payload.as_object().is_some_and(|object| object.len() == 2)
+        && payload[PAYLOAD_BYTES].as_str().is_some_and(|text| STANDARD.decode(text).is_ok());
+    let custom = json!({ "payload": payload });
+    let options = DeserializeOptions::new();
+    let reads =
+        DynamicMessage::deserialize_with_options(descriptor("CustomEvent"), custom, &options);
+    reads.is_ok() || !only_bytes
 }
 
 fn type_name(type_url: &str) -> &str {
@@ -98,7 +129,7 @@ fn type_name(type_url: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use trunkline::proto::v1::EventBatch;
 
     use super::*;
 
@@ -133,6 +164,33 @@ mod tests {
             {"@type": "type.googleapis.com/trunkline.v1.QueueStatus", "state": "STATE_RUNNING"}}});
         let event = event_from_json(json.clone()).unwrap();
         assert_eq!(event_to_json(&event).unwrap(), json);
+    }
+
+    #[test]
+    fn a_payload_that_is_not_of_its_type_is_bytes() {
+        let payload = Any {
+            type_url: "type.googleapis.com/trunkline.v1.QueueStatus".into(),
+            value: vec![0xff; 3],
+        };
+        let custom =
+            CustomEvent { r#type: "x".into(), payload: Some(payload), ..Default::default() };
+        let event = Event::from(custom);
+        let json = event_to_json(&event).unwrap();
+        assert_eq!(json["custom"]["payload"]["value"], "////");
+        assert_eq!(event_from_json(json).unwrap(), event);
+    }
+
+    #[test]
+    fn a_response_holds_its_events_as_they_are_printed_alone() {
+        let payload = Any { type_url: "type.example.com/x.Y".into(), value: vec![1, 2, 3] };
+        let custom =
+            CustomEvent { r#type: "x".into(), payload: Some(payload), ..Default::default() };
+        let event = Event::from(custom);
+        let batch = EventBatch { events: vec![event.clone()], resume_token: vec![7] };
+        let response = SubscribeResponse { response: Some(Response::Events(batch)) };
+        let json = response_to_json(&response).unwrap();
+        assert_eq!(json["events"]["events"], json!([event_to_json(&event).unwrap()]));
+        assert_eq!(json["events"]["resumeToken"], "Bw==");
     }
 
     #[test]

@@ -2,13 +2,14 @@
 
 mod check;
 mod json;
+mod kinds;
 mod nodes;
 mod publish;
 mod serve;
 mod status;
 mod subscribe;
 
-use std::{process::ExitCode, time::Duration};
+use std::{error::Error as _, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use tonic::{
@@ -68,8 +69,14 @@ enum Command {
 /// Which gateway is talked to.
 #[derive(Args)]
 struct Gateway {
-    /// Address of the gateway
-    #[arg(long, env = "TRUNKLINE_GATEWAY", default_value = "http://127.0.0.1:7420", global = true)]
+    /// Address of the gateway: 10.0.0.1:7420, or a URL
+    #[arg(
+        long,
+        env = "TRUNKLINE_GATEWAY",
+        default_value = "http://127.0.0.1:7420",
+        value_parser = parse_gateway,
+        global = true
+    )]
     gateway: String,
 }
 
@@ -93,6 +100,9 @@ enum Failure {
     /// Something else.
     #[error("{0}")]
     Other(String),
+    /// The command line is wrong.
+    #[error("{0}")]
+    Usage(String),
     /// The input is wrong.
     #[error("{0}")]
     Input(String),
@@ -114,12 +124,15 @@ impl Failure {
     fn code(&self) -> u8 {
         match self {
             Failure::Other(_) => 1,
+            Failure::Usage(_) => 2,
             Failure::Input(_) => 3,
             Failure::Configuration(_) => 78,
             Failure::NoGateway { .. } => 69,
             Failure::Gateway(status) => match status.code() {
                 Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated => 3,
                 Code::Unavailable => 69,
+                // The connection broke: this is no gateway's word.
+                _ if status.source().is_some() => 69,
                 _ => 1,
             },
             Failure::BrokenPipe => 0,
@@ -138,7 +151,11 @@ impl From<std::io::Error> for Failure {
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let mut cli = Cli::parse();
+    if cli.command.is_none() {
+        // Parsed, and not made up: `serve` has variables of the environment.
+        cli = Cli::parse_from(["trunkline", "serve"]);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -146,32 +163,31 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = runtime.block_on(run(cli.command));
+    let result = match cli.command {
+        Some(command) => runtime.block_on(run(command)),
+        None => Ok(()),
+    };
     // A task that waits for standard input would keep the process.
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !matches!(failure, Failure::BrokenPipe) {
-                eprintln!("trunkline: {failure}");
+                for line in failure.to_string().lines() {
+                    eprintln!("trunkline: {line}");
+                }
             }
             failure.code().into()
         }
     }
 }
 
-async fn run(command: Option<Command>) -> Result<(), Failure> {
-    match command.unwrap_or_else(|| Command::Serve(serve::Serve::default())) {
+async fn run(command: Command) -> Result<(), Failure> {
+    match command {
         Command::Serve(serve) => serve.run().await,
         Command::Check(check) => check.run(),
         Command::Publish(publish) => publish.run().await,
-        Command::Subscribe(subscribe) => {
-            tokio::select! {
-                result = subscribe.run() => result,
-                // Whoever watches ends it so.
-                _ = tokio::signal::ctrl_c() => Ok(()),
-            }
-        }
+        Command::Subscribe(subscribe) => subscribe.run().await,
         Command::Status(status) => status.run().await,
         Command::Nodes(nodes) => nodes.run().await,
     }
@@ -180,12 +196,8 @@ async fn run(command: Option<Command>) -> Result<(), Failure> {
 impl Gateway {
     async fn connect(&self) -> Result<CoordinationServiceClient<Channel>, Failure> {
         let failed = |why: String| Failure::NoGateway { address: self.gateway.clone(), why };
-        let address = if self.gateway.contains("://") {
-            self.gateway.clone()
-        } else {
-            format!("http://{}", self.gateway)
-        };
-        let endpoint = Endpoint::from_shared(address).map_err(|error| failed(error.to_string()))?;
+        let endpoint = Endpoint::from_shared(self.gateway.clone())
+            .map_err(|error| failed(error.to_string()))?;
         let channel = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
@@ -193,6 +205,19 @@ impl Gateway {
             .await
             .map_err(|error| failed(describe(&error)))?;
         Ok(CoordinationServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
+    }
+}
+
+/// The URL of a gateway, from a URL or from a host and port.
+fn parse_gateway(text: &str) -> Result<String, String> {
+    let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    if !url.starts_with("http://") {
+        return Err("must be like 10.0.0.1:7420 or http://10.0.0.1:7420".into());
+    }
+    let endpoint = Endpoint::from_shared(url.clone()).map_err(|error| error.to_string())?;
+    match endpoint.uri().host() {
+        None | Some("") => Err("names no host".into()),
+        Some(_) => Ok(url),
     }
 }
 
@@ -219,6 +244,7 @@ mod tests {
     fn every_exit_code_stands_in_the_help() {
         let failures = [
             Failure::Other(String::new()),
+            Failure::Usage(String::new()),
             Failure::Input(String::new()),
             Failure::Configuration(String::new()),
             Failure::NoGateway { address: String::new(), why: String::new() },

@@ -1,6 +1,9 @@
 //! `trunkline serve`.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -13,7 +16,7 @@ use trunkline::{
 use super::Failure;
 
 /// Where a configuration comes from.
-#[derive(Args, Default)]
+#[derive(Args)]
 pub(super) struct From {
     /// Configuration file (JSON); docs/configuration.md lists its keys
     #[arg(long, env = "TRUNKLINE_CONFIG")]
@@ -32,7 +35,7 @@ pub(super) struct From {
     set: Vec<String>,
 }
 
-#[derive(Args, Default)]
+#[derive(Args)]
 #[command(after_help = "\
 Examples:
   trunkline serve
@@ -62,9 +65,9 @@ impl From {
             sources.set("coordinator.url", url);
         }
         for pair in &self.set {
-            let (key, value) = pair.split_once('=').ok_or_else(|| {
-                Failure::Configuration(format!("--set {pair}: must be KEY=VALUE"))
-            })?;
+            let (key, value) = pair
+                .split_once('=')
+                .ok_or_else(|| Failure::Usage(format!("--set {pair}: must be KEY=VALUE")))?;
             sources.set(key, value);
         }
         Config::load(&sources).map_err(|errors| Failure::Configuration(errors.to_string()))
@@ -104,11 +107,26 @@ fn start_log(config: &Config) {
 }
 
 fn say_what_to_try(address: SocketAddr) {
+    // What was typed to start this one starts the others too: after `cargo run` there is no `trunkline` in the PATH.
+    let program = std::env::args().next().unwrap_or_default();
+    let program = if program.contains('/') { program.as_str() } else { "trunkline" };
+    let listens = address;
+    let address = reachable(address);
     eprintln!(
-        "Trunkline {} listens on {address}. Try:\n  \
+        "Trunkline {} listens on {listens}. Try:\n  \
          grpcurl -plaintext {address} list\n  \
-         trunkline subscribe --gateway http://{address}\n  \
-         trunkline publish --gateway http://{address} mailbox-change --account a1 --change-id 7 --types email",
+         {program} subscribe --gateway http://{address}\n  \
+         {program} publish --gateway http://{address} mailbox-change --account a1 --change-id 7 --types email",
         env!("CARGO_PKG_VERSION")
     );
+}
+
+/// An address at which a client on this machine reaches who listens on this one.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
 }

@@ -1,6 +1,6 @@
 //! `trunkline status`.
 
-use std::time::Duration;
+use std::{io::Write, time::Duration};
 
 use clap::Args;
 use trunkline::proto::v1::GetStatusRequest;
@@ -24,33 +24,38 @@ impl Status {
     pub(super) async fn run(&self) -> Result<(), Failure> {
         let mut client = self.gateway.connect().await?;
         let status = client.get_status(GetStatusRequest {}).await?.into_inner();
+        let mut out = std::io::stdout().lock();
         if self.json {
             let json = json::to_json("GetStatusResponse", &status).map_err(Failure::Other)?;
-            println!("{json:#}");
+            writeln!(out, "{json:#}")?;
         } else {
             let state = if status.serving { "serving" } else { "NOT SERVING" };
-            println!("gateway   {} (version {})", status.gateway_id, status.version);
-            println!(
+            writeln!(out, "gateway   {} (version {})", status.gateway_id, status.version)?;
+            writeln!(
+                out,
                 "state     {state}{}{}",
                 if status.reason.is_empty() { "" } else { ": " },
                 status.reason
-            );
-            println!("bus       {}", status.bus);
-            println!("streams   {} ({} events behind)", status.streams, status.behind_events);
-            println!(
+            )?;
+            writeln!(out, "bus       {}", status.bus)?;
+            writeln!(out, "streams   {} ({} events behind)", status.streams, status.behind_events)?;
+            writeln!(
+                out,
                 "events    {} published, {} delivered",
                 status.published_events, status.delivered_events
-            );
-            println!(
+            )?;
+            writeln!(
+                out,
                 "trouble   {} gaps, {} unreadable frames",
                 status.bus_gaps, status.unreadable_frames
-            );
+            )?;
             for link in &status.links {
                 let state = if link.connected { "up" } else { "DOWN" };
-                println!(
+                writeln!(
+                    out,
                     "link      {} ({}) {state}, {} reconnects",
                     link.address, link.purpose, link.reconnects
-                );
+                )?;
             }
             for shard in &status.shards {
                 let age = shard.proof_age.and_then(|age| Duration::try_from(age).ok());
@@ -59,10 +64,11 @@ impl Status {
                     Some(age) => format!("NOT PROVEN, last {age:.1?} ago"),
                     None => "NOT PROVEN yet".into(),
                 };
-                println!(
+                writeln!(
+                    out,
                     "shard     {} at {}-{}, {proof}, log {} events, {} repairs",
                     shard.shard, shard.epoch, shard.offset, shard.log_events, shard.repairs
-                );
+                )?;
             }
         }
         if status.serving {

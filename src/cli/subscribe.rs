@@ -2,11 +2,17 @@
 
 use std::{
     io::{self, Write},
+    os::fd::AsFd,
     time::Duration,
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::{Args, ValueEnum};
+use tokio::{
+    io::Interest,
+    net::unix::pipe::Sender,
+    signal::unix::{SignalKind, signal},
+};
 use trunkline::proto::v1::{
     EventKind, Filter, Overflow, Start, SubscribeRequest, SubscribeResponse,
     subscribe_response::Response,
@@ -48,8 +54,8 @@ pub(super) struct Subscribe {
     #[arg(long, value_enum, default_value_t = From::Latest)]
     start: From,
     /// Continue after this token (base64, as --all shows it)
-    #[arg(long, value_name = "TOKEN")]
-    resume: Option<String>,
+    #[arg(long, value_name = "TOKEN", value_parser = parse_token)]
+    resume: Option<Token>,
     /// End after so many events
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     max_events: u64,
@@ -106,7 +112,18 @@ pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
 
 impl Subscribe {
     pub(super) async fn run(&self) -> Result<(), Failure> {
-        let request = self.request()?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            result = self.follow() => result,
+            // Whoever watches ends it so: by a key, by a supervisor, or by reading no more.
+            _ = tokio::signal::ctrl_c() => Ok(()),
+            _ = terminate.recv() => Ok(()),
+            () = reader_gone() => Ok(()),
+        }
+    }
+
+    async fn follow(&self) -> Result<(), Failure> {
+        let request = self.request();
         let mut client = self.gateway.connect().await?;
         let mut stream = client.subscribe(request).await?.into_inner();
         while let Some(response) = stream.message().await? {
@@ -115,11 +132,8 @@ impl Subscribe {
         Ok(())
     }
 
-    fn request(&self) -> Result<SubscribeRequest, Failure> {
-        let token = self.resume.as_deref().unwrap_or_default();
-        let resume_token = STANDARD
-            .decode(token)
-            .map_err(|error| Failure::Input(format!("--resume: no base64: {error}")))?;
+    fn request(&self) -> SubscribeRequest {
+        let resume_token = self.resume.clone().map(|token| token.0).unwrap_or_default();
         let start = match self.start {
             From::Latest => Start::Latest,
             From::Oldest => Start::Oldest,
@@ -129,7 +143,7 @@ impl Subscribe {
             OnOverflow::Disconnect => Overflow::Disconnect,
             OnOverflow::Merge => Overflow::Merge,
         };
-        Ok(SubscribeRequest {
+        SubscribeRequest {
             node_id: self.node.id(),
             roles: self.role.clone(),
             filter: Some(Filter {
@@ -144,13 +158,12 @@ impl Subscribe {
             max_duration: self.max_duration.and_then(|d| d.try_into().ok()),
             overflow: overflow.into(),
             ..Default::default()
-        })
+        }
     }
 
     fn print(&self, response: &SubscribeResponse) -> Result<(), Failure> {
-        let whole = |response: &SubscribeResponse| {
-            json::to_json("SubscribeResponse", response).map_err(Failure::Other)
-        };
+        let whole =
+            |response: &SubscribeResponse| json::response_to_json(response).map_err(Failure::Other);
         let mut out = io::stdout().lock();
         if self.all {
             writeln!(out, "{}", whole(response)?)?;
@@ -166,10 +179,32 @@ impl Subscribe {
                 out.flush()?;
             }
             Some(Response::Heartbeat(_) | Response::Subscribed(_)) if !self.heartbeats => {}
-            _ => eprintln!("{}", whole(response)?),
+            _ => writeln!(io::stderr(), "{}", whole(response)?)?,
         }
         Ok(())
     }
+}
+
+/// A resume token, decoded.
+#[derive(Clone)]
+struct Token(Vec<u8>);
+
+fn parse_token(text: &str) -> Result<Token, String> {
+    STANDARD.decode(text).map(Token).map_err(|error| format!("no base64: {error}"))
+}
+
+/// Waits until nobody reads standard output any more. Where that cannot be told (a file), it waits for ever.
+///
+/// Writing would tell too, but only when the next event comes: `subscribe | head -1` would wait for a second one.
+async fn reader_gone() {
+    // Unchecked leaves it blocking, as the writer wants it; here nothing is written.
+    let stdout = io::stdout().as_fd().try_clone_to_owned();
+    if let Ok(stdout) = stdout.and_then(Sender::from_owned_fd_unchecked)
+        && stdout.ready(Interest::ERROR).await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 #[cfg(test)]

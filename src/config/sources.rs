@@ -16,7 +16,7 @@ use super::{
 };
 
 /// Variables that the command line reads itself.
-const OF_THE_COMMAND_LINE: [&str; 1] = ["TRUNKLINE_CONFIG"];
+const OF_THE_COMMAND_LINE: [&str; 2] = ["TRUNKLINE_CONFIG", "TRUNKLINE_GATEWAY"];
 
 /// What the names of the variables begin with that are the tests' own.
 const OF_THE_TESTS: &str = "TRUNKLINE_TEST_";
@@ -304,6 +304,7 @@ mod tests {
             ("TRUNKLINE_ADMIN_SERVICE_HOST", "10.0.0.1"),
             ("TRUNKLINE_ADMIN_PORT_7421_TCP_ADDR", "10.0.0.1"),
             ("TRUNKLINE_CONFIG", "/etc/trunkline.json"),
+            ("TRUNKLINE_GATEWAY", "http://127.0.0.1:7420"),
             ("TRUNKLINE_TEST_REDIS_URL", "redis://127.0.0.1"),
         ] {
             assert!(is_of_others(name, value), "{name}");

@@ -1,0 +1,269 @@
+//! The kinds of events as commands: `trunkline publish blocked-ip 192.0.2.7`.
+
+use std::time::{Duration, SystemTime};
+
+use clap::{Subcommand, ValueEnum};
+use trunkline::proto::v1::{
+    self, ChangedType, blocked_ip, cache_invalidation, certificate_change, event::Kind,
+    queue_status, registry_change,
+};
+
+use super::subscribe::parse_duration;
+
+#[derive(Subcommand)]
+pub(super) enum What {
+    /// Something changed in an account: wakes IMAP IDLE and JMAP push
+    MailboxChange {
+        /// The account
+        #[arg(long)]
+        account: String,
+        /// State of the account after the change
+        #[arg(long, default_value_t = 0, hide_default_value = true)]
+        change_id: u64,
+        /// What changed: email, mailbox, thread, calendar-event, ...; may be given several times
+        #[arg(long, value_parser = parse_type, value_delimiter = ',')]
+        types: Vec<i32>,
+    },
+    /// A message was delivered to an account
+    EmailDelivery {
+        /// The account
+        #[arg(long)]
+        account: String,
+        /// The message
+        #[arg(long, default_value = "", hide_default_value = true)]
+        email: String,
+        /// State of the account after the delivery
+        #[arg(long, default_value_t = 0, hide_default_value = true)]
+        change_id: u64,
+    },
+    /// A calendar alert is due
+    CalendarAlert {
+        /// The account
+        #[arg(long)]
+        account: String,
+        /// The calendar event
+        #[arg(long, default_value = "", hide_default_value = true)]
+        event: String,
+        /// Which recurrence of it, as iCalendar's RECURRENCE-ID
+        #[arg(long, default_value = "", hide_default_value = true)]
+        recurrence: String,
+        /// Its UID in iCalendar
+        #[arg(long, default_value = "", hide_default_value = true)]
+        uid: String,
+        /// Which of its alerts
+        #[arg(long, default_value = "", hide_default_value = true)]
+        alert: String,
+    },
+    /// The push subscriptions of an account are to be loaded again
+    PushSubscriptionChange {
+        /// The account
+        #[arg(long)]
+        account: String,
+    },
+    /// An address or network is banned, or no longer
+    BlockedIp {
+        /// 192.0.2.7, or 2001:db8::/32
+        address: String,
+        /// The ban is lifted
+        #[arg(long)]
+        removed: bool,
+        /// The ban ends by itself after so long: 10m, 24h
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+        expires_in: Option<Duration>,
+        /// Why, for people
+        #[arg(long, default_value = "", hide_default_value = true)]
+        reason: String,
+    },
+    /// A certificate was obtained, renewed or removed
+    CertificateChange {
+        /// The certificate, as the store names it
+        certificate: String,
+        /// A domain name of it; may be given several times
+        #[arg(long)]
+        domain: Vec<String>,
+        /// What happened
+        #[arg(long, value_enum, default_value_t = CertificateAction::Renewed)]
+        action: CertificateAction,
+    },
+    /// A setting, or another object of the registry, changed
+    RegistryChange {
+        /// The type of the object: listener, role, directory
+        object_type: String,
+        /// Which one; all of the type without it
+        #[arg(default_value = "", hide_default_value = true)]
+        object_id: String,
+        /// What happened
+        #[arg(long, value_enum, default_value_t = RegistryAction::Reload)]
+        action: RegistryAction,
+    },
+    /// Entries of caches are no longer valid
+    CacheInvalidation {
+        /// CACHE:ID, or CACHE for all of it
+        #[arg(required_unless_present_any = ["all", "all_negative"])]
+        entries: Vec<String>,
+        /// Everything in every cache
+        #[arg(long, conflicts_with = "entries")]
+        all: bool,
+        /// Every remembered "there is no such thing"
+        #[arg(long, conflicts_with_all = ["entries", "all"])]
+        all_negative: bool,
+    },
+    /// The MTA queue was paused or resumed
+    QueueStatus {
+        /// Whether messages leave the queue
+        state: QueueState,
+    },
+    /// The MTA queue is to be read again
+    QueueRefresh,
+    /// An event of any other application
+    Custom {
+        /// Its dotted name: com.example.invoice_paid
+        r#type: String,
+        /// A small fact about it; may be given several times
+        #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label)]
+        label: Vec<(String, String)>,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum QueueState {
+    Running,
+    Paused,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum CertificateAction {
+    Issued,
+    Renewed,
+    Removed,
+    AcmeChallenge,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum RegistryAction {
+    Insert,
+    Delete,
+    Reload,
+}
+
+fn parse_type(text: &str) -> Result<i32, String> {
+    let name = format!("CHANGED_TYPE_{}", text.replace('-', "_").to_uppercase());
+    ChangedType::from_str_name(&name).map(i32::from).ok_or_else(|| {
+        "no such type; try email, email-delivery, mailbox, thread, calendar-event, contact-card"
+            .into()
+    })
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+impl What {
+    /// The kind as the wire has it.
+    pub(super) fn into_kind(self) -> Kind {
+        match self {
+            What::MailboxChange { account, change_id, types } => {
+                Kind::MailboxChange(v1::MailboxChange {
+                    account_id: account,
+                    change_id,
+                    changed_types: types,
+                })
+            }
+            What::EmailDelivery { account, email, change_id } => {
+                Kind::EmailDelivery(v1::EmailDelivery {
+                    account_id: account,
+                    email_id: email,
+                    change_id,
+                })
+            }
+            What::CalendarAlert { account, event, recurrence, uid, alert } => {
+                Kind::CalendarAlert(v1::CalendarAlert {
+                    account_id: account,
+                    event_id: event,
+                    recurrence_id: recurrence,
+                    uid,
+                    alert_id: alert,
+                })
+            }
+            What::PushSubscriptionChange { account } => {
+                Kind::PushSubscriptionChange(v1::PushSubscriptionChange { account_id: account })
+            }
+            What::BlockedIp { address, removed, expires_in, reason } => {
+                use blocked_ip::Action;
+                let action = if removed { Action::Removed } else { Action::Added };
+                Kind::BlockedIp(v1::BlockedIp {
+                    address,
+                    action: action.into(),
+                    expires_at: expires_in.map(|after| (SystemTime::now() + after).into()),
+                    reason,
+                })
+            }
+            What::CertificateChange { certificate, domain, action } => {
+                Kind::CertificateChange(v1::CertificateChange {
+                    certificate_id: certificate,
+                    domain_names: domain,
+                    action: action.on_the_wire().into(),
+                })
+            }
+            What::RegistryChange { object_type, object_id, action } => {
+                Kind::RegistryChange(v1::RegistryChange {
+                    object_type,
+                    object_id,
+                    action: action.on_the_wire().into(),
+                })
+            }
+            What::CacheInvalidation { entries, all, all_negative } => {
+                use cache_invalidation::{Entry, Scope};
+                let entry = |text: &String| {
+                    let (cache, id) = text.split_once(':').unwrap_or((text, ""));
+                    Entry { cache: cache.into(), id: id.into() }
+                };
+                let scope = match (all, all_negative) {
+                    (true, _) => Scope::All,
+                    (_, true) => Scope::AllNegative,
+                    _ => Scope::Entries,
+                };
+                Kind::CacheInvalidation(v1::CacheInvalidation {
+                    entries: entries.iter().map(entry).collect(),
+                    scope: scope.into(),
+                })
+            }
+            What::QueueStatus { state } => {
+                use queue_status::State;
+                let state = match state {
+                    QueueState::Running => State::Running,
+                    QueueState::Paused => State::Paused,
+                };
+                Kind::QueueStatus(v1::QueueStatus { state: state.into() })
+            }
+            What::QueueRefresh => Kind::QueueRefresh(v1::QueueRefresh {}),
+            What::Custom { r#type, label } => Kind::Custom(v1::CustomEvent {
+                r#type,
+                labels: label.into_iter().collect(),
+                payload: None,
+            }),
+        }
+    }
+}
+
+impl CertificateAction {
+    fn on_the_wire(self) -> certificate_change::Action {
+        match self {
+            CertificateAction::Issued => certificate_change::Action::Issued,
+            CertificateAction::Renewed => certificate_change::Action::Renewed,
+            CertificateAction::Removed => certificate_change::Action::Removed,
+            CertificateAction::AcmeChallenge => certificate_change::Action::AcmeChallenge,
+        }
+    }
+}
+
+impl RegistryAction {
+    fn on_the_wire(self) -> registry_change::Action {
+        match self {
+            RegistryAction::Insert => registry_change::Action::Insert,
+            RegistryAction::Delete => registry_change::Action::Delete,
+            RegistryAction::Reload => registry_change::Action::Reload,
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! `trunkline check`.
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{code, run};
+use crate::support::{LIMIT, folder, gateway::trunkline, process::Output};
+
+/// A file with a configuration, and the folder that holds it.
+fn file(config: &Value) -> (TempDir, String) {
+    let folder = folder::new();
+    let path = folder.path().join("trunkline.json");
+    std::fs::write(&path, config.to_string()).expect("a file");
+    let path = path.display().to_string();
+    (folder, path)
+}
+
+async fn check(config: Value) -> Output {
+    let (_folder, path) = file(&config);
+    run(["check", "--config", &path]).await
+}
+
+/// The lines of the errors, without the name of the program.
+fn told(output: &Output) -> Vec<&str> {
+    let line = |line: &'static str| line;
+    let _ = line;
+    output.stderr.lines().map(|line| line.strip_prefix("trunkline: ").unwrap_or(line)).collect()
+}
+
+#[tokio::test]
+async fn what_is_in_force_is_printed_and_can_be_used() {
+    let effective = run(["check"]).await.success();
+    let effective: Value = serde_json::from_str(&effective).expect("JSON");
+    assert_eq!(effective["listen"], "127.0.0.1:7420");
+    assert_eq!(effective["coordinator"], json!({ "@type": "Embedded" }));
+    let again = check(effective.clone()).await.success();
+    assert_eq!(serde_json::from_str::<Value>(&again).expect("JSON"), effective);
+}
+
+#[tokio::test]
+async fn all_that_is_wrong_is_told_at_once_one_line_each() {
+    let output = check(json!({
+        "listn": "127.0.0.1:1",
+        "shards": 0,
+        "coordinator": { "@type": "RedisCluster", "urls": [], "poolMaxConections": 1, "minReplicas": 17 },
+    }))
+    .await;
+    assert_eq!(code(&output), 78);
+    assert_eq!(output.stdout, "", "nothing is in force");
+    let lines = told(&output);
+    let expected = [
+        "coordinator.urls: is missing",
+        "coordinator.minReplicas: 17 is out of range: at least 0, at most 16",
+        "coordinator.poolMaxConections: is not known; did you mean poolMaxConnections?",
+        "shards: 0 is out of range: at least 1, at most 256",
+        "listn: is not known; did you mean listen?",
+    ];
+    assert_eq!(lines.len(), expected.len(), "{lines:#?}");
+    for (line, expected) in lines.iter().zip(expected) {
+        assert!(line.starts_with(expected), "{line}");
+    }
+    assert!(output.stderr.lines().all(|line| line.starts_with("trunkline: ")), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn secrets_are_masked_wherever_they_come_from() {
+    let (_folder, path) = file(&json!({ "coordinator": {
+        "@type": "RedisCluster", "urls": ["rediss://u:hunter2@a", "rediss://u:hunter2@b"],
+        "authSecret": { "@type": "EnvironmentVariable", "variableName": "REDIS_PASSWORD" } } }));
+    let masked = trunkline(["check", "--config", &path]).env("REDIS_PASSWORD", "hunter3");
+    let shown = masked.run(LIMIT).await.success();
+    assert!(!shown.contains("hunter"), "{shown}");
+    let shown: Value = serde_json::from_str(&shown).expect("JSON");
+    assert_eq!(shown["coordinator"]["urls"][1], "rediss://u:***@b");
+    assert_eq!(shown["coordinator"]["authSecret"]["variableName"], "REDIS_PASSWORD");
+
+    for url in [
+        "redis://:hunter2@a",
+        "valkeys://u:hunter2@a:1/2?protocol=resp2#insecure",
+        "unix:///s?pass=hunter2",
+    ] {
+        let output = run(["check", "--redis", url]).await.success();
+        assert!(output.contains("***") && !output.contains("hunter2"), "{output}");
+    }
+    // Nor in errors.
+    for url in ["redis://:hunter2@a/x", "http://u:hunter2@a", "redis://:hunter2@a b"] {
+        let output = run(["check", "--redis", url]).await;
+        assert_eq!(code(&output), 78);
+        assert!(!output.stderr.contains("hunter2"), "{}", output.stderr);
+    }
+}
+
+#[tokio::test]
+async fn the_environment_and_the_flags_override_the_file() {
+    let (_folder, path) = file(&json!({ "prefix": "file", "shards": 1, "heartbeat": "1s" }));
+    let program = trunkline(["check", "--set", "heartbeat=3s"])
+        .env("TRUNKLINE_CONFIG", &path)
+        .env("TRUNKLINE_SHARDS", "2")
+        .env("TRUNKLINE_HEARTBEAT", "2s");
+    let shown: Value = serde_json::from_str(&program.run(LIMIT).await.success()).expect("JSON");
+    let found = [&shown["prefix"], &shown["shards"], &shown["heartbeat"]];
+    assert_eq!(found, [&json!("file"), &json!(2), &json!("3s")]);
+    // And an error says from where it came.
+    let program = trunkline(["check", "--set", "heartbeat=x"])
+        .env("TRUNKLINE_CONFIG", &path)
+        .env("TRUNKLINE_SHARDS", "0")
+        .env("TRUNKLINE_PREFX", "x");
+    let output = program.run(LIMIT).await;
+    assert_eq!(code(&output), 78);
+    for expected in [
+        "shards (from TRUNKLINE_SHARDS): ",
+        "heartbeat (from the command line): ",
+        "TRUNKLINE_PREFX: is not known; did you mean TRUNKLINE_PREFIX?",
+    ] {
+        assert!(output.stderr.contains(expected), "{expected}: {}", output.stderr);
+    }
+}
+
+#[tokio::test]
+async fn the_variants_that_cannot_be_are_refused_and_why() {
+    for (config, expected) in [
+        (
+            json!({ "coordinator": { "@type": "Disabled" } }),
+            "coordinator.@type: is Disabled: there is nothing to do without a bus",
+        ),
+        (
+            json!({ "coordinator": { "@type": "Default" } }),
+            "coordinator.@type: is Default, which uses the Redis of inMemoryStore, and there is none",
+        ),
+        (
+            json!({ "coordinator": { "@type": "Default" }, "inMemoryStore": { "@type": "Default" } }),
+            "inMemoryStore.@type: \"Default\" cannot be shared",
+        ),
+        (json!({ "coordinator": { "@type": "Nats" } }), "coordinator.@type: \"Nats\" is none of"),
+        (json!({ "prefix": "a{b}" }), "prefix: \"a{b}\" may hold letters"),
+        (json!({ "prefix": "a b" }), "prefix: "),
+        (json!({ "prefix": "a\u{7}" }), "prefix: "),
+    ] {
+        let output = check(config).await;
+        assert_eq!(code(&output), 78, "{expected}");
+        let lines = told(&output);
+        assert!(lines.len() == 1 && lines[0].starts_with(expected), "{lines:#?}");
+    }
+    let shared = json!({ "coordinator": { "@type": "Default" },
+        "inMemoryStore": { "@type": "Redis", "url": "valkey://10.0.0.1" } });
+    let shown: Value = serde_json::from_str(&check(shared).await.success()).expect("JSON");
+    assert_eq!(shown["coordinator"]["@type"], "Redis");
+}
+
+#[tokio::test]
+async fn a_file_that_is_none_is_told() {
+    let output = run(["check", "--config", "/no/such/file.json"]).await;
+    assert_eq!(code(&output), 78);
+    assert!(output.stderr.contains("/no/such/file.json"), "{}", output.stderr);
+
+    let folder = folder::new();
+    let path = folder.path().join("trunkline.json");
+    std::fs::write(&path, "{\n  \"listen\": ,\n}").expect("a file");
+    let output = run(["check", "--config", &path.display().to_string()]).await;
+    assert_eq!(code(&output), 78);
+    assert!(output.stderr.contains("line 2"), "{}", output.stderr);
+}

@@ -1,0 +1,156 @@
+//! The command line: the real binary, as people and scripts use it.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod check;
+mod publish;
+mod serve;
+mod status;
+mod subscribe;
+
+use std::time::Duration;
+
+use serde_json::Value;
+use support::{
+    Gateway, GatewayOptions, LIMIT, TestNode,
+    gateway::trunkline,
+    process::{Output, Process, Program},
+};
+
+/// Runs a command to its end.
+async fn run<const N: usize>(args: [&str; N]) -> Output {
+    trunkline(args).run(LIMIT).await
+}
+
+/// The exit code of a command that ended by itself.
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap_or_else(|| panic!("{}: {}", output.status, output.stderr))
+}
+
+async fn gateway() -> Gateway {
+    Gateway::start(GatewayOptions::embedded()).await
+}
+
+/// A program that talks to a gateway.
+fn to<const N: usize>(gateway: &Gateway, args: [&str; N]) -> Program {
+    trunkline(args).env("TRUNKLINE_GATEWAY", gateway.url())
+}
+
+/// A `subscribe` in the background, its stream open.
+async fn subscribe<const N: usize>(gateway: &Gateway, args: [&str; N]) -> Process {
+    let mut program = to(gateway, ["subscribe", "--heartbeats"]);
+    program.args.extend(args.map(str::to_owned));
+    let process = Process::start("subscribe", program);
+    process.stderr_has("subscriptionId", LIMIT).await;
+    process
+}
+
+/// The next `count` lines of standard output, as JSON.
+async fn lines(process: &Process, count: usize) -> Vec<Value> {
+    let lines = process.stdout_lines(count, LIMIT).await;
+    lines.iter().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+/// Nobody listens there.
+fn nowhere() -> (support::ports::Port, String) {
+    let port = support::ports::Port::free();
+    let address = format!("127.0.0.1:{}", port.number());
+    (port, address)
+}
+
+const COMMANDS: [&str; 6] = ["serve", "check", "publish", "subscribe", "status", "nodes"];
+
+#[tokio::test]
+async fn help_teaches_by_example() {
+    let help = run(["--help"]).await.success();
+    for expected in ["Examples:\n  trunkline  ", "Exit codes:\n  0 ", "\n  78 "] {
+        assert!(help.contains(expected), "{expected:?} in {help}");
+    }
+    for command in COMMANDS {
+        assert!(help.contains(&format!("\n  {command} ")), "{command} in {help}");
+        let own = run([command, "--help"]).await.success();
+        let (_, examples) = own.split_once("Examples:\n").unwrap_or_else(|| panic!("{own}"));
+        assert!(examples.contains(&format!("trunkline {command}")), "{own}");
+        for line in own.lines() {
+            assert!(line.chars().count() <= 132, "{command}: {line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_version_is_told() {
+    let version = run(["--version"]).await.success();
+    assert_eq!(version, format!("trunkline {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[tokio::test]
+async fn a_wrong_command_line_is_2_and_says_what_is_right() {
+    for (args, expected) in [
+        (vec!["subscrib"], "subscribe"),
+        (vec!["subscribe", "--knd", "custom"], "--kind"),
+        (vec!["subscribe", "--kind", "mailbox"], "mailbox-change"),
+        (vec!["subscribe", "--for", "10"], "10s"),
+        (vec!["subscribe", "--resume", "%"], "base64"),
+        (vec!["subscribe", "--gateway", "https://a:7420"], "http://"),
+        (vec!["subscribe", "--gateway", "http://"], "host"),
+        (vec!["publish"], "--help"),
+        (vec!["publish", "blocked-ip"], "<ADDRESS>"),
+        (vec!["publish", "mailbox-change", "--account", "a", "--types", "mail"], "email"),
+        (vec!["publish", "cache-invalidation"], "--all"),
+        (vec!["publish", "custom", "x", "--label", "a"], "KEY=VALUE"),
+        (vec!["check", "--set", "prefix"], "KEY=VALUE"),
+    ] {
+        let output = trunkline(args.clone()).run(LIMIT).await;
+        assert_eq!(code(&output), 2, "{args:?}: {}", output.stderr);
+        assert!(output.stderr.contains(expected), "{args:?}: {}", output.stderr);
+        assert!(output.stdout.is_empty(), "{args:?}: {}", output.stdout);
+    }
+}
+
+#[tokio::test]
+async fn without_a_gateway_it_is_69_at_once() {
+    let (_port, address) = nowhere();
+    let event = "{\"queueRefresh\":{}}";
+    for args in [
+        vec!["status"],
+        vec!["nodes"],
+        vec!["subscribe"],
+        vec!["publish", "queue-refresh"],
+        vec!["publish", "--json", event],
+    ] {
+        let output = trunkline(args.clone()).env("TRUNKLINE_GATEWAY", &address).run(LIMIT).await;
+        assert_eq!(code(&output), 69, "{args:?}: {}", output.stderr);
+        assert!(output.stderr.contains(&address), "{args:?}: {}", output.stderr);
+        assert!(output.stderr.contains("refused"), "{args:?}: {}", output.stderr);
+        assert!(output.took < Duration::from_secs(10), "{args:?}: {:?}", output.took);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_reads_is_no_error() {
+    let gateway = gateway().await;
+    let node = TestNode::connect(&gateway, "n1").await;
+    let _collector = node.subscribe(node.request()).await;
+    for command in ["status --json", "nodes", "check", "--help"] {
+        // The reader is gone before the first line is written.
+        let script =
+            format!("(sleep 0.3; exec \"$0\" {command}; echo $? >&3) 3>&1 >/dev/full | true");
+        let shell = Program::new("sh", ["-c", &script, &binary()])
+            .env("TRUNKLINE_GATEWAY", gateway.url())
+            .run(LIMIT)
+            .await;
+        assert!(!shell.stderr.contains("panicked"), "{command}: {}", shell.stderr);
+        let script = format!("(\"$0\" {command}; echo \"code $?\" >&2) | true");
+        let shell = Program::new("sh", ["-c", &script, &binary()])
+            .env("TRUNKLINE_GATEWAY", gateway.url())
+            .run(LIMIT)
+            .await;
+        assert_eq!(shell.stderr, "code 0\n", "{command}");
+    }
+}
+
+/// The binary under test, for a shell.
+fn binary() -> String {
+    support::gateway::binary().display().to_string()
+}

@@ -1,0 +1,194 @@
+//! `trunkline publish`.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{code, gateway, lines, subscribe, to};
+use crate::support::{
+    Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer, TestNode, process::Process, shared,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_is_published_by_flags() {
+    let gateway = gateway().await;
+    let subscriber = subscribe(&gateway, []).await;
+    let cases: [(&[&str], Value); 14] = [
+        (
+            &["mailbox-change", "--account", "a1", "--change-id", "7", "--types", "email,mailbox"],
+            json!({ "mailboxChange": { "accountId": "a1", "changeId": "7",
+                "changedTypes": ["CHANGED_TYPE_EMAIL", "CHANGED_TYPE_MAILBOX"] } }),
+        ),
+        (
+            &["email-delivery", "--account", "a1", "--email", "m1", "--change-id", "8"],
+            json!({ "emailDelivery": { "accountId": "a1", "emailId": "m1", "changeId": "8" } }),
+        ),
+        (
+            &["calendar-alert", "--account", "a1", "--event", "e1", "--uid", "u1", "--alert", "1"],
+            json!({ "calendarAlert": { "accountId": "a1", "eventId": "e1", "uid": "u1", "alertId": "1" } }),
+        ),
+        (
+            &["push-subscription-change", "--account", "a1"],
+            json!({ "pushSubscriptionChange": { "accountId": "a1" } }),
+        ),
+        (
+            &["blocked-ip", "192.0.2.7", "--reason", "too many failed logins"],
+            json!({ "blockedIp": { "address": "192.0.2.7", "action": "ACTION_ADDED",
+                "reason": "too many failed logins" } }),
+        ),
+        (
+            &["blocked-ip", "2001:db8::/32", "--removed"],
+            json!({ "blockedIp": { "address": "2001:db8::/32", "action": "ACTION_REMOVED" } }),
+        ),
+        (
+            &["certificate-change", "c1", "--domain", "a.example", "--domain", "b.example"],
+            json!({ "certificateChange": { "certificateId": "c1",
+                "domainNames": ["a.example", "b.example"], "action": "ACTION_RENEWED" } }),
+        ),
+        (
+            &["registry-change", "role", "admin", "--action", "insert"],
+            json!({ "registryChange": { "objectType": "role", "objectId": "admin", "action": "ACTION_INSERT" } }),
+        ),
+        (
+            &["cache-invalidation", "role:7", "domain"],
+            json!({ "cacheInvalidation": { "scope": "SCOPE_ENTRIES",
+                "entries": [{ "cache": "role", "id": "7" }, { "cache": "domain" }] } }),
+        ),
+        (
+            &["cache-invalidation", "--all-negative"],
+            json!({ "cacheInvalidation": { "scope": "SCOPE_ALL_NEGATIVE" } }),
+        ),
+        (&["queue-status", "paused"], json!({ "queueStatus": { "state": "STATE_PAUSED" } })),
+        (&["queue-refresh"], json!({ "queueRefresh": {} })),
+        (
+            &["custom", "com.example.paid", "--label", "invoice=42"],
+            json!({ "custom": { "type": "com.example.paid", "labels": { "invoice": "42" } } }),
+        ),
+        (&["--json", r#"{"queueRefresh":{}}"#], json!({ "queueRefresh": {} })),
+    ];
+    for (args, expected) in &cases {
+        let mut program = to(&gateway, ["publish"]);
+        program.args.extend(args.iter().map(|&arg| arg.to_owned()));
+        let output = program.run(LIMIT).await;
+        assert_eq!(
+            (code(&output), output.stdout.as_str(), output.stderr.as_str()),
+            (0, "", ""),
+            "{expected}"
+        );
+    }
+    let seen = lines(&subscriber, cases.len()).await;
+    for (event, (_, expected)) in seen.iter().zip(&cases) {
+        let (kind, content) =
+            expected.as_object().and_then(|kind| kind.iter().next()).expect("a kind");
+        assert_eq!(event[kind], *content, "{event}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ban_ends_by_itself() {
+    let gateway = gateway().await;
+    let subscriber = subscribe(&gateway, []).await;
+    let ban = to(&gateway, ["publish", "blocked-ip", "192.0.2.7", "--expires-in", "24h"]);
+    ban.run(LIMIT).await.success();
+    let event = lines(&subscriber, 1).await.remove(0);
+    let [published, expires] = [&event["publishTime"], &event["blockedIp"]["expiresAt"]]
+        .map(|time| time.as_str().expect("a time").to_owned());
+    assert!(expires > published, "{event}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flags_stand_before_the_kind_and_name_node_and_targets() {
+    let gateway = gateway().await;
+    let subscriber = subscribe(&gateway, ["--node-id", "n2", "--role", "mta"]).await;
+    for (args, id) in
+        [(["--to-role", "imap"], "n1"), (["--to-node", "n3"], "n1"), (["--to-role", "mta"], "n1")]
+    {
+        let program = to(&gateway, ["publish", "--node-id", id, args[0], args[1], "queue-refresh"]);
+        program.run(LIMIT).await.success();
+    }
+    let event = lines(&subscriber, 1).await.remove(0);
+    assert_eq!((&event["source"], &event["target"]), (&json!("n1"), &json!({ "roles": ["mta"] })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_of_standard_input_are_events() {
+    let gateway = gateway().await;
+    let subscriber = subscribe(&gateway, []).await;
+    let line = |id: usize| {
+        format!("{{\"eventId\":\"e{id}\",\"mailboxChange\":{{\"accountId\":\"a1\"}}}}\n")
+    };
+    // More than one request, an empty line, and names as the .proto writes them.
+    let mut input: String = (0..1200).map(line).collect();
+    input.push_str("\n{\"event_id\":\"last\",\"mailbox_change\":{\"account_id\":\"a1\"}}");
+    let output = to(&gateway, ["publish", "-"]).stdin(input).run(LIMIT).await;
+    assert_eq!((code(&output), output.stderr.as_str()), (0, ""));
+    let seen = lines(&subscriber, 1201).await;
+    let ids: Vec<&str> =
+        seen.iter().map(|event| event["eventId"].as_str().expect("an id")).collect();
+    let expected: Vec<String> =
+        (0..1200).map(|id| format!("e{id}")).chain(["last".into()]).collect();
+    assert_eq!(ids, expected, "all of them, in order");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_is_wrong_is_named_and_what_came_before_is_published() {
+    let gateway = gateway().await;
+    let subscriber = subscribe(&gateway, []).await;
+    let good = r#"{"queueRefresh":{}}"#;
+    for (wrong, expected) in [
+        ("no json", "line 2: no JSON: "),
+        (r#"{"queueRefresh":{}} x"#, "line 2: no JSON: "),
+        (r#"{"mailboxChange":{"account":"a"}}"#, "line 2: "),
+        (r#"{"eventId":7,"queueRefresh":{}}"#, "line 2: "),
+        (
+            r#"{"custom":{"type":"x","payload":{"@type":"t/x.Y","value":"%"}}}"#,
+            "line 2: custom.payload.value",
+        ),
+    ] {
+        let input = format!("{good}\n{wrong}\n{good}\n");
+        let output = to(&gateway, ["publish", "-"]).stdin(input).run(LIMIT).await;
+        assert_eq!(code(&output), 3, "{wrong}: {}", output.stderr);
+        assert!(output.stderr.starts_with(&format!("trunkline: {expected}")), "{}", output.stderr);
+    }
+    assert_eq!(lines(&subscriber, 5).await.len(), 5, "the first of each");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_gateway_refuses_is_told_by_its_line() {
+    let gateway = gateway().await;
+    let input =
+        "{\"queueRefresh\":{}}\n\n{\"mailboxChange\":{}}\n{\"blockedIp\":{\"address\":\"x\"}}\n";
+    let output = to(&gateway, ["publish", "-"]).stdin(input).run(LIMIT).await;
+    assert_eq!(code(&output), 3, "{}", output.stderr);
+    let told: Vec<&str> = output.stderr.lines().collect();
+    assert_eq!(told.len(), 2, "{told:#?}");
+    assert!(told[0].starts_with("trunkline: line 3: mailbox_change.account_id: "), "{told:#?}");
+    assert!(told[1].starts_with("trunkline: line 4: blocked_ip.address: "), "{told:#?}");
+
+    let output = to(&gateway, ["publish", "mailbox-change", "--account", ""]).run(LIMIT).await;
+    assert_eq!(code(&output), 3, "{}", output.stderr);
+    assert!(output.stderr.contains("events[0].mailbox_change.account_id"), "{}", output.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_waits_for_a_bus_that_stands_still_and_publishes_once() {
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let options =
+        GatewayOptions::redis(&redis.url(), &shared::prefix()).set_bus("timeout", "500ms");
+    let gateway = Gateway::start(options).await;
+    let node = TestNode::connect(&gateway, "n1").await;
+    let collector = node.subscribe(node.request()).await;
+    redis.pause().await;
+    let publish = |id: &str| {
+        let json = format!("{{\"eventId\":\"{id}\",\"queueRefresh\":{{}}}}");
+        to(&gateway, ["publish", "--json", &json])
+    };
+    let publisher = Process::start("publish", publish("once"));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(publisher.ended().is_none(), "it tries again");
+    redis.resume();
+    let (status, _) = publisher.wait(LIMIT).await;
+    assert!(status.success(), "{status}: {}", publisher.stderr());
+    publish("last").run(LIMIT).await.success();
+    assert_eq!(collector.event("last", LIMIT).await.event_ids, ["once", "last"]);
+}

@@ -1,0 +1,59 @@
+//! `trunkline status` and `trunkline nodes`.
+
+use serde_json::Value;
+
+use super::{code, gateway, to};
+use crate::support::{LIMIT, TestNode, events::numbered};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_state_is_told_to_people_and_to_scripts() {
+    let gateway = gateway().await;
+    let node = TestNode::connect(&gateway, "mx1").await;
+    let other = TestNode::connect(&gateway, "mx2").await;
+    let collector = other.subscribe(other.request()).await;
+    node.publish(numbered("e", 3, 1)).await.expect("published");
+    collector.events(3, LIMIT).await;
+
+    let output = to(&gateway, ["status"]).run(LIMIT).await.success();
+    for expected in [
+        "state     serving\n",
+        "bus       embedded\n",
+        "streams   1 (0 events behind)\n",
+        "3 published, 3 delivered",
+        "shard     0 at ",
+    ] {
+        assert!(output.contains(expected), "{expected:?} in {output}");
+    }
+    let json = to(&gateway, ["status", "--json"]).run(LIMIT).await.success();
+    let json: Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!((&json["serving"], &json["streams"]), (&true.into(), &1.into()));
+    assert_eq!(json["publishedEvents"], "3");
+    assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_nodes_are_listed() {
+    let gateway = gateway().await;
+    let none = to(&gateway, ["nodes"]).run(LIMIT).await;
+    assert_eq!((code(&none), none.stdout.as_str()), (0, ""));
+
+    let mut collectors = vec![];
+    for id in ["mx1", "mx2"] {
+        let node = TestNode::connect(&gateway, id).await;
+        let mut request = node.request();
+        request.roles = vec!["imap".into(), "mta".into()];
+        collectors.push(node.subscribe(request).await);
+    }
+    let output = to(&gateway, ["nodes"]).run(LIMIT).await.success();
+    let lines: Vec<&str> = output.lines().collect();
+    assert_eq!(lines.len(), 2, "{output}");
+    assert!(lines[0].starts_with("mx1  127.0.0.1:") && lines[1].starts_with("mx2  "), "{output}");
+    assert!(lines[0].contains("roles [imap, mta]  0 delivered, 0 behind"), "{output}");
+
+    let output = to(&gateway, ["nodes", "--json"]).run(LIMIT).await.success();
+    let ids: Vec<Value> = output
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("JSON")["nodeId"].clone())
+        .collect();
+    assert_eq!(ids, ["mx1", "mx2"]);
+}

@@ -1,0 +1,190 @@
+//! `trunkline subscribe`.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{binary, code, gateway, lines, subscribe, to};
+use crate::support::{
+    LIMIT, TestNode,
+    events::{custom, mailbox_change, numbered, one_of_each, queue_refresh, with_id},
+    process::{Process, Program},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_goes_through_a_pipe_and_back_unchanged() {
+    let (one, other) = tokio::join!(gateway(), gateway());
+    let pipe = format!(
+        "\"$0\" subscribe --heartbeats --max-events 11 --gateway {} | \"$0\" publish --node-id pipe --gateway {} -",
+        one.url(),
+        other.url()
+    );
+    let observer = TestNode::connect(&other, "observer").await;
+    let observed = observer.subscribe(observer.request()).await;
+    let pipe = Process::start("pipe", Program::new("sh", ["-c", &pipe, &binary()]));
+    pipe.stderr_has("subscriptionId", LIMIT).await;
+
+    let publisher = TestNode::connect(&one, "publisher").await;
+    let direct = TestNode::connect(&one, "direct").await;
+    let direct = direct.subscribe(direct.request()).await;
+    publisher.publish(one_of_each("a1")).await.expect("published");
+    let (status, _) = pipe.wait(LIMIT).await;
+    assert!(status.success(), "{status}: {}", pipe.stderr());
+    let expected = direct.events(11, LIMIT).await.events;
+    let mut found = observed.events(11, LIMIT).await.events;
+    for event in &mut found {
+        // Who published it here; all else is as it was, ids and times too.
+        assert_eq!(event.source, "pipe");
+        event.source = "publisher".into();
+    }
+    assert_eq!(found, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_event_is_one_line_of_json() {
+    let gateway = gateway().await;
+    let subscriber = subscribe(&gateway, []).await;
+    let node = TestNode::connect(&gateway, "n1").await;
+    let event = with_id("line\nbreak", mailbox_change("a\u{1f600}", 7));
+    node.publish(vec![event, queue_refresh()]).await.expect("published");
+    let seen = lines(&subscriber, 2).await;
+    assert_eq!(seen[0]["eventId"], "line\nbreak");
+    assert_eq!(seen[0]["mailboxChange"]["accountId"], "a\u{1f600}");
+    assert_eq!(seen[0]["source"], "n1");
+    assert!(seen[1]["publishTime"].is_string() && seen[1]["eventId"].is_string(), "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_prints_what_it_asked_for_and_nothing_else() {
+    let gateway = gateway().await;
+    let filter = [
+        "--kind",
+        "mailbox-change",
+        "--kind",
+        "20",
+        "--account",
+        "a1",
+        "--custom-type",
+        "com.example.*",
+    ];
+    let subscriber = subscribe(&gateway, filter).await;
+    let node = TestNode::connect(&gateway, "n1").await;
+    let events = vec![
+        mailbox_change("a2", 1),
+        queue_refresh(),
+        custom("org.example.x"),
+        with_id("kind", mailbox_change("a1", 2)),
+        with_id("type", custom("com.example.x")),
+    ];
+    node.publish(events).await.expect("published");
+    let ids: Vec<Value> =
+        lines(&subscriber, 2).await.iter().map(|event| event["eventId"].clone()).collect();
+    assert_eq!(ids, ["kind", "type"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_ends_after_so_many_events_or_so_long() {
+    let gateway = gateway().await;
+    let subscriber = subscribe(&gateway, ["--max-events", "3"]).await;
+    let node = TestNode::connect(&gateway, "n1").await;
+    node.publish(numbered("e", 10, 1)).await.expect("published");
+    let (status, _) = subscriber.wait(LIMIT).await;
+    assert!(status.success(), "{status}");
+    assert_eq!(subscriber.stdout().lines().count(), 3);
+
+    let output =
+        to(&gateway, ["subscribe", "--for", "1200ms", "--start", "oldest"]).run(LIMIT).await;
+    assert!(output.took >= Duration::from_millis(1200), "{:?}", output.took);
+    assert_eq!(output.success().lines().count(), 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_goes_on_from_a_token_that_it_printed() {
+    let gateway = gateway().await;
+    let subscriber = subscribe(&gateway, ["--all", "--max-events", "2"]).await;
+    let node = TestNode::connect(&gateway, "n1").await;
+    node.publish(numbered("e", 2, 1)).await.expect("published");
+    subscriber.wait(LIMIT).await;
+    let printed = subscriber.stdout();
+    let responses: Vec<Value> =
+        printed.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert!(responses[0]["subscribed"].is_object(), "{printed}");
+    let token =
+        responses.last().and_then(|last| last["events"]["resumeToken"].as_str()).expect("a token");
+    node.publish(numbered("f", 2, 1)).await.expect("published");
+    let rest = to(&gateway, ["subscribe", "--resume", token, "--max-events", "2"])
+        .run(LIMIT)
+        .await
+        .success();
+    let ids: Vec<Value> = rest
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("JSON")["eventId"].clone())
+        .collect();
+    assert_eq!(ids, ["f-0", "f-1"]);
+    // One that is none.
+    let output = to(&gateway, ["subscribe", "--resume", "AAAA"]).run(LIMIT).await;
+    assert_eq!(code(&output), 3, "{}", output.stderr);
+    assert!(output.stderr.contains("resume_token"), "{}", output.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_or_a_supervisor_ends_it_well() {
+    let gateway = gateway().await;
+    for signal in ["INT", "TERM"] {
+        let subscriber = subscribe(&gateway, []).await;
+        subscriber.signal(signal);
+        let (status, _) = subscriber.wait(LIMIT).await;
+        assert_eq!(status.code(), Some(0), "{signal}: {status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_ends_when_nobody_reads_and_says_nothing() {
+    let gateway = gateway().await;
+    let script = "(\"$0\" subscribe --start oldest; echo \"code $?\" >&2) | head -1";
+    let shell =
+        Program::new("sh", ["-c", script, &binary()]).env("TRUNKLINE_GATEWAY", gateway.url());
+    // One event alone: there is no second one that it could fail to write.
+    let node = TestNode::connect(&gateway, "n1").await;
+    node.publish(vec![queue_refresh()]).await.expect("published");
+    let output = shell.run(LIMIT).await;
+    assert_eq!(output.stderr, "code 0\n");
+    assert!(output.stdout.contains("queueRefresh"), "{}", output.stdout);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_goes_away_is_69() {
+    let gateway = gateway().await;
+    let killed = subscribe(&gateway, []).await;
+    gateway.kill_9();
+    let (status, _) = killed.wait(LIMIT).await;
+    assert_eq!(status.code(), Some(69), "{}", killed.stderr());
+    gateway.restart().await;
+    let drained = subscribe(&gateway, []).await;
+    gateway.signal_term();
+    let (status, _) = drained.wait(LIMIT).await;
+    assert_eq!(status.code(), Some(69), "{}", drained.stderr());
+    assert!(drained.stderr().contains("\"draining\""), "{}", drained.stderr());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gaps_go_to_standard_error() {
+    let options = crate::support::GatewayOptions::embedded()
+        .set("log", json!({ "maxEvents": 10 }))
+        .set("history", json!({ "maxFrames": 10 }));
+    let gateway = crate::support::Gateway::start(options).await;
+    let first = to(&gateway, ["subscribe", "--all", "--for", "1s"]).run(LIMIT).await.success();
+    let first: Value = serde_json::from_str(first.lines().next().expect("a line")).expect("JSON");
+    let token = first["subscribed"]["resumeToken"].as_str().expect("a token");
+    let node = TestNode::connect(&gateway, "n1").await;
+    for event in numbered("e", 50, 1) {
+        node.publish(vec![event]).await.expect("published");
+    }
+    let output = to(&gateway, ["subscribe", "--resume", token, "--for", "1s"]).run(LIMIT).await;
+    let gap: Value =
+        serde_json::from_str(output.stderr.lines().next().expect("a gap")).expect("JSON");
+    assert_eq!(gap["gap"]["reason"], "GAP_REASON_HISTORY_EXPIRED");
+    let missed: usize =
+        gap["gap"]["missedEvents"].as_str().and_then(|n| n.parse().ok()).expect("a count");
+    assert_eq!(missed + output.success().lines().count(), 50);
+}

@@ -1,0 +1,154 @@
+//! The example `mail_server`: real processes of it, over real gateways.
+
+mod support;
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+    time::SystemTime,
+};
+
+use serde_json::json;
+use support::{
+    Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer, TestNode,
+    events::numbered,
+    folder,
+    process::{Process, Program},
+    shared, until,
+};
+
+/// The example's binary: the one of this build, made now if it is not there or older than its source.
+fn binary() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(find_or_build).clone()
+}
+
+fn find_or_build() -> PathBuf {
+    let test = std::env::current_exe().expect("this test has a file");
+    let profile = test.ancestors().nth(2).expect("target/<profile>/deps/<test>");
+    let path = profile.join("examples/mail_server");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let changed = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
+    let source = newest(&root.join("src")).max(changed(&root.join("examples/mail_server.rs")));
+    if changed(&path) < source {
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--locked", "--quiet", "--example", "mail_server"]).current_dir(root);
+        if profile.ends_with("release") {
+            build.arg("--release");
+        }
+        build.arg("--target-dir").arg(profile.parent().expect("a folder of profiles"));
+        assert!(build.status().expect("cargo").success(), "the example does not build");
+    }
+    path
+}
+
+/// When the newest file below a folder was changed.
+fn newest(folder: &Path) -> Option<SystemTime> {
+    let entries = std::fs::read_dir(folder).ok()?.flatten();
+    entries
+        .filter_map(|entry| match entry.path() {
+            path if path.is_dir() => newest(&path),
+            path => path.metadata().and_then(|data| data.modified()).ok(),
+        })
+        .max()
+}
+
+/// A node that was given commands.
+fn node(args: &[&str], gateways: &[&Gateway], commands: &str) -> Process {
+    let mut program = Program::new(binary(), args.iter().copied()).stdin(commands);
+    for gateway in gateways {
+        program.args.extend(["--gateway".to_owned(), gateway.url()]);
+    }
+    Process::start(&format!("mail server {}", args[0]), program)
+}
+
+/// Waits until a node has printed a line that begins so.
+async fn says(node: &Process, line: &str) -> String {
+    support::eventually(LIMIT, &format!("the line {line:?} of {}", node.stdout()), async || {
+        node.stdout().lines().find(|found| found.starts_with(line)).map(str::to_owned)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_node_does_the_other_hears_over_two_gateways() {
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let prefix = shared::prefix();
+    let options = || GatewayOptions::redis(&redis.url(), &prefix);
+    let (first, second) = tokio::join!(Gateway::start(options()), Gateway::start(options()));
+
+    let mx2 = node(&["mx2", "--role", "mta"], &[&second], "idle alice\nlogin bob\nlogin bob\n");
+    says(&mx2, "load: banned networks").await;
+    says(&mx2, "alice: IDLE").await;
+    says(&mx2, "bob: rights looked up").await;
+    says(&mx2, "bob: rights remembered").await;
+
+    let commands =
+        "idle alice\ndeliver alice\nban 192.0.2.7\npassword bob\nrenew example.org\nwhat\n";
+    let mx1 = node(&["mx1"], &[&first], commands);
+    says(&mx2, "alice: wake 1 IDLE (change ").await;
+    says(&mx2, "alice: push message-").await;
+    says(&mx2, "read the queue again (mx1)").await;
+    says(&mx2, "refuse 192.0.2.7: too many failed logins (mx1)").await;
+    says(&mx2, "forget the rights of bob").await;
+    says(&mx2, "load certificate acme-example.org for example.org (mx1)").await;
+    // Its own client is woken without a detour, and its own events do not come back.
+    says(&mx1, "idle|deliver|").await;
+    let woken = mx1.stdout().lines().filter(|line| line.starts_with("alice: wake")).count();
+    assert_eq!(woken, 1, "{}", mx1.stdout());
+    assert!(!mx1.stdout().contains("(mx1)"), "{}", mx1.stdout());
+
+    for node in [mx1, mx2] {
+        node.signal("TERM");
+        let (status, _) = node.wait(LIMIT).await;
+        assert!(status.success(), "{status}: {}", node.stderr());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_restart_it_hears_what_it_missed_or_loads_it() {
+    let options = GatewayOptions::embedded()
+        .set("log", json!({ "maxEvents": 30 }))
+        .set("history", json!({ "maxFrames": 30 }));
+    let gateway = Gateway::start(options).await;
+    let folder = folder::new();
+    let state = folder.path().join("token").display().to_string();
+    let start = || node(&["mx2", "--state", &state], &[&gateway], "idle account-0\n");
+    let stop = async |node: Process| {
+        node.signal("TERM");
+        assert!(node.wait(LIMIT).await.0.success());
+    };
+
+    let mx2 = start();
+    says(&mx2, "account-0: IDLE").await;
+    stop(mx2).await;
+    let publisher = TestNode::connect(&gateway, "mx1").await;
+    publisher.publish(support::events::one_of_each("account-0")).await.expect("published");
+    let mx2 = start();
+    says(&mx2, "account-0: push message-1 (mx1)").await;
+    says(&mx2, "refuse 192.0.2.7").await;
+    stop(mx2).await;
+
+    for event in numbered("e", 100, 1) {
+        publisher.publish(vec![event]).await.expect("published");
+    }
+    let mx2 = start();
+    let missed = says(&mx2, "missed ").await;
+    let count: u64 = missed.split(' ').nth(1).and_then(|n| n.parse().ok()).expect("a number");
+    assert!((60..100).contains(&count), "{missed}");
+    // Once at the start, and again for the gap.
+    until(LIMIT, "everything is loaded again", async || {
+        mx2.stdout().matches("load: banned networks").count() == 2
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_ends_with_the_error_if_the_gateway_refuses_it() {
+    let gateway = Gateway::start(GatewayOptions::embedded()).await;
+    let nobody = node(&["n".repeat(200).as_str()], &[&gateway], "");
+    let (status, _) = nobody.wait(LIMIT).await;
+    assert_eq!(status.code(), Some(1));
+    assert!(nobody.stderr().contains("node_id"), "{}", nobody.stderr());
+}
