@@ -29,48 +29,32 @@ fn main() -> Result<(), Box<dyn Error>> {
         .compile_fds(bus)?;
 
     // The server takes and gives events as bytes: it never decodes one to encode it again.
-    let method = |name: &str, route: &str, input: String, output: String, codec: &str| {
+    let method = |name: &str, route: &str, input: String, output: String| {
         manual::Method::builder()
             .name(name)
             .route_name(route)
             .input_type(input)
             .output_type(output)
-            .codec_path(codec)
+            .codec_path(CODEC)
     };
-    let prost = "tonic_prost::ProstCodec";
     let v1 = |name: &str| format!("crate::proto::v1::{name}");
     let wire = |name: &str| format!("{MESSAGES}::{name}");
     let service = manual::Service::builder()
         .name("CoordinationService")
         .package("trunkline.v1")
+        .method(method("publish", "Publish", wire("PublishRequest"), v1("PublishResponse")).build())
         .method(
-            method("publish", "Publish", wire("PublishRequest"), v1("PublishResponse"), prost)
-                .build(),
-        )
-        .method(
-            method("subscribe", "Subscribe", v1("SubscribeRequest"), wire("Response"), CODEC)
+            method("subscribe", "Subscribe", v1("SubscribeRequest"), wire("Response"))
                 .server_streaming()
                 .build(),
         )
         .method(
-            method(
-                "list_nodes",
-                "ListNodes",
-                v1("ListNodesRequest"),
-                v1("ListNodesResponse"),
-                prost,
-            )
-            .build(),
+            method("list_nodes", "ListNodes", v1("ListNodesRequest"), v1("ListNodesResponse"))
+                .build(),
         )
         .method(
-            method(
-                "get_status",
-                "GetStatus",
-                v1("GetStatusRequest"),
-                v1("GetStatusResponse"),
-                prost,
-            )
-            .build(),
+            method("get_status", "GetStatus", v1("GetStatusRequest"), v1("GetStatusResponse"))
+                .build(),
         )
         .build();
     manual::Builder::new().build_client(false).compile(&[service]);

@@ -8,6 +8,7 @@ use std::{
 };
 
 use support::{
+    SharedCluster,
     cluster::RedisCluster,
     events,
     gateway::{Gateway, GatewayOptions},
@@ -24,10 +25,10 @@ async fn two_gateways(options: impl Fn() -> GatewayOptions) -> (Gateway, Gateway
 }
 
 /// Everything published on one gateway arrives on the other, from every shard.
-async fn crosses(cluster: &RedisCluster, protocol: &str) {
-    let prefix = shared::prefix();
+async fn crosses(cluster: &SharedCluster, protocol: &str) {
     let options = || {
-        GatewayOptions::redis_cluster(&cluster.urls(), &prefix).set_bus("protocolVersion", protocol)
+        GatewayOptions::redis_cluster(&cluster.urls, &cluster.prefix)
+            .set_bus("protocolVersion", protocol)
     };
     let (one, two) = two_gateways(options).await;
     let publisher = TestNode::connect(&one, "publisher").await;
@@ -44,19 +45,18 @@ async fn crosses(cluster: &RedisCluster, protocol: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_cross_gateways_over_sharded_channels_in_resp3() {
-    crosses(&RedisCluster::start().await, "resp3").await;
+    crosses(&SharedCluster::get().await, "resp3").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_cross_gateways_over_classic_channels_in_resp2() {
-    crosses(&RedisCluster::start().await, "resp2").await;
+    crosses(&SharedCluster::get().await, "resp2").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_in_the_other_mode_says_why_and_does_not_serve() {
-    let cluster = RedisCluster::start().await;
-    let prefix = shared::prefix();
-    let options = || GatewayOptions::redis_cluster(&cluster.urls(), &prefix);
+    let cluster = SharedCluster::get().await;
+    let options = || GatewayOptions::redis_cluster(&cluster.urls, &cluster.prefix);
     let _first = Gateway::start(options()).await;
     let other =
         options().set_bus("protocolVersion", "resp2").ready(support::gateway::Ready::Started);
@@ -81,6 +81,8 @@ async fn connections(servers: &[&RedisServer]) -> (usize, usize) {
     }
     (all, subscribers)
 }
+
+// The tests that count connections, or cut them, have servers of their own: in a shared one they would meet others.
 
 /// What Redis sees of two gateways is the same with 2 nodes and with 500.
 async fn multiplexes(
@@ -147,9 +149,9 @@ async fn a_hundred_thousand_events_reach_twenty_subscribers_once_and_in_one_orde
     const EVENTS: usize = 100_000;
     const PUBLISHERS: usize = 4;
     const BATCH: usize = 50;
-    let cluster = RedisCluster::start().await;
-    let prefix = shared::prefix();
-    let (one, two) = two_gateways(|| GatewayOptions::redis_cluster(&cluster.urls(), &prefix)).await;
+    let cluster = SharedCluster::get().await;
+    let options = || GatewayOptions::redis_cluster(&cluster.urls, &cluster.prefix);
+    let (one, two) = two_gateways(options).await;
     let mut collectors = Vec::new();
     for index in 0..20 {
         let gateway = if index % 2 == 0 { &one } else { &two };
@@ -177,7 +179,7 @@ async fn a_hundred_thousand_events_reach_twenty_subscribers_once_and_in_one_orde
     assert_eq!(accepted.len(), EVENTS);
     for collector in &collectors {
         collector
-            .wait(Duration::from_secs(60), "all events", |r| {
+            .wait(Duration::from_mins(1), "all events", |r| {
                 (r.event_ids.len() >= EVENTS).then_some(())
             })
             .await;

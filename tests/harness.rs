@@ -230,7 +230,7 @@ async fn victim() {
     let draft = Path::new(&note).with_extension("draft");
     std::fs::write(&draft, text).unwrap();
     std::fs::rename(draft, note).unwrap();
-    thread::park_timeout(Duration::from_secs(60));
+    thread::park_timeout(Duration::from_mins(1));
 }
 
 #[tokio::test]

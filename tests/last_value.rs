@@ -5,10 +5,8 @@ mod support;
 use std::time::Duration;
 
 use support::{
-    RedisServer, TestNode, events,
+    SharedRedis, TestNode, events,
     gateway::{Gateway, GatewayOptions},
-    redis::RedisOptions,
-    shared,
 };
 use trunkline::proto::v1::{Event, QueueStatus, event::Kind, queue_status::State};
 
@@ -21,9 +19,8 @@ fn status(id: &str, state: State) -> Event {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_stream_gets_the_current_queue_status_first_on_a_gateway_that_never_heard_it() {
-    let redis = RedisServer::start(RedisOptions::default()).await;
-    let prefix = shared::prefix();
-    let options = || GatewayOptions::redis(&redis.url(), &prefix);
+    let redis = SharedRedis::get().await;
+    let options = || GatewayOptions::redis(&redis.url, &redis.prefix);
     let first = Gateway::start(options()).await;
     let publisher = TestNode::connect(&first, "publisher").await;
     publisher.publish(vec![status("old", State::Running)]).await.expect("published");

@@ -110,7 +110,7 @@ impl Subscribe {
         let mut client = self.gateway.connect().await?;
         let mut stream = client.subscribe(request).await?.into_inner();
         while let Some(response) = stream.message().await? {
-            self.print(response)?;
+            self.print(&response)?;
         }
         Ok(())
     }
@@ -147,13 +147,13 @@ impl Subscribe {
         })
     }
 
-    fn print(&self, response: SubscribeResponse) -> Result<(), Failure> {
+    fn print(&self, response: &SubscribeResponse) -> Result<(), Failure> {
         let whole = |response: &SubscribeResponse| {
             json::to_json("SubscribeResponse", response).map_err(Failure::Other)
         };
         let mut out = io::stdout().lock();
         if self.all {
-            writeln!(out, "{}", whole(&response)?)?;
+            writeln!(out, "{}", whole(response)?)?;
             return Ok(out.flush()?);
         }
         match &response.response {
@@ -165,9 +165,8 @@ impl Subscribe {
                 // A reader at the other end of a pipe sees each event when it comes.
                 out.flush()?;
             }
-            Some(Response::Heartbeat(_)) if !self.heartbeats => {}
-            Some(Response::Subscribed(_)) if !self.heartbeats => {}
-            _ => eprintln!("{}", whole(&response)?),
+            Some(Response::Heartbeat(_) | Response::Subscribed(_)) if !self.heartbeats => {}
+            _ => eprintln!("{}", whole(response)?),
         }
         Ok(())
     }

@@ -9,6 +9,9 @@ use tonic_types::StatusExt;
 const FIRST: Duration = Duration::from_millis(50);
 const MOST: Duration = Duration::from_secs(2);
 
+/// No gateway keeps a node away for longer.
+const MOST_ASKED: Duration = Duration::from_secs(60);
+
 /// The wait before the next attempt.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Backoff {
@@ -20,12 +23,39 @@ impl Backoff {
         Backoff { bound: FIRST }
     }
 
-    /// A random part of the bound, which doubles up to 2 s; and not less than the gateway asked for.
-    pub(super) fn next(&mut self, status: Option<&Status>) -> Duration {
+    /// A random part of the bound, which doubles up to 2 s; and not less than the gateway asked for, up to a minute.
+    pub(super) fn next(&mut self, asked: Option<Duration>) -> Duration {
         let wait = self.bound.mul_f64(rand::rng().random_range(0.0..=1.0));
         self.bound = (self.bound * 2).min(MOST);
-        let asked =
-            status.and_then(StatusExt::get_details_retry_info).and_then(|info| info.retry_delay);
-        wait.max(asked.unwrap_or_default().min(MOST))
+        wait.max(asked.unwrap_or_default().min(MOST_ASKED))
+    }
+}
+
+/// How long a status asks to wait.
+pub(super) fn asked(status: &Status) -> Option<Duration> {
+    status.get_details_retry_info()?.retry_delay
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_are_random_and_bounded() {
+        let mut backoff = Backoff::new();
+        let waits: Vec<Duration> = (0..200).map(|_| backoff.next(None)).collect();
+        assert!(waits[0] <= FIRST);
+        assert!(waits.iter().all(|wait| *wait <= MOST), "{waits:?}");
+        // Full jitter: all of the range is used.
+        let late = &waits[10..];
+        assert!(late.iter().any(|wait| *wait < MOST / 4), "{late:?}");
+        assert!(late.iter().any(|wait| *wait > MOST / 4 * 3), "{late:?}");
+    }
+
+    #[test]
+    fn what_was_asked_for_is_kept_within_reason() {
+        let mut backoff = Backoff::new();
+        assert_eq!(backoff.next(Some(Duration::from_secs(5))), Duration::from_secs(5));
+        assert_eq!(backoff.next(Some(Duration::from_secs(86_400))), MOST_ASKED);
     }
 }

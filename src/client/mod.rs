@@ -1,96 +1,195 @@
 //! What a node in Rust uses: publishing that is safe to retry, and a stream that reconnects and resumes by itself.
 //!
-//! Stands on the generated code alone.
+//! ```no_run
+//! use trunkline::{
+//!     client::{Client, Notification, SubscribeOptions},
+//!     proto::v1::{ChangedType, EventKind, MailboxChange},
+//! };
+//!
+//! # async fn example() -> Result<(), trunkline::client::Error> {
+//! let client = Client::builder("mx1.example.org")
+//!     .gateway("http://10.0.0.1:7420")
+//!     .gateway("http://10.0.0.2:7420")
+//!     .role("imap")
+//!     .build()?;
+//!
+//! let change = MailboxChange {
+//!     account_id: "a1".into(),
+//!     change_id: 7,
+//!     changed_types: vec![ChangedType::Email.into()],
+//! };
+//! client.publish([change]).await?;
+//!
+//! let mut events = client.subscribe(SubscribeOptions::new().kind(EventKind::MailboxChange));
+//! while let Some(notification) = events.next().await {
+//!     match notification? {
+//!         Notification::Event(event) => println!("{}: {:?}", event.source, event.kind),
+//!         // Something will not come: load again what it may have concerned.
+//!         Notification::Gap(gap) => println!("missed {:?} events", gap.missed_events),
+//!         _ => {}
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `examples/mail_server.rs` is a whole node. This module stands on the generated code alone: it can be copied out of here.
 
 mod backoff;
+mod error;
+mod event;
 mod publish;
+mod session;
 mod subscribe;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use tonic::transport::{Channel, Endpoint};
 
 use crate::proto::v1::coordination_service_client::CoordinationServiceClient;
 
-pub use publish::PublishError;
-pub use subscribe::{Notification, SubscribeError, SubscribeOptions, Subscription};
+pub use error::{Error, ErrorKind};
+pub use subscribe::{Notification, SubscribeOptions, Subscription};
 
-/// A node's connection to the gateways. Clones share the connections.
+/// The gateway that is used where none is given.
+const DEFAULT_GATEWAY: &str = "http://127.0.0.1:7420";
+
+/// Larger than the largest batch that a gateway sends.
+const MAX_MESSAGE: usize = 16 << 20;
+
+/// What one stream may hold in the connection while nobody reads it. The connection holds many times that: a subscription
+/// that is not read does not hold up what is published beside it.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+
+/// A connection on which nothing comes back is given up after these two together.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A node's connection to the gateways. Clones share the connections: one to each gateway that was needed.
 #[derive(Clone, Debug)]
 pub struct Client {
     node_id: String,
     incarnation: String,
     roles: Vec<String>,
     publish_timeout: Duration,
+    attempt_timeout: Duration,
     /// One for each gateway; connected when first used, and again after a loss.
-    channels: Vec<Channel>,
+    gateways: Vec<Gateway>,
+    /// Which of them worked last: the next attempt begins there. Shared, so that nobody finds out twice.
+    preferred: Arc<AtomicUsize>,
 }
 
-/// Makes a [`Client`].
+#[derive(Clone, Debug)]
+struct Gateway {
+    address: String,
+    channel: Channel,
+}
+
+/// Makes a [`Client`]: see [`Client::builder`].
 #[derive(Clone, Debug)]
 pub struct Builder {
     node_id: String,
     incarnation: String,
     roles: Vec<String>,
     publish_timeout: Duration,
+    attempt_timeout: Duration,
     connect_timeout: Duration,
-    endpoints: Vec<String>,
-}
-
-/// An address that is none.
-#[derive(Debug, thiserror::Error)]
-#[error("{address:?} is no gateway's address: {why}")]
-pub struct AddressError {
-    address: String,
-    why: String,
+    addresses: Vec<String>,
 }
 
 impl Client {
-    /// Begins a client for the node with this id.
+    /// Begins a client for the node with this id: at most 128 bytes, its own in the cluster, and the same after a restart.
     pub fn builder(node_id: impl Into<String>) -> Builder {
         Builder {
             node_id: node_id.into(),
             incarnation: uuid::Uuid::new_v4().to_string(),
             roles: vec![],
             publish_timeout: Duration::from_secs(30),
+            attempt_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(2),
-            endpoints: vec![],
+            addresses: vec![],
         }
     }
 
-    /// The gateway of the nth attempt: they are tried in turn.
-    fn gateway(&self, attempt: usize) -> CoordinationServiceClient<Channel> {
-        let channel = self.channels[attempt % self.channels.len()].clone();
-        CoordinationServiceClient::new(channel).max_decoding_message_size(16 * 1024 * 1024)
+    /// The node's id.
+    pub fn node_id(&self) -> &str {
+        &self.node_id
+    }
+
+    /// Identity of this start of the node's process.
+    pub fn incarnation(&self) -> &str {
+        &self.incarnation
+    }
+
+    /// The gateway with this number; they are taken in turn.
+    fn gateway(&self, number: usize) -> CoordinationServiceClient<Channel> {
+        let gateway = &self.gateways[number % self.gateways.len()];
+        CoordinationServiceClient::new(gateway.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    fn address(&self, number: usize) -> &str {
+        &self.gateways[number % self.gateways.len()].address
+    }
+
+    fn preferred(&self) -> usize {
+        self.preferred.load(Ordering::Relaxed)
+    }
+
+    fn works(&self, number: usize) {
+        self.preferred.store(number % self.gateways.len(), Ordering::Relaxed);
     }
 }
 
 impl Builder {
-    /// Adds a gateway: `http://10.0.0.1:7420`. The first one is used while it serves. Default: `http://127.0.0.1:7420`.
+    /// Adds a gateway, `http://10.0.0.1:7420` or `10.0.0.1:7420`. The first one is used as long as it serves, then the next
+    /// one, in turn; give each node another first one to spread them. Default: `http://127.0.0.1:7420` alone.
     #[must_use]
     pub fn gateway(mut self, address: impl Into<String>) -> Builder {
-        self.endpoints.push(address.into());
+        self.addresses.push(address.into());
         self
     }
 
-    /// Adds a role of the node: events may be targeted at roles.
+    /// Adds several gateways, as [`Builder::gateway`] does one.
+    #[must_use]
+    pub fn gateways<A: Into<String>>(mut self, addresses: impl IntoIterator<Item = A>) -> Builder {
+        self.addresses.extend(addresses.into_iter().map(Into::into));
+        self
+    }
+
+    /// Adds a role of the node (`imap`, `mta`): events may be targeted at roles. Default: none.
     #[must_use]
     pub fn role(mut self, role: impl Into<String>) -> Builder {
         self.roles.push(role.into());
         self
     }
 
-    /// Identity of this start of the process. Default: a random one.
+    /// Identity of this start of the process, for people who look at the list of nodes. Default: a random one.
     #[must_use]
     pub fn incarnation(mut self, incarnation: impl Into<String>) -> Builder {
         self.incarnation = incarnation.into();
         self
     }
 
-    /// How long a publication is tried again before its error is given. Default: 30 s.
+    /// How long a publication is tried again, on all gateways in turn, before its error is given. Must be shorter than the
+    /// gateways' `requestIdWindow`, or the last attempts may publish twice. Default: 30 s.
     #[must_use]
     pub fn publish_timeout(mut self, timeout: Duration) -> Builder {
         self.publish_timeout = timeout;
+        self
+    }
+
+    /// How long one gateway may take to answer before the next one is tried. Default: 5 s.
+    #[must_use]
+    pub fn attempt_timeout(mut self, timeout: Duration) -> Builder {
+        self.attempt_timeout = timeout;
         self
     }
 
@@ -101,27 +200,85 @@ impl Builder {
         self
     }
 
-    /// Makes the client. Nothing is connected before it is used. Must be called within a Tokio runtime.
+    /// Makes the client. Nothing is connected before it is used.
     ///
     /// # Errors
     ///
-    /// An address is none.
-    pub fn build(mut self) -> Result<Client, AddressError> {
-        if self.endpoints.is_empty() {
-            self.endpoints.push("http://127.0.0.1:7420".into());
+    /// [`ErrorKind::Address`]: an address is none.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a Tokio runtime.
+    pub fn build(mut self) -> Result<Client, Error> {
+        if self.addresses.is_empty() {
+            self.addresses.push(DEFAULT_GATEWAY.into());
         }
         let connect = |address: &String| {
-            let endpoint = Endpoint::from_shared(address.clone()).map_err(|error| {
-                AddressError { address: address.clone(), why: error.to_string() }
-            })?;
-            Ok(endpoint.connect_timeout(self.connect_timeout).tcp_nodelay(true).connect_lazy())
+            let endpoint = endpoint(address).map_err(|why| Error::address(address, &why))?;
+            let channel = endpoint
+                .connect_timeout(self.connect_timeout)
+                .tcp_nodelay(true)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .http2_keep_alive_interval(PING_INTERVAL)
+                .keep_alive_timeout(PING_TIMEOUT)
+                .connect_lazy();
+            Ok(Gateway { address: address.clone(), channel })
         };
         Ok(Client {
-            channels: self.endpoints.iter().map(connect).collect::<Result<_, AddressError>>()?,
+            gateways: self.addresses.iter().map(connect).collect::<Result<_, Error>>()?,
+            preferred: Arc::default(),
             node_id: self.node_id,
             incarnation: self.incarnation,
             roles: self.roles,
             publish_timeout: self.publish_timeout,
+            attempt_timeout: self.attempt_timeout,
         })
+    }
+}
+
+/// The endpoint of an address: a URL, or a host and port alone.
+fn endpoint(address: &str) -> Result<Endpoint, String> {
+    let url = match address.split_once("://") {
+        None => format!("http://{address}"),
+        Some(("http", _)) => address.to_owned(),
+        Some(("https", _)) => {
+            return Err("TLS is not supported yet; the scheme must be http".into());
+        }
+        Some(_) => return Err("the scheme must be http".into()),
+    };
+    let endpoint = Endpoint::from_shared(url).map_err(|error| error.to_string())?;
+    let host = endpoint.uri().host().unwrap_or_default();
+    if host.is_empty() { Err("it names no host".into()) } else { Ok(endpoint) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn addresses_are_urls_or_hosts() {
+        let build = |address: &str| Client::builder("n").gateway(address).build();
+        for address in
+            ["http://10.0.0.1:7420", "10.0.0.1:7420", "gateway.example.org:7420", "[::1]:7420"]
+        {
+            build(address).expect(address);
+        }
+        for address in ["", "http://", "https://a:7420", "redis://a", "a b", "http://a:x"] {
+            let error = build(address).expect_err(address);
+            assert_eq!(error.kind(), ErrorKind::Address, "{address}");
+            assert!(
+                error.to_string().starts_with(&format!("{address:?} is no gateway's")),
+                "{error}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn the_gateways_are_taken_in_turn_from_the_one_that_worked_last() {
+        let client = Client::builder("n").gateways(["a:1", "b:2", "c:3"]).build().expect("built");
+        assert_eq!((client.address(client.preferred()), client.address(4)), ("a:1", "b:2"));
+        client.works(5);
+        assert_eq!(client.clone().address(client.preferred()), "c:3");
     }
 }

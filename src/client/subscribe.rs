@@ -1,89 +1,148 @@
 //! Subscribing: a stream that reconnects and resumes by itself.
 
-use std::{collections::VecDeque, pin::Pin, time::Duration};
-
-use futures_util::Stream;
-use tonic::{Code, Status, Streaming};
-
-use super::{Client, backoff::Backoff};
-use crate::proto::v1::{
-    Event, Filter, Gap, GapAction, GapReason, Overflow, Start, SubscribeRequest, SubscribeResponse,
-    Subscribed, subscribe_response::Response,
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
 };
 
-/// Heartbeats that may be missed before a connection counts as dead.
-const MISSED_HEARTBEATS: u32 = 3;
+use futures_util::{Stream, StreamExt};
+
+use super::{Client, Error, session::Session};
+use crate::proto::v1::{
+    Draining, Event, EventKind, Filter, Gap, Heartbeat, Overflow, Start, SubscribeRequest,
+    Subscribed,
+};
 
 /// The heartbeat interval that is asked for.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
-/// What a node asks for. The default is everything, from now on.
+/// What a node asks for. By default everything that other nodes publish, from now on.
 #[derive(Clone, Debug, Default)]
 pub struct SubscribeOptions {
-    /// Which events.
-    pub filter: Filter,
-    /// The node's own events too.
-    pub include_own_events: bool,
-    /// Continue after this token, which [`Subscription::resume_token`] gave.
-    pub resume_token: Vec<u8>,
-    /// Where to begin without a token.
-    pub start: Start,
-    /// What to do on falling too far behind.
-    pub overflow: Overflow,
+    filter: Filter,
+    include_own_events: bool,
+    resume_token: Vec<u8>,
+    start: Start,
+    overflow: Overflow,
+    heartbeat_interval: Option<Duration>,
 }
 
 /// What a subscription brings.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Notification {
-    /// A stream is open: the first one, or one that continues.
+    /// A stream is open: the first one, or one that continues. Every event that is acknowledged from now on comes, or is told
+    /// as a gap. Who loads its state after the first of these, and not before, misses nothing.
     Subscribed(Subscribed),
     /// An event.
     Event(Box<Event>),
-    /// Events that will not come: load again what they concern.
+    /// Events that will not come: load again what they may have concerned. Everything before it came, everything after it
+    /// follows.
     Gap(Gap),
-    /// The stream was lost, and is opened again after `wait`.
+    /// Nothing else came for one heartbeat interval. A good moment to store the resume token.
+    Heartbeat(Heartbeat),
+    /// The gateway is going away. The subscription goes to another one by itself, after the wait that the gateway asked for.
+    Draining(Draining),
+    /// The stream was lost, and is opened again after `wait`. Nothing is lost by that: it resumes.
     Reconnecting {
-        /// Why.
+        /// Why, for people.
         reason: String,
         /// After how long.
         wait: Duration,
     },
 }
 
-/// The gateway refused the subscription; trying again does not help.
-#[derive(Debug, thiserror::Error)]
-#[error("refused: {}", .0.message())]
-pub struct SubscribeError(pub Status);
-
-/// A stream of notifications, which ends only with an error.
+/// A stream of notifications, which ends only after an error that trying again does not help. Dropping it closes it: the
+/// gateway forgets it at once.
+///
+/// It takes from the gateway what is asked of it and no more: a node that is slow is told a gap when history no longer holds
+/// what it has not read, and its memory does not grow.
 pub struct Subscription {
-    stream: Pin<Box<dyn Stream<Item = (Result<Notification, SubscribeError>, Vec<u8>)> + Send>>,
+    stream: Pin<Box<dyn Stream<Item = (Result<Notification, Error>, Vec<u8>)> + Send>>,
     token: Vec<u8>,
 }
 
-/// What is kept between two notifications.
-struct State {
-    client: Client,
-    request: SubscribeRequest,
-    stream: Option<Streaming<SubscribeResponse>>,
-    /// Events that were received and not taken yet, and the token after the last of them.
-    events: VecDeque<Event>,
-    batch_token: Vec<u8>,
-    backoff: Backoff,
-    attempt: usize,
-    /// A wait that was announced.
-    wait: Option<Duration>,
-    heartbeat: Duration,
-    /// How long a draining gateway asked to wait.
-    asked_wait: Option<Duration>,
-    ended: bool,
+impl SubscribeOptions {
+    /// Everything that other nodes publish, from now on.
+    pub fn new() -> SubscribeOptions {
+        SubscribeOptions::default()
+    }
+
+    /// Only this kind, and others that are named. Default: all kinds, those that are newer than this program too.
+    #[must_use]
+    pub fn kind(mut self, kind: EventKind) -> SubscribeOptions {
+        self.filter.kinds.push(kind.into());
+        self
+    }
+
+    /// Only this account, and others that are named; kinds that concern no account come all the same. Default: all.
+    #[must_use]
+    pub fn account(mut self, account_id: impl Into<String>) -> SubscribeOptions {
+        self.filter.accounts.push(account_id.into());
+        self
+    }
+
+    /// Only custom events of this type, whole (`com.example.paid`) or by prefix (`com.example.*`), and others that are named;
+    /// other kinds come all the same. Default: all.
+    #[must_use]
+    pub fn custom_type(mut self, pattern: impl Into<String>) -> SubscribeOptions {
+        self.filter.custom_types.push(pattern.into());
+        self
+    }
+
+    /// This filter, in place of what `kind`, `account` and `custom_type` have said.
+    #[must_use]
+    pub fn filter(mut self, filter: Filter) -> SubscribeOptions {
+        self.filter = filter;
+        self
+    }
+
+    /// The node's own events too. Default: they are left out.
+    #[must_use]
+    pub fn include_own_events(mut self) -> SubscribeOptions {
+        self.include_own_events = true;
+        self
+    }
+
+    /// Continue where an earlier subscription stood, which may have been another process's, on another gateway: what
+    /// [`Subscription::resume_token`] gave there. Empty is none. One that is damaged, or another deployment's, is told as a gap.
+    #[must_use]
+    pub fn resume_token(mut self, token: impl Into<Vec<u8>>) -> SubscribeOptions {
+        self.resume_token = token.into();
+        self
+    }
+
+    /// Where to begin without a token. Default: with the next event.
+    #[must_use]
+    pub fn start(mut self, start: Start) -> SubscribeOptions {
+        self.start = start;
+        self
+    }
+
+    /// What happens if the node falls further behind than history reaches. Default: it is told the gap and goes on.
+    #[must_use]
+    pub fn overflow(mut self, overflow: Overflow) -> SubscribeOptions {
+        self.overflow = overflow;
+        self
+    }
+
+    /// How often a heartbeat comes when nothing else does, 1 s to 1 h. A connection on which nothing comes for three times as
+    /// long is given up. Default: 10 s.
+    #[must_use]
+    pub fn heartbeat_interval(mut self, interval: Duration) -> SubscribeOptions {
+        self.heartbeat_interval = Some(interval);
+        self
+    }
 }
 
 impl Client {
-    /// Opens a subscription. It connects when it is first polled, to the gateways in turn, and again whenever it has to, after
-    /// a wait with full jitter of at most 2 s.
+    /// Opens a subscription. It connects when it is first polled, and again whenever it has to, to the gateways in turn, after
+    /// a wait with full jitter of at most 2 s (or more, where a gateway asks for more).
     pub fn subscribe(&self, options: SubscribeOptions) -> Subscription {
         let token = options.resume_token.clone();
+        let heartbeat = options.heartbeat_interval.unwrap_or(HEARTBEAT);
         let request = SubscribeRequest {
             node_id: self.node_id.clone(),
             incarnation: self.incarnation.clone(),
@@ -92,48 +151,43 @@ impl Client {
             include_own_events: options.include_own_events,
             resume_token: options.resume_token,
             start: options.start.into(),
-            heartbeat_interval: prost_types::Duration::try_from(HEARTBEAT).ok(),
+            heartbeat_interval: prost_types::Duration::try_from(heartbeat).ok(),
             overflow: options.overflow.into(),
             ..Default::default()
         };
-        let state = State {
-            client: self.clone(),
-            request,
-            stream: None,
-            events: VecDeque::new(),
-            batch_token: vec![],
-            backoff: Backoff::new(),
-            attempt: 0,
-            wait: None,
-            heartbeat: HEARTBEAT,
-            asked_wait: None,
-            ended: false,
-        };
-        let stream = futures_util::stream::unfold(state, |mut state| async move {
-            let item = state.next().await?;
-            let token = state.request.resume_token.clone();
-            Some(((item, token), state))
+        let session = Session::new(self.clone(), request, heartbeat);
+        let stream = futures_util::stream::unfold(session, |mut session| async move {
+            let item = session.next().await?;
+            let token = session.resume_token().to_vec();
+            Some(((item, token), session))
         });
-        Subscription { stream: Box::pin(stream), token }
+        // Who polls once more after the end gets the end again.
+        Subscription { stream: Box::pin(stream.fuse()), token }
     }
 }
 
 impl Subscription {
-    /// Stands for everything that was taken from the stream, whole batches: give it to the next process's subscription.
+    /// The next notification; none after an error. May be dropped and called again: nothing is lost.
+    pub async fn next(&mut self) -> Option<Result<Notification, Error>> {
+        poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
+    }
+
+    /// Stands for everything that was taken from the stream, in whole batches. Store it after what was taken is dealt with,
+    /// and give it to the next process's subscription: it continues there, with the rest of the last batch again if that was
+    /// not taken whole.
     pub fn resume_token(&self) -> &[u8] {
         &self.token
     }
 }
 
 impl Stream for Subscription {
-    type Item = Result<Notification, SubscribeError>;
+    type Item = Result<Notification, Error>;
 
     fn poll_next(
         mut self: Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Self::Item>> {
-        let polled = self.stream.as_mut().poll_next(cx);
-        polled.map(|next| {
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Notification, Error>>> {
+        self.stream.as_mut().poll_next(cx).map(|next| {
             next.map(|(item, token)| {
                 self.token = token;
                 item
@@ -142,111 +196,8 @@ impl Stream for Subscription {
     }
 }
 
-impl State {
-    async fn next(&mut self) -> Option<Result<Notification, SubscribeError>> {
-        loop {
-            if let Some(event) = self.events.pop_front() {
-                if self.events.is_empty() {
-                    // The token stands for the whole batch, so it moves with the batch's last event.
-                    self.request.resume_token = std::mem::take(&mut self.batch_token);
-                }
-                return Some(Ok(Notification::Event(Box::new(event))));
-            }
-            if self.ended {
-                return None;
-            }
-            if let Some(wait) = self.wait.take() {
-                tokio::time::sleep(wait).await;
-            }
-            let result = match &mut self.stream {
-                None => self.open().await,
-                Some(stream) => {
-                    let limit = self.heartbeat * MISSED_HEARTBEATS;
-                    match tokio::time::timeout(limit, stream.message()).await {
-                        Ok(Ok(Some(response))) => Ok(self.take(response)),
-                        Ok(Ok(None)) => Err(Status::unavailable("the stream ended")),
-                        Ok(Err(status)) => Err(status),
-                        Err(_) => Err(Status::unavailable("no heartbeat came")),
-                    }
-                }
-            };
-            match result {
-                Ok(Some(notification)) => return Some(Ok(notification)),
-                Ok(None) => {}
-                Err(status) => return Some(self.lost(status)),
-            }
-        }
-    }
-
-    async fn open(&mut self) -> Result<Option<Notification>, Status> {
-        let mut gateway = self.client.gateway(self.attempt);
-        let opening = gateway.subscribe(self.request.clone());
-        let limit = self.heartbeat * MISSED_HEARTBEATS;
-        let response = tokio::time::timeout(limit, opening)
-            .await
-            .map_err(|_| Status::unavailable("no answer in time"))??;
-        self.stream = Some(response.into_inner());
-        Ok(None)
-    }
-
-    fn take(&mut self, response: SubscribeResponse) -> Option<Notification> {
-        match response.response? {
-            Response::Subscribed(subscribed) => {
-                self.backoff = Backoff::new();
-                self.request.resume_token.clone_from(&subscribed.resume_token);
-                let interval =
-                    subscribed.heartbeat_interval.and_then(|i| Duration::try_from(i).ok());
-                self.heartbeat = interval.unwrap_or(HEARTBEAT);
-                Some(Notification::Subscribed(subscribed))
-            }
-            Response::Events(batch) => {
-                self.batch_token = batch.resume_token;
-                self.events = batch.events.into();
-                None
-            }
-            Response::Gap(gap) => {
-                self.request.resume_token.clone_from(&gap.resume_token);
-                Some(Notification::Gap(gap))
-            }
-            Response::Heartbeat(heartbeat) => {
-                self.request.resume_token = heartbeat.resume_token;
-                None
-            }
-            Response::Draining(draining) => {
-                self.asked_wait = draining.reconnect_delay.and_then(|d| Duration::try_from(d).ok());
-                None
-            }
-        }
-    }
-
-    fn lost(&mut self, status: Status) -> Result<Notification, SubscribeError> {
-        self.stream = None;
-        let malformed = status.code() == Code::InvalidArgument
-            && !self.request.resume_token.is_empty()
-            && status.message().starts_with("resume_token");
-        if malformed {
-            // It is another deployment's, or damaged: begin anew, and say that events may be missing.
-            self.request.resume_token.clear();
-            return Ok(Notification::Gap(Gap {
-                reason: GapReason::UnknownEpoch.into(),
-                action: GapAction::Resync.into(),
-                ..Default::default()
-            }));
-        }
-        match status.code() {
-            Code::InvalidArgument
-            | Code::PermissionDenied
-            | Code::Unauthenticated
-            | Code::Unimplemented => {
-                self.ended = true;
-                return Err(SubscribeError(status));
-            }
-            _ => {}
-        }
-        self.attempt += 1;
-        let wait = self.backoff.next(Some(&status));
-        let wait = self.asked_wait.take().map_or(wait, |asked| wait.max(asked));
-        self.wait = Some(wait);
-        Ok(Notification::Reconnecting { reason: status.message().to_owned(), wait })
+impl std::fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Subscription").finish_non_exhaustive()
     }
 }

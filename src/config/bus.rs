@@ -26,6 +26,8 @@ pub struct Redis {
     pub url: RedisUrl,
     /// How long a publish may wait for the bus, failover included.
     pub timeout: Duration,
+    /// How many replicas must have an event before its publish is OK, 0 to 16; 0 asks none.
+    pub min_replicas: u32,
     /// Limits of the connection pool.
     pub pool: Pool,
     /// Certificates. All None unless the URL is one of TLS.
@@ -39,6 +41,8 @@ pub struct RedisCluster {
     pub urls: Vec<RedisUrl>,
     /// How long a publish may wait for the bus, failover included.
     pub timeout: Duration,
+    /// How many replicas of its master must have an event before its publish is OK, 0 to 16; 0 asks none.
+    pub min_replicas: u32,
     /// `authUsername`. Means nothing without a secret. See [`RedisCluster::credentials`].
     pub username: Option<String>,
     /// `authSecret`. See [`RedisCluster::credentials`].

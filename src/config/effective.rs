@@ -52,11 +52,12 @@ fn coordinator(bus: &BusConfig) -> Value {
     match bus {
         BusConfig::Embedded => json!({ "@type": "Embedded" }),
         BusConfig::Redis(redis) => {
-            let Redis { url, timeout, pool, tls } = redis;
+            let Redis { url, timeout, min_replicas, pool, tls } = redis;
             let mut object = json!({
                 "@type": "Redis",
                 "url": url.to_string(),
                 "timeout": format_duration(*timeout),
+                "minReplicas": min_replicas,
             });
             add_pool(&mut object, pool);
             object["tls"] = certificates(tls);
@@ -64,11 +65,12 @@ fn coordinator(bus: &BusConfig) -> Value {
         }
         BusConfig::RedisCluster(cluster) => {
             let urls = cluster.urls.iter().map(RedisUrl::to_string);
-            let RedisCluster { timeout, username, secret, pool, tls, .. } = cluster;
+            let RedisCluster { timeout, min_replicas, username, secret, pool, tls, .. } = cluster;
             let mut object = json!({
                 "@type": "RedisCluster",
                 "urls": urls.collect::<Vec<_>>(),
                 "timeout": format_duration(*timeout),
+                "minReplicas": min_replicas,
                 "authUsername": username,
                 "authSecret": auth_secret(secret.as_ref()),
                 "maxRetries": cluster.max_retries,

@@ -367,7 +367,11 @@ impl Cursor {
             Source::History(entries) => {
                 entries.pop_front();
             }
-            Source::Gap(_, scan) => lane.source = Source::Log(*scan),
+            Source::Gap(_, scan) => {
+                // A place of an unknown epoch may be beyond all that is here: nothing would ever follow it.
+                lane.place = gap.to;
+                lane.source = Source::Log(*scan);
+            }
         }
     }
 

@@ -80,7 +80,7 @@ impl EventMeta {
                     meta.has_publish_time = true;
                 }
                 TARGET => meta.take_target(frame, &field)?,
-                // Cannot fail: every number that matches has 7 bits.
+                #[allow(clippy::cast_possible_truncation)] // every number that matches has 7 bits
                 10..=99 => meta.take_kind(frame, &field, field.number as u8)?,
                 _ => {}
             }

@@ -144,6 +144,7 @@ mod tests {
         filter.matches(&EventView::peek(&event.encode_to_vec()).unwrap())
     }
 
+    #[allow(clippy::needless_pass_by_value)] // made where it is passed
     fn filter(wire: v1::Filter) -> Filter {
         Filter::new(&wire, "me", &["imap".to_owned()], false)
     }
@@ -342,7 +343,7 @@ mod tests {
         fn the_filter_does_what_its_comments_say(
             wire in some_filter(),
             event in some_event(),
-            newer_kind in prop::option::of(prop::sample::select(vec![21, 98, 99])),
+            newer_kind in prop::option::of(prop::sample::select(vec![21_i32, 98, 99])),
             node_id in name(),
             roles in list(name()),
             include_own in any::<bool>(),
@@ -350,7 +351,7 @@ mod tests {
             let mut bytes = event.encode_to_vec();
             let newer_kind = newer_kind.filter(|_| event.kind.is_none());
             if let Some(kind) = newer_kind {
-                crate::hub::event::wire::put_field(&mut bytes, kind as u32, b"newer");
+                crate::hub::event::wire::put_field(&mut bytes, kind.unsigned_abs(), b"newer");
             }
             let filter = Filter::new(&wire, &node_id, &roles, include_own);
             let included = filter.matches(&EventView::peek(&bytes).unwrap());

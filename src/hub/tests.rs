@@ -79,7 +79,7 @@ impl TestBus {
         state.history[shard].push(delivery.clone());
         let over = state.history[shard].len().saturating_sub(self.keep);
         state.history[shard].drain(..over);
-        self.hub.deliver(ShardId(shard as u16), delivery);
+        self.hub.deliver(ShardId(u16::try_from(shard).unwrap()), delivery);
     }
 }
 
@@ -96,7 +96,7 @@ impl Bus for TestBus {
         "test"
     }
     fn shards(&self) -> u16 {
-        self.state.lock().ends.len() as u16
+        u16::try_from(self.state.lock().ends.len()).unwrap()
     }
     fn append(&self, _: ShardId, _: Batch) -> BoxFuture<'_, Result<Appended, AppendError>> {
         ready(Err(AppendError::Closed)).boxed()

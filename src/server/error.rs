@@ -13,6 +13,14 @@ pub const DOMAIN: &str = "trunkline";
 /// How long a node is told to wait before it tries again what the bus did not take.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// Bytes of a status message. What a status says travels in HTTP/2 headers, and clients take few of them: 8 KiB in some
+/// languages, all together. One that is larger never arrives.
+const MOST_MESSAGE: usize = 600;
+
+/// Bytes of the violations in the details, and of one field or description.
+const MOST_VIOLATIONS: usize = 3000;
+const MOST_TEXT: usize = 200;
+
 /// A field that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
@@ -28,13 +36,13 @@ pub enum Error {
     /// Fields are wrong: all of them.
     #[error("{}", describe(.0))]
     Invalid(Vec<Violation>),
-    /// The resume token is none of this deployment's.
+    /// These bytes are no resume token.
     #[error("resume_token: {0}")]
     TokenMalformed(String),
     /// An event or a request is too large.
     #[error("{what} has {actual} bytes; the limit is {limit}")]
     PayloadTooLarge {
-        /// `events[3]`, or `the request`.
+        /// `events[3]`, or `request`.
         what: String,
         /// Bytes allowed.
         limit: usize,
@@ -128,8 +136,8 @@ impl Error {
         let mut note = |key: &str, value: String| metadata.insert(key.to_owned(), value);
         match self {
             Error::Invalid(violations) => {
-                let violation = |v: &Violation| FieldViolation::new(&v.field, &v.description);
-                details.set_bad_request(violations.iter().map(violation).collect::<Vec<_>>());
+                note("violations", violations.len().to_string());
+                details.set_bad_request(field_violations(violations));
             }
             Error::TokenMalformed(why) => {
                 details.add_bad_request_violation("resume_token", why);
@@ -165,7 +173,8 @@ impl Error {
 
 impl From<Error> for Status {
     fn from(error: Error) -> Status {
-        Status::with_error_details(error.code(), error.to_string(), error.details())
+        let message = shorten(error.to_string(), MOST_MESSAGE);
+        Status::with_error_details(error.code(), message, error.details())
     }
 }
 
@@ -183,4 +192,70 @@ fn describe(violations: &[Violation]) -> String {
     let list: Vec<_> =
         violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect();
     list.join("; ")
+}
+
+/// As many as fit, and then how many more there are.
+fn field_violations(violations: &[Violation]) -> Vec<FieldViolation> {
+    let mut room = MOST_VIOLATIONS;
+    let mut told = Vec::new();
+    for violation in violations {
+        let field = shorten(violation.field.clone(), MOST_TEXT);
+        let description = shorten(violation.description.clone(), MOST_TEXT);
+        // Both with a tag and a length, in a message with a tag and a length.
+        let Some(left) = room.checked_sub(field.len() + description.len() + 8) else { break };
+        room = left;
+        told.push(FieldViolation::new(field, description));
+    }
+    let untold = violations.len() - told.len();
+    if untold > 0 {
+        told.push(FieldViolation::new("request", format!("{untold} more violations")));
+    }
+    told
+}
+
+/// At most `most` bytes, with a sign of what was cut off.
+fn shorten(mut text: String, most: usize) -> String {
+    const CUT: &str = "...";
+    if text.len() > most {
+        let mut end = most - CUT.len();
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push_str(CUT);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers_of(status: &Status) -> usize {
+        let mut headers = http::HeaderMap::new();
+        status.add_header(&mut headers).unwrap();
+        headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
+    }
+
+    #[test]
+    fn an_error_fits_in_the_headers_that_clients_take() {
+        let violation = |n: usize| Violation {
+            field: format!("events[{n}].{}", "\u{e9}".repeat(n)),
+            description: "\u{e9}".repeat(5 * n),
+        };
+        let status = Status::from(Error::Invalid((0..1000).map(violation).collect()));
+        assert!(headers_of(&status) < 8000, "{}", headers_of(&status));
+        let details = status.get_error_details();
+        let told = &details.bad_request().unwrap().field_violations;
+        assert!(told.len() > 5);
+        assert_eq!(
+            told.last().unwrap().description,
+            format!("{} more violations", 1001 - told.len())
+        );
+        assert_eq!(details.error_info().unwrap().metadata["violations"], "1000");
+
+        let status = Status::from(Error::bus_unavailable("x".repeat(100_000)));
+        assert!(headers_of(&status) < 8000, "{}", headers_of(&status));
+        assert!(status.message().ends_with("x..."));
+    }
 }

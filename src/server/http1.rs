@@ -9,6 +9,8 @@ use http::{Request, Response, StatusCode, Version, header};
 use tonic::body::Body;
 use tower::{Layer, Service};
 
+use super::oversized;
+
 const ANSWER: &str = "This is a Trunkline gateway. It speaks gRPC, which needs HTTP/2.\n\
     Try: grpcurl -plaintext <this address> list\n";
 
@@ -46,7 +48,10 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         match refusal(&request) {
-            None => Box::pin(self.inner.call(request)),
+            None => {
+                let answered = self.inner.call(request);
+                Box::pin(async move { Ok(oversized::explain(answered.await?)) })
+            }
             Some(status) => Box::pin(std::future::ready(Ok(answer(status)))),
         }
     }

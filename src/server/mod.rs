@@ -4,6 +4,7 @@ mod error;
 mod health;
 mod http1;
 mod nodes;
+mod oversized;
 mod service;
 mod stream;
 mod validate;
@@ -158,10 +159,9 @@ async fn grpc(
     health: &HealthState,
     ended: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    // A request that is a little too large gets an answer that says so; a far too large one is cut off by tonic.
-    let decode = config.limits.max_request_bytes.saturating_mul(2);
+    let max_request_bytes = config.limits.max_request_bytes;
     let service = CoordinationServiceServer::new(Service::new(shared.clone()))
-        .max_decoding_message_size(decode)
+        .max_decoding_message_size(max_request_bytes)
         .max_encoding_message_size(usize::MAX);
     let descriptors = || {
         tonic_reflection::server::Builder::configure()
@@ -240,15 +240,15 @@ async fn follow_health(
 /// Sends the nodes away, and waits until they are gone or the time is up.
 async fn drain(config: &Config, shared: &Arc<Shared>) {
     let drain = &config.drain;
-    let deadline = Instant::now() + drain.timeout;
     // Load balancers are told by the health protocol, and need a moment to look.
     let start = Instant::now() + drain.delay;
+    let deadline = start + drain.timeout;
     shared.drain.send_replace(Some(Drain {
         start,
         spread: drain.spread,
-        deadline: SystemTime::now() + drain.timeout,
+        deadline: SystemTime::now() + drain.delay + drain.timeout,
     }));
-    tokio::time::sleep_until(start.min(deadline)).await;
+    tokio::time::sleep_until(start).await;
     while shared.nodes.count() > 0 && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

@@ -9,9 +9,13 @@ use std::{
     time::SystemTime,
 };
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use parking_lot::Mutex;
 
 use crate::{hub::cursor::Progress, proto::v1};
+
+/// Parts node id and subscription id in a page token: no id has control characters.
+const BETWEEN: char = '\n';
 
 /// One stream, as others may see it.
 pub struct NodeEntry {
@@ -67,14 +71,9 @@ impl Nodes {
         entries.iter().map(|entry| entry.progress.behind()).sum()
     }
 
-    /// A page of at most `size` nodes after `token`, and the token of the next page.
+    /// A page of at most `size` nodes after `token`, and the token of the next page. None: it is no token of ours.
     pub fn page(&self, token: &str, size: usize) -> Option<(Vec<v1::Node>, String)> {
-        let after = if token.is_empty() {
-            None
-        } else {
-            let (node, subscription) = token.split_once('\n')?;
-            Some((node.to_owned(), subscription.to_owned()))
-        };
+        let after = if token.is_empty() { None } else { Some(from_page_token(token)?) };
         let entries: Vec<_> = {
             let entries = self.entries.lock();
             let from = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
@@ -84,8 +83,8 @@ impl Nodes {
         let more = entries.len() > size;
         let nodes: Vec<_> = entries.iter().take(size).map(|entry| entry.describe()).collect();
         let next = nodes.last().filter(|_| more);
-        let next = next.map(|last| format!("{}\n{}", last.node_id, last.subscription_id));
-        Some((nodes, next.unwrap_or_default()))
+        let next = next.map(page_token).unwrap_or_default();
+        Some((nodes, next))
     }
 }
 
@@ -115,6 +114,17 @@ impl Drop for Listed {
     fn drop(&mut self) {
         self.nodes.entries.lock().remove(&self.key);
     }
+}
+
+/// Stands for all nodes up to this one. Opaque to clients, and safe in a URL (AIP-158).
+fn page_token(last: &v1::Node) -> String {
+    URL_SAFE_NO_PAD.encode(format!("{}{BETWEEN}{}", last.node_id, last.subscription_id))
+}
+
+fn from_page_token(token: &str) -> Option<(String, String)> {
+    let text = String::from_utf8(URL_SAFE_NO_PAD.decode(token).ok()?).ok()?;
+    let (node, subscription) = text.split_once(BETWEEN)?;
+    Some((node.to_owned(), subscription.to_owned()))
 }
 
 /// A time as protobuf says it.

@@ -221,7 +221,7 @@ impl Service {
         let listed = shared
             .nodes
             .enter(node, opened.cursor.progress(), shared.max_streams)
-            .map_err(|_| Error::limit("max_streams", shared.max_streams))?;
+            .map_err(|_| Error::limit("limits.maxStreams", shared.max_streams))?;
         let terms = Terms {
             heartbeat: subscribe.heartbeat,
             end: subscribe.max_duration.map(|duration| Instant::now() + duration),

@@ -160,7 +160,7 @@ impl Subscription {
     }
 
     async fn wait(&mut self) -> Event {
-        let far = Instant::now() + Duration::from_secs(86_400);
+        let far = Instant::now() + Duration::from_hours(24);
         let leave = self.leave.map(|(at, _)| at);
         tokio::select! {
             biased;

@@ -2,6 +2,7 @@
 
 use std::{
     net::IpAddr,
+    ops::RangeInclusive,
     time::{Duration, SystemTime},
 };
 
@@ -16,7 +17,7 @@ use super::{
 use crate::{
     config::Limits,
     hub::{
-        event::{EventView, routing_key_hash, stamp},
+        event::{EventView, KINDS, routing_key_hash, stamp},
         filter::Filter,
         token::{ResumeToken, TokenError},
     },
@@ -38,6 +39,10 @@ const MAX_PAGE: usize = 1000;
 const DEFAULT_PAGE: usize = 100;
 const LEAST_HEARTBEAT: Duration = Duration::from_secs(1);
 const MOST_HEARTBEAT: Duration = Duration::from_secs(3600);
+/// What is longer is as good as this, which no clock overflows: a hundred years.
+const MOST_DURATION: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+/// What a `google.protobuf.Timestamp` may say: the years 1 to 9999. Clients fail on others.
+const TIME_SECONDS: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
 /// A request to publish that is right.
 #[derive(Debug)]
@@ -98,10 +103,6 @@ pub fn publish(
     limits: &Limits,
     now: SystemTime,
 ) -> Result<Publish, Error> {
-    let size = request.encoded_len();
-    if size > limits.max_request_bytes {
-        return Err(too_large("request", limits.max_request_bytes, size));
-    }
     for (index, event) in request.events.iter().enumerate() {
         if event.len() > limits.max_event_bytes {
             return Err(too_large(
@@ -116,6 +117,11 @@ pub fn publish(
     let request_id = match request.request_id.as_str() {
         "" => None,
         text => match Uuid::parse_str(text) {
+            // Whoever forgets to fill it in must not find every request but the first already accepted.
+            Ok(id) if id.is_nil() => {
+                check.wrong("request_id", "is the nil UUID; leave it empty or make one");
+                None
+            }
             Ok(id) => Some(id.into_bytes()),
             Err(_) => {
                 check.wrong("request_id", "is not a UUID");
@@ -130,7 +136,6 @@ pub fn publish(
     let mut events = Vec::with_capacity(request.events.len());
     for (index, bytes) in request.events.into_iter().enumerate() {
         let path = || format!("events[{index}]");
-        let before = check.violations.len();
         // Decoded once, so that no bytes ever reach a subscriber that its decoder refuses.
         let decoded = v1::Event::decode(bytes.clone());
         let view = EventView::peek(&bytes);
@@ -139,7 +144,7 @@ pub fn publish(
             continue;
         };
         check.event(&path(), &event, view.kind());
-        if check.violations.len() > before || !check.violations.is_empty() {
+        if !check.violations.is_empty() {
             continue;
         }
         let (key_hash, kind) = (routing_key_hash(&view), view.kind());
@@ -187,20 +192,23 @@ pub fn subscribe(
         },
     };
     let max_duration = request.max_duration.and_then(|given| match Duration::try_from(given) {
-        Ok(given) if !given.is_zero() => Some(given),
+        Ok(given) if !given.is_zero() => Some(given.min(MOST_DURATION)),
         _ => {
             check.wrong("max_duration", "must be longer than 0s");
             None
         }
     });
-    check.done()?;
     let token = match &request.resume_token[..] {
-        [] => None,
-        bytes => Some(
-            ResumeToken::decode(bytes, deployment)
-                .map_err(|error: TokenError| Error::TokenMalformed(error.to_string()))?,
-        ),
+        [] => Ok(None),
+        bytes => resume_token(bytes, deployment).map(Some),
     };
+    if let Err(why) = &token
+        && !check.violations.is_empty()
+    {
+        check.wrong("resume_token", why);
+    }
+    check.done()?;
+    let token = token.map_err(Error::TokenMalformed)?;
     let filter =
         Filter::new(&wire_filter, &request.node_id, &request.roles, request.include_own_events);
     Ok(Subscribe {
@@ -216,6 +224,15 @@ pub fn subscribe(
         max_duration,
         overflow,
     })
+}
+
+/// Reads a token. One of another deployment is right and means nothing here: it has no place in any shard, so the stream begins
+/// with gaps, as after any other loss of memory.
+fn resume_token(bytes: &[u8], deployment: u32) -> Result<ResumeToken, String> {
+    match ResumeToken::decode(bytes, deployment) {
+        Err(TokenError::ForeignDeployment) => Ok(ResumeToken { deployment, places: vec![] }),
+        result => result.map_err(|error| error.to_string()),
+    }
 }
 
 /// The size of a page: the default for 0, and what is more than the most is that.
@@ -278,26 +295,25 @@ impl Check {
     }
 
     fn time(&mut self, field: &str, time: Option<&prost_types::Timestamp>) {
-        if let Some(time) = time
-            && SystemTime::try_from(*time).is_err()
-        {
-            self.wrong(field, "is no valid time");
+        let valid = |time: &prost_types::Timestamp| {
+            TIME_SECONDS.contains(&time.seconds) && (0..1_000_000_000).contains(&time.nanos)
+        };
+        if !time.is_none_or(valid) {
+            self.wrong(field, "is no valid time: the years 1 to 9999, and 0 to 999,999,999 ns");
         }
     }
 
-    fn known<E>(&mut self, field: &str, value: i32)
-    where
-        E: TryFrom<i32>,
-    {
-        if E::try_from(value).is_err() && value < 0 {
+    /// A value of an enum in an event: what only newer peers know passes as everything of theirs does, and none is negative.
+    fn value(&mut self, field: &str, value: i32) {
+        if value < 0 {
             self.wrong(field, format!("{value} is no value of this enum"));
         }
     }
 
     fn filter(&mut self, filter: &v1::Filter, limits: &Limits) {
         for (index, kind) in filter.kinds.iter().enumerate() {
-            // Numbers of kinds that only newer peers know are right.
-            if !(10..=99).contains(kind) {
+            // All numbers that are set apart for kinds: a newer peer may publish kinds that this gateway does not know.
+            if !u8::try_from(*kind).is_ok_and(|kind| KINDS.contains(&kind)) {
                 self.wrong(format!("filter.kinds[{index}]"), format!("{kind} is no kind"));
             }
         }
@@ -351,10 +367,7 @@ impl Check {
                 self.required(&format!("{path}.account_id"), &e.account_id);
                 self.count(&format!("{path}.changed_types"), e.changed_types.len(), MAX_NAMES);
                 for (index, value) in e.changed_types.iter().enumerate() {
-                    self.known::<v1::ChangedType>(
-                        &format!("{path}.changed_types[{index}]"),
-                        *value,
-                    );
+                    self.value(&format!("{path}.changed_types[{index}]"), *value);
                 }
             }
             Kind::EmailDelivery(e) => {
@@ -384,7 +397,7 @@ impl Check {
                         "must be an IPv4 or IPv6 address, or a network in CIDR form",
                     );
                 }
-                self.known::<v1::blocked_ip::Action>(&format!("{path}.action"), e.action);
+                self.value(&format!("{path}.action"), e.action);
                 self.time(&format!("{path}.expires_at"), e.expires_at.as_ref());
                 self.at_most(&format!("{path}.reason"), &e.reason, MAX_REASON);
             }
@@ -395,13 +408,13 @@ impl Check {
                 for (index, name) in e.domain_names.iter().enumerate().take(MAX_DOMAINS) {
                     self.at_most(&format!("{path}.domain_names[{index}]"), name, MAX_DOMAIN);
                 }
-                self.known::<v1::certificate_change::Action>(&format!("{path}.action"), e.action);
+                self.value(&format!("{path}.action"), e.action);
             }
             Kind::RegistryChange(e) => {
                 let path = format!("{path}.registry_change");
                 self.required(&format!("{path}.object_type"), &e.object_type);
                 self.id(&format!("{path}.object_id"), &e.object_id);
-                self.known::<v1::registry_change::Action>(&format!("{path}.action"), e.action);
+                self.value(&format!("{path}.action"), e.action);
             }
             Kind::CacheInvalidation(e) => self.cache_invalidation(path, e),
             Kind::QueueStatus(e) => {

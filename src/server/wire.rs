@@ -1,5 +1,7 @@
 //! The messages of the service as the gateway handles them: events stay bytes.
 
+use std::marker::PhantomData;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::{
     Message,
@@ -10,6 +12,7 @@ use tonic::{
     codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
+use super::error::Error;
 use crate::{hub::cursor::Events, proto::v1};
 
 /// `trunkline.v1.PublishRequest` with its events left encoded.
@@ -67,34 +70,48 @@ impl Response {
     }
 }
 
-/// Takes requests as prost does, and gives [`Response`]s.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct WireCodec;
-
-/// Encodes [`Response`]s.
+/// Takes requests, and gives [`Response`]s or the messages of prost.
+///
+/// Differs from the codec of `tonic-prost` in what a request that is no protobuf is told: that it is wrong, not that the gateway
+/// is.
 #[derive(Clone, Copy, Debug)]
-pub struct ResponseEncoder;
+pub struct WireCodec<Out, In>(PhantomData<fn(Out) -> In>);
 
-/// Decodes `SubscribeRequest`s.
+/// Encodes [`Response`]s, and the messages of prost.
 #[derive(Clone, Copy, Debug)]
-pub struct RequestDecoder;
+pub struct WireEncoder<Out>(PhantomData<fn(Out)>);
 
-impl Codec for WireCodec {
-    type Encode = Response;
-    type Decode = v1::SubscribeRequest;
-    type Encoder = ResponseEncoder;
-    type Decoder = RequestDecoder;
+/// Decodes requests.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestDecoder<In>(PhantomData<fn() -> In>);
 
-    fn encoder(&mut self) -> Self::Encoder {
-        ResponseEncoder
-    }
-
-    fn decoder(&mut self) -> Self::Decoder {
-        RequestDecoder
+impl<Out, In> Default for WireCodec<Out, In> {
+    fn default() -> Self {
+        WireCodec(PhantomData)
     }
 }
 
-impl Encoder for ResponseEncoder {
+impl<Out, In> Codec for WireCodec<Out, In>
+where
+    Out: Send + 'static,
+    WireEncoder<Out>: Encoder<Item = Out, Error = Status>,
+    In: Message + Default + 'static,
+{
+    type Encode = Out;
+    type Decode = In;
+    type Encoder = WireEncoder<Out>;
+    type Decoder = RequestDecoder<In>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        WireEncoder(PhantomData)
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        RequestDecoder(PhantomData)
+    }
+}
+
+impl Encoder for WireEncoder<Response> {
     type Item = Response;
     type Error = Status;
 
@@ -112,14 +129,29 @@ impl Encoder for ResponseEncoder {
     }
 }
 
-impl Decoder for RequestDecoder {
-    type Item = v1::SubscribeRequest;
+macro_rules! encode_as_prost_does {
+    ($($message:ty),*) => {$(
+        impl Encoder for WireEncoder<$message> {
+            type Item = $message;
+            type Error = Status;
+
+            fn encode(&mut self, item: $message, dst: &mut EncodeBuf<'_>) -> Result<(), Status> {
+                item.encode(dst).map_err(|error| Status::internal(error.to_string()))
+            }
+        }
+    )*};
+}
+
+encode_as_prost_does!(v1::PublishResponse, v1::ListNodesResponse, v1::GetStatusResponse);
+
+impl<In: Message + Default> Decoder for RequestDecoder<In> {
+    type Item = In;
     type Error = Status;
 
-    fn decode(&mut self, src: &mut DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
-        v1::SubscribeRequest::decode(src)
+    fn decode(&mut self, src: &mut DecodeBuf<'_>) -> Result<Option<In>, Status> {
+        In::decode(src)
             .map(Some)
-            .map_err(|error| Status::invalid_argument(format!("no SubscribeRequest: {error}")))
+            .map_err(|error| Error::field("request", format!("is malformed: {error}")).into())
     }
 }
 

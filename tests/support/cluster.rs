@@ -93,6 +93,11 @@ impl RedisCluster {
         &self.nodes
     }
 
+    /// After how long without an answer a node counts as down.
+    pub fn node_timeout(&self) -> Duration {
+        self.options.node_timeout
+    }
+
     /// The URLs of all nodes, those that are down too.
     pub fn urls(&self) -> Vec<String> {
         self.nodes.iter().map(RedisServer::url).collect()

@@ -15,6 +15,7 @@ pub mod gateway;
 pub mod nodes;
 pub mod ports;
 pub mod process;
+pub mod proxy;
 pub mod redis;
 pub mod shared;
 pub mod tools;

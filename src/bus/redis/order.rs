@@ -73,7 +73,7 @@ impl Order {
         }
         match &envelope.body {
             Body::Frame(frame) => {
-                if !self.follows(frame) {
+                if !self.joins(frame) {
                     let before = Place::new(at.epoch.0, frame.frame.first.0 - 1);
                     self.skip(before, GapReason::HistoryExpired, out);
                 }
@@ -118,6 +118,11 @@ impl Order {
 
     fn follows(&self, frame: &StampedFrame) -> bool {
         frame.frame.epoch == self.place.epoch && frame.frame.first == self.place.offset.plus(1)
+    }
+
+    /// Whether nothing lies between. A subscriber may stand within a frame: it takes the rest of it.
+    fn joins(&self, frame: &StampedFrame) -> bool {
+        frame.frame.epoch == self.place.epoch && frame.frame.first <= self.place.offset.plus(1)
     }
 
     fn take(&mut self, stamped: &StampedFrame) -> Delivery {
@@ -221,6 +226,16 @@ mod tests {
         assert!(matches!(order.offer(&frame(5, 4, 1, 3)), Step::Hole));
         assert!(matches!(order.offer(&frame(5, 3, 1, 2)), Step::Next(Delivery::Frame(_))));
         assert_eq!(order.place(), Place::new(5, 3));
+    }
+
+    #[test]
+    fn who_stands_within_a_frame_takes_it_from_history_without_a_gap() {
+        let mut order = Order::after(Place::new(5, 3));
+        let mut out = Vec::new();
+        order.take_history(&frame(5, 1, 6, 1), &mut out);
+        order.take_history(&frame(5, 7, 1, 2), &mut out);
+        assert!(matches!(&out[..], [Delivery::Frame(_), Delivery::Frame(_)]), "{out:?}");
+        assert_eq!(order.place(), Place::new(5, 7));
     }
 
     #[test]

@@ -168,7 +168,7 @@ async fn invoke(
 /// Sorts the errors by what is known of the call. An error that the server wrote means that the script did nothing: it
 /// checks before it writes, and Redis refuses a script that may not write at its first write.
 pub(super) fn classify(error: &RedisError) -> Failure {
-    let text = error.to_string();
+    let text = in_words_of_redis(error);
     match error.kind() {
         ErrorKind::Server(ServerErrorKind::Moved) => Failure::NotOwner(text),
         ErrorKind::Server(ServerErrorKind::Ask) => match error.redirect_node() {
@@ -180,6 +180,14 @@ pub(super) fn classify(error: &RedisError) -> Failure {
         }
         _ if error.code().is_some() => Failure::Refused(text),
         _ => Failure::Unknown(text),
+    }
+}
+
+/// An error as the server wrote it, so that who looks for "READONLY" or "NOPERM" finds it.
+fn in_words_of_redis(error: &RedisError) -> String {
+    match (error.code(), error.detail()) {
+        (Some(code), Some(detail)) => format!("{code} {detail}"),
+        _ => error.to_string(),
     }
 }
 

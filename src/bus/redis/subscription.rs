@@ -143,7 +143,7 @@ impl Subscription {
                 End::Renewed => {}
                 // The next attempt says the same, and the shard's state tells.
                 _ if was_up => {
-                    tracing::warn!(server = self.link.address, why = %end, "subscription lost")
+                    tracing::warn!(server = self.link.address, why = %end, "subscription lost");
                 }
                 _ => tracing::debug!(server = self.link.address, why = %end, "not subscribed"),
             }

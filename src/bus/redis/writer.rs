@@ -46,7 +46,7 @@ pub(super) const BEACON_INTERVAL: Duration = Duration::from_secs(1);
 const BEACON_RETRY: Duration = Duration::from_millis(250);
 
 /// How long, and how much of, what was appended is kept to be appended again.
-const KEEP_AGE: Duration = Duration::from_secs(60);
+const KEEP_AGE: Duration = Duration::from_mins(1);
 const KEEP_BYTES: usize = 16 * 1024 * 1024;
 
 /// A batch, and who waits for it.

@@ -21,8 +21,8 @@ pub(in crate::config) const STORE_TYPES: [&str; 2] = ["Redis", "RedisCluster"];
 const DEFAULT_URL: &str = "redis://127.0.0.1";
 
 const MILLISECOND: Duration = Duration::from_millis(1);
-const MINUTE: Duration = Duration::from_secs(60);
-const HOUR: Duration = Duration::from_secs(60 * 60);
+const MINUTE: Duration = Duration::from_mins(1);
+const HOUR: Duration = Duration::from_hours(1);
 
 /// A longer file is no certificate: somebody named the wrong one.
 const LONGEST_PEM: u64 = 1024 * 1024;
@@ -90,14 +90,16 @@ fn decode_redis(fields: &mut Fields<'_>, used: bool) -> Option<BusConfig> {
         text => parse_url(fields, "url", text.as_deref().unwrap_or(DEFAULT_URL)),
     };
     let timeout = decode_timeout(fields);
+    let min_replicas = decode_min_replicas(fields);
     let pool = decode_pool(fields);
     let tls = decode_tls(fields, url.as_slice(), used);
-    Some(BusConfig::Redis(Redis { url: url?, timeout, pool, tls }))
+    Some(BusConfig::Redis(Redis { url: url?, timeout, min_replicas, pool, tls }))
 }
 
 fn decode_cluster(fields: &mut Fields<'_>, used: bool) -> Option<BusConfig> {
     let urls = decode_urls(fields);
     let timeout = decode_timeout(fields);
+    let min_replicas = decode_min_replicas(fields);
     let username = fields.checked_text("authUsername", |name| match name {
         "" => Err(Problem::Invalid("is empty; leave it out for no user".to_owned())),
         _ => Ok(()),
@@ -113,6 +115,7 @@ fn decode_cluster(fields: &mut Fields<'_>, used: bool) -> Option<BusConfig> {
     (!urls.is_empty()).then_some(BusConfig::RedisCluster(RedisCluster {
         urls,
         timeout,
+        min_replicas,
         username,
         secret,
         max_retries,
@@ -179,6 +182,11 @@ fn check_of_cluster(url: &RedisUrl, first: Option<&RedisUrl>) -> Result<(), &'st
 
 fn decode_timeout(fields: &mut Fields<'_>) -> Duration {
     fields.duration("timeout", MILLISECOND..=HOUR, Duration::from_secs(10))
+}
+
+/// More replicas than anybody gives a master are a typing mistake.
+fn decode_min_replicas(fields: &mut Fields<'_>) -> u32 {
+    fields.number("minReplicas", 0..=16, 0)
 }
 
 fn decode_retry_waits(fields: &mut Fields<'_>) -> (Duration, Duration) {

@@ -128,13 +128,13 @@ fn the_defaults_of_redis() {
         timeout_recycle: half_a_minute,
     };
     let url = RedisUrl::parse("redis://127.0.0.1").unwrap();
-    assert_eq!(found, Redis { url, timeout: secs(10), pool, tls: Tls::default() });
+    assert_eq!(found, Redis { url, timeout: secs(10), min_replicas: 0, pool, tls: Tls::default() });
 }
 
 #[test]
 fn every_key_of_redis_is_set() {
     let found = redis(load(&json!({ "coordinator": {
-        "@type": "Redis", "url": "redis://r:1/2", "timeout": "3s", "poolMaxConnections": 4,
+        "@type": "Redis", "url": "redis://r:1/2", "timeout": "3s", "minReplicas": 1, "poolMaxConnections": 4,
         "poolTimeoutCreate": "5s", "poolTimeoutWait": 6, "poolTimeoutRecycle": null,
     } })));
     let pool = Pool {
@@ -144,7 +144,7 @@ fn every_key_of_redis_is_set() {
         timeout_recycle: None,
     };
     let url = RedisUrl::parse("redis://r:1/2").unwrap();
-    assert_eq!(found, Redis { url, timeout: secs(3), pool, tls: Tls::default() });
+    assert_eq!(found, Redis { url, timeout: secs(3), min_replicas: 1, pool, tls: Tls::default() });
 }
 
 #[test]
@@ -153,6 +153,7 @@ fn the_defaults_of_a_cluster() {
     let expected = RedisCluster {
         urls: vec![RedisUrl::parse("redis://127.0.0.1").unwrap()],
         timeout: secs(10),
+        min_replicas: 0,
         username: None,
         secret: None,
         max_retries: 3,
@@ -170,7 +171,7 @@ fn the_defaults_of_a_cluster() {
 fn every_key_of_a_cluster_is_set() {
     let found = cluster(load(&json!({ "coordinator": {
         "@type": "RedisCluster", "urls": ["redis://a", "redis://b"], "timeout": "1s",
-        "authUsername": "u", "authSecret": { "@type": "Value", "secret": "s" }, "maxRetries": 2,
+        "minReplicas": 2, "authUsername": "u", "authSecret": { "@type": "Value", "secret": "s" }, "maxRetries": 2,
         "minRetryWait": "3ms", "maxRetryWait": "4ms", "readFromReplicas": false,
         "protocolVersion": "resp2", "poolMaxConnections": 5, "poolTimeoutCreate": null,
         "poolTimeoutWait": null, "poolTimeoutRecycle": "6s",
@@ -179,6 +180,7 @@ fn every_key_of_a_cluster_is_set() {
     let expected = RedisCluster {
         urls: vec![url("redis://a"), url("redis://b")],
         timeout: secs(1),
+        min_replicas: 2,
         username: Some("u".into()),
         secret: Some(Secret::new("s")),
         max_retries: 2,
@@ -285,6 +287,6 @@ fn every_range_holds_at_both_ends() {
             assert!(problem.starts_with(&start) && problem.ends_with(&limits), "{problem}");
         }
     }
-    // Sixteen of the gateway, and eight of each of coordinator and inMemoryStore.
-    assert_eq!(ranges, 32);
+    // Sixteen of the gateway, and nine of each of coordinator and inMemoryStore.
+    assert_eq!(ranges, 34);
 }

@@ -174,6 +174,7 @@ fn get_long_varint(bytes: &mut &[u8]) -> Result<u64, Malformed> {
 
 /// Appends a varint.
 #[inline]
+#[allow(clippy::cast_possible_truncation)] // the last byte is below 0x80
 pub(crate) fn put_varint(buf: &mut impl BufMut, mut value: u64) {
     while value >= 0x80 {
         buf.put_u8((value & 0x7f) as u8 | 0x80);

@@ -1,0 +1,172 @@
+//! `Subscribe` requests that are wrong, and tokens that are strange.
+
+use prost_types::Duration;
+use tonic::{Code, Status};
+use trunkline::proto::v1::{Filter, GapAction, GapReason, SubscribeRequest};
+
+use crate::{
+    bench::Bench,
+    support::{Gateway, GatewayOptions, LIMIT, Seen, TestNode, events},
+    told::{told, wrong_fields},
+};
+
+fn n1() -> SubscribeRequest {
+    SubscribeRequest { node_id: "n1".into(), ..Default::default() }
+}
+
+async fn refused(bench: &Bench, request: SubscribeRequest) -> Status {
+    let mut client = bench.gateway.client().await;
+    let answer = client.subscribe(request.clone()).await;
+    answer.err().unwrap_or_else(|| panic!("not refused: {request:?}"))
+}
+
+fn seconds(seconds: i64) -> Option<Duration> {
+    Some(Duration { seconds, nanos: 0 })
+}
+
+#[tokio::test]
+async fn all_that_is_wrong_with_a_request_is_named_at_once() {
+    let bench = Bench::embedded().await;
+    let request = SubscribeRequest {
+        node_id: String::new(),
+        incarnation: "i".repeat(129),
+        roles: vec![String::new(), "mta".into()],
+        filter: Some(Filter {
+            kinds: vec![10, 0, -1, 9, 100],
+            accounts: vec!["a".repeat(129)],
+            custom_types: ["", "a*b", "no spaces", "com.example.*", "*"].map(String::from).into(),
+        }),
+        resume_token: b"not a token".to_vec(),
+        start: 9,
+        heartbeat_interval: Some(Duration { seconds: 0, nanos: 999_999_999 }),
+        max_duration: seconds(0),
+        overflow: 9,
+        ..Default::default()
+    };
+    let status = refused(&bench, request).await;
+    let fields = [
+        "node_id",
+        "incarnation",
+        "roles[0]",
+        "filter.kinds[1]",
+        "filter.kinds[2]",
+        "filter.kinds[3]",
+        "filter.kinds[4]",
+        "filter.accounts[0]",
+        "filter.custom_types[0]",
+        "filter.custom_types[1]",
+        "filter.custom_types[2]",
+        "start",
+        "overflow",
+        "heartbeat_interval",
+        "max_duration",
+        "resume_token",
+    ];
+    assert_eq!(wrong_fields(&status), fields);
+}
+
+#[tokio::test]
+async fn there_is_a_limit_to_everything_that_can_be_listed() {
+    let bench = Bench::embedded().await;
+    let filter = Filter {
+        accounts: vec!["a".into(); 10_001],
+        custom_types: vec!["t".into(); 257],
+        ..Default::default()
+    };
+    let request = SubscribeRequest { roles: vec!["r".into(); 65], filter: Some(filter), ..n1() };
+    let fields = ["roles", "filter.accounts", "filter.custom_types"];
+    assert_eq!(wrong_fields(&refused(&bench, request).await), fields);
+}
+
+#[tokio::test]
+async fn a_heartbeat_interval_is_one_second_to_one_hour() {
+    let bench = Bench::embedded().await;
+    for wrong in [seconds(-1), seconds(0), seconds(3601), seconds(i64::MAX)] {
+        let request = SubscribeRequest { heartbeat_interval: wrong, ..n1() };
+        assert_eq!(wrong_fields(&refused(&bench, request).await), ["heartbeat_interval"]);
+    }
+    let node = bench.node("n1").await;
+    for right in [seconds(1), seconds(3600)] {
+        let request = SubscribeRequest { heartbeat_interval: right, ..n1() };
+        let subscribed = node.subscribe(request).await.subscribed().await;
+        assert_eq!(subscribed.heartbeat_interval, right);
+    }
+    let subscribed = node.subscribe(n1()).await.subscribed().await;
+    assert_eq!(subscribed.heartbeat_interval, seconds(15));
+}
+
+#[tokio::test]
+async fn the_longest_of_durations_is_right() {
+    let bench = Bench::embedded().await;
+    let node = bench.node("n1").await;
+    let request = SubscribeRequest { max_duration: seconds(i64::MAX), ..n1() };
+    let collector = node.subscribe(request).await;
+    bench.node("n2").await.publish(vec![events::queue_refresh()]).await.unwrap();
+    collector.events(1, LIMIT).await;
+    for wrong in [seconds(-1), Some(Duration { seconds: 0, nanos: -1 })] {
+        let request = SubscribeRequest { max_duration: wrong, ..n1() };
+        assert_eq!(wrong_fields(&refused(&bench, request).await), ["max_duration"]);
+    }
+}
+
+#[tokio::test]
+async fn a_filter_may_name_kinds_that_only_newer_peers_know() {
+    let bench = Bench::embedded().await;
+    let node = bench.node("n1").await;
+    let filter = Filter { kinds: vec![10, 42, 99], ..Default::default() };
+    node.subscribe(SubscribeRequest { filter: Some(filter), ..n1() }).await;
+}
+
+#[tokio::test]
+async fn a_malformed_token_is_told_so() {
+    let bench = Bench::embedded().await;
+    let node = bench.node("n1").await;
+    let mut damaged = node.subscribe(n1()).await.last_token();
+    damaged[5] ^= 1;
+    for (token, why) in
+        [(b"?".to_vec(), "too short"), (vec![7; 4000], "checksum"), (damaged, "checksum")]
+    {
+        let status = refused(&bench, SubscribeRequest { resume_token: token, ..n1() }).await;
+        let told = told(&status, Code::InvalidArgument, "RESUME_TOKEN_MALFORMED");
+        assert_eq!(told.violations.len(), 1);
+        assert_eq!(told.violations[0].0, "resume_token");
+        assert!(told.violations[0].1.contains(why), "{told:?}");
+        assert_eq!(told.retry, None);
+    }
+}
+
+#[tokio::test]
+async fn a_token_of_another_deployment_begins_with_a_gap_and_goes_on() {
+    let here = Bench::embedded().await;
+    // Another prefix, and another number of shards.
+    let elsewhere =
+        Gateway::start(GatewayOptions::embedded().set("prefix", "elsewhere").set("shards", 3))
+            .await;
+    // The same prefix: only the epochs tell.
+    let namesake = Gateway::start(GatewayOptions::embedded()).await;
+    let (publisher, subscriber) = (here.node("n2").await, here.node("n1").await);
+    publisher.publish(vec![events::queue_refresh()]).await.unwrap();
+    for stranger in [elsewhere, namesake] {
+        let node = TestNode::connect(&stranger, "n1").await;
+        let token = node.subscribe(node.request()).await.last_token();
+        let request = SubscribeRequest { resume_token: token, ..n1() };
+        let collector = subscriber.subscribe(request).await;
+        assert!(!collector.subscribed().await.resumed);
+        let gap = collector.gap(LIMIT).await;
+        assert_eq!(gap.reason(), GapReason::UnknownEpoch);
+        assert_eq!(gap.action(), GapAction::Resync);
+        assert_eq!(gap.missed_events, None, "nobody can know");
+        let to = gap.to.expect("where it ends");
+        assert!(to.epoch > 0 && to.offset > 0, "{to:?}");
+        let next = publisher.publish(vec![events::queue_refresh()]).await.unwrap();
+        let recording = collector.events(1, LIMIT).await;
+        assert_eq!(recording.gaps().len(), 1);
+        assert!(matches!(recording.seen[1], Seen::Gap(_)), "the gap comes before the event");
+        assert_eq!(next[0].offset, to.offset + 1);
+        // The gap's token stands for the place behind it.
+        let request = SubscribeRequest { resume_token: gap.resume_token, ..n1() };
+        let again = subscriber.subscribe(request).await;
+        assert!(again.subscribed().await.resumed);
+        assert_eq!(again.events(1, LIMIT).await.event_ids, recording.event_ids);
+    }
+}

@@ -1,0 +1,17 @@
+//! The wire API as a client sees it: every message and every error over a real connection to a real gateway.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bench;
+mod raw;
+mod told;
+
+mod bad_publish;
+mod bad_subscribe;
+mod filters;
+mod limits;
+mod passthrough;
+mod publishing;
+mod streams;
+mod too_large;

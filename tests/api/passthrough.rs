@@ -1,0 +1,133 @@
+//! A rolling upgrade loses nothing: kinds and fields of a newer peer are delivered as they came, byte by byte. And bytes that
+//! are no protobuf are the sender's error.
+
+use prost::Message;
+use tonic::{Code, Status};
+use trunkline::proto::v1::{
+    Event, EventKind, Filter, GetStatusRequest, ListNodesResponse, PublishResponse,
+    SubscribeRequest,
+};
+
+use crate::{
+    bench::Bench,
+    on_both_buses,
+    raw::{self, Bytes},
+    support::{
+        LIMIT,
+        events::{self, with_id},
+    },
+    told::wrong_fields,
+};
+
+on_both_buses!(fields_of_newer_peers_arrive_untouched, kinds_of_newer_peers_are_delivered);
+
+/// A length-delimited field.
+fn field(number: u32, content: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    prost::encoding::encode_key(number, prost::encoding::WireType::LengthDelimited, &mut bytes);
+    prost::encoding::encode_varint(content.len() as u64, &mut bytes);
+    bytes.extend_from_slice(content);
+    bytes
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
+
+fn everything(node_id: &str) -> SubscribeRequest {
+    SubscribeRequest { node_id: node_id.into(), ..Default::default() }
+}
+
+async fn fields_of_newer_peers_arrive_untouched(bench: Bench) {
+    let mut stream = raw::subscribe(bench.other(), everything("s")).await.unwrap();
+    assert!(stream.message().await.unwrap().unwrap().batch.is_none(), "subscribed");
+    // Beside the kind, and in it; not in the order of their numbers.
+    let kind = [field(1, b"account"), field(77, b"new in mailbox_change")].concat();
+    let event =
+        [field(900, b"new in Event"), field(10, &kind), field(1, b"id"), field(6, b"")].concat();
+    raw::publish(&bench.gateway, "p", vec![event.clone()]).await.unwrap();
+    let arrived = raw::events(&mut stream).await;
+    assert_eq!(arrived.len(), 1);
+    assert!(arrived[0].starts_with(&event), "{arrived:?}");
+    let known = Event::decode(&arrived[0][..]).unwrap();
+    assert_eq!((known.event_id.as_str(), known.source.as_str()), ("id", "p"));
+    assert_eq!(known.kind, {
+        let mut expected = events::mailbox_change("account", 0);
+        if let Some(trunkline::proto::v1::event::Kind::MailboxChange(change)) = &mut expected.kind {
+            change.changed_types.clear();
+        }
+        expected.kind
+    });
+}
+
+async fn kinds_of_newer_peers_are_delivered(bench: Bench) {
+    let newer = [field(42, b"\x0a\x03new"), field(1, b"newer")].concat();
+    let mut all = raw::subscribe(bench.other(), everything("all")).await.unwrap();
+    let filter = Filter { kinds: vec![42], ..Default::default() };
+    let request = SubscribeRequest { filter: Some(filter), ..everything("only") };
+    let mut only = raw::subscribe(bench.other(), request).await.unwrap();
+    let others = bench.remote("others").await;
+    let filter = Filter { kinds: vec![EventKind::QueueRefresh.into()], ..Default::default() };
+    let request = SubscribeRequest { filter: Some(filter), ..others.request() };
+    let others = others.subscribe(request).await;
+    for stream in [&mut all, &mut only] {
+        assert!(stream.message().await.unwrap().unwrap().batch.is_none(), "subscribed");
+    }
+    raw::publish(&bench.gateway, "p", vec![newer.clone()]).await.unwrap();
+    for stream in [&mut all, &mut only] {
+        let arrived = raw::events(stream).await;
+        assert_eq!(arrived.len(), 1);
+        assert!(arrived[0].starts_with(&newer) && contains(&arrived[0], &field(2, b"p")));
+    }
+    bench.node("p").await.publish(vec![with_id("known", events::queue_refresh())]).await.unwrap();
+    assert_eq!(others.events(1, LIMIT).await.event_ids, ["known"]);
+}
+
+#[tokio::test]
+async fn what_is_no_event_is_named() {
+    let bench = Bench::embedded().await;
+    let refused =
+        async |events: Vec<Vec<u8>>| raw::publish(&bench.gateway, "p", events).await.unwrap_err();
+    let good = events::queue_refresh().encode_to_vec();
+    // Cut off; no field; not UTF-8; a kind of a wrong wire type; an account that is none.
+    let bad = [
+        good[..good.len() - 1].to_vec(),
+        vec![0xff; 20],
+        field(1, b"\xff\xfe"),
+        vec![10 << 3, 1],
+        field(10, &field(1, b"\xff")),
+    ];
+    for bytes in bad {
+        let status = refused(vec![good.clone(), bytes.clone()]).await;
+        assert_eq!(wrong_fields(&status), ["events[1]"], "{bytes:?}");
+    }
+    // Only what is set apart for kinds is one.
+    let status = refused(vec![field(900, b"no kind"), field(100, b"")]).await;
+    assert_eq!(wrong_fields(&status), ["events[0].kind", "events[1].kind"]);
+}
+
+#[tokio::test]
+async fn a_request_that_is_no_protobuf_is_the_senders_error() {
+    let bench = Bench::embedded().await;
+    let garbage = Bytes(vec![0xff; 50]);
+    let refusals: [Status; 4] = [
+        raw::call::<_, PublishResponse>(&bench.gateway, "Publish", garbage.clone())
+            .await
+            .unwrap_err(),
+        raw::call::<_, ListNodesResponse>(&bench.gateway, "ListNodes", garbage.clone())
+            .await
+            .unwrap_err(),
+        raw::call::<_, Bytes>(&bench.gateway, "Subscribe", garbage.clone()).await.unwrap_err(),
+        raw::call::<_, Bytes>(&bench.gateway, "GetStatus", garbage).await.unwrap_err(),
+    ];
+    for status in refusals {
+        assert_eq!(wrong_fields(&status), ["request"], "{status:?}");
+    }
+    // A node id that is not UTF-8.
+    let request = raw::RawPublish { node_id: vec![0xff], events: vec![] };
+    let status =
+        raw::call::<_, PublishResponse>(&bench.gateway, "Publish", request).await.unwrap_err();
+    assert_eq!(wrong_fields(&status), ["request"]);
+    let unknown = raw::call::<_, Bytes>(&bench.gateway, "NoSuchMethod", GetStatusRequest {}).await;
+    assert_eq!(unknown.unwrap_err().code(), Code::Unimplemented);
+}

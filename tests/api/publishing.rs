@@ -1,0 +1,132 @@
+//! What `Publish` promises, and what a gateway adds to an event.
+
+use std::time::{Duration, SystemTime};
+
+use prost_types::Timestamp;
+use trunkline::proto::v1::{Event, Position};
+use uuid::Uuid;
+
+use crate::{
+    bench::Bench,
+    on_both_buses,
+    support::{
+        LIMIT,
+        events::{self, numbered, one_of_each, with_id},
+    },
+};
+
+on_both_buses!(
+    all_kinds_arrive_as_they_were_published,
+    a_request_that_is_sent_twice_is_published_once,
+    a_gateway_adds_what_a_publisher_left_out,
+    a_gateway_leaves_what_a_publisher_wrote,
+    positions_say_where_each_event_stands,
+);
+
+async fn all_kinds_arrive_as_they_were_published(bench: Bench) {
+    let (publisher, subscriber) = (bench.node("p").await, bench.remote("s").await);
+    let collector = subscriber.subscribe(subscriber.request()).await;
+    let published = one_of_each("a");
+    publisher.publish(published.clone()).await.unwrap();
+    let recording = collector.events(11, LIMIT).await;
+    let kinds =
+        |events: &[Event]| events.iter().map(|event| event.kind.clone()).collect::<Vec<_>>();
+    assert_eq!(kinds(&recording.events), kinds(&published));
+}
+
+async fn a_request_that_is_sent_twice_is_published_once(bench: Bench) {
+    let (publisher, subscriber) = (bench.node("p").await, bench.remote("s").await);
+    let collector = subscriber.subscribe(subscriber.request()).await;
+    let id = Uuid::new_v4();
+    let first = publisher.publish_as(id.to_string(), numbered("e", 3, 2)).await.unwrap();
+    // Also in another way of writing it, and on another gateway.
+    let elsewhere = bench.remote("p").await;
+    for node in [&publisher, &elsewhere] {
+        for text in [id.hyphenated().to_string(), id.simple().to_string().to_uppercase()] {
+            let again = node.publish_as(text, numbered("e", 3, 2)).await.unwrap();
+            assert_eq!(again, first);
+        }
+    }
+    let other = publisher.publish_as(Uuid::new_v4(), numbered("f", 1, 1)).await.unwrap();
+    assert_eq!(other[0].offset, first[2].offset + 1);
+    // Without an id every request is a new one.
+    publisher.publish(numbered("g", 1, 1)).await.unwrap();
+    publisher.publish(numbered("g", 1, 1)).await.unwrap();
+    let recording = collector.events(6, LIMIT).await;
+    assert_eq!(recording.event_ids, ["e-0", "e-1", "e-2", "f-0", "g-0", "g-0"]);
+}
+
+async fn a_gateway_adds_what_a_publisher_left_out(bench: Bench) {
+    let (publisher, subscriber) = (bench.node("p").await, bench.remote("s").await);
+    let collector = subscriber.subscribe(subscriber.request()).await;
+    let before = SystemTime::now() - Duration::from_millis(1);
+    publisher.publish(vec![events::queue_refresh(), events::queue_refresh()]).await.unwrap();
+    let events = collector.events(2, LIMIT).await.events;
+    for event in &events {
+        assert_eq!(event.source, "p");
+        assert_eq!(Uuid::parse_str(&event.event_id).unwrap().get_version_num(), 7);
+        let time = SystemTime::try_from(event.publish_time.unwrap()).unwrap();
+        assert!(before <= time && time <= SystemTime::now(), "{time:?}");
+    }
+    assert_ne!(events[0].event_id, events[1].event_id);
+}
+
+async fn a_gateway_leaves_what_a_publisher_wrote(bench: Bench) {
+    let (publisher, subscriber) = (bench.node("p").await, bench.remote("s").await);
+    let collector = subscriber.subscribe(subscriber.request()).await;
+    let written = Event {
+        source: "somebody else".into(),
+        publish_time: Some(Timestamp { seconds: 1, nanos: 5 }),
+        ..with_id("mine", events::blocked_ip("192.0.2.1"))
+    };
+    publisher.publish(vec![written.clone()]).await.unwrap();
+    let events = collector.events(1, LIMIT).await.events;
+    // But for who it is.
+    assert_eq!(events, [Event { source: "p".into(), ..written }]);
+}
+
+async fn positions_say_where_each_event_stands(bench: Bench) {
+    let publisher = bench.node("p").await;
+    let elsewhere = bench.remote("p").await;
+    let mut all: Vec<Position> = publisher.publish(numbered("a", 5, 3)).await.unwrap();
+    all.extend(elsewhere.publish(numbered("b", 5, 3)).await.unwrap());
+    let first = &all[0];
+    assert!(first.epoch > 0 && first.offset > 0);
+    for (position, offset) in all.iter().zip(first.offset..) {
+        assert_eq!(*position, Position { shard: 0, epoch: first.epoch, offset });
+    }
+}
+
+#[tokio::test]
+async fn a_request_over_several_shards_answers_in_its_own_order_both_times() {
+    let bench = Bench::redis_with(|options| options.set("shards", 4)).await;
+    let (publisher, subscriber) = (bench.node("p").await, bench.remote("s").await);
+    let collector = subscriber.subscribe(subscriber.request()).await;
+    let id = Uuid::new_v4();
+    let first = publisher.publish_as(id, numbered("e", 200, 50)).await.unwrap();
+    assert_eq!(
+        bench.remote("p").await.publish_as(id, numbered("e", 200, 50)).await.unwrap(),
+        first
+    );
+    let mut shards: Vec<u32> = first.iter().map(|position| position.shard).collect();
+    // An account keeps its shard, and its order in it.
+    for (index, position) in first.iter().enumerate().skip(50) {
+        let before = &first[index - 50];
+        assert!(position.shard == before.shard && position.offset > before.offset);
+    }
+    shards.sort_unstable();
+    shards.dedup();
+    assert_eq!(shards, [0, 1, 2, 3]);
+    publisher.publish(vec![with_id("last", events::mailbox_change("account-0", 1))]).await.unwrap();
+    let recording = collector.events(201, LIMIT).await;
+    assert_eq!(recording.event_ids.len(), 201, "none twice");
+    let account_0 = recording.event_ids.iter().filter(|id| {
+        *id == "last"
+            || id
+                .split('-')
+                .next_back()
+                .and_then(|n| n.parse::<usize>().ok())
+                .is_some_and(|n| n % 50 == 0)
+    });
+    assert_eq!(account_0.collect::<Vec<_>>(), ["e-0", "e-50", "e-100", "e-150", "last"]);
+}

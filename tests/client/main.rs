@@ -1,0 +1,120 @@
+//! The client module against real gateways.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod publish;
+mod reconnect;
+mod subscribe;
+
+use std::time::Duration;
+
+use support::{Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer, shared};
+use trunkline::client::{Client, Notification, Subscription};
+
+/// Two gateways on one Redis.
+struct Pair {
+    redis: RedisServer,
+    first: Gateway,
+    second: Gateway,
+}
+
+impl Pair {
+    async fn start() -> Pair {
+        Pair::with(|options| options).await
+    }
+
+    async fn with(change: impl Fn(GatewayOptions) -> GatewayOptions) -> Pair {
+        let redis = RedisServer::start(RedisOptions::default()).await;
+        let prefix = shared::prefix();
+        let options = || change(GatewayOptions::redis(&redis.url(), &prefix));
+        let (first, second) = tokio::join!(Gateway::start(options()), Gateway::start(options()));
+        Pair { redis, first, second }
+    }
+
+    /// A node that knows both, the first one first, and is quick to try again.
+    fn client(&self, node_id: &str) -> Client {
+        Client::builder(node_id)
+            .gateways([self.first.url(), self.second.url()])
+            .attempt_timeout(Duration::from_secs(1))
+            .build()
+            .expect("built")
+    }
+}
+
+/// A node that knows one gateway.
+fn client_of(gateway: &Gateway, node_id: &str) -> Client {
+    Client::builder(node_id).gateway(gateway.url()).build().expect("built")
+}
+
+/// The next notification.
+///
+/// # Panics
+///
+/// If there is none within the limit, or an error.
+async fn next(subscription: &mut Subscription) -> Notification {
+    let next = tokio::time::timeout(LIMIT, subscription.next()).await;
+    next.expect("a notification in time").expect("no end").expect("no error")
+}
+
+/// Takes notifications up to the first that fits; all of them, that one included.
+async fn until(
+    subscription: &mut Subscription,
+    fits: impl Fn(&Notification) -> bool,
+) -> Vec<Notification> {
+    let mut seen = vec![];
+    loop {
+        let notification = next(subscription).await;
+        let done = fits(&notification);
+        seen.push(notification);
+        if done {
+            return seen;
+        }
+    }
+}
+
+/// Takes notifications up to the event with this id.
+async fn until_event(subscription: &mut Subscription, id: &str) -> Vec<Notification> {
+    until(subscription, |seen| matches!(seen, Notification::Event(event) if event.event_id == id))
+        .await
+}
+
+/// Waits until the stream is open.
+async fn subscribed(subscription: &mut Subscription) {
+    let fits = |seen: &Notification| matches!(seen, Notification::Subscribed(_));
+    until(subscription, fits).await;
+}
+
+/// The ids of the events, in order.
+fn ids(seen: &[Notification]) -> Vec<&str> {
+    seen.iter()
+        .filter_map(|seen| match seen {
+            Notification::Event(event) => Some(event.event_id.as_str()),
+            _ => None,
+        })
+        .collect()
+}
+
+/// The gaps, in order.
+fn gaps(seen: &[Notification]) -> Vec<&trunkline::proto::v1::Gap> {
+    seen.iter()
+        .filter_map(|seen| match seen {
+            Notification::Gap(gap) => Some(gap),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn it_stands_on_the_generated_code_alone() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/client");
+    let mut files = 0;
+    for entry in std::fs::read_dir(folder).expect("the module").flatten() {
+        let text = std::fs::read_to_string(entry.path()).expect("a source file");
+        files += 1;
+        for line in text.lines().filter(|line| line.contains("crate::")) {
+            assert!(line.contains("crate::proto::v1"), "{}: {line}", entry.path().display());
+        }
+    }
+    assert!(files >= 5, "{files} files");
+}

@@ -1,0 +1,235 @@
+//! Faults of a standalone Redis, and of the way to it.
+
+use std::time::Duration;
+
+use tonic_health::pb::health_check_response::ServingStatus;
+use trunkline::proto::v1::GetStatusRequest;
+
+use crate::{
+    load::{Load, Shape},
+    pair, pair_on,
+    report::Report,
+    seconds,
+    support::{
+        gateway::{Gateway, GatewayOptions},
+        proxy::Proxy,
+        redis::{Data, RedisOptions, RedisServer},
+        shared,
+        wait::until,
+    },
+};
+
+/// A dead path is noticed within this, even where TCP says nothing.
+const NOTICED: Duration = Duration::from_secs(3);
+
+/// What is left to a busy machine beyond what was promised.
+const SLACK: Duration = Duration::from_secs(1);
+
+/// Both gateways say NOT_SERVING in time.
+pub async fn noticed(gateways: [&Gateway; 2]) {
+    let [one, two] =
+        gateways.map(|gateway| gateway.health_is("", ServingStatus::NotServing, NOTICED + SLACK));
+    tokio::join!(one, two);
+}
+
+/// Both gateways serve again.
+pub async fn serving(gateways: [&Gateway; 2]) {
+    let [one, two] = gateways
+        .map(|gateway| gateway.health_is("", ServingStatus::Serving, Duration::from_secs(20)));
+    tokio::join!(one, two);
+}
+
+/// The epochs of all shards, as a gateway sees them.
+async fn epochs(gateway: &Gateway) -> Vec<u64> {
+    let status = gateway.client().await.get_status(GetStatusRequest {}).await.expect("a status");
+    status.into_inner().shards.iter().map(|shard| shard.epoch).collect()
+}
+
+async fn connections_are_killed(kind: &str, fault: &str) {
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let (one, two) = pair_on(&redis).await;
+    let load = Load::start(&[&one, &two], Shape::default()).await;
+    for _ in 0..seconds(20, 5).as_secs() {
+        redis.cli(&["CLIENT", "KILL", "TYPE", kind]).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let history = load.finish().await;
+    Report::of(fault, &history).judge_without_gap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn subscription_connections_are_killed_each_second() {
+    connections_are_killed("pubsub", "CLIENT KILL TYPE pubsub, each second").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ordinary_connections_are_killed_each_second() {
+    connections_are_killed("normal", "CLIENT KILL TYPE normal, each second").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_is_frozen() {
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let (one, two) = pair_on(&redis).await;
+    let load = Load::start(&[&one, &two], Shape::default()).await;
+    redis.pause().await;
+    let frozen = load.now();
+    noticed([&one, &two]).await;
+    tokio::time::sleep((frozen + seconds(10, 5)).saturating_sub(load.now())).await;
+    load.was_down_since(frozen);
+    redis.resume();
+    let healed = load.now();
+    serving([&one, &two]).await;
+    load.publishes(200).await;
+    let history = load.finish().await;
+    Report::of("Redis frozen (SIGSTOP), then let go on", &history)
+        .healed(healed)
+        .judge_without_gap();
+}
+
+/// Kills Redis under load and starts it again after a while.
+async fn killed(
+    options: RedisOptions,
+    data: Data,
+) -> (crate::history::History, Duration, [Vec<u64>; 3]) {
+    let redis = RedisServer::start(options).await;
+    let (one, two) = pair_on(&redis).await;
+    let load = Load::start(&[&one, &two], Shape::default()).await;
+    let before = epochs(&one).await;
+    redis.kill_9();
+    let down = load.now();
+    noticed([&one, &two]).await;
+    load.was_down_since(down);
+    redis.restart(data).await;
+    let healed = load.now();
+    serving([&one, &two]).await;
+    load.publishes(200).await;
+    let after = [before, epochs(&one).await, epochs(&two).await];
+    (load.finish().await, healed, after)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_is_killed_and_comes_back_empty() {
+    let (history, healed, [before, one, two]) = killed(RedisOptions::default(), Data::Wiped).await;
+    let report = Report::of("standalone Redis killed, back empty", &history).healed(healed);
+    report.judge();
+    assert!(report.serving_again() < Duration::from_secs(2) + SLACK);
+    assert_eq!(one, two, "both gateways are in the same epoch");
+    assert!(one > before, "and it is a new one");
+    told_once(&history);
+}
+
+/// Every subscriber was told of the change of the epoch, once.
+fn told_once(history: &crate::history::History) {
+    for node in &history.nodes {
+        let gaps: Vec<_> = node.gaps().collect();
+        assert_eq!(gaps.len(), 1, "{} was told {gaps:?}", node.node_id);
+        assert_eq!(gaps[0].reason, "GAP_REASON_EPOCH_CHANGED", "{}", node.node_id);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_is_killed_and_comes_back_with_its_append_only_file() {
+    let always = ["--appendfsync", "always"].map(str::to_owned).to_vec();
+    let options = RedisOptions { append_only: true, args: always, ..RedisOptions::default() };
+    let (history, healed, [_, one, two]) = killed(options, Data::Kept).await;
+    let report = Report::of("standalone Redis killed, back with its append-only file", &history)
+        .healed(healed);
+    report.judge_without_gap();
+    assert_eq!(one, two);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_is_flushed() {
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let (one, two) = pair_on(&redis).await;
+    let load = Load::start(&[&one, &two], Shape::default()).await;
+    let before = epochs(&one).await;
+    redis.cli(&["FLUSHALL"]).await;
+    let healed = load.now();
+    load.publishes(400).await;
+    until(Duration::from_secs(5), "both gateways are in one new epoch", async || {
+        let (one, two) = tokio::join!(epochs(&one), epochs(&two));
+        one == two && one > before
+    })
+    .await;
+    let after = epochs(&one).await;
+    load.publishes(400).await;
+    assert_eq!(epochs(&one).await, after, "the epoch changed once");
+    let history = load.finish().await;
+    Report::of("FLUSHALL", &history).healed(healed).judge();
+    told_once(&history);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_way_to_redis_is_half_open() {
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let proxy = Proxy::start(redis.port()).await;
+    let prefix = shared::prefix();
+    // One gateway's way is cut, the other's is not: events go on.
+    let (one, two) = tokio::join!(
+        Gateway::start(GatewayOptions::redis(&proxy.url(), &prefix)),
+        Gateway::start(GatewayOptions::redis(&redis.url(), &prefix)),
+    );
+    let load = Load::start(&[&one, &two], Shape::default()).await;
+    proxy.swallow();
+    let cut = load.now();
+    one.health_is("", ServingStatus::NotServing, NOTICED + SLACK).await;
+    assert_eq!(two.health("").await.expect("an answer"), ServingStatus::Serving);
+    tokio::time::sleep((cut + seconds(10, 4)).saturating_sub(load.now())).await;
+    proxy.pass();
+    let healed = load.now();
+    serving([&one, &two]).await;
+    load.publishes(200).await;
+    let history = load.finish().await;
+    Report::of("half-open link between a gateway and Redis", &history)
+        .healed(healed)
+        .judge_without_gap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_subscription_is_deaf() {
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let proxy = Proxy::start(redis.port()).await;
+    let options = GatewayOptions::redis(&proxy.url(), &shared::prefix());
+    let (one, two) = pair(options).await;
+    let load = Load::start(&[&one, &two], Shape::default()).await;
+    let (before, start) = (proxy.connections(), load.now());
+    // What a middle box does that has forgotten a connection: it stays open, and nothing comes any more.
+    proxy.swallow_subscriptions();
+    until(NOTICED + SLACK, "the subscriptions are made anew", async || {
+        proxy.connections() >= before + 2
+    })
+    .await;
+    assert!(load.now() - start < NOTICED + SLACK);
+    load.publishes(400).await;
+    let history = load.finish().await;
+    Report::of("subscriptions deaf, all else well", &history).judge_without_gap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_garbage_and_unknown_versions_on_the_channel() {
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let prefix = shared::prefix();
+    let (one, two) = pair(GatewayOptions::redis(&redis.url(), &prefix)).await;
+    let load = Load::start(&[&one, &two], Shape::default()).await;
+    let channels = redis.cli(&["PUBSUB", "CHANNELS", &format!("{prefix}*")]).await;
+    let channel = channels.lines().next().expect("a channel").to_owned();
+    for round in 0..50 {
+        let far = format!("T1 {}-{} \u{1}\u{2}", u64::MAX, round);
+        for garbage in
+            ["", "hello", "T9 1-1 x", "T1 1-1 \u{7f}\u{7f}", "E1 x", "T1 99999999999999-5 x", &far]
+        {
+            redis.cli(&["PUBLISH", &channel, garbage]).await;
+        }
+    }
+    load.publishes(200).await;
+    for gateway in [&one, &two] {
+        let status =
+            gateway.client().await.get_status(GetStatusRequest {}).await.expect("a status");
+        assert!(status.into_inner().unreadable_frames >= 150, "they are counted");
+        assert!(gateway.stderr().contains("foreign bytes"), "and told");
+    }
+    let history = load.finish().await;
+    Report::of("foreign garbage and frames of unknown versions", &history).judge_without_gap();
+}

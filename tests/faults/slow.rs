@@ -1,0 +1,161 @@
+//! Subscribers that stop reading while events come fast.
+
+use std::time::{Duration, Instant};
+
+use tonic::{Code, Streaming};
+use trunkline::proto::v1::{
+    CustomEvent, Event, Gap, Overflow, SubscribeResponse, event::Kind, subscribe_response::Response,
+};
+
+use crate::{
+    history::{History, Memory},
+    promises, seconds,
+    support::{
+        LIMIT,
+        events::event,
+        gateway::{Gateway, GatewayOptions},
+        nodes::{Keep, TestNode},
+        redis::{RedisOptions, RedisServer},
+        shared,
+    },
+};
+
+/// Events a second, in requests of `BATCH`.
+const RATE: u64 = 20_000;
+const BATCH: u64 = 500;
+
+/// What an event holds beside its id.
+const PAYLOAD: usize = 500;
+
+/// The gateway's ring, and Redis' history, where they are to be too small.
+const LOG: &str = "2MiB";
+const HISTORY: &str = "4MiB";
+
+/// What a gateway may hold beyond what it held before the load: the ring, what connections buffer, and what its allocator
+/// keeps. All that is published is several times as much.
+const GROWTH: u64 = 40 << 20;
+
+fn payload(number: u64) -> Event {
+    let labels = [("filling".to_owned(), "x".repeat(PAYLOAD))].into();
+    let custom = CustomEvent { r#type: "test.slow".into(), labels, payload: None };
+    Event { event_id: number.to_string(), ..event(Kind::Custom(custom)) }
+}
+
+/// What a stream brought, read to the last event.
+struct Caught {
+    ids: Vec<u64>,
+    gaps: Vec<Gap>,
+}
+
+async fn catch_up(stream: &mut Streaming<SubscribeResponse>, last: u64) -> Caught {
+    let mut caught = Caught { ids: vec![], gaps: vec![] };
+    while caught.ids.last() != Some(&last) {
+        let next = tokio::time::timeout(LIMIT * 2, stream.message()).await;
+        let next = next.expect("the stream goes on").expect("no error").expect("no end");
+        match next.response {
+            Some(Response::Events(batch)) => {
+                let id = |event: Event| event.event_id.parse::<u64>().expect("a number");
+                caught.ids.extend(batch.events.into_iter().map(id));
+            }
+            Some(Response::Gap(gap)) => caught.gaps.push(gap),
+            _ => {}
+        }
+    }
+    caught
+}
+
+/// Publishes at the rate for a while, and gives the number of events. The gateway's memory is noted all the while.
+async fn publish(node: &TestNode, gateway: &Gateway, time: Duration) -> (u64, History) {
+    let mut history = History::default();
+    let bound = gateway.rss_bytes() + GROWTH;
+    let start = Instant::now();
+    let mut next = 0;
+    let total = RATE * time.as_secs();
+    while next < total {
+        let batch = (next..next + BATCH).map(payload).collect();
+        node.publish(batch).await.expect("published");
+        next += BATCH;
+        let due = start + Duration::from_secs(next) / u32::try_from(RATE).expect("small");
+        history.memory.push(Memory {
+            process: "the gateway".into(),
+            bytes: gateway.rss_bytes(),
+            bound,
+        });
+        tokio::time::sleep_until(due.into()).await;
+    }
+    let took = start.elapsed();
+    println!("{total} events in {took:?}: {:.0} a second", total as f64 / took.as_secs_f64());
+    (total, history)
+}
+
+fn judge(history: &History) {
+    let most = history.memory.iter().map(|memory| memory.bytes).max().unwrap_or(0);
+    let bound = history.memory[0].bound;
+    println!("most memory: {} of {} KiB", most >> 10, bound >> 10);
+    assert_eq!(promises::broken(history), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_stops_reading_gets_the_rest_from_history() {
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let options = GatewayOptions::redis(&redis.url(), &shared::prefix());
+    let gateway = Gateway::start(options.set("log", serde_json::json!({ "maxBytes": LOG }))).await;
+    let publisher = TestNode::connect(&gateway, "publisher").await;
+    let quick = TestNode::connect(&gateway, "quick").await;
+    let quick = quick.collect(quick.request(), Keep::Ids).await.expect("a stream");
+    quick.subscribed().await;
+    let slow = TestNode::connect(&gateway, "slow").await;
+    let mut stream = slow.stream(slow.request()).await.expect("a stream");
+    // Confirmed, and from then on not read.
+    stream.message().await.expect("no error").expect("subscribed");
+    // What history holds without any limit being reached.
+    let (total, history) = publish(&publisher, &gateway, seconds(5, 3)).await;
+    quick.events(usize::try_from(total).expect("small"), LIMIT).await;
+    assert!(quick.recording().gaps().is_empty(), "who reads is not troubled by who does not");
+    let caught = catch_up(&mut stream, total - 1).await;
+    assert!(caught.gaps.is_empty(), "{:?}", caught.gaps);
+    assert!(caught.ids.iter().copied().eq(0..total), "every event, once, in order");
+    judge(&history);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_stops_reading_for_too_long_is_told_the_exact_gap() {
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let options = GatewayOptions::redis(&redis.url(), &shared::prefix())
+        .set("log", serde_json::json!({ "maxBytes": LOG }))
+        .set("history", serde_json::json!({ "maxBytes": HISTORY }));
+    let gateway = Gateway::start(options).await;
+    let publisher = TestNode::connect(&gateway, "publisher").await;
+    let slow = TestNode::connect(&gateway, "slow").await;
+    let mut streams = Vec::new();
+    for overflow in [Overflow::Gap, Overflow::Gap, Overflow::Disconnect] {
+        let mut request = slow.request();
+        request.overflow = overflow.into();
+        // A connection each: what one buffers is not the others'.
+        let node = TestNode::connect(&gateway, "slow").await;
+        let mut stream = node.stream(request).await.expect("a stream");
+        stream.message().await.expect("no error").expect("subscribed");
+        streams.push(stream);
+    }
+    let (total, history) = publish(&publisher, &gateway, seconds(30, 5)).await;
+    let mut cut_off = streams.pop().expect("the one that wants to be cut off");
+    for mut stream in streams {
+        let caught = catch_up(&mut stream, total - 1).await;
+        let missed: u64 = caught.gaps.iter().filter_map(|gap| gap.missed_events).sum();
+        assert!(missed > 0, "history was too small: a gap is told");
+        assert_eq!(caught.ids.len() as u64 + missed, total, "the count is exact");
+        assert!(caught.ids.is_sorted_by(|one, two| one < two), "in order, none twice");
+        println!("{} delivered, {missed} told in {} gaps", caught.ids.len(), caught.gaps.len());
+    }
+    let end = loop {
+        match cut_off.message().await {
+            Ok(Some(message)) => {
+                assert!(!matches!(message.response, Some(Response::Gap(_))), "it wants no gap");
+            }
+            Ok(None) => panic!("the stream ended without an error"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(end.code(), Code::ResourceExhausted, "{end:?}");
+    judge(&history);
+}
