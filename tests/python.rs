@@ -188,6 +188,29 @@ async fn a_python_node_goes_to_another_gateway_when_its_own_is_drained() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_python_node_leaves_a_gateway_that_is_silent() {
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let prefix = shared::prefix();
+    let options = || GatewayOptions::redis(&redis.url(), &prefix);
+    let (own, other) = tokio::join!(Gateway::start(options()), Gateway::start(options()));
+    let publisher = TestNode::connect(&other, "publisher").await;
+    let program = mail_node(&[&own, &other], &["--heartbeat", "1", "subscribe"]);
+    let python = Subscriber(Process::start("mail_node.py", program));
+    python.streams(1).await;
+    publisher.publish(events::numbered("before", 5, 1)).await.expect("published");
+    python.event("before-4").await;
+
+    // The connection stays open, and nothing comes.
+    own.pause().await;
+    publisher.publish(events::numbered("while", 5, 1)).await.expect("published");
+    assert_eq!(python.streams(2).await["resumed"], true);
+    assert_eq!(python.event("while-4").await, [ids("before", 5), ids("while", 5)].concat());
+    assert!(python.0.stderr().contains("no heartbeat came"), "{}", python.0.stderr());
+    python.stop().await;
+    own.resume();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_python_node_is_told_of_what_redis_has_lost() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let prefix = shared::prefix();

@@ -87,6 +87,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--node-id", required=True)
     parser.add_argument("--gateway", action="append", help="host:port; may be given several times [127.0.0.1:7420]")
     parser.add_argument("--role", action="append", default=[])
+    parser.add_argument("--heartbeat", type=int, default=10, help="seconds; three without a word mean that a gateway is gone")
     commands = parser.add_subparsers(dest="command", required=True)
     subscribing = commands.add_parser("subscribe", help="print events as they come, one JSON object a line")
     subscribing.add_argument("--token-file", type=pathlib.Path, help="keeps the resume token over a restart")
@@ -100,7 +101,8 @@ async def main() -> int:
     # Who is told to stop ends between two messages, not within one.
     task = asyncio.current_task()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    async with Client(args.node_id, args.gateway or ["127.0.0.1:7420"], roles=args.role) as client:
+    gateways = args.gateway or ["127.0.0.1:7420"]
+    async with Client(args.node_id, gateways, roles=args.role, heartbeat=args.heartbeat) as client:
         try:
             if args.command == "subscribe":
                 await subscribe(client, args.token_file)

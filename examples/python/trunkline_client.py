@@ -39,8 +39,7 @@ log = logging.getLogger("trunkline")
 FIRST_WAIT = 0.05
 MOST_WAIT = 2.0
 
-# The heartbeat interval that is asked for, in seconds, and how many may fail to come before a connection counts as dead.
-HEARTBEAT = 10
+# How many heartbeats may fail to come before a connection counts as dead.
 MISSED_HEARTBEATS = 3
 
 # How long one attempt to publish may take, in seconds. A gateway answers earlier, unless it is frozen or cut off.
@@ -81,12 +80,17 @@ class Client:
         *,
         roles: Iterable[str] = (),
         publish_timeout: float = 30.0,
+        heartbeat: int = 10,
     ) -> None:
-        """`publish_timeout`, in seconds, must stay below the gateways' `requestIdWindow`, a minute unless set."""
+        """`publish_timeout`, in seconds, must stay below the gateways' `requestIdWindow`, a minute unless set.
+
+        `heartbeat`: the interval that is asked for, in seconds, 1 to 3600. After three without a word a gateway counts as gone.
+        """
         self.node_id = node_id
         self.incarnation = str(uuid.uuid4())
         self.roles = list(roles)
         self.publish_timeout = publish_timeout
+        self.heartbeat = heartbeat
         self._channels = [grpc.aio.insecure_channel(gateway, options=CHANNEL_OPTIONS) for gateway in gateways]
         self._stubs = [service_grpc.CoordinationServiceStub(channel) for channel in self._channels]
 
@@ -142,13 +146,14 @@ class Client:
         request = service.SubscribeRequest(
             node_id=self.node_id, incarnation=self.incarnation, roles=self.roles, resume_token=resume_token, **options
         )
-        request.heartbeat_interval.seconds = HEARTBEAT
+        request.heartbeat_interval.seconds = self.heartbeat
+        silence = self.heartbeat * MISSED_HEARTBEATS
         backoff = Backoff()
         for attempt in itertools.count():
             call = self._stub(attempt).Subscribe(request)
             asked, reason = None, "the stream ended"
             try:
-                while (response := await asyncio.wait_for(call.read(), HEARTBEAT * MISSED_HEARTBEATS)) is not grpc.aio.EOF:
+                while (response := await asyncio.wait_for(call.read(), silence)) is not grpc.aio.EOF:
                     arm = response.WhichOneof("response")
                     if arm is None:
                         continue  # a newer gateway's

@@ -10,7 +10,7 @@ use super::{
     },
 };
 
-/// What sysexits.h calls `EX_CONFIG`.
+/// What `sysexits.h` calls `EX_CONFIG`.
 const WRONG_CONFIGURATION: i32 = 78;
 
 /// Starts a gateway that refuses to serve, and returns what it said.
@@ -33,9 +33,9 @@ async fn a_gateway_with_another_shard_count_says_so_and_ends() {
     // The first is not disturbed; and who names the same number, or none, joins it.
     assert_eq!(first.health("").await.unwrap(), ServingStatus::Serving);
     let same = Gateway::start(options().set("shards", 4)).await;
-    let none = Gateway::start(options()).await;
+    let silent = Gateway::start(options()).await;
     let publisher = TestNode::connect(&first, "publisher").await;
-    for gateway in [&same, &none] {
+    for gateway in [&same, &silent] {
         let node = TestNode::connect(gateway, "node").await;
         let collector = node.subscribe(node.request()).await;
         let prefix = format!("to-{}", gateway.port());

@@ -8,6 +8,7 @@ mod history;
 mod promises;
 mod reach;
 mod reconnect;
+mod tls;
 
 use support::{Gateway, GatewayOptions, LIMIT, TestNode, events};
 

@@ -62,6 +62,18 @@ pub fn python() -> PathBuf {
     FOUND.get_or_init(|| tool.find()).clone()
 }
 
+/// `openssl`, which makes the certificates of tests; `TRUNKLINE_TEST_OPENSSL` names another.
+pub fn openssl() -> PathBuf {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    let tool = Tool {
+        variable: "TRUNKLINE_TEST_OPENSSL",
+        name: "openssl",
+        proof: &["version"],
+        what: "openssl",
+    };
+    FOUND.get_or_init(|| tool.find()).clone()
+}
+
 impl Tool {
     fn find(&self) -> PathBuf {
         if let Some(path) = env::var_os(self.variable).map(PathBuf::from) {

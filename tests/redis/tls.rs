@@ -1,0 +1,141 @@
+//! TLS to the server: a CA of one's own, a client certificate, and what is said when a certificate does not hold.
+
+use std::path::Path;
+
+use serde_json::json;
+use tempfile::TempDir;
+use tonic_health::pb::health_check_response::ServingStatus;
+
+use super::{
+    crosses,
+    support::{
+        Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer, folder, gateway::Ready,
+        ports::Port, process::Program, shared, tools,
+    },
+    two_gateways,
+};
+
+/// A server that listens with TLS, besides the harness' own port, and the folder of its certificates.
+struct TlsServer {
+    _redis: RedisServer,
+    port: Port,
+    folder: TempDir,
+}
+
+impl TlsServer {
+    /// `name`: for whom its certificate is. `client`: whether it wants one of its clients.
+    async fn start(name: &str, client: bool) -> TlsServer {
+        let folder = folder::new();
+        authority(folder.path()).await;
+        certificate(folder.path(), "server", name).await;
+        certificate(folder.path(), "client", "DNS:gateway").await;
+        let port = Port::free();
+        let file = |name: &str| folder.path().join(name).display().to_string();
+        let args = [
+            ("--tls-port", port.number().to_string()),
+            ("--tls-cert-file", file("server.pem")),
+            ("--tls-key-file", file("server.key")),
+            ("--tls-ca-cert-file", file("ca.pem")),
+            ("--tls-auth-clients", if client { "yes" } else { "no" }.to_owned()),
+        ];
+        let args = args.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect();
+        let redis = RedisServer::start(RedisOptions { args, ..RedisOptions::default() }).await;
+        TlsServer { _redis: redis, port, folder }
+    }
+
+    fn url(&self) -> String {
+        format!("rediss://127.0.0.1:{}", self.port.number())
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    /// Options that trust its CA.
+    fn trusted(&self, prefix: &str) -> GatewayOptions {
+        let tls = json!({"caCertificate": self.file("ca.pem")});
+        GatewayOptions::redis(&self.url(), prefix).set_bus("tls", tls)
+    }
+}
+
+async fn openssl(folder: &Path, args: &str) {
+    let mut program = Program::new(tools::openssl(), args.split_whitespace());
+    // Files are named as they lie in the folder.
+    for arg in &mut program.args {
+        if arg.ends_with(".pem")
+            || arg.ends_with(".key")
+            || arg.ends_with(".csr")
+            || arg.ends_with(".ext")
+        {
+            *arg = folder.join(&*arg).display().to_string();
+        }
+    }
+    program.run(LIMIT).await.success();
+}
+
+const KEY: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+
+/// Makes `ca.pem` and `ca.key`.
+async fn authority(folder: &Path) {
+    let args =
+        format!("req -x509 {KEY} -keyout ca.key -out ca.pem -days 7 -subj /CN=test-authority");
+    openssl(folder, &args).await;
+}
+
+/// Makes `<file>.pem` and `<file>.key` for a name such as `IP:127.0.0.1`.
+async fn certificate(folder: &Path, file: &str, name: &str) {
+    let extensions = format!("subjectAltName={name}\n");
+    std::fs::write(folder.join(format!("{file}.ext")), extensions).expect("a file");
+    let request = format!("req {KEY} -keyout {file}.key -out {file}.csr -subj /CN={file}");
+    openssl(folder, &request).await;
+    let sign = format!(
+        "x509 -req -in {file}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {file}.pem -days 7 -extfile {file}.ext"
+    );
+    openssl(folder, &sign).await;
+}
+
+/// A gateway that does not come to serve, and says why.
+async fn does_not_serve(options: GatewayOptions, why: &str) {
+    let gateway = Gateway::start(options.ready(Ready::Listening)).await;
+    gateway.stderr_has(why, LIMIT).await;
+    assert_eq!(gateway.health("").await.unwrap(), ServingStatus::NotServing);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authority_of_ones_own_is_trusted_and_no_stranger() {
+    let server = TlsServer::start("IP:127.0.0.1", false).await;
+    let prefix = shared::prefix();
+    for query in ["", "?protocol=resp2"] {
+        let url = format!("{}{query}", server.url());
+        let (one, two) =
+            two_gateways(|| server.trusted(&prefix).set_bus("url", url.as_str())).await;
+        crosses(&one, &two).await;
+    }
+    // The system's authorities do not know this one.
+    does_not_serve(GatewayOptions::redis(&server.url(), &prefix), "UnknownIssuer").await;
+    // Unless nobody looks.
+    let url = format!("{}/#insecure", server.url());
+    let (one, two) = two_gateways(|| GatewayOptions::redis(&url, &prefix)).await;
+    crosses(&one, &two).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_for_another_name_is_refused() {
+    let server = TlsServer::start("DNS:redis.example.com", false).await;
+    does_not_serve(server.trusted("name"), "not valid for name").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_certificate_is_shown_where_it_is_asked_for() {
+    let server = TlsServer::start("IP:127.0.0.1", true).await;
+    let prefix = shared::prefix();
+    let tls = json!({
+        "caCertificate": server.file("ca.pem"),
+        "clientCertificate": server.file("client.pem"),
+        "clientKey": server.file("client.key"),
+    });
+    let options = || GatewayOptions::redis(&server.url(), &prefix).set_bus("tls", tls.clone());
+    let (one, two) = two_gateways(options).await;
+    crosses(&one, &two).await;
+    does_not_serve(server.trusted(&prefix), "waiting for Redis").await;
+}
