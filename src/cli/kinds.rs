@@ -1,5 +1,8 @@
 //! The kinds of events as commands: `trunkline publish blocked-ip 192.0.2.7`.
 
+// Help texts are read in a terminal.
+#![allow(clippy::doc_markdown)]
+
 use std::time::{Duration, SystemTime};
 
 use clap::{Subcommand, ValueEnum};

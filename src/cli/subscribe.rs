@@ -204,7 +204,7 @@ async fn reader_gone() {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use trunkline::{
     client::{Client, ErrorKind, Notification, SubscribeOptions, Subscription},
-    proto::v1::{Event, EventKind, GapReason, ListNodesRequest, Overflow, QueueRefresh, Start},
+    proto::v1::{Event, EventKind, GapReason, ListNodesRequest, QueueRefresh, Start},
 };
 
 use super::{client_of, gaps, ids, next, subscribed, until_event};
@@ -175,15 +175,6 @@ async fn fails(subscription: &mut Subscription) -> trunkline::client::Error {
     assert!(subscription.next().await.is_none(), "the error ends it");
     assert!(subscription.next().await.is_none(), "for good");
     error
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn who_wants_no_gap_is_disconnected_instead() {
-    let (gateway, token) = token_and_loss().await;
-    let options = SubscribeOptions::new().resume_token(token).overflow(Overflow::Disconnect);
-    let mut subscription = client_of(&gateway, "n1").subscribe(options);
-    let error = fails(&mut subscription).await;
-    assert_eq!(error.kind(), ErrorKind::TooSlow, "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

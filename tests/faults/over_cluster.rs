@@ -2,16 +2,24 @@
 
 use std::time::Duration;
 
+use tonic::Code;
+use tonic_types::StatusExt;
+use trunkline::proto::v1::Start;
+
 use crate::{
     load::{Load, Shape},
     pair,
     redis::serving,
     report::Report,
     support::{
+        LIMIT,
         cluster::RedisCluster,
+        events,
         gateway::{Gateway, GatewayOptions},
+        nodes::TestNode,
         redis::Data,
         shared,
+        wait::attempt,
     },
 };
 
@@ -107,4 +115,54 @@ async fn slots_of_shards(cluster: &RedisCluster, prefix: &str) -> Vec<u16> {
     }
     slots.sort_unstable();
     slots
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_min_replicas_ok_of_a_cluster_means_that_a_replica_has_it() {
+    let cluster = RedisCluster::start().await;
+    let prefix = shared::prefix();
+    let options = GatewayOptions::redis_cluster(&cluster.urls(), &prefix)
+        .set("shards", 1)
+        .set_bus("minReplicas", 1)
+        .set_bus("timeout", "2s");
+    let (one, two) = pair(options.clone()).await;
+    let subscriber = TestNode::connect(&two, "subscriber").await;
+    let collector = subscriber.subscribe(subscriber.request()).await;
+    let publisher = TestNode::connect(&one, "publisher").await;
+    publisher.publish(events::numbered("first", 10, 1)).await.expect("a replica has them");
+
+    // Without a replica there is no OK, whatever the master says; and the same request is accepted once.
+    let slot = slots_of_shards(&cluster, &prefix).await[0];
+    let master = cluster.master_of_slot(slot).await;
+    let replica = cluster.replicas_of(master).await[0];
+    cluster.node(replica).pause().await;
+    let request = uuid::Uuid::new_v4().to_string();
+    let second = || events::numbered("second", 10, 1);
+    let error = publisher.publish_as(&request, second()).await.expect_err("no replica has it");
+    assert_eq!(error.code(), Code::Unavailable, "{error:?}");
+    let reason = error.get_details_error_info().expect("details").reason;
+    assert_eq!(reason, "OUTCOME_UNKNOWN", "{error:?}");
+    let again = TestNode::connect(&two, "publisher").await;
+    again.publish_as(&request, second()).await.expect_err("still none has it, on any gateway");
+    cluster.node(replica).resume();
+    attempt(LIMIT, "the request is accepted", async || {
+        let retried = again.publish_as(&request, second()).await;
+        retried.map_err(|status| status.to_string())
+    })
+    .await;
+
+    // What was acknowledged outlives the master and both gateways.
+    publisher.publish(events::numbered("third", 10, 1)).await.expect("a replica has them");
+    one.kill_9();
+    cluster.kill_9(master);
+    let ids = collector.event("third-9", LIMIT).await.event_ids;
+    assert_eq!(ids.len(), 30, "each once: {ids:?}");
+    two.kill_9();
+    cluster.taken_over(slot, master).await;
+    let three = Gateway::start(options.set_bus("minReplicas", 0)).await;
+    let node = TestNode::connect(&three, "late").await;
+    let mut request = node.request();
+    request.start = Start::Oldest.into();
+    let late = node.subscribe(request).await;
+    assert_eq!(late.events(30, LIMIT).await.event_ids, ids);
 }

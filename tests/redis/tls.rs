@@ -1,5 +1,6 @@
 //! TLS to the server: a CA of one's own, a client certificate, and what is said when a certificate does not hold.
 
+use std::ffi::OsStr;
 use std::path::Path;
 
 use serde_json::json;
@@ -62,11 +63,8 @@ async fn openssl(folder: &Path, args: &str) {
     let mut program = Program::new(tools::openssl(), args.split_whitespace());
     // Files are named as they lie in the folder.
     for arg in &mut program.args {
-        if arg.ends_with(".pem")
-            || arg.ends_with(".key")
-            || arg.ends_with(".csr")
-            || arg.ends_with(".ext")
-        {
+        let kind = Path::new(arg).extension().and_then(OsStr::to_str);
+        if matches!(kind, Some("pem" | "key" | "csr" | "ext")) {
             *arg = folder.join(&*arg).display().to_string();
         }
     }
@@ -98,7 +96,7 @@ async fn certificate(folder: &Path, file: &str, name: &str) {
 async fn does_not_serve(options: GatewayOptions, why: &str) {
     let gateway = Gateway::start(options.ready(Ready::Listening)).await;
     gateway.stderr_has(why, LIMIT).await;
-    assert_eq!(gateway.health("").await.unwrap(), ServingStatus::NotServing);
+    assert_eq!(gateway.health("").await.expect("an answer"), ServingStatus::NotServing);
 }
 
 #[tokio::test(flavor = "multi_thread")]

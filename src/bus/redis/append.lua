@@ -76,7 +76,11 @@ end
 local writer = redis.call('GET', KEYS[4])
 if writer then
   local s, e, first = string.match(writer, '^(%d+) (%d+) (%d+)$')
-  if tonumber(s) == sequence then return {'dup', e, first} end
+  if tonumber(s) == sequence then
+    -- A write, so that WAIT on this connection waits for replicas to have all that came before it.
+    redis.call('PEXPIRE', KEYS[4], ARGV[12])
+    return {'dup', e, first}
+  end
   if tonumber(s) > sequence then return {'old'} end
 end
 
@@ -88,6 +92,7 @@ if KEYS[6] then
     if value then
       reply[#reply + 1] = num(i - 1)
       reply[#reply + 1] = value
+      redis.call('PEXPIRE', KEYS[5 + i], ARGV[13])
     end
   end
   if #reply > 1 then return reply end

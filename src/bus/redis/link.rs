@@ -121,6 +121,11 @@ impl Server {
         Client::open(self.info.clone())
     }
 
+    /// It did not let itself be connected to in time.
+    pub(super) fn slow(&self) -> LinkError {
+        self.error("no connection in time")
+    }
+
     fn error(&self, why: impl fmt::Display) -> LinkError {
         LinkError { address: self.address.clone(), why: why.to_string() }
     }

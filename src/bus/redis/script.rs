@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, LazyLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use redis::{Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
@@ -19,6 +19,9 @@ static APPEND: LazyLock<redis::Script> =
 
 /// How long a writer's last frame is remembered, in milliseconds: longer than any retry.
 const WRITER_TTL_MS: u64 = 600_000;
+
+/// How long one WAIT may block the connection, which other shards' writers and beacons share.
+const WAIT_SLICE: Duration = Duration::from_millis(100);
 
 /// One call of the script.
 pub(super) struct Call<'a> {
@@ -83,7 +86,12 @@ impl Call<'_> {
         asking: bool,
         limit: Duration,
     ) -> Result<Answer, Failure> {
-        let mut command = server.command().await.map_err(Failure::NoLink)?;
+        let started = Instant::now();
+        let Ok(command) = tokio::time::timeout(limit, server.command()).await else {
+            return Err(Failure::NoLink(server.slow()));
+        };
+        let mut command = command.map_err(Failure::NoLink)?;
+        let limit = limit.saturating_sub(started.elapsed());
         let Ok(sent) =
             tokio::time::timeout(limit, self.send_over(&mut command, settings, asking)).await
         else {
@@ -92,8 +100,17 @@ impl Call<'_> {
             return Err(Failure::Unknown(format!("{} did not answer in time", server.address)));
         };
         match sent {
-            Ok(value) => parse(&value)
-                .ok_or_else(|| Failure::Unknown(format!("the append script answered {value:?}"))),
+            Ok(value) => {
+                let answer = parse(&value).ok_or_else(|| {
+                    Failure::Unknown(format!("the append script answered {value:?}"))
+                })?;
+                let appended = matches!(answer, Answer::Appended { .. } | Answer::Seen(_));
+                if appended && settings.min_replicas > 0 {
+                    let limit = limit.saturating_sub(started.elapsed());
+                    replicated(&mut command, settings.min_replicas, limit).await?;
+                }
+                Ok(answer)
+            }
             Err(error) => {
                 let failure = classify(&error);
                 if matches!(failure, Failure::Unknown(_)) || error.is_unrecoverable_error() {
@@ -148,6 +165,28 @@ impl Call<'_> {
             cmd.arg(*index);
         }
         cmd
+    }
+}
+
+/// Waits until so many replicas have what was last written on the connection.
+async fn replicated(command: &mut Command, replicas: u32, limit: Duration) -> Result<(), Failure> {
+    let until = Instant::now() + limit;
+    loop {
+        let mut wait = redis::cmd("WAIT");
+        wait.arg(replicas).arg(millis(WAIT_SLICE));
+        let asked = tokio::time::timeout(limit, wait.query_async(&mut command.connection)).await;
+        let have: u32 = match asked {
+            Ok(Ok(have)) => have,
+            Ok(Err(error)) => return Err(Failure::Unknown(in_words_of_redis(&error))),
+            Err(_) => 0,
+        };
+        if have >= replicas {
+            return Ok(());
+        }
+        if Instant::now() >= until {
+            let why = format!("it was appended, and {have} of {replicas} replicas have it");
+            return Err(Failure::Unknown(why));
+        }
     }
 }
 

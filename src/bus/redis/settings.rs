@@ -30,6 +30,8 @@ pub struct Settings {
     pub(super) max_retries: u32,
     /// The first and the longest wait between two attempts.
     pub(super) retry_wait: (Duration, Duration),
+    /// How many replicas must have a frame before its callers are told OK.
+    pub(super) min_replicas: u32,
     /// Whether replicas may serve history.
     pub(super) read_from_replicas: bool,
     pub(super) pool: PoolSettings,
@@ -98,6 +100,7 @@ impl Settings {
                     response_timeout: redis.timeout.min(STANDALONE_RESPONSE),
                     max_retries: UNLIMITED,
                     retry_wait: STANDALONE_WAIT,
+                    min_replicas: redis.min_replicas,
                     read_from_replicas: false,
                     pool: pool(&redis.pool),
                     prefix: config.prefix.clone(),
@@ -134,6 +137,7 @@ impl Settings {
                         / cluster.max_retries.saturating_add(1).min(8),
                     max_retries: cluster.max_retries,
                     retry_wait: (cluster.min_retry_wait, cluster.max_retry_wait),
+                    min_replicas: cluster.min_replicas,
                     read_from_replicas: cluster.read_from_replicas,
                     pool: pool(&cluster.pool),
                     prefix: config.prefix.clone(),

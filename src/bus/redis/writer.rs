@@ -178,8 +178,9 @@ impl Writer {
 
     /// Appends a frame and answers its callers.
     async fn flush(&mut self, mut flush: Flush) {
+        let mut why = String::from("the bus did not take it in time");
         loop {
-            flush.give_up_late(Instant::now());
+            flush.give_up_late(Instant::now(), &why);
             if flush.jobs.is_empty() {
                 return;
             }
@@ -192,6 +193,12 @@ impl Writer {
                     return;
                 }
                 Outcome::Seen(seen) => flush.answer_seen(&seen),
+                // Nothing of it was taken: only those whose time is up are told so.
+                Outcome::Failed(AppendError::Unavailable(last))
+                    if flush.first_deadline() <= Instant::now() =>
+                {
+                    why = last;
+                }
                 Outcome::Failed(error) => {
                     flush.fail(&error);
                     return;
@@ -215,8 +222,8 @@ impl Writer {
         );
         let requests = flush.requests();
         let retain = flush.retain();
-        let deadline = flush.deadline();
-        let mut attempts = Attempts::new(&self.settings, deadline);
+        let mut attempts =
+            Attempts::new(&self.settings, flush.first_deadline(), flush.last_deadline());
         loop {
             let call = Outgoing {
                 sequence,
@@ -407,8 +414,8 @@ impl Writer {
             Ok(Answer::Tip(tip)) => {
                 self.proof.accepted();
                 if self.state.epoch != tip.epoch {
-                    let mut attempts =
-                        Attempts::new(&self.settings, Instant::now() + self.settings.timeout);
+                    let deadline = Instant::now() + self.settings.timeout;
+                    let mut attempts = Attempts::new(&self.settings, deadline, deadline);
                     if let Err(why) = self.enter(tip.epoch, &mut attempts).await {
                         tracing::warn!(shard = %self.shard, why, "a new epoch was not entered; trying again");
                     }
@@ -471,20 +478,22 @@ impl Flush {
         last
     }
 
-    fn deadline(&self) -> Instant {
-        let latest = self.jobs.iter().map(|job| job.deadline).max();
-        latest.unwrap_or_else(Instant::now)
+    fn first_deadline(&self) -> Instant {
+        self.jobs.iter().map(|job| job.deadline).min().unwrap_or_else(Instant::now)
     }
 
-    /// Answers the jobs whose callers waited too long before anything of theirs was sent.
-    fn give_up_late(&mut self, now: Instant) {
+    fn last_deadline(&self) -> Instant {
+        self.jobs.iter().map(|job| job.deadline).max().unwrap_or_else(Instant::now)
+    }
+
+    /// Answers the jobs whose callers waited too long while nothing of theirs was taken; `why` is for people.
+    fn give_up_late(&mut self, now: Instant, why: &str) {
         let late: Vec<Job> = self.jobs.extract_if(.., |job| job.deadline <= now).collect();
         if late.is_empty() {
             return;
         }
         for job in late {
-            let why = "the bus did not take it in time".into();
-            let _ = job.answer.send(Err(AppendError::Unavailable(why)));
+            let _ = job.answer.send(Err(AppendError::Unavailable(why.to_owned())));
         }
         self.encode();
     }
@@ -518,7 +527,10 @@ impl Flush {
 
 /// How often and how long something may be tried.
 struct Attempts {
-    deadline: Instant,
+    /// When the first of the callers gives up. Nobody is told wrongly that nothing was done if no attempt follows.
+    first_deadline: Instant,
+    /// When the last of them does: until then, what is in doubt is asked again.
+    last_deadline: Instant,
     resends_left: u32,
     redirects_left: u32,
     wait: Duration,
@@ -529,9 +541,10 @@ struct Attempts {
 }
 
 impl Attempts {
-    fn new(settings: &Settings, deadline: Instant) -> Attempts {
+    fn new(settings: &Settings, first_deadline: Instant, last_deadline: Instant) -> Attempts {
         Attempts {
-            deadline,
+            first_deadline,
+            last_deadline,
             resends_left: settings.max_retries,
             redirects_left: 16,
             wait: settings.retry_wait.0,
@@ -542,12 +555,17 @@ impl Attempts {
     }
 
     fn once(settings: &Settings, deadline: Instant) -> Attempts {
-        Attempts { once: true, ..Attempts::new(settings, deadline) }
+        Attempts { once: true, ..Attempts::new(settings, deadline, deadline) }
     }
 
     /// How long one call may take.
     fn limit(&self, response_timeout: Duration) -> Duration {
-        response_timeout.min(self.deadline.saturating_duration_since(Instant::now()))
+        response_timeout.min(self.left())
+    }
+
+    fn left(&self) -> Duration {
+        let deadline = if self.in_doubt { self.last_deadline } else { self.first_deadline };
+        deadline.saturating_duration_since(Instant::now())
     }
 
     /// Notes a call without an answer, and says whether it may be sent again.
@@ -566,12 +584,12 @@ impl Attempts {
     async fn wait(&mut self) -> bool {
         // Full jitter, so that gateways do not come back in step; a tenth of the wait at the least.
         let wait = self.wait.mul_f64(rand::rng().random_range(0.1..=1.0));
-        if self.once || Instant::now() + wait >= self.deadline {
+        if self.once {
             return false;
         }
-        tokio::time::sleep(wait).await;
+        tokio::time::sleep(wait.min(self.left())).await;
         self.wait = (self.wait * 2).min(self.most_wait);
-        true
+        !self.left().is_zero()
     }
 
     fn error(&self, why: &str) -> AppendError {
