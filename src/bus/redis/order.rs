@@ -72,6 +72,10 @@ impl Order {
             return;
         }
         match &envelope.body {
+            // It holds what has another's place.
+            Body::Frame(frame) if self.overlaps(frame) => {
+                self.skip(at, GapReason::Unreadable, out);
+            }
             Body::Frame(frame) => {
                 if !self.follows(frame) {
                     let before = Place::new(at.epoch.0, frame.frame.first.0 - 1);
@@ -118,6 +122,10 @@ impl Order {
 
     fn follows(&self, frame: &StampedFrame) -> bool {
         frame.frame.epoch == self.place.epoch && frame.frame.first == self.place.offset.plus(1)
+    }
+
+    fn overlaps(&self, frame: &StampedFrame) -> bool {
+        frame.frame.epoch == self.place.epoch && frame.frame.first <= self.place.offset
     }
 
     fn take(&mut self, stamped: &StampedFrame) -> Delivery {
