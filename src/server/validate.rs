@@ -34,9 +34,9 @@ const MAX_PATTERNS: usize = 256;
 const MAX_PAGE: usize = 1000;
 const DEFAULT_PAGE: usize = 100;
 const LEAST_HEARTBEAT: Duration = Duration::from_secs(1);
-const MOST_HEARTBEAT: Duration = Duration::from_secs(3600);
+const MOST_HEARTBEAT: Duration = Duration::from_hours(1);
 /// What is longer is as good as this, which no clock overflows: a hundred years.
-const MOST_DURATION: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+const MOST_DURATION: Duration = Duration::from_hours(100 * 366 * 24);
 /// What a `google.protobuf.Timestamp` may say: the years 1 to 9999. Clients fail on others.
 const TIME_SECONDS: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 

@@ -20,8 +20,8 @@ async fn refused(bench: &Bench, request: SubscribeRequest) -> Status {
     answer.err().unwrap_or_else(|| panic!("not refused: {request:?}"))
 }
 
-fn seconds(seconds: i64) -> Option<Duration> {
-    Some(Duration { seconds, nanos: 0 })
+fn seconds(seconds: i64) -> Duration {
+    Duration { seconds, nanos: 0 }
 }
 
 #[tokio::test]
@@ -39,7 +39,7 @@ async fn all_that_is_wrong_with_a_request_is_named_at_once() {
         resume_token: b"not a token".to_vec(),
         start: 9,
         heartbeat_interval: Some(Duration { seconds: 0, nanos: 999_999_999 }),
-        max_duration: seconds(0),
+        max_duration: Some(seconds(0)),
         overflow: 9,
         ..Default::default()
     };
@@ -82,29 +82,29 @@ async fn there_is_a_limit_to_everything_that_can_be_listed() {
 async fn a_heartbeat_interval_is_one_second_to_one_hour() {
     let bench = Bench::embedded().await;
     for wrong in [seconds(-1), seconds(0), seconds(3601), seconds(i64::MAX)] {
-        let request = SubscribeRequest { heartbeat_interval: wrong, ..n1() };
+        let request = SubscribeRequest { heartbeat_interval: Some(wrong), ..n1() };
         assert_eq!(wrong_fields(&refused(&bench, request).await), ["heartbeat_interval"]);
     }
     let node = bench.node("n1").await;
     for right in [seconds(1), seconds(3600)] {
-        let request = SubscribeRequest { heartbeat_interval: right, ..n1() };
+        let request = SubscribeRequest { heartbeat_interval: Some(right), ..n1() };
         let subscribed = node.subscribe(request).await.subscribed().await;
-        assert_eq!(subscribed.heartbeat_interval, right);
+        assert_eq!(subscribed.heartbeat_interval, Some(right));
     }
     let subscribed = node.subscribe(n1()).await.subscribed().await;
-    assert_eq!(subscribed.heartbeat_interval, seconds(15));
+    assert_eq!(subscribed.heartbeat_interval, Some(seconds(15)));
 }
 
 #[tokio::test]
 async fn the_longest_of_durations_is_right() {
     let bench = Bench::embedded().await;
     let node = bench.node("n1").await;
-    let request = SubscribeRequest { max_duration: seconds(i64::MAX), ..n1() };
+    let request = SubscribeRequest { max_duration: Some(seconds(i64::MAX)), ..n1() };
     let collector = node.subscribe(request).await;
     bench.node("n2").await.publish(vec![events::queue_refresh()]).await.unwrap();
     collector.events(1, LIMIT).await;
-    for wrong in [seconds(-1), Some(Duration { seconds: 0, nanos: -1 })] {
-        let request = SubscribeRequest { max_duration: wrong, ..n1() };
+    for wrong in [seconds(-1), Duration { seconds: 0, nanos: -1 }] {
+        let request = SubscribeRequest { max_duration: Some(wrong), ..n1() };
         assert_eq!(wrong_fields(&refused(&bench, request).await), ["max_duration"]);
     }
 }

@@ -1,5 +1,8 @@
 //! The wire API as a client sees it: every message and every error over a real connection to a real gateway.
 
+// A test says what it expects by unwrapping it, and its helpers do; who publishes and who subscribes have similar names.
+#![allow(clippy::unwrap_used, clippy::similar_names)]
+
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -40,7 +40,7 @@ async fn a_gateway_says_how_it_does(bench: Bench) {
     assert_eq!(seen.gateway_id, one.subscribed().await.gateway_id);
     assert_eq!(seen.version, env!("CARGO_PKG_VERSION"));
     let started = SystemTime::try_from(seen.start_time.unwrap()).unwrap();
-    assert!(started.elapsed().is_ok_and(|age| age < Duration::from_secs(120)));
+    assert!(started.elapsed().is_ok_and(|age| age < Duration::from_mins(2)));
     assert!(seen.serving && seen.reason.is_empty(), "{seen:?}");
     assert_eq!(seen.bus, if redis { "redis" } else { "embedded" });
     assert_eq!((seen.streams, seen.behind_events), (2, 0));
@@ -89,7 +89,7 @@ async fn nodes_are_listed_while_they_are_connected(bench: Bench) {
     assert_eq!((node.delivered_events, node.behind_events), (5, 0));
     assert!(node.peer.starts_with("127.0.0.1:"), "{}", node.peer);
     let connected = SystemTime::try_from(node.connect_time.unwrap()).unwrap();
-    assert!(connected.elapsed().is_ok_and(|age| age < Duration::from_secs(60)));
+    assert!(connected.elapsed().is_ok_and(|age| age < Duration::from_mins(1)));
     drop(collector);
     until(LIMIT, "nobody", async || list(&bench.gateway, 0, "").await.nodes.is_empty()).await;
 }

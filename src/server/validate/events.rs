@@ -110,10 +110,10 @@ impl Check {
         let all = matches!(e.scope(), Scope::All | Scope::AllNegative);
         match (all, e.entries.is_empty()) {
             (true, false) => {
-                self.wrong(format!("{path}.entries"), "must be empty where scope says all")
+                self.wrong(format!("{path}.entries"), "must be empty where scope says all");
             }
             (false, true) => {
-                self.wrong(format!("{path}.entries"), "is required unless scope says all")
+                self.wrong(format!("{path}.entries"), "is required unless scope says all");
             }
             _ => {}
         }
