@@ -45,6 +45,12 @@ impl Bench {
         self.redis.as_ref()
     }
 
+    /// What a further gateway on the same Redis is started with.
+    pub fn options(&self) -> GatewayOptions {
+        let redis = self.redis.as_ref().expect("a Redis");
+        GatewayOptions::redis(&redis.url, &redis.prefix)
+    }
+
     /// A node of the gateway.
     pub async fn node(&self, node_id: &str) -> TestNode {
         TestNode::connect(&self.gateway, node_id).await

@@ -7,7 +7,7 @@ use trunkline::proto::v1::{GapReason, GetStatusRequest, Position, Start, Subscri
 use crate::{
     bench::Bench,
     support::{
-        Collector, LIMIT, TestNode,
+        Collector, Gateway, LIMIT, TestNode,
         events::{self, numbered, with_id},
         until,
     },
@@ -246,4 +246,26 @@ async fn garbage_in_the_history_does_not_stop_a_gateway() {
         state.get_status(GetStatusRequest {}).await.unwrap().into_inner().serving
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_entry_behind_which_nothing_can_stand_costs_the_history_and_nothing_else() {
+    let mut scene = Scene::new().await;
+    let before = scene.collectors[0].last_token();
+    scene.publish("first").await;
+    scene.in_history("18446744073709551615-18446744073709551614", "x", b"").await;
+    scene.publish("second").await;
+    scene.publish("third").await;
+    scene.nothing_is_lost().await;
+    // The gateways have the first event no more in history, and still in memory.
+    let late = scene.bench.remote("late").await;
+    let request = SubscribeRequest { resume_token: before, ..late.request() };
+    let collector = late.subscribe(request).await;
+    assert!(collector.subscribed().await.resumed);
+    assert_eq!(collector.event("third", LIMIT).await.event_ids, scene.sent);
+    let newcomer = Gateway::start(scene.bench.options()).await;
+    let late = TestNode::connect(&newcomer, "late").await;
+    let request = SubscribeRequest { start: Start::Oldest.into(), ..late.request() };
+    let recording = late.subscribe(request).await.event("third", LIMIT).await;
+    assert_eq!(recording.event_ids, ["second", "third"]);
 }
