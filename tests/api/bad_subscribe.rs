@@ -6,7 +6,11 @@ use trunkline::proto::v1::{Filter, GapAction, GapReason, SubscribeRequest};
 
 use crate::{
     bench::Bench,
-    support::{Gateway, GatewayOptions, LIMIT, Seen, TestNode, events},
+    support::{
+        Gateway, GatewayOptions, LIMIT, Seen, TestNode,
+        events::{self, with_id},
+        shared,
+    },
     told::{told, wrong_fields},
 };
 
@@ -168,5 +172,32 @@ async fn a_token_of_another_deployment_begins_with_a_gap_and_goes_on() {
         let again = subscriber.subscribe(request).await;
         assert!(again.subscribed().await.resumed);
         assert_eq!(again.events(1, LIMIT).await.event_ids, recording.event_ids);
+    }
+}
+
+#[tokio::test]
+async fn a_strange_token_begins_with_a_gap_over_redis_too() {
+    let stranger = async |prefix: &str| {
+        let gateway = Gateway::start(GatewayOptions::embedded().set("prefix", prefix)).await;
+        let node = TestNode::connect(&gateway, "n1").await;
+        node.publish(vec![events::queue_refresh(); 9]).await.unwrap();
+        node.subscribe(node.request()).await.last_token()
+    };
+    let prefix = shared::prefix();
+    // Of an epoch that is lower than all here, of a higher one, and of another prefix.
+    let lower = stranger(&prefix).await;
+    let here = Bench::redis_with(|options| options.set("prefix", prefix.clone())).await;
+    let (higher, other) = (stranger(&prefix).await, stranger("elsewhere").await);
+    let (publisher, subscriber) = (here.node("n2").await, here.remote("n1").await);
+    publisher.publish(vec![events::queue_refresh()]).await.unwrap();
+    for (name, token) in [("lower", lower), ("higher", higher), ("other", other)] {
+        let collector =
+            subscriber.subscribe(SubscribeRequest { resume_token: token, ..n1() }).await;
+        assert!(!collector.subscribed().await.resumed, "{name}");
+        collector.gap(LIMIT).await;
+        publisher.publish(vec![with_id(name, events::queue_refresh())]).await.unwrap();
+        let recording = collector.event(name, LIMIT).await;
+        assert!(matches!(recording.seen[1], Seen::Gap(_)), "{name}: the gap comes first");
+        assert_eq!(recording.gaps().len(), 1, "{name}: {:?}", recording.gaps());
     }
 }
