@@ -6,7 +6,11 @@ use trunkline::proto::v1::{Filter, GapAction, GapReason, SubscribeRequest};
 
 use crate::{
     bench::Bench,
-    support::{Gateway, GatewayOptions, LIMIT, Seen, TestNode, events},
+    support::{
+        Gateway, GatewayOptions, LIMIT, Seen, TestNode,
+        events::{self, with_id},
+        shared,
+    },
     told::{told, wrong_fields},
 };
 
@@ -20,9 +24,8 @@ async fn refused(bench: &Bench, request: SubscribeRequest) -> Status {
     answer.err().unwrap_or_else(|| panic!("not refused: {request:?}"))
 }
 
-#[allow(clippy::unnecessary_wraps)] // as the messages hold it
-fn seconds(seconds: i64) -> Option<Duration> {
-    Some(Duration { seconds, nanos: 0 })
+fn seconds(seconds: i64) -> Duration {
+    Duration { seconds, nanos: 0 }
 }
 
 #[tokio::test]
@@ -40,7 +43,7 @@ async fn all_that_is_wrong_with_a_request_is_named_at_once() {
         resume_token: b"not a token".to_vec(),
         start: 9,
         heartbeat_interval: Some(Duration { seconds: 0, nanos: 999_999_999 }),
-        max_duration: seconds(0),
+        max_duration: Some(seconds(0)),
         overflow: 9,
         ..Default::default()
     };
@@ -83,29 +86,29 @@ async fn there_is_a_limit_to_everything_that_can_be_listed() {
 async fn a_heartbeat_interval_is_one_second_to_one_hour() {
     let bench = Bench::embedded().await;
     for wrong in [seconds(-1), seconds(0), seconds(3601), seconds(i64::MAX)] {
-        let request = SubscribeRequest { heartbeat_interval: wrong, ..n1() };
+        let request = SubscribeRequest { heartbeat_interval: Some(wrong), ..n1() };
         assert_eq!(wrong_fields(&refused(&bench, request).await), ["heartbeat_interval"]);
     }
     let node = bench.node("n1").await;
     for right in [seconds(1), seconds(3600)] {
-        let request = SubscribeRequest { heartbeat_interval: right, ..n1() };
+        let request = SubscribeRequest { heartbeat_interval: Some(right), ..n1() };
         let subscribed = node.subscribe(request).await.subscribed().await;
-        assert_eq!(subscribed.heartbeat_interval, right);
+        assert_eq!(subscribed.heartbeat_interval, Some(right));
     }
     let subscribed = node.subscribe(n1()).await.subscribed().await;
-    assert_eq!(subscribed.heartbeat_interval, seconds(15));
+    assert_eq!(subscribed.heartbeat_interval, Some(seconds(15)));
 }
 
 #[tokio::test]
 async fn the_longest_of_durations_is_right() {
     let bench = Bench::embedded().await;
     let node = bench.node("n1").await;
-    let request = SubscribeRequest { max_duration: seconds(i64::MAX), ..n1() };
+    let request = SubscribeRequest { max_duration: Some(seconds(i64::MAX)), ..n1() };
     let collector = node.subscribe(request).await;
     bench.node("n2").await.publish(vec![events::queue_refresh()]).await.unwrap();
     collector.events(1, LIMIT).await;
-    for wrong in [seconds(-1), Some(Duration { seconds: 0, nanos: -1 })] {
-        let request = SubscribeRequest { max_duration: wrong, ..n1() };
+    for wrong in [seconds(-1), Duration { seconds: 0, nanos: -1 }] {
+        let request = SubscribeRequest { max_duration: Some(wrong), ..n1() };
         assert_eq!(wrong_fields(&refused(&bench, request).await), ["max_duration"]);
     }
 }
@@ -169,5 +172,32 @@ async fn a_token_of_another_deployment_begins_with_a_gap_and_goes_on() {
         let again = subscriber.subscribe(request).await;
         assert!(again.subscribed().await.resumed);
         assert_eq!(again.events(1, LIMIT).await.event_ids, recording.event_ids);
+    }
+}
+
+#[tokio::test]
+async fn a_strange_token_begins_with_a_gap_over_redis_too() {
+    let stranger = async |prefix: &str| {
+        let gateway = Gateway::start(GatewayOptions::embedded().set("prefix", prefix)).await;
+        let node = TestNode::connect(&gateway, "n1").await;
+        node.publish(vec![events::queue_refresh(); 9]).await.unwrap();
+        node.subscribe(node.request()).await.last_token()
+    };
+    let prefix = shared::prefix();
+    // Of an epoch that is lower than all here, of a higher one, and of another prefix.
+    let lower = stranger(&prefix).await;
+    let here = Bench::redis_with(|options| options.set("prefix", prefix.clone())).await;
+    let (higher, other) = (stranger(&prefix).await, stranger("elsewhere").await);
+    let (publisher, subscriber) = (here.node("n2").await, here.remote("n1").await);
+    publisher.publish(vec![events::queue_refresh()]).await.unwrap();
+    for (name, token) in [("lower", lower), ("higher", higher), ("other", other)] {
+        let collector =
+            subscriber.subscribe(SubscribeRequest { resume_token: token, ..n1() }).await;
+        assert!(!collector.subscribed().await.resumed, "{name}");
+        collector.gap(LIMIT).await;
+        publisher.publish(vec![with_id(name, events::queue_refresh())]).await.unwrap();
+        let recording = collector.event(name, LIMIT).await;
+        assert!(matches!(recording.seen[1], Seen::Gap(_)), "{name}: the gap comes first");
+        assert_eq!(recording.gaps().len(), 1, "{name}: {:?}", recording.gaps());
     }
 }

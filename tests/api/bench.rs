@@ -45,6 +45,12 @@ impl Bench {
         self.redis.as_ref()
     }
 
+    /// What a further gateway on the same Redis is started with.
+    pub fn options(&self) -> GatewayOptions {
+        let redis = self.redis.as_ref().expect("a Redis");
+        GatewayOptions::redis(&redis.url, &redis.prefix)
+    }
+
     /// A node of the gateway.
     pub async fn node(&self, node_id: &str) -> TestNode {
         TestNode::connect(&self.gateway, node_id).await
@@ -56,19 +62,24 @@ impl Bench {
     }
 }
 
-/// Makes two tests of each `async fn name(bench: Bench)`: on the embedded bus, and over Redis between two gateways.
+/// Makes two tests of each `async fn name(bench: Bench)`: on the embedded bus, and over Redis between two gateways. `with set;`
+/// first sets further settings.
 #[macro_export]
 macro_rules! on_both_buses {
-    ($($name:ident),* $(,)?) => {
+    (with $set:ident; $($name:ident),* $(,)?) => {
         mod embedded {
             $(#[tokio::test] async fn $name() {
-                super::$name($crate::bench::Bench::embedded().await).await;
+                super::$name($crate::bench::Bench::embedded_with(super::$set).await).await;
             })*
         }
         mod redis {
             $(#[tokio::test] async fn $name() {
-                super::$name($crate::bench::Bench::redis().await).await;
+                super::$name($crate::bench::Bench::redis_with(super::$set).await).await;
             })*
         }
+    };
+    ($($name:ident),* $(,)?) => {
+        use std::convert::identity as as_it_is;
+        $crate::on_both_buses!(with as_it_is; $($name),*);
     };
 }

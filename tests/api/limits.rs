@@ -2,21 +2,25 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use tonic::Code;
 use trunkline::proto::v1::{GapReason, Overflow, SubscribeRequest};
 
 use crate::{
     bench::Bench,
-    support::{Collector, Keep, LIMIT, events, until},
+    on_both_buses,
+    support::{
+        Collector, GatewayOptions, Keep, LIMIT, Recording,
+        events::{self, with_id},
+        until,
+    },
     told::told,
 };
 
 #[tokio::test]
 async fn one_stream_more_than_there_may_be_is_refused_until_another_ends() {
-    let bench = Bench::embedded_with(|options| {
-        options.set("limits", serde_json::json!({ "maxStreams": 2 }))
-    })
-    .await;
+    let bench =
+        Bench::embedded_with(|options| options.set("limits", json!({ "maxStreams": 2 }))).await;
     let node = bench.node("n1").await;
     let first = node.subscribe(node.request()).await;
     let _second = node.subscribe(node.request()).await;
@@ -30,60 +34,63 @@ async fn one_stream_more_than_there_may_be_is_refused_until_another_ends() {
     until(LIMIT, "room for another", async || node.stream(node.request()).await.is_ok()).await;
 }
 
+on_both_buses!(
+    with forgetful;
+    who_is_too_slow_and_asked_for_it_is_disconnected,
+    who_is_too_slow_is_told_exactly_how_many_events_it_missed,
+);
+
+/// How many events are published while nobody reads; 24 MiB, where the windows of a connection are some 2 MiB.
+const PUBLISHED: u64 = 400;
+
+/// Keeps less than that.
+fn forgetful(options: GatewayOptions) -> GatewayOptions {
+    options.set("log", json!({ "maxEvents": 100 })).set("history", json!({ "maxFrames": 20 }))
+}
+
 /// A stream that nobody reads, while far more is published than connection, log and history hold.
-async fn overtaken(overflow: Overflow) -> (Bench, Collector) {
-    let log = serde_json::json!({ "maxEvents": 100 });
-    let bench = Bench::embedded_with(|options| options.set("log", log)).await;
-    let (publisher, subscriber) = (bench.node("n1").await, bench.node("n2").await);
+async fn overtaken(bench: &Bench, overflow: Overflow) -> Collector {
+    let (publisher, subscriber) = (bench.node("p").await, bench.remote("s").await);
     let request = SubscribeRequest { overflow: overflow.into(), ..subscriber.request() };
     let stream = subscriber.stream(request).await.unwrap();
-    // 24 MiB: the windows of a connection are some 2 MiB.
-    for _ in 0..40 {
-        let mut large = events::numbered("e", 10, 1);
-        for event in &mut large {
-            event.kind = events::custom("t").kind;
-            if let Some(trunkline::proto::v1::event::Kind::Custom(custom)) = &mut event.kind {
-                custom.payload.as_mut().unwrap().value = vec![7; 60 << 10];
-            }
-        }
-        publisher.publish(large).await.unwrap();
+    for _ in 0..PUBLISHED / 10 {
+        publisher.publish(vec![events::large(60 << 10); 10]).await.unwrap();
     }
-    (bench, Collector::start("n2".into(), stream, Keep::Ids))
+    // The other gateway has all of it too.
+    let witness = subscriber.subscribe(subscriber.request()).await;
+    publisher.publish(vec![with_id("last", events::queue_refresh())]).await.unwrap();
+    witness.event("last", LIMIT).await;
+    Collector::start("s".into(), stream, Keep::Ids)
 }
 
-#[tokio::test]
-async fn who_is_too_slow_and_asked_for_it_is_disconnected() {
-    let (bench, collector) = overtaken(Overflow::Disconnect).await;
+fn missed(recording: &Recording) -> u64 {
+    recording.gaps().iter().map(|gap| gap.missed_events.expect("a count")).sum()
+}
+
+async fn who_is_too_slow_and_asked_for_it_is_disconnected(bench: Bench) {
+    let collector = overtaken(&bench, Overflow::Disconnect).await;
     let status = collector.end(LIMIT).await.unwrap_err();
     let told = told(&status, Code::ResourceExhausted, "SUBSCRIBER_TOO_SLOW");
-    let missed: usize = told.metadata["missed_events"].parse().unwrap();
+    let untold: u64 = told.metadata["missed_events"].parse().unwrap();
     let recording = collector.recording();
     assert!(recording.gaps().is_empty());
-    let got = recording.event_ids.len();
-    assert!(missed > 0 && got + missed <= 400, "{got} delivered, {missed} missed");
+    let got = recording.event_ids.len() as u64;
+    assert!(untold > 0 && got + untold <= PUBLISHED, "{got} delivered, {untold} missed");
     // With the last token the node learns the same of a stream that goes on.
-    let token = collector.last_token();
-    let node = bench.node("n2").await;
-    let request = SubscribeRequest { resume_token: token, ..node.request() };
+    let node = bench.remote("s").await;
+    let request = SubscribeRequest { resume_token: collector.last_token(), ..node.request() };
     let again = node.subscribe(request).await;
     assert!(!again.subscribed().await.resumed);
-    let gap = again.gap(LIMIT).await;
-    assert_eq!(gap.reason(), GapReason::HistoryExpired);
-    let rest = 400 - got - usize::try_from(gap.missed_events.unwrap()).unwrap();
-    again.events(rest, LIMIT).await;
+    let recording = again.event("last", LIMIT).await;
+    assert_eq!(recording.gaps()[0].reason(), GapReason::HistoryExpired);
+    let rest = recording.event_ids.len() as u64;
+    assert_eq!(got + missed(&recording) + rest, PUBLISHED + 1);
 }
 
-#[tokio::test]
-async fn who_is_too_slow_is_told_exactly_how_many_events_it_missed() {
-    let (_bench, collector) = overtaken(Overflow::Gap).await;
-    let recording = collector
-        .wait(LIMIT, "the last of 400 events", |recording| {
-            let missed: u64 = recording.gaps().iter().filter_map(|gap| gap.missed_events).sum();
-            (recording.event_ids.len() as u64 + missed >= 400).then(|| recording.clone())
-        })
-        .await;
-    let missed: u64 = recording.gaps().iter().filter_map(|gap| gap.missed_events).sum();
-    assert!(missed > 0);
-    assert_eq!(recording.event_ids.len() as u64 + missed, 400);
+async fn who_is_too_slow_is_told_exactly_how_many_events_it_missed(bench: Bench) {
+    let collector = overtaken(&bench, Overflow::Gap).await;
+    let recording = collector.event("last", LIMIT).await;
+    assert!(missed(&recording) > 0);
+    assert_eq!(recording.event_ids.len() as u64 + missed(&recording), PUBLISHED + 1);
     assert_eq!(recording.subscribed().unwrap().overflow(), Overflow::Gap);
 }

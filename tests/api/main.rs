@@ -1,7 +1,7 @@
 //! The wire API as a client sees it: every message and every error over a real connection to a real gateway.
 
-// What a test expects, it unwraps, its helpers too.
-#![allow(clippy::unwrap_used)]
+// A test says what it expects by unwrapping it, and its helpers do; who publishes and who subscribes have similar names.
+#![allow(clippy::unwrap_used, clippy::similar_names)]
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -14,11 +14,13 @@ mod bad_publish;
 mod bad_subscribe;
 mod drain;
 mod filters;
+mod garbage;
 mod health;
 mod limits;
 mod passthrough;
 mod publishing;
 mod status;
+mod strangers;
 mod streams;
 mod too_large;
 mod unavailable;

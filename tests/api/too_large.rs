@@ -1,7 +1,7 @@
 //! Events and requests that are too large: `INVALID_ARGUMENT`, with the limit and the size, however large they are.
 
 use tonic::{Code, Status};
-use trunkline::proto::v1::{Event, Filter, PublishRequest, SubscribeRequest};
+use trunkline::proto::v1::{Filter, PublishRequest, SubscribeRequest};
 
 use crate::{
     bench::Bench,
@@ -12,17 +12,9 @@ use crate::{
 const EVENT_LIMIT: usize = 64 << 10;
 const REQUEST_LIMIT: usize = 4 << 20;
 
-fn with_reason(bytes: usize) -> Event {
-    let mut event = events::custom("com.example.large");
-    if let Some(trunkline::proto::v1::event::Kind::Custom(custom)) = &mut event.kind {
-        custom.payload.as_mut().unwrap().value = vec![7; bytes];
-    }
-    event
-}
-
 /// A request of at least so many bytes whose events are each small enough.
 fn request(bytes: usize) -> PublishRequest {
-    let event = with_reason(60 << 10);
+    let event = events::large(60 << 10);
     let events = vec![event; bytes / (60 << 10) + 1];
     PublishRequest { node_id: "n1".into(), events, ..Default::default() }
 }
@@ -39,7 +31,7 @@ fn sizes(status: &Status, field: &str) -> (usize, usize) {
 async fn an_event_that_is_too_large_is_named_with_its_size() {
     let bench = Bench::embedded().await;
     let node = bench.node("n1").await;
-    let large = with_reason(EVENT_LIMIT);
+    let large = events::large(EVENT_LIMIT);
     let size = prost::Message::encoded_len(&large);
     let status = node.publish(vec![events::queue_refresh(), large]).await.unwrap_err();
     assert_eq!(sizes(&status, "events[1]"), (EVENT_LIMIT, size));
@@ -87,7 +79,7 @@ async fn the_largest_request_fits() {
     let mut request = request(REQUEST_LIMIT);
     request.events.truncate(REQUEST_LIMIT / (61 << 10));
     let left = REQUEST_LIMIT - prost::Message::encoded_len(&request);
-    request.events.push(with_reason(left.saturating_sub(200).min(60 << 10)));
+    request.events.push(events::large(left.saturating_sub(200).min(60 << 10)));
     let size = prost::Message::encoded_len(&request);
     assert!(size <= REQUEST_LIMIT && size > REQUEST_LIMIT - (64 << 10), "{size}");
     let count = request.events.len();

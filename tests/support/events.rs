@@ -1,5 +1,7 @@
 //! Events of each kind, for tests to publish.
 
+use std::collections::HashMap;
+
 use prost_types::{Any, Timestamp};
 use trunkline::proto::v1::{
     BlockedIp, CacheInvalidation, CalendarAlert, CertificateChange, ChangedType, CustomEvent,
@@ -109,6 +111,16 @@ pub fn custom(type_name: &str) -> Event {
             // 7 seconds.
             value: vec![0x08, 0x07],
         }),
+    }))
+}
+
+/// An event with a payload of so many bytes.
+pub fn large(bytes: usize) -> Event {
+    let payload = Any { type_url: "example.org/Large".to_owned(), value: vec![7; bytes] };
+    event(Kind::Custom(CustomEvent {
+        r#type: "com.example.large".to_owned(),
+        labels: HashMap::new(),
+        payload: Some(payload),
     }))
 }
 

@@ -30,22 +30,38 @@ local known, seen = tonumber(ARGV[4]), tonumber(ARGV[5])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
-if not epoch or state[3] ~= ARGV[3] or known > epoch or (known == epoch and seen > offset) then
-  local before, ended = epoch or 0, offset or 0
-  if not epoch then
-    -- The state is gone (evicted, or deleted): history may still know.
-    local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
-    if last then
-      local e, o = string.match(last[1], '^(%d+)-(%d+)$')
-      before, ended = tonumber(e), tonumber(o)
+-- The last id that history has ever had; nothing can be added at or before it.
+local function top()
+  local info = redis.pcall('XINFO', 'STREAM', KEYS[2])
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then
+      local e, o = string.match(info[i + 1], '^(%d+)-(%d+)$')
+      return tonumber(e), tonumber(o)
     end
-    redis.call('DEL', KEYS[3])
   end
-  epoch, offset = math.max(now, known + 1, before + 1), 0
+  return 0, 0
+end
+
+local function open_epoch(before, ended)
+  local highest = top()
+  if highest > 2 ^ 52 then
+    -- No number of ours is beyond such an id: what was kept is given up.
+    redis.call('DEL', KEYS[2], KEYS[3])
+    highest = 0
+  end
+  epoch, offset = math.max(now, known + 1, before + 1, highest + 1), 0
   redis.call('HSET', KEYS[1], 'epoch', num(epoch), 'offset', '0', 'run', ARGV[3])
   local ending = num(before) .. '-' .. num(ended)
   redis.call('XADD', KEYS[2], num(epoch) .. '-0', 'e', ending)
   redis.call(ARGV[2], ARGV[1], 'E1 ' .. num(epoch) .. '-0 ' .. ending)
+end
+
+if not epoch then
+  -- The state is gone (evicted, or deleted): history may still know.
+  redis.call('DEL', KEYS[3])
+  open_epoch(top())
+elseif state[3] ~= ARGV[3] or known > epoch or (known == epoch and seen > offset) then
+  open_epoch(epoch, offset)
 end
 
 local function trim()
@@ -100,11 +116,17 @@ end
 
 local count = tonumber(ARGV[7])
 local first = offset + 1
+local place = num(epoch) .. '-' .. num(offset + count)
+local added = redis.pcall('XADD', KEYS[2], 'MAXLEN', '~', ARGV[9], place, 'f', ARGV[8])
+if type(added) == 'table' and added.err then
+  local e, o = top()
+  if e < epoch or (e == epoch and o < offset + count) then return added end
+  open_epoch(epoch, offset)
+  return {'epoch', num(epoch), num(offset)}
+end
 offset = offset + count
 bytes = bytes + #ARGV[8]
-local place = num(epoch) .. '-' .. num(offset)
 redis.call('HSET', KEYS[1], 'offset', num(offset), 'bytes', num(bytes))
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[9], place, 'f', ARGV[8])
 redis.call('SET', KEYS[4], num(sequence) .. ' ' .. num(epoch) .. ' ' .. num(first), 'PX', ARGV[12])
 local arg = 15
 for _ = 1, tonumber(ARGV[14]) do

@@ -76,6 +76,17 @@ impl Envelope {
         Some(Envelope { place, body })
     }
 
+    /// The last place that can stand before it; none if it does not say.
+    pub(super) fn follows(&self) -> Option<Place> {
+        match &self.body {
+            Body::Frame(stamped) => {
+                Some(Place { epoch: self.place.epoch, offset: Offset(stamped.frame.first.0 - 1) })
+            }
+            Body::EpochStart { previous } => previous.is_known().then_some(*previous),
+            Body::Beacon { .. } | Body::Unreadable => None,
+        }
+    }
+
     /// Bytes of events in it.
     pub(super) fn size(&self) -> usize {
         match &self.body {
@@ -115,8 +126,11 @@ impl Body {
         if count == 0 || count_events(&events)? != count {
             return None;
         }
-        let origin = (header.origin_epoch != 0)
-            .then(|| Place::new(header.origin_epoch, header.origin_first + count - 1));
+        let origin = match header.origin_epoch {
+            0 => None,
+            // Foreign bytes may say any number.
+            epoch => Some(Place::new(epoch, header.origin_first.checked_add(count - 1)?)),
+        };
         let frame = Frame {
             epoch: place.epoch,
             first: Offset(first),
@@ -238,6 +252,15 @@ mod tests {
         let envelope = Envelope::parse(on_the_channel("99-12", &frame)).unwrap();
         let Body::Frame(stamped) = envelope.body else { panic!("no frame") };
         assert_eq!(stamped.frame.origin, Some(Place::new(5, 41)));
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_is_unreadable() {
+        let origin = Some((Epoch(5), Offset(u64::MAX)));
+        let events = encode_events([Bytes::from("one"), Bytes::from("two")].iter());
+        let frame = encode_frame(&Header { origin, ..header() }, &events);
+        let envelope = Envelope::parse(on_the_channel("99-12", &frame)).unwrap();
+        assert!(matches!(envelope.body, Body::Unreadable));
     }
 
     #[test]

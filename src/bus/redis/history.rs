@@ -130,7 +130,24 @@ async fn read_once(
     let form = || Failure::Refused("an unknown form of XRANGE and HMGET".into());
     let entries = parse_entries(entries).ok_or_else(form)?;
     let tip = parse_tip(&tip).unwrap_or(Place::UNKNOWN);
-    Ok(Reading { more: entries.len() >= ENTRIES, entries, tip })
+    let more = entries.len() >= ENTRIES;
+    Ok(Reading { more, entries: without_foreign(entries, tip), tip })
+}
+
+/// The entries that gateways wrote. Whoever else adds to the stream adds behind the place where the shard stands, or where the
+/// next entry shows that nothing stood.
+fn without_foreign(entries: Vec<Envelope>, tip: Place) -> Vec<Envelope> {
+    let mut limit = tip.is_known().then_some(tip);
+    let mut kept: Vec<Envelope> = Vec::with_capacity(entries.len());
+    for entry in entries.into_iter().rev() {
+        if limit.is_some_and(|limit| entry.place > limit) {
+            continue;
+        }
+        limit = entry.follows().or(limit);
+        kept.push(entry);
+    }
+    kept.reverse();
+    kept
 }
 
 fn parse_entries(value: Value) -> Option<Vec<Envelope>> {
@@ -160,4 +177,43 @@ fn parse_tip(value: &Value) -> Option<Place> {
         _ => None,
     };
     Some(Place::new(number(0)?, number(1)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(id: &str, field: &str, value: &'static [u8]) -> Envelope {
+        Envelope::from_history(id.as_bytes(), field.as_bytes(), &Bytes::from_static(value)).unwrap()
+    }
+
+    fn kept(entries: Vec<Envelope>, tip: Place) -> Vec<String> {
+        without_foreign(entries, tip).iter().map(|entry| entry.place.to_string()).collect()
+    }
+
+    #[test]
+    fn what_others_wrote_into_history_is_left_out() {
+        // Sequence 1, one event and two events.
+        let (one, two) = (b"\x18\x01\x20\x01\x0a\x00", b"\x18\x01\x20\x02\x0a\x00\x0a\x00");
+        let entries = || {
+            vec![
+                entry("7-0", "e", b"0-0"),
+                entry("7-1", "f", one),
+                // Within the next frame; of a later version; far ahead; under the time of day.
+                entry("7-2", "f", b"foreign"),
+                entry("7-3", "f", two),
+                entry("7-5", "later", b"readable one day"),
+                entry("7-900", "x", b"foreign"),
+                entry("8-0", "x", b"foreign"),
+                entry("9-0", "e", b"7-5"),
+                entry("9-1", "f", one),
+                entry("9-7", "x", b"foreign"),
+                entry("10-0", "x", b"foreign"),
+            ]
+        };
+        let own = ["7-0", "7-1", "7-3", "7-5", "9-0", "9-1"];
+        assert_eq!(kept(entries(), Place::new(9, 1)), own);
+        // Where nobody knows how far the shard has come, nobody can tell.
+        assert_eq!(kept(entries(), Place::UNKNOWN)[6..], ["9-7", "10-0"]);
+    }
 }

@@ -72,6 +72,10 @@ impl Order {
             return;
         }
         match &envelope.body {
+            // It holds what has another's place.
+            Body::Frame(frame) if self.overlaps(frame) => {
+                self.skip(at, GapReason::Unreadable, out);
+            }
             Body::Frame(frame) => {
                 if !self.joins(frame) {
                     let before = Place::new(at.epoch.0, frame.frame.first.0 - 1);
@@ -123,6 +127,14 @@ impl Order {
     /// Whether nothing lies between. A subscriber may stand within a frame: it takes the rest of it.
     fn joins(&self, frame: &StampedFrame) -> bool {
         frame.frame.epoch == self.place.epoch && frame.frame.first <= self.place.offset.plus(1)
+    }
+
+    /// Whether a part of it was handed on as other frames.
+    fn overlaps(&self, frame: &StampedFrame) -> bool {
+        let began_here = self.writers.is_empty();
+        !began_here
+            && frame.frame.epoch == self.place.epoch
+            && frame.frame.first <= self.place.offset
     }
 
     fn take(&mut self, stamped: &StampedFrame) -> Delivery {
