@@ -101,7 +101,9 @@ async fn it_ends_after_so_many_events_or_so_long() {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_goes_on_from_a_token_that_it_printed() {
     let gateway = gateway().await;
-    let subscriber = subscribe(&gateway, ["--all", "--max-events", "2"]).await;
+    let subscriber =
+        Process::start("subscribe", to(&gateway, ["subscribe", "--all", "--max-events", "2"]));
+    subscriber.stdout_lines(1, LIMIT).await;
     let node = TestNode::connect(&gateway, "n1").await;
     node.publish(numbered("e", 2, 1)).await.expect("published");
     subscriber.wait(LIMIT).await;
