@@ -65,7 +65,7 @@ pub(super) struct Subscribe {
     /// What to do on falling too far behind
     #[arg(long, value_enum, default_value_t = OnOverflow::Gap)]
     overflow: OnOverflow,
-    /// Print heartbeats too, on standard error
+    /// Print openings and heartbeats too, on standard error
     #[arg(long)]
     heartbeats: bool,
     /// Print whole responses on standard output, with tokens
@@ -127,7 +127,7 @@ impl Subscribe {
         let mut client = self.gateway.connect().await?;
         let mut stream = client.subscribe(request).await?.into_inner();
         while let Some(response) = stream.message().await? {
-            self.print(response)?;
+            self.print(&response)?;
         }
         Ok(())
     }
@@ -161,12 +161,12 @@ impl Subscribe {
         }
     }
 
-    fn print(&self, response: SubscribeResponse) -> Result<(), Failure> {
+    fn print(&self, response: &SubscribeResponse) -> Result<(), Failure> {
         let whole =
             |response: &SubscribeResponse| json::response_to_json(response).map_err(Failure::Other);
         let mut out = io::stdout().lock();
         if self.all {
-            writeln!(out, "{}", whole(&response)?)?;
+            writeln!(out, "{}", whole(response)?)?;
             return Ok(out.flush()?);
         }
         match &response.response {
@@ -178,9 +178,8 @@ impl Subscribe {
                 // A reader at the other end of a pipe sees each event when it comes.
                 out.flush()?;
             }
-            Some(Response::Heartbeat(_)) if !self.heartbeats => {}
-            Some(Response::Subscribed(_)) if !self.heartbeats => {}
-            _ => writeln!(io::stderr(), "{}", whole(&response)?)?,
+            Some(Response::Heartbeat(_) | Response::Subscribed(_)) if !self.heartbeats => {}
+            _ => writeln!(io::stderr(), "{}", whole(response)?)?,
         }
         Ok(())
     }
@@ -205,7 +204,7 @@ async fn reader_gone() {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 #[cfg(test)]

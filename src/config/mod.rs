@@ -165,7 +165,7 @@ impl Default for Config {
             heartbeat: Duration::from_secs(15),
             limits: Limits::default(),
             drain: Drain::default(),
-            request_id_window: Duration::from_secs(60),
+            request_id_window: Duration::from_mins(1),
             log_format: LogFormat::Text,
             log_level: "info".to_owned(),
         }
@@ -180,7 +180,7 @@ fn random_id() -> String {
 
 impl Default for History {
     fn default() -> History {
-        History { max_age: Duration::from_secs(5 * 60), max_bytes: 64 << 20, max_frames: 100_000 }
+        History { max_age: Duration::from_mins(5), max_bytes: 64 << 20, max_frames: 100_000 }
     }
 }
 

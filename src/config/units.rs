@@ -119,7 +119,7 @@ mod tests {
     fn the_shortest_form_is_written() {
         assert_eq!(format_duration(Duration::from_secs(90)), "90s");
         assert_eq!(format_duration(Duration::from_millis(1500)), "1500ms");
-        assert_eq!(format_duration(Duration::from_secs(7200)), "2h");
+        assert_eq!(format_duration(Duration::from_hours(2)), "2h");
         assert_eq!(format_duration(Duration::ZERO), "0s");
         assert_eq!(format_size(64 << 20), "64MiB");
         assert_eq!(format_size(1025), "1025B");

@@ -19,8 +19,8 @@ async fn every_kind_goes_through_a_pipe_and_back_unchanged() {
         one.url(),
         other.url()
     );
-    let observer = TestNode::connect(&other, "observer").await;
-    let observed = observer.subscribe(observer.request()).await;
+    let other_node = TestNode::connect(&other, "observer").await;
+    let observed = other_node.subscribe(other_node.request()).await;
     let pipe = Process::start("pipe", Program::new("sh", ["-c", &pipe, &binary()]));
     pipe.stderr_has("subscriptionId", LIMIT).await;
 

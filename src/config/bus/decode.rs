@@ -21,8 +21,8 @@ pub(in crate::config) const STORE_TYPES: [&str; 2] = ["Redis", "RedisCluster"];
 const DEFAULT_URL: &str = "redis://127.0.0.1";
 
 const MILLISECOND: Duration = Duration::from_millis(1);
-const MINUTE: Duration = Duration::from_secs(60);
-const HOUR: Duration = Duration::from_secs(60 * 60);
+const MINUTE: Duration = Duration::from_mins(1);
+const HOUR: Duration = Duration::from_hours(1);
 
 /// A longer file is no certificate: somebody named the wrong one.
 const LONGEST_PEM: u64 = 1024 * 1024;
