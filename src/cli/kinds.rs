@@ -47,10 +47,10 @@ pub(super) enum What {
         /// The calendar event
         #[arg(long, default_value = "", hide_default_value = true)]
         event: String,
-        /// Which recurrence of it, as iCalendar's RECURRENCE-ID
+        /// Which recurrence of it, by its RECURRENCE-ID
         #[arg(long, default_value = "", hide_default_value = true)]
         recurrence: String,
-        /// Its UID in iCalendar
+        /// Its UID, by which other calendars know it
         #[arg(long, default_value = "", hide_default_value = true)]
         uid: String,
         /// Which of its alerts
@@ -65,7 +65,7 @@ pub(super) enum What {
     },
     /// An address or network is banned, or no longer
     BlockedIp {
-        /// 192.0.2.7, or 2001:db8::/32
+        /// `192.0.2.7`, or `2001:db8::/32`
         address: String,
         /// The ban is lifted
         #[arg(long)]
@@ -120,7 +120,7 @@ pub(super) enum What {
     QueueRefresh,
     /// An event of any other application
     Custom {
-        /// Its dotted name: com.example.invoice_paid
+        /// Its dotted name: `com.example.invoice_paid`
         r#type: String,
         /// A small fact about it; may be given several times
         #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label)]

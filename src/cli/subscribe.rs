@@ -65,7 +65,7 @@ pub(super) struct Subscribe {
     /// What to do on falling too far behind
     #[arg(long, value_enum, default_value_t = OnOverflow::Gap)]
     overflow: OnOverflow,
-    /// Print heartbeats too, on standard error
+    /// Print openings and heartbeats too, on standard error
     #[arg(long)]
     heartbeats: bool,
     /// Print whole responses on standard output, with tokens

@@ -14,7 +14,7 @@ const ZERO: Duration = Duration::ZERO;
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
-const WEEK: Duration = Duration::from_hours(168);
+const WEEK: Duration = Duration::from_hours(7 * 24);
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;

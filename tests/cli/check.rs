@@ -22,8 +22,6 @@ async fn check(config: Value) -> Output {
 
 /// The lines of the errors, without the name of the program.
 fn told(output: &Output) -> Vec<&str> {
-    let line = |line: &'static str| line;
-    let _ = line;
     output.stderr.lines().map(|line| line.strip_prefix("trunkline: ").unwrap_or(line)).collect()
 }
 

@@ -19,8 +19,8 @@ async fn every_kind_goes_through_a_pipe_and_back_unchanged() {
         one.url(),
         other.url()
     );
-    let observer = TestNode::connect(&other, "observer").await;
-    let observed = observer.subscribe(observer.request()).await;
+    let other_node = TestNode::connect(&other, "observer").await;
+    let observed = other_node.subscribe(other_node.request()).await;
     let pipe = Process::start("pipe", Program::new("sh", ["-c", &pipe, &binary()]));
     pipe.stderr_has("subscriptionId", LIMIT).await;
 
@@ -101,7 +101,9 @@ async fn it_ends_after_so_many_events_or_so_long() {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_goes_on_from_a_token_that_it_printed() {
     let gateway = gateway().await;
-    let subscriber = subscribe(&gateway, ["--all", "--max-events", "2"]).await;
+    let subscriber =
+        Process::start("subscribe", to(&gateway, ["subscribe", "--all", "--max-events", "2"]));
+    subscriber.stdout_lines(1, LIMIT).await;
     let node = TestNode::connect(&gateway, "n1").await;
     node.publish(numbered("e", 2, 1)).await.expect("published");
     subscriber.wait(LIMIT).await;

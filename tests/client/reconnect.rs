@@ -202,10 +202,10 @@ async fn the_next_process_continues_with_the_token_on_another_gateway() {
     let seen = until_event(&mut subscription, "e50").await;
     // The token stands for whole batches: take what is left of this one.
     let mut token = subscription.resume_token().to_vec();
-    let mut taken = ids(&seen).len();
+    let mut received = ids(&seen).len();
     while subscription.resume_token() == token {
         if let Notification::Event(_) = next(&mut subscription).await {
-            taken += 1;
+            received += 1;
         }
     }
     token = subscription.resume_token().to_vec();
@@ -217,5 +217,5 @@ async fn the_next_process_continues_with_the_token_on_another_gateway() {
     assert!(opened.resumed, "{opened:?}");
     let count = flow.end().await;
     let seen = until_event(&mut subscription, "last").await;
-    assert_whole(&seen, taken, count);
+    assert_whole(&seen, received, count);
 }

@@ -231,6 +231,28 @@ fn the_waits_between_retries_are_in_order() {
 }
 
 #[test]
+fn replicas_are_asked_for_by_number() {
+    let of =
+        |variant: &str, number: Value| bus(&json!({ "@type": variant, "minReplicas": number }));
+    assert_eq!(redis(load(&of("Redis", json!(16)))).min_replicas, 16);
+    assert_eq!(cluster(load(&of("RedisCluster", json!(1)))).min_replicas, 1);
+    assert_eq!(redis(load(&of("Redis", json!(null)))).min_replicas, 0);
+    for (variant, number, expected) in [
+        ("Redis", json!(17), "17 is out of range: at least 0, at most 16"),
+        ("RedisCluster", json!(-1), "-1 is out of range: at least 0, at most 16"),
+        ("RedisCluster", json!("all"), "is a string; expected a whole number"),
+        ("Redis", json!(true), "is a boolean; expected a whole number"),
+    ] {
+        let line = error(&of(variant, number));
+        assert_eq!(line, format!("coordinator.minReplicas: {expected}"));
+    }
+    let line = error(&bus(&json!({ "@type": "Redis", "minReplica": 1 })));
+    assert_eq!(line, "coordinator.minReplica: is not known; did you mean minReplicas?");
+    let line = error(&bus(&json!({ "@type": "Embedded", "minReplicas": 1 })));
+    assert!(line.starts_with("coordinator.minReplicas: is not known"), "{line}");
+}
+
+#[test]
 fn certificates_are_checked() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();

@@ -148,6 +148,9 @@ fn names_have_their_rules() {
         (json!({ "prefix": "x".repeat(65) }), "prefix: its length of 65 is out of range"),
         (json!({ "prefix": "a{b}" }), "prefix: \"a{b}\" may hold letters, digits"),
         (json!({ "prefix": "a b" }), "prefix: \"a b\" may hold letters, digits"),
+        (json!({ "prefix": "a\tb" }), "prefix: \"a\\tb\" may hold letters, digits"),
+        (json!({ "prefix": "a\u{7f}" }), "prefix: \"a\\u{7f}\" may hold letters, digits"),
+        (json!({ "prefix": "b\u{fc}ro" }), "prefix: \"b\u{fc}ro\" may hold letters, digits"),
         (json!({ "gatewayId": "" }), "gatewayId: its length of 0 is out of range"),
         (json!({ "gatewayId": "x".repeat(129) }), "gatewayId: its length of 129 is out of range"),
         (json!({ "gatewayId": "a b" }), "gatewayId: \"a b\" holds white space"),
@@ -201,6 +204,7 @@ fn what_is_no_json_is_told_with_its_place() {
         ("{ \"listen\" \"x\" }", (1, 12), "expected `:`"),
         ("", (1, 0), "EOF while parsing a value"),
         ("{} {}", (1, 4), "trailing characters"),
+        ("// none\n{}", (1, 1), "expected value"),
         ("{\"a\": 1e999}", (1, 11), "number out of range"),
     ] {
         let errors = violations_of(text);
