@@ -10,7 +10,7 @@ const FIRST: Duration = Duration::from_millis(50);
 const MOST: Duration = Duration::from_secs(2);
 
 /// No gateway keeps a node away for longer.
-const MOST_ASKED: Duration = Duration::from_secs(60);
+const MOST_ASKED: Duration = Duration::from_mins(1);
 
 /// The wait before the next attempt.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +56,6 @@ mod tests {
     fn what_was_asked_for_is_kept_within_reason() {
         let mut backoff = Backoff::new();
         assert_eq!(backoff.next(Some(Duration::from_secs(5))), Duration::from_secs(5));
-        assert_eq!(backoff.next(Some(Duration::from_secs(86_400))), MOST_ASKED);
+        assert_eq!(backoff.next(Some(Duration::from_hours(24))), MOST_ASKED);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Bound,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -38,6 +39,13 @@ pub struct Listed {
     entry: Arc<NodeEntry>,
 }
 
+/// Where a page begins.
+#[derive(Debug, Default)]
+pub struct PageStart {
+    /// The last node of the page before; none for the first page.
+    after: Option<(String, String)>,
+}
+
 /// More streams are open than may be.
 #[derive(Debug)]
 pub struct TooMany;
@@ -71,20 +79,35 @@ impl Nodes {
         entries.iter().map(|entry| entry.progress.behind()).sum()
     }
 
-    /// A page of at most `size` nodes after `token`, and the token of the next page. None: it is no token of ours.
-    pub fn page(&self, token: &str, size: usize) -> Option<(Vec<v1::Node>, String)> {
-        let after = if token.is_empty() { None } else { Some(from_page_token(token)?) };
+    /// A page of at most `size` nodes, and the token of the next page; empty if there is none.
+    pub fn page(&self, start: PageStart, size: usize) -> (Vec<v1::Node>, String) {
         let entries: Vec<_> = {
             let entries = self.entries.lock();
-            let from = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
-            let range = entries.range((from, std::ops::Bound::Unbounded));
+            let from = start.after.map_or(Bound::Unbounded, Bound::Excluded);
+            let range = entries.range((from, Bound::Unbounded));
             range.take(size + 1).map(|(_, entry)| entry.clone()).collect()
         };
         let more = entries.len() > size;
         let nodes: Vec<_> = entries.iter().take(size).map(|entry| entry.describe()).collect();
-        let next = nodes.last().filter(|_| more);
-        let next = next.map(page_token).unwrap_or_default();
-        Some((nodes, next))
+        let next = nodes.last().filter(|_| more).map(PageStart::encode_after);
+        (nodes, next.unwrap_or_default())
+    }
+}
+
+impl PageStart {
+    /// Reads a page token; None: it is none of ours. The empty one stands for the first page.
+    pub fn decode(token: &str) -> Option<PageStart> {
+        if token.is_empty() {
+            return Some(PageStart::default());
+        }
+        let text = String::from_utf8(URL_SAFE_NO_PAD.decode(token).ok()?).ok()?;
+        let (node, subscription) = text.split_once(BETWEEN)?;
+        Some(PageStart { after: Some((node.to_owned(), subscription.to_owned())) })
+    }
+
+    /// The token of the page that begins after this node: opaque to clients, and safe in a URL (AIP-158).
+    fn encode_after(last: &v1::Node) -> String {
+        URL_SAFE_NO_PAD.encode(format!("{}{BETWEEN}{}", last.node_id, last.subscription_id))
     }
 }
 
@@ -114,17 +137,6 @@ impl Drop for Listed {
     fn drop(&mut self) {
         self.nodes.entries.lock().remove(&self.key);
     }
-}
-
-/// Stands for all nodes up to this one. Opaque to clients, and safe in a URL (AIP-158).
-fn page_token(last: &v1::Node) -> String {
-    URL_SAFE_NO_PAD.encode(format!("{}{BETWEEN}{}", last.node_id, last.subscription_id))
-}
-
-fn from_page_token(token: &str) -> Option<(String, String)> {
-    let text = String::from_utf8(URL_SAFE_NO_PAD.decode(token).ok()?).ok()?;
-    let (node, subscription) = text.split_once(BETWEEN)?;
-    Some((node.to_owned(), subscription.to_owned()))
 }
 
 /// A time as protobuf says it.

@@ -1,6 +1,6 @@
 //! What a node is told whose request is larger than the gateway reads.
 //!
-//! Such a request is refused by tonic before any code of ours sees it, with the code OUT_OF_RANGE and no details. The answer is
+//! Such a request is refused by tonic before any code of ours sees it, with the code `OUT_OF_RANGE` and no details. The answer is
 //! exchanged for the one that a node gets for any other payload that is too large.
 
 use http::{HeaderMap, Response};
@@ -19,7 +19,7 @@ pub fn explain(response: Response<Body>) -> Response<Body> {
     }
 }
 
-/// How many bytes the request has and may have, if that is what the answer complains of. Nothing else here answers OUT_OF_RANGE.
+/// How many bytes the request has and may have, if that is what the answer complains of. Nothing else here answers `OUT_OF_RANGE`.
 fn sizes(headers: &HeaderMap) -> Option<(usize, usize)> {
     let code = headers.get(Status::GRPC_STATUS)?;
     if Code::from_bytes(code.as_bytes()) != Code::OutOfRange {

@@ -242,12 +242,8 @@ impl Service {
     }
 
     fn list_nodes(&self, request: &v1::ListNodesRequest) -> Result<v1::ListNodesResponse, Error> {
-        let size = validate::page_size(request.page_size)?;
-        let (nodes, next_page_token) = self
-            .shared
-            .nodes
-            .page(&request.page_token, size)
-            .ok_or_else(|| Error::field("page_token", "is not one that this method gave"))?;
+        let (size, start) = validate::page(request)?;
+        let (nodes, next_page_token) = self.shared.nodes.page(start, size);
         Ok(v1::ListNodesResponse { nodes, next_page_token })
     }
 

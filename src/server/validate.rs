@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::{
     error::{Error, Violation},
+    nodes::PageStart,
     wire,
 };
 use crate::{
@@ -38,9 +39,9 @@ const MAX_PATTERNS: usize = 256;
 const MAX_PAGE: usize = 1000;
 const DEFAULT_PAGE: usize = 100;
 const LEAST_HEARTBEAT: Duration = Duration::from_secs(1);
-const MOST_HEARTBEAT: Duration = Duration::from_secs(3600);
+const MOST_HEARTBEAT: Duration = Duration::from_hours(1);
 /// What is longer is as good as this, which no clock overflows: a hundred years.
-const MOST_DURATION: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+const MOST_DURATION: Duration = Duration::from_hours(878_400);
 /// What a `google.protobuf.Timestamp` may say: the years 1 to 9999. Clients fail on others.
 const TIME_SECONDS: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
@@ -235,13 +236,19 @@ fn resume_token(bytes: &[u8], deployment: u32) -> Result<ResumeToken, String> {
     }
 }
 
-/// The size of a page: the default for 0, and what is more than the most is that.
-pub fn page_size(size: i32) -> Result<usize, Error> {
-    match usize::try_from(size) {
-        Ok(0) => Ok(DEFAULT_PAGE),
-        Ok(size) => Ok(size.min(MAX_PAGE)),
-        Err(_) => Err(Error::field("page_size", "must not be negative")),
-    }
+/// The size of a page, and where it begins. The default for 0; what is more than the most is the most.
+pub fn page(request: &v1::ListNodesRequest) -> Result<(usize, PageStart), Error> {
+    let mut check = Check::default();
+    let size = usize::try_from(request.page_size).unwrap_or_else(|_| {
+        check.wrong("page_size", "must not be negative");
+        0
+    });
+    let start = PageStart::decode(&request.page_token).unwrap_or_else(|| {
+        check.wrong("page_token", "is not one that this method gave");
+        PageStart::default()
+    });
+    check.done()?;
+    Ok((if size == 0 { DEFAULT_PAGE } else { size.min(MAX_PAGE) }, start))
 }
 
 fn too_large(what: &str, limit: usize, actual: usize) -> Error {
@@ -441,10 +448,10 @@ impl Check {
         let all = matches!(e.scope(), Scope::All | Scope::AllNegative);
         match (all, e.entries.is_empty()) {
             (true, false) => {
-                self.wrong(format!("{path}.entries"), "must be empty where scope says all")
+                self.wrong(format!("{path}.entries"), "must be empty where scope says all");
             }
             (false, true) => {
-                self.wrong(format!("{path}.entries"), "is required unless scope says all")
+                self.wrong(format!("{path}.entries"), "is required unless scope says all");
             }
             _ => {}
         }

@@ -20,6 +20,7 @@ async fn refused(bench: &Bench, request: SubscribeRequest) -> Status {
     answer.err().unwrap_or_else(|| panic!("not refused: {request:?}"))
 }
 
+#[allow(clippy::unnecessary_wraps)] // as the messages hold it
 fn seconds(seconds: i64) -> Option<Duration> {
     Some(Duration { seconds, nanos: 0 })
 }

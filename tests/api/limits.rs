@@ -53,7 +53,7 @@ async fn overtaken(overflow: Overflow) -> (Bench, Collector) {
 
 #[tokio::test]
 async fn who_is_too_slow_and_asked_for_it_is_disconnected() {
-    let (_bench, collector) = overtaken(Overflow::Disconnect).await;
+    let (bench, collector) = overtaken(Overflow::Disconnect).await;
     let status = collector.end(LIMIT).await.unwrap_err();
     let told = told(&status, Code::ResourceExhausted, "SUBSCRIBER_TOO_SLOW");
     let missed: usize = told.metadata["missed_events"].parse().unwrap();
@@ -63,7 +63,7 @@ async fn who_is_too_slow_and_asked_for_it_is_disconnected() {
     assert!(missed > 0 && got + missed <= 400, "{got} delivered, {missed} missed");
     // With the last token the node learns the same of a stream that goes on.
     let token = collector.last_token();
-    let node = _bench.node("n2").await;
+    let node = bench.node("n2").await;
     let request = SubscribeRequest { resume_token: token, ..node.request() };
     let again = node.subscribe(request).await;
     assert!(!again.subscribed().await.resumed);

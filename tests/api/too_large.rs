@@ -1,4 +1,4 @@
-//! Events and requests that are too large: INVALID_ARGUMENT, with the limit and the size, however large they are.
+//! Events and requests that are too large: `INVALID_ARGUMENT`, with the limit and the size, however large they are.
 
 use tonic::{Code, Status};
 use trunkline::proto::v1::{Event, Filter, PublishRequest, SubscribeRequest};

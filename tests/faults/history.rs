@@ -40,6 +40,7 @@ pub type Place = (u64, u64);
 
 /// A subscriber: one node whose streams follow one another, each with the last token of the one before.
 #[derive(Clone, Debug, Default)]
+#[allow(clippy::struct_field_names)] // the name of the wire API
 pub struct Node {
     pub node_id: String,
     pub wants: Wants,

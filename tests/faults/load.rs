@@ -379,8 +379,8 @@ fn take(shared: &Shared, place: usize, response: SubscribeResponse, token: &mut 
             *token = batch.resume_token;
         }
         Some(Response::Gap(gap)) => {
-            *token = gap.resume_token.clone();
-            note(shared, place, Item::Gap(told(gap)));
+            token.clone_from(&gap.resume_token);
+            note(shared, place, Item::Gap(told(&gap)));
         }
         Some(Response::Heartbeat(heartbeat)) => *token = heartbeat.resume_token,
         Some(Response::Draining(_)) => note(shared, place, Item::Draining),
@@ -388,16 +388,16 @@ fn take(shared: &Shared, place: usize, response: SubscribeResponse, token: &mut 
     }
 }
 
-fn told(gap: WireGap) -> Gap {
-    let place = |position: Option<trunkline::proto::v1::Position>| {
-        position.map(|position| (position.epoch, position.offset)).unwrap_or_default()
+fn told(gap: &WireGap) -> Gap {
+    let place = |position: &Option<trunkline::proto::v1::Position>| {
+        position.as_ref().map(|position| (position.epoch, position.offset)).unwrap_or_default()
     };
     Gap {
         shard: gap.shard,
         reason: GapReason::try_from(gap.reason)
             .map_or_else(|_| gap.reason.to_string(), |reason| reason.as_str_name().to_owned()),
-        from: place(gap.from),
-        to: place(gap.to),
+        from: place(&gap.from),
+        to: place(&gap.to),
         missed: gap.missed_events,
     }
 }

@@ -28,7 +28,7 @@ use support::{
     shared,
 };
 
-/// `short` in an ordinary run, `long` where the long form was asked for by TRUNKLINE_TEST_LONG.
+/// `short` in an ordinary run, `long` where the long form was asked for by `TRUNKLINE_TEST_LONG`.
 pub fn seconds(long: u64, short: u64) -> Duration {
     let is_long = std::env::var_os("TRUNKLINE_TEST_LONG").is_some_and(|value| !value.is_empty());
     Duration::from_secs(if is_long { long } else { short })

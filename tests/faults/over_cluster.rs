@@ -34,7 +34,7 @@ async fn a_master_is_killed(protocol: &str, fault: &str) {
     cluster.taken_over(slot, master).await;
     let healed = load.now();
     serving([&one, &two]).await;
-    let served = load.now() - killed;
+    let served = load.now().saturating_sub(killed);
     load.publishes(500).await;
     cluster.restart(master, Data::Wiped).await;
     load.publishes(500).await;

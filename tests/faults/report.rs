@@ -95,7 +95,7 @@ impl<'a> Report<'a> {
         let mut times: Vec<Duration> =
             all_acknowledged(self.history).map(|(_, acknowledged)| acknowledged.at).collect();
         times.sort_unstable();
-        times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+        times.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).max().unwrap_or_default()
     }
 }
 
