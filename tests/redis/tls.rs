@@ -1,6 +1,5 @@
 //! TLS to the server: a CA of one's own, a client certificate, and what is said when a certificate does not hold.
 
-use std::ffi::OsStr;
 use std::path::Path;
 
 use serde_json::json;
@@ -59,16 +58,11 @@ impl TlsServer {
     }
 }
 
+/// Runs openssl in the folder.
 async fn openssl(folder: &Path, args: &str) {
-    let mut program = Program::new(tools::openssl(), args.split_whitespace());
-    // Files are named as they lie in the folder.
-    for arg in &mut program.args {
-        let kind = Path::new(arg).extension().and_then(OsStr::to_str);
-        if matches!(kind, Some("pem" | "key" | "csr" | "ext")) {
-            *arg = folder.join(&*arg).display().to_string();
-        }
-    }
-    program.run(LIMIT).await.success();
+    let there = format!("cd \"$0\" && exec \"$1\" {args}");
+    let (folder, openssl) = (folder.display().to_string(), tools::openssl().display().to_string());
+    Program::new("sh", ["-c", &there, &folder, &openssl]).run(LIMIT).await.success();
 }
 
 const KEY: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
