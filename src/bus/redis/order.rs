@@ -72,6 +72,9 @@ impl Order {
             return;
         }
         match &envelope.body {
+            Body::Frame(frame) if self.overlaps(frame) => {
+                self.skip(at, GapReason::Unreadable, out);
+            }
             Body::Frame(frame) => {
                 if !self.follows(frame) {
                     let before = Place::new(at.epoch.0, frame.frame.first.0 - 1);
@@ -118,6 +121,11 @@ impl Order {
 
     fn follows(&self, frame: &StampedFrame) -> bool {
         frame.frame.epoch == self.place.epoch && frame.frame.first == self.place.offset.plus(1)
+    }
+
+    /// Whether a part of it was handed on already: no frame of the script's, and its events cannot be told apart.
+    fn overlaps(&self, frame: &StampedFrame) -> bool {
+        frame.frame.epoch == self.place.epoch && frame.frame.first <= self.place.offset
     }
 
     fn take(&mut self, stamped: &StampedFrame) -> Delivery {
@@ -281,6 +289,16 @@ mod tests {
         order.take_history(&again(frame(9, 1, 3, 40), 2, Place::new(5, 7)), &mut out);
         order.take_history(&again(frame(9, 4, 1, 41), 2, Place::new(5, 8)), &mut out);
         assert!(matches!(out[..], [Delivery::Epoch(_), Delivery::Again(_), Delivery::Frame(_)]));
+    }
+
+    #[test]
+    fn a_frame_that_overlaps_what_was_handed_on_is_told_as_unreadable() {
+        let mut order = Order::after(Place::new(5, 10));
+        let mut out = vec![];
+        assert!(matches!(order.offer(&frame(5, 6, 15, 1)), Step::Hole));
+        order.take_history(&frame(5, 6, 15, 1), &mut out);
+        assert!(is_gap(&out[0], Place::new(5, 10), Place::new(5, 20), Some(10)));
+        assert_eq!((out.len(), order.place()), (1, Place::new(5, 20)));
     }
 
     #[test]
