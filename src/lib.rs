@@ -7,6 +7,9 @@
 pub mod bus;
 pub mod client;
 pub mod config;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod hub;
 pub mod proto;
 pub mod server;

@@ -134,7 +134,17 @@ impl Config {
     ///
     /// Reads the file, and the files in which secrets and certificates lie; nothing else of the machine.
     pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
-        let Layers { document, origins, mut violations } = Layers::of(sources);
+        Config::decode(Layers::of(sources), sources)
+    }
+
+    /// As [`Config::load`], with `text` in place of the file.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn load_text(text: &[u8], sources: &Sources) -> Result<Config, ConfigErrors> {
+        Config::decode(Layers::over("text", text, sources), sources)
+    }
+
+    fn decode(layers: Layers, sources: &Sources) -> Result<Config, ConfigErrors> {
+        let Layers { document, origins, mut violations } = layers;
         let context = Context::new(&sources.env, &origins);
         let config = document.map(|document| context.decode(&document, decode::decode));
         violations.extend(context.into_violations());

@@ -74,12 +74,28 @@ pub(super) struct Layers {
 
 impl Layers {
     pub(super) fn of(sources: &Sources) -> Layers {
-        let empty = Some(Value::Object(Map::new()));
-        let mut layers =
-            Layers { document: empty, origins: BTreeMap::new(), violations: Vec::new() };
+        let mut layers = Layers::empty();
         if let Some(path) = &sources.file {
             layers.document = layers.read_file(path);
         }
+        layers.lay_all(sources)
+    }
+
+    /// As `of`, with a `text` of that name in place of the file.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn over(name: &str, text: &[u8], sources: &Sources) -> Layers {
+        let mut layers = Layers::empty();
+        layers.document = layers.read_text(name, text);
+        layers.lay_all(sources)
+    }
+
+    fn empty() -> Layers {
+        let document = Some(Value::Object(Map::new()));
+        Layers { document, origins: BTreeMap::new(), violations: Vec::new() }
+    }
+
+    fn lay_all(self, sources: &Sources) -> Layers {
+        let mut layers = self;
         // The command line may say which variables hold secrets, so it is laid over the rest before strangers are named.
         let variables = layers.lay_environment(&sources.env);
         layers.lay_overrides(&sources.overrides);
@@ -96,7 +112,11 @@ impl Layers {
                 return None;
             }
         };
-        match json::parse(&text) {
+        self.read_text(&name, &text)
+    }
+
+    fn read_text(&mut self, name: &str, text: &[u8]) -> Option<Value> {
+        match json::parse(text) {
             Ok(document) => {
                 for path in document.duplicates {
                     self.report(&path, Origin::File, Problem::Duplicate);
@@ -104,7 +124,7 @@ impl Layers {
                 Some(document.value)
             }
             Err(error) => {
-                self.report(&name, Origin::File, syntax_problem(&error));
+                self.report(name, Origin::File, syntax_problem(&error));
                 None
             }
         }

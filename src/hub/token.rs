@@ -121,6 +121,14 @@ pub fn deployment_tag(prefix: &str) -> u32 {
     fnv.finish()
 }
 
+/// `body` with the checksum that makes it a token.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn with_checksum(body: &[u8]) -> Vec<u8> {
+    let mut sum = Fnv32::new();
+    sum.write(body);
+    [body, &sum.finish().to_be_bytes()].concat()
+}
+
 /// The numbers of all places, as they are written.
 fn values(places: &[Place]) -> impl Iterator<Item = u64> {
     let before = std::iter::once(None).chain(places.iter().map(|place| Some(place.epoch.0)));

@@ -4,6 +4,8 @@
 //! script gives every frame its place, keeps it as history and publishes it, in one step. Nothing outside this module names
 //! the redis crate.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod check;
 mod envelope;
 mod history;
 mod link;

@@ -1,0 +1,5 @@
+//! `trunkline::fuzz::filter`, with whatever libFuzzer makes up.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| trunkline::fuzz::filter(bytes));
