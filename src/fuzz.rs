@@ -120,7 +120,8 @@ mod tests {
                 .prop_map(|key| vec![key]),
             (10u16..24, 0u16..6).prop_map(|(number, wire)| {
                 let key = number << 3 | wire;
-                vec![(key & 0x7f) as u8 | 0x80, (key >> 7) as u8]
+                let [low, high] = [key & 0x7f | 0x80, key >> 7].map(u16::to_le_bytes);
+                vec![low[0], high[0]]
             }),
         ];
         let leaf =
