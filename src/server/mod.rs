@@ -110,8 +110,7 @@ pub async fn serve(
         result = &mut server => result,
         () = &mut shutdown => {
             tracing::info!("draining");
-            health.set(false);
-            let drained = drain(&config, &shared);
+            let drained = drain(&config, &shared, &health);
             tokio::select! {
                 result = &mut server => result,
                 () = drained => {
@@ -238,7 +237,7 @@ async fn follow_health(
 }
 
 /// Sends the nodes away, and waits until they are gone or the time is up.
-async fn drain(config: &Config, shared: &Arc<Shared>) {
+async fn drain(config: &Config, shared: &Arc<Shared>, health: &HealthState) {
     let drain = &config.drain;
     // Load balancers are told by the health protocol, and need a moment to look.
     let start = Instant::now() + drain.delay;
@@ -248,6 +247,8 @@ async fn drain(config: &Config, shared: &Arc<Shared>) {
         spread: drain.spread,
         deadline: SystemTime::now() + drain.delay + drain.timeout,
     }));
+    // After that: whoever sees it finds the gateway draining.
+    health.set(false);
     tokio::time::sleep_until(start).await;
     while shared.nodes.count() > 0 && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -28,7 +28,10 @@ fn may_be_retried(told: &Told) {
 
 #[tokio::test]
 async fn a_bus_that_is_down_is_told_within_the_timeout() {
-    let redis = RedisServer::start(RedisOptions { append_only: true, ..Default::default() }).await;
+    // What it acknowledged is on disk: it may be killed the moment after.
+    let args = vec!["--appendfsync".into(), "always".into()];
+    let durable = RedisOptions { append_only: true, args, ..Default::default() };
+    let redis = RedisServer::start(durable).await;
     let gateway = Gateway::start(options(&redis)).await;
     let (publisher, subscriber) =
         (TestNode::connect(&gateway, "p").await, TestNode::connect(&gateway, "s").await);
