@@ -248,8 +248,16 @@ fn endpoint(address: &str) -> Result<Endpoint, String> {
         Some(_) => return Err("the scheme must be http".into()),
     };
     let endpoint = Endpoint::from_shared(url).map_err(|error| error.to_string())?;
-    let host = endpoint.uri().host().unwrap_or_default();
-    if host.is_empty() { Err("it names no host".into()) } else { Ok(endpoint) }
+    let uri = endpoint.uri();
+    let host = uri.host().unwrap_or_default();
+    if host.is_empty() {
+        return Err("it names no host".into());
+    }
+    // What stands after the host is taken for a port only if it is one.
+    if uri.port().is_none() && uri.authority().is_some_and(|all| !all.as_str().ends_with(host)) {
+        return Err("the port is no number from 1 to 65535".into());
+    }
+    Ok(endpoint)
 }
 
 #[cfg(test)]
