@@ -210,7 +210,7 @@ impl RedisBus {
         max_bytes: usize,
     ) -> Result<HistoryPage, AppendError> {
         let names = &self.names[shard.index()];
-        let mut order = Order::after(after);
+        let mut order = Order::within(after);
         let mut deliveries = Vec::new();
         let mut bytes = 0;
         loop {

@@ -27,6 +27,8 @@ pub(super) struct Order {
     writers: HashMap<WriterId, u64>,
     /// The last place handed on of each epoch that has ended: a frame that stood at or before it was handed on.
     ended: Vec<Place>,
+    /// Whether `place` may lie within a frame: no frame was handed on yet.
+    within: bool,
 }
 
 /// What an arrival means.
@@ -44,6 +46,11 @@ impl Order {
     /// An order of which everything up to `place` was handed on.
     pub(super) fn after(place: Place) -> Order {
         Order { place, ended: vec![place], ..Order::default() }
+    }
+
+    /// The order of a subscriber, who may have had a part of the next frame.
+    pub(super) fn within(place: Place) -> Order {
+        Order { within: true, ..Order::after(place) }
     }
 
     pub(super) fn place(&self) -> Place {
@@ -126,20 +133,21 @@ impl Order {
 
     /// Whether nothing lies between. A subscriber may stand within a frame: it takes the rest of it.
     fn joins(&self, frame: &StampedFrame) -> bool {
-        frame.frame.epoch == self.place.epoch && frame.frame.first <= self.place.offset.plus(1)
+        let next = self.place.offset.plus(1);
+        frame.frame.epoch == self.place.epoch
+            && (frame.frame.first == next || self.within && frame.frame.first < next)
     }
 
     /// Whether a part of it was handed on as other frames.
     fn overlaps(&self, frame: &StampedFrame) -> bool {
-        let began_here = self.writers.is_empty();
-        !began_here
+        !self.within
             && frame.frame.epoch == self.place.epoch
             && frame.frame.first <= self.place.offset
     }
 
     fn take(&mut self, stamped: &StampedFrame) -> Delivery {
         let frame = &stamped.frame;
-        self.place = frame.last();
+        (self.place, self.within) = (frame.last(), false);
         let again = self.writers.get(&stamped.writer).is_some_and(|last| stamped.sequence <= *last)
             || frame.origin.is_some_and(|origin| self.handed_on(origin));
         if again {
@@ -242,7 +250,7 @@ mod tests {
 
     #[test]
     fn who_stands_within_a_frame_takes_it_from_history_without_a_gap() {
-        let mut order = Order::after(Place::new(5, 3));
+        let mut order = Order::within(Place::new(5, 3));
         let mut out = Vec::new();
         order.take_history(&frame(5, 1, 6, 1), &mut out);
         order.take_history(&frame(5, 7, 1, 2), &mut out);
