@@ -106,6 +106,26 @@ async fn a_slot_of_the_cluster_is_moved_and_a_master_added() {
     Report::of("slot moved live, master added", &history).judge_without_gap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn every_address_of_the_cluster_changes() {
+    let mut cluster = RedisCluster::start().await;
+    let (one, two) = pair_over(&cluster, "resp3").await;
+    let load = Load::start(&[&one, &two], Shape::default()).await;
+    // As an orchestrator does it, one by one: the replicas first, and masters when they are replicas.
+    let masters = cluster.masters().await;
+    for master in masters {
+        let replica = cluster.replicas_of(master).await[0];
+        cluster.readdress(replica).await;
+        cluster.failover(replica).await;
+        cluster.readdress(master).await;
+        load.publishes(300).await;
+    }
+    // All that the gateways were told at their start is gone.
+    serving([&one, &two]).await;
+    let history = load.finish().await;
+    Report::of("every address of the cluster changed, one by one", &history).judge_without_gap();
+}
+
 /// The slots in which the shards of a prefix lie.
 async fn slots_of_shards(cluster: &RedisCluster, prefix: &str) -> Vec<u16> {
     let mut slots = Vec::new();

@@ -175,6 +175,12 @@ impl RedisCluster {
         self.settled().await;
     }
 
+    /// Starts a node again under another address, as happens to a container, and waits until all nodes agree.
+    pub async fn readdress(&mut self, index: usize) {
+        self.nodes[index].move_to(Port::with_bus()).await;
+        self.settled().await;
+    }
+
     /// Makes a replica the master, without loss (CLUSTER FAILOVER). Returns when all nodes agree.
     pub async fn failover(&self, replica: usize) {
         let node = &self.nodes[replica];

@@ -144,6 +144,14 @@ impl RedisServer {
         self.answers().await;
     }
 
+    /// Starts it again with its files on another port, and returns when it answers.
+    pub(super) async fn move_to(&mut self, port: Port) {
+        self.kill_9();
+        self.port = port;
+        self.run();
+        self.answers().await;
+    }
+
     /// Freezes it with SIGSTOP, and returns when it stands still: connections stay open, and nothing answers.
     pub async fn pause(&self) {
         let process = self.process.lock().clone();
