@@ -58,8 +58,11 @@ impl fmt::Display for Violation {
         let path = if self.path.is_empty() { "the configuration" } else { &self.path };
         match &self.origin {
             Origin::File => write!(f, "{path}: {}", self.problem),
-            Origin::Variable(name) if *name == self.path => write!(f, "{path}: {}", self.problem),
-            Origin::Variable(name) => write!(f, "{path} (from {name}): {}", self.problem),
+            // A name may hold anything but `=`, line feeds and URLs too.
+            Origin::Variable(name) => match shown_key(name) {
+                name if name == self.path => write!(f, "{path}: {}", self.problem),
+                name => write!(f, "{path} (from {name}): {}", self.problem),
+            },
             Origin::Flag => write!(f, "{path} (from the command line): {}", self.problem),
         }
     }

@@ -239,3 +239,13 @@ fn a_violation_says_where_the_value_came_from() {
         assert!(line.starts_with(expected), "{line}");
     }
 }
+
+#[test]
+fn a_variable_with_an_odd_name_is_told_in_one_line() {
+    for name in ["TRUNKLINE_A\nB", "TRUNKLINE_redis://:hunter2@h", "TRUNKLINE_\u{1b}[31m"] {
+        let lines = load_all("{}", &[(name, "x")], &[]).expect_err("an error");
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(!lines[0].contains("hunter2") && !lines[0].contains('\u{1b}'), "{lines:?}");
+        assert!(!lines[0].contains("(from"), "its name stands there once: {lines:?}");
+    }
+}
