@@ -68,11 +68,8 @@ impl Envelope {
         let end = bytes.iter().take(42).position(|byte| *byte == b' ')?;
         let place = parse_place(&bytes.split_to(end))?;
         bytes.advance(1);
-        let body = if is_frame {
-            Body::decode(place, &bytes)
-        } else {
-            Body::EpochStart { previous: parse_place(&bytes)? }
-        };
+        let body =
+            if is_frame { Body::decode(place, &bytes) } else { Body::epoch_start(place, &bytes)? };
         Some(Envelope { place, body })
     }
 
@@ -100,7 +97,7 @@ impl Envelope {
         let place = parse_place(id)?;
         let body = match field {
             b"f" => Body::decode(place, value),
-            b"e" => Body::EpochStart { previous: parse_place(value)? },
+            b"e" => Body::epoch_start(place, value)?,
             _ => Body::Unreadable,
         };
         Some(Envelope { place, body })
@@ -114,6 +111,13 @@ impl Body {
         Self::try_decode(place, bytes).unwrap_or(Body::Unreadable)
     }
 
+    /// Reads the start of the epoch of `place`. Epochs rise: anything else is not the script's.
+    fn epoch_start(place: Place, text: &[u8]) -> Option<Body> {
+        let previous = parse_place(text)?;
+        let rises = previous.epoch < place.epoch;
+        Some(if rises { Body::EpochStart { previous } } else { Body::Unreadable })
+    }
+
     fn try_decode(place: Place, bytes: &Bytes) -> Option<Body> {
         let events = events_start(bytes)?;
         let header = bus_v1::Frame::decode(bytes.slice(..events)).ok()?;
@@ -122,10 +126,10 @@ impl Body {
         }
         let events = bytes.slice(events..);
         let count = u64::from(header.count);
-        let first = place.offset.0.checked_sub(count)? + 1;
         if count == 0 || count_events(&events)? != count {
             return None;
         }
+        let first = place.offset.0.checked_sub(count)? + 1;
         let origin = match header.origin_epoch {
             0 => None,
             // Foreign bytes may say any number.
@@ -255,12 +259,22 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_cannot_be_is_unreadable() {
-        let origin = Some((Epoch(5), Offset(u64::MAX)));
+    fn a_place_that_no_script_gives_is_unreadable() {
         let events = encode_events([Bytes::from("one"), Bytes::from("two")].iter());
-        let frame = encode_frame(&Header { origin, ..header() }, &events);
-        let envelope = Envelope::parse(on_the_channel("99-12", &frame)).unwrap();
-        assert!(matches!(envelope.body, Body::Unreadable));
+        let unreadable = |place: &str, header: Header, events: &[u8]| {
+            let frame = encode_frame(&header, events);
+            let envelope = Envelope::parse(on_the_channel(place, &frame)).unwrap();
+            matches!(envelope.body, Body::Unreadable)
+        };
+        let far = Header { origin: Some((Epoch(5), Offset(u64::MAX))), ..header() };
+        assert!(unreadable("99-12", far, &events), "it would end after the last offset");
+        assert!(unreadable("99-1", header(), &events), "it would begin before the first offset");
+        let end = format!("99-{}", u64::MAX);
+        assert!(unreadable(&end, Header { count: 0, ..header() }, b""), "it holds nothing");
+        for epoch in ["E1 99-0 99-12", "E1 99-0 100-12"] {
+            let envelope = Envelope::parse(Bytes::from(epoch)).unwrap();
+            assert!(matches!(envelope.body, Body::Unreadable), "{epoch}");
+        }
     }
 
     #[test]

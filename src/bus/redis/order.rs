@@ -319,6 +319,16 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_that_overlaps_what_was_handed_on_is_told_as_unreadable() {
+        let mut order = Order::after(Place::new(5, 10));
+        let mut out = vec![];
+        assert!(matches!(order.offer(&frame(5, 6, 15, 1)), Step::Hole));
+        order.take_history(&frame(5, 6, 15, 1), &mut out);
+        assert!(is_gap(&out[0], Place::new(5, 10), Place::new(5, 20), Some(10)));
+        assert_eq!((out.len(), order.place()), (1, Place::new(5, 20)));
+    }
+
+    #[test]
     fn the_rest_of_an_ended_epoch_is_counted() {
         let mut order = Order::after(Place::new(5, 3));
         let mut out = vec![];
