@@ -9,6 +9,8 @@ pub struct History {
     pub sent: Vec<Sent>,
     /// Every subscriber, with all of its streams.
     pub nodes: Vec<Node>,
+    /// How often a publisher was refused and had to ask again.
+    pub refused: usize,
     /// When the bus was certainly unable to accept anything.
     pub outages: Vec<(Duration, Duration)>,
     /// Resident memory of a gateway, in bytes, with the most that it may be.

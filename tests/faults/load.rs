@@ -262,6 +262,7 @@ async fn publish(shared: Arc<Shared>, index: usize, shape: Shape) {
                     break;
                 }
                 Ok(Err(_)) | Err(_) => {
+                    shared.history.lock().refused += 1;
                     turn += 1;
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }

@@ -49,6 +49,7 @@ async fn a_master_is_killed(protocol: &str, fault: &str) {
     let history = load.finish().await;
     let report = Report::of(fault, &history).healed(healed);
     report.judge();
+    report.unseen_by_publishers();
     let limit = cluster.node_timeout() + Duration::from_secs(2) + SLACK;
     assert!(served < limit, "serving again {served:?} after the kill; {limit:?} is the most");
 }
@@ -75,11 +76,13 @@ async fn a_replica_of_the_cluster_takes_over_on_demand() {
     }
     serving([&one, &two]).await;
     let history = load.finish().await;
-    Report::of("CLUSTER FAILOVER of every master", &history).judge_without_gap();
+    let report = Report::of("CLUSTER FAILOVER of every master", &history);
+    report.judge_without_gap();
+    report.unseen_by_publishers();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slot_of_the_cluster_is_moved_and_a_master_added() {
+async fn a_slot_of_the_cluster_is_moved_a_master_added_and_removed() {
     let mut cluster = RedisCluster::start().await;
     let prefix = shared::prefix();
     let options = GatewayOptions::redis_cluster(&cluster.urls(), &prefix);
@@ -101,9 +104,18 @@ async fn a_slot_of_the_cluster_is_moved_and_a_master_added() {
         cluster.move_slot(*slot, added).await;
         load.publishes(300).await;
     }
+    // It goes away again: without slots, and then altogether.
+    for slot in &slots[1..3] {
+        cluster.move_slot(*slot, from).await;
+    }
+    load.publishes(300).await;
+    cluster.remove_master(added).await;
+    load.publishes(300).await;
     serving([&one, &two]).await;
     let history = load.finish().await;
-    Report::of("slot moved live, master added", &history).judge_without_gap();
+    let report = Report::of("slot moved live, master added, master removed", &history);
+    report.judge_without_gap();
+    report.unseen_by_publishers();
 }
 
 #[tokio::test(flavor = "multi_thread")]

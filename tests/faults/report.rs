@@ -60,6 +60,12 @@ impl<'a> Report<'a> {
         assert!(broken.is_empty(), "{}: {} breaches: {shown:#?}", self.fault, broken.len());
     }
 
+    /// Wants that the fault was shorter than `timeout`, so that no publisher saw it.
+    pub fn unseen_by_publishers(&self) {
+        let refused = self.history.refused;
+        assert_eq!(refused, 0, "{}: publishers were refused", self.fault);
+    }
+
     /// Judges, and wants no gap told to anybody.
     pub fn judge_without_gap(&self) {
         self.judge();

@@ -227,6 +227,15 @@ impl RedisCluster {
         index
     }
 
+    /// Takes a master without slots out of the cluster: it is killed, and forgotten by all others.
+    pub async fn remove_master(&self, index: usize) {
+        let gone = id(&self.nodes[index]).await;
+        self.kill_9(index);
+        for node in self.running() {
+            node.cli(&["CLUSTER", "FORGET", &gone]).await;
+        }
+    }
+
     /// Waits until all running nodes find the cluster well, agree on it, and every replica is in sync.
     pub async fn settled(&self) {
         attempt(SETTLE, "a cluster that agrees", async || {

@@ -4,6 +4,7 @@
 //! script gives every frame its place, keeps it as history and publishes it, in one step. Nothing outside this module names
 //! the redis crate.
 
+mod attempts;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod check;
 mod envelope;

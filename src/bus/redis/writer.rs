@@ -17,11 +17,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use rand::Rng;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    attempts::Attempts,
     envelope::{Header, WriterId, encode_beacon, encode_events, encode_frame},
     history,
     names::ShardNames,
@@ -521,82 +521,6 @@ impl Flush {
     fn fail(self, error: &AppendError) {
         for job in self.jobs {
             let _ = job.answer.send(Err(error.clone()));
-        }
-    }
-}
-
-/// How often and how long something may be tried.
-struct Attempts {
-    /// When the first of the callers gives up. Nobody is told wrongly that nothing was done if no attempt follows.
-    first_deadline: Instant,
-    /// When the last of them does: until then, what is in doubt is asked again.
-    last_deadline: Instant,
-    resends_left: u32,
-    redirects_left: u32,
-    wait: Duration,
-    most_wait: Duration,
-    once: bool,
-    /// Whether anything was sent whose answer did not come.
-    in_doubt: bool,
-}
-
-impl Attempts {
-    fn new(settings: &Settings, first_deadline: Instant, last_deadline: Instant) -> Attempts {
-        Attempts {
-            first_deadline,
-            last_deadline,
-            resends_left: settings.max_retries,
-            redirects_left: 16,
-            wait: settings.retry_wait.0,
-            most_wait: settings.retry_wait.1,
-            once: false,
-            in_doubt: false,
-        }
-    }
-
-    fn once(settings: &Settings, deadline: Instant) -> Attempts {
-        Attempts { once: true, ..Attempts::new(settings, deadline, deadline) }
-    }
-
-    /// How long one call may take.
-    fn limit(&self, response_timeout: Duration) -> Duration {
-        response_timeout.min(self.left())
-    }
-
-    fn left(&self) -> Duration {
-        let deadline = if self.in_doubt { self.last_deadline } else { self.first_deadline };
-        deadline.saturating_duration_since(Instant::now())
-    }
-
-    /// Notes a call without an answer, and says whether it may be sent again.
-    fn resend(&mut self) -> bool {
-        self.in_doubt = true;
-        self.resends_left = self.resends_left.saturating_sub(1);
-        self.resends_left > 0
-    }
-
-    fn redirect(&mut self) -> bool {
-        self.redirects_left = self.redirects_left.saturating_sub(1);
-        self.redirects_left > 0
-    }
-
-    /// Waits before the next attempt; false: there is none.
-    async fn wait(&mut self) -> bool {
-        // Full jitter, so that gateways do not come back in step; a tenth of the wait at the least.
-        let wait = self.wait.mul_f64(rand::rng().random_range(0.1..=1.0));
-        if self.once {
-            return false;
-        }
-        tokio::time::sleep(wait.min(self.left())).await;
-        self.wait = (self.wait * 2).min(self.most_wait);
-        !self.left().is_zero()
-    }
-
-    fn error(&self, why: &str) -> AppendError {
-        if self.in_doubt {
-            AppendError::OutcomeUnknown(why.to_owned())
-        } else {
-            AppendError::Unavailable(why.to_owned())
         }
     }
 }
