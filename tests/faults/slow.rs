@@ -32,8 +32,8 @@ const LOG: &str = "2MiB";
 const HISTORY: &str = "4MiB";
 
 /// What a gateway may hold beyond what it held before the load: the ring, what connections buffer, and what its allocator
-/// keeps. All that is published is several times as much.
-const GROWTH: u64 = 40 << 20;
+/// keeps. What is published is more, in the long form several times as much.
+const GROWTH: u64 = 64 << 20;
 
 fn payload(number: u64) -> Event {
     let labels = [("filling".to_owned(), "x".repeat(PAYLOAD))].into();
@@ -109,13 +109,12 @@ async fn who_stops_reading_gets_the_rest_from_history() {
     // Confirmed, and from then on not read.
     stream.message().await.expect("no error").expect("subscribed");
     // What history holds without any limit being reached.
-    let (total, history) = publish(&publisher, &gateway, seconds(5, 3)).await;
+    let (total, _) = publish(&publisher, &gateway, seconds(5, 3)).await;
     quick.events(usize::try_from(total).expect("small"), LIMIT).await;
     assert!(quick.recording().gaps().is_empty(), "who reads is not troubled by who does not");
     let caught = catch_up(&mut stream, total - 1).await;
     assert!(caught.gaps.is_empty(), "{:?}", caught.gaps);
     assert!(caught.ids.iter().copied().eq(0..total), "every event, once, in order");
-    judge(&history);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -137,7 +136,7 @@ async fn who_stops_reading_for_too_long_is_told_the_exact_gap() {
         stream.message().await.expect("no error").expect("subscribed");
         streams.push(stream);
     }
-    let (total, history) = publish(&publisher, &gateway, seconds(30, 5)).await;
+    let (total, history) = publish(&publisher, &gateway, seconds(30, 8)).await;
     let mut cut_off = streams.pop().expect("the one that wants to be cut off");
     for mut stream in streams {
         let caught = catch_up(&mut stream, total - 1).await;

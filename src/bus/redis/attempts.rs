@@ -7,6 +7,10 @@ use rand::Rng;
 use super::settings::Settings;
 use crate::bus::AppendError;
 
+/// What is sent in the last moment is waited for this long, beyond the deadline: its outcome would be in doubt for nothing.
+/// Shorter than the grace that callers give the writer's answer.
+const LEAST_ANSWER: Duration = Duration::from_millis(150);
+
 /// How often a call follows a slot that is moving.
 const MOST_REDIRECTS: u32 = 16;
 
@@ -49,7 +53,7 @@ impl Attempts {
 
     /// How long one call may take.
     pub(super) fn limit(&self, response_timeout: Duration) -> Duration {
-        response_timeout.min(self.left())
+        response_timeout.min(self.left().max(LEAST_ANSWER))
     }
 
     fn left(&self) -> Duration {
