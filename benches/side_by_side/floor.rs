@@ -1,0 +1,99 @@
+//! The floors: the least that tonic costs, in a process of its own.
+//!
+//! `Stream` sends batches of events that were encoded once, from memory, for as long as the client reads. `Echo` answers
+//! with what it was sent.
+
+use std::{
+    convert::Infallible,
+    future::{Ready, ready},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use tonic::{
+    Request, Response, Status,
+    body::Body,
+    server::{Grpc, NamedService, ServerStreamingService, UnaryService},
+    transport::Server,
+};
+
+use crate::raw::{Raw, put_field};
+
+/// The argument with which the bench runs itself as the floor: `--floor PORT`.
+pub const ARGUMENT: &str = "--floor";
+
+/// The path of the stream. Its request is an encoded event, then one byte: how many of it are in a batch.
+pub const STREAM: &str = "/bench.Floor/Stream";
+/// The path of the round trip.
+pub const ECHO: &str = "/bench.Floor/Echo";
+
+/// Serves until it is killed.
+pub async fn serve(port: u16) {
+    let address = ([127, 0, 0, 1], port).into();
+    Server::builder().add_service(Floor).serve(address).await.expect("the floor serves");
+}
+
+#[derive(Clone)]
+struct Floor;
+
+impl NamedService for Floor {
+    const NAME: &'static str = "bench.Floor";
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
+
+impl tower::Service<http::Request<Body>> for Floor {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Answer {
+        Box::pin(async move {
+            let mut grpc = Grpc::new(Raw);
+            Ok(match request.uri().path() {
+                STREAM => grpc.server_streaming(Batches, request).await,
+                _ => grpc.unary(Echo, request).await,
+            })
+        })
+    }
+}
+
+struct Batches;
+
+impl ServerStreamingService<Bytes> for Batches {
+    type Response = Bytes;
+    type ResponseStream = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
+    type Future = Ready<Result<Response<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        let request = request.into_inner();
+        let (event, count) = request.split_at(request.len() - 1);
+        let mut batch = Vec::new();
+        for _ in 0..count[0] {
+            put_field(&mut batch, 1, event);
+        }
+        let mut response = Vec::new();
+        put_field(&mut response, 2, &batch);
+        let response = Bytes::from(response);
+        let endless: Self::ResponseStream =
+            Box::pin(stream::repeat_with(move || Ok(response.clone())));
+        ready(Ok(Response::new(endless)))
+    }
+}
+
+struct Echo;
+
+impl UnaryService<Bytes> for Echo {
+    type Response = Bytes;
+    type Future = Ready<Result<Response<Bytes>, Status>>;
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        ready(Ok(Response::new(request.into_inner())))
+    }
+}
