@@ -121,6 +121,21 @@ pub enum GapReason {
     Unreadable,
 }
 
+impl GapReason {
+    /// All of them, each at its index.
+    pub const ALL: [GapReason; 4] = [
+        GapReason::HistoryExpired,
+        GapReason::EpochChanged,
+        GapReason::UnknownEpoch,
+        GapReason::Unreadable,
+    ];
+
+    /// Where it stands in what is counted by reason.
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
 /// What a bus hands on, in the order of a shard.
 #[derive(Clone, Debug)]
 pub enum Delivery {
@@ -175,10 +190,19 @@ pub struct BusStatus {
     pub links: Vec<LinkStatus>,
     /// One entry a shard.
     pub shards: Vec<ShardBusStatus>,
-    /// Gaps told so far.
-    pub gaps: u64,
+    /// Gaps told so far, by [`GapReason::index`].
+    pub gaps: [GapCount; GapReason::ALL.len()],
     /// Frames that could not be read so far.
     pub unreadable: u64,
+}
+
+/// Gaps of one reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GapCount {
+    /// How many gaps.
+    pub gaps: u64,
+    /// Events that are known to be missing; a gap of unknown size adds nothing.
+    pub missed_events: u64,
 }
 
 /// One connection to a server of the bus.

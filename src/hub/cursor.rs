@@ -48,6 +48,8 @@ pub struct Events {
     pub count: u64,
     /// How many bytes.
     pub bytes: usize,
+    /// When the oldest of their frames was made, in milliseconds since 1970; none for what is kept beyond history.
+    pub oldest_ms: Option<u64>,
     /// What it takes at the most.
     pub(crate) most: u64,
     pub(crate) most_bytes: usize,
@@ -523,7 +525,14 @@ impl Events {
     /// A batch without events, which takes about so many.
     pub fn up_to(most: u64) -> Events {
         let times = usize::try_from(most.div_ceil(BATCH_EVENTS)).unwrap_or(1);
-        Events { chunks: vec![], count: 0, bytes: 0, most, most_bytes: BATCH_BYTES * times }
+        Events {
+            chunks: vec![],
+            count: 0,
+            bytes: 0,
+            oldest_ms: None,
+            most,
+            most_bytes: BATCH_BYTES * times,
+        }
     }
 
     fn is_full(&self) -> bool {
@@ -531,6 +540,8 @@ impl Events {
     }
 
     fn push(&mut self, indexed: &Indexed, (first, last): (usize, usize)) {
+        let time = indexed.frame.time_ms;
+        self.oldest_ms = Some(self.oldest_ms.map_or(time, |oldest| oldest.min(time)));
         self.chunks.push(indexed.slice(&indexed.events[first], &indexed.events[last]));
     }
 }

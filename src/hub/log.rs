@@ -42,6 +42,10 @@ struct Ring {
     epochs: Vec<Epoch>,
     /// Events ever appended.
     total: u64,
+    /// Frames ever appended.
+    frames: u64,
+    /// How often the epoch changed.
+    epoch_changes: u64,
     /// Events and bytes in the ring.
     events: usize,
     bytes: usize,
@@ -105,6 +109,10 @@ pub struct Extent {
     pub next: u64,
     /// Events ever appended.
     pub total: u64,
+    /// Frames ever appended.
+    pub frames: u64,
+    /// How often the epoch changed since the gateway's start.
+    pub epoch_changes: u64,
     /// Events in the log.
     pub events: usize,
     /// Bytes in the log.
@@ -143,6 +151,11 @@ impl Log {
     /// An empty log; nothing is known of its shard.
     pub fn new(capacity: Capacity) -> Log {
         Log { capacity, ring: RwLock::default() }
+    }
+
+    /// How much it may hold.
+    pub fn capacity(&self) -> Capacity {
+        self.capacity
     }
 
     /// Appends what the bus handed on. `announce` is told the entry and its number, before any cursor can see it.
@@ -243,7 +256,9 @@ impl Ring {
     fn push(&mut self, entry: Entry) {
         if self.end.epoch != entry.place.epoch {
             self.epochs.push(entry.place.epoch);
+            self.epoch_changes += 1;
         }
+        self.frames += u64::from(matches!(entry.content, Content::Frame(_)));
         self.end = entry.place;
         self.total = entry.total;
         self.events += entry.events();
@@ -271,6 +286,8 @@ impl Ring {
             base: self.base,
             next: self.next(),
             total: self.total,
+            frames: self.frames,
+            epoch_changes: self.epoch_changes,
             events: self.events,
             bytes: self.bytes,
         }

@@ -76,6 +76,7 @@ pub(super) fn merge(events: &Events) -> Events {
         }
         merged.count += 1;
     }
+    merged.oldest_ms = events.oldest_ms;
     merged.bytes = body.len();
     merged.chunks.push(body.into());
     merged

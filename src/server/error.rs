@@ -79,6 +79,18 @@ pub enum Error {
     },
 }
 
+/// What [`Error::reason`] may say.
+pub const REASONS: [&str; 8] = [
+    "INVALID_REQUEST",
+    "RESUME_TOKEN_MALFORMED",
+    "PAYLOAD_TOO_LARGE",
+    "BUS_UNAVAILABLE",
+    "OUTCOME_UNKNOWN",
+    "LIMIT_REACHED",
+    "SUBSCRIBER_TOO_SLOW",
+    "DRAINING",
+];
+
 impl Error {
     /// One wrong field.
     pub fn field(field: impl Into<String>, description: impl Into<String>) -> Error {
@@ -117,7 +129,8 @@ impl Error {
         }
     }
 
-    fn reason(&self) -> &'static str {
+    /// `ErrorInfo.reason`: one of [`REASONS`].
+    pub fn reason(&self) -> &'static str {
         match self {
             Error::Invalid(_) => "INVALID_REQUEST",
             Error::TokenMalformed(_) => "RESUME_TOKEN_MALFORMED",

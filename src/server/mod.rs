@@ -1,5 +1,7 @@
 //! The gRPC server: the service, its errors, health, reflection, and how it goes away.
 
+mod admin;
+mod counters;
 mod error;
 mod health;
 mod http1;
@@ -23,12 +25,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{Server, server::TcpIncoming};
 
 use self::{
+    counters::Counters,
     health::HealthState,
     nodes::Nodes,
-    service::{
-        Counters, Service, Shared,
-        generated::coordination_service_server::CoordinationServiceServer,
-    },
+    service::{Service, Shared, generated::coordination_service_server::CoordinationServiceServer},
     stream::Drain,
 };
 use crate::{
@@ -61,6 +61,14 @@ pub enum ServeError {
         /// Why.
         error: std::io::Error,
     },
+    /// The address of the admin port cannot be listened on.
+    #[error("admin: cannot listen on {address}: {error}")]
+    Admin {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        error: std::io::Error,
+    },
     /// The bus cannot be used as it is configured.
     #[error("{0}")]
     Bus(#[from] StartError),
@@ -82,9 +90,22 @@ pub async fn serve(
     let listener = TcpListener::bind(config.listen)
         .await
         .map_err(|error| ServeError::Listen { address: config.listen, error })?;
+    let admin = match config.admin {
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .await
+                .map_err(|error| ServeError::Admin { address, error })?,
+        ),
+        None => None,
+    };
     listening(listener.local_addr().unwrap_or(config.listen));
 
     let shared = Arc::new(shared(&config));
+    // Whoever looks sees the whole of it: from before the bus is there until after it is closed.
+    let gone = CancellationToken::new();
+    let _gone = gone.clone().drop_guard();
+    let admin =
+        admin.map(|listener| tokio::spawn(admin::serve(listener, shared.clone(), gone.clone())));
     let ended = CancellationToken::new();
     let health = HealthState::new(ended.clone());
     let mut server = std::pin::pin!(grpc(listener, &config, &shared, &health, ended.clone()));
@@ -130,6 +151,11 @@ pub async fn serve(
     let closed = tokio::time::timeout(config.drain.timeout, bus.close()).await;
     if closed.is_err() {
         tracing::warn!("the bus did not close in time");
+    }
+    gone.cancel();
+    if let Some(admin) = admin {
+        // Its only errors are panics.
+        let _ = admin.await;
     }
     Ok(result?)
 }

@@ -75,8 +75,13 @@ impl Nodes {
 
     /// How many events they together have still to be offered.
     pub fn behind(&self) -> u64 {
+        self.behind_each().sum()
+    }
+
+    /// How many events each of them has still to be offered.
+    pub fn behind_each(&self) -> impl Iterator<Item = u64> + use<> {
         let entries: Vec<_> = self.entries.lock().values().cloned().collect();
-        entries.iter().map(|entry| entry.progress.behind()).sum()
+        entries.into_iter().map(|entry| entry.progress.behind())
     }
 
     /// A page of at most `size` nodes, and the token of the next page; empty if there is none.

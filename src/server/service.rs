@@ -2,10 +2,7 @@
 
 use std::{
     pin::Pin,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
 
@@ -16,6 +13,7 @@ use tonic::{Request, Status};
 use uuid::Uuid;
 
 use super::{
+    counters::{Counters, Kinds, Method},
     error::Error,
     nodes::{Nodes, timestamp},
     stream::{Drain, Terms, encode_token, position, stream},
@@ -60,15 +58,6 @@ pub struct Shared {
     pub counters: Counters,
 }
 
-/// What was done since the start.
-#[derive(Default)]
-pub struct Counters {
-    /// Events accepted.
-    pub published: AtomicU64,
-    /// Events sent, counted once a stream.
-    pub delivered: AtomicU64,
-}
-
 impl Shared {
     /// A resume token for places.
     pub fn token(&self, places: &[Place]) -> Vec<u8> {
@@ -87,6 +76,20 @@ impl Shared {
                 Err(Error::draining(self.reconnect_delay()))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Why the gateway does not serve; none if it does.
+    pub fn why_not_serving(&self) -> Option<String> {
+        let Some(hub) = self.hub.get() else {
+            return Some(format!("the bus has not started: {}", self.waiting.read()));
+        };
+        if self.drain.borrow().is_some() {
+            return Some("draining".into());
+        }
+        match &*hub.bus().health().borrow() {
+            Health::NotReady(why) => Some(why.clone()),
+            Health::Ready => None,
         }
     }
 
@@ -126,10 +129,12 @@ impl Service {
 
     async fn publish(&self, request: wire::PublishRequest) -> Result<v1::PublishResponse, Error> {
         self.shared.refuse_if_draining()?;
+        let begun = Instant::now();
         let publish = validate::publish(request, &self.shared.limits, SystemTime::now())?;
         let hub = self.shared.hub()?;
         let shards = hub.bus().shards();
         let count = publish.events.len();
+        let mut kinds = Kinds::default();
         let mut by_shard: Vec<(Vec<usize>, Batch)> = Vec::new();
         let mut slots: Vec<Option<usize>> = vec![None; usize::from(shards)];
         for (index, event) in publish.events.into_iter().enumerate() {
@@ -141,6 +146,7 @@ impl Service {
                 by_shard.len() - 1
             });
             by_shard[slot].0.push(index);
+            kinds.add(event.kind);
             let batch = &mut by_shard[slot].1;
             if LAST_VALUE_KINDS.contains(&event.kind) {
                 batch.retain.push((batch.events.len(), event.kind));
@@ -173,7 +179,7 @@ impl Service {
         }
         match failed {
             None => {
-                self.shared.counters.published.fetch_add(count as u64, Ordering::Relaxed);
+                self.shared.counters.published(&kinds, begun.elapsed());
                 Ok(v1::PublishResponse { positions })
             }
             Some(AppendError::Unavailable(why)) if accepted > 0 => {
@@ -241,6 +247,11 @@ impl Service {
         Ok(stream(shared.clone(), opened.cursor, listed, terms))
     }
 
+    /// Counts what went wrong.
+    fn counted<T>(&self, method: Method, result: Result<T, Error>) -> Result<T, Error> {
+        result.inspect_err(|error| self.shared.counters.failed(method, error))
+    }
+
     fn list_nodes(&self, request: &v1::ListNodesRequest) -> Result<v1::ListNodesResponse, Error> {
         let (size, start) = validate::page(request)?;
         let (nodes, next_page_token) = self.shared.nodes.page(start, size);
@@ -249,31 +260,24 @@ impl Service {
 
     fn status(&self) -> v1::GetStatusResponse {
         let shared = &self.shared;
-        let draining = shared.drain.borrow().is_some();
+        let reason = shared.why_not_serving();
         let mut response = v1::GetStatusResponse {
             gateway_id: shared.gateway_id.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             start_time: Some(timestamp(shared.started)),
             streams: u32::try_from(shared.nodes.count()).unwrap_or(u32::MAX),
             behind_events: shared.nodes.behind(),
-            published_events: shared.counters.published.load(Ordering::Relaxed),
-            delivered_events: shared.counters.delivered.load(Ordering::Relaxed),
+            published_events: shared.counters.published_events(),
+            delivered_events: shared.counters.delivered_events(),
+            serving: reason.is_none(),
+            reason: reason.unwrap_or_default(),
             ..Default::default()
         };
-        let Some(hub) = shared.hub.get() else {
-            response.reason = format!("the bus has not started: {}", shared.waiting.read());
-            return response;
-        };
+        let Some(hub) = shared.hub.get() else { return response };
         let bus = hub.bus();
         response.bus = bus.kind().into();
-        response.reason = match &*bus.health().borrow() {
-            _ if draining => "draining".into(),
-            Health::NotReady(why) => why.clone(),
-            Health::Ready => String::new(),
-        };
-        response.serving = response.reason.is_empty();
         let status = bus.status();
-        response.bus_gaps = status.gaps;
+        response.bus_gaps = status.gaps.iter().map(|count| count.gaps).sum();
         response.unreadable_frames = status.unreadable;
         response.links = status
             .links
@@ -324,7 +328,8 @@ impl generated::coordination_service_server::CoordinationService for Service {
         &self,
         request: Request<wire::PublishRequest>,
     ) -> Result<tonic::Response<v1::PublishResponse>, Status> {
-        Ok(tonic::Response::new(self.publish(request.into_inner()).await?))
+        let answer = self.publish(request.into_inner()).await;
+        Ok(tonic::Response::new(self.counted(Method::Publish, answer)?))
     }
 
     async fn subscribe(
@@ -332,7 +337,8 @@ impl generated::coordination_service_server::CoordinationService for Service {
         request: Request<v1::SubscribeRequest>,
     ) -> Result<tonic::Response<Self::SubscribeStream>, Status> {
         let peer = request.remote_addr().map(|peer| peer.to_string()).unwrap_or_default();
-        let stream = self.subscribe(request.into_inner(), peer).await?;
+        let stream = self.subscribe(request.into_inner(), peer).await;
+        let stream = self.counted(Method::Subscribe, stream)?;
         Ok(tonic::Response::new(Box::pin(stream)))
     }
 
@@ -340,7 +346,8 @@ impl generated::coordination_service_server::CoordinationService for Service {
         &self,
         request: Request<v1::ListNodesRequest>,
     ) -> Result<tonic::Response<v1::ListNodesResponse>, Status> {
-        Ok(tonic::Response::new(self.list_nodes(request.get_ref())?))
+        let nodes = self.list_nodes(request.get_ref());
+        Ok(tonic::Response::new(self.counted(Method::ListNodes, nodes)?))
     }
 
     async fn get_status(

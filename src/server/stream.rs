@@ -4,7 +4,7 @@
 //! that stops costs what its connection buffers, and nothing else.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -14,6 +14,7 @@ use tokio::{sync::watch, time::Instant};
 use tonic::Status;
 
 use super::{
+    counters::Method,
     error::Error,
     nodes::{Listed, timestamp},
     service::Shared,
@@ -126,7 +127,7 @@ impl Subscription {
             Next::Anything => self.anything().await,
             Next::Drained => {
                 self.next = Next::End;
-                Some(Err(Error::draining(self.shared.reconnect_delay()).into()))
+                Some(Err(self.error(Error::draining(self.shared.reconnect_delay()))))
             }
             Next::End => None,
         }
@@ -140,13 +141,13 @@ impl Subscription {
             match self.wait().await {
                 Event::Item(Ok(Item::Events(events))) => {
                     self.listed.delivered(events.count);
-                    self.shared.counters.delivered.fetch_add(events.count, Ordering::Relaxed);
+                    self.shared.counters.delivered(events.count, events.oldest_ms);
                     return Some(Ok(Response::events(events, &self.token())));
                 }
                 Event::Item(Ok(Item::Gap(shard, gap))) => return Some(self.gap(shard, &gap)),
                 Event::Item(Err(error)) => {
                     self.next = Next::End;
-                    return Some(Err(Error::from(error).into()));
+                    return Some(Err(self.error(error.into())));
                 }
                 Event::Heartbeat => return Some(Ok(self.heartbeat())),
                 Event::Deadline => return None,
@@ -189,6 +190,12 @@ impl Subscription {
         self.shared.token(&self.cursor.places())
     }
 
+    /// What ends the stream.
+    fn error(&self, error: Error) -> Status {
+        self.shared.counters.failed(Method::Subscribe, &error);
+        error.into()
+    }
+
     fn heartbeat(&self) -> Response {
         Response::other(subscribe_response::Response::Heartbeat(v1::Heartbeat {
             resume_token: self.token(),
@@ -214,8 +221,9 @@ impl Subscription {
             && !of_token
         {
             self.next = Next::End;
-            return Err(Error::too_slow(gap.missed).into());
+            return Err(self.error(Error::too_slow(gap.missed)));
         }
+        self.shared.counters.gap(gap.reason, gap.missed);
         let node = self.listed.node();
         tracing::info!(node = node.node_id, subscription = node.subscription_id, %shard,
             reason = %gap.reason, missed = gap.missed, "a stream is told a gap");

@@ -28,7 +28,7 @@ use super::{
     subscription::{self, Heard, Link, Subscription},
     topology::Topology,
 };
-use crate::bus::{Delivery, Health, ShardId, Sink};
+use crate::bus::{Delivery, GapCount, GapReason, Health, ShardId, Sink};
 
 /// How often proofs are looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -46,7 +46,8 @@ const REPAIR_RETRY: Duration = Duration::from_millis(200);
 /// Counters for people.
 #[derive(Default)]
 pub(super) struct Counters {
-    pub gaps: u64,
+    /// By reason.
+    pub gaps: [GapCount; GapReason::ALL.len()],
     pub unreadable: u64,
 }
 
@@ -351,7 +352,10 @@ impl Reader {
 
     fn deliver(&mut self, shard: ShardId, delivery: Delivery) {
         if let Delivery::Gap(gap) = &delivery {
-            self.parts.counters.lock().gaps += 1;
+            let mut counters = self.parts.counters.lock();
+            let count = &mut counters.gaps[gap.reason.index()];
+            count.gaps += 1;
+            count.missed_events += gap.missed.unwrap_or(0);
             tracing::warn!(%shard, reason = %gap.reason, from = %gap.from, to = %gap.to,
                 missed = gap.missed, "events are missing");
         }

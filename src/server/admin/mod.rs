@@ -1,0 +1,129 @@
+//! The admin port: plain HTTP for probes, for Prometheus and for people.
+//!
+//! | path | what |
+//! |---|---|
+//! | `/livez` | 200 while the process answers, whatever Redis does: a restart would not bring Redis back |
+//! | `/readyz` | 200 while the gateway serves; else 503, and why |
+//! | `/metrics` | every metric, in the text format of Prometheus |
+//!
+//! It has no way to change anything. It is not meant for strangers: what they can do is bounded all the same.
+
+mod metrics;
+mod text;
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::service::Shared;
+
+/// Connections that may be open; more wait to be accepted.
+const MOST_CONNECTIONS: usize = 256;
+
+/// How long a connection may take to send a request, and may be idle between two: longer than scrapes are apart.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a connection is kept. After that it is closed behind the answer under way, and cut off where that is not taken.
+const MOST_AGE: Duration = Duration::from_mins(5);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The wait after a connection that could not be accepted: the process has no more descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+/// Serves until `stop`.
+pub async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, "the admin port listens");
+    }
+    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let accepted = async {
+            let place = places.clone().acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        tokio::select! {
+            () = stop.cancelled() => break,
+            (place, accepted) = accepted => match accepted {
+                Ok((stream, _)) => {
+                    let shared = shared.clone();
+                    connections.spawn(async move {
+                        let _place = place;
+                        connection(stream, shared).await;
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the admin port cannot accept");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
+            },
+        }
+    }
+    connections.shutdown().await;
+}
+
+async fn connection(stream: TcpStream, shared: Arc<Shared>) {
+    let answers = service_fn(move |request| {
+        let response = answer(&shared, &request);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(REQUEST_TIMEOUT)
+        .max_buf_size(16 * 1024)
+        .serve_connection(TokioIo::new(stream), answers);
+    let mut served = std::pin::pin!(served);
+    tokio::select! {
+        // What goes wrong with a connection is its client's to see.
+        _ = &mut served => return,
+        () = tokio::time::sleep(MOST_AGE) => {}
+    }
+    served.as_mut().graceful_shutdown();
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, served).await;
+}
+
+fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let mut response = response(StatusCode::METHOD_NOT_ALLOWED, PLAIN, "GET or HEAD\n");
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    match request.uri().path() {
+        "/livez" => response(StatusCode::OK, PLAIN, "live\n"),
+        "/readyz" => match shared.why_not_serving() {
+            None => response(StatusCode::OK, PLAIN, "ready\n"),
+            Some(why) => {
+                response(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("not ready: {why}\n"))
+            }
+        },
+        "/metrics" => response(StatusCode::OK, text::MEDIA_TYPE, metrics::render(shared)),
+        _ => response(StatusCode::NOT_FOUND, PLAIN, "here are /livez, /readyz and /metrics\n"),
+    }
+}
+
+fn response(
+    status: StatusCode,
+    media_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    // It is true now, and only now.
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
