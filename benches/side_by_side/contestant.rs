@@ -157,7 +157,7 @@ impl System {
                 tasks.spawn(listen(channel, SUBSCRIBE, request, heard, ready));
             }
             Contestant::Floor { batch } => {
-                let mut request = Payload::default().delivered(0);
+                let mut request = Payload.delivered(0);
                 request.push(batch);
                 let channel = self.floor_channel().await;
                 tasks.spawn(listen(channel, floor::STREAM, request.into(), heard, ready));
