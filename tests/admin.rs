@@ -312,7 +312,7 @@ async fn it_can_be_nowhere_and_a_taken_address_is_told() {
     assert!(output.stderr.contains(&expected), "{}", output.stderr);
 }
 
-/// The metrics that a text names, without what PromQL adds to the name of a histogram.
+/// The metrics that a text names, without what `PromQL` adds to the name of a histogram.
 fn metrics_in(text: &str) -> Vec<&str> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut names = Vec::new();
