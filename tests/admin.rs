@@ -71,7 +71,7 @@ impl Scrape {
             if let Some(help) = line.strip_prefix("# HELP ") {
                 let (name, help) = help.split_once(' ').expect("a name and a text");
                 assert!(help.len() > 3 && !scrape.types.contains_key(name), "{line}");
-                helped = name.to_owned();
+                name.clone_into(&mut helped);
             } else if let Some(of) = line.strip_prefix("# TYPE ") {
                 let (name, of) = of.split_once(' ').expect("a name and a type");
                 assert!(
