@@ -7,6 +7,7 @@ use crate::report::{Report, short};
 const REDIS: &str = "trunkline redis";
 const PLAIN: &str = "plain redis";
 const BATCHES: &str = "fan-out, 1 to 100, 100 a request";
+const ONE_BY_ONE: &str = "fan-out, 1 to 100, 1 a request";
 const DELIVERED: &str = "delivered_per_second";
 const SERVER_CPU: &str = "server_cpu_seconds_per_million";
 const REDIS_CPU: &str = "redis_cpu_seconds_per_million";
@@ -50,19 +51,23 @@ fn targets(report: &Report) -> [Target; 8] {
     let least = median(one, "floor: tonic unary", "p50_us")
         .zip(median(one, PLAIN, "p50_us"))
         .map(|(round_trip, redis)| round_trip + redis);
-    let delivered = median(BATCHES, REDIS, DELIVERED);
+    // Each as it does it best: plain Redis delivers more when it is not published to in pipelines.
+    let delivered = |contestant| {
+        let ways = [BATCHES, ONE_BY_ONE].map(|way| median(way, contestant, DELIVERED));
+        Some(ways[0]?.max(ways[1]?))
+    };
     let rss = |scenario| median(scenario, "trunkline embedded", "rss_bytes_per_stream");
     let at_least = |what, value, bound| Target { what, value, bound, at_most: false };
     let at_most = |what, value, bound| Target { what, value, bound, at_most: true };
     [
         at_least(
-            "fan-out to 100 in batches, delivered/s: trunkline redis / plain redis",
-            ratio(delivered, median(BATCHES, PLAIN, DELIVERED)),
+            "fan-out to 100, each at its best, delivered/s: trunkline redis / plain redis",
+            ratio(delivered(REDIS), delivered(PLAIN)),
             3.0,
         ),
         at_least(
-            "fan-out to 100 in batches, delivered/s: trunkline redis / nats core",
-            ratio(delivered, median(BATCHES, "nats core", DELIVERED)),
+            "fan-out to 100, each at its best, delivered/s: trunkline redis / nats core",
+            ratio(delivered(REDIS), delivered("nats core")),
             2.0,
         ),
         at_most(
