@@ -4,6 +4,7 @@
 //! ([`Sources`]). A walker of our own reads it, so that all violations are told at once, each with its
 //! path and its limit ([`ConfigErrors`]). `docs/configuration.md` has every key; a test keeps it true.
 
+mod access;
 mod bus;
 mod decode;
 mod effective;
@@ -29,6 +30,10 @@ use serde_json::Value;
 use uuid::Uuid;
 
 pub use self::{
+    access::{
+        Allow, Auth, Deny, EventRules, IdentityRules, Kinds, Operation, ServerTls, Token,
+        TokenHash, TokenSource,
+    },
     bus::{BusConfig, Pool, Protocol, Redis, RedisCluster, Tls},
     error::{ConfigErrors, Origin, Problem, Violation},
     keys::{Key, keys},
@@ -50,6 +55,14 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where operators connect; None is nowhere.
     pub admin: Option<SocketAddr>,
+    /// TLS of the port for nodes. None: plain text.
+    pub tls: Option<ServerTls>,
+    /// What each identity may do. None: everybody may do everything.
+    pub auth: Option<Auth>,
+    /// Whether nodes may connect from elsewhere in plain text.
+    pub insecure: bool,
+    /// How often the files of certificates and tokens are looked at.
+    pub reload_interval: Duration,
     /// What carries frames between gateways.
     pub bus: BusConfig,
     /// What all names in Redis begin with. Gateways of one prefix are one system.
@@ -107,6 +120,10 @@ pub struct Limits {
     pub max_accounts_per_filter: usize,
     /// Open `Subscribe` streams on this gateway.
     pub max_streams: usize,
+    /// TLS handshakes under way. One more ends the oldest.
+    pub max_handshakes: usize,
+    /// How long a TLS handshake may take.
+    pub handshake_timeout: Duration,
 }
 
 /// How a gateway goes away when it is told to stop.
@@ -167,6 +184,10 @@ impl Default for Config {
             gateway_id_is_random: true,
             listen: (Ipv4Addr::LOCALHOST, 7420).into(),
             admin: Some((Ipv4Addr::LOCALHOST, 7421).into()),
+            tls: None,
+            auth: None,
+            insecure: false,
+            reload_interval: Duration::from_secs(1),
             bus: BusConfig::Embedded,
             prefix: "trunkline".to_owned(),
             shards: None,
@@ -208,6 +229,8 @@ impl Default for Limits {
             max_events_per_request: 1000,
             max_accounts_per_filter: 10_000,
             max_streams: 100_000,
+            max_handshakes: 1000,
+            handshake_timeout: Duration::from_secs(10),
         }
     }
 }

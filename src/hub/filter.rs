@@ -1,8 +1,11 @@
 //! Which events a stream delivers: `trunkline.v1.Filter`, compiled once and asked for every event.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
-use super::event::{CUSTOM, EventView, KINDS, TargetName, concerns_account};
+use super::{
+    event::{CUSTOM, EventView, KINDS, TargetName, concerns_account},
+    scope::{Patterns, Scope},
+};
 use crate::proto::v1;
 
 /// Decides for one subscriber; its promises are `Filtered` and `NoEcho`.
@@ -17,16 +20,12 @@ pub struct Filter {
     /// `None`: all.
     accounts: Option<HashSet<Box<[u8]>>>,
     /// `None`: all.
-    custom_types: Option<CustomTypes>,
+    custom_types: Option<Patterns>,
     node_id: Box<[u8]>,
     roles: HashSet<Box<[u8]>>,
     include_own: bool,
-}
-
-#[derive(Clone, Debug, Default)]
-struct CustomTypes {
-    exact: HashSet<Box<[u8]>>,
-    prefixes: Vec<Box<[u8]>>,
+    /// What else its node may receive no more than; `None` if the fields above say it all.
+    scope: Option<Arc<Scope>>,
 }
 
 impl Filter {
@@ -43,11 +42,24 @@ impl Filter {
             accounts: (!wire.accounts.is_empty())
                 .then(|| wire.accounts.iter().map(|account| boxed(account)).collect()),
             custom_types: (!wire.custom_types.is_empty())
-                .then(|| CustomTypes::new(&wire.custom_types)),
+                .then(|| Patterns::new(&wire.custom_types)),
             node_id: boxed(node_id),
             roles: roles.iter().map(|role| boxed(role)).collect(),
             include_own,
+            scope: None,
         }
+    }
+
+    /// The same, without what the scope does not allow.
+    #[must_use]
+    pub fn within(mut self, scope: &Arc<Scope>) -> Filter {
+        self.kinds &= scope.kind_bits();
+        if self.accounts.is_none() {
+            // So that nothing wakes the stream for other accounts.
+            self.accounts = scope.named_accounts().cloned();
+        }
+        self.scope = scope.looks_inside().then(|| scope.clone());
+        self
     }
 
     /// Whether the stream delivers the event.
@@ -58,6 +70,7 @@ impl Filter {
             && self.matches_account(kind, event)
             && self.matches_custom_type(kind, event)
             && self.matches_target(event)
+            && self.scope.as_ref().is_none_or(|scope| scope.allows_inside(event))
     }
 
     /// The kinds that it includes, each as [`kind_bit`] gives it.
@@ -72,7 +85,10 @@ impl Filter {
 
     /// Whether only a target or `NoEcho` can keep an event from this stream.
     pub fn matches_everything(&self) -> bool {
-        self.kinds == all_kinds() && self.accounts.is_none() && self.custom_types.is_none()
+        self.kinds == all_kinds()
+            && self.accounts.is_none()
+            && self.custom_types.is_none()
+            && self.scope.is_none()
     }
 
     fn matches_account(&self, kind: u8, event: &EventView<'_>) -> bool {
@@ -98,32 +114,13 @@ impl Filter {
     }
 }
 
-impl CustomTypes {
-    fn new(patterns: &[String]) -> CustomTypes {
-        let mut types = CustomTypes::default();
-        for pattern in patterns {
-            match pattern.strip_suffix('*') {
-                Some(prefix) => types.prefixes.push(boxed(prefix)),
-                None => {
-                    types.exact.insert(boxed(pattern));
-                }
-            }
-        }
-        types
-    }
-
-    fn contain(&self, name: &[u8]) -> bool {
-        self.exact.contains(name) || self.prefixes.iter().any(|prefix| name.starts_with(prefix))
-    }
-}
-
 /// The bit of a kind. What is no kind has bit 0, which no filter includes.
 pub(super) fn kind_bit(kind: u8) -> u128 {
     if KINDS.contains(&kind) { 1 << kind } else { 1 }
 }
 
 /// The bits of all kinds that there are or will be.
-fn all_kinds() -> u128 {
+pub(super) fn all_kinds() -> u128 {
     let below = |kind: u8| (1u128 << kind) - 1;
     below(KINDS.end() + 1) & !below(*KINDS.start())
 }

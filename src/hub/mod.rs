@@ -8,6 +8,7 @@ pub mod filter;
 pub mod log;
 mod merge;
 mod router;
+pub mod scope;
 pub mod token;
 
 use std::{

@@ -27,7 +27,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Server;
 
 use self::{
-    access::AccessLayer,
+    access::{Access, AccessLayer},
     counters::Counters,
     health::HealthState,
     nodes::Nodes,
@@ -64,6 +64,9 @@ pub enum ServeError {
         /// Why.
         error: std::io::Error,
     },
+    /// The certificates cannot be used.
+    #[error("{0}")]
+    Access(String),
     /// The address of the admin port cannot be listened on.
     #[error("admin: cannot listen on {address}: {error}")]
     Admin {
@@ -90,6 +93,8 @@ pub async fn serve(
     listening: impl FnOnce(SocketAddr),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
+    let access = Arc::new(Access::new(&config).map_err(ServeError::Access)?);
+    warn_if_open(&config);
     let listener = TcpListener::bind(config.listen)
         .await
         .map_err(|error| ServeError::Listen { address: config.listen, error })?;
@@ -103,13 +108,17 @@ pub async fn serve(
     };
     listening(listener.local_addr().unwrap_or(config.listen));
 
-    let shared = Arc::new(shared(&config));
+    let shared = Arc::new(shared(&config, access.clone()));
     // Whoever looks sees the whole of it: from before the bus is there until after it is closed.
     let gone = CancellationToken::new();
     let _gone = gone.clone().drop_guard();
     let admin =
         admin.map(|listener| tokio::spawn(admin::serve(listener, shared.clone(), gone.clone())));
     let ended = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    // Ends with this function, whichever way that is.
+    let _ended = ended.clone().drop_guard();
+    tasks.spawn(access.watch(config.reload_interval, ended.clone()));
     let health = HealthState::new(ended.clone());
     let mut server = std::pin::pin!(grpc(listener, &config, &shared, &health, ended.clone()));
     let mut start = std::pin::pin!(start_bus(&config, &shared));
@@ -121,7 +130,6 @@ pub async fn serve(
         result = &mut server => return Ok(result?),
         () = &mut shutdown => return Ok(()),
     };
-    let tasks = TaskTracker::new();
     tasks.spawn(follow_health(
         bus.health(),
         shared.drain.subscribe(),
@@ -163,8 +171,23 @@ pub async fn serve(
     Ok(result?)
 }
 
-fn shared(config: &Config) -> Shared {
+/// Says what the operator should know of a port that anybody may use.
+fn warn_if_open(config: &Config) {
+    let listen = config.listen;
+    if listen.ip().is_loopback() {
+        return;
+    }
+    if config.tls.is_none() {
+        tracing::warn!(%listen, "insecure: nodes connect in plain text, and what they send can be read and changed on the way");
+    }
+    if config.auth.is_none() {
+        tracing::warn!(%listen, "nobody is asked who he is: whoever reaches this port may read and publish everything");
+    }
+}
+
+fn shared(config: &Config, access: Arc<Access>) -> Shared {
     Shared {
+        access,
         gateway_id: config.gateway_id.clone(),
         deployment: deployment_tag(&config.prefix),
         started: SystemTime::now(),
@@ -205,12 +228,15 @@ async fn grpc(
         .accept_http1(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .layer(http1::Http1Layer)
-        .layer(AccessLayer)
+        .layer(AccessLayer::new(shared.access.clone()))
         .add_service(health.service())
         .add_service(reflection)
         .add_service(reflection_alpha)
         .add_service(service)
-        .serve_with_incoming_shutdown(listener::incoming(listener), ended.cancelled_owned())
+        .serve_with_incoming_shutdown(
+            listener::incoming(listener, shared.access.clone(), &config.limits),
+            ended.cancelled_owned(),
+        )
         .await
 }
 

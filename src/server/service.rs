@@ -13,7 +13,7 @@ use tonic::{Request, Status};
 use uuid::Uuid;
 
 use super::{
-    access::Caller,
+    access::{Access, Caller, Permit},
     counters::{Counters, Kinds, Method},
     error::Error,
     nodes::{Nodes, timestamp},
@@ -33,6 +33,8 @@ const PROOF_WAIT: Duration = Duration::from_secs(2);
 
 /// What all requests share.
 pub struct Shared {
+    /// Who may connect.
+    pub access: Arc<Access>,
     /// Identity of this gateway.
     pub gateway_id: String,
     /// What the tokens of this deployment are marked with.
@@ -128,10 +130,18 @@ impl Service {
         Service { shared }
     }
 
-    async fn publish(&self, request: wire::PublishRequest) -> Result<v1::PublishResponse, Error> {
+    async fn publish(
+        &self,
+        request: wire::PublishRequest,
+        permit: Option<&Permit>,
+    ) -> Result<v1::PublishResponse, Error> {
         self.shared.refuse_if_draining()?;
         let begun = Instant::now();
+        let node_id = permit.map(|_| request.node_id.clone());
         let publish = validate::publish(request, &self.shared.limits, SystemTime::now())?;
+        if let (Some(permit), Some(node_id)) = (permit, &node_id) {
+            permit.check_publish(node_id, &publish.events)?;
+        }
         let hub = self.shared.hub()?;
         let shards = hub.bus().shards();
         let count = publish.events.len();
@@ -195,11 +205,19 @@ impl Service {
         &self,
         request: v1::SubscribeRequest,
         peer: String,
+        permit: Option<&Permit>,
     ) -> Result<impl Stream<Item = Result<Response, Status>> + Send + use<>, Error> {
         let shared = &self.shared;
         shared.refuse_if_draining()?;
         let subscribe =
             validate::subscribe(request, &shared.limits, shared.heartbeat, shared.deployment)?;
+        let filter = match permit {
+            None => subscribe.filter,
+            Some(permit) => {
+                permit.check_subscribe(&subscribe.node_id, &subscribe.wire_filter)?;
+                subscribe.filter.within(permit.receive())
+            }
+        };
         let hub = shared.proven_hub().await?;
         let with_token = subscribe.token.is_some();
         let begin = match (subscribe.token, subscribe.start) {
@@ -211,7 +229,7 @@ impl Service {
             max_events: subscribe.max_events,
             merge: subscribe.overflow == v1::Overflow::Merge,
         };
-        let opened = hub.open(subscribe.filter, &begin, reading).await?;
+        let opened = hub.open(filter, &begin, reading).await?;
         let subscription_id = Uuid::now_v7().to_string();
         let kinds = subscribe.wire_filter.kinds.clone();
         let node = v1::Node {
@@ -329,7 +347,8 @@ impl generated::coordination_service_server::CoordinationService for Service {
         &self,
         request: Request<wire::PublishRequest>,
     ) -> Result<tonic::Response<v1::PublishResponse>, Status> {
-        let answer = self.publish(request.into_inner()).await;
+        let permit = request.extensions().get::<Permit>().cloned();
+        let answer = self.publish(request.into_inner(), permit.as_ref()).await;
         Ok(tonic::Response::new(self.counted(Method::Publish, answer)?))
     }
 
@@ -339,9 +358,13 @@ impl generated::coordination_service_server::CoordinationService for Service {
     ) -> Result<tonic::Response<Self::SubscribeStream>, Status> {
         let caller = request.extensions().get::<Caller>();
         let peer = caller.map(|caller| caller.peer.to_string()).unwrap_or_default();
-        let stream = self.subscribe(request.into_inner(), peer).await;
+        let permit = request.extensions().get::<Permit>().cloned();
+        let stream = self.subscribe(request.into_inner(), peer, permit.as_ref()).await;
         let stream = self.counted(Method::Subscribe, stream)?;
-        Ok(tonic::Response::new(Box::pin(stream)))
+        Ok(tonic::Response::new(match permit {
+            None => Box::pin(stream),
+            Some(permit) => Box::pin(permit.guard(stream)),
+        }))
     }
 
     async fn list_nodes(

@@ -40,6 +40,8 @@ fn nothing_gives_the_defaults() {
             max_events_per_request: 1000,
             max_accounts_per_filter: 10_000,
             max_streams: 100_000,
+            max_handshakes: 1000,
+            handshake_timeout: secs(10),
         }
     );
     assert_eq!(config.drain, Drain { delay: secs(0), spread: secs(1), timeout: secs(10) });
@@ -77,12 +79,13 @@ fn every_key_of_the_gateway_is_set() {
     let config = load(&json!({
         "gatewayId": "mx1", "listen": "0.0.0.0:1", "admin": "[::1]:2", "prefix": "mail:eu",
         "shards": 7, "heartbeat": "2s", "requestIdWindow": 3000, "logFormat": "json",
-        "logLevel": "warn,trunkline::bus=debug",
+        "logLevel": "warn,trunkline::bus=debug", "insecure": true, "reloadInterval": "16s",
         "history": { "maxAge": "1h", "maxBytes": "2GiB", "maxFrames": 3 },
         "log": { "maxBytes": 4096, "maxEvents": 5 },
         "limits": {
             "maxEventBytes": "6KiB", "maxRequestBytes": "7MiB", "maxEventsPerRequest": 8,
             "maxAccountsPerFilter": 9, "maxStreams": 10,
+            "maxHandshakes": 14, "handshakeTimeout": "15s",
         },
         "drain": { "delay": "11s", "spread": 12, "timeout": "13s" },
     }));
@@ -91,6 +94,10 @@ fn every_key_of_the_gateway_is_set() {
         gateway_id_is_random: false,
         listen: "0.0.0.0:1".parse().unwrap(),
         admin: Some("[::1]:2".parse().unwrap()),
+        tls: None,
+        auth: None,
+        insecure: true,
+        reload_interval: secs(16),
         bus: BusConfig::Embedded,
         prefix: "mail:eu".into(),
         shards: Some(7),
@@ -103,6 +110,8 @@ fn every_key_of_the_gateway_is_set() {
             max_events_per_request: 8,
             max_accounts_per_filter: 9,
             max_streams: 10,
+            max_handshakes: 14,
+            handshake_timeout: secs(15),
         },
         drain: Drain { delay: secs(11), spread: millis(12), timeout: secs(13) },
         request_id_window: secs(3),
@@ -287,6 +296,6 @@ fn every_range_holds_at_both_ends() {
             assert!(problem.starts_with(&start) && problem.ends_with(&limits), "{problem}");
         }
     }
-    // Sixteen of the gateway, and nine of each of coordinator and inMemoryStore.
-    assert_eq!(ranges, 34);
+    // Nineteen of the gateway, and nine of each of coordinator and inMemoryStore.
+    assert_eq!(ranges, 37);
 }

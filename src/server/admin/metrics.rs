@@ -11,6 +11,7 @@ use crate::{
     hub::log::{Capacity, Extent},
     proto::v1::EventKind,
     server::{
+        access::Rule,
         counters::{Counters, Method},
         service::Shared,
     },
@@ -41,6 +42,7 @@ pub fn render(shared: &Shared) -> String {
     });
     gateway(&mut text, shared);
     events(&mut text, &shared.counters);
+    refused(&mut text, shared);
     streams(&mut text, shared);
     bus(&mut text, &status);
     proofs(&mut text, &shards);
@@ -102,6 +104,16 @@ fn events(text: &mut Text, counters: &Counters) {
             let labels = [("method", method.name()), ("reason", &reason.to_ascii_lowercase())];
             family.sample(&labels, count);
         }
+    }
+}
+
+fn refused(text: &mut Text, shared: &Shared) {
+    let mut family = text.counter(
+        "refused_total",
+        "Connections, requests and streams that were turned away, by the rule that they broke.",
+    );
+    for rule in Rule::ALL {
+        family.sample(&[("rule", rule.name())], shared.access.refusals.count(rule));
     }
 }
 
