@@ -330,10 +330,7 @@ async fn certificates_that_do_not_hold() {
     assert_eq!(server.cli(&pair).await, "OK");
     let said = doctor(&client("client.pem", "client.key")).await;
     assert_eq!(said.code, Some(0), "{said}");
-    assert!(
-        said.at("ok").iter().any(|ok| ok.contains("client.pem (DNSName(gateway)) holds")),
-        "{said}"
-    );
+    assert!(said.at("ok").iter().any(|ok| ok.contains("client.pem (gateway) holds")), "{said}");
     // A name that it is not for.
     let other =
         client("client.pem", "client.key").set_bus("url", url.replace("127.0.0.1", "localhost"));

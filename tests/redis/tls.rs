@@ -70,7 +70,7 @@ const KEY: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
 /// Makes `ca.pem` and `ca.key`.
 pub async fn authority(folder: &Path) {
     let args =
-        format!("req -x509 {KEY} -keyout ca.key -out ca.pem -days 7 -subj /CN=test-authority");
+        format!("req -x509 {KEY} -keyout ca.key -out ca.pem -days 60 -subj /CN=test-authority");
     openssl(folder, &args).await;
 }
 
@@ -81,7 +81,7 @@ pub async fn certificate(folder: &Path, file: &str, name: &str) {
     let request = format!("req {KEY} -keyout {file}.key -out {file}.csr -subj /CN={file}");
     openssl(folder, &request).await;
     let sign = format!(
-        "x509 -req -in {file}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {file}.pem -days 7 -extfile {file}.ext"
+        "x509 -req -in {file}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {file}.pem -days 60 -extfile {file}.ext"
     );
     openssl(folder, &sign).await;
 }

@@ -1,6 +1,11 @@
 //! Certificates in files: whether they can be read, hold, and belong together.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    net::{Ipv4Addr, Ipv6Addr},
+    path::Path,
+    time::Duration,
+};
 
 use tokio_rustls::rustls::{
     crypto::ring,
@@ -8,7 +13,7 @@ use tokio_rustls::rustls::{
     sign::CertifiedKey,
 };
 use trunkline::{bus::redis::doctor::Finding, config::Tls};
-use x509_parser::{certificate::X509Certificate, prelude::FromDer};
+use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
 
 use super::Report;
 
@@ -88,7 +93,18 @@ fn read_validity(path: &Path) -> Result<Read, String> {
 fn names(certificate: &X509Certificate<'_>) -> String {
     let alternative = certificate.subject_alternative_name().ok().flatten();
     let names = alternative.map(|names| &names.value.general_names);
-    let names: Vec<_> = names.into_iter().flatten().map(ToString::to_string).collect();
+    let plain = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) | GeneralName::URI(name) => (*name).to_owned(),
+        GeneralName::IPAddress(bytes) => {
+            match (<[u8; 4]>::try_from(*bytes), <[u8; 16]>::try_from(*bytes)) {
+                (Ok(v4), _) => Ipv4Addr::from(v4).to_string(),
+                (_, Ok(v6)) => Ipv6Addr::from(v6).to_string(),
+                _ => name.to_string(),
+            }
+        }
+        other => other.to_string(),
+    };
+    let names: Vec<_> = names.into_iter().flatten().map(plain).collect();
     if names.is_empty() { certificate.subject().to_string() } else { names.join(", ") }
 }
 

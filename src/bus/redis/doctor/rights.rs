@@ -142,8 +142,7 @@ impl Scratch {
         Some(match right {
             "ping" => vec![cmd(&["PING"])],
             "info" => vec![cmd(&["INFO", "server"])],
-            "multi" => vec![cmd(&["MULTI"]), cmd(&["DISCARD"])],
-            "exec" => vec![cmd(&["MULTI"]), cmd(&["EXEC"])],
+            "multi" | "exec" => vec![cmd(&["MULTI"]), cmd(&["EXEC"])],
             "unwatch" => vec![cmd(&["UNWATCH"])],
             "hsetnx" => vec![cmd(&["HSETNX", hash, "f", "v"]), ends(hash)],
             "hset" => vec![cmd(&["HSET", hash, "f", "v"]), ends(hash)],

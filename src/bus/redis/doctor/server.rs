@@ -7,7 +7,7 @@ use std::{
 
 use redis::{RedisResult, aio::MultiplexedConnection};
 
-use super::{Finding, Level, Progress, Reached, Settings, step, told};
+use super::{Finding, Progress, Reached, Settings, step, told};
 use crate::bus::unix_ms;
 
 /// A clock that is further off than this is not kept by anybody.
@@ -292,6 +292,10 @@ async fn clock(address: &str, connection: &mut MultiplexedConnection) -> Vec<Fin
 
 fn clock_is(address: &str, there: u64, here: u64, trip: Duration) -> Finding {
     let off = Duration::from_millis(there.abs_diff(here)).saturating_sub(trip / 2);
+    if off.is_zero() {
+        let seen = format!("the clocks of {address} and of this machine agree within {trip:.1?}");
+        return Finding::ok("clock", seen);
+    }
     let direction = if there > here { "ahead of" } else { "behind" };
     let seen = format!("the clock of {address} is {off:?} {direction} this machine's");
     let advice = "keep the clocks of all machines by NTP: ages, lags and epochs go by them";
@@ -300,13 +304,13 @@ fn clock_is(address: &str, there: u64, here: u64, trip: Duration) -> Finding {
     } else if off > CLOCK_OFF {
         Finding::warning("clock", seen, advice)
     } else {
-        Finding { level: Level::Ok, ..Finding::ok("clock", seen) }
+        Finding::ok("clock", seen)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Level, *};
 
     #[test]
     fn old_servers_are_named() {
