@@ -62,7 +62,7 @@ async fn examine(config: &Config, report: &mut Report) {
                 Progress::Begins(check) => report.begins(check),
                 Progress::Found(finding) => report.found(finding),
             };
-            doctor::examine(&settings, largest, &mut tell).await;
+            Box::pin(doctor::examine(&settings, largest, &mut tell)).await;
         }
         Ok(None) => report.found(Finding::ok("reach", "the bus is embedded: there is no Redis")),
         Err(error) => {

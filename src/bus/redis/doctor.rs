@@ -140,7 +140,7 @@ pub async fn examine(settings: &Settings, largest: u64, tell: &mut (dyn FnMut(Pr
         return;
     }
     tell(Progress::Begins("deployment"));
-    let shards = match limited(path::deployment(settings)).await {
+    let shards = match limited(Box::pin(path::deployment(settings))).await {
         Ok((finding, shards)) => {
             tell(Progress::Found(finding));
             shards

@@ -22,10 +22,11 @@ const DAY: u64 = 24 * 60 * 60;
 /// Who has less time left than this is told.
 const SOON: Duration = Duration::from_secs(14 * DAY);
 
+const CHECK: &str = "TLS to Redis";
+
 /// The files of `coordinator.tls`.
 pub(super) fn examine(tls: Option<&Tls>, report: &mut Report) {
     let Some(tls) = tls else { return };
-    const CHECK: &str = "TLS to Redis";
     if let Some(path) = &tls.ca_certificate {
         report.begins(CHECK);
         report.found(validity(CHECK, "coordinator.tls.caCertificate", path));
