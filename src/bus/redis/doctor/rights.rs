@@ -44,7 +44,8 @@ pub(super) async fn examine(
             let text = told(&error);
             if text.contains("NOPERM") || text.contains("permission") {
                 denied.push((*right, text));
-            } else {
+            } else if !text.contains("no such key") {
+                // Without one right there is not the key that another looks at.
                 other.push((*right, text));
             }
         }
