@@ -3,7 +3,9 @@
 use serde_json::Value;
 
 use super::{code, gateway, lines, subscribe, to};
-use crate::support::{Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer, TestNode, shared};
+use crate::support::{
+    Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer, TestNode, shared, wait::attempt,
+};
 
 fn number(json: &Value, key: &str) -> u64 {
     json[key].as_u64().unwrap_or_else(|| panic!("{key} in {json:#}"))
