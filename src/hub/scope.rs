@@ -28,8 +28,8 @@ struct Names {
 /// Names, and beginnings of names.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Patterns {
-    exact: HashSet<Box<[u8]>>,
-    prefixes: Vec<Box<[u8]>>,
+    pub(super) exact: HashSet<Box<[u8]>>,
+    pub(super) prefixes: Vec<Box<[u8]>>,
 }
 
 impl Scope {
