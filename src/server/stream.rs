@@ -17,6 +17,7 @@ use super::{
     counters::Method,
     error::Error,
     nodes::{Listed, timestamp},
+    quota::{Pending, Seat},
     service::Shared,
     wire::Response,
 };
@@ -54,6 +55,8 @@ pub struct Terms {
     pub with_token: bool,
     /// The first message.
     pub subscribed: v1::Subscribed,
+    /// What the stream counts as, while it lasts.
+    pub _held: (Seat, Arc<Pending>),
 }
 
 /// A stream's state between two messages.
