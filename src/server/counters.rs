@@ -1,7 +1,7 @@
 //! What was done since the start: totals that only rise, counted once a request and once a batch.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -56,6 +56,8 @@ pub struct Counters {
     refused: Numbers<{ Limit::ALL.len() }>,
     /// Connections that were let in.
     connections: AtomicU64,
+    /// Requests that are not wholly answered.
+    under_way: AtomicUsize,
     /// Errors, by method and reason.
     errors: [Numbers<{ REASONS.len() }>; Method::ALL.len()],
 }
@@ -145,6 +147,21 @@ impl Counters {
     /// A connection was let in.
     pub fn connected(&self) {
         self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A request came.
+    pub fn begun(&self) {
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A request is wholly answered, or gone.
+    pub fn over(&self) {
+        self.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Requests that are not wholly answered.
+    pub fn under_way(&self) -> usize {
+        self.under_way.load(Ordering::Relaxed)
     }
 
     /// Connections that were let in.

@@ -12,6 +12,8 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::task::TaskTracker;
 
+use crate::server::counters::Counters;
+
 /// What a client of HTTP/2 sends before anything else: its preface, and the head of its SETTINGS.
 const HANDSHAKE_BYTES: usize = 24 + 9;
 
@@ -28,7 +30,10 @@ pub struct Activity {
 
 /// Keeps a request under way.
 #[derive(Debug)]
-struct UnderWay(Arc<Activity>);
+struct UnderWay {
+    activity: Arc<Activity>,
+    counters: Arc<Counters>,
+}
 
 impl Activity {
     /// Whether HTTP/2 has begun.
@@ -42,16 +47,21 @@ impl Activity {
         (self.under_way.load(Ordering::Relaxed) == 0).then_some(begun)
     }
 
-    fn begin(self: &Arc<Self>) -> UnderWay {
-        self.begun.fetch_add(1, Ordering::Relaxed);
-        self.under_way.fetch_add(1, Ordering::Relaxed);
-        UnderWay(self.clone())
+}
+
+impl UnderWay {
+    fn begin(activity: &Arc<Activity>, counters: &Arc<Counters>) -> UnderWay {
+        activity.begun.fetch_add(1, Ordering::Relaxed);
+        activity.under_way.fetch_add(1, Ordering::Relaxed);
+        counters.begun();
+        UnderWay { activity: activity.clone(), counters: counters.clone() }
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+        self.activity.under_way.fetch_sub(1, Ordering::Relaxed);
+        self.counters.over();
     }
 }
 
@@ -63,6 +73,8 @@ pub struct Runner {
     pub tasks: TaskTracker,
     /// Those of this one.
     pub activity: Arc<Activity>,
+    /// Where all are counted.
+    pub counters: Arc<Counters>,
 }
 
 impl<F> hyper::rt::Executor<F> for Runner
@@ -71,7 +83,7 @@ where
     F::Output: Send,
 {
     fn execute(&self, request: F) {
-        let under_way = self.activity.begin();
+        let under_way = UnderWay::begin(&self.activity, &self.counters);
         self.tasks.spawn(async move {
             let _under_way = under_way;
             request.await
