@@ -8,9 +8,7 @@ use tokio::{io::AsyncReadExt, time::timeout};
 use crate::{
     scene::{Scene, short},
     support::LIMIT,
-    wire::{
-        END_HEADERS, GOAWAY, HEADERS, PREFACE, Raw, SETTINGS, call, farewell, frame,
-    },
+    wire::{END_HEADERS, GOAWAY, HEADERS, PREFACE, Raw, SETTINGS, call, farewell, frame},
 };
 
 /// How long a slow client waits between two bytes.

@@ -116,10 +116,8 @@ async fn more_streams_than_a_connection_may_have_are_refused_and_requests_pass_b
     assert!(told.retry.is_some());
     node.publish(vec![queue_refresh()]).await.unwrap();
     open.pop();
-    crate::support::until(LIMIT, "room again", async || {
-        node.stream(node.request()).await.is_ok()
-    })
-    .await;
+    crate::support::until(LIMIT, "room again", async || node.stream(node.request()).await.is_ok())
+        .await;
     drop((open, node));
 
     // Whoever does not keep to what HTTP/2 was told is refused by it.

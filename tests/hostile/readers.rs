@@ -12,7 +12,10 @@ use crate::{
         GatewayOptions, LIMIT, TestNode,
         events::{large, with_id},
     },
-    wire::{DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, Raw, SETTINGS, WINDOW_UPDATE, call, frame, message},
+    wire::{
+        DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, Raw, SETTINGS, WINDOW_UPDATE, call, frame,
+        message,
+    },
 };
 
 /// The largest window that HTTP/2 has.
@@ -62,7 +65,8 @@ async fn a_subscriber_that_never_reads_costs_its_buffer_and_is_found_out() {
         for n in 0..10 {
             let mut raw = greedy(&scene, window).await;
             let node_id = format!("deaf-{window}-{n}");
-            ask(&mut raw, 1, "Subscribe", &SubscribeRequest { node_id, ..Default::default() }).await;
+            ask(&mut raw, 1, "Subscribe", &SubscribeRequest { node_id, ..Default::default() })
+                .await;
             held.push(raw);
         }
     }

@@ -141,6 +141,8 @@ fn connections(text: &mut Text, shared: &Shared) {
         .sample(&[], shared.places.most());
     text.counter("connections_total", "Connections that were let in.")
         .sample(&[], shared.counters.connections());
+    text.gauge("requests_under_way", "Requests that are not wholly answered, streams included.")
+        .sample(&[], shared.counters.under_way());
     text.gauge(
         "pending_request_bytes",
         "Bytes of requests that are not answered, streams included.",

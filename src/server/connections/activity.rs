@@ -46,7 +46,6 @@ impl Activity {
         let begun = self.begun.load(Ordering::Relaxed);
         (self.under_way.load(Ordering::Relaxed) == 0).then_some(begun)
     }
-
 }
 
 impl UnderWay {

@@ -65,7 +65,10 @@ where
         request.extensions_mut().insert(peer.clone());
         service.clone().oneshot(request)
     });
-    let builder = builder(terms, Runner { tasks, activity: activity.clone(), counters: shared.counters.clone() });
+    let builder = builder(
+        terms,
+        Runner { tasks, activity: activity.clone(), counters: shared.counters.clone() },
+    );
     let io = TokioIo::new(Watched::new(io, activity.clone()));
     let mut connection = pin!(builder.serve_connection(io, answers));
 
