@@ -247,7 +247,6 @@ impl Service {
             overflow: subscribe.overflow,
             kinds,
             with_token,
-            _held: (seat, sender),
             subscribed: v1::Subscribed {
                 gateway_id: shared.gateway_id.clone(),
                 subscription_id,
@@ -258,7 +257,7 @@ impl Service {
                 resume_token: vec![],
             },
         };
-        Ok(stream(shared.clone(), opened.cursor, listed, terms))
+        Ok(stream(shared.clone(), opened.cursor, listed, terms, (seat, sender)))
     }
 
     /// Counts what went wrong.

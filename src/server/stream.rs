@@ -61,8 +61,6 @@ pub struct Terms {
     pub with_token: bool,
     /// The first message.
     pub subscribed: v1::Subscribed,
-    /// What the stream counts as, while it lasts.
-    pub _held: (Seat, Arc<Pending>),
 }
 
 /// One stream.
@@ -83,6 +81,8 @@ pub struct Subscription {
     /// The cursor's places, while a token is made of them.
     places: Vec<Place>,
     next: Next,
+    /// What it counts as, while it lasts.
+    _held: (Seat, Arc<Pending>),
 }
 
 /// What comes next.
@@ -95,7 +95,13 @@ enum Next {
 }
 
 /// The stream of a subscription.
-pub fn stream(shared: Arc<Shared>, cursor: Cursor, listed: Listed, terms: Terms) -> Subscription {
+pub fn stream(
+    shared: Arc<Shared>,
+    cursor: Cursor,
+    listed: Listed,
+    terms: Terms,
+    held: (Seat, Arc<Pending>),
+) -> Subscription {
     let drain = shared.drain.subscribe();
     let begin = cursor.places();
     let timer = Box::pin(tokio::time::sleep_until(Instant::now()));
@@ -111,6 +117,7 @@ pub fn stream(shared: Arc<Shared>, cursor: Cursor, listed: Listed, terms: Terms)
         last_sent: Instant::now(),
         timer,
         next: Next::Subscribed,
+        _held: held,
     }
 }
 
