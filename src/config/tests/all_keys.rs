@@ -330,6 +330,6 @@ fn every_range_holds_at_both_ends() {
             assert!(problem.starts_with(&start) && problem.ends_with(&limits), "{problem}");
         }
     }
-    // Thirty-two of the gateway, and nine of each of coordinator and inMemoryStore.
-    assert_eq!(ranges, 50);
+    // Thirty-one of the gateway, and nine of each of coordinator and inMemoryStore.
+    assert_eq!(ranges, 49);
 }
