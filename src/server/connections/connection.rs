@@ -114,7 +114,6 @@ impl Stage {
         let open = |requests, looks| (Some(Stage::Open { requests, looks }), look);
         match self {
             Stage::Greeting if activity.has_greeted() => open(at_rest, 0),
-            Stage::Greeting => (None, Duration::ZERO),
             Stage::Open { requests: Some(before), looks } if at_rest == Some(*before) => {
                 if looks + 1 >= LOOKS {
                     (Some(Stage::ClosingIdle), CLOSE_TIMEOUT)
@@ -124,10 +123,8 @@ impl Stage {
             }
             Stage::Open { .. } => open(at_rest, 0),
             // A request that crossed the farewell is answered first.
-            Stage::ClosingIdle if at_rest.is_none() => {
-                (Some(Stage::Open { requests: None, looks: 0 }), look)
-            }
-            Stage::ClosingIdle | Stage::Closing => (None, Duration::ZERO),
+            Stage::ClosingIdle if at_rest.is_none() => open(None, 0),
+            Stage::Greeting | Stage::ClosingIdle | Stage::Closing => (None, Duration::ZERO),
         }
     }
 }
