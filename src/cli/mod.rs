@@ -83,6 +83,7 @@ type Client = CoordinationServiceClient<InterceptedService<Channel, Bearer>>;
 
 /// Which gateway is talked to.
 #[derive(Args)]
+#[allow(clippy::struct_field_names)] // the names of fields are those of flags
 struct Gateway {
     /// Address of the gateway: 10.0.0.1:7420, or a URL
     #[arg(

@@ -17,11 +17,17 @@ use tokio_rustls::TlsAcceptor;
 
 use self::stream::Transport;
 pub use self::stream::{Connection, Peer};
-use super::access::{Access, ConnectionId, PeerCertificate, Rule};
-use crate::config::Limits;
+use super::{
+    access::{Access, ConnectionId, PeerCertificate, Rule},
+    connections::{Place, Places, Refusals},
+    counters::Counters,
+};
 
 /// The wait after an error of the listener itself, which is the machine's: it has no file descriptors left, mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// TLS handshakes under way at once.
+const MOST_HANDSHAKES: usize = 1000;
 
 struct Acceptor {
     listener: TcpListener,
@@ -32,28 +38,41 @@ struct Acceptor {
     handshakes: JoinSet<Option<Connection>>,
     /// The same ones, the oldest first, and some that have ended.
     order: VecDeque<AbortHandle>,
-    max_handshakes: usize,
     handshake_timeout: Duration,
+    admission: Admission,
+    /// Whether the last error was told: a machine without descriptors would fill the log.
+    told: bool,
+}
+
+/// Who is let in.
+pub struct Admission {
+    /// What proves who somebody is.
+    pub access: Arc<Access>,
+    /// How long a TLS handshake may take.
+    pub handshake_timeout: Duration,
+    /// The places that there are.
+    pub places: Arc<Places>,
+    /// Those who find none are told.
+    pub refusals: Refusals,
+    /// Where they are counted.
+    pub counters: Arc<Counters>,
 }
 
 /// The connections that come to a listener, as they become ready. Ends never; a connection that fails is nobody else's affair.
-pub fn incoming(
-    listener: TcpListener,
-    access: Arc<Access>,
-    limits: &Limits,
-) -> impl Stream<Item = Result<Connection, io::Error>> + use<> {
+pub fn incoming(listener: TcpListener, admission: Admission) -> impl Stream<Item = Connection> {
     let acceptor = Acceptor {
         listener,
-        access,
+        access: admission.access.clone(),
         next: 1,
         handshakes: JoinSet::new(),
         order: VecDeque::new(),
-        max_handshakes: limits.max_handshakes,
-        handshake_timeout: limits.handshake_timeout,
+        handshake_timeout: admission.handshake_timeout,
+        admission,
+        told: false,
     };
     futures_util::stream::unfold(acceptor, |mut acceptor| async move {
         let connection = acceptor.next().await;
-        Some((Ok(connection), acceptor))
+        Some((connection, acceptor))
     })
 }
 
@@ -70,6 +89,7 @@ impl Acceptor {
             };
             match accepted {
                 Ok((stream, address)) => {
+                    self.told = false;
                     if let Some(connection) = self.admit(stream, address) {
                         return connection;
                     }
@@ -77,7 +97,9 @@ impl Acceptor {
                 // The client's: it went away before it was accepted.
                 Err(error) if is_of_client(&error) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "a connection cannot be accepted");
+                    if !std::mem::replace(&mut self.told, true) {
+                        tracing::warn!(%error, "connections cannot be accepted");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -88,16 +110,27 @@ impl Acceptor {
     fn admit(&mut self, stream: TcpStream, address: SocketAddr) -> Option<Connection> {
         let connection = ConnectionId(self.next);
         self.next += 1;
+        let Admission { places, refusals, counters, .. } = &self.admission;
+        let place = match places.take(address.ip()) {
+            Ok(place) => place,
+            Err(full) => {
+                counters.refused(full.limit);
+                refusals.refuse(stream, full);
+                return None;
+            }
+        };
+        counters.connected();
         // What is small and urgent must not wait for more. An error is the client's, which has gone.
         stream.set_nodelay(true).ok()?;
-        let peer = Peer { connection, address, certificate: None };
+        let peer = Peer { connection, address, streams: Arc::default(), certificate: None };
         let Some((acceptor, number)) = self.access.acceptor() else {
-            return Some(Connection::new(Transport::Plain(stream), peer));
+            return Some(Connection::new(Transport::Plain(stream), peer, place));
         };
         self.make_room();
         let (access, timeout) = (self.access.clone(), self.handshake_timeout);
         let handshake = async move {
-            let shaking = tokio::time::timeout(timeout, handshake(acceptor, number, stream, peer));
+            let shaking =
+                tokio::time::timeout(timeout, handshake(acceptor, number, stream, peer, place));
             match shaking.await {
                 Ok(Ok(connection)) => Some(connection),
                 Ok(Err(error)) => {
@@ -117,14 +150,10 @@ impl Acceptor {
     /// Ends the oldest handshakes where too many are under way: an honest one takes a few milliseconds, and is not among them.
     fn make_room(&mut self) {
         self.order.retain(|handshake| !handshake.is_finished());
-        while self.order.len() >= self.max_handshakes {
+        while self.order.len() >= MOST_HANDSHAKES {
             if let Some(oldest) = self.order.pop_front() {
                 oldest.abort();
-                self.access.refusals.note(
-                    Rule::Handshake,
-                    &"a slow one",
-                    "limits.maxHandshakes is reached",
-                );
+                self.access.refusals.note(Rule::Handshake, &"a slow one", "too many are under way");
             }
         }
     }
@@ -135,11 +164,12 @@ async fn handshake(
     number: u64,
     stream: TcpStream,
     mut peer: Peer,
+    place: Place,
 ) -> io::Result<Connection> {
     let stream = acceptor.accept(stream).await?;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     peer.certificate = PeerCertificate::new(chain, number).map(Arc::new);
-    Ok(Connection::new(Transport::Tls(Box::new(stream)), peer))
+    Ok(Connection::new(Transport::Tls(Box::new(stream)), peer, place))
 }
 
 fn is_of_client(error: &io::Error) -> bool {

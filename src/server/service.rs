@@ -13,10 +13,14 @@ use tonic::{Request, Status};
 use uuid::Uuid;
 
 use super::{
-    access::{Access, Caller, Permit},
+    access::{Access, Permit},
+    connections::Places,
     counters::{Counters, Kinds, Method},
     error::Error,
+    limit::Limit,
+    listener::Peer,
     nodes::{Nodes, timestamp},
+    quota::{Pending, Quotas},
     stream::{Drain, Terms, encode_token, position, stream},
     validate,
     wire::{self, Response},
@@ -43,8 +47,10 @@ pub struct Shared {
     pub started: SystemTime,
     /// What requests may ask for.
     pub limits: Limits,
-    /// Streams that may be open.
-    pub max_streams: usize,
+    /// What each identity may have.
+    pub quotas: Arc<Quotas>,
+    /// The places for connections.
+    pub places: Arc<Places>,
     /// The heartbeat interval of streams that do not ask for one.
     pub heartbeat: Duration,
     /// Over how long nodes are sent away, which is also how long they are told to wait.
@@ -58,7 +64,7 @@ pub struct Shared {
     /// Set once the gateway is going away.
     pub drain: watch::Sender<Option<Drain>>,
     /// What was done so far.
-    pub counters: Counters,
+    pub counters: Arc<Counters>,
 }
 
 impl Shared {
@@ -133,6 +139,7 @@ impl Service {
     async fn publish(
         &self,
         request: wire::PublishRequest,
+        sender: &Pending,
         permit: Option<&Permit>,
     ) -> Result<v1::PublishResponse, Error> {
         self.shared.refuse_if_draining()?;
@@ -142,6 +149,7 @@ impl Service {
         if let (Some(permit), Some(node_id)) = (permit, &node_id) {
             permit.check_publish(node_id, &publish.events)?;
         }
+        self.shared.quotas.publish(sender.share(), publish.events.len())?;
         let hub = self.shared.hub()?;
         let shards = hub.bus().shards();
         let count = publish.events.len();
@@ -204,7 +212,8 @@ impl Service {
     async fn subscribe(
         &self,
         request: v1::SubscribeRequest,
-        peer: String,
+        sender: Arc<Pending>,
+        peer: &Peer,
         permit: Option<&Permit>,
     ) -> Result<impl Stream<Item = Result<Response, Status>> + Send + use<>, Error> {
         let shared = &self.shared;
@@ -218,6 +227,7 @@ impl Service {
                 subscribe.filter.within(permit.receive())
             }
         };
+        let seat = shared.quotas.stream(sender.share(), &peer.streams)?;
         let hub = shared.proven_hub().await?;
         let with_token = subscribe.token.is_some();
         let begin = match (subscribe.token, subscribe.start) {
@@ -239,14 +249,14 @@ impl Service {
             gateway_id: shared.gateway_id.clone(),
             subscription_id: subscription_id.clone(),
             connect_time: Some(timestamp(SystemTime::now())),
-            peer,
+            peer: peer.address.to_string(),
             filter: Some(subscribe.wire_filter),
             ..Default::default()
         };
         let listed = shared
             .nodes
-            .enter(node, opened.cursor.progress(), shared.max_streams)
-            .map_err(|_| Error::limit("limits.maxStreams", shared.max_streams))?;
+            .enter(node, opened.cursor.progress(), shared.limits.max_streams)
+            .map_err(|_| Error::limit(Limit::Streams, shared.limits.max_streams))?;
         let terms = Terms {
             heartbeat: subscribe.heartbeat,
             end: subscribe.max_duration.map(|duration| Instant::now() + duration),
@@ -263,7 +273,7 @@ impl Service {
                 resume_token: vec![],
             },
         };
-        Ok(stream(shared.clone(), opened.cursor, listed, terms))
+        Ok(stream(shared.clone(), opened.cursor, listed, terms, (seat, sender)))
     }
 
     /// Counts what went wrong.
@@ -333,6 +343,12 @@ impl Service {
     }
 }
 
+/// What a request is counted with.
+fn pending<T>(request: &Request<T>) -> Result<Arc<Pending>, Status> {
+    let pending = request.extensions().get::<Arc<Pending>>().cloned();
+    pending.ok_or_else(|| Status::internal("a request that nobody counts"))
+}
+
 /// The generated server.
 #[allow(clippy::all, clippy::pedantic, missing_docs)]
 pub mod generated {
@@ -348,7 +364,9 @@ impl generated::coordination_service_server::CoordinationService for Service {
         request: Request<wire::PublishRequest>,
     ) -> Result<tonic::Response<v1::PublishResponse>, Status> {
         let permit = request.extensions().get::<Permit>().cloned();
-        let answer = self.publish(request.into_inner(), permit.as_ref()).await;
+        let sender = pending(&request)?;
+        // What it is counted with stays until it is answered.
+        let answer = self.publish(request.into_inner(), &sender, permit.as_ref()).await;
         Ok(tonic::Response::new(self.counted(Method::Publish, answer)?))
     }
 
@@ -356,10 +374,11 @@ impl generated::coordination_service_server::CoordinationService for Service {
         &self,
         request: Request<v1::SubscribeRequest>,
     ) -> Result<tonic::Response<Self::SubscribeStream>, Status> {
-        let caller = request.extensions().get::<Caller>();
-        let peer = caller.map(|caller| caller.peer.to_string()).unwrap_or_default();
         let permit = request.extensions().get::<Permit>().cloned();
-        let stream = self.subscribe(request.into_inner(), peer, permit.as_ref()).await;
+        let sender = pending(&request)?;
+        let peer = request.extensions().get().cloned();
+        let peer: Peer = peer.ok_or_else(|| Status::internal("a request from nowhere"))?;
+        let stream = self.subscribe(request.into_inner(), sender, &peer, permit.as_ref()).await;
         let stream = self.counted(Method::Subscribe, stream)?;
         Ok(tonic::Response::new(match permit {
             None => Box::pin(stream),

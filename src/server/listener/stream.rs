@@ -15,13 +15,19 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
-use crate::server::access::{ConnectionId, PeerCertificate};
+use crate::server::{
+    access::{ConnectionId, PeerCertificate},
+    connections::Place,
+    quota::Streams,
+};
 
 /// An open connection of a node.
 #[derive(Debug)]
 pub struct Connection {
     transport: Transport,
     peer: Peer,
+    /// Counted as long as it is open.
+    _place: Place,
 }
 
 /// How the bytes travel.
@@ -40,14 +46,16 @@ pub struct Peer {
     pub connection: ConnectionId,
     /// The other end.
     pub address: SocketAddr,
+    /// The streams that are open on it.
+    pub streams: Arc<Streams>,
     /// What the other end has shown, if that held.
     pub certificate: Option<Arc<PeerCertificate>>,
 }
 
 impl Connection {
     /// A connection that is ready for requests.
-    pub fn new(transport: Transport, peer: Peer) -> Connection {
-        Connection { transport, peer }
+    pub fn new(transport: Transport, peer: Peer, place: Place) -> Connection {
+        Connection { transport, peer, _place: place }
     }
 }
 
