@@ -18,6 +18,7 @@ pub(super) fn effective(config: &Config) -> Value {
         "listen": config.listen.to_string(),
         "admin": config.admin.map(|address| address.to_string()),
         "coordinator": coordinator(&config.bus),
+        "frameKey": secret(config.frame_key.as_ref()),
         "prefix": config.prefix,
         "shards": config.shards,
         "history": {
@@ -72,7 +73,7 @@ fn coordinator(bus: &BusConfig) -> Value {
                 "timeout": format_duration(*timeout),
                 "minReplicas": min_replicas,
                 "authUsername": username,
-                "authSecret": auth_secret(secret.as_ref()),
+                "authSecret": self::secret(secret.as_ref()),
                 "maxRetries": cluster.max_retries,
                 "minRetryWait": format_duration(cluster.min_retry_wait),
                 "maxRetryWait": format_duration(cluster.max_retry_wait),
@@ -87,7 +88,7 @@ fn coordinator(bus: &BusConfig) -> Value {
 }
 
 /// A secret that lies elsewhere is named by its place; one that lies in the document is masked.
-fn auth_secret(secret: Option<&Secret>) -> Value {
+fn secret(secret: Option<&Secret>) -> Value {
     match secret.map(Secret::source) {
         None => json!({ "@type": "None" }),
         Some(SecretSource::Value) => json!({ "@type": "Value", "secret": MASK }),
