@@ -35,7 +35,9 @@ const SHORTEST_KEY: usize = 32;
 /// The keys with which frames in Redis are sealed.
 fn decode_frame_key(top: &mut Fields<'_>, bus: &BusConfig) -> Option<Secret> {
     let redis = *bus != BusConfig::Embedded;
+    let mut set = false;
     let key = top.optional_group("frameKey", |fields| {
+        set = ["secret", "variableName", "filePath"].iter().any(|key| fields.has(key));
         let secret = secret::decode(fields, redis)?;
         let short = secret.expose().split_whitespace().find(|key| key.len() < SHORTEST_KEY);
         if let Some(short) = short {
@@ -47,7 +49,7 @@ fn decode_frame_key(top: &mut Fields<'_>, bus: &BusConfig) -> Option<Secret> {
         Some(secret)
     });
     let key = key.flatten();
-    if key.is_some() && !redis && top.sound(&["coordinator"]) {
+    if set && !redis && top.sound(&["coordinator"]) {
         let problem = "has no effect: the bus is embedded, and nothing lies in Redis";
         top.fail("frameKey", Problem::Invalid(problem.to_owned()));
     }
