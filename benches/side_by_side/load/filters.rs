@@ -90,10 +90,8 @@ pub async fn filters(system: &System, matching: usize, others: usize, length: Du
     let _ = timeout(ARRIVAL, arrived).await;
     let seconds = after.0.seconds_since(&before.0);
     let mut metrics = Metrics::new();
-    // At a fixed rate: as many as were due.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    let published = (seconds * float(RATE)) as u64;
-    after.0.since(&before.0, published, &mut metrics);
+    // Each event is delivered once.
+    after.0.since(&before.0, after.1 - before.1, &mut metrics);
     metrics.insert("delivered_per_second".to_owned(), float(after.1 - before.1) / seconds);
     metrics.insert("lost".to_owned(), float(wanted.saturating_sub(heard.events())));
     metrics
