@@ -76,9 +76,10 @@ pub async fn filters(system: &System, matching: usize, others: usize, length: Du
         });
     });
     sleep(WARM_UP).await;
-    let before = (Look::at(system).await, heard.events());
+    let before = (Look::begin(system).await, heard.events());
     sleep(length).await;
-    let after = (Look::at(system).await, heard.events());
+    let events = heard.events();
+    let after = (Look::end(system).await, events);
     let joined = tokio::task::spawn_blocking(|| clockwork.join()).await;
     joined.expect("joined").expect("the sender does not fail");
     let wanted = total * BATCH;
