@@ -107,14 +107,8 @@ impl Look {
         let difference = |after: u64, before: u64| float(after.saturating_sub(before));
         let commands = difference(redis.commands, before.commands);
         add("redis_commands_per_thousand", commands / events * 1e3);
-        add(
-            "redis_bytes_in_per_event",
-            difference(redis.bytes_in, before.bytes_in) / events,
-        );
-        add(
-            "redis_bytes_out_per_event",
-            difference(redis.bytes_out, before.bytes_out) / events,
-        );
+        add("redis_bytes_in_per_event", difference(redis.bytes_in, before.bytes_in) / events);
+        add("redis_bytes_out_per_event", difference(redis.bytes_out, before.bytes_out) / events);
         add("redis_connections", float(redis.connections));
     }
 
