@@ -13,3 +13,4 @@ pub mod fuzz;
 pub mod hub;
 pub mod proto;
 pub mod server;
+pub mod trace;

@@ -3,7 +3,7 @@
 //! Entries are numbered from the gateway's start, so that a cursor is one number. Memory is the ring and nothing else: a
 //! cursor that is slower than the ring is overtaken by it, and finds out.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -83,6 +83,8 @@ pub struct Indexed {
     pub frame: Frame,
     /// The events, in order.
     pub events: Vec<IndexedEvent>,
+    /// When this gateway got it, if one of the events belongs to a trace that is recorded: who reads it looks which.
+    pub followed: Option<SystemTime>,
 }
 
 /// One event of a frame.
@@ -123,6 +125,7 @@ impl Indexed {
     /// Finds the events of a frame. An event that cannot be peeked at (no gateway accepts one) matches no filter.
     pub fn new(frame: Frame) -> Indexed {
         let mut events = Vec::with_capacity(usize::try_from(frame.count).unwrap_or(0));
+        let mut sampled = false;
         let mut rest = &frame.events[..];
         while !rest.is_empty() {
             let start = frame.events.len() - rest.len();
@@ -131,9 +134,10 @@ impl Indexed {
             let at = end - event.len();
             let meta = EventMeta::peek(&frame.events, at..end);
             let meta = meta.unwrap_or_else(|_| EventMeta::unreadable());
+            sampled |= meta.is_sampled();
             events.push(IndexedEvent { start: offset(start), end: offset(end), meta });
         }
-        Indexed { frame, events }
+        Indexed { frame, events, followed: sampled.then(SystemTime::now) }
     }
 
     /// The offset of the nth event.

@@ -3,6 +3,7 @@
 mod admin;
 mod counters;
 mod error;
+mod explain;
 mod health;
 mod http1;
 mod nodes;

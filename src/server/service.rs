@@ -9,7 +9,10 @@ use std::{
 use futures_util::{Stream, future::join_all};
 use parking_lot::RwLock;
 use tokio::{sync::watch, time::Instant};
-use tonic::{Request, Status};
+use tonic::{
+    Request, Status,
+    metadata::{MetadataMap, MetadataValue},
+};
 use uuid::Uuid;
 
 use super::{
@@ -25,6 +28,7 @@ use crate::{
     config::Limits,
     hub::{Begin, Hub, LAST_VALUE_KINDS, Reading, event::shard_of},
     proto::v1,
+    trace::Carried,
 };
 
 /// How long a new stream waits for a bus that is not proven, before it is refused.
@@ -127,10 +131,15 @@ impl Service {
         Service { shared }
     }
 
-    async fn publish(&self, request: wire::PublishRequest) -> Result<v1::PublishResponse, Error> {
+    async fn publish(
+        &self,
+        request: wire::PublishRequest,
+        trace: Option<Carried>,
+    ) -> Result<v1::PublishResponse, Error> {
         self.shared.refuse_if_draining()?;
         let begun = Instant::now();
-        let publish = validate::publish(request, &self.shared.limits, SystemTime::now())?;
+        let limits = &self.shared.limits;
+        let publish = validate::publish(request, limits, SystemTime::now(), trace.as_ref())?;
         let hub = self.shared.hub()?;
         let shards = hub.bus().shards();
         let count = publish.events.len();
@@ -209,6 +218,8 @@ impl Service {
         let reading = Reading {
             max_events: subscribe.max_events,
             merge: subscribe.overflow == v1::Overflow::Merge,
+            explain: subscribe.explain,
+            follow: false,
         };
         let opened = hub.open(subscribe.filter, &begin, reading).await?;
         let subscription_id = Uuid::now_v7().to_string();
@@ -232,6 +243,7 @@ impl Service {
             heartbeat: subscribe.heartbeat,
             end: subscribe.max_duration.map(|duration| Instant::now() + duration),
             overflow: subscribe.overflow,
+            explain: subscribe.explain,
             kinds,
             with_token,
             subscribed: v1::Subscribed {
@@ -314,6 +326,12 @@ impl Service {
     }
 }
 
+/// The trace that a request belongs to, as its caller says.
+fn trace_of(metadata: &MetadataMap) -> Option<Carried> {
+    let values = |name| metadata.get_all(name).iter().map(MetadataValue::as_bytes);
+    Carried::read(values("traceparent"), values("tracestate"))
+}
+
 /// The generated server.
 #[allow(clippy::all, clippy::pedantic, missing_docs)]
 pub mod generated {
@@ -328,7 +346,8 @@ impl generated::coordination_service_server::CoordinationService for Service {
         &self,
         request: Request<wire::PublishRequest>,
     ) -> Result<tonic::Response<v1::PublishResponse>, Status> {
-        let answer = self.publish(request.into_inner()).await;
+        let trace = trace_of(request.metadata());
+        let answer = self.publish(request.into_inner(), trace).await;
         Ok(tonic::Response::new(self.counted(Method::Publish, answer)?))
     }
 

@@ -16,6 +16,7 @@ use tonic::Status;
 use super::{
     counters::Method,
     error::Error,
+    explain::Explainer,
     nodes::{Listed, timestamp},
     service::Shared,
     wire::Response,
@@ -48,6 +49,8 @@ pub struct Terms {
     pub end: Option<Instant>,
     /// What happens to who is too slow.
     pub overflow: v1::Overflow,
+    /// Whether it tells what became of every event.
+    pub explain: bool,
     /// The kinds of the filter, for gaps.
     pub kinds: Vec<i32>,
     /// Whether it was to continue after a token.
@@ -68,6 +71,7 @@ struct Subscription {
     /// When this stream is to be told of the drain.
     leave: Option<(Instant, Drain)>,
     last_sent: Instant,
+    explainer: Option<Explainer>,
     next: Next,
 }
 
@@ -84,6 +88,7 @@ enum Next {
 enum Event {
     Item(Result<Item, AppendError>),
     Heartbeat,
+    Explain,
     Deadline,
     DrainKnown,
     Leave,
@@ -97,6 +102,7 @@ pub fn stream(
     terms: Terms,
 ) -> impl Stream<Item = Result<Response, Status>> + Send {
     let drain = shared.drain.subscribe();
+    let explainer = terms.explain.then(|| Explainer::new(Instant::now()));
     let state = Subscription {
         shared,
         begin: cursor.places(),
@@ -106,6 +112,7 @@ pub fn stream(
         drain,
         leave: None,
         last_sent: Instant::now(),
+        explainer,
         next: Next::Subscribed,
     };
     futures_util::stream::unfold(state, |mut state| async move {
@@ -135,11 +142,19 @@ impl Subscription {
 
     async fn anything(&mut self) -> Option<Result<Response, Status>> {
         if self.cursor.is_finished() {
-            return None;
+            return self.explanation();
         }
         loop {
             match self.wait().await {
-                Event::Item(Ok(Item::Events(events))) => {
+                Event::Item(Ok(Item::Events(mut events))) => {
+                    if let (Some(explainer), Some(judged)) =
+                        (&mut self.explainer, events.judged.take())
+                    {
+                        explainer.add(*judged);
+                    }
+                    if events.count == 0 {
+                        continue;
+                    }
                     self.listed.delivered(events.count);
                     self.shared.counters.delivered(events.count, events.oldest_ms);
                     return Some(Ok(Response::events(events, &self.token())));
@@ -150,7 +165,11 @@ impl Subscription {
                     return Some(Err(self.error(error.into())));
                 }
                 Event::Heartbeat => return Some(Ok(self.heartbeat())),
-                Event::Deadline => return None,
+                Event::Explain => return self.explanation(),
+                Event::Deadline => {
+                    self.next = Next::End;
+                    return self.explanation();
+                }
                 Event::DrainKnown => self.plan_leave(),
                 Event::Leave => {
                     self.next = Next::Drained;
@@ -163,6 +182,10 @@ impl Subscription {
     async fn wait(&mut self) -> Event {
         let far = Instant::now() + Duration::from_hours(24);
         let leave = self.leave.map(|(at, _)| at);
+        let explain = self.explainer.as_mut().and_then(|explainer| {
+            self.cursor.allow_verdicts(explainer.room(Instant::now()));
+            explainer.due()
+        });
         tokio::select! {
             biased;
             changed = self.drain.changed(), if leave.is_none() => match changed {
@@ -174,6 +197,9 @@ impl Subscription {
             () = tokio::time::sleep_until(self.terms.end.unwrap_or(far)), if self.terms.end.is_some() => {
                 Event::Deadline
             }
+            () = tokio::time::sleep_until(explain.unwrap_or(far)), if explain.is_some() => {
+                Event::Explain
+            }
             item = self.cursor.next() => Event::Item(item),
             () = tokio::time::sleep_until(self.last_sent + self.terms.heartbeat) => Event::Heartbeat,
         }
@@ -184,6 +210,15 @@ impl Subscription {
         // Spread, so that the nodes do not all arrive elsewhere at once.
         let part = rand::rng().random_range(0.0..1.0);
         self.leave = Some((drain.start + drain.spread.mul_f64(part), drain));
+    }
+
+    /// What became of the events that were passed, if that is to be told and was not.
+    fn explanation(&mut self) -> Option<Result<Response, Status>> {
+        let token = self.token();
+        let explainer = self.explainer.as_mut()?;
+        explainer.due()?;
+        let explanation = explainer.take(Instant::now(), token);
+        Some(Ok(Response::other(subscribe_response::Response::Explanation(explanation))))
     }
 
     fn token(&self) -> Vec<u8> {

@@ -24,6 +24,7 @@ use crate::{
         token::{ResumeToken, TokenError},
     },
     proto::v1,
+    trace::Carried,
 };
 
 /// Bytes of an id.
@@ -85,6 +86,8 @@ pub struct Subscribe {
     pub max_duration: Option<Duration>,
     /// What to do when it is too slow.
     pub overflow: v1::Overflow,
+    /// Whether it tells what became of every event.
+    pub explain: bool,
 }
 
 /// Collects what is wrong.
@@ -98,6 +101,7 @@ pub fn publish(
     request: wire::PublishRequest,
     limits: &Limits,
     now: SystemTime,
+    trace: Option<&Carried>,
 ) -> Result<Publish, Error> {
     for (index, event) in request.events.iter().enumerate() {
         if event.len() > limits.max_event_bytes {
@@ -145,7 +149,7 @@ pub fn publish(
         }
         let (key_hash, kind) = (routing_key_hash(&view), view.kind());
         let meta = *view.meta();
-        let bytes = stamp(bytes.clone(), &meta, &request.node_id, now, Uuid::now_v7);
+        let bytes = stamp(bytes.clone(), &meta, &request.node_id, now, trace, Uuid::now_v7);
         events.push(Stamped { bytes, key_hash, kind });
     }
     check.done()?;
@@ -207,6 +211,7 @@ pub fn subscribe(
     let token = token.map_err(Error::TokenMalformed)?;
     let filter =
         Filter::new(&wire_filter, &request.node_id, &request.roles, request.include_own_events);
+    let filter = if request.explain { filter.watching_all() } else { filter };
     Ok(Subscribe {
         node_id: request.node_id,
         incarnation: request.incarnation,
@@ -219,6 +224,7 @@ pub fn subscribe(
         max_events: (request.max_events > 0).then_some(request.max_events),
         max_duration,
         overflow,
+        explain: request.explain,
     })
 }
 
