@@ -7,6 +7,7 @@ use super::{
     error::{Problem, shown},
     fields::Fields,
     nearest::nearest,
+    otlp,
     units::{format_duration, format_size},
 };
 
@@ -55,6 +56,7 @@ pub(super) fn decode(top: &mut Fields<'_>) -> Config {
             SECOND..=HOUR,
             default.request_id_window,
         ),
+        otlp: top.group("otlp", otlp::decode),
         log_format: top
             .choice("logFormat", &LogFormat::ALL.map(LogFormat::as_str))
             .map_or(default.log_format, LogFormat::of),

@@ -12,6 +12,7 @@ mod fields;
 mod json;
 mod keys;
 mod nearest;
+mod otlp;
 mod redis_url;
 mod secret;
 mod sources;
@@ -32,6 +33,7 @@ pub use self::{
     bus::{BusConfig, Pool, Protocol, Redis, RedisCluster, Tls},
     error::{ConfigErrors, Origin, Problem, Violation},
     keys::{Key, keys},
+    otlp::Otlp,
     redis_url::{Endpoint, RedisUrl, RedisUrlError, TlsMode},
     secret::{Secret, SecretSource},
     sources::Sources,
@@ -68,6 +70,8 @@ pub struct Config {
     pub drain: Drain,
     /// For how long a repeated `request_id` is recognised.
     pub request_id_window: Duration,
+    /// Where spans go; None: nowhere.
+    pub otlp: Option<Otlp>,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// What is logged: a level, or `target=level` pairs, with commas between.
@@ -176,6 +180,7 @@ impl Default for Config {
             limits: Limits::default(),
             drain: Drain::default(),
             request_id_window: Duration::from_mins(1),
+            otlp: None,
             log_format: LogFormat::Text,
             log_level: "info".to_owned(),
         }

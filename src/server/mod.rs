@@ -5,6 +5,7 @@ mod admin;
 mod counters;
 mod error;
 mod explain;
+mod follow;
 mod health;
 mod http1;
 mod listener;
@@ -40,6 +41,7 @@ use crate::{
     config::Config,
     hub::{Hub, log::Capacity, token::deployment_tag},
     proto::v1,
+    trace::{self, Tracer},
 };
 
 /// Shards of the embedded bus, where nothing else is set.
@@ -104,7 +106,8 @@ pub async fn serve(
     };
     listening(listener.local_addr().unwrap_or(config.listen));
 
-    let shared = Arc::new(shared(&config));
+    let (tracer, exporting) = trace::start(config.otlp.as_ref(), &config.gateway_id);
+    let shared = Arc::new(shared(&config, tracer));
     // Whoever looks sees the whole of it: from before the bus is there until after it is closed.
     let gone = CancellationToken::new();
     let _gone = gone.clone().drop_guard();
@@ -156,6 +159,7 @@ pub async fn serve(
     if closed.is_err() {
         tracing::warn!("the bus did not close in time");
     }
+    exporting.close().await;
     gone.cancel();
     if let Some(admin) = admin {
         // Its only errors are panics.
@@ -164,7 +168,7 @@ pub async fn serve(
     Ok(result?)
 }
 
-fn shared(config: &Config) -> Shared {
+fn shared(config: &Config, tracer: Tracer) -> Shared {
     Shared {
         gateway_id: config.gateway_id.clone(),
         deployment: deployment_tag(&config.prefix),
@@ -178,6 +182,7 @@ fn shared(config: &Config) -> Shared {
         nodes: Arc::new(Nodes::default()),
         drain: watch::Sender::new(None),
         counters: Counters::default(),
+        tracer,
     }
 }
 

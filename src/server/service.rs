@@ -19,6 +19,7 @@ use super::{
     access::Caller,
     counters::{Counters, Kinds, Method},
     error::Error,
+    follow::Publishing,
     nodes::{Nodes, timestamp},
     stream::{Drain, Terms, encode_token, position, stream},
     validate,
@@ -29,7 +30,7 @@ use crate::{
     config::Limits,
     hub::{Begin, Hub, LAST_VALUE_KINDS, Reading, event::shard_of},
     proto::v1,
-    trace::Carried,
+    trace::{Carried, Tracer},
 };
 
 /// How long a new stream waits for a bus that is not proven, before it is refused.
@@ -61,6 +62,8 @@ pub struct Shared {
     pub drain: watch::Sender<Option<Drain>>,
     /// What was done so far.
     pub counters: Counters,
+    /// Who is told of the events of traces that are recorded.
+    pub tracer: Tracer,
 }
 
 impl Shared {
@@ -135,12 +138,26 @@ impl Service {
     async fn publish(
         &self,
         request: wire::PublishRequest,
-        trace: Option<Carried>,
+        mut trace: Option<Carried>,
     ) -> Result<v1::PublishResponse, Error> {
         self.shared.refuse_if_draining()?;
+        let now = SystemTime::now();
+        let mut publishing = Publishing::begin(&self.shared.tracer, &mut trace, now);
+        let answer = self.append(request, trace.as_ref(), now, &mut publishing).await;
+        publishing.end(&answer);
+        answer
+    }
+
+    async fn append(
+        &self,
+        request: wire::PublishRequest,
+        trace: Option<&Carried>,
+        now: SystemTime,
+        publishing: &mut Publishing,
+    ) -> Result<v1::PublishResponse, Error> {
         let begun = Instant::now();
-        let limits = &self.shared.limits;
-        let publish = validate::publish(request, limits, SystemTime::now(), trace.as_ref())?;
+        let publish = validate::publish(request, &self.shared.limits, now, trace)?;
+        publishing.join(&publish);
         let hub = self.shared.hub()?;
         let shards = hub.bus().shards();
         let count = publish.events.len();
@@ -151,7 +168,7 @@ impl Service {
             let shard = shard_of(event.key_hash, shards).index();
             let slot = *slots[shard].get_or_insert_with(|| {
                 let request_id = publish.request_id;
-                let batch = Batch { events: vec![], request_id, retain: vec![] };
+                let batch = Batch { events: vec![], request_id, retain: vec![], follow: None };
                 by_shard.push((vec![], batch));
                 by_shard.len() - 1
             });
@@ -161,6 +178,7 @@ impl Service {
             if LAST_VALUE_KINDS.contains(&event.kind) {
                 batch.retain.push((batch.events.len(), event.kind));
             }
+            publishing.follow(batch, event.followed);
             batch.events.push(event.bytes);
         }
         let appends = (0..shards).filter_map(|shard| {
@@ -220,7 +238,7 @@ impl Service {
             max_events: subscribe.max_events,
             merge: subscribe.overflow == v1::Overflow::Merge,
             explain: subscribe.explain,
-            follow: false,
+            follow: shared.tracer.is_on(),
         };
         let opened = hub.open(subscribe.filter, &begin, reading).await?;
         let subscription_id = Uuid::now_v7().to_string();

@@ -17,6 +17,7 @@ use super::{
     counters::Method,
     error::Error,
     explain::Explainer,
+    follow,
     nodes::{Listed, timestamp},
     service::Shared,
     wire::Response,
@@ -156,6 +157,10 @@ impl Subscription {
                         continue;
                     }
                     self.listed.delivered(events.count);
+                    if !events.followed.is_empty() {
+                        let node = self.listed.node();
+                        follow::delivered(&self.shared.tracer, &events.followed, node);
+                    }
                     self.shared.counters.delivered(events.count, events.oldest_ms);
                     return Some(Ok(Response::events(events, &self.token())));
                 }

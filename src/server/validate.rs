@@ -24,7 +24,7 @@ use crate::{
         token::{ResumeToken, TokenError},
     },
     proto::v1,
-    trace::Carried,
+    trace::{Carried, Context},
 };
 
 /// Bytes of an id.
@@ -44,6 +44,8 @@ const TIME_SECONDS: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 /// A request to publish that is right.
 #[derive(Debug)]
 pub struct Publish {
+    /// The publishing node.
+    pub node_id: String,
     /// Makes a retry safe.
     pub request_id: Option<[u8; 16]>,
     /// The events, with the gateway's stamp.
@@ -59,6 +61,8 @@ pub struct Stamped {
     pub key_hash: u32,
     /// The number of its kind.
     pub kind: u8,
+    /// Its trace, if that is recorded.
+    pub followed: Option<Context>,
 }
 
 /// A request to subscribe that is right.
@@ -149,11 +153,14 @@ pub fn publish(
         }
         let (key_hash, kind) = (routing_key_hash(&view), view.kind());
         let meta = *view.meta();
+        let context =
+            if meta.has_trace() { view.trace() } else { trace.map(|trace| trace.context) };
+        let followed = context.filter(|context| context.sampled);
         let bytes = stamp(bytes.clone(), &meta, &request.node_id, now, trace, Uuid::now_v7);
-        events.push(Stamped { bytes, key_hash, kind });
+        events.push(Stamped { bytes, key_hash, kind, followed });
     }
     check.done()?;
-    Ok(Publish { request_id, events })
+    Ok(Publish { node_id: request.node_id, request_id, events })
 }
 
 /// Checks a request to subscribe.

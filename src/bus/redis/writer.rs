@@ -30,7 +30,10 @@ use super::{
     settings::Settings,
     topology::Topology,
 };
-use crate::bus::{AppendError, Appended, Batch, Epoch, Offset, Place, RequestId, ShardId, unix_ms};
+use crate::{
+    bus::{self, AppendError, Appended, Batch, Epoch, Offset, Place, RequestId, ShardId, unix_ms},
+    trace::Follow,
+};
 
 /// Batches that may wait for a shard; more wait at the door, in their callers.
 pub(super) const QUEUE: usize = 1024;
@@ -179,9 +182,13 @@ impl Writer {
     /// Appends a frame and answers its callers.
     async fn flush(&mut self, mut flush: Flush) {
         let mut why = String::from("the bus did not take it in time");
+        let span = Follow::append(flush.follows());
         loop {
             flush.give_up_late(Instant::now(), &why);
             if flush.jobs.is_empty() {
+                if let Some(span) = span {
+                    span.fail(why);
+                }
                 return;
             }
             flush.jobs.iter().for_each(|job| job.sent.store(true, Ordering::Release));
@@ -189,6 +196,7 @@ impl Writer {
             match self.append(&flush).await {
                 Outcome::Appended { epoch, first } => {
                     self.keep(&flush, epoch, first);
+                    bus::appended(span, self.shard, epoch, first, flush.count);
                     flush.answer_all(epoch, first);
                     return;
                 }
@@ -200,6 +208,9 @@ impl Writer {
                     why = last;
                 }
                 Outcome::Failed(error) => {
+                    if let Some(span) = span {
+                        span.fail(error.to_string());
+                    }
                     flush.fail(&error);
                     return;
                 }
@@ -458,6 +469,11 @@ impl Flush {
             self.count += job.batch.events.len() as u64;
         }
         self.events = encode_events(self.jobs.iter().flat_map(|job| &job.batch.events));
+    }
+
+    /// Who follows its events.
+    fn follows(&self) -> impl Iterator<Item = &Follow> {
+        self.jobs.iter().filter_map(|job| job.batch.follow.as_deref())
     }
 
     fn requests(&self) -> Vec<(RequestId, u64)> {

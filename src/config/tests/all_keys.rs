@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::{cluster, load, load_text, redis, with};
 use crate::config::{
-    BusConfig, Config, Drain, History, Key, Limits, Log, LogFormat, Pool, Problem, Protocol, Redis,
-    RedisCluster, RedisUrl, Secret, Sources, Tls, keys,
+    BusConfig, Config, Drain, History, Key, Limits, Log, LogFormat, Otlp, Pool, Problem, Protocol,
+    Redis, RedisCluster, RedisUrl, Secret, Sources, Tls, keys,
 };
 
 fn secs(secs: u64) -> Duration {
@@ -85,6 +85,8 @@ fn every_key_of_the_gateway_is_set() {
             "maxAccountsPerFilter": 9, "maxStreams": 10,
         },
         "drain": { "delay": "11s", "spread": 12, "timeout": "13s" },
+        "otlp": { "endpoint": "http://[::1]:4317", "timeout": "14s", "sampleOneIn": 15, "header": "x-key",
+            "headerSecret": { "@type": "Value", "secret": "hunter2" } },
     }));
     let expected = Config {
         gateway_id: "mx1".into(),
@@ -106,6 +108,13 @@ fn every_key_of_the_gateway_is_set() {
         },
         drain: Drain { delay: secs(11), spread: millis(12), timeout: secs(13) },
         request_id_window: secs(3),
+        otlp: Some(Otlp {
+            endpoint: "http://[::1]:4317".into(),
+            timeout: secs(14),
+            sample_one_in: 15,
+            header: "x-key".into(),
+            secret: Some(Secret::new("hunter2")),
+        }),
         log_format: LogFormat::Json,
         log_level: "warn,trunkline::bus=debug".into(),
     };
