@@ -120,10 +120,11 @@ impl Exporter {
                 () = stop.cancelled() => break,
                 count = self.queue.recv_many(&mut batch, BATCH) => if count == 0 { return },
             }
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = tokio::time::sleep(GATHER), if batch.len() < BATCH => {}
-                else => {}
+            if batch.len() < BATCH {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = tokio::time::sleep(GATHER) => {}
+                }
             }
             while batch.len() < BATCH
                 && let Ok(span) = self.queue.try_recv()

@@ -296,6 +296,6 @@ fn every_range_holds_at_both_ends() {
             assert!(problem.starts_with(&start) && problem.ends_with(&limits), "{problem}");
         }
     }
-    // Sixteen of the gateway, and nine of each of coordinator and inMemoryStore.
-    assert_eq!(ranges, 34);
+    // Eighteen of the gateway, and nine of each of coordinator and inMemoryStore.
+    assert_eq!(ranges, 36);
 }

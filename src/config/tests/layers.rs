@@ -75,6 +75,9 @@ fn shapes(group: &str) -> Vec<Value> {
         "inMemoryStore" => buses
             .map(|bus| json!({ "coordinator": { "@type": "Default" }, "inMemoryStore": bus }))
             .collect(),
+        "otlp" => secrets
+            .map(|secret| json!({ "otlp": { "headerSecret": { "@type": secret } } }))
+            .to_vec(),
         _ => vec![json!({})],
     }
 }
