@@ -1,6 +1,7 @@
 //! The command line.
 
 mod check;
+mod explain;
 mod json;
 mod kinds;
 mod nodes;
@@ -60,6 +61,8 @@ enum Command {
     Publish(publish::Publish),
     /// Prints events as they come, one JSON object a line
     Subscribe(subscribe::Subscribe),
+    /// Says whether a node gets an event, and if not, why not
+    Explain(explain::Explain),
     /// Says how a gateway does
     Status(status::Status),
     /// Lists the nodes that hold a stream
@@ -188,6 +191,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Check(check) => check.run(),
         Command::Publish(publish) => publish.run().await,
         Command::Subscribe(subscribe) => subscribe.run().await,
+        Command::Explain(explain) => explain.run(),
         Command::Status(status) => status.run().await,
         Command::Nodes(nodes) => nodes.run().await,
     }

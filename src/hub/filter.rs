@@ -46,6 +46,18 @@ pub enum Exclusion {
     Target,
 }
 
+impl From<Exclusion> for v1::Exclusion {
+    fn from(exclusion: Exclusion) -> v1::Exclusion {
+        match exclusion {
+            Exclusion::Kind => v1::Exclusion::Kind,
+            Exclusion::OwnEvent => v1::Exclusion::OwnEvent,
+            Exclusion::Account => v1::Exclusion::Account,
+            Exclusion::CustomType => v1::Exclusion::CustomType,
+            Exclusion::Target => v1::Exclusion::Target,
+        }
+    }
+}
+
 impl Filter {
     /// Compiles what a subscriber asked for; numbers that are no kind's (not 10 to 99) are passed over.
     pub fn new(wire: &v1::Filter, node_id: &str, roles: &[String], include_own: bool) -> Filter {

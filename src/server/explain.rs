@@ -76,7 +76,7 @@ impl Explainer {
 }
 
 fn verdict(verdict: Verdict) -> v1::Verdict {
-    let exclusion = |exclusion: Exclusion| exclusion_of(exclusion).into();
+    let exclusion = |exclusion: Exclusion| v1::Exclusion::from(exclusion).into();
     v1::Verdict {
         position: Some(position(verdict.shard, verdict.place)),
         kind: verdict.kind.into(),
@@ -86,17 +86,6 @@ fn verdict(verdict: Verdict) -> v1::Verdict {
         custom_type: verdict.custom_type.unwrap_or_default(),
         delivered: verdict.exclusions.is_empty(),
         exclusions: verdict.exclusions.into_iter().map(exclusion).collect(),
-    }
-}
-
-/// What keeps an event from a stream, as the wire names it.
-pub fn exclusion_of(exclusion: Exclusion) -> v1::Exclusion {
-    match exclusion {
-        Exclusion::Kind => v1::Exclusion::Kind,
-        Exclusion::OwnEvent => v1::Exclusion::OwnEvent,
-        Exclusion::Account => v1::Exclusion::Account,
-        Exclusion::CustomType => v1::Exclusion::CustomType,
-        Exclusion::Target => v1::Exclusion::Target,
     }
 }
 
