@@ -8,6 +8,7 @@ mod explain;
 mod follow;
 mod health;
 mod http1;
+mod lines;
 mod listener;
 mod nodes;
 mod oversized;
@@ -41,6 +42,7 @@ use crate::{
     config::Config,
     hub::{Hub, log::Capacity, token::deployment_tag},
     proto::v1,
+    throttle::Throttle,
     trace::{self, Tracer},
 };
 
@@ -106,6 +108,13 @@ pub async fn serve(
     };
     listening(listener.local_addr().unwrap_or(config.listen));
 
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        gateway_id = config.gateway_id,
+        config = %config.effective(),
+        "starting"
+    );
+    tracing::info!(address = %listener.local_addr().unwrap_or(config.listen), "listening");
     let (tracer, exporting) = trace::start(config.otlp.as_ref(), &config.gateway_id);
     let shared = Arc::new(shared(&config, tracer));
     // Whoever looks sees the whole of it: from before the bus is there until after it is closed.
@@ -132,16 +141,18 @@ pub async fn serve(
         health.clone(),
         ended.clone(),
     ));
+    tasks.spawn(lines::tell_left_out(ended.clone()));
     tasks.close();
 
     let result = tokio::select! {
         result = &mut server => result,
         () = &mut shutdown => {
-            tracing::info!("draining");
+            tracing::info!(streams = shared.nodes.count(), "draining");
             let drained = drain(&config, &shared, &health);
             tokio::select! {
                 result = &mut server => result,
                 () = drained => {
+                    tracing::info!(streams = shared.nodes.count(), "drained");
                     // Health streams end now, and with them the last connections.
                     ended.cancel();
                     match tokio::time::timeout(CLOSE_TIMEOUT, &mut server).await {
@@ -165,6 +176,7 @@ pub async fn serve(
         // Its only errors are panics.
         let _ = admin.await;
     }
+    tracing::info!("stopped");
     Ok(result?)
 }
 
@@ -244,8 +256,11 @@ async fn start_bus(config: &Config, shared: &Arc<Shared>) -> Result<SharedBus, S
         }
     };
     hub.attach(bus.clone());
+    let throttle = Throttle::repeated();
     while let Err(error) = hub.load_last_values().await {
-        tracing::warn!(%error, "the last values could not be read; trying again");
+        if let Some(left_out) = throttle.pass() {
+            tracing::warn!(%error, left_out, "the last values could not be read; trying again");
+        }
         tokio::time::sleep(LAST_VALUES_RETRY).await;
     }
     // Set once, here.
@@ -260,8 +275,18 @@ async fn follow_health(
     health: HealthState,
     ended: CancellationToken,
 ) {
+    let mut was_ready = false;
     loop {
-        let ready = *bus.borrow_and_update() == Health::Ready;
+        let state = bus.borrow_and_update().clone();
+        let ready = state == Health::Ready;
+        match state {
+            Health::Ready if !was_ready => tracing::info!("the bus is proven"),
+            Health::NotReady(why) if was_ready => {
+                tracing::warn!(why, "the bus is not proven any more");
+            }
+            _ => {}
+        }
+        was_ready = ready;
         health.set(ready && drain.borrow_and_update().is_none());
         tokio::select! {
             changed = bus.changed() => if changed.is_err() { return },

@@ -20,6 +20,7 @@ use super::{
     counters::{Counters, Kinds, Method},
     error::Error,
     follow::Publishing,
+    lines::StreamLine,
     nodes::{Nodes, timestamp},
     stream::{Drain, Terms, encode_token, position, stream},
     validate,
@@ -258,7 +259,9 @@ impl Service {
             .nodes
             .enter(node, opened.cursor.progress(), shared.max_streams)
             .map_err(|_| Error::limit("limits.maxStreams", shared.max_streams))?;
+        let line = StreamLine::opened(listed.node(), opened.resumed, opened.replayed);
         let terms = Terms {
+            line,
             heartbeat: subscribe.heartbeat,
             end: subscribe.max_duration.map(|duration| Instant::now() + duration),
             overflow: subscribe.overflow,

@@ -18,6 +18,7 @@ use super::{
     error::Error,
     explain::Explainer,
     follow,
+    lines::StreamLine,
     nodes::{Listed, timestamp},
     service::Shared,
     wire::Response,
@@ -58,6 +59,8 @@ pub struct Terms {
     pub with_token: bool,
     /// The first message.
     pub subscribed: v1::Subscribed,
+    /// Its lines in the log.
+    pub line: StreamLine,
 }
 
 /// A stream's state between two messages.
@@ -143,6 +146,7 @@ impl Subscription {
 
     async fn anything(&mut self) -> Option<Result<Response, Status>> {
         if self.cursor.is_finished() {
+            self.terms.line.ends("it had all the events that it asked for");
             return self.explanation();
         }
         loop {
@@ -157,6 +161,7 @@ impl Subscription {
                         continue;
                     }
                     self.listed.delivered(events.count);
+                    self.terms.line.sent(events.count);
                     if !events.followed.is_empty() {
                         let node = self.listed.node();
                         follow::delivered(&self.shared.tracer, &events.followed, node);
@@ -173,6 +178,7 @@ impl Subscription {
                 Event::Explain => return self.explanation(),
                 Event::Deadline => {
                     self.next = Next::End;
+                    self.terms.line.ends("its time is over");
                     return self.explanation();
                 }
                 Event::DrainKnown => self.plan_leave(),
@@ -231,7 +237,8 @@ impl Subscription {
     }
 
     /// What ends the stream.
-    fn error(&self, error: Error) -> Status {
+    fn error(&mut self, error: Error) -> Status {
+        self.terms.line.ends(error.reason());
         self.shared.counters.failed(Method::Subscribe, &error);
         error.into()
     }
@@ -264,9 +271,7 @@ impl Subscription {
             return Err(self.error(Error::too_slow(gap.missed)));
         }
         self.shared.counters.gap(gap.reason, gap.missed);
-        let node = self.listed.node();
-        tracing::info!(node = node.node_id, subscription = node.subscription_id, %shard,
-            reason = %gap.reason, missed = gap.missed, "a stream is told a gap");
+        self.terms.line.gap(shard, gap);
         Ok(Response::other(subscribe_response::Response::Gap(v1::Gap {
             reason: reason(gap.reason).into(),
             shard: shard.0.into(),

@@ -32,6 +32,7 @@ use super::{
 };
 use crate::{
     bus::{self, AppendError, Appended, Batch, Epoch, Offset, Place, RequestId, ShardId, unix_ms},
+    throttle::Throttle,
     trace::Follow,
 };
 
@@ -51,6 +52,8 @@ const BEACON_RETRY: Duration = Duration::from_millis(250);
 /// How long, and how much of, what was appended is kept to be appended again.
 const KEEP_AGE: Duration = Duration::from_mins(1);
 const KEEP_BYTES: usize = 16 * 1024 * 1024;
+
+static NOT_ENTERED: Throttle = Throttle::repeated();
 
 /// A batch, and who waits for it.
 pub(super) struct Job {
@@ -328,9 +331,9 @@ impl Writer {
     async fn enter(&mut self, epoch: Epoch, attempts: &mut Attempts) -> Result<(), String> {
         let before = self.state.epoch;
         let lost = self.lost().await?;
-        if before != Epoch::NONE {
+        if before != Epoch::NONE && !lost.is_empty() {
             tracing::info!(shard = %self.shard, epoch = epoch.0, before = before.0,
-                lost = lost.len(), "a new epoch: appending again what Redis lost");
+                lost = lost.len(), "appending again what Redis lost");
         }
         self.state.epoch = epoch;
         for sequence in lost {
@@ -427,8 +430,11 @@ impl Writer {
                 if self.state.epoch != tip.epoch {
                     let deadline = Instant::now() + self.settings.timeout;
                     let mut attempts = Attempts::new(&self.settings, deadline, deadline);
-                    if let Err(why) = self.enter(tip.epoch, &mut attempts).await {
-                        tracing::warn!(shard = %self.shard, why, "a new epoch was not entered; trying again");
+                    if let Err(why) = self.enter(tip.epoch, &mut attempts).await
+                        && let Some(left_out) = NOT_ENTERED.pass()
+                    {
+                        tracing::warn!(shard = %self.shard, why, left_out,
+                            "a new epoch was not entered; trying again");
                     }
                 }
                 true
