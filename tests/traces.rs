@@ -22,7 +22,11 @@ use support::{
     events::{mailbox_change, numbered, with_id},
     wait::{eventually, until},
 };
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    task::JoinHandle,
+};
 use tonic::{
     Request, Response, Status,
     transport::{Server, server::TcpIncoming},
@@ -154,7 +158,6 @@ fn traced(id: &str, flags: &str) -> Event {
 async fn metric(gateway: &Gateway, name: &str) -> u64 {
     let url = gateway.admin_address();
     let mut stream = tokio::net::TcpStream::connect(&url).await.unwrap();
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let request = format!("GET /metrics HTTP/1.1\r\nHost: {url}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut text = String::new();

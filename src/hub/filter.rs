@@ -2,7 +2,10 @@
 
 use std::{collections::HashSet, ops::ControlFlow};
 
-use super::event::{CUSTOM, EventView, KINDS, TargetName, concerns_account};
+use super::{
+    event::{CUSTOM, EventView, KINDS, TargetName, concerns_account},
+    log::Indexed,
+};
 use crate::proto::v1;
 
 /// Decides for one subscriber; its promises are `Filtered` and `NoEcho`.
@@ -14,8 +17,8 @@ use crate::proto::v1;
 pub struct Filter {
     /// Bit n stands for kind n.
     kinds: u128,
-    /// The kinds of which the stream is to see every event, included or not.
-    watched: u128,
+    /// Those that are included whatever their account or type.
+    plain_kinds: u128,
     /// `None`: all.
     accounts: Option<HashSet<Box<[u8]>>>,
     /// `None`: all.
@@ -23,6 +26,8 @@ pub struct Filter {
     node_id: Box<[u8]>,
     roles: HashSet<Box<[u8]>>,
     include_own: bool,
+    /// Whether the stream is to see what it excludes too.
+    watching: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -67,9 +72,16 @@ impl Filter {
             let known = wire.kinds.iter().filter_map(|&kind| u8::try_from(kind).ok());
             known.fold(0, |kinds, kind| kinds | kind_bit(kind)) & all_kinds()
         };
+        let mut plain_kinds = kinds;
+        if !wire.accounts.is_empty() {
+            plain_kinds &= !ACCOUNT_KINDS;
+        }
+        if !wire.custom_types.is_empty() {
+            plain_kinds &= !kind_bit(CUSTOM);
+        }
         Filter {
             kinds,
-            watched: kinds,
+            plain_kinds,
             accounts: (!wire.accounts.is_empty())
                 .then(|| wire.accounts.iter().map(|account| boxed(account)).collect()),
             custom_types: (!wire.custom_types.is_empty())
@@ -77,13 +89,19 @@ impl Filter {
             node_id: boxed(node_id),
             roles: roles.iter().map(|role| boxed(role)).collect(),
             include_own,
+            watching: false,
         }
     }
 
     /// The same, for a stream that is to see what it excludes too, to explain it.
     #[must_use]
     pub fn watching_all(self) -> Filter {
-        Filter { watched: u128::MAX, ..self }
+        Filter { watching: true, ..self }
+    }
+
+    /// Whether the stream is to see every event, included or not.
+    pub(super) fn is_watching(&self) -> bool {
+        self.watching
     }
 
     /// Whether the stream delivers the event.
@@ -127,14 +145,35 @@ impl Filter {
         ControlFlow::Continue(())
     }
 
-    /// The kinds of which the stream sees events, each as [`kind_bit`] gives it.
-    pub(super) fn kind_bits(&self) -> u128 {
-        self.watched
+    /// Whether it certainly includes every event of a frame: most filters do, and then no event is asked.
+    pub(super) fn includes_whole(&self, indexed: &Indexed) -> bool {
+        let summary = &indexed.summary;
+        summary.kinds & !self.plain_kinds == 0
+            && !summary.targeted
+            && (self.include_own || !indexed.may_be_from(&self.node_id))
     }
 
-    /// The accounts of which the stream sees events; `None`: all.
+    /// The kinds that it includes, each as [`kind_bit`] gives it.
+    pub(super) fn kind_bits(&self) -> u128 {
+        self.kinds
+    }
+
+    /// Those of which the stream is to see every event, whatever its account or type.
+    pub(super) fn plain_kinds(&self) -> u128 {
+        if self.watching { u128::MAX } else { self.plain_kinds }
+    }
+
+    /// The types of custom events that it looks for: whole ones, and prefixes; `None`: all.
+    pub(super) fn custom_types(
+        &self,
+    ) -> Option<(impl Iterator<Item = &[u8]>, impl Iterator<Item = &[u8]>)> {
+        let types = self.custom_types.as_ref().filter(|_| !self.watching)?;
+        Some((types.exact.iter().map(|t| &**t), types.prefixes.iter().map(|p| &**p)))
+    }
+
+    /// The accounts that it looks for; `None`: all.
     pub(super) fn accounts(&self) -> Option<impl Iterator<Item = &[u8]>> {
-        let accounts = self.accounts.as_ref().filter(|_| self.watched != u128::MAX);
+        let accounts = self.accounts.as_ref().filter(|_| !self.watching);
         accounts.map(|accounts| accounts.iter().map(|account| &**account))
     }
 
@@ -189,6 +228,18 @@ impl CustomTypes {
 pub(super) fn kind_bit(kind: u8) -> u128 {
     if KINDS.contains(&kind) { 1 << kind } else { 1 }
 }
+
+/// The bits of the kinds that concern an account.
+pub(super) const ACCOUNT_KINDS: u128 = {
+    let (mut kind, mut kinds) = (*KINDS.start(), 0);
+    while kind <= *KINDS.end() {
+        if concerns_account(kind) {
+            kinds |= 1 << kind;
+        }
+        kind += 1;
+    }
+    kinds
+};
 
 /// The bits of all kinds that there are or will be.
 fn all_kinds() -> u128 {
@@ -433,8 +484,8 @@ mod tests {
             prop_assert_eq!(filter.explain(&view), excluded);
             let watching = filter.clone().watching_all();
             prop_assert_eq!(included, watching.matches(&view), "who watches gets no more");
-            prop_assert!(watching.accounts().is_none());
-            prop_assert!(watching.kind_bits() & kind_bit(view.kind()) != 0);
+            prop_assert!(watching.accounts().is_none() && watching.custom_types().is_none());
+            prop_assert!(watching.plain_kinds() & kind_bit(view.kind()) != 0);
             if filter.matches_everything() && event.target.is_none() && include_own {
                 prop_assert_eq!(included, event.kind.is_some() || newer_kind.is_some());
             }
