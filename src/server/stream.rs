@@ -26,6 +26,7 @@ use super::{
     follow,
     lines::StreamLine,
     nodes::{Listed, timestamp},
+    quota::{Pending, Seat},
     service::Shared,
     wire::Response,
 };
@@ -90,6 +91,8 @@ pub struct Subscription {
     /// The cursor's places, while a token is made of them.
     places: Vec<Place>,
     next: Next,
+    /// What it counts as, while it lasts.
+    _held: (Seat, Arc<Pending>),
 }
 
 /// What comes next.
@@ -102,7 +105,13 @@ enum Next {
 }
 
 /// The stream of a subscription.
-pub fn stream(shared: Arc<Shared>, cursor: Cursor, listed: Listed, terms: Terms) -> Subscription {
+pub fn stream(
+    shared: Arc<Shared>,
+    cursor: Cursor,
+    listed: Listed,
+    terms: Terms,
+    held: (Seat, Arc<Pending>),
+) -> Subscription {
     let drain = shared.drain.subscribe();
     let begin = cursor.places();
     let explainer = terms.explain.then(|| Explainer::new(Instant::now()));
@@ -120,6 +129,7 @@ pub fn stream(shared: Arc<Shared>, cursor: Cursor, listed: Listed, terms: Terms)
         timer,
         explainer,
         next: Next::Subscribed,
+        _held: held,
     }
 }
 

@@ -70,11 +70,10 @@ struct Exporter {
 /// Starts to export where that is configured; else the tracer is one that is off.
 pub fn start(otlp: Option<&Otlp>, gateway_id: &str) -> (Tracer, Exporting) {
     let stop = CancellationToken::new();
-    let off = Exporting { task: None, stop: stop.clone(), timeout: Duration::ZERO };
-    let Some(otlp) = otlp else { return (Tracer::off(), off) };
     // The configuration was checked: an endpoint that is no URL is refused there.
-    let Ok(endpoint) = Endpoint::from_shared(otlp.endpoint.clone()) else {
-        return (Tracer::off(), off);
+    let endpoint = otlp.and_then(|otlp| Endpoint::from_shared(otlp.endpoint.clone()).ok());
+    let (Some(otlp), Some(endpoint)) = (otlp, endpoint) else {
+        return (Tracer::off(), Exporting { task: None, stop, timeout: Duration::ZERO });
     };
     let channel = endpoint.connect_timeout(otlp.timeout).connect_lazy();
     let (sender, queue) = mpsc::channel(QUEUE);
