@@ -8,7 +8,7 @@ use super::{
     fields::Fields,
     limits::{decode_keepalive, decode_limits},
     nearest::nearest,
-    secret,
+    otlp, secret,
     units::format_duration,
 };
 
@@ -87,6 +87,7 @@ pub(super) fn decode(top: &mut Fields<'_>) -> Config {
             SECOND..=HOUR,
             default.request_id_window,
         ),
+        otlp: top.group("otlp", otlp::decode),
         log_format: top
             .choice("logFormat", &LogFormat::ALL.map(LogFormat::as_str))
             .map_or(default.log_format, LogFormat::of),

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    Config, Pool, Redis, RedisCluster, RedisUrl, Tls,
+    Config, Otlp, Pool, Redis, RedisCluster, RedisUrl, Tls,
     bus::BusConfig,
     limits::{effective_keepalive, effective_limits},
     secret::{MASK, Secret, SecretSource},
@@ -40,8 +40,21 @@ pub(super) fn effective(config: &Config) -> Value {
             "timeout": duration(config.drain.timeout),
         },
         "requestIdWindow": duration(config.request_id_window),
+        "otlp": otlp(config.otlp.as_ref()),
         "logFormat": config.log_format.as_str(),
         "logLevel": config.log_level,
+    })
+}
+
+fn otlp(otlp: Option<&Otlp>) -> Value {
+    let endpoint = otlp.map(|otlp| &otlp.endpoint);
+    let otlp = otlp.cloned().unwrap_or_default();
+    json!({
+        "endpoint": endpoint,
+        "timeout": format_duration(otlp.timeout),
+        "sampleOneIn": otlp.sample_one_in,
+        "header": otlp.header,
+        "headerSecret": self::secret(otlp.secret.as_ref()),
     })
 }
 

@@ -13,6 +13,7 @@ mod json;
 mod keys;
 mod limits;
 mod nearest;
+mod otlp;
 mod redis_url;
 mod secret;
 mod sources;
@@ -35,6 +36,7 @@ pub use self::{
     error::{ConfigErrors, Origin, Problem, Violation},
     keys::{Key, keys},
     limits::{Keepalive, Limits},
+    otlp::Otlp,
     redis_url::{Endpoint, RedisUrl, RedisUrlError, TlsMode},
     secret::{Secret, SecretSource},
     sources::Sources,
@@ -76,6 +78,8 @@ pub struct Config {
     pub drain: Drain,
     /// For how long a repeated `request_id` is recognised.
     pub request_id_window: Duration,
+    /// Where spans go; None: nowhere.
+    pub otlp: Option<Otlp>,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// What is logged: a level, or `target=level` pairs, with commas between.
@@ -171,6 +175,7 @@ impl Default for Config {
             keepalive: Keepalive::default(),
             drain: Drain::default(),
             request_id_window: Duration::from_mins(1),
+            otlp: None,
             log_format: LogFormat::Text,
             log_level: "info".to_owned(),
         }

@@ -51,6 +51,8 @@ use super::{
     ShardId, Sink, StartError,
 };
 
+use crate::throttle::Throttle;
+
 pub use settings::Settings;
 
 /// Shards a master, where nothing else is set: two, so that a master's work is not one shard's.
@@ -97,11 +99,14 @@ impl RedisBus {
         sink: impl FnOnce(u16) -> Arc<dyn Sink>,
     ) -> Result<RedisBus, StartError> {
         let settings = Arc::new(settings);
+        let throttle = Throttle::repeated();
         let deployment = loop {
             match agree(&settings).await {
                 Ok(deployment) => break deployment,
                 Err(Disagree::NotNow(why)) => {
-                    tracing::warn!(why, "waiting for Redis");
+                    if let Some(left_out) = throttle.pass() {
+                        tracing::warn!(why, left_out, "waiting for Redis");
+                    }
                     waiting(why);
                     tokio::time::sleep(START_RETRY).await;
                 }

@@ -31,7 +31,10 @@ use super::{
     subscription::{self, Heard, Link, Subscription},
     topology::Topology,
 };
-use crate::bus::{Delivery, GapCount, GapReason, Health, ShardId, Sink};
+use crate::{
+    bus::{Delivery, GapCount, GapReason, Health, ShardId, Sink},
+    throttle::Throttle,
+};
 
 /// How often proofs are looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -45,6 +48,11 @@ const PENDING_BYTES: usize = 8 * 1024 * 1024;
 
 /// How many writers' beacons are remembered.
 const MOST_WRITERS: usize = 1024;
+
+/// Lines about what is tried again and again.
+static HISTORY: Throttle = Throttle::repeated();
+static DEAF: Throttle = Throttle::repeated();
+static TOPOLOGY: Throttle = Throttle::repeated();
 
 /// The wait before a repair that failed is tried again.
 const REPAIR_RETRY: Duration = Duration::from_millis(200);
@@ -361,7 +369,9 @@ impl Reader {
         let reading = match reading {
             Ok(reading) => reading,
             Err(why) => {
-                tracing::warn!(shard = %id, why, "history could not be read; trying again");
+                if let Some(left_out) = HISTORY.pass() {
+                    tracing::warn!(shard = %id, why, left_out, "history could not be read; trying again");
+                }
                 self.read_history(id, REPAIR_RETRY);
                 return;
             }
@@ -418,6 +428,9 @@ impl Reader {
             tracing::warn!(%shard, reason = %gap.reason, from = %gap.from, to = %gap.to,
                 missed = gap.missed, "events are missing");
         }
+        if let Delivery::Epoch(place) = &delivery {
+            tracing::info!(%shard, place = %place, "a new epoch; nothing is missing");
+        }
         self.parts.sink.deliver(shard, delivery);
         self.parts.proofs[shard.index()].reached(self.shards[shard.index()].order.place());
     }
@@ -428,8 +441,10 @@ impl Reader {
             let Some(since) = kept.link.since() else { continue };
             let deaf = kept.shards.iter().find(|s| self.parts.proofs[s.index()].is_deaf(since));
             if let Some(shard) = deaf {
-                tracing::warn!(server = kept.address, %shard,
-                    "Redis accepts what this subscription does not bring: making it anew");
+                if let Some(left_out) = DEAF.pass() {
+                    tracing::warn!(server = kept.address, %shard, left_out,
+                        "Redis accepts what this subscription does not bring: making it anew");
+                }
                 kept.link.renew();
             }
         }
@@ -459,12 +474,6 @@ impl Reader {
                 (&*before, &health),
                 (Health::Ready, Health::NotReady(_)) | (Health::NotReady(_), Health::Ready)
             );
-            if news {
-                match &health {
-                    Health::Ready => tracing::info!("the bus is proven"),
-                    Health::NotReady(why) => tracing::warn!(why, "the bus is not proven any more"),
-                }
-            }
             *before = health;
             news
         });
@@ -473,8 +482,10 @@ impl Reader {
     fn refresh(&mut self) {
         let topology = self.parts.topology.clone();
         self.tasks.spawn(async move {
-            if let Err(error) = topology.refresh().await {
-                tracing::warn!(%error, "the topology could not be read");
+            if let Err(error) = topology.refresh().await
+                && let Some(left_out) = TOPOLOGY.pass()
+            {
+                tracing::warn!(%error, left_out, "the topology could not be read");
             }
             Done::Refresh
         });

@@ -31,7 +31,11 @@ use super::{
     settings::Settings,
     topology::Topology,
 };
-use crate::bus::{AppendError, Appended, Batch, Epoch, Offset, Place, RequestId, ShardId, unix_ms};
+use crate::{
+    bus::{self, AppendError, Appended, Batch, Epoch, Offset, Place, RequestId, ShardId, unix_ms},
+    throttle::Throttle,
+    trace::Follow,
+};
 
 /// Batches that may wait for a shard; more wait at the door, in their callers.
 pub(super) const QUEUE: usize = 1024;
@@ -49,6 +53,8 @@ const BEACON_RETRY: Duration = Duration::from_millis(250);
 /// How long, and how much of, what was appended is kept to be appended again.
 const KEEP_AGE: Duration = Duration::from_mins(1);
 const KEEP_BYTES: usize = 16 * 1024 * 1024;
+
+static NOT_ENTERED: Throttle = Throttle::repeated();
 
 /// A batch, and who waits for it.
 pub(super) struct Job {
@@ -182,9 +188,13 @@ impl Writer {
     /// Appends a frame and answers its callers.
     async fn flush(&mut self, mut flush: Flush) {
         let mut why = String::from("the bus did not take it in time");
+        let span = Follow::append(flush.follows());
         loop {
             flush.give_up_late(Instant::now(), &why);
             if flush.jobs.is_empty() {
+                if let Some(span) = span {
+                    span.fail(why);
+                }
                 return;
             }
             flush.jobs.iter().for_each(|job| job.sent.store(true, Ordering::Release));
@@ -192,6 +202,7 @@ impl Writer {
             match self.append(&flush).await {
                 Outcome::Appended { epoch, first } => {
                     self.keep(&flush, epoch, first);
+                    bus::appended(span, self.shard, epoch, first, flush.count);
                     flush.answer_all(epoch, first);
                     return;
                 }
@@ -203,6 +214,9 @@ impl Writer {
                     why = last;
                 }
                 Outcome::Failed(error) => {
+                    if let Some(span) = span {
+                        span.fail(error.to_string());
+                    }
                     flush.fail(&error);
                     return;
                 }
@@ -369,9 +383,9 @@ impl Writer {
     async fn enter(&mut self, epoch: Epoch, attempts: &mut Attempts) -> Result<(), String> {
         let before = self.state.epoch;
         let lost = self.lost().await?;
-        if before != Epoch::NONE {
+        if before != Epoch::NONE && !lost.is_empty() {
             tracing::info!(shard = %self.shard, epoch = epoch.0, before = before.0,
-                lost = lost.len(), "a new epoch: appending again what Redis lost");
+                lost = lost.len(), "appending again what Redis lost");
         }
         self.state.epoch = epoch;
         for sequence in lost {
@@ -468,8 +482,11 @@ impl Writer {
                 if self.state.epoch != tip.epoch {
                     let deadline = Instant::now() + self.settings.timeout;
                     let mut attempts = Attempts::new(&self.settings, deadline, deadline);
-                    if let Err(why) = self.enter(tip.epoch, &mut attempts).await {
-                        tracing::warn!(shard = %self.shard, why, "a new epoch was not entered; trying again");
+                    if let Err(why) = self.enter(tip.epoch, &mut attempts).await
+                        && let Some(left_out) = NOT_ENTERED.pass()
+                    {
+                        tracing::warn!(shard = %self.shard, why, left_out,
+                            "a new epoch was not entered; trying again");
                     }
                 }
                 true
@@ -543,6 +560,11 @@ impl Flush {
             self.count += job.batch.events.len() as u64;
         }
         self.events = encode_events(self.jobs.iter().flat_map(|job| &job.batch.events));
+    }
+
+    /// Who follows its events.
+    fn follows(&self) -> impl Iterator<Item = &Follow> {
+        self.jobs.iter().filter_map(|job| job.batch.follow.as_deref())
     }
 
     fn requests(&self) -> Vec<(RequestId, u64)> {

@@ -80,6 +80,9 @@ fn shapes(group: &str) -> Vec<Value> {
                 json!({ "coordinator": { "@type": "Redis" }, "frameKey": { "@type": secret } })
             })
             .to_vec(),
+        "otlp" => secrets
+            .map(|secret| json!({ "otlp": { "headerSecret": { "@type": secret } } }))
+            .to_vec(),
         _ => vec![json!({})],
     }
 }

@@ -14,6 +14,7 @@ use crate::{
         counters::{Counters, Method},
         service::Shared,
     },
+    trace::Tracer,
 };
 
 /// A shard as the bus and its log see it.
@@ -42,6 +43,7 @@ pub fn render(shared: &Shared) -> String {
     gateway(&mut text, shared);
     events(&mut text, &shared.counters);
     streams(&mut text, shared);
+    traces(&mut text, &shared.tracer);
     connections(&mut text, shared);
     bus(&mut text, &status);
     proofs(&mut text, &shards);
@@ -132,6 +134,16 @@ fn streams(text: &mut Text, shared: &Shared) {
         let count = counters.stream_gaps(reason).missed_events;
         family.sample(&[("reason", reason_name(reason))], count);
     }
+}
+
+fn traces(text: &mut Text, tracer: &Tracer) {
+    text.counter("trace_spans_exported_total", "Spans that the trace collector took.")
+        .sample(&[], tracer.exported());
+    text.counter(
+        "trace_spans_dropped_total",
+        "Spans that it did not get: it was down or slow, or there were too many.",
+    )
+    .sample(&[], tracer.dropped());
 }
 
 fn connections(text: &mut Text, shared: &Shared) {
