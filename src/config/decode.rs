@@ -3,11 +3,12 @@
 use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use super::{
-    Auth, Config, Drain, History, Log, LogFormat, ServerTls, access, bus,
+    Auth, BusConfig, Config, Drain, History, Log, LogFormat, Secret, ServerTls, access, bus,
     error::{Problem, shown},
     fields::Fields,
     limits::{decode_keepalive, decode_limits},
     nearest::nearest,
+    otlp, secret,
     units::format_duration,
 };
 
@@ -29,6 +30,33 @@ const LONGEST_PREFIX: usize = 64;
 
 const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
+/// A key that is shorter than the code that it makes can be guessed.
+const SHORTEST_KEY: usize = 32;
+
+/// The keys with which frames in Redis are sealed.
+fn decode_frame_key(top: &mut Fields<'_>, bus: &BusConfig) -> Option<Secret> {
+    let redis = *bus != BusConfig::Embedded;
+    let mut set = false;
+    let key = top.optional_group("frameKey", |fields| {
+        set = ["secret", "variableName", "filePath"].iter().any(|key| fields.has(key));
+        let secret = secret::decode(fields, redis)?;
+        let short = secret.expose().split_whitespace().find(|key| key.len() < SHORTEST_KEY);
+        if let Some(short) = short {
+            let (is, least) = (short.len(), SHORTEST_KEY);
+            let problem = format!("holds a key of {is} bytes; each has at least {least}");
+            fields.fail("@type", Problem::Invalid(problem));
+            return None;
+        }
+        Some(secret)
+    });
+    let key = key.flatten();
+    if set && !redis && top.sound(&["coordinator"]) {
+        let problem = "has no effect: the bus is embedded, and nothing lies in Redis";
+        top.fail("frameKey", Problem::Invalid(problem.to_owned()));
+    }
+    key
+}
+
 /// Reads a whole document. What is broken becomes its default, and a violation.
 pub(super) fn decode(top: &mut Fields<'_>) -> Config {
     let default = Config::default();
@@ -42,6 +70,8 @@ pub(super) fn decode(top: &mut Fields<'_>) -> Config {
     let insecure = top.boolean("insecure", default.insecure);
     check_access(top, listen, tls.as_ref(), auth.as_ref(), insecure);
     let gateway_id = top.checked_text("gatewayId", check_id);
+    let bus = bus::decode(top);
+    let frame_key = decode_frame_key(top, &bus);
     Config {
         listen,
         admin,
@@ -51,7 +81,8 @@ pub(super) fn decode(top: &mut Fields<'_>) -> Config {
         reload_interval: top.duration("reloadInterval", TENTH..=HOUR, default.reload_interval),
         gateway_id_is_random: gateway_id.is_none(),
         gateway_id: gateway_id.unwrap_or(default.gateway_id),
-        bus: bus::decode(top),
+        bus,
+        frame_key,
         prefix: top.checked_text("prefix", check_prefix).unwrap_or(default.prefix),
         shards: top.optional_number("shards", 1..=256),
         history: top.group("history", |fields| decode_history(fields, &default.history)),
@@ -65,6 +96,7 @@ pub(super) fn decode(top: &mut Fields<'_>) -> Config {
             SECOND..=HOUR,
             default.request_id_window,
         ),
+        otlp: top.group("otlp", otlp::decode),
         log_format: top
             .choice("logFormat", &LogFormat::ALL.map(LogFormat::as_str))
             .map_or(default.log_format, LogFormat::of),

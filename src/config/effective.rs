@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::{
-    Auth, Config, EventRules, IdentityRules, Kinds, Operation, Pool, Redis, RedisCluster, RedisUrl,
-    ServerTls, Tls, TokenSource,
+    Auth, Config, EventRules, IdentityRules, Kinds, Operation, Otlp, Pool, Redis, RedisCluster,
+    RedisUrl, ServerTls, Tls, TokenSource,
     access::kind_names,
     bus::BusConfig,
     limits::{effective_keepalive, effective_limits},
@@ -27,6 +27,7 @@ pub(super) fn effective(config: &Config) -> Value {
         "insecure": config.insecure,
         "reloadInterval": duration(config.reload_interval),
         "coordinator": coordinator(&config.bus),
+        "frameKey": secret(config.frame_key.as_ref()),
         "prefix": config.prefix,
         "shards": config.shards,
         "history": {
@@ -47,6 +48,7 @@ pub(super) fn effective(config: &Config) -> Value {
             "timeout": duration(config.drain.timeout),
         },
         "requestIdWindow": duration(config.request_id_window),
+        "otlp": otlp(config.otlp.as_ref()),
         "logFormat": config.log_format.as_str(),
         "logLevel": config.log_level,
     })
@@ -70,11 +72,11 @@ fn auth(auth: &Auth) -> Value {
 fn identity(identity: &IdentityRules) -> Value {
     let tokens = identity.tokens.iter().map(|token| match &token.source {
         TokenSource::Hash => json!(format!("sha256:{MASK}")),
-        TokenSource::Value => auth_secret(Some(&SecretSource::Value)),
+        TokenSource::Value => secret_at(Some(&SecretSource::Value)),
         TokenSource::EnvironmentVariable(name) => {
-            auth_secret(Some(&SecretSource::EnvironmentVariable(name.clone())))
+            secret_at(Some(&SecretSource::EnvironmentVariable(name.clone())))
         }
-        TokenSource::File(path) => auth_secret(Some(&SecretSource::File(path.clone()))),
+        TokenSource::File(path) => secret_at(Some(&SecretSource::File(path.clone()))),
     });
     let events = |rules: &EventRules| {
         json!({
@@ -109,6 +111,18 @@ fn kinds(kinds: &Kinds) -> Vec<String> {
     all.into_iter().chain(kinds.numbers.iter().map(name)).collect()
 }
 
+fn otlp(otlp: Option<&Otlp>) -> Value {
+    let endpoint = otlp.map(|otlp| &otlp.endpoint);
+    let otlp = otlp.cloned().unwrap_or_default();
+    json!({
+        "endpoint": endpoint,
+        "timeout": format_duration(otlp.timeout),
+        "sampleOneIn": otlp.sample_one_in,
+        "header": otlp.header,
+        "headerSecret": self::secret(otlp.secret.as_ref()),
+    })
+}
+
 fn coordinator(bus: &BusConfig) -> Value {
     match bus {
         BusConfig::Embedded => json!({ "@type": "Embedded" }),
@@ -133,7 +147,7 @@ fn coordinator(bus: &BusConfig) -> Value {
                 "timeout": format_duration(*timeout),
                 "minReplicas": min_replicas,
                 "authUsername": username,
-                "authSecret": auth_secret(secret.as_ref().map(Secret::source)),
+                "authSecret": self::secret(secret.as_ref()),
                 "maxRetries": cluster.max_retries,
                 "minRetryWait": format_duration(cluster.min_retry_wait),
                 "maxRetryWait": format_duration(cluster.max_retry_wait),
@@ -148,7 +162,11 @@ fn coordinator(bus: &BusConfig) -> Value {
 }
 
 /// A secret that lies elsewhere is named by its place; one that lies in the document is masked.
-fn auth_secret(source: Option<&SecretSource>) -> Value {
+fn secret(secret: Option<&Secret>) -> Value {
+    secret_at(secret.map(Secret::source))
+}
+
+fn secret_at(source: Option<&SecretSource>) -> Value {
     match source {
         None => json!({ "@type": "None" }),
         Some(SecretSource::Value) => json!({ "@type": "Value", "secret": MASK }),

@@ -14,6 +14,7 @@ mod json;
 mod keys;
 mod limits;
 mod nearest;
+mod otlp;
 mod redis_url;
 mod secret;
 mod sources;
@@ -40,6 +41,7 @@ pub use self::{
     error::{ConfigErrors, Origin, Problem, Violation},
     keys::{Key, keys},
     limits::{Keepalive, Limits},
+    otlp::Otlp,
     redis_url::{Endpoint, RedisUrl, RedisUrlError, TlsMode},
     secret::{Secret, SecretSource},
     sources::Sources,
@@ -68,6 +70,9 @@ pub struct Config {
     pub reload_interval: Duration,
     /// What carries frames between gateways.
     pub bus: BusConfig,
+    /// What frames in Redis are sealed with: keys of at least 32 bytes with white space between them, the first of which seals
+    /// and all of which open. None: frames are not sealed.
+    pub frame_key: Option<Secret>,
     /// What all names in Redis begin with. Gateways of one prefix are one system.
     pub prefix: String,
     /// The number of shards, 1 to 256. None: the bus decides.
@@ -86,6 +91,8 @@ pub struct Config {
     pub drain: Drain,
     /// For how long a repeated `request_id` is recognised.
     pub request_id_window: Duration,
+    /// Where spans go; None: nowhere.
+    pub otlp: Option<Otlp>,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// What is logged: a level, or `target=level` pairs, with commas between.
@@ -175,6 +182,7 @@ impl Default for Config {
             insecure: false,
             reload_interval: Duration::from_secs(1),
             bus: BusConfig::Embedded,
+            frame_key: None,
             prefix: "trunkline".to_owned(),
             shards: None,
             history: History::default(),
@@ -184,6 +192,7 @@ impl Default for Config {
             keepalive: Keepalive::default(),
             drain: Drain::default(),
             request_id_window: Duration::from_mins(1),
+            otlp: None,
             log_format: LogFormat::Text,
             log_level: "info".to_owned(),
         }

@@ -5,9 +5,12 @@ mod admin;
 mod connections;
 mod counters;
 mod error;
+mod explain;
+mod follow;
 mod health;
 mod http1;
 mod limit;
+mod lines;
 mod listener;
 mod nodes;
 mod oversized;
@@ -47,6 +50,8 @@ use crate::{
     config::Config,
     hub::{Hub, log::Capacity, token::deployment_tag},
     proto::v1,
+    throttle::Throttle,
+    trace::{self, Tracer},
 };
 
 /// Shards of the embedded bus, where nothing else is set.
@@ -116,7 +121,15 @@ pub async fn serve(
     };
     listening(listener.local_addr().unwrap_or(config.listen));
 
-    let shared = Arc::new(shared(&config, access.clone()));
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        gateway_id = config.gateway_id,
+        config = %config.effective(),
+        "starting"
+    );
+    tracing::info!(address = %listener.local_addr().unwrap_or(config.listen), "listening");
+    let (tracer, exporting) = trace::start(config.otlp.as_ref(), &config.gateway_id);
+    let shared = Arc::new(shared(&config, access.clone(), tracer));
     // Whoever looks sees the whole of it: from before the bus is there until after it is closed.
     let gone = CancellationToken::new();
     let _gone = gone.clone().drop_guard();
@@ -144,16 +157,18 @@ pub async fn serve(
         health.clone(),
         ended.clone(),
     ));
+    tasks.spawn(lines::tell_left_out(ended.clone()));
     tasks.close();
 
     tokio::select! {
         () = &mut server => {}
         () = &mut shutdown => {
-            tracing::info!("draining");
+            tracing::info!(streams = shared.nodes.count(), "draining");
             let drained = drain(&config, &shared, &health);
             tokio::select! {
                 () = &mut server => {}
                 () = drained => {
+                    tracing::info!(streams = shared.nodes.count(), "drained");
                     // Health streams end now, and with them the last connections.
                     ended.cancel();
                     // A peer that does not close its connection must not keep the gateway.
@@ -168,11 +183,13 @@ pub async fn serve(
     if closed.is_err() {
         tracing::warn!("the bus did not close in time");
     }
+    exporting.close().await;
     gone.cancel();
     if let Some(admin) = admin {
         // Its only errors are panics.
         let _ = admin.await;
     }
+    tracing::info!("stopped");
     Ok(())
 }
 
@@ -190,7 +207,7 @@ fn warn_if_open(config: &Config) {
     }
 }
 
-fn shared(config: &Config, access: Arc<Access>) -> Shared {
+fn shared(config: &Config, access: Arc<Access>, tracer: Tracer) -> Shared {
     let limits = &config.limits;
     let (connections, per_peer) =
         within_open_files(limits.max_connections, limits.max_connections_per_peer);
@@ -209,6 +226,7 @@ fn shared(config: &Config, access: Arc<Access>) -> Shared {
         nodes: Arc::new(Nodes::default()),
         drain: watch::Sender::new(None),
         counters: Arc::default(),
+        tracer,
     }
 }
 
@@ -302,8 +320,11 @@ async fn start_bus(config: &Config, shared: &Arc<Shared>) -> Result<SharedBus, S
         }
     };
     hub.attach(bus.clone());
+    let throttle = Throttle::repeated();
     while let Err(error) = hub.load_last_values().await {
-        tracing::warn!(%error, "the last values could not be read; trying again");
+        if let Some(left_out) = throttle.pass() {
+            tracing::warn!(%error, left_out, "the last values could not be read; trying again");
+        }
         tokio::time::sleep(LAST_VALUES_RETRY).await;
     }
     // Set once, here.
@@ -318,8 +339,18 @@ async fn follow_health(
     health: HealthState,
     ended: CancellationToken,
 ) {
+    let mut was_ready = false;
     loop {
-        let ready = *bus.borrow_and_update() == Health::Ready;
+        let state = bus.borrow_and_update().clone();
+        let ready = state == Health::Ready;
+        match state {
+            Health::Ready if !was_ready => tracing::info!("the bus is proven"),
+            Health::NotReady(why) if was_ready => {
+                tracing::warn!(why, "the bus is not proven any more");
+            }
+            _ => {}
+        }
+        was_ready = ready;
         health.set(ready && drain.borrow_and_update().is_none());
         tokio::select! {
             changed = bus.changed() => if changed.is_err() { return },

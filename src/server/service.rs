@@ -9,7 +9,10 @@ use std::{
 use futures_util::{Stream, future::join_all};
 use parking_lot::RwLock;
 use tokio::{sync::watch, time::Instant};
-use tonic::{Request, Status};
+use tonic::{
+    Request, Status,
+    metadata::{MetadataMap, MetadataValue},
+};
 use uuid::Uuid;
 
 use super::{
@@ -17,7 +20,9 @@ use super::{
     connections::Places,
     counters::{Counters, Kinds, Method},
     error::Error,
+    follow::Publishing,
     limit::Limit,
+    lines::StreamLine,
     listener::Peer,
     nodes::{Nodes, timestamp},
     quota::{Pending, Quotas},
@@ -30,6 +35,7 @@ use crate::{
     config::Limits,
     hub::{Begin, Hub, LAST_VALUE_KINDS, Reading, event::shard_of},
     proto::v1,
+    trace::{Carried, Tracer},
 };
 
 /// How long a new stream waits for a bus that is not proven, before it is refused.
@@ -65,6 +71,8 @@ pub struct Shared {
     pub drain: watch::Sender<Option<Drain>>,
     /// What was done so far.
     pub counters: Arc<Counters>,
+    /// Who is told of the events of traces that are recorded.
+    pub tracer: Tracer,
 }
 
 impl Shared {
@@ -141,11 +149,30 @@ impl Service {
         request: wire::PublishRequest,
         sender: &Pending,
         permit: Option<&Permit>,
+        mut trace: Option<Carried>,
     ) -> Result<v1::PublishResponse, Error> {
         self.shared.refuse_if_draining()?;
+        let now = SystemTime::now();
+        let mut publishing = Publishing::begin(&self.shared.tracer, &mut trace, now);
+        let answer =
+            self.append(request, sender, permit, trace.as_ref(), now, &mut publishing).await;
+        publishing.end(&answer);
+        answer
+    }
+
+    async fn append(
+        &self,
+        request: wire::PublishRequest,
+        sender: &Pending,
+        permit: Option<&Permit>,
+        trace: Option<&Carried>,
+        now: SystemTime,
+        publishing: &mut Publishing,
+    ) -> Result<v1::PublishResponse, Error> {
         let begun = Instant::now();
         let node_id = permit.map(|_| request.node_id.clone());
-        let publish = validate::publish(request, &self.shared.limits, SystemTime::now())?;
+        let publish = validate::publish(request, &self.shared.limits, now, trace)?;
+        publishing.join(&publish);
         if let (Some(permit), Some(node_id)) = (permit, &node_id) {
             permit.check_publish(node_id, &publish.events)?;
         }
@@ -160,7 +187,7 @@ impl Service {
             let shard = shard_of(event.key_hash, shards).index();
             let slot = *slots[shard].get_or_insert_with(|| {
                 let request_id = publish.request_id;
-                let batch = Batch { events: vec![], request_id, retain: vec![] };
+                let batch = Batch { events: vec![], request_id, retain: vec![], follow: None };
                 by_shard.push((vec![], batch));
                 by_shard.len() - 1
             });
@@ -170,6 +197,7 @@ impl Service {
             if LAST_VALUE_KINDS.contains(&event.kind) {
                 batch.retain.push((batch.events.len(), event.kind));
             }
+            publishing.follow(batch, event.followed);
             batch.events.push(event.bytes);
         }
         let appends = (0..shards).filter_map(|shard| {
@@ -224,6 +252,7 @@ impl Service {
             None => subscribe.filter,
             Some(permit) => {
                 permit.check_subscribe(&subscribe.node_id, &subscribe.wire_filter)?;
+                permit.check_explain(subscribe.explain)?;
                 subscribe.filter.within(permit.receive())
             }
         };
@@ -238,6 +267,8 @@ impl Service {
         let reading = Reading {
             max_events: subscribe.max_events,
             merge: subscribe.overflow == v1::Overflow::Merge,
+            explain: subscribe.explain,
+            follow: shared.tracer.is_on(),
         };
         let opened = hub.open(filter, &begin, reading).await?;
         let subscription_id = Uuid::now_v7().to_string();
@@ -257,10 +288,13 @@ impl Service {
             .nodes
             .enter(node, opened.cursor.progress(), shared.limits.max_streams)
             .map_err(|_| Error::limit(Limit::Streams, shared.limits.max_streams))?;
+        let line = StreamLine::opened(listed.node(), opened.resumed, opened.replayed);
         let terms = Terms {
+            line,
             heartbeat: subscribe.heartbeat,
             end: subscribe.max_duration.map(|duration| Instant::now() + duration),
             overflow: subscribe.overflow,
+            explain: subscribe.explain,
             kinds,
             with_token,
             subscribed: v1::Subscribed {
@@ -343,6 +377,12 @@ impl Service {
     }
 }
 
+/// The trace that a request belongs to, as its caller says.
+fn trace_of(metadata: &MetadataMap) -> Option<Carried> {
+    let values = |name| metadata.get_all(name).iter().map(MetadataValue::as_bytes);
+    Carried::read(values("traceparent"), values("tracestate"))
+}
+
 /// What a request is counted with.
 fn pending<T>(request: &Request<T>) -> Result<Arc<Pending>, Status> {
     let pending = request.extensions().get::<Arc<Pending>>().cloned();
@@ -365,8 +405,9 @@ impl generated::coordination_service_server::CoordinationService for Service {
     ) -> Result<tonic::Response<v1::PublishResponse>, Status> {
         let permit = request.extensions().get::<Permit>().cloned();
         let sender = pending(&request)?;
+        let trace = trace_of(request.metadata());
         // What it is counted with stays until it is answered.
-        let answer = self.publish(request.into_inner(), &sender, permit.as_ref()).await;
+        let answer = self.publish(request.into_inner(), &sender, permit.as_ref(), trace).await;
         Ok(tonic::Response::new(self.counted(Method::Publish, answer)?))
     }
 

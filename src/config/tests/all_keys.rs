@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{cluster, load, load_text, redis, with};
 use crate::config::{
-    BusConfig, Config, Drain, History, Keepalive, Key, Limits, Log, LogFormat, Pool, Problem,
+    BusConfig, Config, Drain, History, Keepalive, Key, Limits, Log, LogFormat, Otlp, Pool, Problem,
     Protocol, Redis, RedisCluster, RedisUrl, Secret, Sources, Tls, keys,
 };
 
@@ -104,6 +104,8 @@ fn every_key_of_the_gateway_is_set() {
         },
         "keepalive": { "interval": "26s", "timeout": "27s" },
         "drain": { "delay": "11s", "spread": 12, "timeout": "13s" },
+        "otlp": { "endpoint": "http://[::1]:4317", "timeout": "14s", "sampleOneIn": 15, "header": "x-key",
+            "headerSecret": { "@type": "Value", "secret": "hunter2" } },
     }));
     let expected = Config {
         gateway_id: "mx1".into(),
@@ -115,6 +117,7 @@ fn every_key_of_the_gateway_is_set() {
         insecure: true,
         reload_interval: secs(16),
         bus: BusConfig::Embedded,
+        frame_key: None,
         prefix: "mail:eu".into(),
         shards: Some(7),
         history: History { max_age: secs(3600), max_bytes: 2 << 30, max_frames: 3 },
@@ -143,6 +146,13 @@ fn every_key_of_the_gateway_is_set() {
         keepalive: Keepalive { interval: Some(secs(26)), timeout: secs(27) },
         drain: Drain { delay: secs(11), spread: millis(12), timeout: secs(13) },
         request_id_window: secs(3),
+        otlp: Some(Otlp {
+            endpoint: "http://[::1]:4317".into(),
+            timeout: secs(14),
+            sample_one_in: 15,
+            header: "x-key".into(),
+            secret: Some(Secret::new("hunter2")),
+        }),
         log_format: LogFormat::Json,
         log_level: "warn,trunkline::bus=debug".into(),
     };
@@ -334,6 +344,6 @@ fn every_range_holds_at_both_ends() {
             assert!(problem.starts_with(&start) && problem.ends_with(&limits), "{problem}");
         }
     }
-    // Thirty-two of the gateway, and nine of each of coordinator and inMemoryStore.
-    assert_eq!(ranges, 50);
+    // Thirty-four of the gateway, and nine of each of coordinator and inMemoryStore.
+    assert_eq!(ranges, 52);
 }

@@ -13,7 +13,7 @@ use tonic::Status;
 
 use super::{
     Access, PeerCertificate,
-    rules::{Rule, Rules},
+    rules::{Rule, Rules, refused, violation},
 };
 use crate::{
     config::TokenHash,
@@ -59,6 +59,16 @@ impl Permit {
             .check_node_id(&self.identity, node_id)
             .inspect_err(|_| self.note(Rule::NodeIds))?;
         self.rules.check_filter(filter).inspect_err(|_| self.note(Rule::Receive))
+    }
+
+    /// Whether a stream may explain what it leaves out: that would tell of events that its identity may not receive.
+    pub fn check_explain(&self, explain: bool) -> Result<(), Error> {
+        if !explain {
+            return Ok(());
+        }
+        self.note(Rule::Receive);
+        let what = "would tell of events that this identity may not receive";
+        Err(refused(Rule::Receive, vec![violation("explain", what)]))
     }
 
     /// What a stream may deliver.

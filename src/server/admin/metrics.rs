@@ -15,6 +15,7 @@ use crate::{
         counters::{Counters, Method},
         service::Shared,
     },
+    trace::Tracer,
 };
 
 /// A shard as the bus and its log see it.
@@ -44,6 +45,7 @@ pub fn render(shared: &Shared) -> String {
     events(&mut text, &shared.counters);
     denied(&mut text, shared);
     streams(&mut text, shared);
+    traces(&mut text, &shared.tracer);
     connections(&mut text, shared);
     bus(&mut text, &status);
     proofs(&mut text, &shards);
@@ -146,6 +148,16 @@ fn streams(text: &mut Text, shared: &Shared) {
     }
 }
 
+fn traces(text: &mut Text, tracer: &Tracer) {
+    text.counter("trace_spans_exported_total", "Spans that the trace collector took.")
+        .sample(&[], tracer.exported());
+    text.counter(
+        "trace_spans_dropped_total",
+        "Spans that it did not get: it was down or slow, or there were too many.",
+    )
+    .sample(&[], tracer.dropped());
+}
+
 fn connections(text: &mut Text, shared: &Shared) {
     text.gauge("connections", "Connections that are open on the gRPC port.")
         .sample(&[], shared.places.taken());
@@ -189,6 +201,11 @@ fn bus(text: &mut Text, status: &BusStatus) {
     }
     text.counter("bus_unreadable_messages_total", "Messages on the channels that no gateway made.")
         .sample(&[], status.unreadable);
+    text.counter(
+        "bus_forged_messages_total",
+        "Frames, beacons and last values in Redis whose seal does not hold.",
+    )
+    .sample(&[], status.forged);
     let mut family = text.gauge("link_up", "Whether a connection to Redis is up: 1 or 0.");
     for link in &status.links {
         let labels = [("address", &*link.address), ("purpose", link.purpose)];
