@@ -198,6 +198,8 @@ pub struct BusStatus {
     pub gaps: [GapCount; GapReason::ALL.len()],
     /// Frames that could not be read so far.
     pub unreadable: u64,
+    /// What carried a seal that does not hold, so far.
+    pub forged: u64,
 }
 
 /// Gaps of one reason.

@@ -3,12 +3,12 @@
 use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use super::{
-    Config, Drain, History, Log, LogFormat, bus,
+    BusConfig, Config, Drain, History, Log, LogFormat, Secret, bus,
     error::{Problem, shown},
     fields::Fields,
     limits::{decode_keepalive, decode_limits},
     nearest::nearest,
-    otlp,
+    otlp, secret,
     units::format_duration,
 };
 
@@ -29,6 +29,33 @@ const LONGEST_PREFIX: usize = 64;
 
 const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
+/// A key that is shorter than the code that it makes can be guessed.
+const SHORTEST_KEY: usize = 32;
+
+/// The keys with which frames in Redis are sealed.
+fn decode_frame_key(top: &mut Fields<'_>, bus: &BusConfig) -> Option<Secret> {
+    let redis = *bus != BusConfig::Embedded;
+    let mut set = false;
+    let key = top.optional_group("frameKey", |fields| {
+        set = ["secret", "variableName", "filePath"].iter().any(|key| fields.has(key));
+        let secret = secret::decode(fields, redis)?;
+        let short = secret.expose().split_whitespace().find(|key| key.len() < SHORTEST_KEY);
+        if let Some(short) = short {
+            let (is, least) = (short.len(), SHORTEST_KEY);
+            let problem = format!("holds a key of {is} bytes; each has at least {least}");
+            fields.fail("@type", Problem::Invalid(problem));
+            return None;
+        }
+        Some(secret)
+    });
+    let key = key.flatten();
+    if set && !redis && top.sound(&["coordinator"]) {
+        let problem = "has no effect: the bus is embedded, and nothing lies in Redis";
+        top.fail("frameKey", Problem::Invalid(problem.to_owned()));
+    }
+    key
+}
+
 /// Reads a whole document. What is broken becomes its default, and a violation.
 pub(super) fn decode(top: &mut Fields<'_>) -> Config {
     let default = Config::default();
@@ -38,12 +65,15 @@ pub(super) fn decode(top: &mut Fields<'_>) -> Config {
         check_addresses(top, listen, admin);
     }
     let gateway_id = top.checked_text("gatewayId", check_id);
+    let bus = bus::decode(top);
+    let frame_key = decode_frame_key(top, &bus);
     Config {
         listen,
         admin,
         gateway_id_is_random: gateway_id.is_none(),
         gateway_id: gateway_id.unwrap_or(default.gateway_id),
-        bus: bus::decode(top),
+        bus,
+        frame_key,
         prefix: top.checked_text("prefix", check_prefix).unwrap_or(default.prefix),
         shards: top.optional_number("shards", 1..=256),
         history: top.group("history", |fields| decode_history(fields, &default.history)),

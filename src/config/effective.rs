@@ -19,6 +19,7 @@ pub(super) fn effective(config: &Config) -> Value {
         "listen": config.listen.to_string(),
         "admin": config.admin.map(|address| address.to_string()),
         "coordinator": coordinator(&config.bus),
+        "frameKey": secret(config.frame_key.as_ref()),
         "prefix": config.prefix,
         "shards": config.shards,
         "history": {
@@ -53,7 +54,7 @@ fn otlp(otlp: Option<&Otlp>) -> Value {
         "timeout": format_duration(otlp.timeout),
         "sampleOneIn": otlp.sample_one_in,
         "header": otlp.header,
-        "headerSecret": auth_secret(otlp.secret.as_ref()),
+        "headerSecret": self::secret(otlp.secret.as_ref()),
     })
 }
 
@@ -81,7 +82,7 @@ fn coordinator(bus: &BusConfig) -> Value {
                 "timeout": format_duration(*timeout),
                 "minReplicas": min_replicas,
                 "authUsername": username,
-                "authSecret": auth_secret(secret.as_ref()),
+                "authSecret": self::secret(secret.as_ref()),
                 "maxRetries": cluster.max_retries,
                 "minRetryWait": format_duration(cluster.min_retry_wait),
                 "maxRetryWait": format_duration(cluster.max_retry_wait),
@@ -96,7 +97,7 @@ fn coordinator(bus: &BusConfig) -> Value {
 }
 
 /// A secret that lies elsewhere is named by its place; one that lies in the document is masked.
-fn auth_secret(secret: Option<&Secret>) -> Value {
+fn secret(secret: Option<&Secret>) -> Value {
     match secret.map(Secret::source) {
         None => json!({ "@type": "None" }),
         Some(SecretSource::Value) => json!({ "@type": "Value", "secret": MASK }),

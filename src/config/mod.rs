@@ -57,6 +57,9 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// What carries frames between gateways.
     pub bus: BusConfig,
+    /// What frames in Redis are sealed with: keys of at least 32 bytes with white space between them, the first of which seals
+    /// and all of which open. None: frames are not sealed.
+    pub frame_key: Option<Secret>,
     /// What all names in Redis begin with. Gateways of one prefix are one system.
     pub prefix: String,
     /// The number of shards, 1 to 256. None: the bus decides.
@@ -162,6 +165,7 @@ impl Default for Config {
             listen: (Ipv4Addr::LOCALHOST, 7420).into(),
             admin: Some((Ipv4Addr::LOCALHOST, 7421).into()),
             bus: BusConfig::Embedded,
+            frame_key: None,
             prefix: "trunkline".to_owned(),
             shards: None,
             history: History::default(),

@@ -6,7 +6,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -43,6 +46,9 @@ const REFRESH: Duration = Duration::from_secs(30);
 const PENDING: usize = 4096;
 const PENDING_BYTES: usize = 8 * 1024 * 1024;
 
+/// How many writers' beacons are remembered.
+const MOST_WRITERS: usize = 1024;
+
 /// Lines about what is tried again and again.
 static HISTORY: Throttle = Throttle::repeated();
 static DEAF: Throttle = Throttle::repeated();
@@ -73,6 +79,8 @@ pub(super) struct ReaderParts {
     pub health: watch::Sender<Health>,
     pub links: Arc<Mutex<Vec<Arc<Link>>>>,
     pub counters: Arc<Mutex<Counters>>,
+    /// What carried a seal that does not hold, wherever it was found.
+    pub forged: Arc<AtomicU64>,
     pub stop: CancellationToken,
 }
 
@@ -99,6 +107,8 @@ struct Shard {
     started: bool,
     /// What was heard while a repair is under way; none while there is none.
     pending: Option<Pending>,
+    /// The last beacon of each writer, where they are sealed: an earlier one is a replay.
+    beacons: HashMap<WriterId, u64>,
 }
 
 #[derive(Default)]
@@ -233,10 +243,14 @@ impl Reader {
 
     fn hear(&mut self, heard: Heard) {
         match heard {
-            Heard::Message { shard, bytes } => match Envelope::parse(bytes) {
-                Some(envelope) => self.arrived(shard, envelope),
-                None => self.foreign(shard),
-            },
+            Heard::Message { shard, bytes } => {
+                let seal = self.parts.names[shard.index()].seal.clone();
+                match Envelope::open(bytes, seal.as_deref()) {
+                    Some(envelope) if seal.is_some() => self.sealed(shard, envelope),
+                    Some(envelope) => self.arrived(shard, envelope),
+                    None => self.foreign(shard),
+                }
+            }
             Heard::Subscribed { link } => {
                 let Some(kept) = self.subscriptions.get(&link) else { return };
                 for shard in kept.shards.clone() {
@@ -248,6 +262,47 @@ impl Reader {
                 }
             }
             Heard::Moved => self.refresh(),
+        }
+    }
+
+    /// What came over a channel on which everything is sealed.
+    fn sealed(&mut self, id: ShardId, envelope: Envelope) {
+        match &envelope.body {
+            // If something stands at its place, history has it, and the next beacon shows that it is missing.
+            Body::Forged => return self.forged(id, 1),
+            Body::Beacon { writer, number } => {
+                let beacons = &mut self.shards[id.index()].beacons;
+                if beacons.get(writer).is_some_and(|last| number <= last) {
+                    return self.forged(id, 1);
+                }
+                if beacons.len() >= MOST_WRITERS && !beacons.contains_key(writer) {
+                    beacons.clear();
+                }
+                beacons.insert(*writer, *number);
+            }
+            // Redis makes it, and so might anybody: history says it beside the shard's state, to which writers append.
+            Body::EpochStart { .. } => {
+                let shard = &mut self.shards[id.index()];
+                match &mut shard.pending {
+                    Some(pending) => pending.overflowed = true,
+                    None if shard.started && envelope.place > shard.order.place() => {
+                        self.repair(id);
+                    }
+                    None => {}
+                }
+                return;
+            }
+            Body::Frame(_) | Body::Unreadable => {}
+        }
+        self.arrived(id, envelope);
+    }
+
+    /// Counts what a stranger made.
+    fn forged(&self, shard: ShardId, count: u64) {
+        let before = self.parts.forged.fetch_add(count, Ordering::Relaxed);
+        // The first, and then ever more rarely.
+        if before == 0 || (before + count).ilog2() > before.ilog2() {
+            tracing::warn!(%shard, count = before + count, "a seal does not hold: forged, replayed, or of another key");
         }
     }
 
@@ -322,6 +377,7 @@ impl Reader {
             }
         };
         let mut deliveries = Vec::with_capacity(reading.entries.len());
+        let forged = reading.forged();
         for entry in &reading.entries {
             shard.order.take_history(entry, &mut deliveries);
         }
@@ -329,6 +385,9 @@ impl Reader {
             shard.order.finish_history(reading.tip, &mut deliveries);
         }
         let pending = shard.pending.take().unwrap_or_default();
+        if forged > 0 {
+            self.forged(id, forged);
+        }
         if !deliveries.is_empty() {
             self.parts.proofs[id.index()].repaired();
         }

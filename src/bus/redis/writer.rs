@@ -22,11 +22,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     attempts::Attempts,
-    envelope::{Header, WriterId, encode_beacon, encode_events, encode_frame},
+    envelope::{Header, WriterId, encode_beacon, encode_events, encode_frame, sealed},
     history,
     names::ShardNames,
     proof::Proof,
     script::{Answer, Call, Failure, Retain},
+    seal::{self, Kind, Seal},
     settings::Settings,
     topology::Topology,
 };
@@ -87,6 +88,8 @@ pub(super) struct Writer {
 pub(super) struct State {
     /// The epoch that it appends to. None before the first answer.
     epoch: Epoch,
+    /// The last place of the shard that an answer told. Kept where frames are sealed for their places.
+    tip: Place,
     /// Number of the last frame.
     sequence: u64,
     beacons: u64,
@@ -282,16 +285,31 @@ impl Writer {
             // Only the epoch counts for a frame; what the reader has seen of it tells a Redis that went back in time.
             let seen = self.proof.place();
             let epoch = self.state.epoch;
-            let seen = if seen.epoch == epoch { seen } else { Place { epoch, offset: Offset(0) } };
+            let mut seen =
+                if seen.epoch == epoch { seen } else { Place { epoch, offset: Offset(0) } };
+            let mut sealed = None;
+            if let Some(seal) = &self.names.seal {
+                match self.sealed_behind(seen) {
+                    Ok(behind) => seen = behind,
+                    Err(why) if attempts.wait().await => {
+                        tracing::debug!(shard = %self.shard, why, "append: trying again");
+                        continue;
+                    }
+                    Err(why) => return Err(why),
+                }
+                sealed = Some(Sealed::new(seal, out, seen));
+            }
+            let retained = sealed.as_ref().map(|sealed| sealed.retain(out));
             let call = Call {
                 names: &self.names,
                 writer: &writer,
                 seen,
+                exact: sealed.is_some() && out.sequence > 0,
                 sequence: out.sequence,
                 count: out.count,
-                frame: out.frame,
+                frame: sealed.as_ref().map_or(out.frame, |sealed| &sealed.frame),
                 requests: out.requests,
-                retain: out.retain,
+                retain: retained.as_deref().unwrap_or(out.retain),
             };
             let asking = asked.is_some();
             let why = match asked.take().or_else(|| self.topology.master(self.shard)) {
@@ -299,7 +317,18 @@ impl Writer {
                 Some(server) => {
                     let limit = attempts.limit(self.settings.response_timeout);
                     match call.send(&server, &self.settings, asking, limit).await {
-                        Ok(answer) => return Ok(answer),
+                        // Another gateway was first: the next place may be had.
+                        Ok(Answer::EpochOver(tip)) if tip.epoch == epoch && call.exact => {
+                            self.state.tip = tip;
+                            if attempts.may_go_on() {
+                                continue;
+                            }
+                            return Err("other gateways were always first".into());
+                        }
+                        Ok(answer) => {
+                            self.note(&answer, out.count);
+                            return Ok(answer);
+                        }
                         Err(Failure::NoLink(error)) => error.to_string(),
                         Err(Failure::Refused(why) | Failure::NotOwner(why)) => why,
                         Err(Failure::AskAt(address)) => {
@@ -324,6 +353,29 @@ impl Writer {
             }
             // What a refresh that fails would say, the next attempt says too.
             let _ = self.topology.refresh().await;
+        }
+    }
+
+    /// Where what is sealed next is to stand: behind the last place known. Its first epoch is one that nobody sealed for before.
+    fn sealed_behind(&self, seen: Place) -> Result<Place, String> {
+        if self.state.epoch == Epoch::NONE {
+            return Ok(Place { epoch: seal::first_epoch(), offset: Offset(0) });
+        }
+        if seal::is_beyond(seen.epoch) {
+            return Err("the shard's epoch is far beyond this gateway's clock: the clocks differ, or somebody wrote it".into());
+        }
+        Ok(if self.state.tip.epoch == seen.epoch { seen.max(self.state.tip) } else { seen })
+    }
+
+    /// Remembers how far the shard has come.
+    fn note(&mut self, answer: &Answer, count: u64) {
+        match answer {
+            Answer::Appended { epoch, first } if count > 0 => {
+                let last = Place { epoch: *epoch, offset: first.plus(count - 1) };
+                self.state.tip = self.state.tip.max(last);
+            }
+            Answer::EpochOver(tip) | Answer::Tip(tip) => self.state.tip = *tip,
+            _ => {}
         }
     }
 
@@ -447,6 +499,39 @@ impl Writer {
                 false
             }
         }
+    }
+}
+
+/// What is sent, sealed for the place behind `seen`.
+struct Sealed {
+    frame: Vec<u8>,
+    /// The events that are retained.
+    retain: Vec<Vec<u8>>,
+}
+
+impl Sealed {
+    fn new(seal: &Seal, out: &Outgoing<'_>, seen: Place) -> Sealed {
+        if out.sequence == 0 {
+            let frame = sealed(seal, Kind::Beacon, Place::UNKNOWN, out.frame);
+            return Sealed { frame, retain: vec![] };
+        }
+        let at = |events: u64| Place { epoch: seen.epoch, offset: seen.offset.plus(events) };
+        let retain = out.retain.iter().map(|retain| {
+            let parts = [&[retain.key][..], retain.event];
+            let seal = seal.of(Kind::Retained, at(retain.index + 1), &parts);
+            [&seal[..], retain.event].concat()
+        });
+        Sealed {
+            frame: sealed(seal, Kind::Frame, at(out.count), out.frame),
+            retain: retain.collect(),
+        }
+    }
+
+    fn retain<'a>(&'a self, out: &Outgoing<'_>) -> Vec<Retain<'a>> {
+        let pairs = out.retain.iter().zip(&self.retain);
+        pairs
+            .map(|(retain, event)| Retain { key: retain.key, index: retain.index, event })
+            .collect()
     }
 }
 

@@ -113,6 +113,7 @@ fn every_key_of_the_gateway_is_set() {
         listen: "0.0.0.0:1".parse().unwrap(),
         admin: Some("[::1]:2".parse().unwrap()),
         bus: BusConfig::Embedded,
+        frame_key: None,
         prefix: "mail:eu".into(),
         shards: Some(7),
         history: History { max_age: secs(3600), max_bytes: 2 << 30, max_frames: 3 },

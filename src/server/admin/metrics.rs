@@ -189,6 +189,11 @@ fn bus(text: &mut Text, status: &BusStatus) {
     }
     text.counter("bus_unreadable_messages_total", "Messages on the channels that no gateway made.")
         .sample(&[], status.unreadable);
+    text.counter(
+        "bus_forged_messages_total",
+        "Frames, beacons and last values in Redis whose seal does not hold.",
+    )
+    .sample(&[], status.forged);
     let mut family = text.gauge("link_up", "Whether a connection to Redis is up: 1 or 0.");
     for link in &status.links {
         let labels = [("address", &*link.address), ("purpose", link.purpose)];
