@@ -60,7 +60,8 @@ fn nowhere() -> (support::ports::Port, String) {
     (port, address)
 }
 
-const COMMANDS: [&str; 7] = ["serve", "check", "publish", "subscribe", "status", "nodes", "bench"];
+const COMMANDS: [&str; 8] =
+    ["serve", "check", "publish", "subscribe", "explain", "status", "nodes", "bench"];
 
 #[tokio::test]
 async fn help_teaches_by_example() {
