@@ -1,5 +1,6 @@
 //! The command line.
 
+mod bench;
 mod check;
 mod doctor;
 mod json;
@@ -35,6 +36,7 @@ Examples:
   trunkline publish mailbox-change --account a1 --change-id 7 --types email
   trunkline subscribe --max-events 10 | trunkline publish -
   trunkline status
+  trunkline bench --rate 1000 --subscribers 100      the latency of a gateway at a steady rate
 
 Exit codes:
   0   done
@@ -68,7 +70,12 @@ enum Command {
     Status(status::Status),
     /// Lists the nodes that hold a stream
     Nodes(nodes::Nodes),
+    /// Loads a gateway, and says what it makes of it
+    Bench(bench::Bench),
 }
+
+/// A connection to a gateway.
+type Client = CoordinationServiceClient<Channel>;
 
 /// Which gateway is talked to.
 #[derive(Args)]
@@ -195,11 +202,12 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Subscribe(subscribe) => subscribe.run().await,
         Command::Status(status) => status.run().await,
         Command::Nodes(nodes) => nodes.run().await,
+        Command::Bench(bench) => bench.run().await,
     }
 }
 
 impl Gateway {
-    async fn connect(&self) -> Result<CoordinationServiceClient<Channel>, Failure> {
+    async fn connect(&self) -> Result<Client, Failure> {
         let failed = |why: String| Failure::NoGateway { address: self.gateway.clone(), why };
         let endpoint = Endpoint::from_shared(self.gateway.clone())
             .map_err(|error| failed(error.to_string()))?;

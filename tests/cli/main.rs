@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bench;
 mod check;
 mod publish;
 mod serve;
@@ -59,7 +60,7 @@ fn nowhere() -> (support::ports::Port, String) {
     (port, address)
 }
 
-const COMMANDS: [&str; 6] = ["serve", "check", "publish", "subscribe", "status", "nodes"];
+const COMMANDS: [&str; 7] = ["serve", "check", "publish", "subscribe", "status", "nodes", "bench"];
 
 #[tokio::test]
 async fn help_teaches_by_example() {
@@ -115,6 +116,7 @@ async fn without_a_gateway_it_is_69_at_once() {
     for args in [
         vec!["status"],
         vec!["nodes"],
+        vec!["bench"],
         vec!["subscribe"],
         vec!["publish", "queue-refresh"],
         vec!["publish", "--json", event],
