@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod doctor;
+mod explain;
 mod json;
 mod kinds;
 mod nodes;
@@ -66,6 +67,8 @@ enum Command {
     Publish(publish::Publish),
     /// Prints events as they come, one JSON object a line
     Subscribe(subscribe::Subscribe),
+    /// Says whether a node gets an event, and if not, why not
+    Explain(explain::Explain),
     /// Says how a gateway does
     Status(status::Status),
     /// Lists the nodes that hold a stream
@@ -200,6 +203,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Doctor(doctor) => doctor.run().await,
         Command::Publish(publish) => publish.run().await,
         Command::Subscribe(subscribe) => subscribe.run().await,
+        Command::Explain(explain) => explain.run(),
         Command::Status(status) => status.run().await,
         Command::Nodes(nodes) => nodes.run().await,
         Command::Bench(bench) => bench.run().await,

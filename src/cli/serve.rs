@@ -98,7 +98,10 @@ fn start_log(config: &Config) {
         .unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr);
     match config.log_format {
-        LogFormat::Json => log.json().init(),
+        LogFormat::Json => {
+            let log = log.json().flatten_event(true);
+            log.with_current_span(false).with_span_list(false).init();
+        }
         LogFormat::Text => {
             let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
             log.with_ansi(colours).init();

@@ -3,11 +3,13 @@
 use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use super::{
-    Config, Drain, History, Limits, Log, LogFormat, bus,
+    BusConfig, Config, Drain, History, Log, LogFormat, Secret, bus,
     error::{Problem, shown},
     fields::Fields,
+    limits::{decode_keepalive, decode_limits},
     nearest::nearest,
-    units::{format_duration, format_size},
+    otlp, secret,
+    units::format_duration,
 };
 
 const ZERO: Duration = Duration::ZERO;
@@ -17,7 +19,6 @@ const HOUR: Duration = Duration::from_hours(1);
 const WEEK: Duration = Duration::from_hours(7 * 24);
 
 const KIB: u64 = 1 << 10;
-const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 /// Ids are opaque strings of at most this many bytes, everywhere.
@@ -28,6 +29,33 @@ const LONGEST_PREFIX: usize = 64;
 
 const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
+/// A key that is shorter than the code that it makes can be guessed.
+const SHORTEST_KEY: usize = 32;
+
+/// The keys with which frames in Redis are sealed.
+fn decode_frame_key(top: &mut Fields<'_>, bus: &BusConfig) -> Option<Secret> {
+    let redis = *bus != BusConfig::Embedded;
+    let mut set = false;
+    let key = top.optional_group("frameKey", |fields| {
+        set = ["secret", "variableName", "filePath"].iter().any(|key| fields.has(key));
+        let secret = secret::decode(fields, redis)?;
+        let short = secret.expose().split_whitespace().find(|key| key.len() < SHORTEST_KEY);
+        if let Some(short) = short {
+            let (is, least) = (short.len(), SHORTEST_KEY);
+            let problem = format!("holds a key of {is} bytes; each has at least {least}");
+            fields.fail("@type", Problem::Invalid(problem));
+            return None;
+        }
+        Some(secret)
+    });
+    let key = key.flatten();
+    if set && !redis && top.sound(&["coordinator"]) {
+        let problem = "has no effect: the bus is embedded, and nothing lies in Redis";
+        top.fail("frameKey", Problem::Invalid(problem.to_owned()));
+    }
+    key
+}
+
 /// Reads a whole document. What is broken becomes its default, and a violation.
 pub(super) fn decode(top: &mut Fields<'_>) -> Config {
     let default = Config::default();
@@ -37,24 +65,29 @@ pub(super) fn decode(top: &mut Fields<'_>) -> Config {
         check_addresses(top, listen, admin);
     }
     let gateway_id = top.checked_text("gatewayId", check_id);
+    let bus = bus::decode(top);
+    let frame_key = decode_frame_key(top, &bus);
     Config {
         listen,
         admin,
         gateway_id_is_random: gateway_id.is_none(),
         gateway_id: gateway_id.unwrap_or(default.gateway_id),
-        bus: bus::decode(top),
+        bus,
+        frame_key,
         prefix: top.checked_text("prefix", check_prefix).unwrap_or(default.prefix),
         shards: top.optional_number("shards", 1..=256),
         history: top.group("history", |fields| decode_history(fields, &default.history)),
         log: top.group("log", |fields| decode_log(fields, &default.log)),
         heartbeat: top.duration("heartbeat", SECOND..=HOUR, default.heartbeat),
         limits: top.group("limits", |fields| decode_limits(fields, &default.limits)),
+        keepalive: top.group("keepalive", |fields| decode_keepalive(fields, &default.keepalive)),
         drain: top.group("drain", |fields| decode_drain(fields, &default.drain)),
         request_id_window: top.duration(
             "requestIdWindow",
             SECOND..=HOUR,
             default.request_id_window,
         ),
+        otlp: top.group("otlp", otlp::decode),
         log_format: top
             .choice("logFormat", &LogFormat::ALL.map(LogFormat::as_str))
             .map_or(default.log_format, LogFormat::of),
@@ -75,38 +108,6 @@ fn decode_log(fields: &mut Fields<'_>, default: &Log) -> Log {
         max_bytes: size(fields, "maxBytes", KIB..=16 * GIB, default.max_bytes),
         max_events: fields.number("maxEvents", 1..=100_000_000, default.max_events),
     }
-}
-
-fn decode_limits(fields: &mut Fields<'_>, default: &Limits) -> Limits {
-    let limits = Limits {
-        max_event_bytes: size(fields, "maxEventBytes", KIB..=16 * MIB, default.max_event_bytes),
-        max_request_bytes: size(
-            fields,
-            "maxRequestBytes",
-            KIB..=64 * MIB,
-            default.max_request_bytes,
-        ),
-        max_events_per_request: fields.number(
-            "maxEventsPerRequest",
-            1..=10_000,
-            default.max_events_per_request,
-        ),
-        max_accounts_per_filter: fields.number(
-            "maxAccountsPerFilter",
-            1..=1_000_000,
-            default.max_accounts_per_filter,
-        ),
-        max_streams: fields.number("maxStreams", 1..=10_000_000, default.max_streams),
-    };
-    if fields.sound(&["maxEventBytes", "maxRequestBytes"])
-        && limits.max_request_bytes < limits.max_event_bytes
-    {
-        let request = format_size(limits.max_request_bytes as u64);
-        let event = format_size(limits.max_event_bytes as u64);
-        let problem = format!("{request} is less than maxEventBytes, which is {event}");
-        fields.fail("maxRequestBytes", Problem::Invalid(problem));
-    }
-    limits
 }
 
 fn decode_drain(fields: &mut Fields<'_>, default: &Drain) -> Drain {

@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use super::{
-    Config, Pool, Redis, RedisCluster, RedisUrl, Tls,
+    Config, Otlp, Pool, Redis, RedisCluster, RedisUrl, Tls,
     bus::BusConfig,
+    limits::{effective_keepalive, effective_limits},
     secret::{MASK, Secret, SecretSource},
     units::{format_duration, format_size},
 };
@@ -18,6 +19,7 @@ pub(super) fn effective(config: &Config) -> Value {
         "listen": config.listen.to_string(),
         "admin": config.admin.map(|address| address.to_string()),
         "coordinator": coordinator(&config.bus),
+        "frameKey": secret(config.frame_key.as_ref()),
         "prefix": config.prefix,
         "shards": config.shards,
         "history": {
@@ -30,21 +32,29 @@ pub(super) fn effective(config: &Config) -> Value {
             "maxEvents": config.log.max_events,
         },
         "heartbeat": duration(config.heartbeat),
-        "limits": {
-            "maxEventBytes": size(config.limits.max_event_bytes),
-            "maxRequestBytes": size(config.limits.max_request_bytes),
-            "maxEventsPerRequest": config.limits.max_events_per_request,
-            "maxAccountsPerFilter": config.limits.max_accounts_per_filter,
-            "maxStreams": config.limits.max_streams,
-        },
+        "limits": effective_limits(&config.limits),
+        "keepalive": effective_keepalive(&config.keepalive),
         "drain": {
             "delay": duration(config.drain.delay),
             "spread": duration(config.drain.spread),
             "timeout": duration(config.drain.timeout),
         },
         "requestIdWindow": duration(config.request_id_window),
+        "otlp": otlp(config.otlp.as_ref()),
         "logFormat": config.log_format.as_str(),
         "logLevel": config.log_level,
+    })
+}
+
+fn otlp(otlp: Option<&Otlp>) -> Value {
+    let endpoint = otlp.map(|otlp| &otlp.endpoint);
+    let otlp = otlp.cloned().unwrap_or_default();
+    json!({
+        "endpoint": endpoint,
+        "timeout": format_duration(otlp.timeout),
+        "sampleOneIn": otlp.sample_one_in,
+        "header": otlp.header,
+        "headerSecret": self::secret(otlp.secret.as_ref()),
     })
 }
 
@@ -72,7 +82,7 @@ fn coordinator(bus: &BusConfig) -> Value {
                 "timeout": format_duration(*timeout),
                 "minReplicas": min_replicas,
                 "authUsername": username,
-                "authSecret": auth_secret(secret.as_ref()),
+                "authSecret": self::secret(secret.as_ref()),
                 "maxRetries": cluster.max_retries,
                 "minRetryWait": format_duration(cluster.min_retry_wait),
                 "maxRetryWait": format_duration(cluster.max_retry_wait),
@@ -87,7 +97,7 @@ fn coordinator(bus: &BusConfig) -> Value {
 }
 
 /// A secret that lies elsewhere is named by its place; one that lies in the document is masked.
-fn auth_secret(secret: Option<&Secret>) -> Value {
+fn secret(secret: Option<&Secret>) -> Value {
     match secret.map(Secret::source) {
         None => json!({ "@type": "None" }),
         Some(SecretSource::Value) => json!({ "@type": "Value", "secret": MASK }),

@@ -62,6 +62,8 @@ fn survey() -> Vec<Key> {
             for secret in SECRET_TYPES {
                 // Nothing but types, so that no key is unknown: a suggestion would ask for this list.
                 let mut shape = json!({ group: { "@type": bus } });
+                shape["frameKey"] = json!({ "@type": secret });
+                shape["otlp"]["headerSecret"] = json!({ "@type": secret });
                 if *bus == "RedisCluster" {
                     shape[group]["authSecret"] = json!({ "@type": secret });
                 }

@@ -11,7 +11,9 @@ mod error;
 mod fields;
 mod json;
 mod keys;
+mod limits;
 mod nearest;
+mod otlp;
 mod redis_url;
 mod secret;
 mod sources;
@@ -28,10 +30,13 @@ use std::{
 use serde_json::Value;
 use uuid::Uuid;
 
+pub(crate) use self::units::format_duration;
 pub use self::{
     bus::{BusConfig, Pool, Protocol, Redis, RedisCluster, Tls},
     error::{ConfigErrors, Origin, Problem, Violation},
     keys::{Key, keys},
+    limits::{Keepalive, Limits},
+    otlp::Otlp,
     redis_url::{Endpoint, RedisUrl, RedisUrlError, TlsMode},
     secret::{Secret, SecretSource},
     sources::Sources,
@@ -52,6 +57,9 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// What carries frames between gateways.
     pub bus: BusConfig,
+    /// What frames in Redis are sealed with: keys of at least 32 bytes with white space between them, the first of which seals
+    /// and all of which open. None: frames are not sealed.
+    pub frame_key: Option<Secret>,
     /// What all names in Redis begin with. Gateways of one prefix are one system.
     pub prefix: String,
     /// The number of shards, 1 to 256. None: the bus decides.
@@ -64,10 +72,14 @@ pub struct Config {
     pub heartbeat: Duration,
     /// What a node may ask for.
     pub limits: Limits,
+    /// How peers that are gone are found.
+    pub keepalive: Keepalive,
     /// How this gateway goes away.
     pub drain: Drain,
     /// For how long a repeated `request_id` is recognised.
     pub request_id_window: Duration,
+    /// Where spans go; None: nowhere.
+    pub otlp: Option<Otlp>,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// What is logged: a level, or `target=level` pairs, with commas between.
@@ -92,21 +104,6 @@ pub struct Log {
     pub max_bytes: usize,
     /// Events a shard.
     pub max_events: usize,
-}
-
-/// What a node may ask for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes of one encoded event.
-    pub max_event_bytes: usize,
-    /// Bytes of one encoded request; not less than those of an event.
-    pub max_request_bytes: usize,
-    /// Events of one `Publish`.
-    pub max_events_per_request: usize,
-    /// Accounts in the filter of one stream.
-    pub max_accounts_per_filter: usize,
-    /// Open `Subscribe` streams on this gateway.
-    pub max_streams: usize,
 }
 
 /// How a gateway goes away when it is told to stop.
@@ -168,14 +165,17 @@ impl Default for Config {
             listen: (Ipv4Addr::LOCALHOST, 7420).into(),
             admin: Some((Ipv4Addr::LOCALHOST, 7421).into()),
             bus: BusConfig::Embedded,
+            frame_key: None,
             prefix: "trunkline".to_owned(),
             shards: None,
             history: History::default(),
             log: Log::default(),
             heartbeat: Duration::from_secs(15),
             limits: Limits::default(),
+            keepalive: Keepalive::default(),
             drain: Drain::default(),
             request_id_window: Duration::from_mins(1),
+            otlp: None,
             log_format: LogFormat::Text,
             log_level: "info".to_owned(),
         }
@@ -197,18 +197,6 @@ impl Default for History {
 impl Default for Log {
     fn default() -> Log {
         Log { max_bytes: 32 << 20, max_events: 200_000 }
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits {
-            max_event_bytes: 64 << 10,
-            max_request_bytes: 4 << 20,
-            max_events_per_request: 1000,
-            max_accounts_per_filter: 10_000,
-            max_streams: 100_000,
-        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Entries are numbered from the gateway's start, so that a cursor is one number. Memory is the ring and nothing else: a
 //! cursor that is slower than the ring is overtaken by it, and finds out.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -86,6 +86,8 @@ pub struct Indexed {
     pub frame: Frame,
     /// The events, in order.
     pub events: Vec<IndexedEvent>,
+    /// When this gateway got it, if one of the events belongs to a trace that is recorded: who reads it looks which.
+    pub followed: Option<SystemTime>,
     /// What all of them have in common.
     pub summary: Summary,
 }
@@ -152,6 +154,7 @@ impl Indexed {
     /// Finds the events of a frame. An event that cannot be peeked at (no gateway accepts one) matches no filter.
     pub fn new(frame: Frame) -> Indexed {
         let mut events = Vec::with_capacity(usize::try_from(frame.count).unwrap_or(0));
+        let mut sampled = false;
         let mut summary = Summary::default();
         let mut rest = &frame.events[..];
         while !rest.is_empty() {
@@ -161,10 +164,11 @@ impl Indexed {
             let at = end - event.len();
             let meta = EventMeta::peek(&frame.events, at..end);
             let meta = meta.unwrap_or_else(|_| EventMeta::unreadable());
+            sampled |= meta.is_sampled();
             events.push(IndexedEvent { start: offset(start), end: offset(end), meta });
             summary.add(&frame.events, &events);
         }
-        Indexed { frame, events, summary }
+        Indexed { frame, events, followed: sampled.then(SystemTime::now), summary }
     }
 
     /// The nth event, as a filter sees it.

@@ -2,13 +2,20 @@
 
 mod access;
 mod admin;
+mod connections;
 mod counters;
 mod error;
+mod explain;
+mod follow;
 mod health;
 mod http1;
+mod limit;
+mod lines;
 mod listener;
 mod nodes;
 mod oversized;
+mod quota;
+mod requests;
 mod service;
 mod stream;
 mod validate;
@@ -24,13 +31,17 @@ use std::{
 use parking_lot::RwLock;
 use tokio::{net::TcpListener, sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::Server;
+use tonic::service::Routes;
+use tower::Layer;
 
 use self::{
     access::AccessLayer,
-    counters::Counters,
+    connections::{Places, Refusals, Terms},
     health::HealthState,
+    listener::Admission,
     nodes::Nodes,
+    quota::Quotas,
+    requests::RequestsLayer,
     service::{Service, Shared, generated::coordination_service_server::CoordinationServiceServer},
     stream::Drain,
 };
@@ -39,6 +50,8 @@ use crate::{
     config::Config,
     hub::{Hub, log::Capacity, token::deployment_tag},
     proto::v1,
+    throttle::Throttle,
+    trace::{self, Tracer},
 };
 
 /// Shards of the embedded bus, where nothing else is set.
@@ -50,8 +63,11 @@ const LAST_VALUES_RETRY: Duration = Duration::from_millis(200);
 /// How long connections may take to close once their streams have ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Bytes that may lie between a cursor and a connection that does not take them, per stream: what hides a slow reader.
-const STREAM_WINDOW: u32 = 256 * 1024;
+/// Bytes of a request to the health and reflection services: a name and little else.
+const SMALL_REQUEST: usize = 4096;
+
+/// Files that a process needs besides its connections: the bus, the admin port, logs, the runtime.
+const OTHER_FILES: usize = 100;
 
 /// Why a gateway does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -75,9 +91,6 @@ pub enum ServeError {
     /// The bus cannot be used as it is configured.
     #[error("{0}")]
     Bus(#[from] StartError),
-    /// The gRPC server ended.
-    #[error("the server ended: {0}")]
-    Transport(#[from] tonic::transport::Error),
 }
 
 /// Serves until `shutdown` is ready, then drains. `listening` is told the bound address.
@@ -103,7 +116,15 @@ pub async fn serve(
     };
     listening(listener.local_addr().unwrap_or(config.listen));
 
-    let shared = Arc::new(shared(&config));
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        gateway_id = config.gateway_id,
+        config = %config.effective(),
+        "starting"
+    );
+    tracing::info!(address = %listener.local_addr().unwrap_or(config.listen), "listening");
+    let (tracer, exporting) = trace::start(config.otlp.as_ref(), &config.gateway_id);
+    let shared = Arc::new(shared(&config, tracer));
     // Whoever looks sees the whole of it: from before the bus is there until after it is closed.
     let gone = CancellationToken::new();
     let _gone = gone.clone().drop_guard();
@@ -118,7 +139,7 @@ pub async fn serve(
     // The port answers at once, and says NOT_SERVING until the bus is proven.
     let bus = tokio::select! {
         bus = &mut start => bus?,
-        result = &mut server => return Ok(result?),
+        () = &mut server => return Ok(()),
         () = &mut shutdown => return Ok(()),
     };
     let tasks = TaskTracker::new();
@@ -128,55 +149,61 @@ pub async fn serve(
         health.clone(),
         ended.clone(),
     ));
+    tasks.spawn(lines::tell_left_out(ended.clone()));
     tasks.close();
 
-    let result = tokio::select! {
-        result = &mut server => result,
+    tokio::select! {
+        () = &mut server => {}
         () = &mut shutdown => {
-            tracing::info!("draining");
+            tracing::info!(streams = shared.nodes.count(), "draining");
             let drained = drain(&config, &shared, &health);
             tokio::select! {
-                result = &mut server => result,
+                () = &mut server => {}
                 () = drained => {
+                    tracing::info!(streams = shared.nodes.count(), "drained");
                     // Health streams end now, and with them the last connections.
                     ended.cancel();
-                    match tokio::time::timeout(CLOSE_TIMEOUT, &mut server).await {
-                        Ok(result) => result,
-                        // A peer that does not close its connection must not keep the gateway.
-                        Err(_) => Ok(()),
-                    }
+                    // A peer that does not close its connection must not keep the gateway.
+                    let _ = tokio::time::timeout(CLOSE_TIMEOUT, &mut server).await;
                 }
             }
         }
-    };
+    }
     ended.cancel();
     tasks.wait().await;
     let closed = tokio::time::timeout(config.drain.timeout, bus.close()).await;
     if closed.is_err() {
         tracing::warn!("the bus did not close in time");
     }
+    exporting.close().await;
     gone.cancel();
     if let Some(admin) = admin {
         // Its only errors are panics.
         let _ = admin.await;
     }
-    Ok(result?)
+    tracing::info!("stopped");
+    Ok(())
 }
 
-fn shared(config: &Config) -> Shared {
+fn shared(config: &Config, tracer: Tracer) -> Shared {
+    let limits = &config.limits;
+    let (connections, per_peer) =
+        within_open_files(limits.max_connections, limits.max_connections_per_peer);
     Shared {
         gateway_id: config.gateway_id.clone(),
         deployment: deployment_tag(&config.prefix),
         started: SystemTime::now(),
         limits: config.limits.clone(),
-        max_streams: config.limits.max_streams,
+        quotas: Arc::new(Quotas::new(limits)),
+        places: Arc::new(Places::new(connections, per_peer)),
         heartbeat: config.heartbeat,
         drain_spread: config.drain.spread,
         hub: OnceLock::new(),
         waiting: RwLock::new("connecting".into()),
         nodes: Arc::new(Nodes::default()),
         drain: watch::Sender::new(None),
-        counters: Counters::default(),
+        counters: Arc::default(),
+        tracer,
     }
 }
 
@@ -186,7 +213,7 @@ async fn grpc(
     shared: &Arc<Shared>,
     health: &HealthState,
     ended: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
+) {
     let max_request_bytes = config.limits.max_request_bytes;
     let service = CoordinationServiceServer::new(Service::new(shared.clone()))
         .max_decoding_message_size(max_request_bytes)
@@ -201,17 +228,46 @@ async fn grpc(
     let reflection = descriptors().build_v1().expect("the descriptors are those of the build");
     let reflection_alpha =
         descriptors().build_v1alpha().expect("the descriptors are those of the build");
-    Server::builder()
-        .accept_http1(true)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .layer(http1::Http1Layer)
-        .layer(AccessLayer)
-        .add_service(health.service())
-        .add_service(reflection)
-        .add_service(reflection_alpha)
+    let routes = Routes::new(health.service().max_decoding_message_size(SMALL_REQUEST))
+        .add_service(reflection.max_decoding_message_size(SMALL_REQUEST))
+        .add_service(reflection_alpha.max_decoding_message_size(SMALL_REQUEST))
         .add_service(service)
-        .serve_with_incoming_shutdown(listener::incoming(listener), ended.cancelled_owned())
-        .await
+        .prepare();
+    let requests = RequestsLayer {
+        quotas: shared.quotas.clone(),
+        counters: shared.counters.clone(),
+        timeout: config.limits.request_timeout,
+    };
+    let service = http1::Http1Layer.layer(AccessLayer.layer(requests.layer(routes)));
+    let admission = Admission {
+        places: shared.places.clone(),
+        refusals: Refusals::new(true),
+        counters: shared.counters.clone(),
+    };
+    let incoming = listener::incoming(listener, admission);
+    let terms = Terms::new(&config.limits, &config.keepalive);
+    connections::serve(incoming, service, terms, shared.counters.clone(), ended).await;
+}
+
+/// As many connections as the process may have files open, in all and of one peer. Without room for other files, the way to Redis
+/// could not be opened again.
+fn within_open_files(most: usize, per_peer: usize) -> (usize, usize) {
+    let Some(files) = open_files() else { return (most, per_peer) };
+    let room = files.saturating_sub(OTHER_FILES).max(1);
+    if most <= room {
+        return (most, per_peer);
+    }
+    tracing::warn!(
+        "limits.maxConnections is {most}, but this process may open {files} files: it takes {room} connections"
+    );
+    (room, per_peer.min(room.div_ceil(2)))
+}
+
+/// How many files this process may open, where the system says it.
+fn open_files() -> Option<usize> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// Starts the bus, and gives it to the service.
@@ -238,8 +294,11 @@ async fn start_bus(config: &Config, shared: &Arc<Shared>) -> Result<SharedBus, S
         }
     };
     hub.attach(bus.clone());
+    let throttle = Throttle::repeated();
     while let Err(error) = hub.load_last_values().await {
-        tracing::warn!(%error, "the last values could not be read; trying again");
+        if let Some(left_out) = throttle.pass() {
+            tracing::warn!(%error, left_out, "the last values could not be read; trying again");
+        }
         tokio::time::sleep(LAST_VALUES_RETRY).await;
     }
     // Set once, here.
@@ -254,8 +313,18 @@ async fn follow_health(
     health: HealthState,
     ended: CancellationToken,
 ) {
+    let mut was_ready = false;
     loop {
-        let ready = *bus.borrow_and_update() == Health::Ready;
+        let state = bus.borrow_and_update().clone();
+        let ready = state == Health::Ready;
+        match state {
+            Health::Ready if !was_ready => tracing::info!("the bus is proven"),
+            Health::NotReady(why) if was_ready => {
+                tracing::warn!(why, "the bus is not proven any more");
+            }
+            _ => {}
+        }
+        was_ready = ready;
         health.set(ready && drain.borrow_and_update().is_none());
         tokio::select! {
             changed = bus.changed() => if changed.is_err() { return },

@@ -6,7 +6,10 @@ use prost::{
     encoding::{WireType, decode_key, decode_varint, encode_varint},
 };
 
-use super::packing;
+use super::{
+    packing,
+    seal::{self, Kind, Seal},
+};
 use crate::{
     bus::{Epoch, Frame, Offset, Place, put_event},
     proto::bus_v1,
@@ -29,11 +32,13 @@ pub(super) enum Body {
     /// Events.
     Frame(StampedFrame),
     /// No events.
-    Beacon { writer: WriterId },
+    Beacon { writer: WriterId, number: u64 },
     /// The first entry of an epoch: how the one before ended. Unknown: Redis remembers none.
     EpochStart { previous: Place },
     /// Bytes that this gateway cannot read, with a place that it can.
     Unreadable,
+    /// Bytes whose seal does not hold for the place.
+    Forged,
 }
 
 /// A frame with what tells it from others.
@@ -58,8 +63,14 @@ const FRAME: &[u8] = b"T1 ";
 const EPOCH: &[u8] = b"E1 ";
 
 impl Envelope {
+    /// As [`Envelope::open`], where nothing is sealed.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn parse(bytes: Bytes) -> Option<Envelope> {
+        Envelope::open(bytes, None)
+    }
+
     /// Reads what came over a channel. None: foreign bytes, or a version whose envelope is not known.
-    pub(super) fn parse(mut bytes: Bytes) -> Option<Envelope> {
+    pub(super) fn open(mut bytes: Bytes, seal: Option<&Seal>) -> Option<Envelope> {
         let is_frame = bytes.starts_with(FRAME);
         if !is_frame && !bytes.starts_with(EPOCH) {
             return None;
@@ -69,8 +80,11 @@ impl Envelope {
         let end = bytes.iter().take(42).position(|byte| *byte == b' ')?;
         let place = parse_place(&bytes.split_to(end))?;
         bytes.advance(1);
-        let body =
-            if is_frame { Body::decode(place, &bytes) } else { Body::epoch_start(place, &bytes)? };
+        let body = if is_frame {
+            Body::decode(place, &bytes, seal)
+        } else {
+            Body::epoch_start(place, &bytes)?
+        };
         Some(Envelope { place, body })
     }
 
@@ -81,7 +95,7 @@ impl Envelope {
                 Some(Place { epoch: self.place.epoch, offset: Offset(stamped.frame.first.0 - 1) })
             }
             Body::EpochStart { previous } => previous.is_known().then_some(*previous),
-            Body::Beacon { .. } | Body::Unreadable => None,
+            Body::Beacon { .. } | Body::Unreadable | Body::Forged => None,
         }
     }
 
@@ -94,10 +108,15 @@ impl Envelope {
     }
 
     /// Reads an entry of history: its id, and the one field that it has.
-    pub(super) fn from_history(id: &[u8], field: &[u8], value: &Bytes) -> Option<Envelope> {
+    pub(super) fn from_history(
+        id: &[u8],
+        field: &[u8],
+        value: &Bytes,
+        seal: Option<&Seal>,
+    ) -> Option<Envelope> {
         let place = parse_place(id)?;
         let body = match field {
-            b"f" => Body::decode(place, value),
+            b"f" => Body::decode(place, value, seal),
             b"e" => Body::epoch_start(place, value)?,
             _ => Body::Unreadable,
         };
@@ -108,8 +127,8 @@ impl Envelope {
 impl Body {
     /// Reads a frame whose last event stands at `place`. The events are checked for their boundaries and no further: each
     /// was checked by the gateway that accepted it.
-    fn decode(place: Place, bytes: &Bytes) -> Body {
-        Self::try_decode(place, bytes).unwrap_or(Body::Unreadable)
+    fn decode(place: Place, bytes: &Bytes, seal: Option<&Seal>) -> Body {
+        Self::try_decode(place, bytes, seal).unwrap_or(Body::Unreadable)
     }
 
     /// Reads the start of the epoch of `place`. Epochs rise: anything else is not the script's.
@@ -119,11 +138,28 @@ impl Body {
         Some(if rises { Body::EpochStart { previous } } else { Body::Unreadable })
     }
 
-    fn try_decode(place: Place, bytes: &Bytes) -> Option<Body> {
-        let (header, last) = bytes.split_at_checked(last_field(bytes)?)?;
-        let header = bus_v1::Frame::decode(header).ok()?;
-        if header.sequence == 0 {
-            return Some(Body::Beacon { writer: header.writer });
+    fn try_decode(place: Place, bytes: &Bytes, seal: Option<&Seal>) -> Option<Body> {
+        let head = || {
+            let (header, last) = bytes.split_at_checked(last_field(bytes)?)?;
+            Some((bus_v1::Frame::decode(header).ok()?, last))
+        };
+        let (header, last) = match (head(), seal) {
+            (Some(head), _) => head,
+            // No gateway of any version sealed this.
+            (None, Some(_)) => return Some(Body::Forged),
+            (None, None) => return None,
+        };
+        let beacon = header.sequence == 0;
+        if let Some(seal) = seal {
+            let (kind, at) =
+                if beacon { (Kind::Beacon, Place::UNKNOWN) } else { (Kind::Frame, place) };
+            let there = bytes.split_at_checked(seal::LENGTH);
+            if there.is_none_or(|(there, rest)| !seal.holds(there, kind, at, &[rest])) {
+                return Some(Body::Forged);
+            }
+        }
+        if beacon {
+            return Some(Body::Beacon { writer: header.writer, number: header.beacon });
         }
         let events = if last.first() == Some(&PACKED_KEY) {
             packing::unpack(packed(last)?, usize::try_from(header.events_size).ok()?)?
@@ -164,6 +200,7 @@ pub(super) fn encode_frame(header: &Header, events: &[u8]) -> Vec<u8> {
         origin_epoch: origin_epoch.0,
         origin_first: origin_first.0,
         beacon: 0,
+        seal: vec![],
         packed_events: vec![],
         events_size: 0,
     };
@@ -186,6 +223,14 @@ pub(super) fn encode_frame(header: &Header, events: &[u8]) -> Vec<u8> {
 /// Encodes a beacon.
 pub(super) fn encode_beacon(writer: WriterId, number: u64, time_ms: u64) -> Vec<u8> {
     bus_v1::Frame { writer, beacon: number, time_ms, ..Default::default() }.encode_to_vec()
+}
+
+/// Puts the seal of a frame or beacon before it.
+pub(super) fn sealed(seal: &Seal, kind: Kind, place: Place, frame: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(seal::LENGTH + frame.len());
+    bytes.extend_from_slice(&seal.of(kind, place, &[frame]));
+    bytes.extend_from_slice(frame);
+    bytes
 }
 
 /// Encodes events one behind the other, as they stand in a frame.
