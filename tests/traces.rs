@@ -294,6 +294,7 @@ async fn a_collector_that_is_down_costs_nothing() {
         metric(&gateway, "trunkline_trace_spans_dropped_total").await > 0
     })
     .await;
+    gateway.stderr_has("does not take spans", LIMIT).await;
     assert_eq!(metric(&gateway, "trunkline_trace_spans_exported_total").await, 0);
     // It comes: what happens from then on is told.
     let listener = TcpListener::bind(address).await.unwrap();
@@ -304,6 +305,7 @@ async fn a_collector_that_is_down_costs_nothing() {
         collector.count() > 0
     })
     .await;
+    gateway.stderr_has("takes spans again", LIMIT).await;
     let log = gateway.stderr();
     let lines = |text: &str| log.lines().filter(|line| line.contains(text)).count();
     assert_eq!(lines("does not take spans"), 1, "{log}");

@@ -39,7 +39,7 @@ pub(super) struct From {
 #[command(after_help = "\
 Examples:
   trunkline serve
-  trunkline serve --listen 0.0.0.0:7420 --redis redis://redis.example.com:6379
+  trunkline serve --listen 127.0.0.1:7430 --admin 127.0.0.1:7431 --redis redis://redis.example.com:6379
   trunkline serve --config trunkline.json --set drain.delay=5s
   TRUNKLINE_COORDINATOR__TYPE=Redis TRUNKLINE_COORDINATOR__URL=redis://127.0.0.1 trunkline serve")]
 pub(super) struct Serve {

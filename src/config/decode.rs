@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use super::{
-    BusConfig, Config, Drain, History, Log, LogFormat, Secret, bus,
+    Auth, BusConfig, Config, Drain, History, Log, LogFormat, Secret, ServerTls, access, bus,
     error::{Problem, shown},
     fields::Fields,
     limits::{decode_keepalive, decode_limits},
@@ -13,6 +13,7 @@ use super::{
 };
 
 const ZERO: Duration = Duration::ZERO;
+const TENTH: Duration = Duration::from_millis(100);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
@@ -64,12 +65,20 @@ pub(super) fn decode(top: &mut Fields<'_>) -> Config {
     if top.sound(&["listen", "admin"]) {
         check_addresses(top, listen, admin);
     }
+    let tls = access::decode_tls(top);
+    let auth = access::decode_auth(top);
+    let insecure = top.boolean("insecure", default.insecure);
+    check_access(top, listen, tls.as_ref(), auth.as_ref(), insecure);
     let gateway_id = top.checked_text("gatewayId", check_id);
     let bus = bus::decode(top);
     let frame_key = decode_frame_key(top, &bus);
     Config {
         listen,
         admin,
+        tls,
+        auth,
+        insecure,
+        reload_interval: top.duration("reloadInterval", TENTH..=HOUR, default.reload_interval),
         gateway_id_is_random: gateway_id.is_none(),
         gateway_id: gateway_id.unwrap_or(default.gateway_id),
         bus,
@@ -148,6 +157,38 @@ fn check_addresses(top: &Fields<'_>, listen: SocketAddr, admin: Option<SocketAdd
     if clash && listen.port() == admin.port() && listen.port() != 0 {
         let problem = format!("{admin} is taken by listen, which is {listen}");
         top.fail("admin", Problem::Invalid(problem));
+    }
+}
+
+/// Whoever can reach the port is either known, or on this machine, or let in with open eyes.
+fn check_access(
+    top: &Fields<'_>,
+    listen: SocketAddr,
+    tls: Option<&ServerTls>,
+    auth: Option<&Auth>,
+    insecure: bool,
+) {
+    let plain_text = tls.is_none() && !top.has("tls");
+    if top.sound(&["listen"]) && plain_text && !insecure && !listen.ip().is_loopback() {
+        let who = if top.has("auth") {
+            "tokens would travel in plain text"
+        } else {
+            "anybody who reaches it could read and publish everything, in plain text"
+        };
+        let problem = format!(
+            "{listen} is not only of this machine: {who}. Set tls, listen on 127.0.0.1, or say \"insecure\": true"
+        );
+        top.fail("listen", Problem::Invalid(problem));
+    }
+    let asks = tls.is_some_and(|tls| tls.client_ca.is_some());
+    if asks && !top.has("auth") {
+        let expected = "tls.clientCa says who nodes are, and this what each of them may do";
+        top.fail("auth", Problem::Missing { expected: expected.to_owned() });
+    }
+    let with_token = |auth: &Auth| auth.identities.iter().any(|i| !i.tokens.is_empty());
+    if auth.is_some_and(|auth| !auth.identities.is_empty() && !with_token(auth)) && !asks {
+        let problem = "nobody can prove to be any of them: set tokens, or tls.clientCa";
+        top.fail_at("auth.identities", Problem::Invalid(problem.to_owned()));
     }
 }
 

@@ -4,6 +4,7 @@
 //! ([`Sources`]). A walker of our own reads it, so that all violations are told at once, each with its
 //! path and its limit ([`ConfigErrors`]). `docs/configuration.md` has every key; a test keeps it true.
 
+mod access;
 mod bus;
 mod decode;
 mod effective;
@@ -32,6 +33,10 @@ use uuid::Uuid;
 
 pub(crate) use self::units::format_duration;
 pub use self::{
+    access::{
+        Allow, Auth, Deny, EventRules, IdentityRules, Kinds, Operation, ServerTls, Token,
+        TokenHash, TokenSource,
+    },
     bus::{BusConfig, Pool, Protocol, Redis, RedisCluster, Tls},
     error::{ConfigErrors, Origin, Problem, Violation},
     keys::{Key, keys},
@@ -55,6 +60,14 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where operators connect; None is nowhere.
     pub admin: Option<SocketAddr>,
+    /// TLS of the port for nodes. None: plain text.
+    pub tls: Option<ServerTls>,
+    /// What each identity may do. None: everybody may do everything.
+    pub auth: Option<Auth>,
+    /// Whether nodes may connect from elsewhere in plain text.
+    pub insecure: bool,
+    /// How often the files of certificates and tokens are looked at.
+    pub reload_interval: Duration,
     /// What carries frames between gateways.
     pub bus: BusConfig,
     /// What frames in Redis are sealed with: keys of at least 32 bytes with white space between them, the first of which seals
@@ -164,6 +177,10 @@ impl Default for Config {
             gateway_id_is_random: true,
             listen: (Ipv4Addr::LOCALHOST, 7420).into(),
             admin: Some((Ipv4Addr::LOCALHOST, 7421).into()),
+            tls: None,
+            auth: None,
+            insecure: false,
+            reload_interval: Duration::from_secs(1),
             bus: BusConfig::Embedded,
             frame_key: None,
             prefix: "trunkline".to_owned(),

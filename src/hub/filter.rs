@@ -1,10 +1,11 @@
 //! Which events a stream delivers: `trunkline.v1.Filter`, compiled once and asked for every event.
 
-use std::{collections::HashSet, ops::ControlFlow};
+use std::{collections::HashSet, ops::ControlFlow, sync::Arc};
 
 use super::{
     event::{CUSTOM, EventView, KINDS, TargetName, concerns_account},
     log::Indexed,
+    scope::{Patterns, Scope},
 };
 use crate::proto::v1;
 
@@ -22,18 +23,14 @@ pub struct Filter {
     /// `None`: all.
     accounts: Option<HashSet<Box<[u8]>>>,
     /// `None`: all.
-    custom_types: Option<CustomTypes>,
+    custom_types: Option<Patterns>,
     node_id: Box<[u8]>,
     roles: HashSet<Box<[u8]>>,
     include_own: bool,
+    /// What else its node may receive no more than; `None` if the fields above say it all.
+    scope: Option<Arc<Scope>>,
     /// Whether the stream is to see what it excludes too.
     watching: bool,
-}
-
-#[derive(Clone, Debug, Default)]
-struct CustomTypes {
-    exact: HashSet<Box<[u8]>>,
-    prefixes: Vec<Box<[u8]>>,
 }
 
 /// A part of a filter that keeps an event from the stream.
@@ -85,12 +82,29 @@ impl Filter {
             accounts: (!wire.accounts.is_empty())
                 .then(|| wire.accounts.iter().map(|account| boxed(account)).collect()),
             custom_types: (!wire.custom_types.is_empty())
-                .then(|| CustomTypes::new(&wire.custom_types)),
+                .then(|| Patterns::new(&wire.custom_types)),
             node_id: boxed(node_id),
             roles: roles.iter().map(|role| boxed(role)).collect(),
             include_own,
+            scope: None,
             watching: false,
         }
+    }
+
+    /// The same, without what the scope does not allow.
+    #[must_use]
+    pub fn within(mut self, scope: &Arc<Scope>) -> Filter {
+        self.kinds &= scope.kind_bits();
+        if self.accounts.is_none() {
+            // So that nothing wakes the stream for other accounts.
+            self.accounts = scope.named_accounts().cloned();
+        }
+        self.plain_kinds &= self.kinds;
+        if self.accounts.is_some() {
+            self.plain_kinds &= !ACCOUNT_KINDS;
+        }
+        self.scope = scope.looks_inside().then(|| scope.clone());
+        self
     }
 
     /// The same, for a stream that is to see what it excludes too, to explain it.
@@ -142,6 +156,10 @@ impl Filter {
         if !self.matches_target(event) {
             exclude(Exclusion::Target)?;
         }
+        // Streams of such a scope explain nothing: it may be told of as a kind.
+        if self.scope.as_ref().is_some_and(|scope| !scope.allows_inside(event)) {
+            exclude(Exclusion::Kind)?;
+        }
         ControlFlow::Continue(())
     }
 
@@ -149,7 +167,8 @@ impl Filter {
     pub(super) fn includes_whole(&self, indexed: &Indexed) -> bool {
         let summary = &indexed.summary;
         let asked = summary.kinds & !self.plain_kinds;
-        (asked == 0 || asked == kind_bit(CUSTOM) & self.kinds && self.types_all(indexed))
+        self.scope.is_none()
+            && (asked == 0 || asked == kind_bit(CUSTOM) & self.kinds && self.types_all(indexed))
             && !summary.targeted
             && (self.include_own || !indexed.may_be_from(&self.node_id))
     }
@@ -185,7 +204,10 @@ impl Filter {
 
     /// Whether only a target or `NoEcho` can keep an event from this stream.
     pub fn matches_everything(&self) -> bool {
-        self.kinds == all_kinds() && self.accounts.is_none() && self.custom_types.is_none()
+        self.kinds == all_kinds()
+            && self.accounts.is_none()
+            && self.custom_types.is_none()
+            && self.scope.is_none()
     }
 
     fn matches_account(&self, kind: u8, event: &EventView<'_>) -> bool {
@@ -211,25 +233,6 @@ impl Filter {
     }
 }
 
-impl CustomTypes {
-    fn new(patterns: &[String]) -> CustomTypes {
-        let mut types = CustomTypes::default();
-        for pattern in patterns {
-            match pattern.strip_suffix('*') {
-                Some(prefix) => types.prefixes.push(boxed(prefix)),
-                None => {
-                    types.exact.insert(boxed(pattern));
-                }
-            }
-        }
-        types
-    }
-
-    fn contain(&self, name: &[u8]) -> bool {
-        self.exact.contains(name) || self.prefixes.iter().any(|prefix| name.starts_with(prefix))
-    }
-}
-
 /// The bit of a kind. What is no kind has bit 0, which no filter includes.
 pub(super) fn kind_bit(kind: u8) -> u128 {
     if KINDS.contains(&kind) { 1 << kind } else { 1 }
@@ -248,7 +251,7 @@ pub(super) const ACCOUNT_KINDS: u128 = {
 };
 
 /// The bits of all kinds that there are or will be.
-fn all_kinds() -> u128 {
+pub(super) fn all_kinds() -> u128 {
     let below = |kind: u8| (1u128 << kind) - 1;
     below(KINDS.end() + 1) & !below(*KINDS.start())
 }

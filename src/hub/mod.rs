@@ -9,6 +9,7 @@ pub mod judged;
 pub mod log;
 mod merge;
 mod router;
+pub mod scope;
 pub mod token;
 
 use std::{

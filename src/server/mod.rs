@@ -35,7 +35,7 @@ use tonic::service::Routes;
 use tower::Layer;
 
 use self::{
-    access::AccessLayer,
+    access::{Access, AccessLayer},
     connections::{Places, Refusals, Terms},
     health::HealthState,
     listener::Admission,
@@ -80,6 +80,9 @@ pub enum ServeError {
         /// Why.
         error: std::io::Error,
     },
+    /// The certificates cannot be used.
+    #[error("{0}")]
+    Access(String),
     /// The address of the admin port cannot be listened on.
     #[error("admin: cannot listen on {address}: {error}")]
     Admin {
@@ -103,6 +106,8 @@ pub async fn serve(
     listening: impl FnOnce(SocketAddr),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
+    let access = Arc::new(Access::new(&config).map_err(ServeError::Access)?);
+    warn_if_open(&config);
     let listener = TcpListener::bind(config.listen)
         .await
         .map_err(|error| ServeError::Listen { address: config.listen, error })?;
@@ -124,13 +129,17 @@ pub async fn serve(
     );
     tracing::info!(address = %listener.local_addr().unwrap_or(config.listen), "listening");
     let (tracer, exporting) = trace::start(config.otlp.as_ref(), &config.gateway_id);
-    let shared = Arc::new(shared(&config, tracer));
+    let shared = Arc::new(shared(&config, access.clone(), tracer));
     // Whoever looks sees the whole of it: from before the bus is there until after it is closed.
     let gone = CancellationToken::new();
     let _gone = gone.clone().drop_guard();
     let admin =
         admin.map(|listener| tokio::spawn(admin::serve(listener, shared.clone(), gone.clone())));
     let ended = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    // Ends with this function, whichever way that is.
+    let _ended = ended.clone().drop_guard();
+    tasks.spawn(access.watch(config.reload_interval, ended.clone()));
     let health = HealthState::new(ended.clone());
     let mut server = std::pin::pin!(grpc(listener, &config, &shared, &health, ended.clone()));
     let mut start = std::pin::pin!(start_bus(&config, &shared));
@@ -142,7 +151,6 @@ pub async fn serve(
         () = &mut server => return Ok(()),
         () = &mut shutdown => return Ok(()),
     };
-    let tasks = TaskTracker::new();
     tasks.spawn(follow_health(
         bus.health(),
         shared.drain.subscribe(),
@@ -185,11 +193,26 @@ pub async fn serve(
     Ok(())
 }
 
-fn shared(config: &Config, tracer: Tracer) -> Shared {
+/// Says what the operator should know of a port that anybody may use.
+fn warn_if_open(config: &Config) {
+    let listen = config.listen;
+    if listen.ip().is_loopback() {
+        return;
+    }
+    if config.tls.is_none() {
+        tracing::warn!(%listen, "insecure: nodes connect in plain text, and what they send can be read and changed on the way");
+    }
+    if config.auth.is_none() {
+        tracing::warn!(%listen, "nobody is asked who he is: whoever reaches this port may read and publish everything");
+    }
+}
+
+fn shared(config: &Config, access: Arc<Access>, tracer: Tracer) -> Shared {
     let limits = &config.limits;
     let (connections, per_peer) =
         within_open_files(limits.max_connections, limits.max_connections_per_peer);
     Shared {
+        access,
         gateway_id: config.gateway_id.clone(),
         deployment: deployment_tag(&config.prefix),
         started: SystemTime::now(),
@@ -238,10 +261,13 @@ async fn grpc(
         counters: shared.counters.clone(),
         timeout: config.limits.request_timeout,
     };
-    let service = http1::Http1Layer.layer(AccessLayer.layer(requests.layer(routes)));
+    let service = http1::Http1Layer
+        .layer(AccessLayer::new(shared.access.clone()).layer(requests.layer(routes)));
     let admission = Admission {
+        access: shared.access.clone(),
+        handshake_timeout: config.limits.handshake_timeout,
         places: shared.places.clone(),
-        refusals: Refusals::new(true),
+        refusals: Refusals::new(config.tls.is_none()),
         counters: shared.counters.clone(),
     };
     let incoming = listener::incoming(listener, admission);

@@ -16,6 +16,7 @@ use tonic::{
 use uuid::Uuid;
 
 use super::{
+    access::{Access, Permit},
     connections::Places,
     counters::{Counters, Kinds, Method},
     error::Error,
@@ -42,6 +43,8 @@ const PROOF_WAIT: Duration = Duration::from_secs(2);
 
 /// What all requests share.
 pub struct Shared {
+    /// Who may connect.
+    pub access: Arc<Access>,
     /// Identity of this gateway.
     pub gateway_id: String,
     /// What the tokens of this deployment are marked with.
@@ -145,12 +148,14 @@ impl Service {
         &self,
         request: wire::PublishRequest,
         sender: &Pending,
+        permit: Option<&Permit>,
         mut trace: Option<Carried>,
     ) -> Result<v1::PublishResponse, Error> {
         self.shared.refuse_if_draining()?;
         let now = SystemTime::now();
         let mut publishing = Publishing::begin(&self.shared.tracer, &mut trace, now);
-        let answer = self.append(request, sender, trace.as_ref(), now, &mut publishing).await;
+        let answer =
+            self.append(request, sender, permit, trace.as_ref(), now, &mut publishing).await;
         publishing.end(&answer);
         answer
     }
@@ -159,13 +164,18 @@ impl Service {
         &self,
         request: wire::PublishRequest,
         sender: &Pending,
+        permit: Option<&Permit>,
         trace: Option<&Carried>,
         now: SystemTime,
         publishing: &mut Publishing,
     ) -> Result<v1::PublishResponse, Error> {
         let begun = Instant::now();
+        let node_id = permit.map(|_| request.node_id.clone());
         let publish = validate::publish(request, &self.shared.limits, now, trace)?;
         publishing.join(&publish);
+        if let (Some(permit), Some(node_id)) = (permit, &node_id) {
+            permit.check_publish(node_id, &publish.events)?;
+        }
         self.shared.quotas.publish(sender.share(), publish.events.len())?;
         let hub = self.shared.hub()?;
         let shards = hub.bus().shards();
@@ -229,11 +239,20 @@ impl Service {
         request: v1::SubscribeRequest,
         sender: Arc<Pending>,
         peer: &Peer,
+        permit: Option<&Permit>,
     ) -> Result<impl Stream<Item = Result<Response, Status>> + Send + use<>, Error> {
         let shared = &self.shared;
         shared.refuse_if_draining()?;
         let subscribe =
             validate::subscribe(request, &shared.limits, shared.heartbeat, shared.deployment)?;
+        let filter = match permit {
+            None => subscribe.filter,
+            Some(permit) => {
+                permit.check_subscribe(&subscribe.node_id, &subscribe.wire_filter)?;
+                permit.check_explain(subscribe.explain)?;
+                subscribe.filter.within(permit.receive())
+            }
+        };
         let seat = shared.quotas.stream(sender.share(), &peer.streams)?;
         let hub = shared.proven_hub().await?;
         let with_token = subscribe.token.is_some();
@@ -248,7 +267,7 @@ impl Service {
             explain: subscribe.explain,
             follow: shared.tracer.is_on(),
         };
-        let opened = hub.open(subscribe.filter, &begin, reading).await?;
+        let opened = hub.open(filter, &begin, reading).await?;
         let subscription_id = Uuid::now_v7().to_string();
         let kinds = subscribe.wire_filter.kinds.clone();
         let node = v1::Node {
@@ -381,10 +400,11 @@ impl generated::coordination_service_server::CoordinationService for Service {
         &self,
         request: Request<wire::PublishRequest>,
     ) -> Result<tonic::Response<v1::PublishResponse>, Status> {
+        let permit = request.extensions().get::<Permit>().cloned();
         let sender = pending(&request)?;
         let trace = trace_of(request.metadata());
         // What it is counted with stays until it is answered.
-        let answer = self.publish(request.into_inner(), &sender, trace).await;
+        let answer = self.publish(request.into_inner(), &sender, permit.as_ref(), trace).await;
         Ok(tonic::Response::new(self.counted(Method::Publish, answer)?))
     }
 
@@ -392,12 +412,16 @@ impl generated::coordination_service_server::CoordinationService for Service {
         &self,
         request: Request<v1::SubscribeRequest>,
     ) -> Result<tonic::Response<Self::SubscribeStream>, Status> {
+        let permit = request.extensions().get::<Permit>().cloned();
         let sender = pending(&request)?;
         let peer = request.extensions().get().cloned();
         let peer: Peer = peer.ok_or_else(|| Status::internal("a request from nowhere"))?;
-        let stream = self.subscribe(request.into_inner(), sender, &peer).await;
+        let stream = self.subscribe(request.into_inner(), sender, &peer, permit.as_ref()).await;
         let stream = self.counted(Method::Subscribe, stream)?;
-        Ok(tonic::Response::new(Box::pin(stream)))
+        Ok(tonic::Response::new(match permit {
+            None => Box::pin(stream),
+            Some(permit) => Box::pin(permit.guard(stream)),
+        }))
     }
 
     async fn list_nodes(

@@ -91,7 +91,7 @@ fn every_key_of_the_gateway_is_set() {
     let config = load(&json!({
         "gatewayId": "mx1", "listen": "0.0.0.0:1", "admin": "[::1]:2", "prefix": "mail:eu",
         "shards": 7, "heartbeat": "2s", "requestIdWindow": 3000, "logFormat": "json",
-        "logLevel": "warn,trunkline::bus=debug",
+        "logLevel": "warn,trunkline::bus=debug", "insecure": true, "reloadInterval": "16s",
         "history": { "maxAge": "1h", "maxBytes": "2GiB", "maxFrames": 3 },
         "log": { "maxBytes": 4096, "maxEvents": 5 },
         "limits": {
@@ -112,6 +112,10 @@ fn every_key_of_the_gateway_is_set() {
         gateway_id_is_random: false,
         listen: "0.0.0.0:1".parse().unwrap(),
         admin: Some("[::1]:2".parse().unwrap()),
+        tls: None,
+        auth: None,
+        insecure: true,
+        reload_interval: secs(16),
         bus: BusConfig::Embedded,
         frame_key: None,
         prefix: "mail:eu".into(),
@@ -340,6 +344,6 @@ fn every_range_holds_at_both_ends() {
             assert!(problem.starts_with(&start) && problem.ends_with(&limits), "{problem}");
         }
     }
-    // Thirty-three of the gateway, and nine of each of coordinator and inMemoryStore.
-    assert_eq!(ranges, 51);
+    // Thirty-four of the gateway, and nine of each of coordinator and inMemoryStore.
+    assert_eq!(ranges, 52);
 }

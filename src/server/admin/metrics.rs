@@ -11,6 +11,7 @@ use crate::{
     hub::log::{Capacity, Extent},
     proto::v1::EventKind,
     server::{
+        access::Rule,
         counters::{Counters, Method},
         service::Shared,
     },
@@ -42,6 +43,7 @@ pub fn render(shared: &Shared) -> String {
     });
     gateway(&mut text, shared);
     events(&mut text, &shared.counters);
+    denied(&mut text, shared);
     streams(&mut text, shared);
     traces(&mut text, &shared.tracer);
     connections(&mut text, shared);
@@ -105,6 +107,16 @@ fn events(text: &mut Text, counters: &Counters) {
             let labels = [("method", method.name()), ("reason", &reason.to_ascii_lowercase())];
             family.sample(&labels, count);
         }
+    }
+}
+
+fn denied(text: &mut Text, shared: &Shared) {
+    let mut family = text.counter(
+        "denied_total",
+        "Connections, requests and streams that were turned away, by the rule that they broke.",
+    );
+    for rule in Rule::ALL {
+        family.sample(&[("rule", rule.name())], shared.access.refusals.count(rule));
     }
 }
 
