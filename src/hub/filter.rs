@@ -166,10 +166,16 @@ impl Filter {
     /// Whether it certainly includes every event of a frame: most filters do, and then no event is asked.
     pub(super) fn includes_whole(&self, indexed: &Indexed) -> bool {
         let summary = &indexed.summary;
+        let asked = summary.kinds & !self.plain_kinds;
         self.scope.is_none()
-            && summary.kinds & !self.plain_kinds == 0
+            && (asked == 0 || asked == kind_bit(CUSTOM) & self.kinds && self.types_all(indexed))
             && !summary.targeted
             && (self.include_own || !indexed.may_be_from(&self.node_id))
+    }
+
+    fn types_all(&self, indexed: &Indexed) -> bool {
+        let types = self.custom_types.as_ref();
+        types.is_none_or(|types| indexed.types_all(|name| types.contain(name)))
     }
 
     /// The kinds that it includes, each as [`kind_bit`] gives it.

@@ -181,30 +181,27 @@ impl Service {
         let shards = hub.bus().shards();
         let count = publish.events.len();
         let mut kinds = Kinds::default();
-        let mut by_shard: Vec<(Vec<usize>, Batch)> = Vec::new();
+        let mut by_shard: Vec<(ShardId, Vec<usize>, Batch)> = Vec::new();
         let mut slots: Vec<Option<usize>> = vec![None; usize::from(shards)];
         for (index, event) in publish.events.into_iter().enumerate() {
-            let shard = shard_of(event.key_hash, shards).index();
-            let slot = *slots[shard].get_or_insert_with(|| {
+            let shard = shard_of(event.key_hash, shards);
+            let slot = *slots[shard.index()].get_or_insert_with(|| {
                 let request_id = publish.request_id;
                 let batch = Batch { events: vec![], request_id, retain: vec![], follow: None };
-                by_shard.push((vec![], batch));
+                by_shard.push((shard, vec![], batch));
                 by_shard.len() - 1
             });
-            by_shard[slot].0.push(index);
             kinds.add(event.kind);
-            let batch = &mut by_shard[slot].1;
+            let (_, indexes, batch) = &mut by_shard[slot];
+            indexes.push(index);
             if LAST_VALUE_KINDS.contains(&event.kind) {
                 batch.retain.push((batch.events.len(), event.kind));
             }
             publishing.follow(batch, event.followed);
             batch.events.push(event.bytes);
         }
-        let appends = (0..shards).filter_map(|shard| {
-            let (indexes, batch) = &by_shard[slots[usize::from(shard)]?];
-            let shard = ShardId(shard);
-            let batch = batch.clone();
-            Some(async move { (shard, indexes, hub.bus().append(shard, batch).await) })
+        let appends = by_shard.into_iter().map(|(shard, indexes, batch)| async move {
+            (shard, indexes, hub.bus().append(shard, batch).await)
         });
         let mut positions = vec![v1::Position::default(); count];
         let (mut accepted, mut failed) = (0, None);
@@ -212,9 +209,9 @@ impl Service {
             match result {
                 Ok(Appended { epoch, first }) => {
                     accepted += 1;
-                    for (nth, index) in indexes.iter().enumerate() {
+                    for (nth, index) in indexes.into_iter().enumerate() {
                         let place = Place { epoch, offset: first.plus(nth as u64) };
-                        positions[*index] = position(shard, place);
+                        positions[index] = position(shard, place);
                     }
                 }
                 // What is not known of one part is not known of the whole.

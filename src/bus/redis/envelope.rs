@@ -3,10 +3,13 @@
 use bytes::{Buf, Bytes};
 use prost::{
     Message,
-    encoding::{WireType, decode_key, decode_varint},
+    encoding::{WireType, decode_key, decode_varint, encode_varint},
 };
 
-use super::seal::{self, Kind, Seal};
+use super::{
+    packing,
+    seal::{self, Kind, Seal},
+};
 use crate::{
     bus::{Epoch, Frame, Offset, Place, put_event},
     proto::bus_v1,
@@ -137,10 +140,10 @@ impl Body {
 
     fn try_decode(place: Place, bytes: &Bytes, seal: Option<&Seal>) -> Option<Body> {
         let head = || {
-            let events = events_start(bytes)?;
-            Some((events, bus_v1::Frame::decode(bytes.slice(..events)).ok()?))
+            let (header, last) = bytes.split_at_checked(last_field(bytes)?)?;
+            Some((bus_v1::Frame::decode(header).ok()?, last))
         };
-        let (events, header) = match (head(), seal) {
+        let (header, last) = match (head(), seal) {
             (Some(head), _) => head,
             // No gateway of any version sealed this.
             (None, Some(_)) => return Some(Body::Forged),
@@ -158,7 +161,11 @@ impl Body {
         if beacon {
             return Some(Body::Beacon { writer: header.writer, number: header.beacon });
         }
-        let events = bytes.slice(events..);
+        let events = if last.first() == Some(&PACKED_KEY) {
+            packing::unpack(packed(last)?, usize::try_from(header.events_size).ok()?)?
+        } else {
+            bytes.slice_ref(last)
+        };
         let count = u64::from(header.count);
         if count == 0 || count_events(&events)? != count {
             return None;
@@ -194,10 +201,22 @@ pub(super) fn encode_frame(header: &Header, events: &[u8]) -> Vec<u8> {
         origin_first: origin_first.0,
         beacon: 0,
         seal: vec![],
+        packed_events: vec![],
+        events_size: 0,
     };
-    let mut bytes = Vec::with_capacity(message.encoded_len() + events.len());
+    let Some(packed) = packing::pack(events) else {
+        let mut bytes = Vec::with_capacity(message.encoded_len() + events.len());
+        message.encode_raw(&mut bytes);
+        bytes.extend_from_slice(events);
+        return bytes;
+    };
+    let events_size = u32::try_from(events.len()).unwrap_or(u32::MAX);
+    let message = bus_v1::Frame { events_size, ..message };
+    let mut bytes = Vec::with_capacity(message.encoded_len() + packed.len() + 6);
     message.encode_raw(&mut bytes);
-    bytes.extend_from_slice(events);
+    bytes.push(PACKED_KEY);
+    encode_varint(packed.len() as u64, &mut bytes);
+    bytes.extend_from_slice(&packed);
     bytes
 }
 
@@ -215,21 +234,25 @@ pub(super) fn sealed(seal: &Seal, kind: Kind, place: Place, frame: &[u8]) -> Vec
 }
 
 /// Encodes events one behind the other, as they stand in a frame.
-pub(super) fn encode_events<'a>(events: impl Iterator<Item = &'a Bytes>) -> Vec<u8> {
-    let mut body = Vec::new();
+pub(super) fn encode_events<'a>(events: impl Iterator<Item = &'a Bytes> + Clone) -> Vec<u8> {
+    let size = events.clone().map(|event| event.len() + 6).sum();
+    let mut body = Vec::with_capacity(size);
     for event in events {
         put_event(&mut body, event);
     }
     body
 }
 
-/// Where the events begin: they are encoded last, under the lowest field number.
-fn events_start(bytes: &[u8]) -> Option<usize> {
+/// The key of `packed_events`: field 10, length-delimited.
+const PACKED_KEY: u8 = 10 << 3 | 2;
+
+/// Where the events begin, packed or not: they are encoded last.
+fn last_field(bytes: &[u8]) -> Option<usize> {
     let mut rest = bytes;
     while rest.has_remaining() {
         let at = bytes.len() - rest.len();
         let (tag, wire_type) = decode_key(&mut rest).ok()?;
-        if tag == 1 {
+        if tag == 1 || bytes[at] == PACKED_KEY {
             return Some(at);
         }
         let skip = match wire_type {
@@ -245,6 +268,13 @@ fn events_start(bytes: &[u8]) -> Option<usize> {
         rest = rest.get(skip..)?;
     }
     Some(bytes.len())
+}
+
+/// The content of `packed_events`, of which `field` must be all.
+fn packed(field: &[u8]) -> Option<&[u8]> {
+    let mut rest = field.get(1..)?;
+    let length = usize::try_from(decode_varint(&mut rest).ok()?).ok()?;
+    (rest.len() == length).then_some(rest)
 }
 
 fn count_events(mut events: &[u8]) -> Option<u64> {
@@ -289,6 +319,23 @@ mod tests {
         assert_eq!(stamped.frame.first, Offset(11));
         assert_eq!(stamped.frame.last(), Place::new(99, 12));
         assert_eq!(stamped.frame.events, events);
+    }
+
+    #[test]
+    fn many_events_are_packed_and_come_back() {
+        let events: Vec<_> = (0..100)
+            .map(|nth| Bytes::from(format!("event number {nth} of one node and one account")))
+            .collect();
+        let events = encode_events(events.iter());
+        let frame = encode_frame(&Header { count: 100, ..header() }, &events);
+        assert!(frame.len() < events.len() / 2, "{} of {}", frame.len(), events.len());
+        let read = |frame: &[u8]| Envelope::parse(on_the_channel("99-112", frame)).unwrap().body;
+        let Body::Frame(stamped) = read(&frame) else { panic!("no frame") };
+        assert_eq!(stamped.frame.events, events);
+        assert_eq!(stamped.frame.first, Offset(13));
+        for cut in 1..frame.len() {
+            assert!(!matches!(read(&frame[..cut]), Body::Frame(_)), "cut at {cut}");
+        }
     }
 
     #[test]

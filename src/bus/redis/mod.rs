@@ -13,6 +13,7 @@ mod history;
 mod link;
 mod names;
 mod order;
+mod packing;
 mod proof;
 mod reader;
 mod script;

@@ -117,7 +117,7 @@ struct Flush {
     jobs: Vec<Job>,
     /// The index of each job's first event.
     starts: Vec<u64>,
-    events: Vec<u8>,
+    events: Bytes,
     count: u64,
     time_ms: u64,
 }
@@ -456,7 +456,7 @@ impl Writer {
             origin: (epoch, first),
             count: flush.count,
             time_ms: flush.time_ms,
-            events: Bytes::copy_from_slice(&flush.events),
+            events: flush.events.clone(),
             at: Instant::now(),
         });
         while let Some(oldest) = state.kept.front() {
@@ -547,7 +547,7 @@ struct Outgoing<'a> {
 impl Flush {
     fn new(jobs: Vec<Job>) -> Flush {
         let mut flush =
-            Flush { jobs, starts: vec![], events: vec![], count: 0, time_ms: unix_ms() };
+            Flush { jobs, starts: vec![], events: Bytes::new(), count: 0, time_ms: unix_ms() };
         flush.encode();
         flush
     }
@@ -559,7 +559,7 @@ impl Flush {
             self.starts.push(self.count);
             self.count += job.batch.events.len() as u64;
         }
-        self.events = encode_events(self.jobs.iter().flat_map(|job| &job.batch.events));
+        self.events = encode_events(self.jobs.iter().flat_map(|job| &job.batch.events)).into();
     }
 
     /// Who follows its events.
