@@ -74,6 +74,18 @@ pub fn openssl() -> PathBuf {
     FOUND.get_or_init(|| tool.find()).clone()
 }
 
+/// `valgrind`, which counts instructions; `TRUNKLINE_TEST_VALGRIND` names another.
+pub fn valgrind() -> PathBuf {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    let tool = Tool {
+        variable: "TRUNKLINE_TEST_VALGRIND",
+        name: "valgrind",
+        proof: &["--tool=callgrind", "--version"],
+        what: "valgrind",
+    };
+    FOUND.get_or_init(|| tool.find()).clone()
+}
+
 impl Tool {
     fn find(&self) -> PathBuf {
         if let Some(path) = env::var_os(self.variable).map(PathBuf::from) {
