@@ -7,7 +7,9 @@ mod health;
 mod http1;
 mod nodes;
 mod oversized;
+mod recent;
 mod service;
+mod status;
 mod stream;
 mod validate;
 pub(crate) mod wire;
@@ -174,6 +176,7 @@ fn shared(config: &Config) -> Shared {
         nodes: Arc::new(Nodes::default()),
         drain: watch::Sender::new(None),
         counters: Counters::default(),
+        recent: Arc::default(),
     }
 }
 

@@ -17,6 +17,7 @@ use super::{
     counters::Method,
     error::Error,
     nodes::{Listed, timestamp},
+    recent::Ending,
     service::Shared,
     wire::Response,
 };
@@ -135,6 +136,7 @@ impl Subscription {
 
     async fn anything(&mut self) -> Option<Result<Response, Status>> {
         if self.cursor.is_finished() {
+            self.listed.ends(Ending::MaxEvents);
             return None;
         }
         loop {
@@ -150,7 +152,10 @@ impl Subscription {
                     return Some(Err(self.error(error.into())));
                 }
                 Event::Heartbeat => return Some(Ok(self.heartbeat())),
-                Event::Deadline => return None,
+                Event::Deadline => {
+                    self.listed.ends(Ending::MaxDuration);
+                    return None;
+                }
                 Event::DrainKnown => self.plan_leave(),
                 Event::Leave => {
                     self.next = Next::Drained;
@@ -191,7 +196,8 @@ impl Subscription {
     }
 
     /// What ends the stream.
-    fn error(&self, error: Error) -> Status {
+    fn error(&mut self, error: Error) -> Status {
+        self.listed.ends(Ending::Error(error.reason()));
         self.shared.counters.failed(Method::Subscribe, &error);
         error.into()
     }
@@ -225,6 +231,7 @@ impl Subscription {
         }
         self.shared.counters.gap(gap.reason, gap.missed);
         let node = self.listed.node();
+        self.shared.recent.gap(node, shard, gap.reason, gap.missed);
         tracing::info!(node = node.node_id, subscription = node.subscription_id, %shard,
             reason = %gap.reason, missed = gap.missed, "a stream is told a gap");
         Ok(Response::other(subscribe_response::Response::Gap(v1::Gap {
