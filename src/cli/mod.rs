@@ -8,6 +8,7 @@ mod publish;
 mod serve;
 mod status;
 mod subscribe;
+mod top;
 
 use std::{error::Error as _, process::ExitCode, time::Duration};
 
@@ -64,7 +65,12 @@ enum Command {
     Status(status::Status),
     /// Lists the nodes that hold a stream
     Nodes(nodes::Nodes),
+    /// Shows how a gateway and its nodes do, live
+    Top(top::Top),
 }
+
+/// What talks to a gateway.
+type Client = CoordinationServiceClient<Channel>;
 
 /// Which gateway is talked to.
 #[derive(Args)]
@@ -190,11 +196,12 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Subscribe(subscribe) => subscribe.run().await,
         Command::Status(status) => status.run().await,
         Command::Nodes(nodes) => nodes.run().await,
+        Command::Top(top) => top.run().await,
     }
 }
 
 impl Gateway {
-    async fn connect(&self) -> Result<CoordinationServiceClient<Channel>, Failure> {
+    async fn connect(&self) -> Result<Client, Failure> {
         let failed = |why: String| Failure::NoGateway { address: self.gateway.clone(), why };
         let endpoint = Endpoint::from_shared(self.gateway.clone())
             .map_err(|error| failed(error.to_string()))?;

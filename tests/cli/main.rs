@@ -8,6 +8,7 @@ mod publish;
 mod serve;
 mod status;
 mod subscribe;
+mod top;
 
 use std::time::Duration;
 
@@ -59,7 +60,7 @@ fn nowhere() -> (support::ports::Port, String) {
     (port, address)
 }
 
-const COMMANDS: [&str; 6] = ["serve", "check", "publish", "subscribe", "status", "nodes"];
+const COMMANDS: [&str; 7] = ["serve", "check", "publish", "subscribe", "status", "nodes", "top"];
 
 #[tokio::test]
 async fn help_teaches_by_example() {
