@@ -132,7 +132,7 @@ async fn it_shows_who_is_there_and_what_happened() {
             (legend.contains("mailbox change") && legend.contains("queue refresh")).then_some(())
         })
         .await;
-    let drawn = "return document.querySelector('#plot-in .over').getAttribute('d').length;";
+    let drawn = "return document.querySelector('#plot-out .over').getAttribute('d').length;";
     let before = browser.run(drawn).await.as_u64().expect("a length");
     browser
         .wait("another point", async || {

@@ -133,7 +133,7 @@ impl Browser {
         entries.iter().map(|entry| entry["message"].to_string()).collect()
     }
 
-    /// The addresses of all that was asked for since the last look.
+    /// The addresses of all that was asked for since the last look; the browser's own first tab is not counted.
     pub async fn requests(&self) -> Vec<String> {
         let mut urls = Vec::new();
         for entry in self.log("performance").await {
@@ -141,8 +141,12 @@ impl Browser {
                 serde_json::from_str(entry["message"].as_str().expect("a text")).expect("JSON");
             let message = &message["message"];
             if message["method"] == "Network.requestWillBeSent" {
-                let url = message["params"]["request"]["url"].as_str().expect("a URL");
-                urls.push(url.to_owned());
+                let params = &message["params"];
+                let url = params["request"]["url"].as_str().expect("a URL");
+                let of = params["documentURL"].as_str().expect("a URL");
+                if !of.starts_with("chrome:") {
+                    urls.push(url.to_owned());
+                }
             }
         }
         urls
@@ -203,7 +207,8 @@ impl Browser {
             );
             stream.write_all(request.as_bytes()).await?;
             let mut answer = Vec::new();
-            stream.read_to_end(&mut answer).await?;
+            // It leaves the connection open, whatever it was asked.
+            while !is_whole(&answer) && stream.read_buf(&mut answer).await? > 0 {}
             Ok::<_, std::io::Error>(answer)
         };
         let answer = timeout(STEP, exchange).await.map_err(|_| "no answer in time".to_owned())?;
@@ -218,4 +223,13 @@ impl Browser {
             None => Ok(value.clone()),
         }
     }
+}
+
+/// Whether an answer is there with all the bytes that its headers promise.
+fn is_whole(answer: &[u8]) -> bool {
+    let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") else { return false };
+    let headers = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
+    let length = headers.lines().find_map(|line| line.strip_prefix("content-length:"));
+    let length = length.and_then(|length| length.trim().parse::<usize>().ok());
+    length.is_some_and(|length| answer.len() >= end + 4 + length)
 }

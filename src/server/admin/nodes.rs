@@ -316,7 +316,7 @@ mod tests {
     fn a_filter_is_told_in_words_of_bounded_length() {
         assert_eq!(describe(&v1::Filter::default()), "");
         let filter = v1::Filter {
-            kinds: vec![1, 2],
+            kinds: vec![10, 11],
             accounts: (0..7).map(|nth| format!("a{nth}")).collect(),
             custom_types: vec!["org.example.*".into()],
         };

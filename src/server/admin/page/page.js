@@ -44,7 +44,7 @@ function showState(view) {
   put('gateway', view.gateway);
   put('about', `version ${view.version} · ${view.bus || 'no'} bus · up ${span(view.now - view.started)}`);
   if (view.serving) {
-    const lost = view.shards.length === 1 ? 'The shard is proven' : `All ${view.shards.length} shards are proven`;
+    const lost = view.shards.length === 1 ? 'The shard is proven' : (view.shards.length === 2 ? 'Both shards are proven' : `All ${view.shards.length} shards are proven`);
     state('serving', 'Serving', `${lost}: what is published here comes back over the bus.`);
   } else if (view.draining) {
     state('draining', 'Draining', 'The gateway is going away. Its nodes are sent elsewhere and continue with their tokens.');
@@ -64,7 +64,7 @@ function showTiles(view, last) {
   put('tile-behind', compact(view.behind));
   put('tile-behind-more', 'events still to be offered');
   put('tile-gaps', compact(view.streamGaps));
-  put('tile-gaps-more', `${some(view.missed, 'event')} missed; ${some(view.busGaps, 'gap')} on the bus`);
+  put('tile-gaps-more', `${compact(view.missed)} missed · ${compact(view.busGaps)} on the bus`);
   const errors = view.errors.reduce((sum, one) => sum + one.count, 0);
   put('tile-errors', compact(errors));
   put('tile-errors-more', view.unreadable ? some(view.unreadable, 'unreadable message') : 'answers and streams');

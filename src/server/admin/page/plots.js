@@ -63,7 +63,8 @@ export class Plot {
     ];
     const floors = rows.map(() => 0);
     series.forEach((one, nth) => {
-      const runs = this.runs(rows.map((row) => row[nth]));
+      // Nothing stands on nothing: a kind that was not there draws no line along the top of the others.
+      const runs = this.runs(rows.map((row) => (this.stacked && row[nth] === 0 ? null : row[nth])));
       const y = (value) => HEIGHT - (value / this.top) * (HEIGHT - 4);
       let line = '';
       let fill = '';
@@ -74,8 +75,8 @@ export class Plot {
         const back = run.toReversed().map((at) => `${this.x(points[at].at)} ${y(floors[at])}`);
         fill += `M${edge.join('L')}L${back.join('L')}Z`;
       }
-      if (this.stacked || series.length === 1) paths.push(svg('path', { class: `under ${one.colour}`, d: fill }));
-      paths.push(svg('path', { class: `over ${one.colour}`, d: line }));
+      if (this.stacked || series.length === 1) paths.push(svg('path', { class: `under ${this.stacked ? 'solid ' : ''}${one.colour}`, d: fill }));
+      paths.push(svg('path', { class: `over ${this.stacked ? 'thin ' : ''}${one.colour}`, d: line }));
       if (this.stacked) rows.forEach((row, at) => { floors[at] += row[nth] ?? 0; });
     });
     this.picture.replaceChildren(...paths);
