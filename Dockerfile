@@ -19,6 +19,7 @@ RUN mkdir src && : > src/lib.rs && echo 'fn main() {}' > src/main.rs && \
     cargo build --release --locked --bin trunkline && \
     rm -r src
 COPY src src
+COPY deploy/redis deploy/redis
 # Cargo goes by time stamps: the sources may be older than the empty ones above.
 RUN find src -name '*.rs' -exec touch {} + && \
     cargo build --release --locked --bin trunkline && \

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod check;
+mod doctor;
 mod json;
 mod kinds;
 mod nodes;
@@ -30,6 +31,7 @@ Examples:
   trunkline                                          serve on 127.0.0.1:7420 with the embedded bus
   trunkline serve --redis redis://127.0.0.1:6379     serve, with other gateways, over Redis
   trunkline check --config trunkline.json            say what is wrong with a file, or what is in force
+  trunkline doctor --config trunkline.json           look at Redis and all else, and say what to do
   trunkline subscribe | jq .mailboxChange            watch events, one JSON object a line
   trunkline publish mailbox-change --account a1 --change-id 7 --types email
   trunkline subscribe --max-events 10 | trunkline publish -
@@ -57,6 +59,8 @@ enum Command {
     Serve(serve::Serve),
     /// Says all that is wrong with a configuration, or prints what is in force, without secrets
     Check(check::Check),
+    /// Looks at a deployment from here, and says what is wrong and what to do
+    Doctor(doctor::Doctor),
     /// Publishes events
     Publish(publish::Publish),
     /// Prints events as they come, one JSON object a line
@@ -192,6 +196,7 @@ async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(serve) => serve.run().await,
         Command::Check(check) => check.run(),
+        Command::Doctor(doctor) => doctor.run().await,
         Command::Publish(publish) => publish.run().await,
         Command::Subscribe(subscribe) => subscribe.run().await,
         Command::Status(status) => status.run().await,

@@ -4,9 +4,15 @@
 //! subscriber costs what a fast one does. One that the log has overtaken, or that resumes from before it, goes on from the
 //! bus's history until it is back in the log.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt};
 
 use super::{
     Hub, Reading,
@@ -15,7 +21,7 @@ use super::{
     merge,
     router::{Interest, Registration},
 };
-use crate::bus::{AppendError, Gap, GapReason, Place, ShardId, put_event, unix_ms};
+use crate::bus::{AppendError, Gap, GapReason, HistoryPage, Place, ShardId, put_event, unix_ms};
 
 /// A batch is closed when it holds this much. Larger ones gain little, and a node's client may refuse them.
 const BATCH_BYTES: usize = 64 * 1024;
@@ -68,6 +74,8 @@ pub struct Cursor {
     merge: bool,
     /// What is handed on before anything else.
     first: Option<Events>,
+    /// A page of history that is being read, and for which lane.
+    reading: Option<(usize, BoxFuture<'static, Result<HistoryPage, AppendError>>)>,
 }
 
 /// How far a cursor is, for those who look from outside.
@@ -146,6 +154,7 @@ impl Cursor {
             left: reading.max_events.unwrap_or(u64::MAX),
             merge: reading.merge,
             first: None,
+            reading: None,
         }
     }
 
@@ -175,6 +184,12 @@ impl Cursor {
         Progress { hub: self.hub.clone(), interest: self.registration.interest.clone() }
     }
 
+    /// Writes the same places over what `places` held.
+    pub fn places_into(&self, places: &mut Vec<Place>) {
+        places.clear();
+        places.extend(self.lanes.iter().map(|lane| lane.place));
+    }
+
     /// Whether the subscriber has had all the events that it wanted.
     pub fn is_finished(&self) -> bool {
         self.left == 0 && self.first.is_none()
@@ -186,13 +201,34 @@ impl Cursor {
     ///
     /// History was needed and could not be read.
     pub async fn next(&mut self) -> Result<Item, AppendError> {
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// The next item, if it is there. Else the task is woken when there may be one. A cursor that is finished has none.
+    ///
+    /// # Errors
+    ///
+    /// History was needed and could not be read.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Item, AppendError>> {
         loop {
+            if let Some((shard, reading)) = &mut self.reading {
+                let shard = *shard;
+                let Poll::Ready(page) = reading.poll_unpin(cx) else { return Poll::Pending };
+                self.reading = None;
+                self.turn_page(shard, page?);
+            }
             if let Some(item) = self.take() {
-                return Ok(item);
+                return Poll::Ready(Ok(item));
+            }
+            if self.is_finished() {
+                return Poll::Pending;
             }
             match self.lanes.iter().position(Lane::wants_page) {
-                Some(shard) => self.turn_page(shard).await?,
-                None => self.registration.interest.woken().await,
+                Some(shard) => self.reading = Some((shard, self.read_page(shard))),
+                None => match self.registration.interest.poll_marked(cx) {
+                    Poll::Ready(()) => {}
+                    Poll::Pending => return Poll::Pending,
+                },
             }
         }
     }
@@ -377,19 +413,26 @@ impl Cursor {
         }
     }
 
-    async fn turn_page(&mut self, shard: usize) -> Result<(), AppendError> {
-        let hub = self.hub.clone();
-        let lane = &mut self.lanes[shard];
+    fn read_page(&self, shard: usize) -> BoxFuture<'static, Result<HistoryPage, AppendError>> {
+        let (hub, place) = (self.hub.clone(), self.lanes[shard].place);
         let id = ShardId(u16::try_from(shard).unwrap_or(u16::MAX));
-        let page = hub.history_page(id, lane.place, PAGE_BYTES).await?;
-        let entries: VecDeque<Entry> = page.deliveries.into_iter().map(Entry::new).collect();
-        if entries.is_empty() {
-            // History has no more, and the log is not there yet, or the other way round: what comes next is on its way.
+        let read = async move {
+            let page = hub.history_page(id, place, PAGE_BYTES).await?;
+            if page.deliveries.is_empty() {
+                // History has no more, and the log is not there yet, or the other way round: what comes next is on its way.
+                tokio::time::sleep(PAGE_PAUSE).await;
+            }
+            Ok(page)
+        };
+        read.boxed()
+    }
+
+    fn turn_page(&mut self, shard: usize, page: HistoryPage) {
+        let lane = &mut self.lanes[shard];
+        if page.deliveries.is_empty() {
             lane.place = lane.place.max(page.next);
-            tokio::time::sleep(PAGE_PAUSE).await;
         }
-        lane.source = Source::History(entries);
-        Ok(())
+        lane.source = Source::History(page.deliveries.into_iter().map(Entry::new).collect());
     }
 }
 
@@ -474,6 +517,9 @@ impl Lane {
             0
         };
         let done = usize::try_from(done).unwrap_or(usize::MAX).min(indexed.events.len());
+        if filter.includes_whole(indexed) {
+            return self.offer_whole(indexed, done, events, left);
+        }
         // Neighbours leave as one slice.
         let mut run: Option<(usize, usize)> = None;
         let mut offered = Offered::Whole;
@@ -504,6 +550,38 @@ impl Lane {
             self.place = frame.last();
         }
         offered
+    }
+
+    /// Adds the events from the nth on, of which the filter includes every one: as many as there is room for, in one slice.
+    fn offer_whole(
+        &mut self,
+        indexed: &Indexed,
+        done: usize,
+        events: &mut Events,
+        left: &mut u64,
+    ) -> Offered {
+        let rest = &indexed.events[done..];
+        let Some(start) = rest.first().map(|first| first.start as usize) else {
+            self.place = indexed.frame.last();
+            return Offered::Whole;
+        };
+        // The event with which the batch is full is the last one in it.
+        let room = events.most_bytes.saturating_sub(events.bytes);
+        let by_bytes = match room {
+            0 => 0,
+            room => 1 + rest.partition_point(|event| event.end as usize - start < room),
+        };
+        let by_count = usize::try_from(events.most.saturating_sub(events.count).min(*left));
+        let taken = rest.len().min(by_bytes).min(by_count.unwrap_or(usize::MAX));
+        if let Some(last) = taken.checked_sub(1) {
+            let last = done + last;
+            events.push(indexed, (done, last));
+            events.count += taken as u64;
+            events.bytes += indexed.events[last].end as usize - start;
+            *left -= taken as u64;
+            self.place = Place { epoch: indexed.frame.epoch, offset: indexed.offset(last) };
+        }
+        if taken == rest.len() { Offered::Whole } else { Offered::Part }
     }
 
     /// Whether the stream that is resumed had these events where they first stood.

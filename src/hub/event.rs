@@ -31,7 +31,7 @@ pub const KINDS: std::ops::RangeInclusive<u8> = 10..=99;
 pub const CUSTOM: u8 = 20;
 
 /// Whether events of the kind concern one account: 10 to 13.
-pub fn concerns_account(kind: u8) -> bool {
+pub const fn concerns_account(kind: u8) -> bool {
     matches!(kind, 10..=13)
 }
 

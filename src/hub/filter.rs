@@ -2,7 +2,10 @@
 
 use std::collections::HashSet;
 
-use super::event::{CUSTOM, EventView, KINDS, TargetName, concerns_account};
+use super::{
+    event::{CUSTOM, EventView, KINDS, TargetName, concerns_account},
+    log::Indexed,
+};
 use crate::proto::v1;
 
 /// Decides for one subscriber; its promises are `Filtered` and `NoEcho`.
@@ -14,6 +17,8 @@ use crate::proto::v1;
 pub struct Filter {
     /// Bit n stands for kind n.
     kinds: u128,
+    /// Those that are included whatever their account or type.
+    plain_kinds: u128,
     /// `None`: all.
     accounts: Option<HashSet<Box<[u8]>>>,
     /// `None`: all.
@@ -38,8 +43,16 @@ impl Filter {
             let known = wire.kinds.iter().filter_map(|&kind| u8::try_from(kind).ok());
             known.fold(0, |kinds, kind| kinds | kind_bit(kind)) & all_kinds()
         };
+        let mut plain_kinds = kinds;
+        if !wire.accounts.is_empty() {
+            plain_kinds &= !ACCOUNT_KINDS;
+        }
+        if !wire.custom_types.is_empty() {
+            plain_kinds &= !kind_bit(CUSTOM);
+        }
         Filter {
             kinds,
+            plain_kinds,
             accounts: (!wire.accounts.is_empty())
                 .then(|| wire.accounts.iter().map(|account| boxed(account)).collect()),
             custom_types: (!wire.custom_types.is_empty())
@@ -60,9 +73,30 @@ impl Filter {
             && self.matches_target(event)
     }
 
+    /// Whether it certainly includes every event of a frame: most filters do, and then no event is asked.
+    pub(super) fn includes_whole(&self, indexed: &Indexed) -> bool {
+        let summary = &indexed.summary;
+        summary.kinds & !self.plain_kinds == 0
+            && !summary.targeted
+            && (self.include_own || !indexed.may_be_from(&self.node_id))
+    }
+
     /// The kinds that it includes, each as [`kind_bit`] gives it.
     pub(super) fn kind_bits(&self) -> u128 {
         self.kinds
+    }
+
+    /// Those of them that it includes whatever their account or type.
+    pub(super) fn plain_kinds(&self) -> u128 {
+        self.plain_kinds
+    }
+
+    /// The types of custom events that it includes: whole ones, and prefixes; `None`: all.
+    pub(super) fn custom_types(
+        &self,
+    ) -> Option<(impl Iterator<Item = &[u8]>, impl Iterator<Item = &[u8]>)> {
+        let types = self.custom_types.as_ref()?;
+        Some((types.exact.iter().map(|t| &**t), types.prefixes.iter().map(|p| &**p)))
     }
 
     /// The accounts that it includes; `None`: all.
@@ -121,6 +155,18 @@ impl CustomTypes {
 pub(super) fn kind_bit(kind: u8) -> u128 {
     if KINDS.contains(&kind) { 1 << kind } else { 1 }
 }
+
+/// The bits of the kinds that concern an account.
+pub(super) const ACCOUNT_KINDS: u128 = {
+    let (mut kind, mut kinds) = (*KINDS.start(), 0);
+    while kind <= *KINDS.end() {
+        if concerns_account(kind) {
+            kinds |= 1 << kind;
+        }
+        kind += 1;
+    }
+    kinds
+};
 
 /// The bits of all kinds that there are or will be.
 fn all_kinds() -> u128 {

@@ -8,7 +8,10 @@ use std::{collections::VecDeque, sync::Arc};
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-use super::event::EventMeta;
+use super::{
+    event::{EventMeta, EventView},
+    filter::kind_bit,
+};
 use crate::bus::{Delivery, Epoch, Frame, Gap, Offset, Place};
 
 /// How much a log may hold.
@@ -83,7 +86,23 @@ pub struct Indexed {
     pub frame: Frame,
     /// The events, in order.
     pub events: Vec<IndexedEvent>,
+    /// What all of them have in common.
+    pub summary: Summary,
 }
+
+/// What is known of a frame's events together, so that most subscribers need not ask each of them.
+#[derive(Debug, Default)]
+pub struct Summary {
+    /// Their kinds, each as [`kind_bit`] gives it.
+    pub kinds: u128,
+    /// Whether any of them is for certain nodes only.
+    pub targeted: bool,
+    /// The nodes that published them, each once, as an index of one of its events; none where there are more than a few.
+    sources: Option<Vec<usize>>,
+}
+
+/// Sources that a summary lists.
+const MOST_SOURCES: usize = 4;
 
 /// One event of a frame.
 #[derive(Debug)]
@@ -123,6 +142,7 @@ impl Indexed {
     /// Finds the events of a frame. An event that cannot be peeked at (no gateway accepts one) matches no filter.
     pub fn new(frame: Frame) -> Indexed {
         let mut events = Vec::with_capacity(usize::try_from(frame.count).unwrap_or(0));
+        let mut summary = Summary { sources: Some(vec![]), ..Summary::default() };
         let mut rest = &frame.events[..];
         while !rest.is_empty() {
             let start = frame.events.len() - rest.len();
@@ -132,8 +152,20 @@ impl Indexed {
             let meta = EventMeta::peek(&frame.events, at..end);
             let meta = meta.unwrap_or_else(|_| EventMeta::unreadable());
             events.push(IndexedEvent { start: offset(start), end: offset(end), meta });
+            summary.add(&frame.events, &events);
         }
-        Indexed { frame, events }
+        Indexed { frame, events, summary }
+    }
+
+    /// The nth event, as a filter sees it.
+    pub fn view(&self, nth: usize) -> EventView<'_> {
+        self.events[nth].meta.view(&self.frame.events)
+    }
+
+    /// Whether one of the events is, or may be, of this node.
+    pub fn may_be_from(&self, node_id: &[u8]) -> bool {
+        let is_from = |nth: &usize| self.view(*nth).source_bytes() == node_id;
+        self.summary.sources.as_ref().is_none_or(|sources| sources.iter().any(is_from))
     }
 
     /// The offset of the nth event.
@@ -144,6 +176,26 @@ impl Indexed {
     /// The bytes of the events from one to another, as they stand in a batch.
     pub fn slice(&self, first: &IndexedEvent, last: &IndexedEvent) -> Bytes {
         self.frame.events.slice(first.start as usize..last.end as usize)
+    }
+}
+
+impl Summary {
+    /// Adds the last of the events.
+    fn add(&mut self, frame: &[u8], events: &[IndexedEvent]) {
+        let Some((last, before)) = events.split_last() else { return };
+        let view = last.meta.view(frame);
+        self.kinds |= kind_bit(view.kind());
+        self.targeted |= view.has_target();
+        let Some(sources) = &mut self.sources else { return };
+        let source = |nth: usize| events[nth].meta.view(frame).source_bytes();
+        if sources.iter().any(|known| source(*known) == view.source_bytes()) {
+            return;
+        }
+        if sources.len() < MOST_SOURCES {
+            sources.push(before.len());
+        } else {
+            self.sources = None;
+        }
     }
 }
 
@@ -158,19 +210,25 @@ impl Log {
         self.capacity
     }
 
-    /// Appends what the bus handed on. `announce` is told the entry and its number, before any cursor can see it.
-    pub fn append(&self, delivery: Delivery, announce: impl FnOnce(&Entry, u64)) {
+    /// Appends what the bus handed on. `announce` is told the entry and its number, before any cursor can see it; what it returns
+    /// is handed back.
+    pub fn append<T: Default>(
+        &self,
+        delivery: Delivery,
+        announce: impl FnOnce(&Entry, u64) -> T,
+    ) -> T {
         if let Delivery::Start(place) = delivery {
             self.ring.write().begin(place);
-            return;
+            return T::default();
         }
         // Indexed before the lock is taken.
         let mut entry = Entry::new(delivery);
         let mut ring = self.ring.write();
         entry.total = ring.total + entry.events() as u64;
-        announce(&entry, ring.next());
+        let announced = announce(&entry, ring.next());
         ring.push(entry);
         ring.trim(self.capacity);
+        announced
     }
 
     /// Whether the bus has said where the shard begins.

@@ -13,6 +13,7 @@ pub mod token;
 use std::{
     collections::HashMap,
     sync::{Arc, OnceLock},
+    task::Waker,
 };
 
 use bytes::Bytes;
@@ -107,6 +108,11 @@ impl Hub {
     /// The logs, one a shard.
     pub fn logs(&self) -> &[Log] {
         &self.logs
+    }
+
+    /// Has every stream look up, whether or not there is something for it to read.
+    pub fn wake_all(&self) {
+        self.router.wake_all();
     }
 
     /// Whether the bus has said of every shard where it begins.
@@ -305,14 +311,16 @@ impl Hub {
 
 impl Sink for Hub {
     fn deliver(&self, shard: ShardId, delivery: Delivery) {
-        self.logs[shard.index()].append(delivery, |entry, number| {
-            let kinds = self.router.announce(shard, entry, number);
-            if LAST_VALUE_KINDS.iter().any(|kind| kinds & kind_bit(*kind) != 0)
-                && let Content::Frame(indexed) = &entry.content
+        let concerned = self.logs[shard.index()].append(delivery, |entry, number| {
+            if let Content::Frame(indexed) = &entry.content
+                && LAST_VALUE_KINDS.iter().any(|k| indexed.summary.kinds & kind_bit(*k) != 0)
             {
                 self.note_last_values(shard, indexed);
             }
+            self.router.announce(shard, entry, number)
         });
+        // Not before the log is free again: they all come to read it.
+        concerned.into_iter().for_each(Waker::wake);
     }
 }
 

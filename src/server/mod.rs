@@ -279,6 +279,9 @@ async fn drain(config: &Config, shared: &Arc<Shared>, health: &HealthState) {
         spread: drain.spread,
         deadline: SystemTime::now() + drain.delay + drain.timeout,
     }));
+    if let Some(hub) = shared.hub.get() {
+        hub.wake_all();
+    }
     // After that: whoever sees it finds the gateway draining.
     health.set(false);
     tokio::time::sleep_until(start).await;

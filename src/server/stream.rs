@@ -4,13 +4,19 @@
 //! that stops costs what its connection buffers, and nothing else.
 
 use std::{
+    future::Future,
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
 use futures_util::Stream;
 use rand::Rng;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, Sleep},
+};
 use tonic::Status;
 
 use super::{
@@ -57,8 +63,8 @@ pub struct Terms {
     pub subscribed: v1::Subscribed,
 }
 
-/// A stream's state between two messages.
-struct Subscription {
+/// One stream.
+pub struct Subscription {
     shared: Arc<Shared>,
     cursor: Cursor,
     listed: Listed,
@@ -69,6 +75,11 @@ struct Subscription {
     /// When this stream is to be told of the drain.
     leave: Option<(Instant, Drain)>,
     last_sent: Instant,
+    /// Fires when there may be something to do that no event wakes the stream for. It is not set anew with each message: when it
+    /// fires, the stream looks at what is due.
+    timer: Pin<Box<Sleep>>,
+    /// The cursor's places, while a token is made of them.
+    places: Vec<Place>,
     next: Next,
 }
 
@@ -81,107 +92,111 @@ enum Next {
     End,
 }
 
-/// What a stream waits for.
-enum Event {
-    Item(Result<Item, AppendError>),
-    Heartbeat,
-    Deadline,
-    DrainKnown,
-    Leave,
-}
-
 /// The stream of a subscription.
-pub fn stream(
-    shared: Arc<Shared>,
-    cursor: Cursor,
-    listed: Listed,
-    terms: Terms,
-) -> impl Stream<Item = Result<Response, Status>> + Send {
+pub fn stream(shared: Arc<Shared>, cursor: Cursor, listed: Listed, terms: Terms) -> Subscription {
     let drain = shared.drain.subscribe();
-    let state = Subscription {
+    let begin = cursor.places();
+    let timer = Box::pin(tokio::time::sleep_until(Instant::now()));
+    Subscription {
         shared,
-        begin: cursor.places(),
         cursor,
         listed,
         terms,
         drain,
+        places: begin.clone(),
+        begin,
         leave: None,
         last_sent: Instant::now(),
+        timer,
         next: Next::Subscribed,
-    };
-    futures_util::stream::unfold(state, |mut state| async move {
-        let message = state.message().await?;
-        state.last_sent = Instant::now();
-        Some((message, state))
-    })
+    }
+}
+
+impl Stream for Subscription {
+    type Item = Result<Response, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        match this.next {
+            Next::Subscribed => {
+                this.next = Next::Anything;
+                let mut subscribed = this.terms.subscribed.clone();
+                subscribed.resume_token = this.token();
+                let first = subscribe_response::Response::Subscribed(subscribed);
+                this.last_sent = Instant::now();
+                Poll::Ready(Some(Ok(Response::other(first))))
+            }
+            Next::Anything => this.poll_anything(cx),
+            Next::Drained => {
+                this.next = Next::End;
+                Poll::Ready(Some(Err(this.error(Error::draining(this.shared.reconnect_delay())))))
+            }
+            Next::End => Poll::Ready(None),
+        }
+    }
 }
 
 impl Subscription {
-    async fn message(&mut self) -> Option<Result<Response, Status>> {
-        match self.next {
-            Next::Subscribed => {
-                self.next = Next::Anything;
-                let mut subscribed = self.terms.subscribed.clone();
-                subscribed.resume_token = self.token();
-                Some(Ok(Response::other(subscribe_response::Response::Subscribed(subscribed))))
-            }
-            Next::Anything => self.anything().await,
-            Next::Drained => {
-                self.next = Next::End;
-                Some(Err(self.error(Error::draining(self.shared.reconnect_delay()))))
-            }
-            Next::End => None,
-        }
-    }
-
-    async fn anything(&mut self) -> Option<Result<Response, Status>> {
+    fn poll_anything(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Response, Status>>> {
         if self.cursor.is_finished() {
             self.listed.ends(Ending::MaxEvents);
-            return None;
+            return Poll::Ready(None);
         }
         loop {
-            match self.wait().await {
-                Event::Item(Ok(Item::Events(events))) => {
-                    self.listed.delivered(events.count);
-                    self.shared.counters.delivered(events.count, events.oldest_ms);
-                    return Some(Ok(Response::events(events, &self.token())));
-                }
-                Event::Item(Ok(Item::Gap(shard, gap))) => return Some(self.gap(shard, &gap)),
-                Event::Item(Err(error)) => {
-                    self.next = Next::End;
-                    return Some(Err(self.error(error.into())));
-                }
-                Event::Heartbeat => return Some(Ok(self.heartbeat())),
-                Event::Deadline => {
-                    self.listed.ends(Ending::MaxDuration);
-                    return None;
-                }
-                Event::DrainKnown => self.plan_leave(),
-                Event::Leave => {
-                    self.next = Next::Drained;
-                    return self.leave.map(|(_, drain)| Ok(self.draining(drain)));
-                }
+            let now = Instant::now();
+            if let Some(leaving) = self.leaving(now) {
+                return Poll::Ready(Some(Ok(leaving)));
+            }
+            if self.terms.end.is_some_and(|end| end <= now) {
+                self.listed.ends(Ending::MaxDuration);
+                return Poll::Ready(None);
+            }
+            if let Poll::Ready(item) = self.cursor.poll_next(cx) {
+                self.last_sent = now;
+                return Poll::Ready(Some(self.item(item)));
+            }
+            if self.last_sent + self.terms.heartbeat <= now {
+                self.last_sent = now;
+                return Poll::Ready(Some(Ok(self.heartbeat())));
+            }
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            let next = self.next_deadline();
+            self.timer.as_mut().reset(next);
+        }
+    }
+
+    /// The message that the gateway is going away, once it is this stream's turn to be told. Events that are there do not keep it.
+    fn leaving(&mut self, now: Instant) -> Option<Response> {
+        if self.drain.has_changed().unwrap_or(false) {
+            self.plan_leave();
+        }
+        let (_, drain) = self.leave.filter(|(at, _)| *at <= now)?;
+        self.next = Next::Drained;
+        Some(self.draining(drain))
+    }
+
+    fn item(&mut self, item: Result<Item, AppendError>) -> Result<Response, Status> {
+        match item {
+            Ok(Item::Events(events)) => {
+                self.listed.delivered(events.count);
+                self.shared.counters.delivered(events.count, events.oldest_ms);
+                self.cursor.places_into(&mut self.places);
+                Ok(Response::events(events, self.shared.deployment, &self.places))
+            }
+            Ok(Item::Gap(shard, gap)) => self.gap(shard, &gap),
+            Err(error) => {
+                self.next = Next::End;
+                Err(self.error(error.into()))
             }
         }
     }
 
-    async fn wait(&mut self) -> Event {
-        let far = Instant::now() + Duration::from_hours(24);
+    fn next_deadline(&self) -> Instant {
+        let heartbeat = self.last_sent + self.terms.heartbeat;
         let leave = self.leave.map(|(at, _)| at);
-        tokio::select! {
-            biased;
-            changed = self.drain.changed(), if leave.is_none() => match changed {
-                Ok(()) => Event::DrainKnown,
-                // The gateway is gone without a drain: nothing more will come.
-                Err(_) => Event::Deadline,
-            },
-            () = tokio::time::sleep_until(leave.unwrap_or(far)), if leave.is_some() => Event::Leave,
-            () = tokio::time::sleep_until(self.terms.end.unwrap_or(far)), if self.terms.end.is_some() => {
-                Event::Deadline
-            }
-            item = self.cursor.next() => Event::Item(item),
-            () = tokio::time::sleep_until(self.last_sent + self.terms.heartbeat) => Event::Heartbeat,
-        }
+        [leave, self.terms.end].into_iter().flatten().fold(heartbeat, Instant::min)
     }
 
     fn plan_leave(&mut self) {
@@ -189,6 +204,8 @@ impl Subscription {
         // Spread, so that the nodes do not all arrive elsewhere at once.
         let part = rand::rng().random_range(0.0..1.0);
         self.leave = Some((drain.start + drain.spread.mul_f64(part), drain));
+        let next = self.next_deadline();
+        self.timer.as_mut().reset(next);
     }
 
     fn token(&self) -> Vec<u8> {

@@ -3,7 +3,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod acl;
 mod agreement;
+mod doctor;
 mod history;
 mod promises;
 mod reach;

@@ -7,6 +7,7 @@
 mod attempts;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod check;
+pub mod doctor;
 mod envelope;
 mod history;
 mod link;
@@ -326,6 +327,15 @@ enum Disagree {
     Never(String),
 }
 
+/// What the channels of these settings are called in the deployment's record.
+fn mode(settings: &Settings) -> &'static str {
+    match (settings.cluster, settings.sharded) {
+        (false, _) => "standalone",
+        (true, true) => "sharded",
+        (true, false) => "classic",
+    }
+}
+
 /// Reads what the deployment's first gateway recorded, or records it.
 async fn agree(settings: &Arc<Settings>) -> Result<Deployment, Disagree> {
     let key = names::deployment(&settings.prefix);
@@ -340,11 +350,7 @@ async fn agree(settings: &Arc<Settings>) -> Result<Deployment, Disagree> {
     } else {
         1
     };
-    let mode = match (settings.cluster, settings.sharded) {
-        (false, _) => "standalone",
-        (true, true) => "sharded",
-        (true, false) => "classic",
-    };
+    let mode = mode(settings);
     let default = if settings.cluster { masters * SHARDS_A_MASTER } else { 1 };
     let ours = settings.shards.unwrap_or(u16::try_from(default.min(256)).unwrap_or(256));
     let recorded = record(&topology, &key, ours, mode).await?;

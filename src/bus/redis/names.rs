@@ -56,6 +56,11 @@ impl ShardNames {
         format!("{}:writer:{writer:016x}", self.base)
     }
 
+    /// A name that no gateway uses, for those who look whether all is well.
+    pub(super) fn scratch(&self, name: &str) -> String {
+        format!("{}:doctor:{name}", self.base)
+    }
+
     /// Where a request id is remembered.
     pub(super) fn request(&self, id: &RequestId) -> String {
         let mut name = format!("{}:request:", self.base);

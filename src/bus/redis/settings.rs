@@ -161,11 +161,14 @@ fn pool(pool: &Pool) -> PoolSettings {
 }
 
 fn with_protocol(info: ConnectionInfo, protocol: ProtocolVersion) -> ConnectionInfo {
-    let redis = info
-        .redis_settings()
-        .clone()
-        .set_protocol(protocol)
-        .set_lib_name("trunkline", env!("CARGO_PKG_VERSION"));
+    let redis = info.redis_settings().clone().set_protocol(protocol);
+    // A user of its own has few rights, and a name that says as much: `CLIENT SETINFO` would be refused and written into the
+    // server's ACL log with every connection.
+    let redis = if redis.username().is_some() {
+        redis.set_skip_set_lib_name()
+    } else {
+        redis.set_lib_name("trunkline", env!("CARGO_PKG_VERSION"))
+    };
     info.set_redis_settings(redis)
 }
 
