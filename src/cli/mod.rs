@@ -1,5 +1,6 @@
 //! The command line.
 
+mod bench;
 mod check;
 mod doctor;
 mod json;
@@ -36,6 +37,7 @@ Examples:
   trunkline publish mailbox-change --account a1 --change-id 7 --types email
   trunkline subscribe --max-events 10 | trunkline publish -
   trunkline status
+  trunkline bench --rate 1000 --subscribers 100      the latency of a gateway at a steady rate
 
 Exit codes:
   0   done
@@ -71,9 +73,11 @@ enum Command {
     Nodes(nodes::Nodes),
     /// Shows how a gateway and its nodes do, live
     Top(top::Top),
+    /// Loads a gateway, and says what it makes of it
+    Bench(bench::Bench),
 }
 
-/// What talks to a gateway.
+/// A connection to a gateway.
 type Client = CoordinationServiceClient<Channel>;
 
 /// Which gateway is talked to.
@@ -202,6 +206,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Status(status) => status.run().await,
         Command::Nodes(nodes) => nodes.run().await,
         Command::Top(top) => top.run().await,
+        Command::Bench(bench) => bench.run().await,
     }
 }
 

@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bench;
 mod check;
 mod publish;
 mod serve;
@@ -60,7 +61,8 @@ fn nowhere() -> (support::ports::Port, String) {
     (port, address)
 }
 
-const COMMANDS: [&str; 7] = ["serve", "check", "publish", "subscribe", "status", "nodes", "top"];
+const COMMANDS: [&str; 8] =
+    ["serve", "check", "publish", "subscribe", "status", "nodes", "top", "bench"];
 
 #[tokio::test]
 async fn help_teaches_by_example() {
@@ -116,6 +118,7 @@ async fn without_a_gateway_it_is_69_at_once() {
     for args in [
         vec!["status"],
         vec!["nodes"],
+        vec!["bench"],
         vec!["subscribe"],
         vec!["publish", "queue-refresh"],
         vec!["publish", "--json", event],

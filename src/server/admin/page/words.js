@@ -20,6 +20,7 @@ export const some = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one :
 
 // A short time, in milliseconds.
 export function time(ms) {
+  if (ms === 0) return '0 ms';
   if (ms < 1) return `${whole.format(ms * 1000)} µs`;
   if (ms < 1000) return `${(ms < 10 ? tenths : whole).format(ms)} ms`;
   return `${tenths.format(ms / 1000)} s`;
