@@ -3,11 +3,12 @@
 use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use super::{
-    Config, Drain, History, Limits, Log, LogFormat, bus,
+    Config, Drain, History, Log, LogFormat, bus,
     error::{Problem, shown},
     fields::Fields,
+    limits::{decode_keepalive, decode_limits},
     nearest::nearest,
-    units::{format_duration, format_size},
+    units::format_duration,
 };
 
 const ZERO: Duration = Duration::ZERO;
@@ -17,7 +18,6 @@ const HOUR: Duration = Duration::from_hours(1);
 const WEEK: Duration = Duration::from_hours(7 * 24);
 
 const KIB: u64 = 1 << 10;
-const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 /// Ids are opaque strings of at most this many bytes, everywhere.
@@ -49,6 +49,7 @@ pub(super) fn decode(top: &mut Fields<'_>) -> Config {
         log: top.group("log", |fields| decode_log(fields, &default.log)),
         heartbeat: top.duration("heartbeat", SECOND..=HOUR, default.heartbeat),
         limits: top.group("limits", |fields| decode_limits(fields, &default.limits)),
+        keepalive: top.group("keepalive", |fields| decode_keepalive(fields, &default.keepalive)),
         drain: top.group("drain", |fields| decode_drain(fields, &default.drain)),
         request_id_window: top.duration(
             "requestIdWindow",
@@ -75,38 +76,6 @@ fn decode_log(fields: &mut Fields<'_>, default: &Log) -> Log {
         max_bytes: size(fields, "maxBytes", KIB..=16 * GIB, default.max_bytes),
         max_events: fields.number("maxEvents", 1..=100_000_000, default.max_events),
     }
-}
-
-fn decode_limits(fields: &mut Fields<'_>, default: &Limits) -> Limits {
-    let limits = Limits {
-        max_event_bytes: size(fields, "maxEventBytes", KIB..=16 * MIB, default.max_event_bytes),
-        max_request_bytes: size(
-            fields,
-            "maxRequestBytes",
-            KIB..=64 * MIB,
-            default.max_request_bytes,
-        ),
-        max_events_per_request: fields.number(
-            "maxEventsPerRequest",
-            1..=10_000,
-            default.max_events_per_request,
-        ),
-        max_accounts_per_filter: fields.number(
-            "maxAccountsPerFilter",
-            1..=1_000_000,
-            default.max_accounts_per_filter,
-        ),
-        max_streams: fields.number("maxStreams", 1..=10_000_000, default.max_streams),
-    };
-    if fields.sound(&["maxEventBytes", "maxRequestBytes"])
-        && limits.max_request_bytes < limits.max_event_bytes
-    {
-        let request = format_size(limits.max_request_bytes as u64);
-        let event = format_size(limits.max_event_bytes as u64);
-        let problem = format!("{request} is less than maxEventBytes, which is {event}");
-        fields.fail("maxRequestBytes", Problem::Invalid(problem));
-    }
-    limits
 }
 
 fn decode_drain(fields: &mut Fields<'_>, default: &Drain) -> Drain {

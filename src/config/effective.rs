@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::{
     Config, Pool, Redis, RedisCluster, RedisUrl, Tls,
     bus::BusConfig,
+    limits::{effective_keepalive, effective_limits},
     secret::{MASK, Secret, SecretSource},
     units::{format_duration, format_size},
 };
@@ -30,13 +31,8 @@ pub(super) fn effective(config: &Config) -> Value {
             "maxEvents": config.log.max_events,
         },
         "heartbeat": duration(config.heartbeat),
-        "limits": {
-            "maxEventBytes": size(config.limits.max_event_bytes),
-            "maxRequestBytes": size(config.limits.max_request_bytes),
-            "maxEventsPerRequest": config.limits.max_events_per_request,
-            "maxAccountsPerFilter": config.limits.max_accounts_per_filter,
-            "maxStreams": config.limits.max_streams,
-        },
+        "limits": effective_limits(&config.limits),
+        "keepalive": effective_keepalive(&config.keepalive),
         "drain": {
             "delay": duration(config.drain.delay),
             "spread": duration(config.drain.spread),

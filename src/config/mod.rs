@@ -11,6 +11,7 @@ mod error;
 mod fields;
 mod json;
 mod keys;
+mod limits;
 mod nearest;
 mod redis_url;
 mod secret;
@@ -28,10 +29,12 @@ use std::{
 use serde_json::Value;
 use uuid::Uuid;
 
+pub(crate) use self::units::format_duration;
 pub use self::{
     bus::{BusConfig, Pool, Protocol, Redis, RedisCluster, Tls},
     error::{ConfigErrors, Origin, Problem, Violation},
     keys::{Key, keys},
+    limits::{Keepalive, Limits},
     redis_url::{Endpoint, RedisUrl, RedisUrlError, TlsMode},
     secret::{Secret, SecretSource},
     sources::Sources,
@@ -64,6 +67,8 @@ pub struct Config {
     pub heartbeat: Duration,
     /// What a node may ask for.
     pub limits: Limits,
+    /// How peers that are gone are found.
+    pub keepalive: Keepalive,
     /// How this gateway goes away.
     pub drain: Drain,
     /// For how long a repeated `request_id` is recognised.
@@ -92,21 +97,6 @@ pub struct Log {
     pub max_bytes: usize,
     /// Events a shard.
     pub max_events: usize,
-}
-
-/// What a node may ask for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes of one encoded event.
-    pub max_event_bytes: usize,
-    /// Bytes of one encoded request; not less than those of an event.
-    pub max_request_bytes: usize,
-    /// Events of one `Publish`.
-    pub max_events_per_request: usize,
-    /// Accounts in the filter of one stream.
-    pub max_accounts_per_filter: usize,
-    /// Open `Subscribe` streams on this gateway.
-    pub max_streams: usize,
 }
 
 /// How a gateway goes away when it is told to stop.
@@ -174,6 +164,7 @@ impl Default for Config {
             log: Log::default(),
             heartbeat: Duration::from_secs(15),
             limits: Limits::default(),
+            keepalive: Keepalive::default(),
             drain: Drain::default(),
             request_id_window: Duration::from_mins(1),
             log_format: LogFormat::Text,
@@ -197,18 +188,6 @@ impl Default for History {
 impl Default for Log {
     fn default() -> Log {
         Log { max_bytes: 32 << 20, max_events: 200_000 }
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits {
-            max_event_bytes: 64 << 10,
-            max_request_bytes: 4 << 20,
-            max_events_per_request: 1000,
-            max_accounts_per_filter: 10_000,
-            max_streams: 100_000,
-        }
     }
 }
 

@@ -5,13 +5,17 @@ use std::{collections::HashMap, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, QuotaViolation, StatusExt};
 
-use crate::bus::AppendError;
+use super::limit::Limit;
+use crate::{bus::AppendError, config::format_duration};
 
 /// `ErrorInfo.domain` of all errors.
 pub const DOMAIN: &str = "trunkline";
 
 /// How long a node is told to wait before it tries again what the bus did not take.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// The same, for what may fit when somebody else has gone.
+const LIMIT_RETRY: Duration = Duration::from_secs(1);
 
 /// Bytes of a status message. What a status says travels in HTTP/2 headers, and clients take few of them: 8 KiB in some
 /// languages, all together. One that is larger never arrives.
@@ -58,12 +62,14 @@ pub enum Error {
     )]
     OutcomeUnknown(String),
     /// There is too much of something.
-    #[error("{limit} is reached: {allowed}")]
+    #[error("{} is reached: {allowed}", limit.key())]
     Limit {
-        /// Key of the limit in the configuration.
-        limit: &'static str,
+        /// Which limit.
+        limit: Limit,
         /// Its value.
-        allowed: usize,
+        allowed: String,
+        /// After how long it may fit.
+        retry_after: Duration,
     },
     /// The stream fell behind what history keeps, and its node asked to be disconnected then.
     #[error("the subscriber is too slow: {} events are missing", .missed.map_or("some".into(), |n| n.to_string()))]
@@ -102,9 +108,20 @@ impl Error {
         Error::BusUnavailable(why.into())
     }
 
-    /// A limit is reached.
-    pub fn limit(limit: &'static str, allowed: usize) -> Error {
-        Error::Limit { limit, allowed }
+    /// A limit is reached, and nobody knows for how long.
+    pub fn limit(limit: Limit, allowed: usize) -> Error {
+        Error::limit_for(limit, allowed, LIMIT_RETRY)
+    }
+
+    /// A limit is reached; it fits after so long, if nobody else is faster.
+    pub fn limit_for(limit: Limit, allowed: usize, retry_after: Duration) -> Error {
+        Error::Limit { limit, allowed: allowed.to_string(), retry_after }
+    }
+
+    /// Something took longer than it may.
+    pub fn late(limit: Limit, allowed: Duration) -> Error {
+        let allowed = format_duration(allowed);
+        Error::Limit { limit, allowed, retry_after: LIMIT_RETRY }
     }
 
     /// The stream is too slow.
@@ -163,11 +180,12 @@ impl Error {
             Error::BusUnavailable(_) | Error::OutcomeUnknown(_) => {
                 details.set_retry_info(Some(RETRY));
             }
-            Error::Limit { limit, allowed } => {
-                note("limit", (*limit).to_owned());
-                note("allowed", allowed.to_string());
-                details.set_retry_info(Some(Duration::from_secs(1)));
-                details.set_quota_failure(vec![QuotaViolation::new(*limit, self.to_string())]);
+            Error::Limit { limit, allowed, retry_after } => {
+                note("limit", limit.key().to_owned());
+                note("allowed", allowed.clone());
+                details.set_retry_info(Some(*retry_after));
+                let violation = QuotaViolation::new(limit.key(), self.to_string());
+                details.set_quota_failure(vec![violation]);
             }
             Error::SubscriberTooSlow { missed } => {
                 if let Some(missed) = missed {

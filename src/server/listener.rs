@@ -7,6 +7,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -18,7 +19,12 @@ use tokio::{
 };
 use tonic::transport::server::Connected;
 
-use super::access::ConnectionId;
+use super::{
+    access::ConnectionId,
+    connections::{Place, Places, Refusals},
+    counters::Counters,
+    quota::Streams,
+};
 
 /// The wait after an error of the listener itself, which is the machine's: it has no file descriptors left, mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -28,6 +34,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Connection {
     stream: TcpStream,
     peer: Peer,
+    /// Counted as long as it is open.
+    _place: Place,
 }
 
 /// Whose connection it is. Stands in the extensions of each of its requests.
@@ -37,20 +45,35 @@ pub struct Peer {
     pub connection: ConnectionId,
     /// The other end.
     pub address: SocketAddr,
+    /// The streams that are open on it.
+    pub streams: Arc<Streams>,
 }
 
 struct Acceptor {
     listener: TcpListener,
     /// The number of the next connection.
     next: u64,
+    admission: Admission,
+    /// Whether the last error was told: a machine without descriptors would fill the log.
+    told: bool,
+}
+
+/// Who is let in.
+pub struct Admission {
+    /// The places that there are.
+    pub places: Arc<Places>,
+    /// Those who find none are told.
+    pub refusals: Refusals,
+    /// Where they are counted.
+    pub counters: Arc<Counters>,
 }
 
 /// The connections that come to a listener, in turn. Ends never; a connection that fails is nobody else's affair.
-pub fn incoming(listener: TcpListener) -> impl Stream<Item = Result<Connection, io::Error>> {
-    let acceptor = Acceptor { listener, next: 1 };
+pub fn incoming(listener: TcpListener, admission: Admission) -> impl Stream<Item = Connection> {
+    let acceptor = Acceptor { listener, next: 1, admission, told: false };
     futures_util::stream::unfold(acceptor, |mut acceptor| async move {
         let connection = acceptor.next().await;
-        Some((Ok(connection), acceptor))
+        Some((connection, acceptor))
     })
 }
 
@@ -59,6 +82,7 @@ impl Acceptor {
         loop {
             match self.listener.accept().await {
                 Ok((stream, address)) => {
+                    self.told = false;
                     if let Some(connection) = self.admit(stream, address) {
                         return connection;
                     }
@@ -66,7 +90,9 @@ impl Acceptor {
                 // The client's: it went away before it was accepted.
                 Err(error) if is_of_client(&error) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "a connection cannot be accepted");
+                    if !std::mem::replace(&mut self.told, true) {
+                        tracing::warn!(%error, "connections cannot be accepted");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -77,9 +103,20 @@ impl Acceptor {
     fn admit(&mut self, stream: TcpStream, address: SocketAddr) -> Option<Connection> {
         let connection = ConnectionId(self.next);
         self.next += 1;
+        let Admission { places, refusals, counters } = &self.admission;
+        let place = match places.take(address.ip()) {
+            Ok(place) => place,
+            Err(full) => {
+                counters.refused(full.limit);
+                refusals.refuse(stream, full);
+                return None;
+            }
+        };
+        counters.connected();
         // What is small and urgent must not wait for more. An error is the client's, which has gone.
         stream.set_nodelay(true).ok()?;
-        Some(Connection { stream, peer: Peer { connection, address } })
+        let peer = Peer { connection, address, streams: Arc::default() };
+        Some(Connection { stream, peer, _place: place })
     }
 }
 

@@ -2,14 +2,18 @@
 
 mod access;
 mod admin;
+mod connections;
 mod counters;
 mod error;
 mod health;
 mod http1;
+mod limit;
 mod listener;
 mod nodes;
 mod oversized;
+mod quota;
 mod recent;
+mod requests;
 mod service;
 mod status;
 mod stream;
@@ -26,13 +30,17 @@ use std::{
 use parking_lot::RwLock;
 use tokio::{net::TcpListener, sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::Server;
+use tonic::service::Routes;
+use tower::Layer;
 
 use self::{
     access::AccessLayer,
-    counters::Counters,
+    connections::{Places, Refusals, Terms},
     health::HealthState,
+    listener::Admission,
     nodes::Nodes,
+    quota::Quotas,
+    requests::RequestsLayer,
     service::{Service, Shared, generated::coordination_service_server::CoordinationServiceServer},
     stream::Drain,
 };
@@ -52,8 +60,11 @@ const LAST_VALUES_RETRY: Duration = Duration::from_millis(200);
 /// How long connections may take to close once their streams have ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Bytes that may lie between a cursor and a connection that does not take them, per stream: what hides a slow reader.
-const STREAM_WINDOW: u32 = 256 * 1024;
+/// Bytes of a request to the health and reflection services: a name and little else.
+const SMALL_REQUEST: usize = 4096;
+
+/// Files that a process needs besides its connections: the bus, the admin port, logs, the runtime.
+const OTHER_FILES: usize = 100;
 
 /// Why a gateway does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -77,9 +88,6 @@ pub enum ServeError {
     /// The bus cannot be used as it is configured.
     #[error("{0}")]
     Bus(#[from] StartError),
-    /// The gRPC server ended.
-    #[error("the server ended: {0}")]
-    Transport(#[from] tonic::transport::Error),
 }
 
 /// Serves until `shutdown` is ready, then drains. `listening` is told the bound address.
@@ -120,7 +128,7 @@ pub async fn serve(
     // The port answers at once, and says NOT_SERVING until the bus is proven.
     let bus = tokio::select! {
         bus = &mut start => bus?,
-        result = &mut server => return Ok(result?),
+        () = &mut server => return Ok(()),
         () = &mut shutdown => return Ok(()),
     };
     let tasks = TaskTracker::new();
@@ -132,25 +140,22 @@ pub async fn serve(
     ));
     tasks.close();
 
-    let result = tokio::select! {
-        result = &mut server => result,
+    tokio::select! {
+        () = &mut server => {}
         () = &mut shutdown => {
             tracing::info!("draining");
             let drained = drain(&config, &shared, &health);
             tokio::select! {
-                result = &mut server => result,
+                () = &mut server => {}
                 () = drained => {
                     // Health streams end now, and with them the last connections.
                     ended.cancel();
-                    match tokio::time::timeout(CLOSE_TIMEOUT, &mut server).await {
-                        Ok(result) => result,
-                        // A peer that does not close its connection must not keep the gateway.
-                        Err(_) => Ok(()),
-                    }
+                    // A peer that does not close its connection must not keep the gateway.
+                    let _ = tokio::time::timeout(CLOSE_TIMEOUT, &mut server).await;
                 }
             }
         }
-    };
+    }
     ended.cancel();
     tasks.wait().await;
     let closed = tokio::time::timeout(config.drain.timeout, bus.close()).await;
@@ -162,24 +167,28 @@ pub async fn serve(
         // Its only errors are panics.
         let _ = admin.await;
     }
-    Ok(result?)
+    Ok(())
 }
 
 fn shared(config: &Config) -> Shared {
+    let limits = &config.limits;
+    let (connections, per_peer) =
+        within_open_files(limits.max_connections, limits.max_connections_per_peer);
     Shared {
         gateway_id: config.gateway_id.clone(),
         deployment: deployment_tag(&config.prefix),
         started: SystemTime::now(),
         limits: config.limits.clone(),
-        max_streams: config.limits.max_streams,
+        quotas: Arc::new(Quotas::new(limits)),
+        places: Arc::new(Places::new(connections, per_peer)),
         heartbeat: config.heartbeat,
         drain_spread: config.drain.spread,
         hub: OnceLock::new(),
         waiting: RwLock::new("connecting".into()),
         nodes: Arc::new(Nodes::default()),
         drain: watch::Sender::new(None),
-        counters: Counters::default(),
         recent: Arc::default(),
+        counters: Arc::default(),
     }
 }
 
@@ -189,7 +198,7 @@ async fn grpc(
     shared: &Arc<Shared>,
     health: &HealthState,
     ended: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
+) {
     let max_request_bytes = config.limits.max_request_bytes;
     let service = CoordinationServiceServer::new(Service::new(shared.clone()))
         .max_decoding_message_size(max_request_bytes)
@@ -204,17 +213,46 @@ async fn grpc(
     let reflection = descriptors().build_v1().expect("the descriptors are those of the build");
     let reflection_alpha =
         descriptors().build_v1alpha().expect("the descriptors are those of the build");
-    Server::builder()
-        .accept_http1(true)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .layer(http1::Http1Layer)
-        .layer(AccessLayer)
-        .add_service(health.service())
-        .add_service(reflection)
-        .add_service(reflection_alpha)
+    let routes = Routes::new(health.service().max_decoding_message_size(SMALL_REQUEST))
+        .add_service(reflection.max_decoding_message_size(SMALL_REQUEST))
+        .add_service(reflection_alpha.max_decoding_message_size(SMALL_REQUEST))
         .add_service(service)
-        .serve_with_incoming_shutdown(listener::incoming(listener), ended.cancelled_owned())
-        .await
+        .prepare();
+    let requests = RequestsLayer {
+        quotas: shared.quotas.clone(),
+        counters: shared.counters.clone(),
+        timeout: config.limits.request_timeout,
+    };
+    let service = http1::Http1Layer.layer(AccessLayer.layer(requests.layer(routes)));
+    let admission = Admission {
+        places: shared.places.clone(),
+        refusals: Refusals::new(true),
+        counters: shared.counters.clone(),
+    };
+    let incoming = listener::incoming(listener, admission);
+    let terms = Terms::new(&config.limits, &config.keepalive);
+    connections::serve(incoming, service, terms, shared.counters.clone(), ended).await;
+}
+
+/// As many connections as the process may have files open, in all and of one peer. Without room for other files, the way to Redis
+/// could not be opened again.
+fn within_open_files(most: usize, per_peer: usize) -> (usize, usize) {
+    let Some(files) = open_files() else { return (most, per_peer) };
+    let room = files.saturating_sub(OTHER_FILES).max(1);
+    if most <= room {
+        return (most, per_peer);
+    }
+    tracing::warn!(
+        "limits.maxConnections is {most}, but this process may open {files} files: it takes {room} connections"
+    );
+    (room, per_peer.min(room.div_ceil(2)))
+}
+
+/// How many files this process may open, where the system says it.
+fn open_files() -> Option<usize> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// Starts the bus, and gives it to the service.

@@ -13,10 +13,13 @@ use tonic::{Request, Status};
 use uuid::Uuid;
 
 use super::{
-    access::Caller,
+    connections::Places,
     counters::{Counters, Kinds, Method},
     error::Error,
+    limit::Limit,
+    listener::Peer,
     nodes::{Nodes, timestamp},
+    quota::{Pending, Quotas},
     recent::Recent,
     stream::{Drain, Terms, encode_token, position, stream},
     validate,
@@ -42,8 +45,10 @@ pub struct Shared {
     pub started: SystemTime,
     /// What requests may ask for.
     pub limits: Limits,
-    /// Streams that may be open.
-    pub max_streams: usize,
+    /// What each identity may have.
+    pub quotas: Arc<Quotas>,
+    /// The places for connections.
+    pub places: Arc<Places>,
     /// The heartbeat interval of streams that do not ask for one.
     pub heartbeat: Duration,
     /// Over how long nodes are sent away, which is also how long they are told to wait.
@@ -57,7 +62,7 @@ pub struct Shared {
     /// Set once the gateway is going away.
     pub drain: watch::Sender<Option<Drain>>,
     /// What was done so far.
-    pub counters: Counters,
+    pub counters: Arc<Counters>,
     /// What went wrong lately.
     pub recent: Arc<Recent>,
 }
@@ -131,10 +136,15 @@ impl Service {
         Service { shared }
     }
 
-    async fn publish(&self, request: wire::PublishRequest) -> Result<v1::PublishResponse, Error> {
+    async fn publish(
+        &self,
+        request: wire::PublishRequest,
+        sender: &Pending,
+    ) -> Result<v1::PublishResponse, Error> {
         self.shared.refuse_if_draining()?;
         let begun = Instant::now();
         let publish = validate::publish(request, &self.shared.limits, SystemTime::now())?;
+        self.shared.quotas.publish(sender.share(), publish.events.len())?;
         let hub = self.shared.hub()?;
         let shards = hub.bus().shards();
         let count = publish.events.len();
@@ -197,12 +207,14 @@ impl Service {
     async fn subscribe(
         &self,
         request: v1::SubscribeRequest,
-        peer: String,
+        sender: Arc<Pending>,
+        peer: &Peer,
     ) -> Result<impl Stream<Item = Result<Response, Status>> + Send + use<>, Error> {
         let shared = &self.shared;
         shared.refuse_if_draining()?;
         let subscribe =
             validate::subscribe(request, &shared.limits, shared.heartbeat, shared.deployment)?;
+        let seat = shared.quotas.stream(sender.share(), &peer.streams)?;
         let hub = shared.proven_hub().await?;
         let with_token = subscribe.token.is_some();
         let begin = match (subscribe.token, subscribe.start) {
@@ -224,14 +236,14 @@ impl Service {
             gateway_id: shared.gateway_id.clone(),
             subscription_id: subscription_id.clone(),
             connect_time: Some(timestamp(SystemTime::now())),
-            peer,
+            peer: peer.address.to_string(),
             filter: Some(subscribe.wire_filter),
             ..Default::default()
         };
         let listed = shared
             .nodes
-            .enter(node, opened.cursor.progress(), shared.max_streams, shared.recent.clone())
-            .map_err(|_| Error::limit("limits.maxStreams", shared.max_streams))?;
+            .enter(node, opened.cursor.progress(), shared.limits.max_streams, shared.recent.clone())
+            .map_err(|_| Error::limit(Limit::Streams, shared.limits.max_streams))?;
         let terms = Terms {
             heartbeat: subscribe.heartbeat,
             end: subscribe.max_duration.map(|duration| Instant::now() + duration),
@@ -248,7 +260,7 @@ impl Service {
                 resume_token: vec![],
             },
         };
-        Ok(stream(shared.clone(), opened.cursor, listed, terms))
+        Ok(stream(shared.clone(), opened.cursor, listed, terms, (seat, sender)))
     }
 
     /// Counts what went wrong, and keeps the last of it.
@@ -266,6 +278,12 @@ impl Service {
     }
 }
 
+/// What a request is counted with.
+fn pending<T>(request: &Request<T>) -> Result<Arc<Pending>, Status> {
+    let pending = request.extensions().get::<Arc<Pending>>().cloned();
+    pending.ok_or_else(|| Status::internal("a request that nobody counts"))
+}
+
 /// The generated server.
 #[allow(clippy::all, clippy::pedantic, missing_docs)]
 pub mod generated {
@@ -280,7 +298,9 @@ impl generated::coordination_service_server::CoordinationService for Service {
         &self,
         request: Request<wire::PublishRequest>,
     ) -> Result<tonic::Response<v1::PublishResponse>, Status> {
-        let answer = self.publish(request.into_inner()).await;
+        let sender = pending(&request)?;
+        // What it is counted with stays until it is answered.
+        let answer = self.publish(request.into_inner(), &sender).await;
         Ok(tonic::Response::new(self.counted(Method::Publish, answer)?))
     }
 
@@ -288,9 +308,10 @@ impl generated::coordination_service_server::CoordinationService for Service {
         &self,
         request: Request<v1::SubscribeRequest>,
     ) -> Result<tonic::Response<Self::SubscribeStream>, Status> {
-        let caller = request.extensions().get::<Caller>();
-        let peer = caller.map(|caller| caller.peer.to_string()).unwrap_or_default();
-        let stream = self.subscribe(request.into_inner(), peer).await;
+        let sender = pending(&request)?;
+        let peer = request.extensions().get().cloned();
+        let peer: Peer = peer.ok_or_else(|| Status::internal("a request from nowhere"))?;
+        let stream = self.subscribe(request.into_inner(), sender, &peer).await;
         let stream = self.counted(Method::Subscribe, stream)?;
         Ok(tonic::Response::new(Box::pin(stream)))
     }

@@ -23,6 +23,7 @@ use super::{
     counters::Method,
     error::Error,
     nodes::{Listed, timestamp},
+    quota::{Pending, Seat},
     recent::Ending,
     service::Shared,
     wire::Response,
@@ -81,6 +82,8 @@ pub struct Subscription {
     /// The cursor's places, while a token is made of them.
     places: Vec<Place>,
     next: Next,
+    /// What it counts as, while it lasts.
+    _held: (Seat, Arc<Pending>),
 }
 
 /// What comes next.
@@ -93,7 +96,13 @@ enum Next {
 }
 
 /// The stream of a subscription.
-pub fn stream(shared: Arc<Shared>, cursor: Cursor, listed: Listed, terms: Terms) -> Subscription {
+pub fn stream(
+    shared: Arc<Shared>,
+    cursor: Cursor,
+    listed: Listed,
+    terms: Terms,
+    held: (Seat, Arc<Pending>),
+) -> Subscription {
     let drain = shared.drain.subscribe();
     let begin = cursor.places();
     let timer = Box::pin(tokio::time::sleep_until(Instant::now()));
@@ -109,6 +118,7 @@ pub fn stream(shared: Arc<Shared>, cursor: Cursor, listed: Listed, terms: Terms)
         last_sent: Instant::now(),
         timer,
         next: Next::Subscribed,
+        _held: held,
     }
 }
 

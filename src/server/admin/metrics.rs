@@ -42,6 +42,7 @@ pub fn render(shared: &Shared) -> String {
     gateway(&mut text, shared);
     events(&mut text, &shared.counters);
     streams(&mut text, shared);
+    connections(&mut text, shared);
     bus(&mut text, &status);
     proofs(&mut text, &shards);
     logs(&mut text, &shards);
@@ -113,7 +114,7 @@ fn streams(text: &mut Text, shared: &Shared) {
     }
     text.gauge("streams", "Subscribe streams that are open.").sample(&[], open);
     text.gauge("streams_limit", "Streams that may be open: limits.maxStreams.")
-        .sample(&[], shared.max_streams);
+        .sample(&[], shared.limits.max_streams);
     text.gauge("behind_events", "Events that the streams have still to be offered, all together.")
         .sample(&[], sum);
     text.gauge("most_behind_events", "The same of the stream that is furthest behind.")
@@ -130,6 +131,31 @@ fn streams(text: &mut Text, shared: &Shared) {
     for reason in GapReason::ALL {
         let count = counters.stream_gaps(reason).missed_events;
         family.sample(&[("reason", reason_name(reason))], count);
+    }
+}
+
+fn connections(text: &mut Text, shared: &Shared) {
+    text.gauge("connections", "Connections that are open on the gRPC port.")
+        .sample(&[], shared.places.taken());
+    text.gauge("connections_limit", "Connections that may be open: limits.maxConnections.")
+        .sample(&[], shared.places.most());
+    text.counter("connections_total", "Connections that were let in.")
+        .sample(&[], shared.counters.connections());
+    text.gauge("requests_under_way", "Requests that are not wholly answered, streams included.")
+        .sample(&[], shared.counters.under_way());
+    text.gauge(
+        "pending_request_bytes",
+        "Bytes of requests that are not answered, streams included.",
+    )
+    .sample(&[], shared.quotas.pending());
+    text.gauge("pending_request_limit_bytes", "How many there may be: limits.maxPendingBytes.")
+        .sample(&[], shared.quotas.most_pending());
+    let mut family = text.counter(
+        "refused_total",
+        "Connections and requests that were refused or ended because of a limit, by limit.",
+    );
+    for (limit, count) in shared.counters.refusals() {
+        family.sample(&[("limit", limit.key())], count);
     }
 }
 

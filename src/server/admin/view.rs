@@ -138,7 +138,7 @@ pub fn view(shared: &Shared, samples: &Samples, after: u64) -> View {
         draining: shared.drain.borrow().is_some(),
         reason: status.reason,
         streams: status.streams,
-        streams_limit: shared.max_streams,
+        streams_limit: shared.limits.max_streams,
         behind: status.behind_events,
         published: status.published_events,
         delivered: status.delivered_events,
