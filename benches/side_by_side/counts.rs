@@ -1,6 +1,8 @@
 //! What Redis counts of itself, and what processes use: looked at before and after a measurement.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use redis::{AsyncConnectionConfig, Client, cmd};
 
 use crate::{
     contestant::{Bus, System},
@@ -11,6 +13,9 @@ use crate::{
 
 /// How many connections the look itself takes.
 const OWN_LOOK: u64 = 1;
+
+/// How long a busy Redis may take to answer.
+const ANSWER: Duration = Duration::from_secs(20);
 
 /// What Redis has counted so far: all servers together.
 #[derive(Clone, Copy, Debug, Default)]
@@ -25,11 +30,16 @@ pub struct RedisCounts {
     pub connections: u64,
 }
 
-/// Reads what Redis has counted.
-pub async fn redis_counts(bus: &Bus) -> RedisCounts {
+/// Reads what Redis has counted. None: there is no Redis, or it does not answer under its load.
+async fn redis_counts(bus: &Bus) -> Option<RedisCounts> {
+    let limits = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(ANSWER))
+        .set_response_timeout(Some(ANSWER));
     let mut counts = RedisCounts::default();
     for server in bus.servers() {
-        let text: String = server.command(&["INFO"]).await.expect("INFO");
+        let client = Client::open(server.url()).ok()?;
+        let connection = client.get_multiplexed_async_connection_with_config(&limits).await;
+        let text: String = cmd("INFO").query_async(&mut connection.ok()?).await.ok()?;
         let field = |name: &str| {
             let value =
                 |line: &str| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok();
@@ -40,7 +50,7 @@ pub async fn redis_counts(bus: &Bus) -> RedisCounts {
         counts.bytes_out += field("total_net_output_bytes");
         counts.connections += field("connected_clients").saturating_sub(OWN_LOOK);
     }
-    counts
+    (!bus.servers().is_empty()).then_some(counts)
 }
 
 /// A look at everything.
@@ -50,20 +60,31 @@ pub struct Look {
     redis_cpu: f64,
     own_cpu: f64,
     all_cpu: f64,
-    redis: RedisCounts,
+    redis: Option<RedisCounts>,
 }
 
 impl Look {
-    /// Now.
-    pub async fn at(system: &System) -> Look {
+    /// At the beginning: what follows at once is counted from here.
+    pub async fn begin(system: &System) -> Look {
         let redis = redis_counts(&system.bus).await;
+        Look { redis, ..Look::now(system) }
+    }
+
+    /// At the end of what was just counted.
+    pub async fn end(system: &System) -> Look {
+        // Redis is asked last, since a busy one takes its time.
+        let look = Look::now(system);
+        Look { redis: redis_counts(&system.bus).await, ..look }
+    }
+
+    fn now(system: &System) -> Look {
         Look {
             at: Instant::now(),
             server_cpu: system.server_cpu(),
             redis_cpu: system.redis_cpu(),
             own_cpu: own_cpu(),
             all_cpu: all_cpu(),
-            redis,
+            redis: None,
         }
     }
 
@@ -82,21 +103,13 @@ impl Look {
         add("redis_cpu_percent", redis / seconds * 100.0);
         add("clients_cpu_percent", clients / seconds * 100.0);
         add("others_cpu_percent", others / seconds * 100.0);
-        if self.redis.connections == 0 {
-            return;
-        }
+        let (Some(redis), Some(before)) = (self.redis, before.redis) else { return };
         let difference = |after: u64, before: u64| float(after.saturating_sub(before));
-        let commands = difference(self.redis.commands, before.redis.commands);
+        let commands = difference(redis.commands, before.commands);
         add("redis_commands_per_thousand", commands / events * 1e3);
-        add(
-            "redis_bytes_in_per_event",
-            difference(self.redis.bytes_in, before.redis.bytes_in) / events,
-        );
-        add(
-            "redis_bytes_out_per_event",
-            difference(self.redis.bytes_out, before.redis.bytes_out) / events,
-        );
-        add("redis_connections", float(self.redis.connections));
+        add("redis_bytes_in_per_event", difference(redis.bytes_in, before.bytes_in) / events);
+        add("redis_bytes_out_per_event", difference(redis.bytes_out, before.bytes_out) / events);
+        add("redis_connections", float(redis.connections));
     }
 
     /// Seconds since `before`.

@@ -144,6 +144,11 @@ impl System {
         }
     }
 
+    /// Lets the floor's streams go on.
+    pub async fn go(&self) {
+        unary(&self.floor().await, floor::GO, Bytes::new()).await;
+    }
+
     fn redis_url(&self, node: usize) -> String {
         let servers = self.bus.servers();
         servers[node % servers.len()].url()
@@ -250,7 +255,9 @@ fn response(heard: &Heard, response: &[u8]) {
 }
 
 fn look(heard: &Heard, event: &[u8]) {
-    if let Some(at) = heard.looks_at_times().then(|| id_of(event).and_then(time)).flatten() {
+    // What is published as fast as it goes bears no time.
+    let time = || id_of(event).and_then(time).filter(|at| *at > 0);
+    if let Some(at) = heard.looks_at_times().then(time).flatten() {
         heard.late(at);
     }
 }

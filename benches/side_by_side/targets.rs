@@ -71,10 +71,12 @@ struct Target {
 pub fn table(report: &Report) -> String {
     let mut text = String::from("| | target | measured | met |\n|---|---|---|---|\n");
     for Target { what, bound, value, unit } in targets(report) {
+        // Bounds are round numbers.
+        let round = |bound| unit.text(bound).replace(".00", "").replace(".0", "");
         let target = match bound {
-            Bound::AtLeast(bound) => format!("at least {}", unit.text(bound)),
-            Bound::AtMost(bound) => format!("at most {}", unit.text(bound)),
-            Bound::Below(bound) => format!("below {}", unit.text(bound)),
+            Bound::AtLeast(bound) => format!("at least {}", round(bound)),
+            Bound::AtMost(bound) => format!("at most {}", round(bound)),
+            Bound::Below(bound) => format!("below {}", round(bound)),
             Bound::Beside => String::new(),
         };
         let (measured, met) = match value {

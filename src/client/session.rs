@@ -141,6 +141,11 @@ impl Session {
                 self.request.resume_token.clone_from(&heartbeat.resume_token);
                 Some(Notification::Heartbeat(heartbeat))
             }
+            // For people who look for an event; a node does not ask for it.
+            Response::Explanation(explanation) => {
+                self.request.resume_token = explanation.resume_token;
+                None
+            }
             Response::Draining(draining) => {
                 self.asked_wait = draining.reconnect_delay.and_then(|d| Duration::try_from(d).ok());
                 Some(Notification::Draining(draining))

@@ -4,6 +4,7 @@
 //! ([`Sources`]). A walker of our own reads it, so that all violations are told at once, each with its
 //! path and its limit ([`ConfigErrors`]). `docs/configuration.md` has every key; a test keeps it true.
 
+mod access;
 mod bus;
 mod decode;
 mod effective;
@@ -13,6 +14,7 @@ mod json;
 mod keys;
 mod limits;
 mod nearest;
+mod otlp;
 mod redis_url;
 mod secret;
 mod sources;
@@ -31,10 +33,15 @@ use uuid::Uuid;
 
 pub(crate) use self::units::format_duration;
 pub use self::{
+    access::{
+        Allow, Auth, Deny, EventRules, IdentityRules, Kinds, Operation, ServerTls, Token,
+        TokenHash, TokenSource,
+    },
     bus::{BusConfig, Pool, Protocol, Redis, RedisCluster, Tls},
     error::{ConfigErrors, Origin, Problem, Violation},
     keys::{Key, keys},
     limits::{Keepalive, Limits},
+    otlp::Otlp,
     redis_url::{Endpoint, RedisUrl, RedisUrlError, TlsMode},
     secret::{Secret, SecretSource},
     sources::Sources,
@@ -53,8 +60,19 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where operators connect; None is nowhere.
     pub admin: Option<SocketAddr>,
+    /// TLS of the port for nodes. None: plain text.
+    pub tls: Option<ServerTls>,
+    /// What each identity may do. None: everybody may do everything.
+    pub auth: Option<Auth>,
+    /// Whether nodes may connect from elsewhere in plain text.
+    pub insecure: bool,
+    /// How often the files of certificates and tokens are looked at.
+    pub reload_interval: Duration,
     /// What carries frames between gateways.
     pub bus: BusConfig,
+    /// What frames in Redis are sealed with: keys of at least 32 bytes with white space between them, the first of which seals
+    /// and all of which open. None: frames are not sealed.
+    pub frame_key: Option<Secret>,
     /// What all names in Redis begin with. Gateways of one prefix are one system.
     pub prefix: String,
     /// The number of shards, 1 to 256. None: the bus decides.
@@ -73,6 +91,8 @@ pub struct Config {
     pub drain: Drain,
     /// For how long a repeated `request_id` is recognised.
     pub request_id_window: Duration,
+    /// Where spans go; None: nowhere.
+    pub otlp: Option<Otlp>,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// What is logged: a level, or `target=level` pairs, with commas between.
@@ -157,7 +177,12 @@ impl Default for Config {
             gateway_id_is_random: true,
             listen: (Ipv4Addr::LOCALHOST, 7420).into(),
             admin: Some((Ipv4Addr::LOCALHOST, 7421).into()),
+            tls: None,
+            auth: None,
+            insecure: false,
+            reload_interval: Duration::from_secs(1),
             bus: BusConfig::Embedded,
+            frame_key: None,
             prefix: "trunkline".to_owned(),
             shards: None,
             history: History::default(),
@@ -167,6 +192,7 @@ impl Default for Config {
             keepalive: Keepalive::default(),
             drain: Drain::default(),
             request_id_window: Duration::from_mins(1),
+            otlp: None,
             log_format: LogFormat::Text,
             log_level: "info".to_owned(),
         }

@@ -8,7 +8,7 @@ use std::{
     collections::VecDeque,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -16,7 +16,9 @@ use futures_util::future::{BoxFuture, FutureExt};
 
 use super::{
     Hub, Reading,
+    event::EventMeta,
     filter::Filter,
+    judged::{Followed, Judged},
     log::{Content, Entry, Indexed},
     merge,
     router::{Interest, Registration},
@@ -29,6 +31,9 @@ const BATCH_EVENTS: u64 = 1000;
 
 /// Events that are merged at once at the most: what a cursor looks at, not what it keeps.
 const MERGED_EVENTS: u64 = 50_000;
+
+/// Events of one batch that are followed at the most.
+const FOLLOWED_EVENTS: usize = 64;
 
 /// Events of a page of history, in bytes.
 const PAGE_BYTES: usize = 1024 * 1024;
@@ -45,7 +50,7 @@ pub enum Item {
     Gap(ShardId, Gap),
 }
 
-/// Encoded events for one batch; at least one.
+/// Encoded events for one batch; at least one, or one that was judged.
 #[derive(Debug)]
 pub struct Events {
     /// Their bytes, each event with the tag and length that it has in `EventBatch`.
@@ -56,6 +61,12 @@ pub struct Events {
     pub bytes: usize,
     /// When the oldest of their frames was made, in milliseconds since 1970; none for what is kept beyond history.
     pub oldest_ms: Option<u64>,
+    /// Those that belong to a trace which is recorded, where they are asked for.
+    pub followed: Vec<Followed>,
+    /// What became of all that were passed, where that is asked for.
+    pub judged: Option<Box<Judged>>,
+    /// How many are followed at the most.
+    pub(crate) follow: usize,
     /// What it takes at the most.
     pub(crate) most: u64,
     pub(crate) most_bytes: usize,
@@ -72,6 +83,10 @@ pub struct Cursor {
     left: u64,
     /// Whether events may be merged while the cursor is behind.
     merge: bool,
+    /// How many events of a batch are followed.
+    follow: usize,
+    /// How many verdicts may come with the next events; none: the stream does not explain itself.
+    verdicts: Option<usize>,
     /// What is handed on before anything else.
     first: Option<Events>,
     /// A page of history that is being read, and for which lane.
@@ -153,6 +168,8 @@ impl Cursor {
             turn: 0,
             left: reading.max_events.unwrap_or(u64::MAX),
             merge: reading.merge,
+            follow: if reading.follow { FOLLOWED_EVENTS } else { 0 },
+            verdicts: reading.explain.then_some(0),
             first: None,
             reading: None,
         }
@@ -177,6 +194,11 @@ impl Cursor {
     /// The place in each shard, for the resume token: everything up to there was handed on.
     pub fn places(&self) -> Vec<Place> {
         self.lanes.iter().map(|lane| lane.place).collect()
+    }
+
+    /// How many verdicts may come with the next events, if the stream explains itself.
+    pub fn allow_verdicts(&mut self, most: usize) {
+        self.verdicts = self.verdicts.map(|_| most);
     }
 
     /// What others may ask about the cursor.
@@ -250,6 +272,8 @@ impl Cursor {
         let merging =
             self.merge && self.left == u64::MAX && self.progress().behind() > BATCH_EVENTS;
         let mut events = Events::up_to(if merging { MERGED_EVENTS } else { BATCH_EVENTS });
+        events.follow = self.follow;
+        events.judged = self.verdicts.map(|most| Box::new(Judged::new(most)));
         let count = self.lanes.len();
         let first = self.turn;
         self.turn = (first + 1) % count;
@@ -257,10 +281,14 @@ impl Cursor {
             if events.is_full() || self.left == 0 {
                 break;
             }
+            let id = ShardId(u16::try_from(shard).unwrap_or(u16::MAX));
+            if let Some(judged) = &mut events.judged {
+                judged.pass(id);
+            }
             if let Some(gap) = self.take_from(shard, &mut events) {
-                if events.count == 0 {
+                if events.is_empty() {
                     self.pass_gap(shard, &gap);
-                    return Some(Item::Gap(ShardId(u16::try_from(shard).unwrap_or(u16::MAX)), gap));
+                    return Some(Item::Gap(id, gap));
                 }
                 // The events before it go first; the lane still stands before the gap.
                 self.turn = shard;
@@ -268,9 +296,10 @@ impl Cursor {
             }
         }
         if merging {
-            events = merge::merge(&events);
+            let merged = merge::merge(&events);
+            events = Events { followed: events.followed, judged: events.judged, ..merged };
         }
-        (events.count > 0).then_some(Item::Events(events))
+        (!events.is_empty()).then_some(Item::Events(events))
     }
 
     /// Adds what a shard has to the batch; returns a gap if that is what comes next.
@@ -517,7 +546,7 @@ impl Lane {
             0
         };
         let done = usize::try_from(done).unwrap_or(usize::MAX).min(indexed.events.len());
-        if filter.includes_whole(indexed) {
+        if events.judged.is_none() && filter.includes_whole(indexed) {
             return self.offer_whole(indexed, done, events, left);
         }
         // Neighbours leave as one slice.
@@ -528,7 +557,13 @@ impl Lane {
                 offered = Offered::Part;
                 break;
             }
-            if filter.matches(&event.meta.view(&frame.events)) {
+            let view = event.meta.view(&frame.events);
+            let matches = filter.matches(&view);
+            if let Some(judged) = &mut events.judged {
+                let place = Place { epoch: frame.epoch, offset: indexed.offset(index) };
+                judged.note(place, &view, filter, matches);
+            }
+            if matches {
                 run = match run {
                     Some((first, last)) if last + 1 == index => Some((first, index)),
                     Some(before) => {
@@ -608,8 +643,21 @@ impl Events {
             count: 0,
             bytes: 0,
             oldest_ms: None,
+            followed: vec![],
+            judged: None,
+            follow: 0,
             most,
             most_bytes: BATCH_BYTES * times,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.count == 0 && self.judged.as_ref().is_none_or(|judged| judged.is_empty())
+    }
+
+    fn follow(&mut self, meta: &EventMeta, frame: &[u8], received: SystemTime) {
+        if meta.is_sampled() && self.followed.len() < self.follow {
+            self.followed.extend(Followed::of(meta, frame, received));
         }
     }
 
@@ -621,6 +669,11 @@ impl Events {
         let time = indexed.frame.time_ms;
         self.oldest_ms = Some(self.oldest_ms.map_or(time, |oldest| oldest.min(time)));
         self.chunks.push(indexed.slice(&indexed.events[first], &indexed.events[last]));
+        if let Some(received) = indexed.followed {
+            for event in &indexed.events[first..=last] {
+                self.follow(&event.meta, &indexed.frame.events, received);
+            }
+        }
     }
 }
 

@@ -3,13 +3,13 @@
 //! Entries are numbered from the gateway's start, so that a cursor is one number. Memory is the ring and nothing else: a
 //! cursor that is slower than the ring is overtaken by it, and finds out.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
 
 use super::{
-    event::{EventMeta, EventView},
+    event::{CUSTOM, EventMeta, EventView},
     filter::kind_bit,
 };
 use crate::bus::{Delivery, Epoch, Frame, Gap, Offset, Place};
@@ -86,6 +86,8 @@ pub struct Indexed {
     pub frame: Frame,
     /// The events, in order.
     pub events: Vec<IndexedEvent>,
+    /// When this gateway got it, if one of the events belongs to a trace that is recorded: who reads it looks which.
+    pub followed: Option<SystemTime>,
     /// What all of them have in common.
     pub summary: Summary,
 }
@@ -97,12 +99,22 @@ pub struct Summary {
     pub kinds: u128,
     /// Whether any of them is for certain nodes only.
     pub targeted: bool,
-    /// The nodes that published them, each once, as an index of one of its events; none where there are more than a few.
-    sources: Option<Vec<usize>>,
+    /// The nodes that published them.
+    sources: Distinct,
+    /// The types of those that are custom.
+    types: Distinct,
 }
 
-/// Sources that a summary lists.
-const MOST_SOURCES: usize = 4;
+/// The different values of one thing, each as the index of an event that has it, while there are only a few.
+#[derive(Debug, Default)]
+struct Distinct {
+    events: Vec<usize>,
+    /// There are others.
+    more: bool,
+}
+
+/// Values that a summary lists of one thing.
+const MOST_VALUES: usize = 4;
 
 /// One event of a frame.
 #[derive(Debug)]
@@ -142,7 +154,8 @@ impl Indexed {
     /// Finds the events of a frame. An event that cannot be peeked at (no gateway accepts one) matches no filter.
     pub fn new(frame: Frame) -> Indexed {
         let mut events = Vec::with_capacity(usize::try_from(frame.count).unwrap_or(0));
-        let mut summary = Summary { sources: Some(vec![]), ..Summary::default() };
+        let mut sampled = false;
+        let mut summary = Summary::default();
         let mut rest = &frame.events[..];
         while !rest.is_empty() {
             let start = frame.events.len() - rest.len();
@@ -151,10 +164,11 @@ impl Indexed {
             let at = end - event.len();
             let meta = EventMeta::peek(&frame.events, at..end);
             let meta = meta.unwrap_or_else(|_| EventMeta::unreadable());
+            sampled |= meta.is_sampled();
             events.push(IndexedEvent { start: offset(start), end: offset(end), meta });
             summary.add(&frame.events, &events);
         }
-        Indexed { frame, events, summary }
+        Indexed { frame, events, followed: sampled.then(SystemTime::now), summary }
     }
 
     /// The nth event, as a filter sees it.
@@ -164,8 +178,14 @@ impl Indexed {
 
     /// Whether one of the events is, or may be, of this node.
     pub fn may_be_from(&self, node_id: &[u8]) -> bool {
-        let is_from = |nth: &usize| self.view(*nth).source_bytes() == node_id;
-        self.summary.sources.as_ref().is_none_or(|sources| sources.iter().any(is_from))
+        let sources = &self.summary.sources;
+        sources.more || sources.events.iter().any(|nth| self.view(*nth).source_bytes() == node_id)
+    }
+
+    /// Whether the types of all custom events are certainly such ones.
+    pub fn types_all(&self, such: impl Fn(&[u8]) -> bool) -> bool {
+        let types = &self.summary.types;
+        !types.more && types.events.iter().all(|nth| such(self.view(*nth).custom_type_bytes()))
     }
 
     /// The offset of the nth event.
@@ -182,19 +202,27 @@ impl Indexed {
 impl Summary {
     /// Adds the last of the events.
     fn add(&mut self, frame: &[u8], events: &[IndexedEvent]) {
-        let Some((last, before)) = events.split_last() else { return };
-        let view = last.meta.view(frame);
-        self.kinds |= kind_bit(view.kind());
-        self.targeted |= view.has_target();
-        let Some(sources) = &mut self.sources else { return };
-        let source = |nth: usize| events[nth].meta.view(frame).source_bytes();
-        if sources.iter().any(|known| source(*known) == view.source_bytes()) {
+        let Some(last) = events.last() else { return };
+        let last = last.meta.view(frame);
+        self.kinds |= kind_bit(last.kind());
+        self.targeted |= last.has_target();
+        let view = |nth: usize| events[nth].meta.view(frame);
+        self.sources.add(events.len() - 1, |nth| view(nth).source_bytes());
+        if last.kind() == CUSTOM {
+            self.types.add(events.len() - 1, |nth| view(nth).custom_type_bytes());
+        }
+    }
+}
+
+impl Distinct {
+    fn add<'a>(&mut self, event: usize, value: impl Fn(usize) -> &'a [u8]) {
+        if self.more || self.events.iter().any(|known| value(*known) == value(event)) {
             return;
         }
-        if sources.len() < MOST_SOURCES {
-            sources.push(before.len());
+        if self.events.len() < MOST_VALUES {
+            self.events.push(event);
         } else {
-            self.sources = None;
+            self.more = true;
         }
     }
 }

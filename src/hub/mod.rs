@@ -5,9 +5,11 @@
 pub mod cursor;
 pub mod event;
 pub mod filter;
+pub mod judged;
 pub mod log;
 mod merge;
 mod router;
+pub mod scope;
 pub mod token;
 
 use std::{
@@ -67,6 +69,10 @@ pub struct Reading {
     pub max_events: Option<u64>,
     /// Whether events may be merged while the stream is behind.
     pub merge: bool,
+    /// Whether events are noted that belong to a trace which is recorded.
+    pub follow: bool,
+    /// Whether all events are judged that the stream passes. Its filter must be one that watches all.
+    pub explain: bool,
 }
 
 /// An opened stream.

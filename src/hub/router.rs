@@ -118,6 +118,7 @@ impl Interest {
     /// Whether an event of the frame is for the subscriber, as far as it is worth while to ask.
     fn may_want(&self, indexed: &Indexed) -> bool {
         !indexed.summary.targeted
+            || self.filter.is_watching()
             || indexed.events.len() > ASKED_EVENTS
             || (0..indexed.events.len()).any(|nth| self.filter.matches(&indexed.view(nth)))
     }

@@ -272,6 +272,7 @@ impl<const N: usize> Numbers<N> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::error::Unproven;
 
     #[test]
     fn times_are_counted_in_the_bucket_whose_end_they_do_not_pass() {
@@ -309,6 +310,10 @@ mod tests {
             Error::OutcomeUnknown(String::new()),
             Error::limit(Limit::Streams, 1),
             Error::too_slow(None),
+            Error::Unproven(Unproven::Missing),
+            Error::Unproven(Unproven::Wrong),
+            Error::Unproven(Unproven::Revoked),
+            Error::NotAllowed { rule: "publish", violations: vec![] },
             Error::draining(Duration::ZERO),
         ];
         for error in &errors {

@@ -77,6 +77,17 @@ pub enum Error {
         /// How many events it missed, where that is known.
         missed: Option<u64>,
     },
+    /// Who it is, is not proven.
+    #[error("{}", .0.text())]
+    Unproven(Unproven),
+    /// Who it is may not do this.
+    #[error("not allowed: {}", describe(.violations))]
+    NotAllowed {
+        /// The rule that it broke.
+        rule: &'static str,
+        /// All that is not allowed.
+        violations: Vec<Violation>,
+    },
     /// The gateway is going away.
     #[error("the gateway is going away; connect again")]
     Draining {
@@ -85,8 +96,29 @@ pub enum Error {
     },
 }
 
+/// Why it is not known who sends a request. Nothing here helps who guesses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unproven {
+    /// Neither token nor certificate.
+    Missing,
+    /// They prove nothing here.
+    Wrong,
+    /// They proved something when the stream was opened.
+    Revoked,
+}
+
+impl Unproven {
+    fn text(self) -> &'static str {
+        match self {
+            Unproven::Missing => "a token or a client certificate is needed",
+            Unproven::Wrong => "the token or the client certificate is not valid here",
+            Unproven::Revoked => "the token or the client certificate is not valid any more",
+        }
+    }
+}
+
 /// What [`Error::reason`] may say.
-pub const REASONS: [&str; 8] = [
+pub const REASONS: [&str; 12] = [
     "INVALID_REQUEST",
     "RESUME_TOKEN_MALFORMED",
     "PAYLOAD_TOO_LARGE",
@@ -94,6 +126,10 @@ pub const REASONS: [&str; 8] = [
     "OUTCOME_UNKNOWN",
     "LIMIT_REACHED",
     "SUBSCRIBER_TOO_SLOW",
+    "CREDENTIALS_MISSING",
+    "CREDENTIALS_WRONG",
+    "CREDENTIALS_REVOKED",
+    "NOT_ALLOWED",
     "DRAINING",
 ];
 
@@ -143,6 +179,8 @@ impl Error {
                 Code::Unavailable
             }
             Error::Limit { .. } | Error::SubscriberTooSlow { .. } => Code::ResourceExhausted,
+            Error::Unproven(_) => Code::Unauthenticated,
+            Error::NotAllowed { .. } => Code::PermissionDenied,
         }
     }
 
@@ -156,6 +194,10 @@ impl Error {
             Error::OutcomeUnknown(_) => "OUTCOME_UNKNOWN",
             Error::Limit { .. } => "LIMIT_REACHED",
             Error::SubscriberTooSlow { .. } => "SUBSCRIBER_TOO_SLOW",
+            Error::Unproven(Unproven::Missing) => "CREDENTIALS_MISSING",
+            Error::Unproven(Unproven::Wrong) => "CREDENTIALS_WRONG",
+            Error::Unproven(Unproven::Revoked) => "CREDENTIALS_REVOKED",
+            Error::NotAllowed { .. } => "NOT_ALLOWED",
             Error::Draining { .. } => "DRAINING",
         }
     }
@@ -192,6 +234,12 @@ impl Error {
                     note("missed_events", missed.to_string());
                 }
                 details.set_retry_info(Some(RETRY));
+            }
+            Error::Unproven(_) => {}
+            Error::NotAllowed { rule, violations } => {
+                note("rule", (*rule).to_owned());
+                note("violations", violations.len().to_string());
+                details.set_bad_request(field_violations(violations));
             }
             Error::Draining { retry_after } => {
                 details.set_retry_info(Some(*retry_after));

@@ -5,9 +5,12 @@ mod admin;
 mod connections;
 mod counters;
 mod error;
+mod explain;
+mod follow;
 mod health;
 mod http1;
 mod limit;
+mod lines;
 mod listener;
 mod nodes;
 mod oversized;
@@ -34,7 +37,7 @@ use tonic::service::Routes;
 use tower::Layer;
 
 use self::{
-    access::AccessLayer,
+    access::{Access, AccessLayer},
     connections::{Places, Refusals, Terms},
     health::HealthState,
     listener::Admission,
@@ -49,6 +52,8 @@ use crate::{
     config::Config,
     hub::{Hub, log::Capacity, token::deployment_tag},
     proto::v1,
+    throttle::Throttle,
+    trace::{self, Tracer},
 };
 
 /// Shards of the embedded bus, where nothing else is set.
@@ -77,6 +82,9 @@ pub enum ServeError {
         /// Why.
         error: std::io::Error,
     },
+    /// The certificates cannot be used.
+    #[error("{0}")]
+    Access(String),
     /// The address of the admin port cannot be listened on.
     #[error("admin: cannot listen on {address}: {error}")]
     Admin {
@@ -100,6 +108,8 @@ pub async fn serve(
     listening: impl FnOnce(SocketAddr),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
+    let access = Arc::new(Access::new(&config).map_err(ServeError::Access)?);
+    warn_if_open(&config);
     let listener = TcpListener::bind(config.listen)
         .await
         .map_err(|error| ServeError::Listen { address: config.listen, error })?;
@@ -113,13 +123,25 @@ pub async fn serve(
     };
     listening(listener.local_addr().unwrap_or(config.listen));
 
-    let shared = Arc::new(shared(&config));
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        gateway_id = config.gateway_id,
+        config = %config.effective(),
+        "starting"
+    );
+    tracing::info!(address = %listener.local_addr().unwrap_or(config.listen), "listening");
+    let (tracer, exporting) = trace::start(config.otlp.as_ref(), &config.gateway_id);
+    let shared = Arc::new(shared(&config, access.clone(), tracer));
     // Whoever looks sees the whole of it: from before the bus is there until after it is closed.
     let gone = CancellationToken::new();
     let _gone = gone.clone().drop_guard();
     let admin =
         admin.map(|listener| tokio::spawn(admin::serve(listener, shared.clone(), gone.clone())));
     let ended = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    // Ends with this function, whichever way that is.
+    let _ended = ended.clone().drop_guard();
+    tasks.spawn(access.watch(config.reload_interval, ended.clone()));
     let health = HealthState::new(ended.clone());
     let mut server = std::pin::pin!(grpc(listener, &config, &shared, &health, ended.clone()));
     let mut start = std::pin::pin!(start_bus(&config, &shared));
@@ -131,23 +153,24 @@ pub async fn serve(
         () = &mut server => return Ok(()),
         () = &mut shutdown => return Ok(()),
     };
-    let tasks = TaskTracker::new();
     tasks.spawn(follow_health(
         bus.health(),
         shared.drain.subscribe(),
         health.clone(),
         ended.clone(),
     ));
+    tasks.spawn(lines::tell_left_out(ended.clone()));
     tasks.close();
 
     tokio::select! {
         () = &mut server => {}
         () = &mut shutdown => {
-            tracing::info!("draining");
+            tracing::info!(streams = shared.nodes.count(), "draining");
             let drained = drain(&config, &shared, &health);
             tokio::select! {
                 () = &mut server => {}
                 () = drained => {
+                    tracing::info!(streams = shared.nodes.count(), "drained");
                     // Health streams end now, and with them the last connections.
                     ended.cancel();
                     // A peer that does not close its connection must not keep the gateway.
@@ -162,19 +185,36 @@ pub async fn serve(
     if closed.is_err() {
         tracing::warn!("the bus did not close in time");
     }
+    exporting.close().await;
     gone.cancel();
     if let Some(admin) = admin {
         // Its only errors are panics.
         let _ = admin.await;
     }
+    tracing::info!("stopped");
     Ok(())
 }
 
-fn shared(config: &Config) -> Shared {
+/// Says what the operator should know of a port that anybody may use.
+fn warn_if_open(config: &Config) {
+    let listen = config.listen;
+    if listen.ip().is_loopback() {
+        return;
+    }
+    if config.tls.is_none() {
+        tracing::warn!(%listen, "insecure: nodes connect in plain text, and what they send can be read and changed on the way");
+    }
+    if config.auth.is_none() {
+        tracing::warn!(%listen, "nobody is asked who he is: whoever reaches this port may read and publish everything");
+    }
+}
+
+fn shared(config: &Config, access: Arc<Access>, tracer: Tracer) -> Shared {
     let limits = &config.limits;
     let (connections, per_peer) =
         within_open_files(limits.max_connections, limits.max_connections_per_peer);
     Shared {
+        access,
         gateway_id: config.gateway_id.clone(),
         deployment: deployment_tag(&config.prefix),
         started: SystemTime::now(),
@@ -189,6 +229,7 @@ fn shared(config: &Config) -> Shared {
         drain: watch::Sender::new(None),
         recent: Arc::default(),
         counters: Arc::default(),
+        tracer,
     }
 }
 
@@ -223,10 +264,13 @@ async fn grpc(
         counters: shared.counters.clone(),
         timeout: config.limits.request_timeout,
     };
-    let service = http1::Http1Layer.layer(AccessLayer.layer(requests.layer(routes)));
+    let service = http1::Http1Layer
+        .layer(AccessLayer::new(shared.access.clone()).layer(requests.layer(routes)));
     let admission = Admission {
+        access: shared.access.clone(),
+        handshake_timeout: config.limits.handshake_timeout,
         places: shared.places.clone(),
-        refusals: Refusals::new(true),
+        refusals: Refusals::new(config.tls.is_none()),
         counters: shared.counters.clone(),
     };
     let incoming = listener::incoming(listener, admission);
@@ -279,8 +323,11 @@ async fn start_bus(config: &Config, shared: &Arc<Shared>) -> Result<SharedBus, S
         }
     };
     hub.attach(bus.clone());
+    let throttle = Throttle::repeated();
     while let Err(error) = hub.load_last_values().await {
-        tracing::warn!(%error, "the last values could not be read; trying again");
+        if let Some(left_out) = throttle.pass() {
+            tracing::warn!(%error, left_out, "the last values could not be read; trying again");
+        }
         tokio::time::sleep(LAST_VALUES_RETRY).await;
     }
     // Set once, here.
@@ -295,8 +342,18 @@ async fn follow_health(
     health: HealthState,
     ended: CancellationToken,
 ) {
+    let mut was_ready = false;
     loop {
-        let ready = *bus.borrow_and_update() == Health::Ready;
+        let state = bus.borrow_and_update().clone();
+        let ready = state == Health::Ready;
+        match state {
+            Health::Ready if !was_ready => tracing::info!("the bus is proven"),
+            Health::NotReady(why) if was_ready => {
+                tracing::warn!(why, "the bus is not proven any more");
+            }
+            _ => {}
+        }
+        was_ready = ready;
         health.set(ready && drain.borrow_and_update().is_none());
         tokio::select! {
             changed = bus.changed() => if changed.is_err() { return },

@@ -22,6 +22,9 @@ use tonic::Status;
 use super::{
     counters::Method,
     error::Error,
+    explain::Explainer,
+    follow,
+    lines::StreamLine,
     nodes::{Listed, timestamp},
     quota::{Pending, Seat},
     recent::Ending,
@@ -32,6 +35,7 @@ use crate::{
     bus::{AppendError, Gap, GapReason, Place, ShardId},
     hub::{
         cursor::{Cursor, Item},
+        judged::Judged,
         token,
     },
     proto::v1::{self, subscribe_response},
@@ -56,12 +60,16 @@ pub struct Terms {
     pub end: Option<Instant>,
     /// What happens to who is too slow.
     pub overflow: v1::Overflow,
+    /// Whether it tells what became of every event.
+    pub explain: bool,
     /// The kinds of the filter, for gaps.
     pub kinds: Vec<i32>,
     /// Whether it was to continue after a token.
     pub with_token: bool,
     /// The first message.
     pub subscribed: v1::Subscribed,
+    /// Its lines in the log.
+    pub line: StreamLine,
 }
 
 /// One stream.
@@ -79,6 +87,8 @@ pub struct Subscription {
     /// Fires when there may be something to do that no event wakes the stream for. It is not set anew with each message: when it
     /// fires, the stream looks at what is due.
     timer: Pin<Box<Sleep>>,
+    /// What became of all events; none if nobody asked.
+    explainer: Option<Explainer>,
     /// The cursor's places, while a token is made of them.
     places: Vec<Place>,
     next: Next,
@@ -105,6 +115,7 @@ pub fn stream(
 ) -> Subscription {
     let drain = shared.drain.subscribe();
     let begin = cursor.places();
+    let explainer = terms.explain.then(|| Explainer::new(Instant::now()));
     let timer = Box::pin(tokio::time::sleep_until(Instant::now()));
     Subscription {
         shared,
@@ -117,6 +128,7 @@ pub fn stream(
         leave: None,
         last_sent: Instant::now(),
         timer,
+        explainer,
         next: Next::Subscribed,
         _held: held,
     }
@@ -150,7 +162,8 @@ impl Subscription {
     fn poll_anything(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Response, Status>>> {
         if self.cursor.is_finished() {
             self.listed.ends(Ending::MaxEvents);
-            return Poll::Ready(None);
+            self.terms.line.ends("it had all the events that it asked for");
+            return Poll::Ready(self.explanation().map(Ok));
         }
         loop {
             let now = Instant::now();
@@ -159,11 +172,18 @@ impl Subscription {
             }
             if self.terms.end.is_some_and(|end| end <= now) {
                 self.listed.ends(Ending::MaxDuration);
-                return Poll::Ready(None);
+                self.terms.line.ends("its time is over");
+                return Poll::Ready(self.explanation().map(Ok));
+            }
+            if let Some(explanation) = self.due_explanation(now) {
+                self.last_sent = now;
+                return Poll::Ready(Some(Ok(explanation)));
             }
             if let Poll::Ready(item) = self.cursor.poll_next(cx) {
+                // Of events that are all withheld there is nothing to send but the explanation.
+                let Some(message) = self.item(item) else { continue };
                 self.last_sent = now;
-                return Poll::Ready(Some(self.item(item)));
+                return Poll::Ready(Some(message));
             }
             if self.last_sent + self.terms.heartbeat <= now {
                 self.last_sent = now;
@@ -187,9 +207,20 @@ impl Subscription {
         Some(self.draining(drain))
     }
 
-    fn item(&mut self, item: Result<Item, AppendError>) -> Result<Response, Status> {
-        match item {
-            Ok(Item::Events(events)) => {
+    fn item(&mut self, item: Result<Item, AppendError>) -> Option<Result<Response, Status>> {
+        Some(match item {
+            Ok(Item::Events(mut events)) => {
+                if let Some(judged) = events.judged.take() {
+                    self.explain(*judged);
+                }
+                if events.count == 0 {
+                    return None;
+                }
+                if !events.followed.is_empty() {
+                    let node = self.listed.node();
+                    follow::delivered(&self.shared.tracer, &events.followed, node);
+                }
+                self.terms.line.sent(events.count);
                 self.listed.delivered(events.count);
                 self.shared.counters.delivered(events.count, events.oldest_ms);
                 self.cursor.places_into(&mut self.places);
@@ -200,13 +231,40 @@ impl Subscription {
                 self.next = Next::End;
                 Err(self.error(error.into()))
             }
+        })
+    }
+
+    fn explain(&mut self, judged: Judged) {
+        let Some(explainer) = &mut self.explainer else { return };
+        explainer.add(judged);
+        if let Some(due) = explainer.due()
+            && due < self.timer.deadline()
+        {
+            self.timer.as_mut().reset(due);
         }
+    }
+
+    /// The explanation that is due, if one is. Looked at before each look at the cursor, which is told how many verdicts to bring.
+    fn due_explanation(&mut self, now: Instant) -> Option<Response> {
+        let explainer = self.explainer.as_mut()?;
+        self.cursor.allow_verdicts(explainer.room(now));
+        explainer.due().filter(|due| *due <= now)?;
+        self.explanation()
+    }
+
+    /// What became of the events that were passed, if that is to be told and was not.
+    fn explanation(&mut self) -> Option<Response> {
+        self.explainer.as_ref()?.due()?;
+        let token = self.token();
+        let explanation = self.explainer.as_mut()?.take(Instant::now(), token);
+        Some(Response::other(subscribe_response::Response::Explanation(explanation)))
     }
 
     fn next_deadline(&self) -> Instant {
         let heartbeat = self.last_sent + self.terms.heartbeat;
         let leave = self.leave.map(|(at, _)| at);
-        [leave, self.terms.end].into_iter().flatten().fold(heartbeat, Instant::min)
+        let explain = self.explainer.as_ref().and_then(Explainer::due);
+        [leave, self.terms.end, explain].into_iter().flatten().fold(heartbeat, Instant::min)
     }
 
     fn plan_leave(&mut self) {
@@ -225,6 +283,7 @@ impl Subscription {
     /// What ends the stream.
     fn error(&mut self, error: Error) -> Status {
         self.listed.ends(Ending::Error(error.reason()));
+        self.terms.line.ends(error.reason());
         self.shared.counters.failed(Method::Subscribe, &error);
         error.into()
     }
@@ -257,10 +316,8 @@ impl Subscription {
             return Err(self.error(Error::too_slow(gap.missed)));
         }
         self.shared.counters.gap(gap.reason, gap.missed);
-        let node = self.listed.node();
-        self.shared.recent.gap(node, shard, gap.reason, gap.missed);
-        tracing::info!(node = node.node_id, subscription = node.subscription_id, %shard,
-            reason = %gap.reason, missed = gap.missed, "a stream is told a gap");
+        self.shared.recent.gap(self.listed.node(), shard, gap.reason, gap.missed);
+        self.terms.line.gap(shard, gap);
         Ok(Response::other(subscribe_response::Response::Gap(v1::Gap {
             reason: reason(gap.reason).into(),
             shard: shard.0.into(),

@@ -61,8 +61,8 @@ fn nowhere() -> (support::ports::Port, String) {
     (port, address)
 }
 
-const COMMANDS: [&str; 8] =
-    ["serve", "check", "publish", "subscribe", "status", "nodes", "top", "bench"];
+const COMMANDS: [&str; 9] =
+    ["serve", "check", "publish", "subscribe", "explain", "status", "nodes", "top", "bench"];
 
 #[tokio::test]
 async fn help_teaches_by_example() {
@@ -95,7 +95,7 @@ async fn a_wrong_command_line_is_2_and_says_what_is_right() {
         (vec!["subscribe", "--kind", "mailbox"], "mailbox-change"),
         (vec!["subscribe", "--for", "10"], "10s"),
         (vec!["subscribe", "--resume", "%"], "base64"),
-        (vec!["subscribe", "--gateway", "https://a:7420"], "http://"),
+        (vec!["subscribe", "--gateway", "ftp://a:7420"], "http://"),
         (vec!["subscribe", "--gateway", "http://"], "invalid value 'http://'"),
         (vec!["publish"], "--help"),
         (vec!["publish", "blocked-ip"], "<ADDRESS>"),

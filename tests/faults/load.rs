@@ -385,6 +385,9 @@ fn take(shared: &Shared, place: usize, response: SubscribeResponse, token: &mut 
         }
         Some(Response::Heartbeat(heartbeat)) => *token = heartbeat.resume_token,
         Some(Response::Draining(_)) => note(shared, place, Item::Draining),
+        Some(Response::Explanation(_)) => {
+            shared.absurd("an explanation that nobody asked for".into());
+        }
         None => shared.absurd("a response without an arm".into()),
     }
 }

@@ -270,6 +270,12 @@ async fn what_the_other_gateways_recorded() {
     said.fails("deployment", &["shards is 3 here", "records 4"]);
     assert_eq!(doctor(&options).await.code, Some(0));
     let key = format!("{}:deployment", options.config["prefix"].as_str().expect("text"));
+    let frame_key = json!({"@type": "Value", "secret": "x".repeat(32)});
+    let said = doctor(&options.clone().set("frameKey", frame_key)).await;
+    said.fails("deployment", &["frameKey is set here"]);
+    redis.cli(&["HSET", &key, "key", "0badf00d"]).await;
+    doctor(&options).await.fails("deployment", &["frameKey is not set here"]);
+    redis.cli(&["HDEL", &key, "key"]).await;
     redis.cli(&["HSET", &key, "mode", "sharded"]).await;
     doctor(&options).await.fails("deployment", &["standalone", "sharded"]);
 }

@@ -10,6 +10,7 @@ mod history;
 mod promises;
 mod reach;
 mod reconnect;
+mod sealed;
 mod tls;
 
 use support::{Gateway, GatewayOptions, LIMIT, TestNode, events};

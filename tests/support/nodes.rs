@@ -6,8 +6,8 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 use tonic::{Status, Streaming, transport::Channel};
 use trunkline::proto::v1::{
-    Draining, Event, Gap, Heartbeat, Position, PublishRequest, SubscribeRequest, SubscribeResponse,
-    Subscribed, coordination_service_client::CoordinationServiceClient,
+    Draining, Event, Explanation, Gap, Heartbeat, Position, PublishRequest, SubscribeRequest,
+    SubscribeResponse, Subscribed, coordination_service_client::CoordinationServiceClient,
     subscribe_response::Response,
 };
 
@@ -110,6 +110,8 @@ pub enum Seen {
     Heartbeat(Heartbeat),
     /// The gateway is going away.
     Draining(Draining),
+    /// What became of all events.
+    Explanation(Explanation),
     /// A response whose arm is not known.
     Unknown,
     /// The end of the stream, OK or not; nothing follows.
@@ -154,6 +156,16 @@ impl Recording {
         })
     }
 
+    /// The explanations, in order.
+    pub fn explanations(&self) -> Vec<&Explanation> {
+        let seen = self.seen.iter();
+        seen.filter_map(|seen| match seen {
+            Seen::Explanation(explanation) => Some(explanation),
+            _ => None,
+        })
+        .collect()
+    }
+
     /// How many heartbeats came.
     pub fn heartbeats(&self) -> usize {
         self.seen.iter().filter(|seen| matches!(seen, Seen::Heartbeat(_))).count()
@@ -189,6 +201,7 @@ impl Recording {
             Some(Response::Gap(gap)) => Seen::Gap(gap),
             Some(Response::Heartbeat(heartbeat)) => Seen::Heartbeat(heartbeat),
             Some(Response::Draining(draining)) => Seen::Draining(draining),
+            Some(Response::Explanation(explanation)) => Seen::Explanation(explanation),
             None => Seen::Unknown,
         });
     }
@@ -202,6 +215,7 @@ impl Seen {
             Seen::Events { token, .. } => Some(token),
             Seen::Gap(gap) => Some(&gap.resume_token),
             Seen::Heartbeat(heartbeat) => Some(&heartbeat.resume_token),
+            Seen::Explanation(explanation) => Some(&explanation.resume_token),
             Seen::Draining(_) | Seen::Unknown | Seen::Ended(_) => None,
         }
     }

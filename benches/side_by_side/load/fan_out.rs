@@ -108,6 +108,9 @@ async fn closed_loop(
             });
         }
     }
+    if endless {
+        system.go().await;
+    }
     let watch = async {
         loop {
             let average = audience.delivered().checked_div(subscribers).unwrap_or(0);
@@ -122,9 +125,9 @@ async fn closed_loop(
     };
     let measure = async {
         sleep(WARM_UP).await;
-        let before = (Look::at(system).await, counted());
+        let before = (Look::begin(system).await, counted());
         sleep(length).await;
-        (before, (counted(), Look::at(system).await))
+        (before, (counted(), Look::end(system).await))
     };
     let (before, after) = tokio::select! {
         measured = measure => measured,

@@ -76,9 +76,10 @@ pub async fn filters(system: &System, matching: usize, others: usize, length: Du
         });
     });
     sleep(WARM_UP).await;
-    let before = (Look::at(system).await, heard.events());
+    let before = (Look::begin(system).await, heard.events());
     sleep(length).await;
-    let after = (Look::at(system).await, heard.events());
+    let events = heard.events();
+    let after = (Look::end(system).await, events);
     let joined = tokio::task::spawn_blocking(|| clockwork.join()).await;
     joined.expect("joined").expect("the sender does not fail");
     let wanted = total * BATCH;
@@ -90,10 +91,8 @@ pub async fn filters(system: &System, matching: usize, others: usize, length: Du
     let _ = timeout(ARRIVAL, arrived).await;
     let seconds = after.0.seconds_since(&before.0);
     let mut metrics = Metrics::new();
-    // At a fixed rate: as many as were due.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    let published = (seconds * float(RATE)) as u64;
-    after.0.since(&before.0, published, &mut metrics);
+    // Each event is delivered once.
+    after.0.since(&before.0, after.1 - before.1, &mut metrics);
     metrics.insert("delivered_per_second".to_owned(), float(after.1 - before.1) / seconds);
     metrics.insert("lost".to_owned(), float(wanted.saturating_sub(heard.events())));
     metrics

@@ -38,9 +38,9 @@ pub async fn idle(system: &System, streams: usize, per_connection: usize) -> Met
         .collect()
         .await;
     sleep(Duration::from_millis(500)).await;
-    let first = Look::at(system).await;
+    let first = Look::begin(system).await;
     sleep(WATCHED).await;
-    let second = Look::at(system).await;
+    let second = Look::end(system).await;
     let bytes = float(system.rss_bytes().saturating_sub(before));
     let mut metrics = Metrics::new();
     second.since(&first, 1, &mut metrics);

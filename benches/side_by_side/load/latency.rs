@@ -51,7 +51,7 @@ pub async fn measure_latency(
         for heard in &listeners {
             heard.forget_latency();
         }
-        let before = Look::at(system).await;
+        let before = Look::begin(system).await;
         let (publisher, payload, handle) = (publisher.clone(), payload.clone(), Handle::current());
         let answers = answers.clone();
         #[allow(clippy::cast_precision_loss)] // a small number
@@ -79,7 +79,7 @@ pub async fn measure_latency(
         };
         let _ = tokio::time::timeout(super::ARRIVAL, all).await;
         let missing = wanted.saturating_sub(heard());
-        let after = Look::at(system).await;
+        let after = Look::end(system).await;
         let mut used = Metrics::new();
         after.since(&before, count * listeners.len() as u64, &mut used);
         // Growth has these names from its other half.

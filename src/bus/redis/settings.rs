@@ -6,6 +6,7 @@ use redis::{
     Client, ClientTlsConfig, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, TlsCertificates,
 };
 
+use super::seal::Keys;
 use crate::{
     bus::StartError,
     config::{BusConfig, Config, Pool, Protocol, RedisUrl, Tls},
@@ -40,6 +41,8 @@ pub struct Settings {
     pub(super) shards: Option<u16>,
     pub(super) history: HistorySettings,
     pub(super) request_id_window: Duration,
+    /// What frames are sealed with.
+    pub(super) keys: Option<Keys>,
 }
 
 /// Limits of the connection pool of each server.
@@ -82,6 +85,10 @@ impl Settings {
             max_bytes: config.history.max_bytes,
             max_age: config.history.max_age,
         };
+        let keys = match (&config.bus, &config.frame_key) {
+            (BusConfig::Embedded, _) | (_, None) => None,
+            (_, Some(secret)) => Some(Keys::of(secret)?),
+        };
         let settings = match &config.bus {
             BusConfig::Embedded => return Ok(None),
             BusConfig::Redis(redis) => {
@@ -107,6 +114,7 @@ impl Settings {
                     shards: config.shards,
                     history,
                     request_id_window: config.request_id_window,
+                    keys,
                 }
             }
             BusConfig::RedisCluster(cluster) => {
@@ -144,6 +152,7 @@ impl Settings {
                     shards: config.shards,
                     history,
                     request_id_window: config.request_id_window,
+                    keys,
                 }
             }
         };

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{cluster, load, load_text, redis, with};
 use crate::config::{
-    BusConfig, Config, Drain, History, Keepalive, Key, Limits, Log, LogFormat, Pool, Problem,
+    BusConfig, Config, Drain, History, Keepalive, Key, Limits, Log, LogFormat, Otlp, Pool, Problem,
     Protocol, Redis, RedisCluster, RedisUrl, Secret, Sources, Tls, keys,
 };
 
@@ -91,7 +91,7 @@ fn every_key_of_the_gateway_is_set() {
     let config = load(&json!({
         "gatewayId": "mx1", "listen": "0.0.0.0:1", "admin": "[::1]:2", "prefix": "mail:eu",
         "shards": 7, "heartbeat": "2s", "requestIdWindow": 3000, "logFormat": "json",
-        "logLevel": "warn,trunkline::bus=debug",
+        "logLevel": "warn,trunkline::bus=debug", "insecure": true, "reloadInterval": "16s",
         "history": { "maxAge": "1h", "maxBytes": "2GiB", "maxFrames": 3 },
         "log": { "maxBytes": 4096, "maxEvents": 5 },
         "limits": {
@@ -104,13 +104,20 @@ fn every_key_of_the_gateway_is_set() {
         },
         "keepalive": { "interval": "26s", "timeout": "27s" },
         "drain": { "delay": "11s", "spread": 12, "timeout": "13s" },
+        "otlp": { "endpoint": "http://[::1]:4317", "timeout": "14s", "sampleOneIn": 15, "header": "x-key",
+            "headerSecret": { "@type": "Value", "secret": "hunter2" } },
     }));
     let expected = Config {
         gateway_id: "mx1".into(),
         gateway_id_is_random: false,
         listen: "0.0.0.0:1".parse().unwrap(),
         admin: Some("[::1]:2".parse().unwrap()),
+        tls: None,
+        auth: None,
+        insecure: true,
+        reload_interval: secs(16),
         bus: BusConfig::Embedded,
+        frame_key: None,
         prefix: "mail:eu".into(),
         shards: Some(7),
         history: History { max_age: secs(3600), max_bytes: 2 << 30, max_frames: 3 },
@@ -139,6 +146,13 @@ fn every_key_of_the_gateway_is_set() {
         keepalive: Keepalive { interval: Some(secs(26)), timeout: secs(27) },
         drain: Drain { delay: secs(11), spread: millis(12), timeout: secs(13) },
         request_id_window: secs(3),
+        otlp: Some(Otlp {
+            endpoint: "http://[::1]:4317".into(),
+            timeout: secs(14),
+            sample_one_in: 15,
+            header: "x-key".into(),
+            secret: Some(Secret::new("hunter2")),
+        }),
         log_format: LogFormat::Json,
         log_level: "warn,trunkline::bus=debug".into(),
     };
@@ -330,6 +344,6 @@ fn every_range_holds_at_both_ends() {
             assert!(problem.starts_with(&start) && problem.ends_with(&limits), "{problem}");
         }
     }
-    // Thirty-one of the gateway, and nine of each of coordinator and inMemoryStore.
-    assert_eq!(ranges, 49);
+    // Thirty-four of the gateway, and nine of each of coordinator and inMemoryStore.
+    assert_eq!(ranges, 52);
 }

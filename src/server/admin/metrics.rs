@@ -11,9 +11,11 @@ use crate::{
     hub::log::{Capacity, Extent},
     proto::v1::EventKind,
     server::{
+        access::Rule,
         counters::{Counters, Method},
         service::Shared,
     },
+    trace::Tracer,
 };
 
 /// A shard as the bus and its log see it.
@@ -41,7 +43,9 @@ pub fn render(shared: &Shared) -> String {
     });
     gateway(&mut text, shared);
     events(&mut text, &shared.counters);
+    denied(&mut text, shared);
     streams(&mut text, shared);
+    traces(&mut text, &shared.tracer);
     connections(&mut text, shared);
     bus(&mut text, &status);
     proofs(&mut text, &shards);
@@ -106,6 +110,16 @@ fn events(text: &mut Text, counters: &Counters) {
     }
 }
 
+fn denied(text: &mut Text, shared: &Shared) {
+    let mut family = text.counter(
+        "denied_total",
+        "Connections, requests and streams that were turned away, by the rule that they broke.",
+    );
+    for rule in Rule::ALL {
+        family.sample(&[("rule", rule.name())], shared.access.refusals.count(rule));
+    }
+}
+
 fn streams(text: &mut Text, shared: &Shared) {
     let counters = &shared.counters;
     let (mut open, mut sum, mut most) = (0u64, 0u64, 0u64);
@@ -132,6 +146,16 @@ fn streams(text: &mut Text, shared: &Shared) {
         let count = counters.stream_gaps(reason).missed_events;
         family.sample(&[("reason", reason_name(reason))], count);
     }
+}
+
+fn traces(text: &mut Text, tracer: &Tracer) {
+    text.counter("trace_spans_exported_total", "Spans that the trace collector took.")
+        .sample(&[], tracer.exported());
+    text.counter(
+        "trace_spans_dropped_total",
+        "Spans that it did not get: it was down or slow, or there were too many.",
+    )
+    .sample(&[], tracer.dropped());
 }
 
 fn connections(text: &mut Text, shared: &Shared) {
@@ -177,6 +201,11 @@ fn bus(text: &mut Text, status: &BusStatus) {
     }
     text.counter("bus_unreadable_messages_total", "Messages on the channels that no gateway made.")
         .sample(&[], status.unreadable);
+    text.counter(
+        "bus_forged_messages_total",
+        "Frames, beacons and last values in Redis whose seal does not hold.",
+    )
+    .sample(&[], status.forged);
     let mut family = text.gauge("link_up", "Whether a connection to Redis is up: 1 or 0.");
     for link in &status.links {
         let labels = [("address", &*link.address), ("purpose", link.purpose)];

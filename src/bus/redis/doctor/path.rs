@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::{CONNECT, Finding, Master, Settings, ShardNames, connect, default_shards, names, told};
 use crate::bus::{
     ShardId,
-    redis::{mode, topology::Topology},
+    redis::{key_differs, mode, seal::Keys, topology::Topology},
 };
 
 /// How often a message is sent round.
@@ -35,7 +35,7 @@ pub(super) async fn deployment(settings: &Settings) -> Result<(Finding, u16), St
     asked.arg(&key).arg("shards").arg("mode").arg("key");
     let fields: RedisResult<(Option<String>, Option<String>, Option<String>)> =
         asked.query_async(&mut connection).await;
-    let (shards, recorded, _) = fields.map_err(|error| told(&error))?;
+    let (shards, recorded, key_of_others) = fields.map_err(|error| told(&error))?;
     let ours = default_shards(settings).await?;
     let (Some(shards), Some(recorded)) = (shards, recorded) else {
         let seen = format!(
@@ -59,6 +59,12 @@ pub(super) async fn deployment(settings: &Settings) -> Result<(Finding, u16), St
             mode(settings)
         );
         Finding::failure("deployment", seen, advice)
+    } else if let Some(why) = key_differs(
+        &settings.prefix,
+        key_of_others.as_deref(),
+        &settings.keys.as_ref().map(Keys::ids).unwrap_or_default(),
+    ) {
+        Finding::failure("deployment", why, advice)
     } else {
         Finding::ok("deployment", format!("{key} records {count} shards, {recorded}"))
     };
