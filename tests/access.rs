@@ -514,13 +514,15 @@ async fn grpcurl_the_command_line_and_the_client_bring_a_token() {
     let there = url(&gateway);
     let flags = ["--gateway", &there, "--tls-ca", &ca, "--token-file", &files.path("token")];
     let run = |args: &[&str]| {
-        support::gateway::trunkline(args.iter().chain(&flags).copied().collect::<Vec<_>>())
-            .run(LIMIT)
+        support::gateway::trunkline(
+            args[..1].iter().chain(&flags).chain(&args[1..]).copied().collect::<Vec<_>>(),
+        )
+        .run(LIMIT)
     };
-    let publish = ["publish", "queue-refresh", "--node-id", "mx-1"];
+    let publish = ["publish", "--node-id", "mx-1", "queue-refresh"];
     run(&publish).await.success();
     run(&["status"]).await.success();
-    assert!(!run(&["publish", "queue-refresh", "--node-id", "web"]).await.status.success());
+    assert!(!run(&["publish", "--node-id", "web", "queue-refresh"]).await.status.success());
 
     let client = Client::builder("mx-7").gateway(&there).credentials(files.token(MX_TOKEN));
     let client = client.build().expect("a client");
