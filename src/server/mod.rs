@@ -15,8 +15,10 @@ mod listener;
 mod nodes;
 mod oversized;
 mod quota;
+mod recent;
 mod requests;
 mod service;
+mod status;
 mod stream;
 mod validate;
 pub(crate) mod wire;
@@ -225,6 +227,7 @@ fn shared(config: &Config, access: Arc<Access>, tracer: Tracer) -> Shared {
         waiting: RwLock::new("connecting".into()),
         nodes: Arc::new(Nodes::default()),
         drain: watch::Sender::new(None),
+        recent: Arc::default(),
         counters: Arc::default(),
         tracer,
     }

@@ -13,6 +13,7 @@ use std::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use parking_lot::Mutex;
 
+use super::recent::{EndedStream, Ending, Recent};
 use crate::{hub::cursor::Progress, proto::v1};
 
 /// Parts node id and subscription id in a page token: no id has control characters.
@@ -37,6 +38,9 @@ pub struct Listed {
     nodes: Arc<Nodes>,
     key: (String, String),
     entry: Arc<NodeEntry>,
+    recent: Arc<Recent>,
+    /// Why the stream ends, once that is known.
+    ending: Ending,
 }
 
 /// Where a page begins.
@@ -51,12 +55,13 @@ pub struct PageStart {
 pub struct TooMany;
 
 impl Nodes {
-    /// Lists a stream, unless `most` are listed.
+    /// Lists a stream, unless `most` are listed. Its end is told to `recent`.
     pub fn enter(
         self: &Arc<Self>,
         node: v1::Node,
         progress: Progress,
         most: usize,
+        recent: Arc<Recent>,
     ) -> Result<Listed, TooMany> {
         let key = (node.node_id.clone(), node.subscription_id.clone());
         let entry = Arc::new(NodeEntry { node, delivered: AtomicU64::new(0), progress });
@@ -65,7 +70,7 @@ impl Nodes {
             return Err(TooMany);
         }
         entries.insert(key.clone(), entry.clone());
-        Ok(Listed { nodes: self.clone(), key, entry })
+        Ok(Listed { nodes: self.clone(), key, entry, recent, ending: Ending::ClientWent })
     }
 
     /// How many streams are open.
@@ -80,8 +85,12 @@ impl Nodes {
 
     /// How many events each of them has still to be offered.
     pub fn behind_each(&self) -> impl Iterator<Item = u64> + use<> {
-        let entries: Vec<_> = self.entries.lock().values().cloned().collect();
-        entries.into_iter().map(|entry| entry.progress.behind())
+        self.all().into_iter().map(|entry| entry.behind())
+    }
+
+    /// The streams, in their order.
+    pub fn all(&self) -> Vec<Arc<NodeEntry>> {
+        self.entries.lock().values().cloned().collect()
     }
 
     /// A page of at most `size` nodes, and the token of the next page; empty if there is none.
@@ -117,10 +126,25 @@ impl PageStart {
 }
 
 impl NodeEntry {
+    /// The stream, without what changes.
+    pub fn node(&self) -> &v1::Node {
+        &self.node
+    }
+
+    /// How many events it was sent.
+    pub fn delivered(&self) -> u64 {
+        self.delivered.load(Ordering::Relaxed)
+    }
+
+    /// How many events it has still to be offered.
+    pub fn behind(&self) -> u64 {
+        self.progress.behind()
+    }
+
     fn describe(&self) -> v1::Node {
         v1::Node {
-            delivered_events: self.delivered.load(Ordering::Relaxed),
-            behind_events: self.progress.behind(),
+            delivered_events: self.delivered(),
+            behind_events: self.behind(),
             ..self.node.clone()
         }
     }
@@ -132,6 +156,11 @@ impl Listed {
         self.entry.delivered.fetch_add(count, Ordering::Relaxed);
     }
 
+    /// Says why the stream is about to end. Where nobody does, its client went.
+    pub fn ends(&mut self, why: Ending) {
+        self.ending = why;
+    }
+
     /// The stream, as it is listed.
     pub fn node(&self) -> &v1::Node {
         &self.entry.node
@@ -141,6 +170,16 @@ impl Listed {
 impl Drop for Listed {
     fn drop(&mut self) {
         self.nodes.entries.lock().remove(&self.key);
+        let (at, node) = (SystemTime::now(), &self.entry.node);
+        let since = node.connect_time.and_then(|time| SystemTime::try_from(time).ok());
+        self.recent.ended(EndedStream {
+            at,
+            node_id: node.node_id.clone(),
+            peer: node.peer.clone(),
+            lasted: since.and_then(|since| at.duration_since(since).ok()).unwrap_or_default(),
+            delivered: self.entry.delivered(),
+            why: self.ending,
+        });
     }
 }
 
