@@ -125,8 +125,9 @@ pub fn noise(seed: u64, length: usize) -> String {
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
     });
-    let digits = numbers.flat_map(|number| (0..10).map(move |digit| number >> (6 * digit) & 63));
-    digits.take(length).map(|digit| char::from(DIGITS[digit as usize])).collect()
+    let digits = numbers
+        .flat_map(|number| (0..10).map(move |digit| (number >> (6 * digit)).to_le_bytes()[0]));
+    digits.take(length).map(|digit| char::from(DIGITS[usize::from(digit & 63)])).collect()
 }
 
 /// An event with a payload of so many bytes.
