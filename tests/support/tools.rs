@@ -117,6 +117,18 @@ pub fn tmux() -> PathBuf {
     FOUND.get_or_init(|| tool.find()).clone()
 }
 
+/// `envoy`; `TRUNKLINE_TEST_ENVOY` names another.
+pub fn envoy() -> PathBuf {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    let tool = Tool {
+        variable: "TRUNKLINE_TEST_ENVOY",
+        name: "envoy",
+        proof: &["--version"],
+        what: "Envoy",
+    };
+    FOUND.get_or_init(|| tool.find()).clone()
+}
+
 impl Tool {
     fn find(&self) -> PathBuf {
         if let Some(path) = env::var_os(self.variable).map(PathBuf::from) {
