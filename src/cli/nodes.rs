@@ -26,7 +26,7 @@ impl Nodes {
         let mut page_token = String::new();
         let mut out = std::io::stdout().lock();
         loop {
-            let request = ListNodesRequest { page_size: 1000, page_token };
+            let request = ListNodesRequest { page_size: 1000, page_token, ..Default::default() };
             let page = client.list_nodes(request).await?.into_inner();
             for node in page.nodes {
                 if self.json {

@@ -145,6 +145,8 @@ impl Subscribe {
         };
         SubscribeRequest {
             node_id: self.node.id(),
+            incarnation: uuid::Uuid::new_v4().to_string(),
+            client_version: concat!("trunkline subscribe ", env!("CARGO_PKG_VERSION")).to_owned(),
             roles: self.role.clone(),
             filter: Some(Filter {
                 kinds: self.kind.clone(),

@@ -141,6 +141,7 @@ impl Session {
                 self.request.resume_token.clone_from(&heartbeat.resume_token);
                 Some(Notification::Heartbeat(heartbeat))
             }
+            Response::Notice(notice) => Some(Notification::Notice(notice)),
             Response::Draining(draining) => {
                 self.asked_wait = draining.reconnect_delay.and_then(|d| Duration::try_from(d).ok());
                 Some(Notification::Draining(draining))

@@ -27,7 +27,7 @@ use tonic::transport::{Server, server::TcpIncoming};
 use self::{
     counters::Counters,
     health::HealthState,
-    nodes::Nodes,
+    nodes::{About, Nodes, membership},
     service::{Service, Shared, generated::coordination_service_server::CoordinationServiceServer},
     stream::Drain,
 };
@@ -49,6 +49,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Bytes that may lie between a cursor and a connection that does not take them, per stream: what hides a slow reader.
 const STREAM_WINDOW: u32 = 256 * 1024;
+
+/// Two processes with one node id count as live when both have been connected for so long.
+const TAKEOVER: Duration = Duration::from_secs(55);
 
 /// Why a gateway does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -98,9 +101,10 @@ pub async fn serve(
         ),
         None => None,
     };
-    listening(listener.local_addr().unwrap_or(config.listen));
+    let address = listener.local_addr().unwrap_or(config.listen);
+    listening(address);
 
-    let shared = Arc::new(shared(&config));
+    let shared = Arc::new(shared(&config, address));
     // Whoever looks sees the whole of it: from before the bus is there until after it is closed.
     let gone = CancellationToken::new();
     let _gone = gone.clone().drop_guard();
@@ -125,6 +129,7 @@ pub async fn serve(
         health.clone(),
         ended.clone(),
     ));
+    tasks.spawn(membership::run(shared.clone(), bus.clone(), ended.clone()));
     tasks.close();
 
     let result = tokio::select! {
@@ -160,18 +165,25 @@ pub async fn serve(
     Ok(result?)
 }
 
-fn shared(config: &Config) -> Shared {
+fn shared(config: &Config, address: SocketAddr) -> Shared {
+    let started = SystemTime::now();
+    let about = About {
+        gateway_id: config.gateway_id.clone(),
+        // "All addresses" is none that others could use.
+        address: if address.ip().is_unspecified() { String::new() } else { address.to_string() },
+        started,
+    };
     Shared {
         gateway_id: config.gateway_id.clone(),
         deployment: deployment_tag(&config.prefix),
-        started: SystemTime::now(),
+        started,
         limits: config.limits.clone(),
         max_streams: config.limits.max_streams,
         heartbeat: config.heartbeat,
         drain_spread: config.drain.spread,
         hub: OnceLock::new(),
         waiting: RwLock::new("connecting".into()),
-        nodes: Arc::new(Nodes::default()),
+        nodes: Arc::new(Nodes::new(about, TAKEOVER)),
         drain: watch::Sender::new(None),
         counters: Counters::default(),
     }

@@ -217,7 +217,7 @@ impl Service {
             node_id: subscribe.node_id,
             incarnation: subscribe.incarnation,
             roles: subscribe.roles,
-            gateway_id: shared.gateway_id.clone(),
+            client_version: subscribe.client_version,
             subscription_id: subscription_id.clone(),
             connect_time: Some(timestamp(SystemTime::now())),
             peer,
@@ -253,9 +253,7 @@ impl Service {
     }
 
     fn list_nodes(&self, request: &v1::ListNodesRequest) -> Result<v1::ListNodesResponse, Error> {
-        let (size, start) = validate::page(request)?;
-        let (nodes, next_page_token) = self.shared.nodes.page(start, size);
-        Ok(v1::ListNodesResponse { nodes, next_page_token })
+        Ok(self.shared.list_nodes(&validate::page(request)?))
     }
 
     fn status(&self) -> v1::GetStatusResponse {

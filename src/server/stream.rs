@@ -4,6 +4,7 @@
 //! that stops costs what its connection buffers, and nothing else.
 
 use std::{
+    future::poll_fn,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -84,6 +85,7 @@ enum Next {
 enum Event {
     Item(Result<Item, AppendError>),
     Heartbeat,
+    Notice(v1::Notice),
     Deadline,
     DrainKnown,
     Leave,
@@ -150,6 +152,10 @@ impl Subscription {
                     return Some(Err(self.error(error.into())));
                 }
                 Event::Heartbeat => return Some(Ok(self.heartbeat())),
+                Event::Notice(notice) => {
+                    let notice = subscribe_response::Response::Notice(notice);
+                    return Some(Ok(Response::other(notice)));
+                }
                 Event::Deadline => return None,
                 Event::DrainKnown => self.plan_leave(),
                 Event::Leave => {
@@ -175,6 +181,8 @@ impl Subscription {
                 Event::Deadline
             }
             item = self.cursor.next() => Event::Item(item),
+            // After the events, which pay nothing for it; a stream that is never idle is told at its next pause.
+            notice = poll_fn(|cx| self.listed.notices().poll_take(cx)) => Event::Notice(notice),
             () = tokio::time::sleep_until(self.last_sent + self.terms.heartbeat) => Event::Heartbeat,
         }
     }
