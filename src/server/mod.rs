@@ -1,10 +1,12 @@
 //! The gRPC server: the service, its errors, health, reflection, and how it goes away.
 
+mod access;
 mod admin;
 mod counters;
 mod error;
 mod health;
 mod http1;
+mod listener;
 mod nodes;
 mod oversized;
 mod service;
@@ -22,9 +24,10 @@ use std::{
 use parking_lot::RwLock;
 use tokio::{net::TcpListener, sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::{Server, server::TcpIncoming};
+use tonic::transport::Server;
 
 use self::{
+    access::AccessLayer,
     counters::Counters,
     health::HealthState,
     nodes::{About, Nodes, membership},
@@ -210,16 +213,16 @@ async fn grpc(
     let reflection = descriptors().build_v1().expect("the descriptors are those of the build");
     let reflection_alpha =
         descriptors().build_v1alpha().expect("the descriptors are those of the build");
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder()
         .accept_http1(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .layer(http1::Http1Layer)
+        .layer(AccessLayer)
         .add_service(health.service())
         .add_service(reflection)
         .add_service(reflection_alpha)
         .add_service(service)
-        .serve_with_incoming_shutdown(incoming, ended.cancelled_owned())
+        .serve_with_incoming_shutdown(listener::incoming(listener), ended.cancelled_owned())
         .await
 }
 

@@ -13,6 +13,7 @@ use tonic::{Request, Status};
 use uuid::Uuid;
 
 use super::{
+    access::Caller,
     counters::{Counters, Kinds, Method},
     error::Error,
     nodes::{Nodes, timestamp},
@@ -334,7 +335,8 @@ impl generated::coordination_service_server::CoordinationService for Service {
         &self,
         request: Request<v1::SubscribeRequest>,
     ) -> Result<tonic::Response<Self::SubscribeStream>, Status> {
-        let peer = request.remote_addr().map(|peer| peer.to_string()).unwrap_or_default();
+        let caller = request.extensions().get::<Caller>();
+        let peer = caller.map(|caller| caller.peer.to_string()).unwrap_or_default();
         let stream = self.subscribe(request.into_inner(), peer).await;
         let stream = self.counted(Method::Subscribe, stream)?;
         Ok(tonic::Response::new(Box::pin(stream)))
