@@ -19,6 +19,7 @@ RUN mkdir src && : > src/lib.rs && echo 'fn main() {}' > src/main.rs && \
     cargo build --release --locked --bin trunkline && \
     rm -r src
 COPY src src
+COPY deploy/redis deploy/redis
 # Cargo goes by time stamps: the sources may be older than the empty ones above.
 RUN find src -name '*.rs' -exec touch {} + && \
     cargo build --release --locked --bin trunkline && \
@@ -36,5 +37,6 @@ HEALTHCHECK --interval=5s --timeout=6s --start-period=10s --retries=3 CMD ["trun
 # is also what `docker stop` waits: give it more with `--time` or `stop_grace_period`).
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["trunkline"]
-# In a container, nobody reaches what listens on loopback alone. Arguments of your own replace these.
-CMD ["serve", "--listen", "0.0.0.0:7420", "--admin", "0.0.0.0:7421"]
+# In a container, nobody reaches what listens on loopback alone. As it stands, it is in plain text and open to whoever reaches it,
+# which must be said: publish the port to those you trust only, or set `tls` and `auth`. Arguments of your own replace these.
+CMD ["serve", "--listen", "0.0.0.0:7420", "--admin", "0.0.0.0:7421", "--set", "insecure=true"]

@@ -13,3 +13,5 @@ pub mod fuzz;
 pub mod hub;
 pub mod proto;
 pub mod server;
+mod throttle;
+pub mod trace;

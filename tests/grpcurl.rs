@@ -185,6 +185,25 @@ async fn a_filter_narrows_a_stream() {
 }
 
 #[tokio::test]
+async fn a_stream_explains_itself() {
+    let gateway = Gateway::start(GatewayOptions::embedded()).await;
+    let filter = json!({"accounts": ["a1"]});
+    let request = json!({"node_id": "n1", "filter": filter, "explain": true, "max_events": 1});
+    let subscriber = subscribe(&gateway, &request).await;
+    let change = |account: &str| json!({"mailbox_change": {"account_id": account}});
+    let events = json!([change("a2"), change("a1")]);
+    call(&gateway, "Publish", &json!({"node_id": "n2", "events": events})).await.success();
+    let told = end(&subscriber).await;
+    let verdicts = told.last().unwrap()["explanation"]["verdicts"].as_array().unwrap().clone();
+    assert_eq!(verdicts.len(), 2, "{told:?}");
+    assert_eq!(verdicts[0]["exclusions"], json!(["EXCLUSION_ACCOUNT"]));
+    assert_eq!(
+        (&verdicts[1]["delivered"], &verdicts[1]["accountId"]),
+        (&json!(true), &json!("a1"))
+    );
+}
+
+#[tokio::test]
 async fn a_token_that_was_copied_from_the_output_resumes_the_stream() {
     let gateway = Gateway::start(GatewayOptions::embedded()).await;
     let publish = async |account: &str| {

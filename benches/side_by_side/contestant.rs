@@ -1,102 +1,192 @@
-//! What is compared: its servers, how a node publishes to it, and how a node hears from it.
+//! What is compared, and the servers that each needs.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
 };
 
-use bytes::Bytes;
-use futures_util::StreamExt;
-use hdrhistogram::Histogram;
-use http::uri::PathAndQuery;
 use parking_lot::Mutex;
-use prost::Message;
-use redis::{AsyncConnectionConfig, aio::MultiplexedConnection};
-use tokio::{sync::oneshot, task::JoinSet};
-use tonic::{client::Grpc, transport::Channel};
-use trunkline::proto::v1::SubscribeRequest;
+use redis::aio::MultiplexedConnection;
+use serde_json::json;
+use tonic::transport::Channel;
 
 use crate::{
-    clock, floor,
-    load::Payload,
-    raw::{Raw, each_event, put_field},
+    floor,
+    machine::cpu_of,
+    node::{self, BareNode},
     support::{
-        Gateway, GatewayOptions, RedisOptions, RedisServer,
-        gateway::connect,
+        ClusterOptions, Gateway, GatewayOptions, RedisCluster, RedisOptions, RedisServer,
+        gateway::{binary, connect},
         ports::Port,
         process::{Process, Program},
     },
 };
 
-/// The Redis channel and the NATS subject of the plain contestants.
-const CHANNEL: &str = "events";
-const PUBLISH: &str = "/trunkline.v1.CoordinationService/Publish";
-const SUBSCRIBE: &str = "/trunkline.v1.CoordinationService/Subscribe";
+/// Connections that a gateway takes from one address: all nodes of the bench are there.
+const MOST: u32 = 15_000;
 
 /// One of those that are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contestant {
     /// Trunkline in one process, without Redis.
     Embedded,
-    /// Trunkline on a standalone Redis.
-    Redis {
-        /// How many gateways; subscribers are spread over them, the publisher is at the first.
-        gateways: usize,
-    },
+    /// Trunkline on a standalone Redis; nodes are spread over so many gateways.
+    Redis(usize),
+    /// Trunkline on a Redis Cluster of three masters.
+    Cluster(usize),
     /// Redis pub/sub: each node has a connection of its own.
     PlainRedis,
+    /// Classic pub/sub on a cluster of three masters: each node has a connection to one of them.
+    PlainClassic,
+    /// Sharded pub/sub on a cluster of three masters: one channel on each, and each node has a connection to each.
+    PlainSharded,
     /// NATS core: each node has a connection of its own.
     Nats,
     /// tonic, streaming batches of so many events from memory; nothing is published.
-    Floor {
-        /// Events in a message.
-        batch: u8,
-    },
-    /// A tonic unary round trip.
+    Stream(Batch),
+    /// tonic, taking requests of the same size as a publisher's; nothing is delivered.
+    Unary,
+    /// A tonic unary round trip with one event.
     Echo,
+    /// Redis, publishing to the connection that publishes.
+    BareRedis,
+    /// No network: from the thread that sends to a task that takes the time.
+    Sender,
+}
+
+/// How many events the floor puts into a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Batch {
+    /// As many as Trunkline on Redis did in the same round.
+    AsDelivered,
+    /// So many.
+    Of(u32),
 }
 
 impl Contestant {
     /// How it is called in the tables.
     pub fn name(self) -> String {
+        let gateways = |bus: &str, gateways: usize| match gateways {
+            1 => format!("trunkline {bus}"),
+            more => format!("trunkline {bus}, {more} gateways"),
+        };
         match self {
             Contestant::Embedded => "trunkline embedded".into(),
-            Contestant::Redis { gateways: 1 } => "trunkline redis".into(),
-            Contestant::Redis { gateways } => format!("trunkline redis, {gateways} gateways"),
+            Contestant::Redis(count) => gateways("redis", count),
+            Contestant::Cluster(count) => gateways("cluster", count),
             Contestant::PlainRedis => "plain redis".into(),
+            Contestant::PlainClassic => "plain cluster, classic".into(),
+            Contestant::PlainSharded => "plain cluster, sharded".into(),
             Contestant::Nats => "nats core".into(),
-            Contestant::Floor { batch } => format!("floor: tonic stream, {batch} a message"),
-            Contestant::Echo => "floor: tonic unary".into(),
+            Contestant::Stream(Batch::AsDelivered) => "floor: tonic stream, as delivered".into(),
+            Contestant::Stream(Batch::Of(count)) => {
+                format!("floor: tonic stream, {count} a message")
+            }
+            Contestant::Unary => "floor: tonic unary publish".into(),
+            Contestant::Echo => "floor: tonic unary round trip".into(),
+            Contestant::BareRedis => "floor: redis, one connection".into(),
+            Contestant::Sender => "floor: the sender itself".into(),
+        }
+    }
+}
+
+/// What runs as long as the bench, once it was needed: the cluster, which takes seconds to form.
+#[derive(Default)]
+pub struct Lasting {
+    cluster: tokio::sync::OnceCell<Arc<RedisCluster>>,
+}
+
+impl Lasting {
+    async fn cluster(&self) -> Arc<RedisCluster> {
+        let start = async || {
+            let options = ClusterOptions { replicas: 0, ..ClusterOptions::default() };
+            Arc::new(RedisCluster::with(options).await)
+        };
+        self.cluster.get_or_init(start).await.clone()
+    }
+}
+
+/// The Redis of a contestant.
+pub enum Bus {
+    /// There is none.
+    None,
+    /// A server of its own.
+    Server(RedisServer),
+    /// The cluster, which others use after it.
+    Cluster(Arc<RedisCluster>),
+}
+
+impl Bus {
+    /// Its servers.
+    pub fn servers(&self) -> &[RedisServer] {
+        match self {
+            Bus::None => &[],
+            Bus::Server(server) => std::slice::from_ref(server),
+            Bus::Cluster(cluster) => cluster.nodes(),
         }
     }
 }
 
 /// A contestant's running servers.
 pub struct System {
-    contestant: Contestant,
-    gateways: Vec<Gateway>,
-    redis: Option<RedisServer>,
+    /// Who it is.
+    pub contestant: Contestant,
+    /// Its Redis.
+    pub bus: Bus,
+    pub(crate) gateways: Vec<Gateway>,
+    // NATS, or the floor.
     other: Option<(Process, Port)>,
+    // Channels of sharded pub/sub: one on each master.
+    pub(crate) channels: Vec<String>,
+    // The one connection of the bare Redis, and who hears on it.
+    pub(crate) bare: Option<(MultiplexedConnection, BareNode)>,
+    /// Events in a message of the floor's stream.
+    pub batch: u32,
 }
 
 impl System {
     /// Starts what the contestant needs. None: something is missing on this machine.
-    pub async fn start(contestant: Contestant) -> Option<System> {
-        let mut system = System { contestant, gateways: vec![], redis: None, other: None };
+    pub async fn start(contestant: Contestant, lasting: &Lasting) -> Option<System> {
+        let mut system = System {
+            contestant,
+            bus: Bus::None,
+            gateways: vec![],
+            other: None,
+            channels: vec![],
+            bare: None,
+            batch: 1,
+        };
         match contestant {
-            Contestant::Embedded => {
-                system.gateways.push(Gateway::start(GatewayOptions::embedded()).await);
-            }
-            Contestant::Redis { gateways } => {
+            Contestant::Embedded => system.add_gateways(1, &GatewayOptions::embedded()).await,
+            Contestant::Redis(gateways) => {
                 let redis = RedisServer::start(RedisOptions::default()).await;
-                for _ in 0..gateways {
-                    let options = GatewayOptions::redis(&redis.url(), "bench");
-                    system.gateways.push(Gateway::start(options).await);
-                }
-                system.redis = Some(redis);
+                system.add_gateways(gateways, &GatewayOptions::redis(&redis.url(), "bench")).await;
+                system.bus = Bus::Server(redis);
+            }
+            Contestant::Cluster(gateways) => {
+                let cluster = lasting.cluster().await;
+                let prefix = format!("bench-{}", uuid::Uuid::new_v4().simple());
+                let options = GatewayOptions::redis_cluster(&cluster.urls(), &prefix);
+                system.add_gateways(gateways, &options).await;
+                system.bus = Bus::Cluster(cluster);
             }
             Contestant::PlainRedis => {
-                system.redis = Some(RedisServer::start(RedisOptions::default()).await);
+                system.bus = Bus::Server(RedisServer::start(RedisOptions::default()).await);
+            }
+            Contestant::PlainClassic => system.bus = Bus::Cluster(lasting.cluster().await),
+            Contestant::PlainSharded => {
+                let cluster = lasting.cluster().await;
+                for index in 0..cluster.nodes().len() {
+                    system.channels.push(node::channel_on(&cluster, index).await);
+                }
+                system.bus = Bus::Cluster(cluster);
+            }
+            Contestant::BareRedis => {
+                let redis = RedisServer::start(RedisOptions::default()).await;
+                let heard = Arc::new(Mutex::new(None));
+                let connection = node::bare(&redis.url(), heard.clone()).await;
+                system.bare = Some((connection, heard));
+                system.bus = Bus::Server(redis);
             }
             Contestant::Nats => {
                 let server = nats_server()?;
@@ -105,22 +195,50 @@ impl System {
                 let process = Process::start("nats-server", Program::new(server, args));
                 system.other = Some((process, port));
             }
-            Contestant::Floor { .. } | Contestant::Echo => {
+            Contestant::Stream(_) | Contestant::Unary | Contestant::Echo => {
                 let port = Port::free();
                 let own = std::env::current_exe().expect("the bench's own path");
                 let args = [floor::ARGUMENT, &port.number().to_string()];
                 system.other = Some((Process::start("floor", Program::new(own, args)), port));
             }
+            Contestant::Sender => {}
         }
         Some(system)
     }
 
-    /// CPU seconds used so far by the gateways, or what stands in their place, and by Redis.
-    pub fn cpu_seconds(&self) -> (f64, f64) {
+    async fn add_gateways(&mut self, count: usize, options: &GatewayOptions) {
+        let options = if limits_are_settable() {
+            options
+                .clone()
+                .set("limits", json!({ "maxConnections": MOST, "maxConnectionsPerPeer": MOST }))
+        } else {
+            options.clone()
+        };
+        for _ in 0..count {
+            self.gateways.push(Gateway::start(options.clone()).await);
+        }
+    }
+
+    /// Leaves what lasts as it was found.
+    pub async fn end(self) {
+        // Gateways first: they would write again.
+        drop(self.gateways);
+        if let Bus::Cluster(cluster) = &self.bus {
+            for server in cluster.nodes() {
+                let _: Result<String, _> = server.command(&["FLUSHALL"]).await;
+            }
+        }
+    }
+
+    /// CPU seconds used so far by the gateways, or what stands in their place.
+    pub fn server_cpu(&self) -> f64 {
         let gateways: f64 = self.gateways.iter().map(|gateway| cpu_of(gateway.pid())).sum();
-        let other = self.other.as_ref().map_or(0.0, |(process, _)| cpu_of(process.pid()));
-        let redis = self.redis.as_ref().map_or(0.0, |redis| cpu_of(redis.pid()));
-        (gateways + other, redis)
+        gateways + self.other.as_ref().map_or(0.0, |(process, _)| cpu_of(process.pid()))
+    }
+
+    /// CPU seconds used so far by Redis.
+    pub fn redis_cpu(&self) -> f64 {
+        self.bus.servers().iter().map(|server| cpu_of(server.pid())).sum()
     }
 
     /// Resident memory of the gateways, in bytes.
@@ -128,256 +246,45 @@ impl System {
         self.gateways.iter().map(Gateway::rss_bytes).sum()
     }
 
-    /// URL of the gateway for a node.
-    pub fn gateway_url(&self, node: usize) -> String {
-        self.gateways[node % self.gateways.len()].url()
+    /// A connection to the gateway of a node.
+    pub async fn gateway(&self, node: usize) -> Channel {
+        let gateway = &self.gateways[node % self.gateways.len()];
+        connect(&gateway.url()).await.expect("a connection to the gateway")
     }
 
-    /// A connection on which a node publishes.
-    pub async fn publisher(&self) -> Publisher {
-        match self.contestant {
-            Contestant::Embedded | Contestant::Redis { .. } => {
-                let channel = connect(&self.gateways[0].url()).await.expect("a connection");
-                Publisher::Trunkline(channel)
-            }
-            Contestant::PlainRedis => Publisher::Redis(self.redis_connection().await),
-            Contestant::Nats => Publisher::Nats(nats(self.port()).await),
-            Contestant::Floor { .. } => Publisher::Nobody,
-            Contestant::Echo => Publisher::Echo(self.floor_channel().await),
-        }
-    }
-
-    /// Starts subscriber number `node` in `tasks`; returns when it is sure to hear what is published from now on.
-    pub async fn subscribe(&self, node: usize, heard: Arc<Heard>, tasks: &mut JoinSet<()>) {
-        let (ready, is_ready) = oneshot::channel();
-        match self.contestant {
-            Contestant::Embedded | Contestant::Redis { .. } => {
-                let channel = connect(&self.gateway_url(node)).await.expect("a connection");
-                let request = subscribe_request(node);
-                tasks.spawn(listen(channel, SUBSCRIBE, request, heard, ready));
-            }
-            Contestant::Floor { batch } => {
-                let mut request = Payload.delivered(0);
-                request.push(batch);
-                let channel = self.floor_channel().await;
-                tasks.spawn(listen(channel, floor::STREAM, request.into(), heard, ready));
-            }
-            Contestant::PlainRedis => {
-                let url = self.redis.as_ref().expect("it runs").url();
-                let client = redis::Client::open(url).expect("a URL");
-                let mut connection = client.get_async_pubsub().await.expect("a connection");
-                connection.subscribe(CHANNEL).await.expect("subscribed");
-                let _ = ready.send(());
-                tasks.spawn(async move {
-                    let mut messages = connection.into_on_message();
-                    while let Some(message) = messages.next().await {
-                        heard.event(message.get_payload_bytes());
-                    }
-                });
-            }
-            Contestant::Nats => {
-                let client = nats(self.port()).await;
-                let mut messages = client.subscribe(CHANNEL).await.expect("subscribed");
-                client.flush().await.expect("flushed");
-                let _ = ready.send(());
-                tasks.spawn(async move {
-                    while let Some(message) = messages.next().await {
-                        heard.event(&message.payload);
-                    }
-                });
-            }
-            Contestant::Echo => return,
-        }
-        is_ready.await.expect("the subscription is confirmed");
-    }
-
-    async fn redis_connection(&self) -> MultiplexedConnection {
-        let url = self.redis.as_ref().expect("it runs").url();
-        let client = redis::Client::open(url).expect("a URL");
-        let config = AsyncConnectionConfig::new().set_response_timeout(None);
-        let connection = client.get_multiplexed_async_connection_with_config(&config).await;
-        connection.expect("a connection")
-    }
-
-    async fn floor_channel(&self) -> Channel {
+    /// A connection to the floor.
+    pub async fn floor(&self) -> Channel {
         let url = format!("http://127.0.0.1:{}", self.port());
-        for _ in 0..100 {
+        for _ in 0..200 {
             if let Ok(channel) = connect(&url).await {
                 return channel;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            tokio::time::sleep(std::time::Duration::from_millis(25)).await;
         }
         panic!("the floor did not come up");
     }
 
-    fn port(&self) -> u16 {
+    /// The port of NATS or of the floor.
+    pub fn port(&self) -> u16 {
         self.other.as_ref().expect("it runs").1.number()
     }
 }
 
-/// A connection on which a node publishes.
-#[derive(Clone)]
-pub enum Publisher {
-    /// To a gateway.
-    Trunkline(Channel),
-    /// To Redis.
-    Redis(MultiplexedConnection),
-    /// To NATS.
-    Nats(async_nats::Client),
-    /// Asks for its own request back.
-    Echo(Channel),
-    /// The floor sends by itself.
-    Nobody,
-}
-
-impl Publisher {
-    /// Publishes `count` events that bear the time `at`; returns when they are acknowledged (NATS: when they are handed over,
-    /// for it acknowledges nothing).
-    pub async fn publish(&self, payload: &Payload, count: usize, at: u64) {
-        match self {
-            Publisher::Trunkline(channel) => {
-                let mut request = Vec::with_capacity(64 + count * 96);
-                put_field(&mut request, 1, b"publisher");
-                put_field(&mut request, 2, uuid::Uuid::new_v4().to_string().as_bytes());
-                let event = payload.published(at);
-                for _ in 0..count {
-                    put_field(&mut request, 3, &event);
-                }
-                unary(channel, PUBLISH, request.into()).await;
-            }
-            Publisher::Redis(connection) => {
-                let mut pipeline = redis::pipe();
-                let event = payload.delivered(at);
-                for _ in 0..count {
-                    pipeline.cmd("PUBLISH").arg(CHANNEL).arg(&event).ignore();
-                }
-                let mut connection = connection.clone();
-                pipeline.query_async::<()>(&mut connection).await.expect("published");
-            }
-            Publisher::Nats(client) => {
-                let event = Bytes::from(payload.delivered(at));
-                for _ in 0..count {
-                    client.publish(CHANNEL, event.clone()).await.expect("published");
-                }
-            }
-            Publisher::Echo(channel) => {
-                unary(channel, floor::ECHO, payload.delivered(at).into()).await;
-            }
-            Publisher::Nobody => std::future::pending().await,
-        }
-    }
-}
-
-/// What one subscriber has heard.
-pub struct Heard {
-    events: AtomicU64,
-    // Nanoseconds from the time that an event bears to its arrival. None: times are not looked at.
-    latency: Option<Mutex<Histogram<u64>>>,
-}
-
-impl Heard {
-    /// Nothing so far. `latency`: whether times are looked at.
-    pub fn new(latency: bool) -> Arc<Heard> {
-        let histogram =
-            || Mutex::new(Histogram::new_with_bounds(1_000, 60_000_000_000, 3).expect("bounds"));
-        Arc::new(Heard { events: AtomicU64::new(0), latency: latency.then(histogram) })
-    }
-
-    /// An encoded event has come.
-    pub fn event(&self, event: &[u8]) {
-        if let Some(latency) = &self.latency {
-            let took = clock::now().saturating_sub(Payload::time(event));
-            latency.lock().saturating_record(took);
-        }
-        self.events.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// How many have come.
-    pub fn count(&self) -> u64 {
-        self.events.load(Ordering::Relaxed)
-    }
-
-    /// Adds its latencies to `all`.
-    pub fn add_latency(&self, all: &mut Histogram<u64>) {
-        if let Some(latency) = &self.latency {
-            all.add(&*latency.lock()).expect("the same bounds");
-        }
-    }
-}
-
-/// The encoded request of subscriber number `node`: everything, as it comes.
-pub fn subscribe_request(node: usize) -> Bytes {
-    let request =
-        SubscribeRequest { node_id: format!("node-{node}"), ..SubscribeRequest::default() };
-    request.encode_to_vec().into()
-}
-
-/// Opens a stream; returns when its first message is there.
-pub async fn open(channel: &Channel, request: Bytes) -> tonic::Streaming<Bytes> {
-    let mut stream = stream(channel, SUBSCRIBE, request).await;
-    let first = stream.message().await.expect("a stream that does not fail");
-    assert!(first.is_some(), "the stream ended");
-    stream
-}
-
-async fn stream(channel: &Channel, path: &'static str, request: Bytes) -> tonic::Streaming<Bytes> {
-    let mut grpc = Grpc::new(channel.clone()).max_decoding_message_size(64 << 20);
-    grpc.ready().await.expect("a connection");
-    let request = tonic::Request::new(request);
-    let answer = grpc.server_streaming(request, PathAndQuery::from_static(path), Raw).await;
-    answer.expect("a stream").into_inner()
-}
-
-/// Counts what comes on a stream; `ready` is told when the first message is there.
-async fn listen(
-    channel: Channel,
-    path: &'static str,
-    request: Bytes,
-    heard: Arc<Heard>,
-    ready: oneshot::Sender<()>,
-) {
-    let mut stream = stream(&channel, path, request).await;
-    let mut ready = Some(ready);
-    while let Some(message) = stream.message().await.expect("a stream that does not fail") {
-        if let Some(ready) = ready.take() {
-            let _ = ready.send(());
-        }
-        each_event(&message, |event| heard.event(event));
-    }
-}
-
-async fn unary(channel: &Channel, path: &'static str, request: Bytes) {
-    let mut grpc = Grpc::new(channel.clone());
-    grpc.ready().await.expect("a connection");
-    let request = tonic::Request::new(request);
-    let answer = grpc.unary::<Bytes, Bytes, _>(request, PathAndQuery::from_static(path), Raw).await;
-    answer.expect("an answer");
-}
-
-async fn nats(port: u16) -> async_nats::Client {
-    let options = async_nats::ConnectOptions::new().subscription_capacity(1 << 20);
-    for _ in 0..100 {
-        if let Ok(client) = options.clone().connect(("127.0.0.1", port).to_url()).await {
-            return client;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
-    panic!("nats-server did not come up");
-}
-
-/// `(host, port)` as NATS takes it.
-trait ToUrl {
-    fn to_url(&self) -> String;
-}
-
-impl ToUrl for (&str, u16) {
-    fn to_url(&self) -> String {
-        format!("nats://{}:{}", self.0, self.1)
-    }
+/// Whether this build has limits of connections: a bench is also used to compare with builds that have none.
+fn limits_are_settable() -> bool {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    *KNOWN.get_or_init(|| {
+        let limit = |name: &str| format!("limits.{name}={MOST}");
+        let checked = std::process::Command::new(binary())
+            .args(["check", "--set", &limit("maxConnections")])
+            .args(["--set", &limit("maxConnectionsPerPeer")])
+            .output();
+        checked.is_ok_and(|output| output.status.success())
+    })
 }
 
 /// `nats-server`: what `TRUNKLINE_BENCH_NATS_SERVER` names, or in `PATH`.
-fn nats_server() -> Option<std::path::PathBuf> {
+pub fn nats_server() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("TRUNKLINE_BENCH_NATS_SERVER") {
         return Some(named.into());
     }
@@ -385,13 +292,4 @@ fn nats_server() -> Option<std::path::PathBuf> {
     std::env::split_paths(&paths)
         .map(|folder| folder.join("nats-server"))
         .find(|file| file.is_file())
-}
-
-/// CPU seconds, user and system, of a process so far; the kernel counts in hundredths.
-fn cpu_of(pid: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
-    let (_, after) = stat.rsplit_once(") ").expect("a name in brackets");
-    let ticks =
-        |field: usize| after.split(' ').nth(field).and_then(|text| text.parse::<u32>().ok());
-    f64::from(ticks(11).expect("utime") + ticks(12).expect("stime")) / 100.0
 }

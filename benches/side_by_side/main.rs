@@ -1,55 +1,80 @@
 #![forbid(unsafe_code)]
 //! Trunkline side by side with what one would take instead, and with floors that nothing over gRPC or Redis can beat.
 //!
-//! `cargo bench --bench side_by_side -- [--rounds N] [--seconds N] [--only WORD] [--json FILE]`
+//!     cargo bench --bench side_by_side                       all of it, within 19 minutes
+//!     cargo bench --bench side_by_side -- --only 'to 100,'   a part
+//!     cargo bench --bench side_by_side -- --quick            whether it works; the figures mean nothing
+//!     cargo bench --bench side_by_side -- --report FILE      tables and plots of a former run
 //!
 //! Real processes on loopback. The clients run in this process, on the runtime that they all share, and count events alike:
 //! messages stay bytes, of which the lengths are looked at, and in latency runs the id of each event. `docs/benchmarks.md`
 //! says what was measured and on what.
 
+#[path = "../../src/cli/bench/clock.rs"]
+mod clock;
 mod contestant;
+mod counts;
+mod document;
 mod floor;
+#[path = "../../src/cli/bench/heard.rs"]
+mod heard;
 mod load;
+mod machine;
+mod node;
+#[path = "../../src/cli/bench/pace.rs"]
+mod pace;
+mod payload;
+mod plots;
 mod raw;
 mod report;
+mod run;
+mod scenario;
 #[path = "../../tests/support/mod.rs"]
 mod support;
+mod svg;
+mod tables;
 mod targets;
 
-use std::{io::Write, path::PathBuf, time::Duration};
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use contestant::{Contestant, System};
-use report::{Metrics, Report};
-use serde_json::json;
-
-/// Nanoseconds since the bench began.
-mod clock {
-    use std::{sync::LazyLock, time::Instant};
-
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-
-    /// Now. The first call starts the clock.
-    pub fn now() -> u64 {
-        u64::try_from(START.elapsed().as_nanos()).expect("584 years")
-    }
-}
 
 /// Compares Trunkline with plain Redis pub/sub, NATS core, and floors.
 #[derive(Debug, Parser)]
 struct Options {
-    /// How often everything is run, in turn.
+    /// How often everything is run, in turn; memory and growth twice at the most.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// How long each run is measured.
-    #[arg(long, default_value_t = 2.0)]
+    /// How long each run is measured; latency, filters and growth are measured longer.
+    #[arg(long, default_value_t = 1.0)]
     seconds: f64,
-    /// Only scenarios whose name holds this: `fan-out`, `latency`, `idle`, `to 100,`.
-    #[arg(long, default_value = "")]
-    only: String,
-    /// Where the figures go.
-    #[arg(long, default_value = "target/side_by_side.json")]
+    /// Nothing new is begun that would not end within so many minutes.
+    #[arg(long, default_value_t = 19.0)]
+    minutes: f64,
+    /// Only scenarios whose name holds this: `fan-out`, `latency`, `idle`, `to 100,`. Several: any of them.
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
+    /// Only contestants whose name holds this: `redis`, `floor`. Several: any of them.
+    #[arg(long, value_name = "TEXT")]
+    contestant: Vec<String>,
+    /// One round of a fifth of a second and small numbers: whether all of it works.
+    #[arg(long)]
+    quick: bool,
+    /// Say what would be run, and how long it would take, and end.
+    #[arg(long)]
+    list: bool,
+    /// Where the figures go; written anew after each round.
+    #[arg(long, default_value = "target/side_by_side/figures.json")]
     json: PathBuf,
+    /// Where the plots go.
+    #[arg(long, default_value = "target/side_by_side")]
+    plots: PathBuf,
+    /// Run nothing: tables and plots of the figures in this file.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Put the tables into this document, between its marks, rather than on standard output.
+    #[arg(long, value_name = "FILE")]
+    into: Option<PathBuf>,
     /// Be the floor's server on this port, and nothing else.
     #[arg(long, hide = true)]
     floor: Option<u16>,
@@ -58,123 +83,29 @@ struct Options {
     bench: bool,
 }
 
-/// What is run.
-#[derive(Clone, Copy, Debug)]
-enum Scenario {
-    FanOut { subscribers: usize, batch: usize },
-    Latency { subscribers: usize, rate: u64 },
-    Idle { streams: usize, per_connection: usize },
-}
-
-impl Scenario {
-    fn all() -> Vec<Scenario> {
-        let mut all = vec![];
-        for batch in [1, 100] {
-            all.extend([1, 10, 100].map(|subscribers| Scenario::FanOut { subscribers, batch }));
-        }
-        for rate in [1_000, 10_000] {
-            all.extend([1, 100].map(|subscribers| Scenario::Latency { subscribers, rate }));
-        }
-        all.push(Scenario::Idle { streams: 10_000, per_connection: 100 });
-        all.push(Scenario::Idle { streams: 2_000, per_connection: 1 });
-        all
-    }
-
-    fn name(self) -> String {
-        match self {
-            Scenario::FanOut { subscribers, batch } => {
-                format!("fan-out, 1 to {subscribers}, {batch} a request")
-            }
-            Scenario::Latency { subscribers, rate } => {
-                format!("latency, {rate}/s, 1 to {subscribers}, open loop")
-            }
-            Scenario::Idle { streams, per_connection } => {
-                format!("idle, {streams} streams, {per_connection} a connection")
-            }
-        }
-    }
-
-    fn contestants(self) -> Vec<Contestant> {
-        use Contestant::{Echo, Embedded, Floor, Nats, PlainRedis, Redis};
-        let real = [Embedded, Redis { gateways: 1 }, Redis { gateways: 2 }, PlainRedis, Nats];
-        let floors: &[Contestant] = match self {
-            Scenario::FanOut { batch: 1, .. } => &[Floor { batch: 1 }, Floor { batch: 16 }],
-            Scenario::FanOut { .. } => &[Floor { batch: 100 }],
-            Scenario::Latency { subscribers: 1, .. } => &[Echo],
-            Scenario::Latency { .. } => &[],
-            Scenario::Idle { .. } => return vec![Embedded],
-        };
-        real.iter().chain(floors).copied().collect()
-    }
-
-    async fn run(self, system: &System, contestant: Contestant, length: Duration) -> Metrics {
-        match self {
-            Scenario::FanOut { subscribers, batch } => {
-                load::fan_out(system, subscribers, batch, length).await
-            }
-            Scenario::Latency { subscribers, rate } => {
-                load::latency(system, contestant, subscribers, rate, length).await
-            }
-            Scenario::Idle { streams, per_connection } => {
-                load::idle(system, streams, per_connection).await
-            }
-        }
-    }
-}
-
-fn main() {
+fn main() -> ExitCode {
     let options = Options::parse();
     clock::now();
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    match options.floor {
-        Some(port) => runtime.block_on(floor::serve(port)),
-        None => runtime.block_on(compare(&options)),
-    }
-}
-
-async fn compare(options: &Options) {
-    let length = Duration::from_secs_f64(options.seconds);
-    let scenarios: Vec<_> = Scenario::all()
-        .into_iter()
-        .filter(|scenario| scenario.name().contains(&options.only))
-        .collect();
-    let mut report = Report::default();
-    let mut missing = false;
-    for scenario in &scenarios {
-        for round in 1..=options.rounds {
-            for contestant in scenario.contestants() {
-                let (scenario_name, name) = (scenario.name(), contestant.name());
-                print!("{scenario_name}: {name}, round {round} of {} ... ", options.rounds);
-                let _ = std::io::stdout().flush();
-                let Some(system) = System::start(contestant).await else {
-                    println!("skipped: its server is not on this machine");
-                    missing = true;
-                    continue;
-                };
-                let metrics = scenario.run(&system, contestant, length).await;
-                println!("{}", line(&metrics));
-                report.add(&scenario_name, &name, metrics);
-            }
+    let result = match (&options.report, options.floor) {
+        (Some(file), _) => {
+            report::Report::read(file).and_then(|report| document::write(&report, &options))
+        }
+        (None, Some(port)) => {
+            runtime().block_on(floor::serve(port));
+            Ok(true)
+        }
+        (None, None) => run::all(&options, &runtime()),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(problem) => {
+            eprintln!("side_by_side: {problem}");
+            ExitCode::FAILURE
         }
     }
-    println!("{}", report.tables());
-    println!("{}", targets::table(&report));
-    if missing {
-        println!(
-            "nats core was skipped: put nats-server in PATH, or its path in TRUNKLINE_BENCH_NATS_SERVER."
-        );
-    }
-    let conditions = json!({
-        "rounds": options.rounds,
-        "seconds": options.seconds,
-        "cores": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
-        "nats": !missing,
-    });
-    report.write_json(&options.json, &conditions).expect("the file is written");
-    println!("every figure of every round: {}", options.json.display());
 }
 
-fn line(metrics: &Metrics) -> String {
-    let figures = metrics.iter().map(|(name, value)| format!("{name} {}", report::short(*value)));
-    figures.collect::<Vec<_>>().join(", ")
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Runtime::new().expect("a runtime")
 }

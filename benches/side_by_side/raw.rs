@@ -1,4 +1,4 @@
-//! gRPC with messages left as bytes: what the clients of the bench speak, so that decoding is in nobody's figures.
+//! gRPC with messages left as bytes: what the clients of a bench speak, so that decoding is in nobody's figures.
 
 use bytes::{Buf, BufMut, Bytes};
 use tonic::{
@@ -51,19 +51,31 @@ pub fn put_field(to: &mut Vec<u8>, number: u32, bytes: &[u8]) {
     to.put_slice(bytes);
 }
 
+/// What an encoded `SubscribeResponse` is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Response {
+    /// A batch of events.
+    Events,
+    /// A gap.
+    Gap,
+    /// Anything else.
+    Other,
+}
+
 /// Calls `visit` for each event of an encoded `SubscribeResponse`; nothing but the lengths is looked at.
-///
-/// Returns whether it was a batch of events.
-pub fn each_event(response: &[u8], mut visit: impl FnMut(&[u8])) -> bool {
+pub fn read_response(response: &[u8], mut visit: impl FnMut(&[u8])) -> Response {
     let mut rest = response;
-    let Some((2, batch)) = next_field(&mut rest) else { return false };
-    let mut rest = batch;
-    while let Some((number, event)) = next_field(&mut rest) {
+    let mut batch = match next_field(&mut rest) {
+        Some((2, batch)) => batch,
+        Some((3, _)) => return Response::Gap,
+        _ => return Response::Other,
+    };
+    while let Some((number, event)) = next_field(&mut batch) {
         if number == 1 {
             visit(event);
         }
     }
-    true
+    Response::Events
 }
 
 /// The next field, if it is length-delimited.
@@ -92,4 +104,17 @@ fn varint(rest: &mut &[u8]) -> Option<u64> {
         }
     }
     None
+}
+
+/// Where the time stands in an encoded event whose id is one, and comes first.
+const TIME: std::ops::Range<usize> = 2..18;
+
+/// Puts another id, of 16 bytes, into an encoded event.
+pub fn stamp(event: &mut [u8], id: &str) {
+    event[TIME].copy_from_slice(id.as_bytes());
+}
+
+/// The id of an encoded event.
+pub fn id_of(event: &[u8]) -> Option<&str> {
+    std::str::from_utf8(event.get(TIME)?).ok()
 }

@@ -1,24 +1,43 @@
-//! What was measured: each figure of each round, medians, a table, a JSON file.
+//! What was measured: each figure of each round, and the file that keeps them.
 
-use std::{collections::BTreeMap, fmt::Write, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// The figures of one run, by name; the unit is in the name.
-pub type Metrics = BTreeMap<&'static str, f64>;
+pub type Metrics = BTreeMap<String, f64>;
 
 /// All the runs.
 #[derive(Debug, Default)]
 pub struct Report {
-    // In the order of the first round.
-    rows: Vec<Row>,
+    /// The machine, the versions, the command, the load.
+    pub conditions: Value,
+    /// In the order of the first round.
+    pub rows: Vec<Row>,
+    /// What failed, and why.
+    pub failures: Vec<String>,
 }
 
+/// The runs of one contestant in one scenario.
 #[derive(Debug)]
-struct Row {
-    scenario: String,
-    contestant: String,
-    rounds: Vec<Metrics>,
+pub struct Row {
+    /// Which scenario.
+    pub scenario: String,
+    /// Which contestant.
+    pub contestant: String,
+    /// The figures of each round.
+    pub rounds: Vec<Metrics>,
+}
+
+/// A median with what lies around it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    /// The least.
+    pub least: f64,
+    /// The median.
+    pub median: f64,
+    /// The greatest.
+    pub most: f64,
 }
 
 impl Report {
@@ -33,45 +52,82 @@ impl Report {
         self.rows.push(Row { scenario, contestant, rounds: vec![metrics] });
     }
 
+    /// The scenarios, each once, in order.
+    pub fn scenarios(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = vec![];
+        for row in &self.rows {
+            if !names.contains(&row.scenario.as_str()) {
+                names.push(&row.scenario);
+            }
+        }
+        names
+    }
+
+    /// The rows of a scenario.
+    pub fn of<'a>(&'a self, scenario: &'a str) -> impl Iterator<Item = &'a Row> {
+        self.rows.iter().filter(move |row| row.scenario == scenario)
+    }
+
     /// The median of a figure, if it was measured.
     pub fn median(&self, scenario: &str, contestant: &str, metric: &str) -> Option<f64> {
         let row = self.rows.iter().find(|row| row.is(scenario, contestant))?;
-        row.rounds.first()?.get(metric)?;
-        Some(row.spread(metric).1)
+        Some(row.spread(metric)?.median)
     }
 
-    /// Tables in Markdown, one a scenario: the median, and the least and the greatest in brackets.
-    pub fn tables(&self) -> String {
-        let mut text = String::new();
-        let mut scenario = "";
-        for row in &self.rows {
-            let names: Vec<_> = row.rounds.iter().flat_map(BTreeMap::keys).collect();
-            let names: std::collections::BTreeSet<_> = names.into_iter().collect();
-            if row.scenario != scenario {
-                scenario = &row.scenario;
-                let _ = write!(text, "\n### {scenario}\n\n| |");
-                for name in &names {
-                    let _ = write!(text, " {} |", name.replace('_', " "));
-                }
-                let _ = write!(text, "\n|---|{}\n", "---|".repeat(names.len()));
+    /// A figure of a round, from 0; of the last, if a round failed.
+    pub fn figure(
+        &self,
+        scenario: &str,
+        contestant: &str,
+        round: usize,
+        metric: &str,
+    ) -> Option<f64> {
+        let row = self.rows.iter().find(|row| row.is(scenario, contestant))?;
+        row.rounds.get(round).or(row.rounds.last())?.get(metric).copied()
+    }
+
+    /// Reads a file that `write` wrote.
+    pub fn read(file: &Path) -> Result<Report, String> {
+        let problem = |why: &dyn std::fmt::Display| format!("{}: {why}", file.display());
+        let text = fs::read_to_string(file).map_err(|error| problem(&error))?;
+        Report::parse(&text).map_err(|error| problem(&error))
+    }
+
+    /// Reads the text of such a file.
+    pub fn parse(text: &str) -> Result<Report, String> {
+        let all: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let mut report = Report { conditions: all["conditions"].clone(), ..Report::default() };
+        for row in all["results"].as_array().ok_or("no results")? {
+            let name = |key: &str| row[key].as_str().ok_or(format!("a result without {key}"));
+            let rounds = row["rounds"].as_array().ok_or("a result without rounds")?;
+            for round in rounds {
+                let figures = round.as_object().ok_or("a round that is no object")?;
+                let figures =
+                    figures.iter().filter_map(|(key, value)| Some((key.clone(), value.as_f64()?)));
+                report.add(name("scenario")?, name("contestant")?, figures.collect());
             }
-            let _ = write!(text, "| {} |", row.contestant);
-            for name in &names {
-                let (least, median, most) = row.spread(name);
-                let _ = write!(text, " {} ({} to {}) |", short(median), short(least), short(most));
-            }
-            text.push('\n');
         }
-        text
+        let failures = all["failures"].as_array().into_iter().flatten();
+        report.failures = failures.filter_map(|f| Some(f.as_str()?.to_owned())).collect();
+        Ok(report)
     }
 
-    /// Writes every figure of every round.
-    pub fn write_json(&self, file: &Path, conditions: &serde_json::Value) -> std::io::Result<()> {
+    /// Every figure of every round, as JSON.
+    pub fn to_json(&self) -> String {
         let rows = self.rows.iter().map(|row| {
             json!({ "scenario": row.scenario, "contestant": row.contestant, "rounds": row.rounds })
         });
-        let all = json!({ "conditions": conditions, "results": rows.collect::<Vec<_>>() });
-        std::fs::write(file, format!("{all:#}\n"))
+        let all = json!({
+            "conditions": self.conditions,
+            "results": rows.collect::<Vec<_>>(),
+            "failures": self.failures,
+        });
+        format!("{all:#}\n")
+    }
+
+    /// Writes that to a file.
+    pub fn write(&self, file: &Path) -> Result<(), String> {
+        write(file, &self.to_json())
     }
 }
 
@@ -80,19 +136,29 @@ impl Row {
         self.scenario == scenario && self.contestant == contestant
     }
 
-    /// The least, the median, the greatest.
-    fn spread(&self, metric: &str) -> (f64, f64, f64) {
-        let mut values: Vec<f64> =
-            self.rounds.iter().filter_map(|round| round.get(metric).copied()).collect();
+    /// The median of a figure and what lies around it, if it was measured.
+    pub fn spread(&self, metric: &str) -> Option<Spread> {
+        let figures = self.rounds.iter().filter_map(|round| round.get(metric).copied());
+        let mut values: Vec<f64> = figures.filter(|value| value.is_finite()).collect();
         values.sort_by(f64::total_cmp);
+        let (&least, &most) = (values.first()?, values.last()?);
         let middle = values.len() / 2;
         let median = if values.len().is_multiple_of(2) {
             f64::midpoint(values[middle - 1], values[middle])
         } else {
             values[middle]
         };
-        (values[0], median, values[values.len() - 1])
+        Some(Spread { least, median, most })
     }
+}
+
+/// Writes a file, and the folder for it.
+pub fn write(file: &Path, text: &str) -> Result<(), String> {
+    let problem = |error: std::io::Error| format!("{}: {error}", file.display());
+    if let Some(folder) = file.parent() {
+        fs::create_dir_all(folder).map_err(problem)?;
+    }
+    fs::write(file, text).map_err(problem)
 }
 
 /// A figure for people: three digits that count.
@@ -101,8 +167,10 @@ pub fn short(value: f64) -> String {
         size if size >= 1e6 => format!("{:.2} M", value / 1e6),
         size if size >= 1e4 => format!("{:.1} k", value / 1e3),
         size if size >= 100.0 => format!("{value:.0}"),
+        size if size >= 10.0 => format!("{value:.1}"),
         size if size >= 1.0 => format!("{value:.2}"),
         0.0 => "0".to_owned(),
-        _ => format!("{value:.3}"),
+        size if size >= 0.001 => format!("{value:.3}"),
+        _ => format!("{value:.1e}"),
     }
 }

@@ -15,6 +15,7 @@ use super::{
     AppendError, Appended, Batch, Bus, BusStatus, Delivery, Epoch, Frame, Health, History, Members,
     Offset, Place, RequestId, ShardBusStatus, ShardId, Sink, put_event, unix_ms,
 };
+use crate::trace::Follow;
 
 /// Hands every batch to the sink at once. Its history is the sink's log: it keeps nothing itself but request ids.
 pub struct EmbeddedBus {
@@ -58,6 +59,7 @@ impl EmbeddedBus {
         if let Some(before) = batch.request_id.and_then(|id| state.requests.get(&id)) {
             return *before;
         }
+        let span = Follow::append(batch.follow.as_deref().into_iter());
         let appended = Appended { epoch: self.epoch, first: state.end.plus(1) };
         let count = batch.events.len() as u64;
         state.end = state.end.plus(count);
@@ -82,6 +84,7 @@ impl EmbeddedBus {
                 events: Bytes::from(events),
             }),
         );
+        super::appended(span, shard, appended.epoch, appended.first, count);
         appended
     }
 

@@ -21,6 +21,8 @@ pub use embedded::EmbeddedBus;
 pub use members::{Exchange, MemberHead, MemberId, Members, Part};
 pub use position::{Epoch, Offset, Place, ShardId};
 
+use crate::trace::{Follow, Span};
+
 /// The events of one request for one shard; appended together, in order.
 #[derive(Clone, Debug)]
 pub struct Batch {
@@ -30,6 +32,8 @@ pub struct Batch {
     pub request_id: Option<RequestId>,
     /// Events whose bytes are kept beyond history as the last ones under a key: each its index, and the key.
     pub retain: Vec<(usize, u8)>,
+    /// The traces of its events that are recorded, if any is: who appends it tells there what it did.
+    pub follow: Option<Box<Follow>>,
 }
 
 /// The last event under a key, as [`Batch::retain`] asked for it.
@@ -196,6 +200,8 @@ pub struct BusStatus {
     pub gaps: [GapCount; GapReason::ALL.len()],
     /// Frames that could not be read so far.
     pub unreadable: u64,
+    /// What carried a seal that does not hold, so far.
+    pub forged: u64,
 }
 
 /// Gaps of one reason.
@@ -290,6 +296,16 @@ impl fmt::Display for GapReason {
             GapReason::Unreadable => "unreadable frame",
         })
     }
+}
+
+/// Ends the span of an append: `count` events from `first` on.
+fn appended(span: Option<Span>, shard: ShardId, epoch: Epoch, first: Offset, count: u64) {
+    let Some(mut span) = span else { return };
+    span.number("trunkline.shard", shard.0.into());
+    span.number("trunkline.epoch", epoch.0);
+    span.number("trunkline.offset", first.0);
+    span.number("trunkline.events", count);
+    span.end();
 }
 
 /// Milliseconds since 1970.

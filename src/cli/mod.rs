@@ -1,6 +1,9 @@
 //! The command line.
 
+mod bench;
 mod check;
+mod doctor;
+mod explain;
 mod json;
 mod kinds;
 mod nodes;
@@ -9,14 +12,18 @@ mod serve;
 mod status;
 mod subscribe;
 
-use std::{error::Error as _, process::ExitCode, time::Duration};
+use std::{error::Error as _, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use tonic::{
     Code, Status,
+    service::interceptor::InterceptedService,
     transport::{Channel, Endpoint},
 };
-use trunkline::proto::v1::coordination_service_client::CoordinationServiceClient;
+use trunkline::{
+    client::{Bearer, Credentials},
+    proto::v1::coordination_service_client::CoordinationServiceClient,
+};
 
 /// How long a connection to a gateway may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,10 +36,12 @@ Examples:
   trunkline                                          serve on 127.0.0.1:7420 with the embedded bus
   trunkline serve --redis redis://127.0.0.1:6379     serve, with other gateways, over Redis
   trunkline check --config trunkline.json            say what is wrong with a file, or what is in force
+  trunkline doctor --config trunkline.json           look at Redis and all else, and say what to do
   trunkline subscribe | jq .mailboxChange            watch events, one JSON object a line
   trunkline publish mailbox-change --account a1 --change-id 7 --types email
   trunkline subscribe --max-events 10 | trunkline publish -
   trunkline status
+  trunkline bench --rate 1000 --subscribers 100      the latency of a gateway at a steady rate
 
 Exit codes:
   0   done
@@ -56,18 +65,28 @@ enum Command {
     Serve(serve::Serve),
     /// Says all that is wrong with a configuration, or prints what is in force, without secrets
     Check(check::Check),
+    /// Looks at a deployment from here, and says what is wrong and what to do
+    Doctor(doctor::Doctor),
     /// Publishes events
     Publish(publish::Publish),
     /// Prints events as they come, one JSON object a line
     Subscribe(subscribe::Subscribe),
+    /// Says whether a node gets an event, and if not, why not
+    Explain(explain::Explain),
     /// Says how a gateway does
     Status(status::Status),
     /// Lists the nodes that hold a stream
     Nodes(nodes::Nodes),
+    /// Loads a gateway, and says what it makes of it
+    Bench(bench::Bench),
 }
+
+/// A connection to a gateway.
+type Client = CoordinationServiceClient<InterceptedService<Channel, Bearer>>;
 
 /// Which gateway is talked to.
 #[derive(Args)]
+#[allow(clippy::struct_field_names)] // the names of fields are those of flags
 struct Gateway {
     /// Address of the gateway: 10.0.0.1:7420, or a URL
     #[arg(
@@ -78,6 +97,18 @@ struct Gateway {
         global = true
     )]
     gateway: String,
+    /// Who signs the gateway's certificate: a PEM file. For https
+    #[arg(long, env = "TRUNKLINE_TLS_CA", value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// The certificate to show to the gateway: a PEM file
+    #[arg(long, env = "TRUNKLINE_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The key of that certificate: a PEM file
+    #[arg(long, env = "TRUNKLINE_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// The file with the token to show to the gateway; or set `TRUNKLINE_TOKEN` to the token itself
+    #[arg(long, env = "TRUNKLINE_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
 }
 
 /// Who this is.
@@ -186,33 +217,64 @@ async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(serve) => serve.run().await,
         Command::Check(check) => check.run(),
+        Command::Doctor(doctor) => doctor.run().await,
         Command::Publish(publish) => publish.run().await,
         Command::Subscribe(subscribe) => subscribe.run().await,
+        Command::Explain(explain) => explain.run(),
         Command::Status(status) => status.run().await,
         Command::Nodes(nodes) => nodes.run().await,
+        Command::Bench(bench) => bench.run().await,
     }
 }
 
 impl Gateway {
-    async fn connect(&self) -> Result<CoordinationServiceClient<Channel>, Failure> {
+    async fn connect(&self) -> Result<Client, Failure> {
         let failed = |why: String| Failure::NoGateway { address: self.gateway.clone(), why };
         let endpoint = Endpoint::from_shared(self.gateway.clone())
             .map_err(|error| failed(error.to_string()))?;
+        let credentials = self.credentials()?;
+        let endpoint = credentials.apply(endpoint).map_err(Failure::Usage)?;
         let channel = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             .connect()
             .await
             .map_err(|error| failed(describe(&error)))?;
-        Ok(CoordinationServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE))
+        let client = CoordinationServiceClient::with_interceptor(channel, credentials.bearer());
+        Ok(client.max_decoding_message_size(MAX_MESSAGE))
+    }
+
+    /// What the flags and variables say. No token stands on a command line, where everybody can read it.
+    fn credentials(&self) -> Result<Credentials, Failure> {
+        let read = |path: &PathBuf| {
+            std::fs::read(path)
+                .map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))
+        };
+        let mut credentials = Credentials::new();
+        if let Some(path) = &self.tls_ca {
+            credentials = credentials.ca_certificate(read(path)?);
+        }
+        if let (Some(certificate), Some(key)) = (&self.tls_cert, &self.tls_key) {
+            credentials = credentials.client_certificate(read(certificate)?, read(key)?);
+        }
+        let token = match &self.token_file {
+            Some(path) => Some(String::from_utf8_lossy(&read(path)?).into_owned()),
+            None => std::env::var("TRUNKLINE_TOKEN").ok().filter(|token| !token.is_empty()),
+        };
+        if let Some(token) = token {
+            credentials = credentials.token(&token).map_err(Failure::Usage)?;
+        }
+        Ok(credentials)
     }
 }
 
 /// The URL of a gateway, from a URL or from a host and port.
 fn parse_gateway(text: &str) -> Result<String, String> {
     let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    if !url.starts_with("http://") {
-        return Err("must be like 10.0.0.1:7420 or http://10.0.0.1:7420".into());
+    if !url.starts_with("http://") && !url.starts_with("https://") {
+        return Err(
+            "must be like 10.0.0.1:7420, http://10.0.0.1:7420 or https://gateway:7420".into()
+        );
     }
     let endpoint = Endpoint::from_shared(url.clone()).map_err(|error| error.to_string())?;
     match endpoint.uri().host() {

@@ -1,6 +1,7 @@
 //! `trunkline nodes`.
 
 use std::{
+    fmt::Write as _,
     io::Write,
     time::{Duration, SystemTime},
 };
@@ -190,7 +191,7 @@ impl std::fmt::Display for Table {
         for row in &self.rows {
             let mut line = String::new();
             for (cell, width) in row.iter().zip(&widths) {
-                line.push_str(&format!("{cell:<width$}  "));
+                let _ = write!(line, "{cell:<width$}  ");
             }
             writeln!(f, "{}", line.trim_end())?;
         }

@@ -72,6 +72,7 @@ impl Publish {
         self.gateway.connect().await?;
         let client = Client::builder(self.node.id())
             .gateway(&self.gateway.gateway)
+            .credentials(self.gateway.credentials()?)
             .publish_timeout(RETRY_FOR)
             .build()
             .map_err(|error| Failure::Usage(error.to_string()))?;

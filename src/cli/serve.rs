@@ -39,7 +39,7 @@ pub(super) struct From {
 #[command(after_help = "\
 Examples:
   trunkline serve
-  trunkline serve --listen 0.0.0.0:7420 --redis redis://redis.example.com:6379
+  trunkline serve --listen 127.0.0.1:7430 --admin 127.0.0.1:7431 --redis redis://redis.example.com:6379
   trunkline serve --config trunkline.json --set drain.delay=5s
   TRUNKLINE_COORDINATOR__TYPE=Redis TRUNKLINE_COORDINATOR__URL=redis://127.0.0.1 trunkline serve")]
 pub(super) struct Serve {
@@ -98,7 +98,10 @@ fn start_log(config: &Config) {
         .unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr);
     match config.log_format {
-        LogFormat::Json => log.json().init(),
+        LogFormat::Json => {
+            let log = log.json().flatten_event(true);
+            log.with_current_span(false).with_span_list(false).init();
+        }
         LogFormat::Text => {
             let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
             log.with_ansi(colours).init();
@@ -122,7 +125,7 @@ fn say_what_to_try(address: SocketAddr) {
 }
 
 /// An address at which a client on this machine reaches who listens on this one.
-fn reachable(address: SocketAddr) -> SocketAddr {
+pub(super) fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),

@@ -18,7 +18,7 @@ use trunkline::proto::v1::{
     subscribe_response::Response,
 };
 
-use super::{Failure, Gateway, Node, json};
+use super::{Failure, Gateway, Node, explain, json};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -28,6 +28,7 @@ Examples:
   trunkline subscribe --kind blocked-ip --kind certificate-change
   trunkline subscribe --account a1 --max-events 1
   trunkline subscribe --custom-type 'com.example.*' --for 10s
+  trunkline subscribe --node-id mx1 --role imap --account a1 --explain
   trunkline subscribe | jq -c 'select(.mailboxChange)' | trunkline publish --gateway http://other:7420 -")]
 #[allow(clippy::struct_excessive_bools)] // flags
 pub(super) struct Subscribe {
@@ -35,21 +36,8 @@ pub(super) struct Subscribe {
     gateway: Gateway,
     #[command(flatten)]
     node: Node,
-    /// Only these kinds: mailbox-change, email-delivery, ... or a number
-    #[arg(long, value_parser = parse_kind)]
-    kind: Vec<i32>,
-    /// Only these accounts, of the kinds that concern one
-    #[arg(long)]
-    account: Vec<String>,
-    /// Only these types of custom events, whole or with * at the end
-    #[arg(long)]
-    custom_type: Vec<String>,
-    /// A role of this node
-    #[arg(long)]
-    role: Vec<String>,
-    /// This node's own events too
-    #[arg(long)]
-    include_own: bool,
+    #[command(flatten)]
+    wanted: Wanted,
     /// Where to begin
     #[arg(long, value_enum, default_value_t = From::Latest)]
     start: From,
@@ -71,6 +59,43 @@ pub(super) struct Subscribe {
     /// Print whole responses on standard output, with tokens
     #[arg(long)]
     all: bool,
+    /// Say of every event whether this node gets it, and if not, why not, instead of printing the events
+    #[arg(long)]
+    explain: bool,
+    /// With --explain: one JSON object an event, not a line of text
+    #[arg(long, requires = "explain")]
+    json: bool,
+}
+
+/// Which events a node wants.
+#[derive(Args)]
+pub(super) struct Wanted {
+    /// Only these kinds: mailbox-change, email-delivery, ... or a number
+    #[arg(long, value_parser = parse_kind)]
+    kind: Vec<i32>,
+    /// Only these accounts, of the kinds that concern one
+    #[arg(long)]
+    account: Vec<String>,
+    /// Only these types of custom events, whole or with * at the end
+    #[arg(long)]
+    custom_type: Vec<String>,
+    /// A role of this node
+    #[arg(long)]
+    pub role: Vec<String>,
+    /// This node's own events too
+    #[arg(long)]
+    pub include_own: bool,
+}
+
+impl Wanted {
+    /// As a stream asks for them.
+    pub(super) fn filter(&self) -> Filter {
+        Filter {
+            kinds: self.kind.clone(),
+            accounts: self.account.clone(),
+            custom_types: self.custom_type.clone(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -147,13 +172,10 @@ impl Subscribe {
             node_id: self.node.id(),
             incarnation: uuid::Uuid::new_v4().to_string(),
             client_version: concat!("trunkline subscribe ", env!("CARGO_PKG_VERSION")).to_owned(),
-            roles: self.role.clone(),
-            filter: Some(Filter {
-                kinds: self.kind.clone(),
-                accounts: self.account.clone(),
-                custom_types: self.custom_type.clone(),
-            }),
-            include_own_events: self.include_own,
+            roles: self.wanted.role.clone(),
+            filter: Some(self.wanted.filter()),
+            include_own_events: self.wanted.include_own,
+            explain: self.explain,
             resume_token,
             start: start.into(),
             max_events: self.max_events,
@@ -172,6 +194,12 @@ impl Subscribe {
             return Ok(out.flush()?);
         }
         match &response.response {
+            // A verdict tells of each of them.
+            Some(Response::Events(_)) if self.explain => {}
+            Some(Response::Explanation(explanation)) => {
+                drop(out);
+                return explain::print_all(explanation, self.json);
+            }
             Some(Response::Events(batch)) => {
                 for event in &batch.events {
                     let json = json::event_to_json(event).map_err(Failure::Other)?;

@@ -36,6 +36,7 @@
 //! `examples/mail_server.rs` is a whole node. This module stands on the generated code alone: it can be copied out of here.
 
 mod backoff;
+mod credentials;
 mod error;
 mod event;
 mod publish;
@@ -50,10 +51,14 @@ use std::{
     time::Duration,
 };
 
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    service::interceptor::InterceptedService,
+    transport::{Channel, Endpoint},
+};
 
 use crate::proto::v1::coordination_service_client::CoordinationServiceClient;
 
+pub use credentials::{Bearer, Credentials};
 pub use error::{Error, ErrorKind};
 pub use subscribe::{Notification, SubscribeOptions, Subscription};
 
@@ -90,7 +95,7 @@ pub struct Client {
 #[derive(Clone, Debug)]
 struct Gateway {
     address: String,
-    channel: Channel,
+    channel: InterceptedService<Channel, Bearer>,
 }
 
 /// Makes a [`Client`]: see [`Client::builder`].
@@ -104,6 +109,7 @@ pub struct Builder {
     attempt_timeout: Duration,
     connect_timeout: Duration,
     addresses: Vec<String>,
+    credentials: Credentials,
 }
 
 impl Client {
@@ -118,6 +124,7 @@ impl Client {
             attempt_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(2),
             addresses: vec![],
+            credentials: Credentials::default(),
         }
     }
 
@@ -132,7 +139,10 @@ impl Client {
     }
 
     /// The gateway with this number; they are taken in turn.
-    fn gateway(&self, number: usize) -> CoordinationServiceClient<Channel> {
+    fn gateway(
+        &self,
+        number: usize,
+    ) -> CoordinationServiceClient<InterceptedService<Channel, Bearer>> {
         let gateway = &self.gateways[number % self.gateways.len()];
         CoordinationServiceClient::new(gateway.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE)
@@ -152,7 +162,7 @@ impl Client {
 }
 
 impl Builder {
-    /// Adds a gateway, `http://10.0.0.1:7420` or `10.0.0.1:7420`. The first one is used as long as it serves, then the next
+    /// Adds a gateway, `http://10.0.0.1:7420`, `https://gateway.example.org:7420` or `10.0.0.1:7420`. The first one is used as long as it serves, then the next
     /// one, in turn; give each node another first one to spread them. Default: `http://127.0.0.1:7420` alone.
     #[must_use]
     pub fn gateway(mut self, address: impl Into<String>) -> Builder {
@@ -164,6 +174,13 @@ impl Builder {
     #[must_use]
     pub fn gateways<A: Into<String>>(mut self, addresses: impl IntoIterator<Item = A>) -> Builder {
         self.addresses.extend(addresses.into_iter().map(Into::into));
+        self
+    }
+
+    /// How the node proves who it is, and which gateways it trusts. Default: none.
+    #[must_use]
+    pub fn credentials(mut self, credentials: Credentials) -> Builder {
+        self.credentials = credentials;
         self
     }
 
@@ -226,7 +243,9 @@ impl Builder {
             self.addresses.push(DEFAULT_GATEWAY.into());
         }
         let connect = |address: &String| {
-            let endpoint = endpoint(address).map_err(|why| Error::address(address, &why))?;
+            let endpoint = endpoint(address)
+                .and_then(|endpoint| self.credentials.apply(endpoint))
+                .map_err(|why| Error::address(address, &why))?;
             let channel = endpoint
                 .connect_timeout(self.connect_timeout)
                 .tcp_nodelay(true)
@@ -235,6 +254,7 @@ impl Builder {
                 .http2_keep_alive_interval(PING_INTERVAL)
                 .keep_alive_timeout(PING_TIMEOUT)
                 .connect_lazy();
+            let channel = InterceptedService::new(channel, self.credentials.bearer());
             Ok(Gateway { address: address.clone(), channel })
         };
         Ok(Client {
@@ -254,11 +274,8 @@ impl Builder {
 fn endpoint(address: &str) -> Result<Endpoint, String> {
     let url = match address.split_once("://") {
         None => format!("http://{address}"),
-        Some(("http", _)) => address.to_owned(),
-        Some(("https", _)) => {
-            return Err("TLS is not supported yet; the scheme must be http".into());
-        }
-        Some(_) => return Err("the scheme must be http".into()),
+        Some(("http" | "https", _)) => address.to_owned(),
+        Some(_) => return Err("the scheme must be http or https".into()),
     };
     let endpoint = Endpoint::from_shared(url).map_err(|error| error.to_string())?;
     let uri = endpoint.uri();

@@ -142,6 +142,11 @@ impl Session {
                 Some(Notification::Heartbeat(heartbeat))
             }
             Response::Notice(notice) => Some(Notification::Notice(notice)),
+            // For people who look for an event; a node does not ask for it.
+            Response::Explanation(explanation) => {
+                self.request.resume_token = explanation.resume_token;
+                None
+            }
             Response::Draining(draining) => {
                 self.asked_wait = draining.reconnect_delay.and_then(|d| Duration::try_from(d).ok());
                 Some(Notification::Draining(draining))

@@ -4,7 +4,7 @@ mod decode;
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-pub(super) use self::decode::{BUS_TYPES, STORE_TYPES, decode};
+pub(super) use self::decode::{BUS_TYPES, STORE_TYPES, check_pem, decode};
 use super::{redis_url::RedisUrl, secret::Secret};
 
 /// What carries frames between gateways. `Default` has become what it stands for.

@@ -3,21 +3,23 @@
 use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use super::{
-    Config, Drain, History, Limits, Log, LogFormat, bus,
+    Auth, BusConfig, Config, Drain, History, Log, LogFormat, Secret, ServerTls, access, bus,
     error::{Problem, shown},
     fields::Fields,
+    limits::{decode_keepalive, decode_limits},
     nearest::nearest,
-    units::{format_duration, format_size},
+    otlp, secret,
+    units::format_duration,
 };
 
 const ZERO: Duration = Duration::ZERO;
+const TENTH: Duration = Duration::from_millis(100);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
 const WEEK: Duration = Duration::from_hours(7 * 24);
 
 const KIB: u64 = 1 << 10;
-const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
 /// Ids are opaque strings of at most this many bytes, everywhere.
@@ -28,6 +30,33 @@ const LONGEST_PREFIX: usize = 64;
 
 const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
+/// A key that is shorter than the code that it makes can be guessed.
+const SHORTEST_KEY: usize = 32;
+
+/// The keys with which frames in Redis are sealed.
+fn decode_frame_key(top: &mut Fields<'_>, bus: &BusConfig) -> Option<Secret> {
+    let redis = *bus != BusConfig::Embedded;
+    let mut set = false;
+    let key = top.optional_group("frameKey", |fields| {
+        set = ["secret", "variableName", "filePath"].iter().any(|key| fields.has(key));
+        let secret = secret::decode(fields, redis)?;
+        let short = secret.expose().split_whitespace().find(|key| key.len() < SHORTEST_KEY);
+        if let Some(short) = short {
+            let (is, least) = (short.len(), SHORTEST_KEY);
+            let problem = format!("holds a key of {is} bytes; each has at least {least}");
+            fields.fail("@type", Problem::Invalid(problem));
+            return None;
+        }
+        Some(secret)
+    });
+    let key = key.flatten();
+    if set && !redis && top.sound(&["coordinator"]) {
+        let problem = "has no effect: the bus is embedded, and nothing lies in Redis";
+        top.fail("frameKey", Problem::Invalid(problem.to_owned()));
+    }
+    key
+}
+
 /// Reads a whole document. What is broken becomes its default, and a violation.
 pub(super) fn decode(top: &mut Fields<'_>) -> Config {
     let default = Config::default();
@@ -36,25 +65,38 @@ pub(super) fn decode(top: &mut Fields<'_>) -> Config {
     if top.sound(&["listen", "admin"]) {
         check_addresses(top, listen, admin);
     }
+    let tls = access::decode_tls(top);
+    let auth = access::decode_auth(top);
+    let insecure = top.boolean("insecure", default.insecure);
+    check_access(top, listen, tls.as_ref(), auth.as_ref(), insecure);
     let gateway_id = top.checked_text("gatewayId", check_id);
+    let bus = bus::decode(top);
+    let frame_key = decode_frame_key(top, &bus);
     Config {
         listen,
         admin,
+        tls,
+        auth,
+        insecure,
+        reload_interval: top.duration("reloadInterval", TENTH..=HOUR, default.reload_interval),
         gateway_id_is_random: gateway_id.is_none(),
         gateway_id: gateway_id.unwrap_or(default.gateway_id),
-        bus: bus::decode(top),
+        bus,
+        frame_key,
         prefix: top.checked_text("prefix", check_prefix).unwrap_or(default.prefix),
         shards: top.optional_number("shards", 1..=256),
         history: top.group("history", |fields| decode_history(fields, &default.history)),
         log: top.group("log", |fields| decode_log(fields, &default.log)),
         heartbeat: top.duration("heartbeat", SECOND..=HOUR, default.heartbeat),
         limits: top.group("limits", |fields| decode_limits(fields, &default.limits)),
+        keepalive: top.group("keepalive", |fields| decode_keepalive(fields, &default.keepalive)),
         drain: top.group("drain", |fields| decode_drain(fields, &default.drain)),
         request_id_window: top.duration(
             "requestIdWindow",
             SECOND..=HOUR,
             default.request_id_window,
         ),
+        otlp: top.group("otlp", otlp::decode),
         log_format: top
             .choice("logFormat", &LogFormat::ALL.map(LogFormat::as_str))
             .map_or(default.log_format, LogFormat::of),
@@ -75,38 +117,6 @@ fn decode_log(fields: &mut Fields<'_>, default: &Log) -> Log {
         max_bytes: size(fields, "maxBytes", KIB..=16 * GIB, default.max_bytes),
         max_events: fields.number("maxEvents", 1..=100_000_000, default.max_events),
     }
-}
-
-fn decode_limits(fields: &mut Fields<'_>, default: &Limits) -> Limits {
-    let limits = Limits {
-        max_event_bytes: size(fields, "maxEventBytes", KIB..=16 * MIB, default.max_event_bytes),
-        max_request_bytes: size(
-            fields,
-            "maxRequestBytes",
-            KIB..=64 * MIB,
-            default.max_request_bytes,
-        ),
-        max_events_per_request: fields.number(
-            "maxEventsPerRequest",
-            1..=10_000,
-            default.max_events_per_request,
-        ),
-        max_accounts_per_filter: fields.number(
-            "maxAccountsPerFilter",
-            1..=1_000_000,
-            default.max_accounts_per_filter,
-        ),
-        max_streams: fields.number("maxStreams", 1..=10_000_000, default.max_streams),
-    };
-    if fields.sound(&["maxEventBytes", "maxRequestBytes"])
-        && limits.max_request_bytes < limits.max_event_bytes
-    {
-        let request = format_size(limits.max_request_bytes as u64);
-        let event = format_size(limits.max_event_bytes as u64);
-        let problem = format!("{request} is less than maxEventBytes, which is {event}");
-        fields.fail("maxRequestBytes", Problem::Invalid(problem));
-    }
-    limits
 }
 
 fn decode_drain(fields: &mut Fields<'_>, default: &Drain) -> Drain {
@@ -147,6 +157,38 @@ fn check_addresses(top: &Fields<'_>, listen: SocketAddr, admin: Option<SocketAdd
     if clash && listen.port() == admin.port() && listen.port() != 0 {
         let problem = format!("{admin} is taken by listen, which is {listen}");
         top.fail("admin", Problem::Invalid(problem));
+    }
+}
+
+/// Whoever can reach the port is either known, or on this machine, or let in with open eyes.
+fn check_access(
+    top: &Fields<'_>,
+    listen: SocketAddr,
+    tls: Option<&ServerTls>,
+    auth: Option<&Auth>,
+    insecure: bool,
+) {
+    let plain_text = tls.is_none() && !top.has("tls");
+    if top.sound(&["listen"]) && plain_text && !insecure && !listen.ip().is_loopback() {
+        let who = if top.has("auth") {
+            "tokens would travel in plain text"
+        } else {
+            "anybody who reaches it could read and publish everything, in plain text"
+        };
+        let problem = format!(
+            "{listen} is not only of this machine: {who}. Set tls, listen on 127.0.0.1, or say \"insecure\": true"
+        );
+        top.fail("listen", Problem::Invalid(problem));
+    }
+    let asks = tls.is_some_and(|tls| tls.client_ca.is_some());
+    if asks && !top.has("auth") {
+        let expected = "tls.clientCa says who nodes are, and this what each of them may do";
+        top.fail("auth", Problem::Missing { expected: expected.to_owned() });
+    }
+    let with_token = |auth: &Auth| auth.identities.iter().any(|i| !i.tokens.is_empty());
+    if auth.is_some_and(|auth| !auth.identities.is_empty() && !with_token(auth)) && !asks {
+        let problem = "nobody can prove to be any of them: set tokens, or tls.clientCa";
+        top.fail_at("auth.identities", Problem::Invalid(problem.to_owned()));
     }
 }
 

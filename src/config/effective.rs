@@ -1,10 +1,15 @@
 //! A [`Config`] as the document that would give it.
 
+use std::path::PathBuf;
+
 use serde_json::{Value, json};
 
 use super::{
-    Config, Pool, Redis, RedisCluster, RedisUrl, Tls,
+    Auth, Config, EventRules, IdentityRules, Kinds, Operation, Otlp, Pool, Redis, RedisCluster,
+    RedisUrl, ServerTls, Tls, TokenSource,
+    access::kind_names,
     bus::BusConfig,
+    limits::{effective_keepalive, effective_limits},
     secret::{MASK, Secret, SecretSource},
     units::{format_duration, format_size},
 };
@@ -17,7 +22,12 @@ pub(super) fn effective(config: &Config) -> Value {
         "gatewayId": (!config.gateway_id_is_random).then_some(&config.gateway_id),
         "listen": config.listen.to_string(),
         "admin": config.admin.map(|address| address.to_string()),
+        "tls": tls(config.tls.as_ref()),
+        "auth": config.auth.as_ref().map(auth),
+        "insecure": config.insecure,
+        "reloadInterval": duration(config.reload_interval),
         "coordinator": coordinator(&config.bus),
+        "frameKey": secret(config.frame_key.as_ref()),
         "prefix": config.prefix,
         "shards": config.shards,
         "history": {
@@ -30,21 +40,86 @@ pub(super) fn effective(config: &Config) -> Value {
             "maxEvents": config.log.max_events,
         },
         "heartbeat": duration(config.heartbeat),
-        "limits": {
-            "maxEventBytes": size(config.limits.max_event_bytes),
-            "maxRequestBytes": size(config.limits.max_request_bytes),
-            "maxEventsPerRequest": config.limits.max_events_per_request,
-            "maxAccountsPerFilter": config.limits.max_accounts_per_filter,
-            "maxStreams": config.limits.max_streams,
-        },
+        "limits": effective_limits(&config.limits),
+        "keepalive": effective_keepalive(&config.keepalive),
         "drain": {
             "delay": duration(config.drain.delay),
             "spread": duration(config.drain.spread),
             "timeout": duration(config.drain.timeout),
         },
         "requestIdWindow": duration(config.request_id_window),
+        "otlp": otlp(config.otlp.as_ref()),
         "logFormat": config.log_format.as_str(),
         "logLevel": config.log_level,
+    })
+}
+
+fn tls(tls: Option<&ServerTls>) -> Value {
+    let required = tls.is_none_or(|tls| tls.client_certificate_required);
+    let path = |path: Option<&PathBuf>| path.map(|path| path.to_string_lossy().into_owned());
+    json!({
+        "certificate": path(tls.map(|tls| &tls.certificate)),
+        "privateKey": path(tls.map(|tls| &tls.private_key)),
+        "clientCa": path(tls.and_then(|tls| tls.client_ca.as_ref())),
+        "clientCertificates": if required { "required" } else { "optional" },
+    })
+}
+
+fn auth(auth: &Auth) -> Value {
+    json!({ "identities": auth.identities.iter().map(identity).collect::<Vec<_>>() })
+}
+
+fn identity(identity: &IdentityRules) -> Value {
+    let tokens = identity.tokens.iter().map(|token| match &token.source {
+        TokenSource::Hash => json!(format!("sha256:{MASK}")),
+        TokenSource::Value => secret_at(Some(&SecretSource::Value)),
+        TokenSource::EnvironmentVariable(name) => {
+            secret_at(Some(&SecretSource::EnvironmentVariable(name.clone())))
+        }
+        TokenSource::File(path) => secret_at(Some(&SecretSource::File(path.clone()))),
+    });
+    let events = |rules: &EventRules| {
+        json!({
+            "allow": {
+                "kinds": kinds(&rules.allow.kinds),
+                "accounts": rules.allow.accounts,
+                "customTypes": rules.allow.custom_types,
+            },
+            "deny": {
+                "kinds": kinds(&rules.deny.kinds),
+                "accounts": rules.deny.accounts,
+                "customTypes": rules.deny.custom_types,
+            },
+        })
+    };
+    json!({
+        "name": identity.name,
+        "tokens": tokens.collect::<Vec<_>>(),
+        "nodeIds": identity.node_ids,
+        "publish": events(&identity.publish),
+        "receive": events(&identity.receive),
+        "operations": identity.operations.iter().map(|o| Operation::as_str(*o)).collect::<Vec<_>>(),
+    })
+}
+
+fn kinds(kinds: &Kinds) -> Vec<String> {
+    let name = |number: &u8| {
+        let named = kind_names().find(|(_, known)| known == number);
+        named.map_or_else(|| number.to_string(), |(name, _)| name)
+    };
+    let all = kinds.all.then(|| "*".to_owned());
+    all.into_iter().chain(kinds.numbers.iter().map(name)).collect()
+}
+
+fn otlp(otlp: Option<&Otlp>) -> Value {
+    let endpoint = otlp.map(|otlp| &otlp.endpoint);
+    let otlp = otlp.cloned().unwrap_or_default();
+    json!({
+        "endpoint": endpoint,
+        "timeout": format_duration(otlp.timeout),
+        "sampleOneIn": otlp.sample_one_in,
+        "header": otlp.header,
+        "headerSecret": self::secret(otlp.secret.as_ref()),
     })
 }
 
@@ -72,7 +147,7 @@ fn coordinator(bus: &BusConfig) -> Value {
                 "timeout": format_duration(*timeout),
                 "minReplicas": min_replicas,
                 "authUsername": username,
-                "authSecret": auth_secret(secret.as_ref()),
+                "authSecret": self::secret(secret.as_ref()),
                 "maxRetries": cluster.max_retries,
                 "minRetryWait": format_duration(cluster.min_retry_wait),
                 "maxRetryWait": format_duration(cluster.max_retry_wait),
@@ -87,8 +162,12 @@ fn coordinator(bus: &BusConfig) -> Value {
 }
 
 /// A secret that lies elsewhere is named by its place; one that lies in the document is masked.
-fn auth_secret(secret: Option<&Secret>) -> Value {
-    match secret.map(Secret::source) {
+fn secret(secret: Option<&Secret>) -> Value {
+    secret_at(secret.map(Secret::source))
+}
+
+fn secret_at(source: Option<&SecretSource>) -> Value {
+    match source {
         None => json!({ "@type": "None" }),
         Some(SecretSource::Value) => json!({ "@type": "Value", "secret": MASK }),
         Some(SecretSource::EnvironmentVariable(name)) => {

@@ -71,6 +71,14 @@ pub(super) struct Fields<'d> {
     open: bool,
 }
 
+/// A member of an array, and where violations of it are reported.
+pub(super) enum Element<'e, 'd> {
+    /// A text.
+    Text(&'e mut Fields<'d>, &'e str),
+    /// An object.
+    Object(&'e mut Fields<'d>),
+}
+
 /// A value that is there, and not null.
 struct Found<'d> {
     value: &'d Value,
@@ -208,12 +216,48 @@ impl<'d> Fields<'d> {
         parse(&found).map_err(|problem| self.fail(key, problem)).ok()
     }
 
+    /// The members of the array at `key`, each read by `read`; one that is neither text nor an object is reported, and has no
+    /// place in what is returned but None. None if there is no array. `expected` says what a member is.
+    pub(super) fn list<T>(
+        &mut self,
+        key: &'static str,
+        expected: &str,
+        mut read: impl FnMut(Element<'_, '_>) -> Option<T>,
+    ) -> Option<Vec<Option<T>>> {
+        let found = self.ask(key, Kind::List, None)?;
+        let path = join(&self.path, key);
+        let Value::Array(values) = found.value else {
+            self.context.report(&path, mismatch(found.value, "an array"));
+            return None;
+        };
+        let mut read_one = |(index, value): (usize, &Value)| {
+            let path = format!("{path}[{index}]");
+            match value {
+                Value::String(text) => {
+                    let mut fields = Fields::open(self.context, path, None);
+                    read(Element::Text(&mut fields, text))
+                }
+                Value::Object(_) => {
+                    let mut fields = Fields::open(self.context, path, Some(value));
+                    let decoded = read(Element::Object(&mut fields));
+                    fields.finish();
+                    decoded
+                }
+                other => {
+                    self.context.report(&path, mismatch(other, expected));
+                    None
+                }
+            }
+        };
+        Some(values.iter().enumerate().map(&mut read_one).collect())
+    }
+
     /// Looks up `key`, and remembers that it is known.
     fn ask(&mut self, key: &'static str, kind: Kind, range: Option<String>) -> Option<Found<'d>> {
         let path = join(&self.path, key);
         let bare = self.context.origins.contains_key(&path);
         self.asked.insert(key);
-        self.context.keys.borrow_mut().push(Key { path, kind, range });
+        self.context.keys.borrow_mut().push(Key::asked(&path, kind, range));
         let value = self.object?.get(key)?;
         (!value.is_null()).then_some(Found { value, bare })
     }

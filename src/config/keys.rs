@@ -39,9 +39,20 @@ pub(super) enum Kind {
     Group,
     /// Anything; nobody looks at it.
     Ignored,
+    /// An array of objects. It stands in the file alone.
+    List,
+    /// A key of the objects of an array: `auth.identities[].name`.
+    OfList,
 }
 
 impl Key {
+    /// The key that a decoder asks for at `path`. Those of all members of an array are one.
+    pub(super) fn asked(path: &str, kind: Kind, range: Option<String>) -> Key {
+        let path = general(path);
+        let kind = if path.contains("[]") { Kind::OfList } else { kind };
+        Key { path, kind, range }
+    }
+
     /// The environment variable that sets the key: `TRUNKLINE_HISTORY__MAX_AGE`. None for a group.
     pub fn variable(&self) -> Option<String> {
         (self.kind == Kind::Value).then(|| variable_name(&self.path))
@@ -62,9 +73,12 @@ fn survey() -> Vec<Key> {
             for secret in SECRET_TYPES {
                 // Nothing but types, so that no key is unknown: a suggestion would ask for this list.
                 let mut shape = json!({ group: { "@type": bus } });
+                shape["frameKey"] = json!({ "@type": secret });
+                shape["otlp"]["headerSecret"] = json!({ "@type": secret });
                 if *bus == "RedisCluster" {
                     shape[group]["authSecret"] = json!({ "@type": secret });
                 }
+                shape["auth"] = json!({ "identities": [{ "tokens": [{ "@type": secret }] }] });
                 let context = Context::new(&[], &origins);
                 context.decode(&shape, decode);
                 for key in context.into_keys() {
@@ -76,6 +90,19 @@ fn survey() -> Vec<Key> {
         }
     }
     keys
+}
+
+/// A path without the numbers of members of arrays: `auth.identities[3].name` as `auth.identities[].name`.
+fn general(path: &str) -> String {
+    let mut general = String::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((before, after)) = rest.split_once('[') {
+        general.push_str(before);
+        general.push('[');
+        rest = after.trim_start_matches(|c: char| c.is_ascii_digit());
+    }
+    general.push_str(rest);
+    general
 }
 
 /// `history.maxAge` as `TRUNKLINE_HISTORY__MAX_AGE`.
@@ -106,7 +133,7 @@ pub(super) fn suggest(
     if let Some(sibling) = siblings.iter().find(|sibling| same(sibling, key)) {
         return (Some((*sibling).to_owned()), vec![]);
     }
-    let path = join(parent, key);
+    let path = general(&join(parent, key));
     // A key of another variant of the same object is not to be had by moving it.
     let elsewhere =
         |known: &&Key| known.path.rsplit('.').next().is_some_and(|last| same(last, key));

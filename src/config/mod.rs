@@ -4,6 +4,7 @@
 //! ([`Sources`]). A walker of our own reads it, so that all violations are told at once, each with its
 //! path and its limit ([`ConfigErrors`]). `docs/configuration.md` has every key; a test keeps it true.
 
+mod access;
 mod bus;
 mod decode;
 mod effective;
@@ -11,7 +12,9 @@ mod error;
 mod fields;
 mod json;
 mod keys;
+mod limits;
 mod nearest;
+mod otlp;
 mod redis_url;
 mod secret;
 mod sources;
@@ -28,10 +31,17 @@ use std::{
 use serde_json::Value;
 use uuid::Uuid;
 
+pub(crate) use self::units::format_duration;
 pub use self::{
+    access::{
+        Allow, Auth, Deny, EventRules, IdentityRules, Kinds, Operation, ServerTls, Token,
+        TokenHash, TokenSource,
+    },
     bus::{BusConfig, Pool, Protocol, Redis, RedisCluster, Tls},
     error::{ConfigErrors, Origin, Problem, Violation},
     keys::{Key, keys},
+    limits::{Keepalive, Limits},
+    otlp::Otlp,
     redis_url::{Endpoint, RedisUrl, RedisUrlError, TlsMode},
     secret::{Secret, SecretSource},
     sources::Sources,
@@ -50,8 +60,19 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where operators connect; None is nowhere.
     pub admin: Option<SocketAddr>,
+    /// TLS of the port for nodes. None: plain text.
+    pub tls: Option<ServerTls>,
+    /// What each identity may do. None: everybody may do everything.
+    pub auth: Option<Auth>,
+    /// Whether nodes may connect from elsewhere in plain text.
+    pub insecure: bool,
+    /// How often the files of certificates and tokens are looked at.
+    pub reload_interval: Duration,
     /// What carries frames between gateways.
     pub bus: BusConfig,
+    /// What frames in Redis are sealed with: keys of at least 32 bytes with white space between them, the first of which seals
+    /// and all of which open. None: frames are not sealed.
+    pub frame_key: Option<Secret>,
     /// What all names in Redis begin with. Gateways of one prefix are one system.
     pub prefix: String,
     /// The number of shards, 1 to 256. None: the bus decides.
@@ -64,10 +85,14 @@ pub struct Config {
     pub heartbeat: Duration,
     /// What a node may ask for.
     pub limits: Limits,
+    /// How peers that are gone are found.
+    pub keepalive: Keepalive,
     /// How this gateway goes away.
     pub drain: Drain,
     /// For how long a repeated `request_id` is recognised.
     pub request_id_window: Duration,
+    /// Where spans go; None: nowhere.
+    pub otlp: Option<Otlp>,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// What is logged: a level, or `target=level` pairs, with commas between.
@@ -92,21 +117,6 @@ pub struct Log {
     pub max_bytes: usize,
     /// Events a shard.
     pub max_events: usize,
-}
-
-/// What a node may ask for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes of one encoded event.
-    pub max_event_bytes: usize,
-    /// Bytes of one encoded request; not less than those of an event.
-    pub max_request_bytes: usize,
-    /// Events of one `Publish`.
-    pub max_events_per_request: usize,
-    /// Accounts in the filter of one stream.
-    pub max_accounts_per_filter: usize,
-    /// Open `Subscribe` streams on this gateway.
-    pub max_streams: usize,
 }
 
 /// How a gateway goes away when it is told to stop.
@@ -167,15 +177,22 @@ impl Default for Config {
             gateway_id_is_random: true,
             listen: (Ipv4Addr::LOCALHOST, 7420).into(),
             admin: Some((Ipv4Addr::LOCALHOST, 7421).into()),
+            tls: None,
+            auth: None,
+            insecure: false,
+            reload_interval: Duration::from_secs(1),
             bus: BusConfig::Embedded,
+            frame_key: None,
             prefix: "trunkline".to_owned(),
             shards: None,
             history: History::default(),
             log: Log::default(),
             heartbeat: Duration::from_secs(15),
             limits: Limits::default(),
+            keepalive: Keepalive::default(),
             drain: Drain::default(),
             request_id_window: Duration::from_mins(1),
+            otlp: None,
             log_format: LogFormat::Text,
             log_level: "info".to_owned(),
         }
@@ -197,18 +214,6 @@ impl Default for History {
 impl Default for Log {
     fn default() -> Log {
         Log { max_bytes: 32 << 20, max_events: 200_000 }
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits {
-            max_event_bytes: 64 << 10,
-            max_request_bytes: 4 << 20,
-            max_events_per_request: 1000,
-            max_accounts_per_filter: 10_000,
-            max_streams: 100_000,
-        }
     }
 }
 

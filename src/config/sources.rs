@@ -16,7 +16,15 @@ use super::{
 };
 
 /// Variables that the command line reads itself.
-const OF_THE_COMMAND_LINE: [&str; 2] = ["TRUNKLINE_CONFIG", "TRUNKLINE_GATEWAY"];
+const OF_THE_COMMAND_LINE: [&str; 7] = [
+    "TRUNKLINE_CONFIG",
+    "TRUNKLINE_GATEWAY",
+    "TRUNKLINE_TLS_CA",
+    "TRUNKLINE_TLS_CERT",
+    "TRUNKLINE_TLS_KEY",
+    "TRUNKLINE_TOKEN",
+    "TRUNKLINE_TOKEN_FILE",
+];
 
 /// What the names of the variables begin with that are the tests' own.
 const OF_THE_TESTS: &str = "TRUNKLINE_TEST_";
@@ -150,12 +158,12 @@ impl Layers {
         let mut pairs = Vec::new();
         for (path, value) in overrides {
             match keys().iter().find(|key| key.path == *path) {
-                Some(key) if key.kind != Kind::Group => {
+                Some(key) if matches!(key.kind, Kind::Value | Kind::Ignored) => {
                     pairs.push((key.path.as_str(), value.as_str(), Origin::Flag));
                 }
                 Some(_) => {
                     let keys = members(path).map(|key| key.path.clone()).collect();
-                    self.report(path, Origin::Flag, Problem::Group { keys });
+                    self.report(path, Origin::Flag, group_problem(keys));
                 }
                 None => {
                     let settable = keys().iter().filter(|key| key.kind == Kind::Value);
@@ -194,11 +202,11 @@ impl Layers {
         let strangers: Vec<_> =
             variables.iter().filter(|name| !secrets.contains(**name)).copied().collect();
         for name in strangers {
-            let group = keys()
-                .iter()
-                .find(|key| key.kind == Kind::Group && variable_name(&key.path) == *name);
+            let group = keys().iter().find(|key| {
+                matches!(key.kind, Kind::Group | Kind::List) && variable_name(&key.path) == *name
+            });
             let problem = if let Some(group) = group {
-                Problem::Group { keys: members(&group.path).filter_map(Key::variable).collect() }
+                group_problem(members(&group.path).filter_map(Key::variable).collect())
             } else {
                 let known: Vec<String> = keys().iter().filter_map(Key::variable).collect();
                 let some: Vec<_> = top_level().iter().map(|path| variable_name(path)).collect();
@@ -236,9 +244,24 @@ fn patch(document: &mut Value, segments: &[&str], text: &str) -> Option<bool> {
     Some(emptied)
 }
 
+/// What is wrong with a single value for the group of these keys, or for a list, which has none.
+fn group_problem(keys: Vec<String>) -> Problem {
+    if keys.is_empty() {
+        Problem::Invalid("is a list of objects; it can stand in the file alone".to_owned())
+    } else {
+        Problem::Group { keys }
+    }
+}
+
 /// The names of all variables that the document says a secret lies in.
 fn collect_secret_variables<'v>(value: &'v Value, names: &mut BTreeSet<&'v str>) {
-    let Value::Object(object) = value else { return };
+    let object = match value {
+        Value::Object(object) => object,
+        Value::Array(values) => {
+            return values.iter().for_each(|value| collect_secret_variables(value, names));
+        }
+        _ => return,
+    };
     for (key, value) in object {
         match value {
             Value::String(name) if key == "variableName" => {

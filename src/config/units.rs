@@ -34,7 +34,7 @@ pub(super) fn parse_duration(text: &str) -> Option<Duration> {
 }
 
 /// The shortest way to write `duration`, to the millisecond.
-pub(super) fn format_duration(duration: Duration) -> String {
+pub(crate) fn format_duration(duration: Duration) -> String {
     let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     if millis == 0 {
         return "0s".to_owned();

@@ -12,6 +12,7 @@ use crate::{
         wire::{Fields, Span},
     },
     proto::v1::{self, event::Kind},
+    trace::{Carried, Context},
 };
 
 /// What a node publishes: the peek finds what prost finds, and the stamp adds to it and changes nothing.
@@ -32,7 +33,8 @@ pub fn event(bytes: &[u8]) {
     };
     let hash = routing_key_hash(view);
     let stamped = |event: Bytes, view: &EventView<'_>| {
-        stamp(event, view.meta(), "node", UNIX_EPOCH, || Uuid::from_u128(7))
+        let carried = Carried::new(Context { trace_id: [7; 16], span_id: [7; 8], sampled: true });
+        stamp(event, view.meta(), "node", UNIX_EPOCH, Some(&carried), || Uuid::from_u128(7))
     };
     let once = stamped(Bytes::copy_from_slice(bytes), view);
     assert!(once.starts_with(bytes));
@@ -46,6 +48,11 @@ pub fn event(bytes: &[u8]) {
         assert!(!again.event_id.is_empty() && again.publish_time.is_some());
         assert_eq!((&again.kind, &again.target), (&decoded.kind, &decoded.target));
         assert!(decoded.event_id.is_empty() || again.event_id == decoded.event_id);
+        let own = Context::parse(decoded.traceparent.as_bytes());
+        assert_eq!(view.trace(), own.or(Context::parse(again.traceparent.as_bytes())));
+        assert!(view.meta().has_trace());
+        assert!(own.is_none() || again.tracestate == decoded.tracestate);
+        assert!(own.is_some() || again.tracestate.is_empty());
     }
 }
 
@@ -55,6 +62,11 @@ fn agrees(view: &EventView<'_>, event: &v1::Event) {
     assert_eq!(view.source(), event.source);
     assert_eq!(view.account().unwrap_or_default(), account(event).unwrap_or_default());
     assert_eq!(view.custom_type(), custom_type(event));
+    assert_eq!(view.event_id(), event.event_id);
+    let context = Context::parse(event.traceparent.as_bytes());
+    assert_eq!(view.trace(), context);
+    let sampled = context.is_some_and(|context| context.sampled);
+    assert_eq!((view.meta().has_trace(), view.meta().is_sampled()), (context.is_some(), sampled));
     assert_eq!(view.has_event_id(), !event.event_id.is_empty());
     assert_eq!(view.has_publish_time(), event.publish_time.is_some());
     assert_eq!(view.has_target(), event.target.is_some());

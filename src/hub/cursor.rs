@@ -4,18 +4,26 @@
 //! subscriber costs what a fast one does. One that the log has overtaken, or that resumes from before it, goes on from the
 //! bus's history until it is back in the log.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt};
 
 use super::{
     Hub, Reading,
+    event::EventMeta,
     filter::Filter,
+    judged::{Followed, Judged},
     log::{Content, Entry, Indexed},
     merge,
     router::{Interest, Registration},
 };
-use crate::bus::{AppendError, Gap, GapReason, Place, ShardId, put_event, unix_ms};
+use crate::bus::{AppendError, Gap, GapReason, HistoryPage, Place, ShardId, put_event, unix_ms};
 
 /// A batch is closed when it holds this much. Larger ones gain little, and a node's client may refuse them.
 const BATCH_BYTES: usize = 64 * 1024;
@@ -23,6 +31,9 @@ const BATCH_EVENTS: u64 = 1000;
 
 /// Events that are merged at once at the most: what a cursor looks at, not what it keeps.
 const MERGED_EVENTS: u64 = 50_000;
+
+/// Events of one batch that are followed at the most.
+const FOLLOWED_EVENTS: usize = 64;
 
 /// Events of a page of history, in bytes.
 const PAGE_BYTES: usize = 1024 * 1024;
@@ -39,7 +50,7 @@ pub enum Item {
     Gap(ShardId, Gap),
 }
 
-/// Encoded events for one batch; at least one.
+/// Encoded events for one batch; at least one, or one that was judged.
 #[derive(Debug)]
 pub struct Events {
     /// Their bytes, each event with the tag and length that it has in `EventBatch`.
@@ -50,6 +61,12 @@ pub struct Events {
     pub bytes: usize,
     /// When the oldest of their frames was made, in milliseconds since 1970; none for what is kept beyond history.
     pub oldest_ms: Option<u64>,
+    /// Those that belong to a trace which is recorded, where they are asked for.
+    pub followed: Vec<Followed>,
+    /// What became of all that were passed, where that is asked for.
+    pub judged: Option<Box<Judged>>,
+    /// How many are followed at the most.
+    pub(crate) follow: usize,
     /// What it takes at the most.
     pub(crate) most: u64,
     pub(crate) most_bytes: usize,
@@ -66,8 +83,14 @@ pub struct Cursor {
     left: u64,
     /// Whether events may be merged while the cursor is behind.
     merge: bool,
+    /// How many events of a batch are followed.
+    follow: usize,
+    /// How many verdicts may come with the next events; none: the stream does not explain itself.
+    verdicts: Option<usize>,
     /// What is handed on before anything else.
     first: Option<Events>,
+    /// A page of history that is being read, and for which lane.
+    reading: Option<(usize, BoxFuture<'static, Result<HistoryPage, AppendError>>)>,
 }
 
 /// How far a cursor is, for those who look from outside.
@@ -153,7 +176,10 @@ impl Cursor {
             turn: 0,
             left: reading.max_events.unwrap_or(u64::MAX),
             merge: reading.merge,
+            follow: if reading.follow { FOLLOWED_EVENTS } else { 0 },
+            verdicts: reading.explain.then_some(0),
             first: None,
+            reading: None,
         }
     }
 
@@ -178,9 +204,20 @@ impl Cursor {
         self.lanes.iter().map(|lane| lane.place).collect()
     }
 
+    /// How many verdicts may come with the next events, if the stream explains itself.
+    pub fn allow_verdicts(&mut self, most: usize) {
+        self.verdicts = self.verdicts.map(|_| most);
+    }
+
     /// What others may ask about the cursor.
     pub fn progress(&self) -> Progress {
         Progress { hub: self.hub.clone(), interest: self.registration.interest.clone() }
+    }
+
+    /// Writes the same places over what `places` held.
+    pub fn places_into(&self, places: &mut Vec<Place>) {
+        places.clear();
+        places.extend(self.lanes.iter().map(|lane| lane.place));
     }
 
     /// Whether the subscriber has had all the events that it wanted.
@@ -194,13 +231,34 @@ impl Cursor {
     ///
     /// History was needed and could not be read.
     pub async fn next(&mut self) -> Result<Item, AppendError> {
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// The next item, if it is there. Else the task is woken when there may be one. A cursor that is finished has none.
+    ///
+    /// # Errors
+    ///
+    /// History was needed and could not be read.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Item, AppendError>> {
         loop {
+            if let Some((shard, reading)) = &mut self.reading {
+                let shard = *shard;
+                let Poll::Ready(page) = reading.poll_unpin(cx) else { return Poll::Pending };
+                self.reading = None;
+                self.turn_page(shard, page?);
+            }
             if let Some(item) = self.take() {
-                return Ok(item);
+                return Poll::Ready(Ok(item));
+            }
+            if self.is_finished() {
+                return Poll::Pending;
             }
             match self.lanes.iter().position(Lane::wants_page) {
-                Some(shard) => self.turn_page(shard).await?,
-                None => self.registration.interest.woken().await,
+                Some(shard) => self.reading = Some((shard, self.read_page(shard))),
+                None => match self.registration.interest.poll_marked(cx) {
+                    Poll::Ready(()) => {}
+                    Poll::Pending => return Poll::Pending,
+                },
             }
         }
     }
@@ -222,6 +280,8 @@ impl Cursor {
         let merging =
             self.merge && self.left == u64::MAX && self.progress().behind() > BATCH_EVENTS;
         let mut events = Events::up_to(if merging { MERGED_EVENTS } else { BATCH_EVENTS });
+        events.follow = self.follow;
+        events.judged = self.verdicts.map(|most| Box::new(Judged::new(most)));
         let count = self.lanes.len();
         let first = self.turn;
         self.turn = (first + 1) % count;
@@ -229,10 +289,14 @@ impl Cursor {
             if events.is_full() || self.left == 0 {
                 break;
             }
+            let id = ShardId(u16::try_from(shard).unwrap_or(u16::MAX));
+            if let Some(judged) = &mut events.judged {
+                judged.pass(id);
+            }
             if let Some(gap) = self.take_from(shard, &mut events) {
-                if events.count == 0 {
+                if events.is_empty() {
                     self.pass_gap(shard, &gap);
-                    return Some(Item::Gap(ShardId(u16::try_from(shard).unwrap_or(u16::MAX)), gap));
+                    return Some(Item::Gap(id, gap));
                 }
                 // The events before it go first; the lane still stands before the gap.
                 self.turn = shard;
@@ -240,9 +304,10 @@ impl Cursor {
             }
         }
         if merging {
-            events = merge::merge(&events);
+            let merged = merge::merge(&events);
+            events = Events { followed: events.followed, judged: events.judged, ..merged };
         }
-        (events.count > 0).then_some(Item::Events(events))
+        (!events.is_empty()).then_some(Item::Events(events))
     }
 
     /// Adds what a shard has to the batch; returns a gap if that is what comes next.
@@ -385,19 +450,26 @@ impl Cursor {
         }
     }
 
-    async fn turn_page(&mut self, shard: usize) -> Result<(), AppendError> {
-        let hub = self.hub.clone();
-        let lane = &mut self.lanes[shard];
+    fn read_page(&self, shard: usize) -> BoxFuture<'static, Result<HistoryPage, AppendError>> {
+        let (hub, place) = (self.hub.clone(), self.lanes[shard].place);
         let id = ShardId(u16::try_from(shard).unwrap_or(u16::MAX));
-        let page = hub.history_page(id, lane.place, PAGE_BYTES).await?;
-        let entries: VecDeque<Entry> = page.deliveries.into_iter().map(Entry::new).collect();
-        if entries.is_empty() {
-            // History has no more, and the log is not there yet, or the other way round: what comes next is on its way.
+        let read = async move {
+            let page = hub.history_page(id, place, PAGE_BYTES).await?;
+            if page.deliveries.is_empty() {
+                // History has no more, and the log is not there yet, or the other way round: what comes next is on its way.
+                tokio::time::sleep(PAGE_PAUSE).await;
+            }
+            Ok(page)
+        };
+        read.boxed()
+    }
+
+    fn turn_page(&mut self, shard: usize, page: HistoryPage) {
+        let lane = &mut self.lanes[shard];
+        if page.deliveries.is_empty() {
             lane.place = lane.place.max(page.next);
-            tokio::time::sleep(PAGE_PAUSE).await;
         }
-        lane.source = Source::History(entries);
-        Ok(())
+        lane.source = Source::History(page.deliveries.into_iter().map(Entry::new).collect());
     }
 }
 
@@ -482,6 +554,9 @@ impl Lane {
             0
         };
         let done = usize::try_from(done).unwrap_or(usize::MAX).min(indexed.events.len());
+        if events.judged.is_none() && filter.includes_whole(indexed) {
+            return self.offer_whole(indexed, done, events, left);
+        }
         // Neighbours leave as one slice.
         let mut run: Option<(usize, usize)> = None;
         let mut offered = Offered::Whole;
@@ -490,7 +565,13 @@ impl Lane {
                 offered = Offered::Part;
                 break;
             }
-            if filter.matches(&event.meta.view(&frame.events)) {
+            let view = event.meta.view(&frame.events);
+            let matches = filter.matches(&view);
+            if let Some(judged) = &mut events.judged {
+                let place = Place { epoch: frame.epoch, offset: indexed.offset(index) };
+                judged.note(place, &view, filter, matches);
+            }
+            if matches {
                 run = match run {
                     Some((first, last)) if last + 1 == index => Some((first, index)),
                     Some(before) => {
@@ -512,6 +593,38 @@ impl Lane {
             self.place = frame.last();
         }
         offered
+    }
+
+    /// Adds the events from the nth on, of which the filter includes every one: as many as there is room for, in one slice.
+    fn offer_whole(
+        &mut self,
+        indexed: &Indexed,
+        done: usize,
+        events: &mut Events,
+        left: &mut u64,
+    ) -> Offered {
+        let rest = &indexed.events[done..];
+        let Some(start) = rest.first().map(|first| first.start as usize) else {
+            self.place = indexed.frame.last();
+            return Offered::Whole;
+        };
+        // The event with which the batch is full is the last one in it.
+        let room = events.most_bytes.saturating_sub(events.bytes);
+        let by_bytes = match room {
+            0 => 0,
+            room => 1 + rest.partition_point(|event| event.end as usize - start < room),
+        };
+        let by_count = usize::try_from(events.most.saturating_sub(events.count).min(*left));
+        let taken = rest.len().min(by_bytes).min(by_count.unwrap_or(usize::MAX));
+        if let Some(last) = taken.checked_sub(1) {
+            let last = done + last;
+            events.push(indexed, (done, last));
+            events.count += taken as u64;
+            events.bytes += indexed.events[last].end as usize - start;
+            *left -= taken as u64;
+            self.place = Place { epoch: indexed.frame.epoch, offset: indexed.offset(last) };
+        }
+        if taken == rest.len() { Offered::Whole } else { Offered::Part }
     }
 
     /// Whether the stream that is resumed had these events where they first stood.
@@ -538,8 +651,21 @@ impl Events {
             count: 0,
             bytes: 0,
             oldest_ms: None,
+            followed: vec![],
+            judged: None,
+            follow: 0,
             most,
             most_bytes: BATCH_BYTES * times,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.count == 0 && self.judged.as_ref().is_none_or(|judged| judged.is_empty())
+    }
+
+    fn follow(&mut self, meta: &EventMeta, frame: &[u8], received: SystemTime) {
+        if meta.is_sampled() && self.followed.len() < self.follow {
+            self.followed.extend(Followed::of(meta, frame, received));
         }
     }
 
@@ -551,6 +677,11 @@ impl Events {
         let time = indexed.frame.time_ms;
         self.oldest_ms = Some(self.oldest_ms.map_or(time, |oldest| oldest.min(time)));
         self.chunks.push(indexed.slice(&indexed.events[first], &indexed.events[last]));
+        if let Some(received) = indexed.followed {
+            for event in &indexed.events[first..=last] {
+                self.follow(&event.meta, &indexed.frame.events, received);
+            }
+        }
     }
 }
 

@@ -15,11 +15,15 @@ pub use stamp::stamp;
 pub use wire::Malformed;
 use wire::{Field, Fields, Span};
 
+use crate::trace::Context;
+
 // Field numbers of `trunkline.v1.Event`, `Target`, and of what the kinds have in common.
 const EVENT_ID: u32 = 1;
 const SOURCE: u32 = 2;
 const PUBLISH_TIME: u32 = 3;
 const TARGET: u32 = 4;
+const TRACEPARENT: u32 = 6;
+const TRACESTATE: u32 = 7;
 const TARGET_NODE_IDS: u32 = 1;
 const TARGET_ROLES: u32 = 2;
 /// `account_id` of the kinds that have one, and `type` of custom events.
@@ -31,7 +35,7 @@ pub const KINDS: std::ops::RangeInclusive<u8> = 10..=99;
 pub const CUSTOM: u8 = 20;
 
 /// Whether events of the kind concern one account: 10 to 13.
-pub fn concerns_account(kind: u8) -> bool {
+pub const fn concerns_account(kind: u8) -> bool {
     matches!(kind, 10..=13)
 }
 
@@ -49,6 +53,15 @@ pub struct EventMeta {
     kind: u8,
     has_event_id: bool,
     has_publish_time: bool,
+    trace: Trace,
+}
+
+/// What an event says of its trace. Where it says it is looked up again by those who follow it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trace {
+    None,
+    Unsampled,
+    Sampled,
 }
 
 impl EventMeta {
@@ -69,6 +82,7 @@ impl EventMeta {
             kind: 0,
             has_event_id: false,
             has_publish_time: false,
+            trace: Trace::None,
         };
         let mut fields = Fields::new(frame, event)?;
         while let Some(field) = fields.next()? {
@@ -80,6 +94,7 @@ impl EventMeta {
                     meta.has_publish_time = true;
                 }
                 TARGET => meta.take_target(frame, &field)?,
+                TRACEPARENT => meta.trace = Trace::of(field.text(frame)?.of(frame)),
                 #[allow(clippy::cast_possible_truncation)] // every number that matches has 7 bits
                 10..=99 => meta.take_kind(frame, &field, field.number as u8)?,
                 _ => {}
@@ -98,6 +113,7 @@ impl EventMeta {
             kind: 0,
             has_event_id: false,
             has_publish_time: false,
+            trace: Trace::None,
         }
     }
 
@@ -140,6 +156,16 @@ impl EventMeta {
     /// The number of the kind, 10 to 99; 0 if the event has none.
     pub fn kind(&self) -> u8 {
         self.kind
+    }
+
+    /// Whether the event belongs to a trace.
+    pub fn has_trace(&self) -> bool {
+        self.trace != Trace::None
+    }
+
+    /// Whether the event belongs to a trace that is recorded.
+    pub fn is_sampled(&self) -> bool {
+        self.trace == Trace::Sampled
     }
 
     /// Where the event stands in the frame.
@@ -220,6 +246,29 @@ impl<'a> EventView<'a> {
         }
     }
 
+    /// The event's id; empty if it has none. It is looked up: few ask.
+    pub fn event_id(&self) -> &'a str {
+        text(self.find(EVENT_ID))
+    }
+
+    /// The trace that the event belongs to. It is looked up: ask [`EventMeta::has_trace`] first.
+    pub fn trace(&self) -> Option<Context> {
+        Context::parse(self.find(TRACEPARENT))
+    }
+
+    /// The content of a field, the last one of its number; empty if there is none.
+    fn find(&self, number: u32) -> &'a [u8] {
+        let mut found: &[u8] = &[];
+        // The peek has walked all of this without an error.
+        let Ok(mut fields) = Fields::new(self.frame, self.meta.event) else { return found };
+        while let Ok(Some(field)) = fields.next() {
+            if field.number == number {
+                found = field.content().map_or(&[], |content| content.of(self.frame));
+            }
+        }
+        found
+    }
+
     // The filter compares bytes: what was found to be UTF-8 needs not be checked again for every subscriber.
 
     pub(super) fn source_bytes(&self) -> &'a [u8] {
@@ -236,6 +285,16 @@ impl<'a> EventView<'a> {
     pub(super) fn custom_type_bytes(&self) -> &'a [u8] {
         let subject = self.meta.subject.of(self.frame);
         if self.meta.kind == CUSTOM { subject } else { &[] }
+    }
+}
+
+impl Trace {
+    fn of(traceparent: &[u8]) -> Trace {
+        match Context::parse(traceparent) {
+            None => Trace::None,
+            Some(context) if context.sampled => Trace::Sampled,
+            Some(_) => Trace::Unsampled,
+        }
     }
 }
 

@@ -1,8 +1,12 @@
 //! Which events a stream delivers: `trunkline.v1.Filter`, compiled once and asked for every event.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, ops::ControlFlow, sync::Arc};
 
-use super::event::{CUSTOM, EventView, KINDS, TargetName, concerns_account};
+use super::{
+    event::{CUSTOM, EventView, KINDS, TargetName, concerns_account},
+    log::Indexed,
+    scope::{Patterns, Scope},
+};
 use crate::proto::v1;
 
 /// Decides for one subscriber; its promises are `Filtered` and `NoEcho`.
@@ -14,19 +18,46 @@ use crate::proto::v1;
 pub struct Filter {
     /// Bit n stands for kind n.
     kinds: u128,
+    /// Those that are included whatever their account or type.
+    plain_kinds: u128,
     /// `None`: all.
     accounts: Option<HashSet<Box<[u8]>>>,
     /// `None`: all.
-    custom_types: Option<CustomTypes>,
+    custom_types: Option<Patterns>,
     node_id: Box<[u8]>,
     roles: HashSet<Box<[u8]>>,
     include_own: bool,
+    /// What else its node may receive no more than; `None` if the fields above say it all.
+    scope: Option<Arc<Scope>>,
+    /// Whether the stream is to see what it excludes too.
+    watching: bool,
 }
 
-#[derive(Clone, Debug, Default)]
-struct CustomTypes {
-    exact: HashSet<Box<[u8]>>,
-    prefixes: Vec<Box<[u8]>>,
+/// A part of a filter that keeps an event from the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exclusion {
+    /// The kind is not included, or there is none.
+    Kind,
+    /// The node published it itself.
+    OwnEvent,
+    /// The account is not included.
+    Account,
+    /// The type of the custom event is not included.
+    CustomType,
+    /// Neither the node nor one of its roles is named.
+    Target,
+}
+
+impl From<Exclusion> for v1::Exclusion {
+    fn from(exclusion: Exclusion) -> v1::Exclusion {
+        match exclusion {
+            Exclusion::Kind => v1::Exclusion::Kind,
+            Exclusion::OwnEvent => v1::Exclusion::OwnEvent,
+            Exclusion::Account => v1::Exclusion::Account,
+            Exclusion::CustomType => v1::Exclusion::CustomType,
+            Exclusion::Target => v1::Exclusion::Target,
+        }
+    }
 }
 
 impl Filter {
@@ -38,26 +69,113 @@ impl Filter {
             let known = wire.kinds.iter().filter_map(|&kind| u8::try_from(kind).ok());
             known.fold(0, |kinds, kind| kinds | kind_bit(kind)) & all_kinds()
         };
+        let mut plain_kinds = kinds;
+        if !wire.accounts.is_empty() {
+            plain_kinds &= !ACCOUNT_KINDS;
+        }
+        if !wire.custom_types.is_empty() {
+            plain_kinds &= !kind_bit(CUSTOM);
+        }
         Filter {
             kinds,
+            plain_kinds,
             accounts: (!wire.accounts.is_empty())
                 .then(|| wire.accounts.iter().map(|account| boxed(account)).collect()),
             custom_types: (!wire.custom_types.is_empty())
-                .then(|| CustomTypes::new(&wire.custom_types)),
+                .then(|| Patterns::new(&wire.custom_types)),
             node_id: boxed(node_id),
             roles: roles.iter().map(|role| boxed(role)).collect(),
             include_own,
+            scope: None,
+            watching: false,
         }
+    }
+
+    /// The same, without what the scope does not allow.
+    #[must_use]
+    pub fn within(mut self, scope: &Arc<Scope>) -> Filter {
+        self.kinds &= scope.kind_bits();
+        if self.accounts.is_none() {
+            // So that nothing wakes the stream for other accounts.
+            self.accounts = scope.named_accounts().cloned();
+        }
+        self.plain_kinds &= self.kinds;
+        if self.accounts.is_some() {
+            self.plain_kinds &= !ACCOUNT_KINDS;
+        }
+        self.scope = scope.looks_inside().then(|| scope.clone());
+        self
+    }
+
+    /// The same, for a stream that is to see what it excludes too, to explain it.
+    #[must_use]
+    pub fn watching_all(self) -> Filter {
+        Filter { watching: true, ..self }
+    }
+
+    /// Whether the stream is to see every event, included or not.
+    pub(super) fn is_watching(&self) -> bool {
+        self.watching
     }
 
     /// Whether the stream delivers the event.
     pub fn matches(&self, event: &EventView<'_>) -> bool {
+        self.judge(event, |_| ControlFlow::Break(())).is_continue()
+    }
+
+    /// Everything that keeps the event from the stream; nothing if it is delivered.
+    pub fn explain(&self, event: &EventView<'_>) -> Vec<Exclusion> {
+        let mut exclusions = Vec::new();
+        let _ = self.judge(event, |exclusion| {
+            exclusions.push(exclusion);
+            ControlFlow::Continue(())
+        });
+        exclusions
+    }
+
+    /// Asks every part of the filter. `exclude` is told each that excludes the event, and says whether to go on.
+    #[inline]
+    fn judge(
+        &self,
+        event: &EventView<'_>,
+        mut exclude: impl FnMut(Exclusion) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         let kind = event.kind();
-        self.kinds & kind_bit(kind) != 0
-            && (self.include_own || event.source_bytes() != &*self.node_id)
-            && self.matches_account(kind, event)
-            && self.matches_custom_type(kind, event)
-            && self.matches_target(event)
+        if self.kinds & kind_bit(kind) == 0 {
+            exclude(Exclusion::Kind)?;
+        }
+        if !self.include_own && event.source_bytes() == &*self.node_id {
+            exclude(Exclusion::OwnEvent)?;
+        }
+        if !self.matches_account(kind, event) {
+            exclude(Exclusion::Account)?;
+        }
+        if !self.matches_custom_type(kind, event) {
+            exclude(Exclusion::CustomType)?;
+        }
+        if !self.matches_target(event) {
+            exclude(Exclusion::Target)?;
+        }
+        // Streams of such a scope explain nothing: it may be told of as a kind.
+        if self.scope.as_ref().is_some_and(|scope| !scope.allows_inside(event)) {
+            exclude(Exclusion::Kind)?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Whether it certainly includes every event of a frame: most filters do, and then no event is asked.
+    pub(super) fn includes_whole(&self, indexed: &Indexed) -> bool {
+        let summary = &indexed.summary;
+        let asked = summary.kinds & !self.plain_kinds;
+        self.scope.is_none()
+            && (asked == 0 || asked == kind_bit(CUSTOM) & self.kinds && self.types_all(indexed))
+            && !summary.targeted
+            && (self.include_own || !indexed.may_be_from(&self.node_id))
+    }
+
+    fn types_all(&self, indexed: &Indexed) -> bool {
+        let types = self.custom_types.as_ref();
+        types.is_none_or(|types| indexed.types_all(|name| types.contain(name)))
     }
 
     /// The kinds that it includes, each as [`kind_bit`] gives it.
@@ -65,14 +183,31 @@ impl Filter {
         self.kinds
     }
 
-    /// The accounts that it includes; `None`: all.
+    /// Those of which the stream is to see every event, whatever its account or type.
+    pub(super) fn plain_kinds(&self) -> u128 {
+        if self.watching { u128::MAX } else { self.plain_kinds }
+    }
+
+    /// The types of custom events that it looks for: whole ones, and prefixes; `None`: all.
+    pub(super) fn custom_types(
+        &self,
+    ) -> Option<(impl Iterator<Item = &[u8]>, impl Iterator<Item = &[u8]>)> {
+        let types = self.custom_types.as_ref().filter(|_| !self.watching)?;
+        Some((types.exact.iter().map(|t| &**t), types.prefixes.iter().map(|p| &**p)))
+    }
+
+    /// The accounts that it looks for; `None`: all.
     pub(super) fn accounts(&self) -> Option<impl Iterator<Item = &[u8]>> {
-        self.accounts.as_ref().map(|accounts| accounts.iter().map(|account| &**account))
+        let accounts = self.accounts.as_ref().filter(|_| !self.watching);
+        accounts.map(|accounts| accounts.iter().map(|account| &**account))
     }
 
     /// Whether only a target or `NoEcho` can keep an event from this stream.
     pub fn matches_everything(&self) -> bool {
-        self.kinds == all_kinds() && self.accounts.is_none() && self.custom_types.is_none()
+        self.kinds == all_kinds()
+            && self.accounts.is_none()
+            && self.custom_types.is_none()
+            && self.scope.is_none()
     }
 
     fn matches_account(&self, kind: u8, event: &EventView<'_>) -> bool {
@@ -98,32 +233,25 @@ impl Filter {
     }
 }
 
-impl CustomTypes {
-    fn new(patterns: &[String]) -> CustomTypes {
-        let mut types = CustomTypes::default();
-        for pattern in patterns {
-            match pattern.strip_suffix('*') {
-                Some(prefix) => types.prefixes.push(boxed(prefix)),
-                None => {
-                    types.exact.insert(boxed(pattern));
-                }
-            }
-        }
-        types
-    }
-
-    fn contain(&self, name: &[u8]) -> bool {
-        self.exact.contains(name) || self.prefixes.iter().any(|prefix| name.starts_with(prefix))
-    }
-}
-
 /// The bit of a kind. What is no kind has bit 0, which no filter includes.
 pub(super) fn kind_bit(kind: u8) -> u128 {
     if KINDS.contains(&kind) { 1 << kind } else { 1 }
 }
 
+/// The bits of the kinds that concern an account.
+pub(super) const ACCOUNT_KINDS: u128 = {
+    let (mut kind, mut kinds) = (*KINDS.start(), 0);
+    while kind <= *KINDS.end() {
+        if concerns_account(kind) {
+            kinds |= 1 << kind;
+        }
+        kind += 1;
+    }
+    kinds
+};
+
 /// The bits of all kinds that there are or will be.
-fn all_kinds() -> u128 {
+pub(super) fn all_kinds() -> u128 {
     let below = |kind: u8| (1u128 << kind) - 1;
     below(KINDS.end() + 1) & !below(*KINDS.start())
 }
@@ -244,7 +372,7 @@ mod tests {
         assert!(!matches(&all, &to(&[], &[])), "nobody is named");
     }
 
-    /// The comments of `Filter`, `Target` and `SubscribeRequest`, word by word, on the decoded event.
+    /// The comments of `Filter`, `Target` and `SubscribeRequest`, word by word, on the decoded event: what excludes it.
     fn reference(
         wire: &v1::Filter,
         node_id: &str,
@@ -252,7 +380,7 @@ mod tests {
         include_own: bool,
         event: &v1::Event,
         newer_kind: Option<i32>,
-    ) -> bool {
+    ) -> Vec<Exclusion> {
         let (kind, account, custom_type) = match &event.kind {
             Some(Kind::MailboxChange(change)) => (10, Some(&change.account_id), None),
             Some(Kind::EmailDelivery(delivery)) => (11, Some(&delivery.account_id), None),
@@ -260,14 +388,18 @@ mod tests {
             Some(Kind::Custom(custom)) => (20, None, Some(&custom.r#type)),
             _ => (newer_kind.unwrap_or(0), None, None),
         };
+        let mut excluded = vec![];
         if kind == 0 || (!wire.kinds.is_empty() && !wire.kinds.contains(&kind)) {
-            return false;
+            excluded.push(Exclusion::Kind);
+        }
+        if !include_own && event.source == node_id {
+            excluded.push(Exclusion::OwnEvent);
         }
         if let Some(account) = account
             && !wire.accounts.is_empty()
             && !wire.accounts.contains(account)
         {
-            return false;
+            excluded.push(Exclusion::Account);
         }
         if let Some(name) = custom_type
             && !wire.custom_types.is_empty()
@@ -276,15 +408,15 @@ mod tests {
                 None => pattern == name,
             })
         {
-            return false;
+            excluded.push(Exclusion::CustomType);
         }
         if let Some(target) = &event.target
             && !target.node_ids.iter().any(|name| name == node_id)
             && !target.roles.iter().any(|role| roles.contains(role))
         {
-            return false;
+            excluded.push(Exclusion::Target);
         }
-        include_own || event.source != node_id
+        excluded
     }
 
     /// A few names, so that equal ones meet.
@@ -354,11 +486,15 @@ mod tests {
                 crate::hub::event::wire::put_field(&mut bytes, kind.unsigned_abs(), b"newer");
             }
             let filter = Filter::new(&wire, &node_id, &roles, include_own);
-            let included = filter.matches(&EventView::peek(&bytes).unwrap());
-            prop_assert_eq!(
-                included,
-                reference(&wire, &node_id, &roles, include_own, &event, newer_kind)
-            );
+            let view = EventView::peek(&bytes).unwrap();
+            let included = filter.matches(&view);
+            let excluded = reference(&wire, &node_id, &roles, include_own, &event, newer_kind);
+            prop_assert_eq!(included, excluded.is_empty());
+            prop_assert_eq!(filter.explain(&view), excluded);
+            let watching = filter.clone().watching_all();
+            prop_assert_eq!(included, watching.matches(&view), "who watches gets no more");
+            prop_assert!(watching.accounts().is_none() && watching.custom_types().is_none());
+            prop_assert!(watching.plain_kinds() & kind_bit(view.kind()) != 0);
             if filter.matches_everything() && event.target.is_none() && include_own {
                 prop_assert_eq!(included, event.kind.is_some() || newer_kind.is_some());
             }

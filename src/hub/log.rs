@@ -3,12 +3,15 @@
 //! Entries are numbered from the gateway's start, so that a cursor is one number. Memory is the ring and nothing else: a
 //! cursor that is slower than the ring is overtaken by it, and finds out.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-use super::event::EventMeta;
+use super::{
+    event::{CUSTOM, EventMeta, EventView},
+    filter::kind_bit,
+};
 use crate::bus::{Delivery, Epoch, Frame, Gap, Offset, Place};
 
 /// How much a log may hold.
@@ -83,7 +86,35 @@ pub struct Indexed {
     pub frame: Frame,
     /// The events, in order.
     pub events: Vec<IndexedEvent>,
+    /// When this gateway got it, if one of the events belongs to a trace that is recorded: who reads it looks which.
+    pub followed: Option<SystemTime>,
+    /// What all of them have in common.
+    pub summary: Summary,
 }
+
+/// What is known of a frame's events together, so that most subscribers need not ask each of them.
+#[derive(Debug, Default)]
+pub struct Summary {
+    /// Their kinds, each as [`kind_bit`] gives it.
+    pub kinds: u128,
+    /// Whether any of them is for certain nodes only.
+    pub targeted: bool,
+    /// The nodes that published them.
+    sources: Distinct,
+    /// The types of those that are custom.
+    types: Distinct,
+}
+
+/// The different values of one thing, each as the index of an event that has it, while there are only a few.
+#[derive(Debug, Default)]
+struct Distinct {
+    events: Vec<usize>,
+    /// There are others.
+    more: bool,
+}
+
+/// Values that a summary lists of one thing.
+const MOST_VALUES: usize = 4;
 
 /// One event of a frame.
 #[derive(Debug)]
@@ -123,6 +154,8 @@ impl Indexed {
     /// Finds the events of a frame. An event that cannot be peeked at (no gateway accepts one) matches no filter.
     pub fn new(frame: Frame) -> Indexed {
         let mut events = Vec::with_capacity(usize::try_from(frame.count).unwrap_or(0));
+        let mut sampled = false;
+        let mut summary = Summary::default();
         let mut rest = &frame.events[..];
         while !rest.is_empty() {
             let start = frame.events.len() - rest.len();
@@ -131,9 +164,28 @@ impl Indexed {
             let at = end - event.len();
             let meta = EventMeta::peek(&frame.events, at..end);
             let meta = meta.unwrap_or_else(|_| EventMeta::unreadable());
+            sampled |= meta.is_sampled();
             events.push(IndexedEvent { start: offset(start), end: offset(end), meta });
+            summary.add(&frame.events, &events);
         }
-        Indexed { frame, events }
+        Indexed { frame, events, followed: sampled.then(SystemTime::now), summary }
+    }
+
+    /// The nth event, as a filter sees it.
+    pub fn view(&self, nth: usize) -> EventView<'_> {
+        self.events[nth].meta.view(&self.frame.events)
+    }
+
+    /// Whether one of the events is, or may be, of this node.
+    pub fn may_be_from(&self, node_id: &[u8]) -> bool {
+        let sources = &self.summary.sources;
+        sources.more || sources.events.iter().any(|nth| self.view(*nth).source_bytes() == node_id)
+    }
+
+    /// Whether the types of all custom events are certainly such ones.
+    pub fn types_all(&self, such: impl Fn(&[u8]) -> bool) -> bool {
+        let types = &self.summary.types;
+        !types.more && types.events.iter().all(|nth| such(self.view(*nth).custom_type_bytes()))
     }
 
     /// The offset of the nth event.
@@ -144,6 +196,34 @@ impl Indexed {
     /// The bytes of the events from one to another, as they stand in a batch.
     pub fn slice(&self, first: &IndexedEvent, last: &IndexedEvent) -> Bytes {
         self.frame.events.slice(first.start as usize..last.end as usize)
+    }
+}
+
+impl Summary {
+    /// Adds the last of the events.
+    fn add(&mut self, frame: &[u8], events: &[IndexedEvent]) {
+        let Some(last) = events.last() else { return };
+        let last = last.meta.view(frame);
+        self.kinds |= kind_bit(last.kind());
+        self.targeted |= last.has_target();
+        let view = |nth: usize| events[nth].meta.view(frame);
+        self.sources.add(events.len() - 1, |nth| view(nth).source_bytes());
+        if last.kind() == CUSTOM {
+            self.types.add(events.len() - 1, |nth| view(nth).custom_type_bytes());
+        }
+    }
+}
+
+impl Distinct {
+    fn add<'a>(&mut self, event: usize, value: impl Fn(usize) -> &'a [u8]) {
+        if self.more || self.events.iter().any(|known| value(*known) == value(event)) {
+            return;
+        }
+        if self.events.len() < MOST_VALUES {
+            self.events.push(event);
+        } else {
+            self.more = true;
+        }
     }
 }
 
@@ -158,19 +238,25 @@ impl Log {
         self.capacity
     }
 
-    /// Appends what the bus handed on. `announce` is told the entry and its number, before any cursor can see it.
-    pub fn append(&self, delivery: Delivery, announce: impl FnOnce(&Entry, u64)) {
+    /// Appends what the bus handed on. `announce` is told the entry and its number, before any cursor can see it; what it returns
+    /// is handed back.
+    pub fn append<T: Default>(
+        &self,
+        delivery: Delivery,
+        announce: impl FnOnce(&Entry, u64) -> T,
+    ) -> T {
         if let Delivery::Start(place) = delivery {
             self.ring.write().begin(place);
-            return;
+            return T::default();
         }
         // Indexed before the lock is taken.
         let mut entry = Entry::new(delivery);
         let mut ring = self.ring.write();
         entry.total = ring.total + entry.events() as u64;
-        announce(&entry, ring.next());
+        let announced = announce(&entry, ring.next());
         ring.push(entry);
         ring.trim(self.capacity);
+        announced
     }
 
     /// Whether the bus has said where the shard begins.

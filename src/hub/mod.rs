@@ -5,14 +5,17 @@
 pub mod cursor;
 pub mod event;
 pub mod filter;
+pub mod judged;
 pub mod log;
 mod merge;
 mod router;
+pub mod scope;
 pub mod token;
 
 use std::{
     collections::HashMap,
     sync::{Arc, OnceLock},
+    task::Waker,
 };
 
 use bytes::Bytes;
@@ -66,6 +69,10 @@ pub struct Reading {
     pub max_events: Option<u64>,
     /// Whether events may be merged while the stream is behind.
     pub merge: bool,
+    /// Whether events are noted that belong to a trace which is recorded.
+    pub follow: bool,
+    /// Whether all events are judged that the stream passes. Its filter must be one that watches all.
+    pub explain: bool,
 }
 
 /// An opened stream.
@@ -107,6 +114,11 @@ impl Hub {
     /// The logs, one a shard.
     pub fn logs(&self) -> &[Log] {
         &self.logs
+    }
+
+    /// Has every stream look up, whether or not there is something for it to read.
+    pub fn wake_all(&self) {
+        self.router.wake_all();
     }
 
     /// Whether the bus has said of every shard where it begins.
@@ -305,14 +317,16 @@ impl Hub {
 
 impl Sink for Hub {
     fn deliver(&self, shard: ShardId, delivery: Delivery) {
-        self.logs[shard.index()].append(delivery, |entry, number| {
-            let kinds = self.router.announce(shard, entry, number);
-            if LAST_VALUE_KINDS.iter().any(|kind| kinds & kind_bit(*kind) != 0)
-                && let Content::Frame(indexed) = &entry.content
+        let concerned = self.logs[shard.index()].append(delivery, |entry, number| {
+            if let Content::Frame(indexed) = &entry.content
+                && LAST_VALUE_KINDS.iter().any(|k| indexed.summary.kinds & kind_bit(*k) != 0)
             {
                 self.note_last_values(shard, indexed);
             }
+            self.router.announce(shard, entry, number)
         });
+        // Not before the log is free again: they all come to read it.
+        concerned.into_iter().for_each(Waker::wake);
     }
 }
 

@@ -278,7 +278,11 @@ async fn a_place_inside_a_frame_is_resumed_there() {
 async fn a_stream_of_few_events_stops_inside_a_frame_and_its_token_says_where() {
     let (hub, bus) = TestBus::start(1, 0, LARGE);
     let opened = hub
-        .open(everything("n"), &Begin::Latest, Reading { max_events: Some(2), merge: false })
+        .open(
+            everything("n"),
+            &Begin::Latest,
+            Reading { max_events: Some(2), ..Reading::default() },
+        )
         .await
         .unwrap();
     let mut cursor = opened.cursor;

@@ -1,11 +1,14 @@
 //! What was done since the start: totals that only rise, counted once a request and once a batch.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
     time::Duration,
 };
 
-use super::error::{Error, REASONS};
+use super::{
+    error::{Error, REASONS},
+    limit::Limit,
+};
 use crate::{
     bus::{GapCount, GapReason, unix_ms},
     hub::event::KINDS,
@@ -35,7 +38,7 @@ pub enum Method {
 pub struct Kinds([u32; KIND_NUMBERS]);
 
 /// All totals.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Counters {
     /// Events accepted, by the number of their kind.
     published: Numbers<KIND_NUMBERS>,
@@ -49,12 +52,18 @@ pub struct Counters {
     /// Gaps that streams were told, and their events, by reason.
     gaps: Numbers<{ GapReason::ALL.len() }>,
     missed: Numbers<{ GapReason::ALL.len() }>,
+    /// What was refused or ended because of a limit, by limit.
+    refused: Numbers<{ Limit::ALL.len() }>,
+    /// Connections that were let in.
+    connections: AtomicU64,
+    /// Requests that are not wholly answered.
+    under_way: AtomicUsize,
     /// Errors, by method and reason.
     errors: [Numbers<{ REASONS.len() }>; Method::ALL.len()],
 }
 
 /// How often something took how long.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Histogram {
     /// By bucket; the last one has no upper end.
     counts: Numbers<{ BUCKETS.len() + 1 }>,
@@ -62,6 +71,7 @@ pub struct Histogram {
 }
 
 /// Totals by number.
+#[derive(Debug)]
 struct Numbers<const N: usize>([AtomicU64; N]);
 
 impl Method {
@@ -121,9 +131,47 @@ impl Counters {
 
     /// A request was answered with an error, or a stream ended with one.
     pub fn failed(&self, method: Method, error: &Error) {
+        if let Error::Limit { limit, .. } = error {
+            self.refused(*limit);
+        }
         if let Some(reason) = REASONS.iter().position(|reason| *reason == error.reason()) {
             self.errors[method as usize].add(reason, 1);
         }
+    }
+
+    /// Something was refused or ended because of a limit.
+    pub fn refused(&self, limit: Limit) {
+        self.refused.add(limit as usize, 1);
+    }
+
+    /// A connection was let in.
+    pub fn connected(&self) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A request came.
+    pub fn begun(&self) {
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A request is wholly answered, or gone.
+    pub fn over(&self) {
+        self.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Requests that are not wholly answered.
+    pub fn under_way(&self) -> usize {
+        self.under_way.load(Ordering::Relaxed)
+    }
+
+    /// Connections that were let in.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// What was refused or ended, by limit.
+    pub fn refusals(&self) -> impl Iterator<Item = (Limit, u64)> {
+        Limit::ALL.into_iter().zip(self.refused.all())
     }
 
     /// Events accepted.
@@ -214,6 +262,7 @@ impl<const N: usize> Numbers<N> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::error::Unproven;
 
     #[test]
     fn times_are_counted_in_the_bucket_whose_end_they_do_not_pass() {
@@ -228,6 +277,19 @@ mod tests {
     }
 
     #[test]
+    fn every_limit_is_counted_by_itself() {
+        let counters = Counters::default();
+        for limit in Limit::ALL {
+            counters.refused(limit);
+        }
+        counters.failed(Method::Publish, &Error::limit(Limit::EventsPerSecond, 1));
+        for (limit, count) in counters.refusals() {
+            let expected = if limit == Limit::EventsPerSecond { 2 } else { 1 };
+            assert_eq!(count, expected, "{}", limit.key());
+        }
+    }
+
+    #[test]
     fn every_error_has_a_reason_that_is_counted() {
         let counters = Counters::default();
         let errors = [
@@ -236,8 +298,12 @@ mod tests {
             Error::PayloadTooLarge { what: String::new(), limit: 1, actual: 2 },
             Error::bus_unavailable("down"),
             Error::OutcomeUnknown(String::new()),
-            Error::limit("limits.maxStreams", 1),
+            Error::limit(Limit::Streams, 1),
             Error::too_slow(None),
+            Error::Unproven(Unproven::Missing),
+            Error::Unproven(Unproven::Wrong),
+            Error::Unproven(Unproven::Revoked),
+            Error::NotAllowed { rule: "publish", violations: vec![] },
             Error::draining(Duration::ZERO),
         ];
         for error in &errors {

@@ -5,13 +5,17 @@ use std::{collections::HashMap, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, QuotaViolation, StatusExt};
 
-use crate::bus::AppendError;
+use super::limit::Limit;
+use crate::{bus::AppendError, config::format_duration};
 
 /// `ErrorInfo.domain` of all errors.
 pub const DOMAIN: &str = "trunkline";
 
 /// How long a node is told to wait before it tries again what the bus did not take.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// The same, for what may fit when somebody else has gone.
+const LIMIT_RETRY: Duration = Duration::from_secs(1);
 
 /// Bytes of a status message. What a status says travels in HTTP/2 headers, and clients take few of them: 8 KiB in some
 /// languages, all together. One that is larger never arrives.
@@ -58,18 +62,31 @@ pub enum Error {
     )]
     OutcomeUnknown(String),
     /// There is too much of something.
-    #[error("{limit} is reached: {allowed}")]
+    #[error("{} is reached: {allowed}", limit.key())]
     Limit {
-        /// Key of the limit in the configuration.
-        limit: &'static str,
+        /// Which limit.
+        limit: Limit,
         /// Its value.
-        allowed: usize,
+        allowed: String,
+        /// After how long it may fit.
+        retry_after: Duration,
     },
     /// The stream fell behind what history keeps, and its node asked to be disconnected then.
     #[error("the subscriber is too slow: {} events are missing", .missed.map_or("some".into(), |n| n.to_string()))]
     SubscriberTooSlow {
         /// How many events it missed, where that is known.
         missed: Option<u64>,
+    },
+    /// Who it is, is not proven.
+    #[error("{}", .0.text())]
+    Unproven(Unproven),
+    /// Who it is may not do this.
+    #[error("not allowed: {}", describe(.violations))]
+    NotAllowed {
+        /// The rule that it broke.
+        rule: &'static str,
+        /// All that is not allowed.
+        violations: Vec<Violation>,
     },
     /// The gateway is going away.
     #[error("the gateway is going away; connect again")]
@@ -79,8 +96,29 @@ pub enum Error {
     },
 }
 
+/// Why it is not known who sends a request. Nothing here helps who guesses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unproven {
+    /// Neither token nor certificate.
+    Missing,
+    /// They prove nothing here.
+    Wrong,
+    /// They proved something when the stream was opened.
+    Revoked,
+}
+
+impl Unproven {
+    fn text(self) -> &'static str {
+        match self {
+            Unproven::Missing => "a token or a client certificate is needed",
+            Unproven::Wrong => "the token or the client certificate is not valid here",
+            Unproven::Revoked => "the token or the client certificate is not valid any more",
+        }
+    }
+}
+
 /// What [`Error::reason`] may say.
-pub const REASONS: [&str; 8] = [
+pub const REASONS: [&str; 12] = [
     "INVALID_REQUEST",
     "RESUME_TOKEN_MALFORMED",
     "PAYLOAD_TOO_LARGE",
@@ -88,6 +126,10 @@ pub const REASONS: [&str; 8] = [
     "OUTCOME_UNKNOWN",
     "LIMIT_REACHED",
     "SUBSCRIBER_TOO_SLOW",
+    "CREDENTIALS_MISSING",
+    "CREDENTIALS_WRONG",
+    "CREDENTIALS_REVOKED",
+    "NOT_ALLOWED",
     "DRAINING",
 ];
 
@@ -102,9 +144,20 @@ impl Error {
         Error::BusUnavailable(why.into())
     }
 
-    /// A limit is reached.
-    pub fn limit(limit: &'static str, allowed: usize) -> Error {
-        Error::Limit { limit, allowed }
+    /// A limit is reached, and nobody knows for how long.
+    pub fn limit(limit: Limit, allowed: usize) -> Error {
+        Error::limit_for(limit, allowed, LIMIT_RETRY)
+    }
+
+    /// A limit is reached; it fits after so long, if nobody else is faster.
+    pub fn limit_for(limit: Limit, allowed: usize, retry_after: Duration) -> Error {
+        Error::Limit { limit, allowed: allowed.to_string(), retry_after }
+    }
+
+    /// Something took longer than it may.
+    pub fn late(limit: Limit, allowed: Duration) -> Error {
+        let allowed = format_duration(allowed);
+        Error::Limit { limit, allowed, retry_after: LIMIT_RETRY }
     }
 
     /// The stream is too slow.
@@ -126,6 +179,8 @@ impl Error {
                 Code::Unavailable
             }
             Error::Limit { .. } | Error::SubscriberTooSlow { .. } => Code::ResourceExhausted,
+            Error::Unproven(_) => Code::Unauthenticated,
+            Error::NotAllowed { .. } => Code::PermissionDenied,
         }
     }
 
@@ -139,6 +194,10 @@ impl Error {
             Error::OutcomeUnknown(_) => "OUTCOME_UNKNOWN",
             Error::Limit { .. } => "LIMIT_REACHED",
             Error::SubscriberTooSlow { .. } => "SUBSCRIBER_TOO_SLOW",
+            Error::Unproven(Unproven::Missing) => "CREDENTIALS_MISSING",
+            Error::Unproven(Unproven::Wrong) => "CREDENTIALS_WRONG",
+            Error::Unproven(Unproven::Revoked) => "CREDENTIALS_REVOKED",
+            Error::NotAllowed { .. } => "NOT_ALLOWED",
             Error::Draining { .. } => "DRAINING",
         }
     }
@@ -163,17 +222,24 @@ impl Error {
             Error::BusUnavailable(_) | Error::OutcomeUnknown(_) => {
                 details.set_retry_info(Some(RETRY));
             }
-            Error::Limit { limit, allowed } => {
-                note("limit", (*limit).to_owned());
-                note("allowed", allowed.to_string());
-                details.set_retry_info(Some(Duration::from_secs(1)));
-                details.set_quota_failure(vec![QuotaViolation::new(*limit, self.to_string())]);
+            Error::Limit { limit, allowed, retry_after } => {
+                note("limit", limit.key().to_owned());
+                note("allowed", allowed.clone());
+                details.set_retry_info(Some(*retry_after));
+                let violation = QuotaViolation::new(limit.key(), self.to_string());
+                details.set_quota_failure(vec![violation]);
             }
             Error::SubscriberTooSlow { missed } => {
                 if let Some(missed) = missed {
                     note("missed_events", missed.to_string());
                 }
                 details.set_retry_info(Some(RETRY));
+            }
+            Error::Unproven(_) => {}
+            Error::NotAllowed { rule, violations } => {
+                note("rule", (*rule).to_owned());
+                note("violations", violations.len().to_string());
+                details.set_bad_request(field_violations(violations));
             }
             Error::Draining { retry_after } => {
                 details.set_retry_info(Some(*retry_after));

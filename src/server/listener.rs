@@ -1,64 +1,95 @@
-//! The gRPC port: accepts connections, and hands them to the server.
+//! The gRPC port: accepts connections, and hands them to the server once they are ready.
 //!
-//! [`incoming`] is the one place where a connection comes to be: what limits connections belongs into `Acceptor::admit`, and
-//! what is to be undone when one closes, into a guard in [`Connection`].
+//! A TLS handshake is made in a task of its own, so that a slow one holds up nobody. [`incoming`] is the one place where a
+//! connection comes to be: what limits connections belongs into `Acceptor::admit`, and what is to be undone when one closes, into a
+//! guard in [`Connection`].
 
-use std::{
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
+mod stream;
+
+use std::{collections::VecDeque, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::Stream;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
+    task::{AbortHandle, JoinSet},
 };
-use tonic::transport::server::Connected;
+use tokio_rustls::TlsAcceptor;
 
-use super::access::ConnectionId;
+use self::stream::Transport;
+pub use self::stream::{Connection, Peer};
+use super::{
+    access::{Access, ConnectionId, PeerCertificate, Rule},
+    connections::{Place, Places, Refusals},
+    counters::Counters,
+};
 
 /// The wait after an error of the listener itself, which is the machine's: it has no file descriptors left, mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// An open connection of a node.
-#[derive(Debug)]
-pub struct Connection {
-    stream: TcpStream,
-    peer: Peer,
-}
-
-/// Whose connection it is. Stands in the extensions of each of its requests.
-#[derive(Clone, Debug)]
-pub struct Peer {
-    /// Its number.
-    pub connection: ConnectionId,
-    /// The other end.
-    pub address: SocketAddr,
-}
+/// TLS handshakes under way at once.
+const MOST_HANDSHAKES: usize = 1000;
 
 struct Acceptor {
     listener: TcpListener,
+    access: Arc<Access>,
     /// The number of the next connection.
     next: u64,
+    /// Those under way; dropping them ends them.
+    handshakes: JoinSet<Option<Connection>>,
+    /// The same ones, the oldest first, and some that have ended.
+    order: VecDeque<AbortHandle>,
+    handshake_timeout: Duration,
+    admission: Admission,
+    /// Whether the last error was told: a machine without descriptors would fill the log.
+    told: bool,
 }
 
-/// The connections that come to a listener, in turn. Ends never; a connection that fails is nobody else's affair.
-pub fn incoming(listener: TcpListener) -> impl Stream<Item = Result<Connection, io::Error>> {
-    let acceptor = Acceptor { listener, next: 1 };
+/// Who is let in.
+pub struct Admission {
+    /// What proves who somebody is.
+    pub access: Arc<Access>,
+    /// How long a TLS handshake may take.
+    pub handshake_timeout: Duration,
+    /// The places that there are.
+    pub places: Arc<Places>,
+    /// Those who find none are told.
+    pub refusals: Refusals,
+    /// Where they are counted.
+    pub counters: Arc<Counters>,
+}
+
+/// The connections that come to a listener, as they become ready. Ends never; a connection that fails is nobody else's affair.
+pub fn incoming(listener: TcpListener, admission: Admission) -> impl Stream<Item = Connection> {
+    let acceptor = Acceptor {
+        listener,
+        access: admission.access.clone(),
+        next: 1,
+        handshakes: JoinSet::new(),
+        order: VecDeque::new(),
+        handshake_timeout: admission.handshake_timeout,
+        admission,
+        told: false,
+    };
     futures_util::stream::unfold(acceptor, |mut acceptor| async move {
         let connection = acceptor.next().await;
-        Some((Ok(connection), acceptor))
+        Some((connection, acceptor))
     })
 }
 
 impl Acceptor {
     async fn next(&mut self) -> Connection {
         loop {
-            match self.listener.accept().await {
+            let accepted = tokio::select! {
+                Some(done) = self.handshakes.join_next() => match done {
+                    Ok(Some(connection)) => return connection,
+                    // It failed, which was told, or had to make room.
+                    Ok(None) | Err(_) => continue,
+                },
+                accepted = self.listener.accept() => accepted,
+            };
+            match accepted {
                 Ok((stream, address)) => {
+                    self.told = false;
                     if let Some(connection) = self.admit(stream, address) {
                         return connection;
                     }
@@ -66,21 +97,79 @@ impl Acceptor {
                 // The client's: it went away before it was accepted.
                 Err(error) if is_of_client(&error) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "a connection cannot be accepted");
+                    if !std::mem::replace(&mut self.told, true) {
+                        tracing::warn!(%error, "connections cannot be accepted");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
 
-    /// Whether a new connection is let in.
+    /// Lets a new connection in: at once, or when its handshake is done.
     fn admit(&mut self, stream: TcpStream, address: SocketAddr) -> Option<Connection> {
         let connection = ConnectionId(self.next);
         self.next += 1;
+        let Admission { places, refusals, counters, .. } = &self.admission;
+        let place = match places.take(address.ip()) {
+            Ok(place) => place,
+            Err(full) => {
+                counters.refused(full.limit);
+                refusals.refuse(stream, full);
+                return None;
+            }
+        };
+        counters.connected();
         // What is small and urgent must not wait for more. An error is the client's, which has gone.
         stream.set_nodelay(true).ok()?;
-        Some(Connection { stream, peer: Peer { connection, address } })
+        let peer = Peer { connection, address, streams: Arc::default(), certificate: None };
+        let Some((acceptor, number)) = self.access.acceptor() else {
+            return Some(Connection::new(Transport::Plain(stream), peer, place));
+        };
+        self.make_room();
+        let (access, timeout) = (self.access.clone(), self.handshake_timeout);
+        let handshake = async move {
+            let shaking =
+                tokio::time::timeout(timeout, handshake(acceptor, number, stream, peer, place));
+            match shaking.await {
+                Ok(Ok(connection)) => Some(connection),
+                Ok(Err(error)) => {
+                    access.refusals.note(Rule::Handshake, &address, &error.to_string());
+                    None
+                }
+                Err(_) => {
+                    access.refusals.note(Rule::Handshake, &address, "it took too long");
+                    None
+                }
+            }
+        };
+        self.order.push_back(self.handshakes.spawn(handshake));
+        None
     }
+
+    /// Ends the oldest handshakes where too many are under way: an honest one takes a few milliseconds, and is not among them.
+    fn make_room(&mut self) {
+        self.order.retain(|handshake| !handshake.is_finished());
+        while self.order.len() >= MOST_HANDSHAKES {
+            if let Some(oldest) = self.order.pop_front() {
+                oldest.abort();
+                self.access.refusals.note(Rule::Handshake, &"a slow one", "too many are under way");
+            }
+        }
+    }
+}
+
+async fn handshake(
+    acceptor: TlsAcceptor,
+    number: u64,
+    stream: TcpStream,
+    mut peer: Peer,
+    place: Place,
+) -> io::Result<Connection> {
+    let stream = acceptor.accept(stream).await?;
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    peer.certificate = PeerCertificate::new(chain, number).map(Arc::new);
+    Ok(Connection::new(Transport::Tls(Box::new(stream)), peer, place))
 }
 
 fn is_of_client(error: &io::Error) -> bool {
@@ -91,52 +180,4 @@ fn is_of_client(error: &io::Error) -> bool {
             | io::ErrorKind::ConnectionRefused
             | io::ErrorKind::Interrupted
     )
-}
-
-impl Connected for Connection {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffers: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, buffers)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }

@@ -2,13 +2,20 @@
 
 mod access;
 mod admin;
+mod connections;
 mod counters;
 mod error;
+mod explain;
+mod follow;
 mod health;
 mod http1;
+mod limit;
+mod lines;
 mod listener;
 mod nodes;
 mod oversized;
+mod quota;
+mod requests;
 mod service;
 mod stream;
 mod validate;
@@ -24,21 +31,27 @@ use std::{
 use parking_lot::RwLock;
 use tokio::{net::TcpListener, sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::Server;
+use tonic::service::Routes;
+use tower::Layer;
 
 use self::{
-    access::AccessLayer,
-    counters::Counters,
+    access::{Access, AccessLayer},
+    connections::{Places, Refusals, Terms},
     health::HealthState,
+    listener::Admission,
     nodes::{About, Nodes, membership},
+    quota::Quotas,
+    requests::RequestsLayer,
     service::{Service, Shared, generated::coordination_service_server::CoordinationServiceServer},
     stream::Drain,
 };
 use crate::{
     bus::{EmbeddedBus, Health, SharedBus, Sink, StartError, redis},
-    config::Config,
+    config::{Config, Keepalive},
     hub::{Hub, log::Capacity, token::deployment_tag},
     proto::v1,
+    throttle::Throttle,
+    trace::{self, Tracer},
 };
 
 /// Shards of the embedded bus, where nothing else is set.
@@ -50,11 +63,11 @@ const LAST_VALUES_RETRY: Duration = Duration::from_millis(200);
 /// How long connections may take to close once their streams have ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Bytes that may lie between a cursor and a connection that does not take them, per stream: what hides a slow reader.
-const STREAM_WINDOW: u32 = 256 * 1024;
+/// Bytes of a request to the health and reflection services: a name and little else.
+const SMALL_REQUEST: usize = 4096;
 
-/// Two processes with one node id count as live when both have been connected for so long.
-const TAKEOVER: Duration = Duration::from_secs(55);
+/// Files that a process needs besides its connections: the bus, the admin port, logs, the runtime.
+const OTHER_FILES: usize = 100;
 
 /// Why a gateway does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +80,9 @@ pub enum ServeError {
         /// Why.
         error: std::io::Error,
     },
+    /// The certificates cannot be used.
+    #[error("{0}")]
+    Access(String),
     /// The address of the admin port cannot be listened on.
     #[error("admin: cannot listen on {address}: {error}")]
     Admin {
@@ -78,9 +94,6 @@ pub enum ServeError {
     /// The bus cannot be used as it is configured.
     #[error("{0}")]
     Bus(#[from] StartError),
-    /// The gRPC server ended.
-    #[error("the server ended: {0}")]
-    Transport(#[from] tonic::transport::Error),
 }
 
 /// Serves until `shutdown` is ready, then drains. `listening` is told the bound address.
@@ -93,6 +106,8 @@ pub async fn serve(
     listening: impl FnOnce(SocketAddr),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
+    let access = Arc::new(Access::new(&config).map_err(ServeError::Access)?);
+    warn_if_open(&config);
     let listener = TcpListener::bind(config.listen)
         .await
         .map_err(|error| ServeError::Listen { address: config.listen, error })?;
@@ -107,13 +122,25 @@ pub async fn serve(
     let address = listener.local_addr().unwrap_or(config.listen);
     listening(address);
 
-    let shared = Arc::new(shared(&config, address));
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        gateway_id = config.gateway_id,
+        config = %config.effective(),
+        "starting"
+    );
+    tracing::info!(%address, "listening");
+    let (tracer, exporting) = trace::start(config.otlp.as_ref(), &config.gateway_id);
+    let shared = Arc::new(shared(&config, address, access.clone(), tracer));
     // Whoever looks sees the whole of it: from before the bus is there until after it is closed.
     let gone = CancellationToken::new();
     let _gone = gone.clone().drop_guard();
     let admin =
         admin.map(|listener| tokio::spawn(admin::serve(listener, shared.clone(), gone.clone())));
     let ended = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    // Ends with this function, whichever way that is.
+    let _ended = ended.clone().drop_guard();
+    tasks.spawn(access.watch(config.reload_interval, ended.clone()));
     let health = HealthState::new(ended.clone());
     let mut server = std::pin::pin!(grpc(listener, &config, &shared, &health, ended.clone()));
     let mut start = std::pin::pin!(start_bus(&config, &shared));
@@ -122,10 +149,9 @@ pub async fn serve(
     // The port answers at once, and says NOT_SERVING until the bus is proven.
     let bus = tokio::select! {
         bus = &mut start => bus?,
-        result = &mut server => return Ok(result?),
+        () = &mut server => return Ok(()),
         () = &mut shutdown => return Ok(()),
     };
-    let tasks = TaskTracker::new();
     tasks.spawn(follow_health(
         bus.health(),
         shared.drain.subscribe(),
@@ -133,42 +159,65 @@ pub async fn serve(
         ended.clone(),
     ));
     tasks.spawn(membership::run(shared.clone(), bus.clone(), ended.clone()));
+    tasks.spawn(lines::tell_left_out(ended.clone()));
     tasks.close();
 
-    let result = tokio::select! {
-        result = &mut server => result,
+    tokio::select! {
+        () = &mut server => {}
         () = &mut shutdown => {
-            tracing::info!("draining");
+            tracing::info!(streams = shared.nodes.count(), "draining");
             let drained = drain(&config, &shared, &health);
             tokio::select! {
-                result = &mut server => result,
+                () = &mut server => {}
                 () = drained => {
+                    tracing::info!(streams = shared.nodes.count(), "drained");
                     // Health streams end now, and with them the last connections.
                     ended.cancel();
-                    match tokio::time::timeout(CLOSE_TIMEOUT, &mut server).await {
-                        Ok(result) => result,
-                        // A peer that does not close its connection must not keep the gateway.
-                        Err(_) => Ok(()),
-                    }
+                    // A peer that does not close its connection must not keep the gateway.
+                    let _ = tokio::time::timeout(CLOSE_TIMEOUT, &mut server).await;
                 }
             }
         }
-    };
+    }
     ended.cancel();
     tasks.wait().await;
     let closed = tokio::time::timeout(config.drain.timeout, bus.close()).await;
     if closed.is_err() {
         tracing::warn!("the bus did not close in time");
     }
+    exporting.close().await;
     gone.cancel();
     if let Some(admin) = admin {
         // Its only errors are panics.
         let _ = admin.await;
     }
-    Ok(result?)
+    tracing::info!("stopped");
+    Ok(())
 }
 
-fn shared(config: &Config, address: SocketAddr) -> Shared {
+/// Says what the operator should know of a port that anybody may use.
+fn warn_if_open(config: &Config) {
+    let listen = config.listen;
+    if listen.ip().is_loopback() {
+        return;
+    }
+    if config.tls.is_none() {
+        tracing::warn!(%listen, "insecure: nodes connect in plain text, and what they send can be read and changed on the way");
+    }
+    if config.auth.is_none() {
+        tracing::warn!(%listen, "nobody is asked who he is: whoever reaches this port may read and publish everything");
+    }
+}
+
+/// After so long a connection that died has been found dead, if keepalive looks for such.
+fn takeover(keepalive: &Keepalive) -> Duration {
+    const SLACK: Duration = Duration::from_secs(5);
+    // Without it the system finds a dead connection only by what it cannot send: the heartbeats.
+    const WITHOUT_KEEPALIVE: Duration = Duration::from_mins(15);
+    keepalive.interval.map_or(WITHOUT_KEEPALIVE, |interval| interval + keepalive.timeout + SLACK)
+}
+
+fn shared(config: &Config, address: SocketAddr, access: Arc<Access>, tracer: Tracer) -> Shared {
     let started = SystemTime::now();
     let about = About {
         gateway_id: config.gateway_id.clone(),
@@ -176,19 +225,25 @@ fn shared(config: &Config, address: SocketAddr) -> Shared {
         address: if address.ip().is_unspecified() { String::new() } else { address.to_string() },
         started,
     };
+    let limits = &config.limits;
+    let (connections, per_peer) =
+        within_open_files(limits.max_connections, limits.max_connections_per_peer);
     Shared {
+        access,
         gateway_id: config.gateway_id.clone(),
         deployment: deployment_tag(&config.prefix),
         started,
         limits: config.limits.clone(),
-        max_streams: config.limits.max_streams,
+        quotas: Arc::new(Quotas::new(limits)),
+        places: Arc::new(Places::new(connections, per_peer)),
         heartbeat: config.heartbeat,
         drain_spread: config.drain.spread,
         hub: OnceLock::new(),
         waiting: RwLock::new("connecting".into()),
-        nodes: Arc::new(Nodes::new(about, TAKEOVER)),
+        nodes: Arc::new(Nodes::new(about, takeover(&config.keepalive))),
         drain: watch::Sender::new(None),
-        counters: Counters::default(),
+        counters: Arc::default(),
+        tracer,
     }
 }
 
@@ -198,7 +253,7 @@ async fn grpc(
     shared: &Arc<Shared>,
     health: &HealthState,
     ended: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
+) {
     let max_request_bytes = config.limits.max_request_bytes;
     let service = CoordinationServiceServer::new(Service::new(shared.clone()))
         .max_decoding_message_size(max_request_bytes)
@@ -213,17 +268,49 @@ async fn grpc(
     let reflection = descriptors().build_v1().expect("the descriptors are those of the build");
     let reflection_alpha =
         descriptors().build_v1alpha().expect("the descriptors are those of the build");
-    Server::builder()
-        .accept_http1(true)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .layer(http1::Http1Layer)
-        .layer(AccessLayer)
-        .add_service(health.service())
-        .add_service(reflection)
-        .add_service(reflection_alpha)
+    let routes = Routes::new(health.service().max_decoding_message_size(SMALL_REQUEST))
+        .add_service(reflection.max_decoding_message_size(SMALL_REQUEST))
+        .add_service(reflection_alpha.max_decoding_message_size(SMALL_REQUEST))
         .add_service(service)
-        .serve_with_incoming_shutdown(listener::incoming(listener), ended.cancelled_owned())
-        .await
+        .prepare();
+    let requests = RequestsLayer {
+        quotas: shared.quotas.clone(),
+        counters: shared.counters.clone(),
+        timeout: config.limits.request_timeout,
+    };
+    let service = http1::Http1Layer
+        .layer(AccessLayer::new(shared.access.clone()).layer(requests.layer(routes)));
+    let admission = Admission {
+        access: shared.access.clone(),
+        handshake_timeout: config.limits.handshake_timeout,
+        places: shared.places.clone(),
+        refusals: Refusals::new(config.tls.is_none()),
+        counters: shared.counters.clone(),
+    };
+    let incoming = listener::incoming(listener, admission);
+    let terms = Terms::new(&config.limits, &config.keepalive);
+    connections::serve(incoming, service, terms, shared.counters.clone(), ended).await;
+}
+
+/// As many connections as the process may have files open, in all and of one peer. Without room for other files, the way to Redis
+/// could not be opened again.
+fn within_open_files(most: usize, per_peer: usize) -> (usize, usize) {
+    let Some(files) = open_files() else { return (most, per_peer) };
+    let room = files.saturating_sub(OTHER_FILES).max(1);
+    if most <= room {
+        return (most, per_peer);
+    }
+    tracing::warn!(
+        "limits.maxConnections is {most}, but this process may open {files} files: it takes {room} connections"
+    );
+    (room, per_peer.min(room.div_ceil(2)))
+}
+
+/// How many files this process may open, where the system says it.
+fn open_files() -> Option<usize> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// Starts the bus, and gives it to the service.
@@ -250,8 +337,11 @@ async fn start_bus(config: &Config, shared: &Arc<Shared>) -> Result<SharedBus, S
         }
     };
     hub.attach(bus.clone());
+    let throttle = Throttle::repeated();
     while let Err(error) = hub.load_last_values().await {
-        tracing::warn!(%error, "the last values could not be read; trying again");
+        if let Some(left_out) = throttle.pass() {
+            tracing::warn!(%error, left_out, "the last values could not be read; trying again");
+        }
         tokio::time::sleep(LAST_VALUES_RETRY).await;
     }
     // Set once, here.
@@ -266,8 +356,18 @@ async fn follow_health(
     health: HealthState,
     ended: CancellationToken,
 ) {
+    let mut was_ready = false;
     loop {
-        let ready = *bus.borrow_and_update() == Health::Ready;
+        let state = bus.borrow_and_update().clone();
+        let ready = state == Health::Ready;
+        match state {
+            Health::Ready if !was_ready => tracing::info!("the bus is proven"),
+            Health::NotReady(why) if was_ready => {
+                tracing::warn!(why, "the bus is not proven any more");
+            }
+            _ => {}
+        }
+        was_ready = ready;
         health.set(ready && drain.borrow_and_update().is_none());
         tokio::select! {
             changed = bus.changed() => if changed.is_err() { return },
@@ -288,6 +388,9 @@ async fn drain(config: &Config, shared: &Arc<Shared>, health: &HealthState) {
         spread: drain.spread,
         deadline: SystemTime::now() + drain.delay + drain.timeout,
     }));
+    if let Some(hub) = shared.hub.get() {
+        hub.wake_all();
+    }
     // After that: whoever sees it finds the gateway draining.
     health.set(false);
     tokio::time::sleep_until(start).await;

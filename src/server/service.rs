@@ -9,14 +9,23 @@ use std::{
 use futures_util::{Stream, future::join_all};
 use parking_lot::RwLock;
 use tokio::{sync::watch, time::Instant};
-use tonic::{Request, Status};
+use tonic::{
+    Request, Status,
+    metadata::{MetadataMap, MetadataValue},
+};
 use uuid::Uuid;
 
 use super::{
-    access::Caller,
+    access::{Access, Permit},
+    connections::Places,
     counters::{Counters, Kinds, Method},
     error::Error,
+    follow::Publishing,
+    limit::Limit,
+    lines::StreamLine,
+    listener::Peer,
     nodes::{Nodes, timestamp},
+    quota::{Pending, Quotas},
     stream::{Drain, Terms, encode_token, position, stream},
     validate,
     wire::{self, Response},
@@ -26,6 +35,7 @@ use crate::{
     config::Limits,
     hub::{Begin, Hub, LAST_VALUE_KINDS, Reading, event::shard_of},
     proto::v1,
+    trace::{Carried, Tracer},
 };
 
 /// How long a new stream waits for a bus that is not proven, before it is refused.
@@ -33,6 +43,8 @@ const PROOF_WAIT: Duration = Duration::from_secs(2);
 
 /// What all requests share.
 pub struct Shared {
+    /// Who may connect.
+    pub access: Arc<Access>,
     /// Identity of this gateway.
     pub gateway_id: String,
     /// What the tokens of this deployment are marked with.
@@ -41,8 +53,10 @@ pub struct Shared {
     pub started: SystemTime,
     /// What requests may ask for.
     pub limits: Limits,
-    /// Streams that may be open.
-    pub max_streams: usize,
+    /// What each identity may have.
+    pub quotas: Arc<Quotas>,
+    /// The places for connections.
+    pub places: Arc<Places>,
     /// The heartbeat interval of streams that do not ask for one.
     pub heartbeat: Duration,
     /// Over how long nodes are sent away, which is also how long they are told to wait.
@@ -56,7 +70,9 @@ pub struct Shared {
     /// Set once the gateway is going away.
     pub drain: watch::Sender<Option<Drain>>,
     /// What was done so far.
-    pub counters: Counters,
+    pub counters: Arc<Counters>,
+    /// Who is told of the events of traces that are recorded.
+    pub tracer: Tracer,
 }
 
 impl Shared {
@@ -128,37 +144,64 @@ impl Service {
         Service { shared }
     }
 
-    async fn publish(&self, request: wire::PublishRequest) -> Result<v1::PublishResponse, Error> {
+    async fn publish(
+        &self,
+        request: wire::PublishRequest,
+        sender: &Pending,
+        permit: Option<&Permit>,
+        mut trace: Option<Carried>,
+    ) -> Result<v1::PublishResponse, Error> {
         self.shared.refuse_if_draining()?;
+        let now = SystemTime::now();
+        let mut publishing = Publishing::begin(&self.shared.tracer, &mut trace, now);
+        let answer =
+            self.append(request, sender, permit, trace.as_ref(), now, &mut publishing).await;
+        publishing.end(&answer);
+        answer
+    }
+
+    async fn append(
+        &self,
+        request: wire::PublishRequest,
+        sender: &Pending,
+        permit: Option<&Permit>,
+        trace: Option<&Carried>,
+        now: SystemTime,
+        publishing: &mut Publishing,
+    ) -> Result<v1::PublishResponse, Error> {
         let begun = Instant::now();
-        let publish = validate::publish(request, &self.shared.limits, SystemTime::now())?;
+        let node_id = permit.map(|_| request.node_id.clone());
+        let publish = validate::publish(request, &self.shared.limits, now, trace)?;
+        publishing.join(&publish);
+        if let (Some(permit), Some(node_id)) = (permit, &node_id) {
+            permit.check_publish(node_id, &publish.events)?;
+        }
+        self.shared.quotas.publish(sender.share(), publish.events.len())?;
         let hub = self.shared.hub()?;
         let shards = hub.bus().shards();
         let count = publish.events.len();
         let mut kinds = Kinds::default();
-        let mut by_shard: Vec<(Vec<usize>, Batch)> = Vec::new();
+        let mut by_shard: Vec<(ShardId, Vec<usize>, Batch)> = Vec::new();
         let mut slots: Vec<Option<usize>> = vec![None; usize::from(shards)];
         for (index, event) in publish.events.into_iter().enumerate() {
-            let shard = shard_of(event.key_hash, shards).index();
-            let slot = *slots[shard].get_or_insert_with(|| {
+            let shard = shard_of(event.key_hash, shards);
+            let slot = *slots[shard.index()].get_or_insert_with(|| {
                 let request_id = publish.request_id;
-                let batch = Batch { events: vec![], request_id, retain: vec![] };
-                by_shard.push((vec![], batch));
+                let batch = Batch { events: vec![], request_id, retain: vec![], follow: None };
+                by_shard.push((shard, vec![], batch));
                 by_shard.len() - 1
             });
-            by_shard[slot].0.push(index);
             kinds.add(event.kind);
-            let batch = &mut by_shard[slot].1;
+            let (_, indexes, batch) = &mut by_shard[slot];
+            indexes.push(index);
             if LAST_VALUE_KINDS.contains(&event.kind) {
                 batch.retain.push((batch.events.len(), event.kind));
             }
+            publishing.follow(batch, event.followed);
             batch.events.push(event.bytes);
         }
-        let appends = (0..shards).filter_map(|shard| {
-            let (indexes, batch) = &by_shard[slots[usize::from(shard)]?];
-            let shard = ShardId(shard);
-            let batch = batch.clone();
-            Some(async move { (shard, indexes, hub.bus().append(shard, batch).await) })
+        let appends = by_shard.into_iter().map(|(shard, indexes, batch)| async move {
+            (shard, indexes, hub.bus().append(shard, batch).await)
         });
         let mut positions = vec![v1::Position::default(); count];
         let (mut accepted, mut failed) = (0, None);
@@ -166,9 +209,9 @@ impl Service {
             match result {
                 Ok(Appended { epoch, first }) => {
                     accepted += 1;
-                    for (nth, index) in indexes.iter().enumerate() {
+                    for (nth, index) in indexes.into_iter().enumerate() {
                         let place = Place { epoch, offset: first.plus(nth as u64) };
-                        positions[*index] = position(shard, place);
+                        positions[index] = position(shard, place);
                     }
                 }
                 // What is not known of one part is not known of the whole.
@@ -194,12 +237,23 @@ impl Service {
     async fn subscribe(
         &self,
         request: v1::SubscribeRequest,
-        peer: String,
+        sender: Arc<Pending>,
+        peer: &Peer,
+        permit: Option<&Permit>,
     ) -> Result<impl Stream<Item = Result<Response, Status>> + Send + use<>, Error> {
         let shared = &self.shared;
         shared.refuse_if_draining()?;
         let subscribe =
             validate::subscribe(request, &shared.limits, shared.heartbeat, shared.deployment)?;
+        let filter = match permit {
+            None => subscribe.filter,
+            Some(permit) => {
+                permit.check_subscribe(&subscribe.node_id, &subscribe.wire_filter)?;
+                permit.check_explain(subscribe.explain)?;
+                subscribe.filter.within(permit.receive())
+            }
+        };
+        let seat = shared.quotas.stream(sender.share(), &peer.streams)?;
         let hub = shared.proven_hub().await?;
         let with_token = subscribe.token.is_some();
         let begin = match (subscribe.token, subscribe.start) {
@@ -210,8 +264,10 @@ impl Service {
         let reading = Reading {
             max_events: subscribe.max_events,
             merge: subscribe.overflow == v1::Overflow::Merge,
+            explain: subscribe.explain,
+            follow: shared.tracer.is_on(),
         };
-        let opened = hub.open(subscribe.filter, &begin, reading).await?;
+        let opened = hub.open(filter, &begin, reading).await?;
         let subscription_id = Uuid::now_v7().to_string();
         let kinds = subscribe.wire_filter.kinds.clone();
         let node = v1::Node {
@@ -221,18 +277,21 @@ impl Service {
             client_version: subscribe.client_version,
             subscription_id: subscription_id.clone(),
             connect_time: Some(timestamp(SystemTime::now())),
-            peer,
+            peer: peer.address.to_string(),
             filter: Some(subscribe.wire_filter),
             ..Default::default()
         };
         let listed = shared
             .nodes
-            .enter(node, opened.cursor.progress(), shared.max_streams)
-            .map_err(|_| Error::limit("limits.maxStreams", shared.max_streams))?;
+            .enter(node, opened.cursor.progress(), shared.limits.max_streams)
+            .map_err(|_| Error::limit(Limit::Streams, shared.limits.max_streams))?;
+        let line = StreamLine::opened(listed.node(), opened.resumed, opened.replayed);
         let terms = Terms {
+            line,
             heartbeat: subscribe.heartbeat,
             end: subscribe.max_duration.map(|duration| Instant::now() + duration),
             overflow: subscribe.overflow,
+            explain: subscribe.explain,
             kinds,
             with_token,
             subscribed: v1::Subscribed {
@@ -245,7 +304,7 @@ impl Service {
                 resume_token: vec![],
             },
         };
-        Ok(stream(shared.clone(), opened.cursor, listed, terms))
+        Ok(stream(shared.clone(), opened.cursor, listed, terms, (seat, sender)))
     }
 
     /// Counts what went wrong.
@@ -313,6 +372,18 @@ impl Service {
     }
 }
 
+/// The trace that a request belongs to, as its caller says.
+fn trace_of(metadata: &MetadataMap) -> Option<Carried> {
+    let values = |name| metadata.get_all(name).iter().map(MetadataValue::as_bytes);
+    Carried::read(values("traceparent"), values("tracestate"))
+}
+
+/// What a request is counted with.
+fn pending<T>(request: &Request<T>) -> Result<Arc<Pending>, Status> {
+    let pending = request.extensions().get::<Arc<Pending>>().cloned();
+    pending.ok_or_else(|| Status::internal("a request that nobody counts"))
+}
+
 /// The generated server.
 #[allow(clippy::all, clippy::pedantic, missing_docs)]
 pub mod generated {
@@ -327,7 +398,11 @@ impl generated::coordination_service_server::CoordinationService for Service {
         &self,
         request: Request<wire::PublishRequest>,
     ) -> Result<tonic::Response<v1::PublishResponse>, Status> {
-        let answer = self.publish(request.into_inner()).await;
+        let permit = request.extensions().get::<Permit>().cloned();
+        let sender = pending(&request)?;
+        let trace = trace_of(request.metadata());
+        // What it is counted with stays until it is answered.
+        let answer = self.publish(request.into_inner(), &sender, permit.as_ref(), trace).await;
         Ok(tonic::Response::new(self.counted(Method::Publish, answer)?))
     }
 
@@ -335,11 +410,16 @@ impl generated::coordination_service_server::CoordinationService for Service {
         &self,
         request: Request<v1::SubscribeRequest>,
     ) -> Result<tonic::Response<Self::SubscribeStream>, Status> {
-        let caller = request.extensions().get::<Caller>();
-        let peer = caller.map(|caller| caller.peer.to_string()).unwrap_or_default();
-        let stream = self.subscribe(request.into_inner(), peer).await;
+        let permit = request.extensions().get::<Permit>().cloned();
+        let sender = pending(&request)?;
+        let peer = request.extensions().get().cloned();
+        let peer: Peer = peer.ok_or_else(|| Status::internal("a request from nowhere"))?;
+        let stream = self.subscribe(request.into_inner(), sender, &peer, permit.as_ref()).await;
         let stream = self.counted(Method::Subscribe, stream)?;
-        Ok(tonic::Response::new(Box::pin(stream)))
+        Ok(tonic::Response::new(match permit {
+            None => Box::pin(stream),
+            Some(permit) => Box::pin(permit.guard(stream)),
+        }))
     }
 
     async fn list_nodes(

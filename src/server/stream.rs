@@ -4,20 +4,29 @@
 //! that stops costs what its connection buffers, and nothing else.
 
 use std::{
-    future::poll_fn,
+    future::Future,
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
 use futures_util::Stream;
 use rand::Rng;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, Sleep},
+};
 use tonic::Status;
 
 use super::{
     counters::Method,
     error::Error,
+    explain::Explainer,
+    follow,
+    lines::StreamLine,
     nodes::{Listed, timestamp},
+    quota::{Pending, Seat},
     service::Shared,
     wire::Response,
 };
@@ -25,6 +34,7 @@ use crate::{
     bus::{AppendError, Gap, GapReason, Place, ShardId},
     hub::{
         cursor::{Cursor, Item},
+        judged::Judged,
         token,
     },
     proto::v1::{self, subscribe_response},
@@ -49,16 +59,20 @@ pub struct Terms {
     pub end: Option<Instant>,
     /// What happens to who is too slow.
     pub overflow: v1::Overflow,
+    /// Whether it tells what became of every event.
+    pub explain: bool,
     /// The kinds of the filter, for gaps.
     pub kinds: Vec<i32>,
     /// Whether it was to continue after a token.
     pub with_token: bool,
     /// The first message.
     pub subscribed: v1::Subscribed,
+    /// Its lines in the log.
+    pub line: StreamLine,
 }
 
-/// A stream's state between two messages.
-struct Subscription {
+/// One stream.
+pub struct Subscription {
     shared: Arc<Shared>,
     cursor: Cursor,
     listed: Listed,
@@ -69,7 +83,16 @@ struct Subscription {
     /// When this stream is to be told of the drain.
     leave: Option<(Instant, Drain)>,
     last_sent: Instant,
+    /// Fires when there may be something to do that no event wakes the stream for. It is not set anew with each message: when it
+    /// fires, the stream looks at what is due.
+    timer: Pin<Box<Sleep>>,
+    /// What became of all events; none if nobody asked.
+    explainer: Option<Explainer>,
+    /// The cursor's places, while a token is made of them.
+    places: Vec<Place>,
     next: Next,
+    /// What it counts as, while it lasts.
+    _held: (Seat, Arc<Pending>),
 }
 
 /// What comes next.
@@ -81,110 +104,175 @@ enum Next {
     End,
 }
 
-/// What a stream waits for.
-enum Event {
-    Item(Result<Item, AppendError>),
-    Heartbeat,
-    Notice(v1::Notice),
-    Deadline,
-    DrainKnown,
-    Leave,
-}
-
 /// The stream of a subscription.
 pub fn stream(
     shared: Arc<Shared>,
     cursor: Cursor,
     listed: Listed,
     terms: Terms,
-) -> impl Stream<Item = Result<Response, Status>> + Send {
+    held: (Seat, Arc<Pending>),
+) -> Subscription {
     let drain = shared.drain.subscribe();
-    let state = Subscription {
+    let begin = cursor.places();
+    let explainer = terms.explain.then(|| Explainer::new(Instant::now()));
+    let timer = Box::pin(tokio::time::sleep_until(Instant::now()));
+    Subscription {
         shared,
-        begin: cursor.places(),
         cursor,
         listed,
         terms,
         drain,
+        places: begin.clone(),
+        begin,
         leave: None,
         last_sent: Instant::now(),
+        timer,
+        explainer,
         next: Next::Subscribed,
-    };
-    futures_util::stream::unfold(state, |mut state| async move {
-        let message = state.message().await?;
-        state.last_sent = Instant::now();
-        Some((message, state))
-    })
+        _held: held,
+    }
+}
+
+impl Stream for Subscription {
+    type Item = Result<Response, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        match this.next {
+            Next::Subscribed => {
+                this.next = Next::Anything;
+                let mut subscribed = this.terms.subscribed.clone();
+                subscribed.resume_token = this.token();
+                let first = subscribe_response::Response::Subscribed(subscribed);
+                this.last_sent = Instant::now();
+                Poll::Ready(Some(Ok(Response::other(first))))
+            }
+            Next::Anything => this.poll_anything(cx),
+            Next::Drained => {
+                this.next = Next::End;
+                Poll::Ready(Some(Err(this.error(Error::draining(this.shared.reconnect_delay())))))
+            }
+            Next::End => Poll::Ready(None),
+        }
+    }
 }
 
 impl Subscription {
-    async fn message(&mut self) -> Option<Result<Response, Status>> {
-        match self.next {
-            Next::Subscribed => {
-                self.next = Next::Anything;
-                let mut subscribed = self.terms.subscribed.clone();
-                subscribed.resume_token = self.token();
-                Some(Ok(Response::other(subscribe_response::Response::Subscribed(subscribed))))
-            }
-            Next::Anything => self.anything().await,
-            Next::Drained => {
-                self.next = Next::End;
-                Some(Err(self.error(Error::draining(self.shared.reconnect_delay()))))
-            }
-            Next::End => None,
-        }
-    }
-
-    async fn anything(&mut self) -> Option<Result<Response, Status>> {
+    fn poll_anything(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Response, Status>>> {
         if self.cursor.is_finished() {
-            return None;
+            self.terms.line.ends("it had all the events that it asked for");
+            return Poll::Ready(self.explanation().map(Ok));
         }
         loop {
-            match self.wait().await {
-                Event::Item(Ok(Item::Events(events))) => {
-                    self.listed.delivered(events.count);
-                    self.shared.counters.delivered(events.count, events.oldest_ms);
-                    return Some(Ok(Response::events(events, &self.token())));
-                }
-                Event::Item(Ok(Item::Gap(shard, gap))) => return Some(self.gap(shard, &gap)),
-                Event::Item(Err(error)) => {
-                    self.next = Next::End;
-                    return Some(Err(self.error(error.into())));
-                }
-                Event::Heartbeat => return Some(Ok(self.heartbeat())),
-                Event::Notice(notice) => {
-                    let notice = subscribe_response::Response::Notice(notice);
-                    return Some(Ok(Response::other(notice)));
-                }
-                Event::Deadline => return None,
-                Event::DrainKnown => self.plan_leave(),
-                Event::Leave => {
-                    self.next = Next::Drained;
-                    return self.leave.map(|(_, drain)| Ok(self.draining(drain)));
-                }
+            let now = Instant::now();
+            if let Some(leaving) = self.leaving(now) {
+                return Poll::Ready(Some(Ok(leaving)));
             }
+            if self.terms.end.is_some_and(|end| end <= now) {
+                self.terms.line.ends("its time is over");
+                return Poll::Ready(self.explanation().map(Ok));
+            }
+            if let Some(explanation) = self.due_explanation(now) {
+                self.last_sent = now;
+                return Poll::Ready(Some(Ok(explanation)));
+            }
+            if self.listed.notices().is_waiting()
+                && let Poll::Ready(notice) = self.listed.notices().poll_take(cx)
+            {
+                self.last_sent = now;
+                return Poll::Ready(Some(Ok(notice_of(notice))));
+            }
+            if let Poll::Ready(item) = self.cursor.poll_next(cx) {
+                // Of events that are all withheld there is nothing to send but the explanation.
+                let Some(message) = self.item(item) else { continue };
+                self.last_sent = now;
+                return Poll::Ready(Some(message));
+            }
+            if self.last_sent + self.terms.heartbeat <= now {
+                self.last_sent = now;
+                return Poll::Ready(Some(Ok(self.heartbeat())));
+            }
+            // After the events, which pay nothing for being woken by it.
+            if let Poll::Ready(notice) = self.listed.notices().poll_take(cx) {
+                self.last_sent = now;
+                return Poll::Ready(Some(Ok(notice_of(notice))));
+            }
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            let next = self.next_deadline();
+            self.timer.as_mut().reset(next);
         }
     }
 
-    async fn wait(&mut self) -> Event {
-        let far = Instant::now() + Duration::from_hours(24);
-        let leave = self.leave.map(|(at, _)| at);
-        tokio::select! {
-            biased;
-            changed = self.drain.changed(), if leave.is_none() => match changed {
-                Ok(()) => Event::DrainKnown,
-                // The gateway is gone without a drain: nothing more will come.
-                Err(_) => Event::Deadline,
-            },
-            () = tokio::time::sleep_until(leave.unwrap_or(far)), if leave.is_some() => Event::Leave,
-            () = tokio::time::sleep_until(self.terms.end.unwrap_or(far)), if self.terms.end.is_some() => {
-                Event::Deadline
-            }
-            item = self.cursor.next() => Event::Item(item),
-            // After the events, which pay nothing for it; a stream that is never idle is told at its next pause.
-            notice = poll_fn(|cx| self.listed.notices().poll_take(cx)) => Event::Notice(notice),
-            () = tokio::time::sleep_until(self.last_sent + self.terms.heartbeat) => Event::Heartbeat,
+    /// The message that the gateway is going away, once it is this stream's turn to be told. Events that are there do not keep it.
+    fn leaving(&mut self, now: Instant) -> Option<Response> {
+        if self.drain.has_changed().unwrap_or(false) {
+            self.plan_leave();
         }
+        let (_, drain) = self.leave.filter(|(at, _)| *at <= now)?;
+        self.next = Next::Drained;
+        Some(self.draining(drain))
+    }
+
+    fn item(&mut self, item: Result<Item, AppendError>) -> Option<Result<Response, Status>> {
+        Some(match item {
+            Ok(Item::Events(mut events)) => {
+                if let Some(judged) = events.judged.take() {
+                    self.explain(*judged);
+                }
+                if events.count == 0 {
+                    return None;
+                }
+                if !events.followed.is_empty() {
+                    let node = self.listed.node();
+                    follow::delivered(&self.shared.tracer, &events.followed, node);
+                }
+                self.terms.line.sent(events.count);
+                self.listed.delivered(events.count);
+                self.shared.counters.delivered(events.count, events.oldest_ms);
+                self.cursor.places_into(&mut self.places);
+                Ok(Response::events(events, self.shared.deployment, &self.places))
+            }
+            Ok(Item::Gap(shard, gap)) => self.gap(shard, &gap),
+            Err(error) => {
+                self.next = Next::End;
+                Err(self.error(error.into()))
+            }
+        })
+    }
+
+    fn explain(&mut self, judged: Judged) {
+        let Some(explainer) = &mut self.explainer else { return };
+        explainer.add(judged);
+        if let Some(due) = explainer.due()
+            && due < self.timer.deadline()
+        {
+            self.timer.as_mut().reset(due);
+        }
+    }
+
+    /// The explanation that is due, if one is. Looked at before each look at the cursor, which is told how many verdicts to bring.
+    fn due_explanation(&mut self, now: Instant) -> Option<Response> {
+        let explainer = self.explainer.as_mut()?;
+        self.cursor.allow_verdicts(explainer.room(now));
+        explainer.due().filter(|due| *due <= now)?;
+        self.explanation()
+    }
+
+    /// What became of the events that were passed, if that is to be told and was not.
+    fn explanation(&mut self) -> Option<Response> {
+        self.explainer.as_ref()?.due()?;
+        let token = self.token();
+        let explanation = self.explainer.as_mut()?.take(Instant::now(), token);
+        Some(Response::other(subscribe_response::Response::Explanation(explanation)))
+    }
+
+    fn next_deadline(&self) -> Instant {
+        let heartbeat = self.last_sent + self.terms.heartbeat;
+        let leave = self.leave.map(|(at, _)| at);
+        let explain = self.explainer.as_ref().and_then(Explainer::due);
+        [leave, self.terms.end, explain].into_iter().flatten().fold(heartbeat, Instant::min)
     }
 
     fn plan_leave(&mut self) {
@@ -192,6 +280,8 @@ impl Subscription {
         // Spread, so that the nodes do not all arrive elsewhere at once.
         let part = rand::rng().random_range(0.0..1.0);
         self.leave = Some((drain.start + drain.spread.mul_f64(part), drain));
+        let next = self.next_deadline();
+        self.timer.as_mut().reset(next);
     }
 
     fn token(&self) -> Vec<u8> {
@@ -199,7 +289,8 @@ impl Subscription {
     }
 
     /// What ends the stream.
-    fn error(&self, error: Error) -> Status {
+    fn error(&mut self, error: Error) -> Status {
+        self.terms.line.ends(error.reason());
         self.shared.counters.failed(Method::Subscribe, &error);
         error.into()
     }
@@ -232,9 +323,7 @@ impl Subscription {
             return Err(self.error(Error::too_slow(gap.missed)));
         }
         self.shared.counters.gap(gap.reason, gap.missed);
-        let node = self.listed.node();
-        tracing::info!(node = node.node_id, subscription = node.subscription_id, %shard,
-            reason = %gap.reason, missed = gap.missed, "a stream is told a gap");
+        self.terms.line.gap(shard, gap);
         Ok(Response::other(subscribe_response::Response::Gap(v1::Gap {
             reason: reason(gap.reason).into(),
             shard: shard.0.into(),
@@ -248,6 +337,10 @@ impl Subscription {
             resume_token: self.token(),
         })))
     }
+}
+
+fn notice_of(notice: v1::Notice) -> Response {
+    Response::other(subscribe_response::Response::Notice(notice))
 }
 
 /// A place, as the wire names it.

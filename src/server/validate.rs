@@ -24,6 +24,7 @@ use crate::{
         token::{ResumeToken, TokenError},
     },
     proto::v1,
+    trace::{Carried, Context},
 };
 
 /// Bytes of an id.
@@ -43,6 +44,8 @@ const TIME_SECONDS: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 /// A request to publish that is right.
 #[derive(Debug)]
 pub struct Publish {
+    /// The publishing node.
+    pub node_id: String,
     /// Makes a retry safe.
     pub request_id: Option<[u8; 16]>,
     /// The events, with the gateway's stamp.
@@ -58,6 +61,8 @@ pub struct Stamped {
     pub key_hash: u32,
     /// The number of its kind.
     pub kind: u8,
+    /// Its trace, if that is recorded.
+    pub followed: Option<Context>,
 }
 
 /// A request to subscribe that is right.
@@ -87,6 +92,8 @@ pub struct Subscribe {
     pub max_duration: Option<Duration>,
     /// What to do when it is too slow.
     pub overflow: v1::Overflow,
+    /// Whether it tells what became of every event.
+    pub explain: bool,
 }
 
 /// Collects what is wrong.
@@ -100,6 +107,7 @@ pub fn publish(
     request: wire::PublishRequest,
     limits: &Limits,
     now: SystemTime,
+    trace: Option<&Carried>,
 ) -> Result<Publish, Error> {
     for (index, event) in request.events.iter().enumerate() {
         if event.len() > limits.max_event_bytes {
@@ -147,11 +155,14 @@ pub fn publish(
         }
         let (key_hash, kind) = (routing_key_hash(&view), view.kind());
         let meta = *view.meta();
-        let bytes = stamp(bytes.clone(), &meta, &request.node_id, now, Uuid::now_v7);
-        events.push(Stamped { bytes, key_hash, kind });
+        let context =
+            if meta.has_trace() { view.trace() } else { trace.map(|trace| trace.context) };
+        let followed = context.filter(|context| context.sampled);
+        let bytes = stamp(bytes.clone(), &meta, &request.node_id, now, trace, Uuid::now_v7);
+        events.push(Stamped { bytes, key_hash, kind, followed });
     }
     check.done()?;
-    Ok(Publish { request_id, events })
+    Ok(Publish { node_id: request.node_id, request_id, events })
 }
 
 /// Checks a request to subscribe.
@@ -210,6 +221,7 @@ pub fn subscribe(
     let token = token.map_err(Error::TokenMalformed)?;
     let filter =
         Filter::new(&wire_filter, &request.node_id, &request.roles, request.include_own_events);
+    let filter = if request.explain { filter.watching_all() } else { filter };
     Ok(Subscribe {
         node_id: request.node_id,
         incarnation: request.incarnation,
@@ -223,6 +235,7 @@ pub fn subscribe(
         max_events: (request.max_events > 0).then_some(request.max_events),
         max_duration,
         overflow,
+        explain: request.explain,
     })
 }
 

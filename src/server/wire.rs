@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use prost::{
     Message,
     encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len},
@@ -13,7 +13,11 @@ use tonic::{
 };
 
 use super::error::Error;
-use crate::{hub::cursor::Events, proto::v1};
+use crate::{
+    bus::Place,
+    hub::{cursor::Events, token},
+    proto::v1,
+};
 
 /// `trunkline.v1.PublishRequest` with its events left encoded.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -31,10 +35,18 @@ pub struct PublishRequest {
 
 /// `trunkline.v1.SubscribeResponse`, encoded, in parts: what is shared between streams is copied only once, into the stream's
 /// own send buffer.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Response {
-    parts: Vec<Bytes>,
+    body: Body,
     length: usize,
+}
+
+#[derive(Debug)]
+enum Body {
+    /// The arm `events`: its key and the batch's length, the events, and the token with its key and length.
+    Events { batch: usize, events: Vec<Bytes>, token: Vec<u8> },
+    /// Any other arm, whole.
+    Other(Vec<u8>),
 }
 
 /// Field numbers of the arms and fields that are encoded by hand.
@@ -42,31 +54,42 @@ const RESPONSE_EVENTS: u32 = 2;
 const BATCH_TOKEN: u32 = 2;
 
 impl Response {
-    /// The arm `events`: events that are already encoded as fields of the batch, and the token after them.
-    pub fn events(events: Events, token: &[u8]) -> Response {
-        let token_field =
-            key_len(BATCH_TOKEN) + encoded_len_varint(token.len() as u64) + token.len();
-        let batch = events.bytes + token_field;
-        let mut head = BytesMut::with_capacity(16);
-        encode_key(RESPONSE_EVENTS, WireType::LengthDelimited, &mut head);
-        encode_varint(batch as u64, &mut head);
-        let mut tail = BytesMut::with_capacity(token_field);
-        encode_key(BATCH_TOKEN, WireType::LengthDelimited, &mut tail);
-        encode_varint(token.len() as u64, &mut tail);
-        tail.put_slice(token);
-        let length = head.len() + batch;
-        let mut parts = Vec::with_capacity(events.chunks.len() + 2);
-        parts.push(head.freeze());
-        parts.extend(events.chunks);
-        parts.push(tail.freeze());
-        Response { parts, length }
+    /// The arm `events`: events that are already encoded as fields of the batch, and the token of the places after them.
+    pub fn events(events: Events, deployment: u32, places: &[Place]) -> Response {
+        let token_bytes = token::encoded_len(places);
+        let mut token = Vec::with_capacity(
+            key_len(BATCH_TOKEN) + encoded_len_varint(token_bytes as u64) + token_bytes,
+        );
+        encode_key(BATCH_TOKEN, WireType::LengthDelimited, &mut token);
+        encode_varint(token_bytes as u64, &mut token);
+        token::encode(deployment, places, &mut token);
+        let batch = events.bytes + token.len();
+        let head = key_len(RESPONSE_EVENTS) + encoded_len_varint(batch as u64);
+        Response {
+            length: head + batch,
+            body: Body::Events { batch, events: events.chunks, token },
+        }
     }
 
     /// Any other arm.
     pub fn other(response: v1::subscribe_response::Response) -> Response {
-        let message = v1::SubscribeResponse { response: Some(response) };
-        let bytes = Bytes::from(message.encode_to_vec());
-        Response { length: bytes.len(), parts: vec![bytes] }
+        let bytes = v1::SubscribeResponse { response: Some(response) }.encode_to_vec();
+        Response { length: bytes.len(), body: Body::Other(bytes) }
+    }
+
+    /// Appends the message.
+    fn encode(&self, buf: &mut impl BufMut) {
+        match &self.body {
+            Body::Events { batch, events, token } => {
+                encode_key(RESPONSE_EVENTS, WireType::LengthDelimited, buf);
+                encode_varint(*batch as u64, buf);
+                for chunk in events {
+                    buf.put_slice(chunk);
+                }
+                buf.put_slice(token);
+            }
+            Body::Other(bytes) => buf.put_slice(bytes),
+        }
     }
 }
 
@@ -117,9 +140,7 @@ impl Encoder for WireEncoder<Response> {
 
     fn encode(&mut self, item: Response, dst: &mut EncodeBuf<'_>) -> Result<(), Status> {
         dst.reserve(item.length);
-        for part in item.parts {
-            dst.put(part);
-        }
+        item.encode(dst);
         Ok(())
     }
 
@@ -168,11 +189,15 @@ mod tests {
         let half = encoded.len() / 2;
         let chunks = vec![encoded.slice(..half), encoded.slice(half..)];
         let events = Events { chunks, count: 2, bytes: encoded.len(), ..Events::up_to(2) };
-        let response = Response::events(events, b"token");
-        let bytes = response.parts.concat();
+        let places = [Place::new(7, 300), Place::new(9, 1)];
+        let response = Response::events(events, 77, &places);
+        let mut bytes = Vec::new();
+        response.encode(&mut bytes);
         assert_eq!(bytes.len(), response.length);
         let decoded = v1::SubscribeResponse::decode(&bytes[..]).unwrap();
-        let expected = v1::EventBatch { resume_token: b"token".to_vec(), ..batch };
+        let mut resume_token = Vec::new();
+        token::encode(77, &places, &mut resume_token);
+        let expected = v1::EventBatch { resume_token, ..batch };
         assert_eq!(decoded.response, Some(v1::subscribe_response::Response::Events(expected)));
     }
 }

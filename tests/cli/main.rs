@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bench;
 mod check;
 mod publish;
 mod serve;
@@ -59,7 +60,8 @@ fn nowhere() -> (support::ports::Port, String) {
     (port, address)
 }
 
-const COMMANDS: [&str; 6] = ["serve", "check", "publish", "subscribe", "status", "nodes"];
+const COMMANDS: [&str; 8] =
+    ["serve", "check", "publish", "subscribe", "explain", "status", "nodes", "bench"];
 
 #[tokio::test]
 async fn help_teaches_by_example() {
@@ -92,7 +94,7 @@ async fn a_wrong_command_line_is_2_and_says_what_is_right() {
         (vec!["subscribe", "--kind", "mailbox"], "mailbox-change"),
         (vec!["subscribe", "--for", "10"], "10s"),
         (vec!["subscribe", "--resume", "%"], "base64"),
-        (vec!["subscribe", "--gateway", "https://a:7420"], "http://"),
+        (vec!["subscribe", "--gateway", "ftp://a:7420"], "http://"),
         (vec!["subscribe", "--gateway", "http://"], "invalid value 'http://'"),
         (vec!["publish"], "--help"),
         (vec!["publish", "blocked-ip"], "<ADDRESS>"),
@@ -115,6 +117,7 @@ async fn without_a_gateway_it_is_69_at_once() {
     for args in [
         vec!["status"],
         vec!["nodes"],
+        vec!["bench"],
         vec!["subscribe"],
         vec!["publish", "queue-refresh"],
         vec!["publish", "--json", event],

@@ -57,6 +57,7 @@ async fn who_listens_everywhere_is_reached_on_loopback() {
     let port = Port::free();
     let options = GatewayOptions::embedded()
         .set("listen", format!("0.0.0.0:{}", port.number()))
+        .set("insecure", true)
         .ready(Ready::Started);
     let gateway = Gateway::start(options).await;
     gateway.stderr_has("mailbox-change", LIMIT).await;

@@ -8,6 +8,7 @@ use super::{binary, code, gateway, lines, subscribe, to};
 use crate::support::{
     LIMIT, TestNode,
     events::{custom, mailbox_change, numbered, one_of_each, queue_refresh, with_id},
+    gateway::trunkline,
     process::{Process, Program},
 };
 
@@ -189,4 +190,38 @@ async fn gaps_go_to_standard_error() {
     let missed: usize =
         gap["gap"]["missedEvents"].as_str().and_then(|n| n.parse().ok()).expect("a count");
     assert_eq!(missed + output.success().lines().count(), 50);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_explains_what_it_gets_and_what_it_does_not() {
+    let gateway = gateway().await;
+    let text = subscribe(&gateway, ["--account", "a1", "--explain"]).await;
+    let json = subscribe(&gateway, ["--account", "a1", "--explain", "--json"]).await;
+    let node = TestNode::connect(&gateway, "n1").await;
+    let events =
+        vec![with_id("mine", mailbox_change("a1", 1)), with_id("other", mailbox_change("a2", 1))];
+    node.publish(events).await.expect("published");
+    let seen = lines(&json, 2).await;
+    assert_eq!((&seen[0]["eventId"], &seen[0]["delivered"]), (&json!("mine"), &json!(true)));
+    assert_eq!(seen[1]["exclusions"], json!(["EXCLUSION_ACCOUNT"]));
+    let seen = text.stdout_lines(2, LIMIT).await;
+    assert!(seen[0].starts_with("delivered mailbox-change account=a1 source=n1 id=mine at="));
+    assert!(seen[1].starts_with("withheld  mailbox-change account=a2 source=n1 id=other at="));
+    assert!(seen[1].ends_with(": its account is not in the filter"), "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_event_is_explained_without_a_gateway() {
+    let event = r#"{"source": "n1", "target": {"roles": ["mta"]}, "queueRefresh": {}}"#;
+    let explain = async |args: &[&str]| {
+        let args = ["explain", "--node-id", "n1"].iter().chain(args).copied();
+        trunkline(args).run(LIMIT).await
+    };
+    let told = explain(&["--event", event]).await.success();
+    assert!(told.contains("the node published it itself") && told.contains("its target names"));
+    let told = explain(&["--role", "mta", "--include-own", "--event", event]).await.success();
+    assert!(told.starts_with("delivered queue-refresh source=n1"), "{told}");
+    let wrong = explain(&["--event", r#"{"queueRefreshed": {}}"#]).await;
+    assert_eq!(code(&wrong), 3);
+    assert!(wrong.stderr.contains("queueRefreshed"), "{}", wrong.stderr);
 }

@@ -387,6 +387,9 @@ fn take(shared: &Shared, place: usize, response: SubscribeResponse, token: &mut 
         Some(Response::Draining(_)) => note(shared, place, Item::Draining),
         // For people, and it carries no token.
         Some(Response::Notice(_)) => {}
+        Some(Response::Explanation(_)) => {
+            shared.absurd("an explanation that nobody asked for".into());
+        }
         None => shared.absurd("a response without an arm".into()),
     }
 }

@@ -3,11 +3,14 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod acl;
 mod agreement;
+mod doctor;
 mod history;
 mod promises;
 mod reach;
 mod reconnect;
+mod sealed;
 mod tls;
 
 use support::{Gateway, GatewayOptions, LIMIT, TestNode, events};

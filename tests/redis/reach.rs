@@ -6,7 +6,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use super::{
     crosses,
     support::{
-        Gateway, GatewayOptions, LIMIT, RedisCluster, RedisOptions, RedisServer,
+        Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer,
         gateway::Ready,
         shared::{self, SharedRedis},
     },
@@ -60,56 +60,6 @@ async fn a_password_of_the_server_stands_in_the_url() {
     let redis = RedisServer::start(options).await;
     let (one, _two) = reached_by(&redis.url()).await;
     assert!(!one.stderr().contains("s3cret"), "{}", one.stderr());
-}
-
-/// Makes the user that docs/configuration.md shows, for this prefix, with the password `pass/word`.
-async fn make_user(redis: &RedisServer, prefix: &str) {
-    let document = include_str!("../../docs/configuration.md");
-    let line = document.lines().find_map(|line| line.trim().strip_prefix("ACL SETUSER gateway "));
-    let rights =
-        line.expect("the line that makes the user").replace("trunkline:", &format!("{prefix}:"));
-    let rights = rights.replace(">password", ">pass/word");
-    let args: Vec<_> = ["ACL", "SETUSER", "gateway"].into_iter().chain(rights.split(' ')).collect();
-    assert_eq!(redis.cli(&args).await, "OK");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_user_with_the_rights_to_one_prefix_is_enough() {
-    let redis = RedisServer::start(RedisOptions::default()).await;
-    let prefix = shared::prefix();
-    make_user(&redis, &prefix).await;
-    let url = format!("redis://gateway:pass%2Fword@127.0.0.1:{}", redis.port());
-    let (one, two) = two_gateways(|| GatewayOptions::redis(&url, &prefix)).await;
-    crosses(&one, &two).await;
-    let clients = redis.clients().await;
-    assert!(clients.iter().all(|client| client.field("user") == "gateway"), "{clients:?}");
-    // Nothing was tried that it may not do.
-    assert_eq!(redis.cli(&["ACL", "LOG"]).await, "");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_user_of_a_cluster_stands_beside_its_urls() {
-    let cluster = RedisCluster::start().await;
-    let prefix = shared::prefix();
-    for node in cluster.nodes() {
-        make_user(node, &prefix).await;
-    }
-    for protocol in ["resp3", "resp2"] {
-        let options = || {
-            GatewayOptions::redis_cluster(&cluster.urls(), &format!("{prefix}:{protocol}"))
-                .set_bus("protocolVersion", protocol)
-                .set_bus("authUsername", "gateway")
-                .set_bus("authSecret", json!({"@type": "Value", "secret": "pass/word"}))
-                // One order for all events, as `crosses` wants it.
-                .set("shards", 1)
-        };
-        let (one, two) = two_gateways(options).await;
-        crosses(&one, &two).await;
-        assert!(!one.stderr().contains("pass/word"), "{}", one.stderr());
-    }
-    for node in cluster.nodes() {
-        assert_eq!(node.cli(&["ACL", "LOG"]).await, "");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -68,20 +68,34 @@ async fn openssl(folder: &Path, args: &str) {
 const KEY: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
 
 /// Makes `ca.pem` and `ca.key`.
-async fn authority(folder: &Path) {
+pub async fn authority(folder: &Path) {
     let args =
-        format!("req -x509 {KEY} -keyout ca.key -out ca.pem -days 7 -subj /CN=test-authority");
+        format!("req -x509 {KEY} -keyout ca.key -out ca.pem -days 60 -subj /CN=test-authority");
     openssl(folder, &args).await;
 }
 
 /// Makes `<file>.pem` and `<file>.key` for a name such as `IP:127.0.0.1`.
-async fn certificate(folder: &Path, file: &str, name: &str) {
+pub async fn certificate(folder: &Path, file: &str, name: &str) {
     let extensions = format!("subjectAltName={name}\n");
     std::fs::write(folder.join(format!("{file}.ext")), extensions).expect("a file");
     let request = format!("req {KEY} -keyout {file}.key -out {file}.csr -subj /CN={file}");
     openssl(folder, &request).await;
     let sign = format!(
-        "x509 -req -in {file}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {file}.pem -days 7 -extfile {file}.ext"
+        "x509 -req -in {file}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {file}.pem -days 60 -extfile {file}.ext"
+    );
+    openssl(folder, &sign).await;
+}
+
+/// As [`certificate`], and it expired long ago.
+pub async fn expired(folder: &Path, file: &str, name: &str) {
+    certificate(folder, file, name).await;
+    std::fs::write(folder.join("index.txt"), "").expect("a file");
+    let config = "[ca]\ndefault_ca = own\n[own]\ndatabase = index.txt\nnew_certs_dir = .\nrand_serial = yes\n\
+                  default_md = sha256\npolicy = any\nunique_subject = no\n[any]\ncommonName = supplied\n";
+    std::fs::write(folder.join("ca.cnf"), config).expect("a file");
+    let sign = format!(
+        "ca -batch -config ca.cnf -cert ca.pem -keyfile ca.key -in {file}.csr -out {file}.pem -notext \
+         -startdate 20200101000000Z -enddate 20200201000000Z -extfile {file}.ext"
     );
     openssl(folder, &sign).await;
 }

@@ -6,9 +6,9 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 use tonic::{Status, Streaming, transport::Channel};
 use trunkline::proto::v1::{
-    Draining, Event, Gap, Heartbeat, Notice, Position, PublishRequest, SubscribeRequest,
-    SubscribeResponse, Subscribed, coordination_service_client::CoordinationServiceClient,
-    subscribe_response::Response,
+    Draining, Event, Explanation, Gap, Heartbeat, Notice, Position, PublishRequest,
+    SubscribeRequest, SubscribeResponse, Subscribed,
+    coordination_service_client::CoordinationServiceClient, subscribe_response::Response,
 };
 
 use super::gateway::{self, Gateway};
@@ -112,6 +112,8 @@ pub enum Seen {
     Draining(Draining),
     /// What whoever runs the node should know.
     Notice(Notice),
+    /// What became of all events.
+    Explanation(Explanation),
     /// A response whose arm is not known.
     Unknown,
     /// The end of the stream, OK or not; nothing follows.
@@ -154,6 +156,16 @@ impl Recording {
             Seen::Subscribed(subscribed) => Some(subscribed),
             _ => None,
         })
+    }
+
+    /// The explanations, in order.
+    pub fn explanations(&self) -> Vec<&Explanation> {
+        let seen = self.seen.iter();
+        seen.filter_map(|seen| match seen {
+            Seen::Explanation(explanation) => Some(explanation),
+            _ => None,
+        })
+        .collect()
     }
 
     /// How many heartbeats came.
@@ -200,6 +212,7 @@ impl Recording {
             Some(Response::Heartbeat(heartbeat)) => Seen::Heartbeat(heartbeat),
             Some(Response::Draining(draining)) => Seen::Draining(draining),
             Some(Response::Notice(notice)) => Seen::Notice(notice),
+            Some(Response::Explanation(explanation)) => Seen::Explanation(explanation),
             None => Seen::Unknown,
         });
     }
@@ -213,6 +226,7 @@ impl Seen {
             Seen::Events { token, .. } => Some(token),
             Seen::Gap(gap) => Some(&gap.resume_token),
             Seen::Heartbeat(heartbeat) => Some(&heartbeat.resume_token),
+            Seen::Explanation(explanation) => Some(&explanation.resume_token),
             Seen::Draining(_) | Seen::Notice(_) | Seen::Unknown | Seen::Ended(_) => None,
         }
     }

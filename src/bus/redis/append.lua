@@ -4,7 +4,8 @@
 --       5 retained events by key (hash)   6.. request ids of the frame
 -- ARGV  1 channel        2 SPUBLISH or PUBLISH
 --       3 run: identity of the server process, as the caller's connection found it
---       4 epoch          5 offset: the last place that the caller has seen (0 0: none)
+--       4 epoch          5 offset: the last place that the caller has seen (0 0: none); "=12": the frame is for the place
+--                          behind that one and for no other
 --       6 sequence: the writer's number for the frame; 0: a beacon, which is only published
 --       7 count: events in the frame              8 frame
 --       9 most entries   10 most bytes   11 greatest age in ms: of history
@@ -13,7 +14,7 @@
 --       its first event
 --
 -- Returns {"ok", epoch, first} (appended), {"dup", epoch, first} (was appended before), {"old"} (a later frame of this writer
--- was), {"epoch", epoch, offset} (the caller's epoch is over: nothing done), {"seen", index, value, ...} (these requests were
+-- was), {"epoch", epoch, offset} (the caller's epoch is over, or its place taken: nothing done), {"seen", index, value, ...} (these requests were
 -- accepted before: nothing done), {"tip", epoch, offset} (beacon published).
 --
 -- A new epoch begins where the caller can tell that the server lost its memory or may have: there is no state, the server
@@ -27,6 +28,8 @@ local state = redis.call('HMGET', KEYS[1], 'epoch', 'offset', 'run', 'bytes', 'm
 local epoch, offset = tonumber(state[1]), tonumber(state[2])
 local bytes, mark_at, mark_bytes = tonumber(state[4]) or 0, tonumber(state[5]) or 0, tonumber(state[6]) or 0
 local known, seen = tonumber(ARGV[4]), tonumber(ARGV[5])
+local exact = not seen
+if exact then seen = tonumber(string.sub(ARGV[5], 2)) end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -100,7 +103,7 @@ if writer then
   if tonumber(s) > sequence then return {'old'} end
 end
 
-if known ~= epoch then return {'epoch', num(epoch), num(offset)} end
+if known ~= epoch or (exact and seen ~= offset) then return {'epoch', num(epoch), num(offset)} end
 
 if KEYS[6] then
   local reply = {'seen'}

@@ -61,6 +61,11 @@ impl Attempts {
         deadline.saturating_duration_since(Instant::now())
     }
 
+    /// Whether there is time for another attempt at once.
+    pub(super) fn may_go_on(&self) -> bool {
+        !self.once && !self.left().is_zero()
+    }
+
     /// Notes a call without an answer, and says whether it may be sent again.
     pub(super) fn resend(&mut self) -> bool {
         self.in_doubt = true;

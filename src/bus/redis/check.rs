@@ -17,13 +17,13 @@ use crate::{
 pub(crate) fn frame(bytes: &[u8]) {
     let bytes = Bytes::copy_from_slice(bytes);
     for field in [&b"f"[..], b"e", b"x"] {
-        if let Some(envelope) = Envelope::from_history(b"7-70", field, &bytes) {
+        if let Some(envelope) = Envelope::from_history(b"7-70", field, &bytes, None) {
             assert_eq!(envelope.place, Place::new(7, 70));
             comes_back(&envelope);
         }
     }
     if let Some(Envelope { body: Body::Frame(stamped), .. }) =
-        Envelope::from_history(b"7-70", b"f", &bytes)
+        Envelope::from_history(b"7-70", b"f", &bytes, None)
         && let Ok(message) = bus_v1::Frame::decode(&bytes[..])
     {
         // prost sees the same, where it can read the events.
@@ -40,8 +40,8 @@ pub(crate) fn frame(bytes: &[u8]) {
 fn comes_back(envelope: &Envelope) {
     let place = envelope.place;
     let encoded = match &envelope.body {
-        Body::Unreadable => return,
-        Body::Beacon { writer } => channel(place, &encode_beacon(*writer, 1, 2)),
+        Body::Unreadable | Body::Forged => return,
+        Body::Beacon { writer, number } => channel(place, &encode_beacon(*writer, *number, 2)),
         Body::EpochStart { previous } => format!("E1 {place} {previous}").into_bytes(),
         Body::Frame(stamped) => {
             let frame = &stamped.frame;

@@ -3,9 +3,13 @@
 use bytes::{Buf, Bytes};
 use prost::{
     Message,
-    encoding::{WireType, decode_key, decode_varint},
+    encoding::{WireType, decode_key, decode_varint, encode_varint},
 };
 
+use super::{
+    packing,
+    seal::{self, Kind, Seal},
+};
 use crate::{
     bus::{Epoch, Frame, Offset, Place, put_event},
     proto::bus_v1,
@@ -28,11 +32,13 @@ pub(super) enum Body {
     /// Events.
     Frame(StampedFrame),
     /// No events.
-    Beacon { writer: WriterId },
+    Beacon { writer: WriterId, number: u64 },
     /// The first entry of an epoch: how the one before ended. Unknown: Redis remembers none.
     EpochStart { previous: Place },
     /// Bytes that this gateway cannot read, with a place that it can.
     Unreadable,
+    /// Bytes whose seal does not hold for the place.
+    Forged,
 }
 
 /// A frame with what tells it from others.
@@ -57,8 +63,14 @@ const FRAME: &[u8] = b"T1 ";
 const EPOCH: &[u8] = b"E1 ";
 
 impl Envelope {
+    /// As [`Envelope::open`], where nothing is sealed.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn parse(bytes: Bytes) -> Option<Envelope> {
+        Envelope::open(bytes, None)
+    }
+
     /// Reads what came over a channel. None: foreign bytes, or a version whose envelope is not known.
-    pub(super) fn parse(mut bytes: Bytes) -> Option<Envelope> {
+    pub(super) fn open(mut bytes: Bytes, seal: Option<&Seal>) -> Option<Envelope> {
         let is_frame = bytes.starts_with(FRAME);
         if !is_frame && !bytes.starts_with(EPOCH) {
             return None;
@@ -68,8 +80,11 @@ impl Envelope {
         let end = bytes.iter().take(42).position(|byte| *byte == b' ')?;
         let place = parse_place(&bytes.split_to(end))?;
         bytes.advance(1);
-        let body =
-            if is_frame { Body::decode(place, &bytes) } else { Body::epoch_start(place, &bytes)? };
+        let body = if is_frame {
+            Body::decode(place, &bytes, seal)
+        } else {
+            Body::epoch_start(place, &bytes)?
+        };
         Some(Envelope { place, body })
     }
 
@@ -80,7 +95,7 @@ impl Envelope {
                 Some(Place { epoch: self.place.epoch, offset: Offset(stamped.frame.first.0 - 1) })
             }
             Body::EpochStart { previous } => previous.is_known().then_some(*previous),
-            Body::Beacon { .. } | Body::Unreadable => None,
+            Body::Beacon { .. } | Body::Unreadable | Body::Forged => None,
         }
     }
 
@@ -93,10 +108,15 @@ impl Envelope {
     }
 
     /// Reads an entry of history: its id, and the one field that it has.
-    pub(super) fn from_history(id: &[u8], field: &[u8], value: &Bytes) -> Option<Envelope> {
+    pub(super) fn from_history(
+        id: &[u8],
+        field: &[u8],
+        value: &Bytes,
+        seal: Option<&Seal>,
+    ) -> Option<Envelope> {
         let place = parse_place(id)?;
         let body = match field {
-            b"f" => Body::decode(place, value),
+            b"f" => Body::decode(place, value, seal),
             b"e" => Body::epoch_start(place, value)?,
             _ => Body::Unreadable,
         };
@@ -107,8 +127,8 @@ impl Envelope {
 impl Body {
     /// Reads a frame whose last event stands at `place`. The events are checked for their boundaries and no further: each
     /// was checked by the gateway that accepted it.
-    fn decode(place: Place, bytes: &Bytes) -> Body {
-        Self::try_decode(place, bytes).unwrap_or(Body::Unreadable)
+    fn decode(place: Place, bytes: &Bytes, seal: Option<&Seal>) -> Body {
+        Self::try_decode(place, bytes, seal).unwrap_or(Body::Unreadable)
     }
 
     /// Reads the start of the epoch of `place`. Epochs rise: anything else is not the script's.
@@ -118,13 +138,34 @@ impl Body {
         Some(if rises { Body::EpochStart { previous } } else { Body::Unreadable })
     }
 
-    fn try_decode(place: Place, bytes: &Bytes) -> Option<Body> {
-        let events = events_start(bytes)?;
-        let header = bus_v1::Frame::decode(bytes.slice(..events)).ok()?;
-        if header.sequence == 0 {
-            return Some(Body::Beacon { writer: header.writer });
+    fn try_decode(place: Place, bytes: &Bytes, seal: Option<&Seal>) -> Option<Body> {
+        let head = || {
+            let (header, last) = bytes.split_at_checked(last_field(bytes)?)?;
+            Some((bus_v1::Frame::decode(header).ok()?, last))
+        };
+        let (header, last) = match (head(), seal) {
+            (Some(head), _) => head,
+            // No gateway of any version sealed this.
+            (None, Some(_)) => return Some(Body::Forged),
+            (None, None) => return None,
+        };
+        let beacon = header.sequence == 0;
+        if let Some(seal) = seal {
+            let (kind, at) =
+                if beacon { (Kind::Beacon, Place::UNKNOWN) } else { (Kind::Frame, place) };
+            let there = bytes.split_at_checked(seal::LENGTH);
+            if there.is_none_or(|(there, rest)| !seal.holds(there, kind, at, &[rest])) {
+                return Some(Body::Forged);
+            }
         }
-        let events = bytes.slice(events..);
+        if beacon {
+            return Some(Body::Beacon { writer: header.writer, number: header.beacon });
+        }
+        let events = if last.first() == Some(&PACKED_KEY) {
+            packing::unpack(packed(last)?, usize::try_from(header.events_size).ok()?)?
+        } else {
+            bytes.slice_ref(last)
+        };
         let count = u64::from(header.count);
         if count == 0 || count_events(&events)? != count {
             return None;
@@ -159,10 +200,23 @@ pub(super) fn encode_frame(header: &Header, events: &[u8]) -> Vec<u8> {
         origin_epoch: origin_epoch.0,
         origin_first: origin_first.0,
         beacon: 0,
+        seal: vec![],
+        packed_events: vec![],
+        events_size: 0,
     };
-    let mut bytes = Vec::with_capacity(message.encoded_len() + events.len());
+    let Some(packed) = packing::pack(events) else {
+        let mut bytes = Vec::with_capacity(message.encoded_len() + events.len());
+        message.encode_raw(&mut bytes);
+        bytes.extend_from_slice(events);
+        return bytes;
+    };
+    let events_size = u32::try_from(events.len()).unwrap_or(u32::MAX);
+    let message = bus_v1::Frame { events_size, ..message };
+    let mut bytes = Vec::with_capacity(message.encoded_len() + packed.len() + 6);
     message.encode_raw(&mut bytes);
-    bytes.extend_from_slice(events);
+    bytes.push(PACKED_KEY);
+    encode_varint(packed.len() as u64, &mut bytes);
+    bytes.extend_from_slice(&packed);
     bytes
 }
 
@@ -171,22 +225,34 @@ pub(super) fn encode_beacon(writer: WriterId, number: u64, time_ms: u64) -> Vec<
     bus_v1::Frame { writer, beacon: number, time_ms, ..Default::default() }.encode_to_vec()
 }
 
+/// Puts the seal of a frame or beacon before it.
+pub(super) fn sealed(seal: &Seal, kind: Kind, place: Place, frame: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(seal::LENGTH + frame.len());
+    bytes.extend_from_slice(&seal.of(kind, place, &[frame]));
+    bytes.extend_from_slice(frame);
+    bytes
+}
+
 /// Encodes events one behind the other, as they stand in a frame.
-pub(super) fn encode_events<'a>(events: impl Iterator<Item = &'a Bytes>) -> Vec<u8> {
-    let mut body = Vec::new();
+pub(super) fn encode_events<'a>(events: impl Iterator<Item = &'a Bytes> + Clone) -> Vec<u8> {
+    let size = events.clone().map(|event| event.len() + 6).sum();
+    let mut body = Vec::with_capacity(size);
     for event in events {
         put_event(&mut body, event);
     }
     body
 }
 
-/// Where the events begin: they are encoded last, under the lowest field number.
-fn events_start(bytes: &[u8]) -> Option<usize> {
+/// The key of `packed_events`: field 10, length-delimited.
+const PACKED_KEY: u8 = 10 << 3 | 2;
+
+/// Where the events begin, packed or not: they are encoded last.
+fn last_field(bytes: &[u8]) -> Option<usize> {
     let mut rest = bytes;
     while rest.has_remaining() {
         let at = bytes.len() - rest.len();
         let (tag, wire_type) = decode_key(&mut rest).ok()?;
-        if tag == 1 {
+        if tag == 1 || bytes[at] == PACKED_KEY {
             return Some(at);
         }
         let skip = match wire_type {
@@ -202,6 +268,13 @@ fn events_start(bytes: &[u8]) -> Option<usize> {
         rest = rest.get(skip..)?;
     }
     Some(bytes.len())
+}
+
+/// The content of `packed_events`, of which `field` must be all.
+fn packed(field: &[u8]) -> Option<&[u8]> {
+    let mut rest = field.get(1..)?;
+    let length = usize::try_from(decode_varint(&mut rest).ok()?).ok()?;
+    (rest.len() == length).then_some(rest)
 }
 
 fn count_events(mut events: &[u8]) -> Option<u64> {
@@ -246,6 +319,23 @@ mod tests {
         assert_eq!(stamped.frame.first, Offset(11));
         assert_eq!(stamped.frame.last(), Place::new(99, 12));
         assert_eq!(stamped.frame.events, events);
+    }
+
+    #[test]
+    fn many_events_are_packed_and_come_back() {
+        let events: Vec<_> = (0..100)
+            .map(|nth| Bytes::from(format!("event number {nth} of one node and one account")))
+            .collect();
+        let events = encode_events(events.iter());
+        let frame = encode_frame(&Header { count: 100, ..header() }, &events);
+        assert!(frame.len() < events.len() / 2, "{} of {}", frame.len(), events.len());
+        let read = |frame: &[u8]| Envelope::parse(on_the_channel("99-112", frame)).unwrap().body;
+        let Body::Frame(stamped) = read(&frame) else { panic!("no frame") };
+        assert_eq!(stamped.frame.events, events);
+        assert_eq!(stamped.frame.first, Offset(13));
+        for cut in 1..frame.len() {
+            assert!(!matches!(read(&frame[..cut]), Body::Frame(_)), "cut at {cut}");
+        }
     }
 
     #[test]

@@ -1,15 +1,20 @@
 //! Reads what Redis keeps of a shard.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use redis::Value;
 
 use super::{
-    envelope::{Envelope, parse_place},
+    envelope::{Body, Envelope, parse_place},
     link::Server,
     names::ShardNames,
     script::{Failure, classify},
+    seal::{self, Kind, Seal},
     topology::Topology,
 };
 use crate::bus::{Epoch, Offset, Place, Retained, ShardId};
@@ -32,6 +37,13 @@ pub(super) struct Reading {
     pub tip: Place,
     /// Whether there may be more entries than these.
     pub more: bool,
+}
+
+impl Reading {
+    /// How many entries carry a seal that does not hold.
+    pub(super) fn forged(&self) -> u64 {
+        self.entries.iter().filter(|entry| matches!(entry.body, Body::Forged)).count() as u64
+    }
 }
 
 /// Reads the entries after `after`. Retries until its time limit; the error is for people.
@@ -77,8 +89,12 @@ pub(super) async fn read(
     reading.map_err(|_| why)
 }
 
-/// Reads the events that are retained. One attempt.
-pub(super) async fn retained(server: &Server, names: &ShardNames) -> Result<Vec<Retained>, String> {
+/// Reads the events that are retained. One attempt. Counts those whose seal does not hold.
+pub(super) async fn retained(
+    server: &Server,
+    names: &ShardNames,
+    forged: &AtomicU64,
+) -> Result<Vec<Retained>, String> {
     let mut query = server.query().await.map_err(|error| error.to_string())?;
     let answer: Result<HashMap<u8, Vec<u8>>, _> =
         redis::cmd("HGETALL").arg(&names.retained).query_async(query.connection()).await;
@@ -88,8 +104,22 @@ pub(super) async fn retained(server: &Server, names: &ShardNames) -> Result<Vec<
         let place = parse_place(&value[..space])?;
         Some(Retained { key, place, event: Bytes::from(value).slice(space + 1..) })
     };
-    // What cannot be read is another version's.
-    Ok(fields.into_iter().filter_map(read).collect())
+    // What cannot be read is another version's; what is not sealed as it should be is a stranger's.
+    let kept = fields.into_iter().filter_map(read);
+    let Some(seal) = &names.seal else { return Ok(kept.collect()) };
+    let open = |mut retained: Retained| {
+        let Some((there, event)) = retained.event.split_at_checked(seal::LENGTH) else {
+            forged.fetch_add(1, Ordering::Relaxed);
+            return None;
+        };
+        if !seal.holds(there, Kind::Retained, retained.place, &[&[retained.key], event]) {
+            forged.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        retained.event.advance(seal::LENGTH);
+        Some(retained)
+    };
+    Ok(kept.filter_map(open).collect())
 }
 
 /// The last entry of an epoch that Redis still has.
@@ -104,7 +134,7 @@ pub(super) async fn end_of_epoch(
     cmd.arg("COUNT").arg(1);
     let value: Value =
         cmd.query_async(query.connection()).await.map_err(|error| error.to_string())?;
-    let entries = parse_entries(value).ok_or("an unknown form of XREVRANGE")?;
+    let entries = parse_entries(value, None).ok_or("an unknown form of XREVRANGE")?;
     Ok(entries.first().map(|entry| entry.place.offset))
 }
 
@@ -128,7 +158,7 @@ async fn read_once(
     let answer: Result<(Value, Value), _> = pipe.query_async(connection).await;
     let (entries, tip) = answer.map_err(|error| classify(&error))?;
     let form = || Failure::Refused("an unknown form of XRANGE and HMGET".into());
-    let entries = parse_entries(entries).ok_or_else(form)?;
+    let entries = parse_entries(entries, names.seal.as_deref()).ok_or_else(form)?;
     let tip = parse_tip(&tip).unwrap_or(Place::UNKNOWN);
     let more = entries.len() >= ENTRIES;
     Ok(Reading { more, entries: without_foreign(entries, tip), tip })
@@ -150,7 +180,7 @@ fn without_foreign(entries: Vec<Envelope>, tip: Place) -> Vec<Envelope> {
     kept
 }
 
-fn parse_entries(value: Value) -> Option<Vec<Envelope>> {
+fn parse_entries(value: Value, seal: Option<&Seal>) -> Option<Vec<Envelope>> {
     let Value::Array(entries) = value else { return None };
     entries
         .into_iter()
@@ -165,7 +195,7 @@ fn parse_entries(value: Value) -> Option<Vec<Envelope>> {
             else {
                 return None;
             };
-            Envelope::from_history(&id, &field, &Bytes::from(value))
+            Envelope::from_history(&id, &field, &Bytes::from(value), seal)
         })
         .collect()
 }
@@ -184,7 +214,8 @@ mod tests {
     use super::*;
 
     fn entry(id: &str, field: &str, value: &'static [u8]) -> Envelope {
-        Envelope::from_history(id.as_bytes(), field.as_bytes(), &Bytes::from_static(value)).unwrap()
+        Envelope::from_history(id.as_bytes(), field.as_bytes(), &Bytes::from_static(value), None)
+            .unwrap()
     }
 
     fn kept(entries: Vec<Envelope>, tip: Place) -> Vec<String> {

@@ -7,15 +7,18 @@
 mod attempts;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod check;
+pub mod doctor;
 mod envelope;
 mod history;
 mod link;
 mod members;
 mod names;
 mod order;
+mod packing;
 mod proof;
 mod reader;
 mod script;
+mod seal;
 mod settings;
 mod subscription;
 mod topology;
@@ -24,7 +27,7 @@ mod writer;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -42,6 +45,7 @@ use self::{
     order::Order,
     proof::Proof,
     reader::{Counters, Reader, ReaderParts},
+    seal::Keys,
     subscription::Link,
     topology::Topology,
     writer::{Job, Writer},
@@ -50,6 +54,8 @@ use super::{
     AppendError, Appended, Batch, Bus, BusStatus, Exchange, Health, History, HistoryPage, MemberId,
     Members, Part, Place, Retained, ShardId, Sink, StartError,
 };
+
+use crate::throttle::Throttle;
 
 pub use settings::Settings;
 
@@ -73,6 +79,7 @@ pub struct RedisBus {
     health: watch::Receiver<Health>,
     links: Arc<Mutex<Vec<Arc<Link>>>>,
     counters: Arc<Mutex<Counters>>,
+    forged: Arc<AtomicU64>,
     writers: TaskTracker,
     reader: TaskTracker,
     stop_writers: CancellationToken,
@@ -84,6 +91,8 @@ pub struct RedisBus {
 struct Deployment {
     shards: u16,
     mode: String,
+    /// The id of the key with which frames are sealed.
+    key: Option<String>,
 }
 
 impl RedisBus {
@@ -95,11 +104,14 @@ impl RedisBus {
         sink: impl FnOnce(u16) -> Arc<dyn Sink>,
     ) -> Result<RedisBus, StartError> {
         let settings = Arc::new(settings);
+        let throttle = Throttle::repeated();
         let deployment = loop {
             match agree(&settings).await {
                 Ok(deployment) => break deployment,
                 Err(Disagree::NotNow(why)) => {
-                    tracing::warn!(why, "waiting for Redis");
+                    if let Some(left_out) = throttle.pass() {
+                        tracing::warn!(why, left_out, "waiting for Redis");
+                    }
                     waiting(why);
                     tokio::time::sleep(START_RETRY).await;
                 }
@@ -113,7 +125,8 @@ impl RedisBus {
         );
         let count = deployment.shards;
         let names: Vec<_> = ShardId::all(count)
-            .map(|shard| Arc::new(ShardNames::new(&settings.prefix, shard, count)))
+            .map(|shard| ShardNames::new(&settings.prefix, shard, count))
+            .map(|names| Arc::new(names.sealed_by(settings.keys.as_ref())))
             .collect();
         // The members' slot stands behind those of the shards.
         let members = MemberNames::new(&settings.prefix);
@@ -139,6 +152,7 @@ impl RedisBus {
         let (health, healthy) = watch::channel(Health::NotReady("starting".into()));
         let links = Arc::default();
         let counters = Arc::default();
+        let forged = Arc::default();
         let (writers, reader) = (TaskTracker::new(), TaskTracker::new());
         let (stop_writers, stop_reader) = (CancellationToken::new(), CancellationToken::new());
 
@@ -153,6 +167,7 @@ impl RedisBus {
             health,
             links: Arc::clone(&links),
             counters: Arc::clone(&counters),
+            forged: Arc::clone(&forged),
             stop: stop_reader.clone(),
         });
         reader.spawn(task.run(hearing));
@@ -187,6 +202,7 @@ impl RedisBus {
             health: healthy,
             links,
             counters,
+            forged,
             writers,
             reader,
             stop_writers,
@@ -231,6 +247,7 @@ impl RedisBus {
             let reading = history::read(&self.topology, names, shard, from, replica)
                 .await
                 .map_err(AppendError::Unavailable)?;
+            self.forged.fetch_add(reading.forged(), Ordering::Relaxed);
             for entry in &reading.entries {
                 order.take_history(entry, &mut deliveries);
                 bytes += entry.size();
@@ -278,6 +295,7 @@ impl Bus for RedisBus {
             shards: self.proofs.iter().map(|proof| proof.status()).collect(),
             gaps: counters.gaps,
             unreadable: counters.unreadable,
+            forged: self.forged.load(Ordering::Relaxed),
         }
     }
 
@@ -308,7 +326,7 @@ impl History for RedisBus {
             let server = self.topology.master(shard);
             let server = server.ok_or_else(|| unavailable("no master is known".into()))?;
             let names = &self.names[shard.index()];
-            history::retained(&server, names).await.map_err(unavailable)
+            history::retained(&server, names, &self.forged).await.map_err(unavailable)
         }
         .boxed()
     }
@@ -355,6 +373,15 @@ enum Disagree {
     Never(String),
 }
 
+/// What the channels of these settings are called in the deployment's record.
+fn mode(settings: &Settings) -> &'static str {
+    match (settings.cluster, settings.sharded) {
+        (false, _) => "standalone",
+        (true, true) => "sharded",
+        (true, false) => "classic",
+    }
+}
+
 /// Reads what the deployment's first gateway recorded, or records it.
 async fn agree(settings: &Arc<Settings>) -> Result<Deployment, Disagree> {
     let key = names::deployment(&settings.prefix);
@@ -369,14 +396,14 @@ async fn agree(settings: &Arc<Settings>) -> Result<Deployment, Disagree> {
     } else {
         1
     };
-    let mode = match (settings.cluster, settings.sharded) {
-        (false, _) => "standalone",
-        (true, true) => "sharded",
-        (true, false) => "classic",
-    };
+    let mode = mode(settings);
     let default = if settings.cluster { masters * SHARDS_A_MASTER } else { 1 };
     let ours = settings.shards.unwrap_or(u16::try_from(default.min(256)).unwrap_or(256));
-    let recorded = record(&topology, &key, ours, mode).await?;
+    let keys = settings.keys.as_ref().map(Keys::ids).unwrap_or_default();
+    let recorded = record(&topology, &key, ours, mode, &keys).await?;
+    if let Some(why) = key_differs(&settings.prefix, recorded.key.as_deref(), &keys) {
+        return Err(Disagree::Never(why));
+    }
     if let Some(shards) = settings.shards.filter(|shards| *shards != recorded.shards) {
         return Err(Disagree::Never(format!(
             "shards is {shards} here, and the deployment with prefix {:?} has {}: set shards to {} or leave it out",
@@ -393,28 +420,74 @@ async fn agree(settings: &Arc<Settings>) -> Result<Deployment, Disagree> {
     Ok(recorded)
 }
 
+/// How the keys of this gateway differ from the one that the deployment recorded.
+fn key_differs(prefix: &str, recorded: Option<&str>, ours: &[String]) -> Option<String> {
+    let deployment = format!("the deployment with prefix {prefix:?}");
+    match (recorded, ours.first()) {
+        (Some(recorded), Some(_)) if ours.iter().any(|key| key == recorded) => None,
+        (None, None) => None,
+        (Some(recorded), Some(_)) => Some(format!(
+            "frameKey holds the keys {} here, and {deployment} has {recorded}: all gateways need a key in common",
+            ours.join(", ")
+        )),
+        (Some(recorded), None) => Some(format!(
+            "frameKey is not set here, and {deployment} has the key {recorded}: set it as on the other gateways"
+        )),
+        (None, Some(_)) => Some(format!(
+            "frameKey is set here, and {deployment} has no key: leave it out, or turn it on for all \
+             (stop every gateway, DEL {prefix}:deployment, start them with the key)"
+        )),
+    }
+}
+
 async fn record(
     topology: &Topology,
     key: &str,
     shards: u16,
     mode: &str,
+    keys: &[String],
 ) -> Result<Deployment, Disagree> {
     let refused = |why: String| Disagree::NotNow(why);
     let server = topology
         .master(ShardId(0))
         .ok_or_else(|| refused("no server is known to own the deployment's record".into()))?;
     let mut command = server.command().await.map_err(|error| refused(error.to_string()))?;
+    let failed = |error| refused(format!("{}: {error}", server.address));
+    let ours = keys.first();
+    // A key is recorded by the first of all; who comes to a deployment without one leaves it so.
+    let mut records_key = false;
+    if ours.is_some() {
+        let asked = redis::cmd("HMGET").arg(key).arg("shards").arg("key").to_owned();
+        let fields: Result<(Option<String>, Option<String>), _> =
+            asked.query_async(&mut command.connection).await;
+        let (shards, recorded) = fields.map_err(failed)?;
+        records_key = shards.is_none() || recorded.is_some();
+    }
     let mut pipe = redis::pipe();
     pipe.atomic();
     pipe.cmd("HSETNX").arg(key).arg("shards").arg(shards).ignore();
     pipe.cmd("HSETNX").arg(key).arg("mode").arg(mode).ignore();
-    pipe.cmd("HMGET").arg(key).arg("shards").arg("mode");
+    if let Some(ours) = ours.filter(|_| records_key) {
+        pipe.cmd("HSETNX").arg(key).arg("key").arg(ours).ignore();
+    }
+    pipe.cmd("HMGET").arg(key).arg("shards").arg("mode").arg("key");
     let answer: Result<Vec<Value>, _> = pipe.query_async(&mut command.connection).await;
-    let answer = answer.map_err(|error| refused(format!("{}: {error}", server.address)))?;
-    let fields: Option<(u16, String)> =
+    let answer = answer.map_err(failed)?;
+    let fields: Option<(u16, String, Option<String>)> =
         answer.into_iter().next().and_then(|value| redis::from_redis_value(value).ok());
     match fields {
-        Some((shards, mode)) if shards > 0 => Ok(Deployment { shards, mode }),
+        Some((shards, mode, mut recorded)) if shards > 0 => {
+            // Keys are being changed: who knows the recorded one and seals with another records that.
+            let knows = recorded.as_ref().is_some_and(|recorded| keys.contains(recorded));
+            if let Some(ours) = ours.filter(|ours| knows && recorded.as_ref() != Some(*ours)) {
+                let mut set = redis::cmd("HSET");
+                set.arg(key).arg("key").arg(ours);
+                let set: Result<(), _> = set.query_async(&mut command.connection).await;
+                set.map_err(failed)?;
+                recorded = Some(ours.clone());
+            }
+            Ok(Deployment { shards, mode, key: recorded })
+        }
         _ => Err(Disagree::Never(format!("the record {key:?} in Redis has an unknown form"))),
     }
 }

@@ -1,8 +1,11 @@
 //! The keys and the channel of each shard. All of a shard's names share one hash tag, so one script reaches them on one master.
 
-use std::fmt::Write;
+use std::{fmt::Write, sync::Arc};
 
-use super::envelope::WriterId;
+use super::{
+    envelope::WriterId,
+    seal::{Keys, Seal},
+};
 use crate::bus::{MemberId, RequestId, ShardId};
 
 /// Hash slots of a Redis Cluster.
@@ -25,6 +28,8 @@ pub(super) struct ShardNames {
     pub retained: String,
     /// Where frames are published.
     pub channel: String,
+    /// What seals and opens what lies under these names; none where nothing is sealed.
+    pub seal: Option<Arc<Seal>>,
 }
 
 impl ShardNames {
@@ -47,13 +52,25 @@ impl ShardNames {
             marks: format!("{base}:marks"),
             retained: format!("{base}:retained"),
             channel: format!("{base}:channel"),
+            seal: None,
             base,
         }
+    }
+
+    /// With everything under them sealed, if there are keys.
+    pub(super) fn sealed_by(mut self, keys: Option<&Keys>) -> ShardNames {
+        self.seal = keys.map(|keys| keys.on(&self.channel));
+        self
     }
 
     /// Where a writer's last frame is remembered.
     pub(super) fn writer(&self, writer: WriterId) -> String {
         format!("{}:writer:{writer:016x}", self.base)
+    }
+
+    /// A name that no gateway uses, for those who look whether all is well.
+    pub(super) fn scratch(&self, name: &str) -> String {
+        format!("{}:doctor:{name}", self.base)
     }
 
     /// Where a request id is remembered.

@@ -110,7 +110,7 @@ impl Order {
                     }
                 }
             }
-            Body::Unreadable => self.skip(at, GapReason::Unreadable, out),
+            Body::Unreadable | Body::Forged => self.skip(at, GapReason::Unreadable, out),
             Body::Beacon { .. } => {}
         }
     }
@@ -231,7 +231,7 @@ mod tests {
     }
 
     fn beacon(epoch: u64, offset: u64) -> Envelope {
-        Envelope { place: Place::new(epoch, offset), body: Body::Beacon { writer: 9 } }
+        Envelope { place: Place::new(epoch, offset), body: Body::Beacon { writer: 9, number: 1 } }
     }
 
     fn is_gap(delivery: &Delivery, from: Place, to: Place, missed: Option<u64>) -> bool {

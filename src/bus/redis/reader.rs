@@ -6,7 +6,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -28,7 +31,10 @@ use super::{
     subscription::{self, Heard, Link, Subscription},
     topology::Topology,
 };
-use crate::bus::{Delivery, GapCount, GapReason, Health, ShardId, Sink};
+use crate::{
+    bus::{Delivery, GapCount, GapReason, Health, ShardId, Sink},
+    throttle::Throttle,
+};
 
 /// How often proofs are looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -39,6 +45,14 @@ const REFRESH: Duration = Duration::from_secs(30);
 /// Envelopes, and bytes of them, that may wait for a shard while it is repaired. What does not fit is in history.
 const PENDING: usize = 4096;
 const PENDING_BYTES: usize = 8 * 1024 * 1024;
+
+/// How many writers' beacons are remembered.
+const MOST_WRITERS: usize = 1024;
+
+/// Lines about what is tried again and again.
+static HISTORY: Throttle = Throttle::repeated();
+static DEAF: Throttle = Throttle::repeated();
+static TOPOLOGY: Throttle = Throttle::repeated();
 
 /// The wait before a repair that failed is tried again.
 const REPAIR_RETRY: Duration = Duration::from_millis(200);
@@ -65,6 +79,8 @@ pub(super) struct ReaderParts {
     pub health: watch::Sender<Health>,
     pub links: Arc<Mutex<Vec<Arc<Link>>>>,
     pub counters: Arc<Mutex<Counters>>,
+    /// What carried a seal that does not hold, wherever it was found.
+    pub forged: Arc<AtomicU64>,
     pub stop: CancellationToken,
 }
 
@@ -91,6 +107,8 @@ struct Shard {
     started: bool,
     /// What was heard while a repair is under way; none while there is none.
     pending: Option<Pending>,
+    /// The last beacon of each writer, where they are sealed: an earlier one is a replay.
+    beacons: HashMap<WriterId, u64>,
 }
 
 #[derive(Default)]
@@ -225,10 +243,14 @@ impl Reader {
 
     fn hear(&mut self, heard: Heard) {
         match heard {
-            Heard::Message { shard, bytes } => match Envelope::parse(bytes) {
-                Some(envelope) => self.arrived(shard, envelope),
-                None => self.foreign(shard),
-            },
+            Heard::Message { shard, bytes } => {
+                let seal = self.parts.names[shard.index()].seal.clone();
+                match Envelope::open(bytes, seal.as_deref()) {
+                    Some(envelope) if seal.is_some() => self.sealed(shard, envelope),
+                    Some(envelope) => self.arrived(shard, envelope),
+                    None => self.foreign(shard),
+                }
+            }
             Heard::Subscribed { link } => {
                 let Some(kept) = self.subscriptions.get(&link) else { return };
                 for shard in kept.shards.clone() {
@@ -240,6 +262,47 @@ impl Reader {
                 }
             }
             Heard::Moved => self.refresh(),
+        }
+    }
+
+    /// What came over a channel on which everything is sealed.
+    fn sealed(&mut self, id: ShardId, envelope: Envelope) {
+        match &envelope.body {
+            // If something stands at its place, history has it, and the next beacon shows that it is missing.
+            Body::Forged => return self.forged(id, 1),
+            Body::Beacon { writer, number } => {
+                let beacons = &mut self.shards[id.index()].beacons;
+                if beacons.get(writer).is_some_and(|last| number <= last) {
+                    return self.forged(id, 1);
+                }
+                if beacons.len() >= MOST_WRITERS && !beacons.contains_key(writer) {
+                    beacons.clear();
+                }
+                beacons.insert(*writer, *number);
+            }
+            // Redis makes it, and so might anybody: history says it beside the shard's state, to which writers append.
+            Body::EpochStart { .. } => {
+                let shard = &mut self.shards[id.index()];
+                match &mut shard.pending {
+                    Some(pending) => pending.overflowed = true,
+                    None if shard.started && envelope.place > shard.order.place() => {
+                        self.repair(id);
+                    }
+                    None => {}
+                }
+                return;
+            }
+            Body::Frame(_) | Body::Unreadable => {}
+        }
+        self.arrived(id, envelope);
+    }
+
+    /// Counts what a stranger made.
+    fn forged(&self, shard: ShardId, count: u64) {
+        let before = self.parts.forged.fetch_add(count, Ordering::Relaxed);
+        // The first, and then ever more rarely.
+        if before == 0 || (before + count).ilog2() > before.ilog2() {
+            tracing::warn!(%shard, count = before + count, "a seal does not hold: forged, replayed, or of another key");
         }
     }
 
@@ -306,12 +369,15 @@ impl Reader {
         let reading = match reading {
             Ok(reading) => reading,
             Err(why) => {
-                tracing::warn!(shard = %id, why, "history could not be read; trying again");
+                if let Some(left_out) = HISTORY.pass() {
+                    tracing::warn!(shard = %id, why, left_out, "history could not be read; trying again");
+                }
                 self.read_history(id, REPAIR_RETRY);
                 return;
             }
         };
         let mut deliveries = Vec::with_capacity(reading.entries.len());
+        let forged = reading.forged();
         for entry in &reading.entries {
             shard.order.take_history(entry, &mut deliveries);
         }
@@ -319,6 +385,9 @@ impl Reader {
             shard.order.finish_history(reading.tip, &mut deliveries);
         }
         let pending = shard.pending.take().unwrap_or_default();
+        if forged > 0 {
+            self.forged(id, forged);
+        }
         if !deliveries.is_empty() {
             self.parts.proofs[id.index()].repaired();
         }
@@ -359,6 +428,9 @@ impl Reader {
             tracing::warn!(%shard, reason = %gap.reason, from = %gap.from, to = %gap.to,
                 missed = gap.missed, "events are missing");
         }
+        if let Delivery::Epoch(place) = &delivery {
+            tracing::info!(%shard, place = %place, "a new epoch; nothing is missing");
+        }
         self.parts.sink.deliver(shard, delivery);
         self.parts.proofs[shard.index()].reached(self.shards[shard.index()].order.place());
     }
@@ -369,8 +441,10 @@ impl Reader {
             let Some(since) = kept.link.since() else { continue };
             let deaf = kept.shards.iter().find(|s| self.parts.proofs[s.index()].is_deaf(since));
             if let Some(shard) = deaf {
-                tracing::warn!(server = kept.address, %shard,
-                    "Redis accepts what this subscription does not bring: making it anew");
+                if let Some(left_out) = DEAF.pass() {
+                    tracing::warn!(server = kept.address, %shard, left_out,
+                        "Redis accepts what this subscription does not bring: making it anew");
+                }
                 kept.link.renew();
             }
         }
@@ -400,12 +474,6 @@ impl Reader {
                 (&*before, &health),
                 (Health::Ready, Health::NotReady(_)) | (Health::NotReady(_), Health::Ready)
             );
-            if news {
-                match &health {
-                    Health::Ready => tracing::info!("the bus is proven"),
-                    Health::NotReady(why) => tracing::warn!(why, "the bus is not proven any more"),
-                }
-            }
             *before = health;
             news
         });
@@ -414,8 +482,10 @@ impl Reader {
     fn refresh(&mut self) {
         let topology = self.parts.topology.clone();
         self.tasks.spawn(async move {
-            if let Err(error) = topology.refresh().await {
-                tracing::warn!(%error, "the topology could not be read");
+            if let Err(error) = topology.refresh().await
+                && let Some(left_out) = TOPOLOGY.pass()
+            {
+                tracing::warn!(%error, left_out, "the topology could not be read");
             }
             Done::Refresh
         });

@@ -30,6 +30,8 @@ pub(super) struct Call<'a> {
     pub writer: &'a str,
     /// The last place that the caller has seen. For a frame its epoch is the one that the caller appends to.
     pub seen: Place,
+    /// Whether the frame is for the place behind `seen` and for no other.
+    pub exact: bool,
     /// 0: a beacon.
     pub sequence: u64,
     pub count: u64,
@@ -53,7 +55,7 @@ pub(super) enum Answer {
     Appended { epoch: Epoch, first: Offset },
     /// A later frame of the writer was appended, and this one was not.
     Overtaken,
-    /// The epoch is over; nothing was done.
+    /// The epoch is over, or an exact place is taken; nothing was done.
     EpochOver(Place),
     /// These requests (by index) were accepted before, at these places; nothing was done.
     Seen(Vec<(usize, Epoch, Offset)>),
@@ -152,7 +154,12 @@ impl Call<'_> {
             cmd.arg(names.request(id));
         }
         cmd.arg(&names.channel).arg(if settings.sharded { "SPUBLISH" } else { "PUBLISH" });
-        cmd.arg(run).arg(self.seen.epoch.0).arg(self.seen.offset.0);
+        cmd.arg(run).arg(self.seen.epoch.0);
+        if self.exact {
+            cmd.arg(format!("={}", self.seen.offset.0));
+        } else {
+            cmd.arg(self.seen.offset.0);
+        }
         cmd.arg(self.sequence).arg(self.count).arg(self.frame);
         cmd.arg(settings.history.max_frames).arg(settings.history.max_bytes);
         cmd.arg(millis(settings.history.max_age));

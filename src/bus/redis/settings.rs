@@ -6,6 +6,7 @@ use redis::{
     Client, ClientTlsConfig, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, TlsCertificates,
 };
 
+use super::seal::Keys;
 use crate::{
     bus::StartError,
     config::{BusConfig, Config, Pool, Protocol, RedisUrl, Tls},
@@ -40,6 +41,8 @@ pub struct Settings {
     pub(super) shards: Option<u16>,
     pub(super) history: HistorySettings,
     pub(super) request_id_window: Duration,
+    /// What frames are sealed with.
+    pub(super) keys: Option<Keys>,
 }
 
 /// Limits of the connection pool of each server.
@@ -82,6 +85,10 @@ impl Settings {
             max_bytes: config.history.max_bytes,
             max_age: config.history.max_age,
         };
+        let keys = match (&config.bus, &config.frame_key) {
+            (BusConfig::Embedded, _) | (_, None) => None,
+            (_, Some(secret)) => Some(Keys::of(secret)?),
+        };
         let settings = match &config.bus {
             BusConfig::Embedded => return Ok(None),
             BusConfig::Redis(redis) => {
@@ -107,6 +114,7 @@ impl Settings {
                     shards: config.shards,
                     history,
                     request_id_window: config.request_id_window,
+                    keys,
                 }
             }
             BusConfig::RedisCluster(cluster) => {
@@ -144,6 +152,7 @@ impl Settings {
                     shards: config.shards,
                     history,
                     request_id_window: config.request_id_window,
+                    keys,
                 }
             }
         };
@@ -161,11 +170,14 @@ fn pool(pool: &Pool) -> PoolSettings {
 }
 
 fn with_protocol(info: ConnectionInfo, protocol: ProtocolVersion) -> ConnectionInfo {
-    let redis = info
-        .redis_settings()
-        .clone()
-        .set_protocol(protocol)
-        .set_lib_name("trunkline", env!("CARGO_PKG_VERSION"));
+    let redis = info.redis_settings().clone().set_protocol(protocol);
+    // A user of its own has few rights, and a name that says as much: `CLIENT SETINFO` would be refused and written into the
+    // server's ACL log with every connection.
+    let redis = if redis.username().is_some() {
+        redis.set_skip_set_lib_name()
+    } else {
+        redis.set_lib_name("trunkline", env!("CARGO_PKG_VERSION"))
+    };
     info.set_redis_settings(redis)
 }
 

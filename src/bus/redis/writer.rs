@@ -22,15 +22,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     attempts::Attempts,
-    envelope::{Header, WriterId, encode_beacon, encode_events, encode_frame},
+    envelope::{Header, WriterId, encode_beacon, encode_events, encode_frame, sealed},
     history,
     names::ShardNames,
     proof::Proof,
     script::{Answer, Call, Failure, Retain},
+    seal::{self, Kind, Seal},
     settings::Settings,
     topology::Topology,
 };
-use crate::bus::{AppendError, Appended, Batch, Epoch, Offset, Place, RequestId, ShardId, unix_ms};
+use crate::{
+    bus::{self, AppendError, Appended, Batch, Epoch, Offset, Place, RequestId, ShardId, unix_ms},
+    throttle::Throttle,
+    trace::Follow,
+};
 
 /// Batches that may wait for a shard; more wait at the door, in their callers.
 pub(super) const QUEUE: usize = 1024;
@@ -48,6 +53,8 @@ const BEACON_RETRY: Duration = Duration::from_millis(250);
 /// How long, and how much of, what was appended is kept to be appended again.
 const KEEP_AGE: Duration = Duration::from_mins(1);
 const KEEP_BYTES: usize = 16 * 1024 * 1024;
+
+static NOT_ENTERED: Throttle = Throttle::repeated();
 
 /// A batch, and who waits for it.
 pub(super) struct Job {
@@ -81,6 +88,8 @@ pub(super) struct Writer {
 pub(super) struct State {
     /// The epoch that it appends to. None before the first answer.
     epoch: Epoch,
+    /// The last place of the shard that an answer told. Kept where frames are sealed for their places.
+    tip: Place,
     /// Number of the last frame.
     sequence: u64,
     beacons: u64,
@@ -108,7 +117,7 @@ struct Flush {
     jobs: Vec<Job>,
     /// The index of each job's first event.
     starts: Vec<u64>,
-    events: Vec<u8>,
+    events: Bytes,
     count: u64,
     time_ms: u64,
 }
@@ -179,9 +188,13 @@ impl Writer {
     /// Appends a frame and answers its callers.
     async fn flush(&mut self, mut flush: Flush) {
         let mut why = String::from("the bus did not take it in time");
+        let span = Follow::append(flush.follows());
         loop {
             flush.give_up_late(Instant::now(), &why);
             if flush.jobs.is_empty() {
+                if let Some(span) = span {
+                    span.fail(why);
+                }
                 return;
             }
             flush.jobs.iter().for_each(|job| job.sent.store(true, Ordering::Release));
@@ -189,6 +202,7 @@ impl Writer {
             match self.append(&flush).await {
                 Outcome::Appended { epoch, first } => {
                     self.keep(&flush, epoch, first);
+                    bus::appended(span, self.shard, epoch, first, flush.count);
                     flush.answer_all(epoch, first);
                     return;
                 }
@@ -200,6 +214,9 @@ impl Writer {
                     why = last;
                 }
                 Outcome::Failed(error) => {
+                    if let Some(span) = span {
+                        span.fail(error.to_string());
+                    }
                     flush.fail(&error);
                     return;
                 }
@@ -268,16 +285,31 @@ impl Writer {
             // Only the epoch counts for a frame; what the reader has seen of it tells a Redis that went back in time.
             let seen = self.proof.place();
             let epoch = self.state.epoch;
-            let seen = if seen.epoch == epoch { seen } else { Place { epoch, offset: Offset(0) } };
+            let mut seen =
+                if seen.epoch == epoch { seen } else { Place { epoch, offset: Offset(0) } };
+            let mut sealed = None;
+            if let Some(seal) = &self.names.seal {
+                match self.sealed_behind(seen) {
+                    Ok(behind) => seen = behind,
+                    Err(why) if attempts.wait().await => {
+                        tracing::debug!(shard = %self.shard, why, "append: trying again");
+                        continue;
+                    }
+                    Err(why) => return Err(why),
+                }
+                sealed = Some(Sealed::new(seal, out, seen));
+            }
+            let retained = sealed.as_ref().map(|sealed| sealed.retain(out));
             let call = Call {
                 names: &self.names,
                 writer: &writer,
                 seen,
+                exact: sealed.is_some() && out.sequence > 0,
                 sequence: out.sequence,
                 count: out.count,
-                frame: out.frame,
+                frame: sealed.as_ref().map_or(out.frame, |sealed| &sealed.frame),
                 requests: out.requests,
-                retain: out.retain,
+                retain: retained.as_deref().unwrap_or(out.retain),
             };
             let asking = asked.is_some();
             let why = match asked.take().or_else(|| self.topology.master(self.shard)) {
@@ -285,7 +317,18 @@ impl Writer {
                 Some(server) => {
                     let limit = attempts.limit(self.settings.response_timeout);
                     match call.send(&server, &self.settings, asking, limit).await {
-                        Ok(answer) => return Ok(answer),
+                        // Another gateway was first: the next place may be had.
+                        Ok(Answer::EpochOver(tip)) if tip.epoch == epoch && call.exact => {
+                            self.state.tip = tip;
+                            if attempts.may_go_on() {
+                                continue;
+                            }
+                            return Err("other gateways were always first".into());
+                        }
+                        Ok(answer) => {
+                            self.note(&answer, out.count);
+                            return Ok(answer);
+                        }
                         Err(Failure::NoLink(error)) => error.to_string(),
                         Err(Failure::Refused(why) | Failure::NotOwner(why)) => why,
                         Err(Failure::AskAt(address)) => {
@@ -313,13 +356,36 @@ impl Writer {
         }
     }
 
+    /// Where what is sealed next is to stand: behind the last place known. Its first epoch is one that nobody sealed for before.
+    fn sealed_behind(&self, seen: Place) -> Result<Place, String> {
+        if self.state.epoch == Epoch::NONE {
+            return Ok(Place { epoch: seal::first_epoch(), offset: Offset(0) });
+        }
+        if seal::is_beyond(seen.epoch) {
+            return Err("the shard's epoch is far beyond this gateway's clock: the clocks differ, or somebody wrote it".into());
+        }
+        Ok(if self.state.tip.epoch == seen.epoch { seen.max(self.state.tip) } else { seen })
+    }
+
+    /// Remembers how far the shard has come.
+    fn note(&mut self, answer: &Answer, count: u64) {
+        match answer {
+            Answer::Appended { epoch, first } if count > 0 => {
+                let last = Place { epoch: *epoch, offset: first.plus(count - 1) };
+                self.state.tip = self.state.tip.max(last);
+            }
+            Answer::EpochOver(tip) | Answer::Tip(tip) => self.state.tip = *tip,
+            _ => {}
+        }
+    }
+
     /// Goes over to a new epoch: appends again what Redis lost of the last one.
     async fn enter(&mut self, epoch: Epoch, attempts: &mut Attempts) -> Result<(), String> {
         let before = self.state.epoch;
         let lost = self.lost().await?;
-        if before != Epoch::NONE {
+        if before != Epoch::NONE && !lost.is_empty() {
             tracing::info!(shard = %self.shard, epoch = epoch.0, before = before.0,
-                lost = lost.len(), "a new epoch: appending again what Redis lost");
+                lost = lost.len(), "appending again what Redis lost");
         }
         self.state.epoch = epoch;
         for sequence in lost {
@@ -390,7 +456,7 @@ impl Writer {
             origin: (epoch, first),
             count: flush.count,
             time_ms: flush.time_ms,
-            events: Bytes::copy_from_slice(&flush.events),
+            events: flush.events.clone(),
             at: Instant::now(),
         });
         while let Some(oldest) = state.kept.front() {
@@ -416,8 +482,11 @@ impl Writer {
                 if self.state.epoch != tip.epoch {
                     let deadline = Instant::now() + self.settings.timeout;
                     let mut attempts = Attempts::new(&self.settings, deadline, deadline);
-                    if let Err(why) = self.enter(tip.epoch, &mut attempts).await {
-                        tracing::warn!(shard = %self.shard, why, "a new epoch was not entered; trying again");
+                    if let Err(why) = self.enter(tip.epoch, &mut attempts).await
+                        && let Some(left_out) = NOT_ENTERED.pass()
+                    {
+                        tracing::warn!(shard = %self.shard, why, left_out,
+                            "a new epoch was not entered; trying again");
                     }
                 }
                 true
@@ -433,6 +502,39 @@ impl Writer {
     }
 }
 
+/// What is sent, sealed for the place behind `seen`.
+struct Sealed {
+    frame: Vec<u8>,
+    /// The events that are retained.
+    retain: Vec<Vec<u8>>,
+}
+
+impl Sealed {
+    fn new(seal: &Seal, out: &Outgoing<'_>, seen: Place) -> Sealed {
+        if out.sequence == 0 {
+            let frame = sealed(seal, Kind::Beacon, Place::UNKNOWN, out.frame);
+            return Sealed { frame, retain: vec![] };
+        }
+        let at = |events: u64| Place { epoch: seen.epoch, offset: seen.offset.plus(events) };
+        let retain = out.retain.iter().map(|retain| {
+            let parts = [&[retain.key][..], retain.event];
+            let seal = seal.of(Kind::Retained, at(retain.index + 1), &parts);
+            [&seal[..], retain.event].concat()
+        });
+        Sealed {
+            frame: sealed(seal, Kind::Frame, at(out.count), out.frame),
+            retain: retain.collect(),
+        }
+    }
+
+    fn retain<'a>(&'a self, out: &Outgoing<'_>) -> Vec<Retain<'a>> {
+        let pairs = out.retain.iter().zip(&self.retain);
+        pairs
+            .map(|(retain, event)| Retain { key: retain.key, index: retain.index, event })
+            .collect()
+    }
+}
+
 /// What is sent under one number.
 struct Outgoing<'a> {
     sequence: u64,
@@ -445,7 +547,7 @@ struct Outgoing<'a> {
 impl Flush {
     fn new(jobs: Vec<Job>) -> Flush {
         let mut flush =
-            Flush { jobs, starts: vec![], events: vec![], count: 0, time_ms: unix_ms() };
+            Flush { jobs, starts: vec![], events: Bytes::new(), count: 0, time_ms: unix_ms() };
         flush.encode();
         flush
     }
@@ -457,7 +559,12 @@ impl Flush {
             self.starts.push(self.count);
             self.count += job.batch.events.len() as u64;
         }
-        self.events = encode_events(self.jobs.iter().flat_map(|job| &job.batch.events));
+        self.events = encode_events(self.jobs.iter().flat_map(|job| &job.batch.events)).into();
+    }
+
+    /// Who follows its events.
+    fn follows(&self) -> impl Iterator<Item = &Follow> {
+        self.jobs.iter().filter_map(|job| job.batch.follow.as_deref())
     }
 
     fn requests(&self) -> Vec<(RequestId, u64)> {

@@ -275,7 +275,7 @@ fn decode_tls(fields: &mut Fields<'_>, urls: &[RedisUrl], used: bool) -> Tls {
 }
 
 /// Whether the file at `path` is readable and holds a PEM block whose label ends with `label`.
-fn check_pem(path: &Path, label: &str) -> Result<(), String> {
+pub(in crate::config) fn check_pem(path: &Path, label: &str) -> Result<(), String> {
     let mut bytes = Vec::new();
     let name = shown(&path.to_string_lossy());
     // A limit, for who names a device.

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::{cluster, load, load_text, redis, with};
 use crate::config::{
-    BusConfig, Config, Drain, History, Key, Limits, Log, LogFormat, Pool, Problem, Protocol, Redis,
-    RedisCluster, RedisUrl, Secret, Sources, Tls, keys,
+    BusConfig, Config, Drain, History, Keepalive, Key, Limits, Log, LogFormat, Otlp, Pool, Problem,
+    Protocol, Redis, RedisCluster, RedisUrl, Secret, Sources, Tls, keys,
 };
 
 fn secs(secs: u64) -> Duration {
@@ -39,9 +39,23 @@ fn nothing_gives_the_defaults() {
             max_request_bytes: 4_194_304,
             max_events_per_request: 1000,
             max_accounts_per_filter: 10_000,
+            max_connections: 10_000,
+            max_connections_per_peer: 4000,
             max_streams: 100_000,
+            max_streams_per_connection: 1000,
+            max_streams_per_identity: 20_000,
+            max_requests_per_connection: 256,
+            max_pending_bytes: 536_870_912,
+            max_pending_bytes_per_identity: 134_217_728,
+            max_header_bytes: 16_384,
+            events_per_second: None,
+            event_burst: 1000,
+            handshake_timeout: secs(10),
+            request_timeout: secs(30),
+            idle_timeout: secs(900),
         }
     );
+    assert_eq!(config.keepalive, Keepalive { interval: Some(secs(30)), timeout: secs(20) });
     assert_eq!(config.drain, Drain { delay: secs(0), spread: secs(1), timeout: secs(10) });
     assert_eq!(config.request_id_window, secs(60));
     assert_eq!(config.log_format, LogFormat::Text);
@@ -77,21 +91,33 @@ fn every_key_of_the_gateway_is_set() {
     let config = load(&json!({
         "gatewayId": "mx1", "listen": "0.0.0.0:1", "admin": "[::1]:2", "prefix": "mail:eu",
         "shards": 7, "heartbeat": "2s", "requestIdWindow": 3000, "logFormat": "json",
-        "logLevel": "warn,trunkline::bus=debug",
+        "logLevel": "warn,trunkline::bus=debug", "insecure": true, "reloadInterval": "16s",
         "history": { "maxAge": "1h", "maxBytes": "2GiB", "maxFrames": 3 },
         "log": { "maxBytes": 4096, "maxEvents": 5 },
         "limits": {
             "maxEventBytes": "6KiB", "maxRequestBytes": "7MiB", "maxEventsPerRequest": 8,
-            "maxAccountsPerFilter": 9, "maxStreams": 10,
+            "maxAccountsPerFilter": 9, "maxConnections": 14, "maxConnectionsPerPeer": 13,
+            "maxStreams": 10, "maxStreamsPerConnection": 15, "maxStreamsPerIdentity": 16,
+            "maxRequestsPerConnection": 17, "maxPendingBytes": "19MiB",
+            "maxPendingBytesPerIdentity": "18MiB", "maxHeaderBytes": "20KiB", "eventsPerSecond": 21,
+            "eventBurst": 22, "handshakeTimeout": "23s", "requestTimeout": "24s", "idleTimeout": "25s",
         },
+        "keepalive": { "interval": "26s", "timeout": "27s" },
         "drain": { "delay": "11s", "spread": 12, "timeout": "13s" },
+        "otlp": { "endpoint": "http://[::1]:4317", "timeout": "14s", "sampleOneIn": 15, "header": "x-key",
+            "headerSecret": { "@type": "Value", "secret": "hunter2" } },
     }));
     let expected = Config {
         gateway_id: "mx1".into(),
         gateway_id_is_random: false,
         listen: "0.0.0.0:1".parse().unwrap(),
         admin: Some("[::1]:2".parse().unwrap()),
+        tls: None,
+        auth: None,
+        insecure: true,
+        reload_interval: secs(16),
         bus: BusConfig::Embedded,
+        frame_key: None,
         prefix: "mail:eu".into(),
         shards: Some(7),
         history: History { max_age: secs(3600), max_bytes: 2 << 30, max_frames: 3 },
@@ -102,14 +128,45 @@ fn every_key_of_the_gateway_is_set() {
             max_request_bytes: 7 << 20,
             max_events_per_request: 8,
             max_accounts_per_filter: 9,
+            max_connections: 14,
+            max_connections_per_peer: 13,
             max_streams: 10,
+            max_streams_per_connection: 15,
+            max_streams_per_identity: 16,
+            max_requests_per_connection: 17,
+            max_pending_bytes: 19 << 20,
+            max_pending_bytes_per_identity: 18 << 20,
+            max_header_bytes: 20 << 10,
+            events_per_second: Some(21),
+            event_burst: 22,
+            handshake_timeout: secs(23),
+            request_timeout: secs(24),
+            idle_timeout: secs(25),
         },
+        keepalive: Keepalive { interval: Some(secs(26)), timeout: secs(27) },
         drain: Drain { delay: secs(11), spread: millis(12), timeout: secs(13) },
         request_id_window: secs(3),
+        otlp: Some(Otlp {
+            endpoint: "http://[::1]:4317".into(),
+            timeout: secs(14),
+            sample_one_in: 15,
+            header: "x-key".into(),
+            secret: Some(Secret::new("hunter2")),
+        }),
         log_format: LogFormat::Json,
         log_level: "warn,trunkline::bus=debug".into(),
     };
     assert_eq!(config, expected);
+}
+
+#[test]
+fn limits_that_are_set_make_others_smaller_or_larger() {
+    let limits = |document| load(&json!({ "limits": document })).limits;
+    assert_eq!(limits(json!({ "maxConnections": 7 })).max_connections_per_peer, 7);
+    let small = limits(json!({ "maxPendingBytes": "8MiB" }));
+    assert_eq!(small.max_pending_bytes_per_identity, 8 << 20);
+    assert_eq!(limits(json!({ "eventsPerSecond": 50 })).event_burst, 50);
+    assert_eq!(load(&json!({ "keepalive": { "interval": null } })).keepalive.interval, None);
 }
 
 #[test]
@@ -287,6 +344,6 @@ fn every_range_holds_at_both_ends() {
             assert!(problem.starts_with(&start) && problem.ends_with(&limits), "{problem}");
         }
     }
-    // Sixteen of the gateway, and nine of each of coordinator and inMemoryStore.
-    assert_eq!(ranges, 34);
+    // Thirty-four of the gateway, and nine of each of coordinator and inMemoryStore.
+    assert_eq!(ranges, 52);
 }

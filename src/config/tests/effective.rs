@@ -21,6 +21,8 @@ fn it_can_be_loaded_again_and_gives_the_same() {
             "urls": ["redis://a", "redis://b"], "protocolVersion": "resp2" } }),
         json!({ "gatewayId": "a", "coordinator": { "@type": "Default" },
             "inMemoryStore": { "@type": "RedisCluster", "maxRetries": 7 } }),
+        json!({ "gatewayId": "a", "otlp": { "endpoint": "http://collector:4317", "timeout": "1s",
+            "sampleOneIn": 100, "header": "api-key" } }),
     ];
     for document in documents {
         let config = load(&document);
@@ -43,7 +45,10 @@ fn it_holds_every_key() {
     for key in keys() {
         // What Default took from the store stands under coordinator; of a secret only what its type has is there.
         let elsewhere = key.path.starts_with("inMemoryStore") || key.path == "coordinator.id";
-        if elsewhere || key.path.starts_with("coordinator.authSecret.") {
+        // Nobody has rights by default.
+        let of_auth = key.path.starts_with("auth.");
+        let of_secret = key.path.contains("Secret.") || key.path.starts_with("frameKey.");
+        if elsewhere || of_auth || of_secret {
             continue;
         }
         let pointer = format!("/{}", key.path.replace('.', "/"));
@@ -67,6 +72,14 @@ fn secrets_are_masked_and_the_mask_is_no_secret() {
     assert_eq!(paths, ["coordinator.urls[0]", "coordinator.authSecret.secret"]);
     assert!(matches!(errors.violations()[0].problem, Problem::Url(_)));
     assert_eq!(errors.to_string().matches("masked").count(), 2, "{errors}");
+}
+
+#[test]
+fn the_secret_of_the_trace_collector_is_masked_too() {
+    let secret = json!({ "@type": "Value", "secret": "hunter2" });
+    let config = load(&json!({ "otlp": { "endpoint": "http://a:1", "headerSecret": secret } }));
+    assert_eq!(config.effective()["otlp"]["headerSecret"]["secret"], "***");
+    assert!(!format!("{config:?}").contains("hunter2"));
 }
 
 #[test]

@@ -104,7 +104,8 @@ fn values_of_the_wrong_type_are_told() {
 
 #[test]
 fn the_two_listeners_need_two_ports() {
-    let clash = |listen: &str, admin: &str| json!({ "listen": listen, "admin": admin });
+    let clash =
+        |listen: &str, admin: &str| json!({ "listen": listen, "admin": admin, "insecure": true });
     for (listen, admin) in [
         ("127.0.0.1:7", "127.0.0.1:7"),
         ("0.0.0.0:7", "127.0.0.1:7"),
@@ -123,7 +124,7 @@ fn the_two_listeners_need_two_ports() {
     ] {
         load(&clash(listen, admin));
     }
-    let line = error(&json!({ "listen": "0.0.0.0:7421" }));
+    let line = error(&json!({ "listen": "0.0.0.0:7421", "insecure": true }));
     assert!(line.starts_with("admin: 127.0.0.1:7421 is taken by listen"), "{line}");
 }
 

@@ -75,6 +75,14 @@ fn shapes(group: &str) -> Vec<Value> {
         "inMemoryStore" => buses
             .map(|bus| json!({ "coordinator": { "@type": "Default" }, "inMemoryStore": bus }))
             .collect(),
+        "frameKey" => secrets
+            .map(|secret| {
+                json!({ "coordinator": { "@type": "Redis" }, "frameKey": { "@type": secret } })
+            })
+            .to_vec(),
+        "otlp" => secrets
+            .map(|secret| json!({ "otlp": { "headerSecret": { "@type": secret } } }))
+            .to_vec(),
         _ => vec![json!({})],
     }
 }

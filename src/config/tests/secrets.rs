@@ -221,3 +221,34 @@ proptest! {
 fn the_default_holds_none() {
     assert!(!format!("{:?}", Config::default()).contains("Secret"));
 }
+
+#[test]
+fn a_frame_key_is_long_and_several_stand_one_a_line() {
+    let (one, two) = ("a".repeat(32), "b".repeat(40));
+    let document = |key: &Value, bus: &str| {
+        json!({ "coordinator": { "@type": bus }, "frameKey": key }).to_string()
+    };
+    let value = |secret: &str| json!({ "@type": "Value", "secret": secret });
+    let load = |key: &Value, env: &[(&str, &str)]| load_all(&document(key, "Redis"), env, &[]);
+    for keys in [one.clone(), format!("{one}\n{two}\n")] {
+        let config = load(&value(&keys), &[]).unwrap();
+        assert_eq!(config.frame_key.as_ref().map(Secret::expose), Some(keys.as_str()));
+        assert!(!config.effective().to_string().contains(&one));
+        assert!(!format!("{config:?}").contains(&one));
+    }
+    let named = json!({ "@type": "EnvironmentVariable", "variableName": "FRAME_KEY" });
+    let config = load(&named, &[("FRAME_KEY", &one)]).unwrap();
+    assert_eq!(config.effective()["frameKey"], named);
+    assert_eq!(load(&json!({ "@type": "None" }), &[]).unwrap().frame_key, None);
+
+    let short = format!("{one} {}", "c".repeat(31));
+    let lines = load(&value(&short), &[]).unwrap_err();
+    assert_eq!(lines, ["frameKey.@type: holds a key of 31 bytes; each has at least 32"]);
+    for key in [value(&one), named] {
+        let lines = load_all(&document(&key, "Embedded"), &[], &[]).unwrap_err();
+        assert_eq!(
+            lines,
+            ["frameKey: has no effect: the bus is embedded, and nothing lies in Redis"]
+        );
+    }
+}

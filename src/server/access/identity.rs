@@ -10,7 +10,6 @@ use std::{
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Identity {
     /// Proven, by a token or a certificate.
-    #[allow(dead_code)] // tokens and certificates come with the next slice
     Named(Arc<str>),
     /// Nobody asked: all that is known is where it comes from. Connections of one address are one such identity.
     Anonymous(IpAddr),

@@ -11,9 +11,11 @@ use crate::{
     hub::log::{Capacity, Extent},
     proto::v1::EventKind,
     server::{
+        access::Rule,
         counters::{Counters, Method},
         service::Shared,
     },
+    trace::Tracer,
 };
 
 /// A shard as the bus and its log see it.
@@ -41,7 +43,10 @@ pub fn render(shared: &Shared) -> String {
     });
     gateway(&mut text, shared);
     events(&mut text, &shared.counters);
+    denied(&mut text, shared);
     streams(&mut text, shared);
+    traces(&mut text, &shared.tracer);
+    connections(&mut text, shared);
     bus(&mut text, &status);
     proofs(&mut text, &shards);
     logs(&mut text, &shards);
@@ -105,6 +110,16 @@ fn events(text: &mut Text, counters: &Counters) {
     }
 }
 
+fn denied(text: &mut Text, shared: &Shared) {
+    let mut family = text.counter(
+        "denied_total",
+        "Connections, requests and streams that were turned away, by the rule that they broke.",
+    );
+    for rule in Rule::ALL {
+        family.sample(&[("rule", rule.name())], shared.access.refusals.count(rule));
+    }
+}
+
 fn streams(text: &mut Text, shared: &Shared) {
     let counters = &shared.counters;
     let (mut open, mut sum, mut most) = (0u64, 0u64, 0u64);
@@ -113,7 +128,7 @@ fn streams(text: &mut Text, shared: &Shared) {
     }
     text.gauge("streams", "Subscribe streams that are open.").sample(&[], open);
     text.gauge("streams_limit", "Streams that may be open: limits.maxStreams.")
-        .sample(&[], shared.max_streams);
+        .sample(&[], shared.limits.max_streams);
     text.gauge("gateways", "Gateways that this one knows of, itself included.")
         .sample(&[], shared.gateways().len());
     text.gauge(
@@ -140,6 +155,41 @@ fn streams(text: &mut Text, shared: &Shared) {
     }
 }
 
+fn traces(text: &mut Text, tracer: &Tracer) {
+    text.counter("trace_spans_exported_total", "Spans that the trace collector took.")
+        .sample(&[], tracer.exported());
+    text.counter(
+        "trace_spans_dropped_total",
+        "Spans that it did not get: it was down or slow, or there were too many.",
+    )
+    .sample(&[], tracer.dropped());
+}
+
+fn connections(text: &mut Text, shared: &Shared) {
+    text.gauge("connections", "Connections that are open on the gRPC port.")
+        .sample(&[], shared.places.taken());
+    text.gauge("connections_limit", "Connections that may be open: limits.maxConnections.")
+        .sample(&[], shared.places.most());
+    text.counter("connections_total", "Connections that were let in.")
+        .sample(&[], shared.counters.connections());
+    text.gauge("requests_under_way", "Requests that are not wholly answered, streams included.")
+        .sample(&[], shared.counters.under_way());
+    text.gauge(
+        "pending_request_bytes",
+        "Bytes of requests that are not answered, streams included.",
+    )
+    .sample(&[], shared.quotas.pending());
+    text.gauge("pending_request_limit_bytes", "How many there may be: limits.maxPendingBytes.")
+        .sample(&[], shared.quotas.most_pending());
+    let mut family = text.counter(
+        "refused_total",
+        "Connections and requests that were refused or ended because of a limit, by limit.",
+    );
+    for (limit, count) in shared.counters.refusals() {
+        family.sample(&[("limit", limit.key())], count);
+    }
+}
+
 fn bus(text: &mut Text, status: &BusStatus) {
     let mut family = text.counter(
         "bus_gaps_total",
@@ -158,6 +208,11 @@ fn bus(text: &mut Text, status: &BusStatus) {
     }
     text.counter("bus_unreadable_messages_total", "Messages on the channels that no gateway made.")
         .sample(&[], status.unreadable);
+    text.counter(
+        "bus_forged_messages_total",
+        "Frames, beacons and last values in Redis whose seal does not hold.",
+    )
+    .sample(&[], status.forged);
     let mut family = text.gauge("link_up", "Whether a connection to Redis is up: 1 or 0.");
     for link in &status.links {
         let labels = [("address", &*link.address), ("purpose", link.purpose)];

@@ -26,6 +26,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::service::Shared;
+use crate::throttle::Throttle;
 
 /// Connections that may be open; more wait to be accepted.
 const MOST_CONNECTIONS: usize = 256;
@@ -49,6 +50,7 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: Cancellatio
     }
     let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     let mut connections = JoinSet::new();
+    let throttle = Throttle::repeated();
     loop {
         while connections.try_join_next().is_some() {}
         let accepted = async {
@@ -66,7 +68,9 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: Cancellatio
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "the admin port cannot accept");
+                    if let Some(left_out) = throttle.pass() {
+                        tracing::warn!(%error, left_out, "the admin port cannot accept");
+                    }
                     tokio::time::sleep(ACCEPT_RETRY).await;
                 }
             },

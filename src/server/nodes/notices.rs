@@ -1,6 +1,9 @@
 //! What the node of a stream is to be told beside its events.
 
-use std::task::{Context, Poll};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    task::{Context, Poll},
+};
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
@@ -11,6 +14,8 @@ use crate::proto::v1;
 #[derive(Debug, Default)]
 pub struct Notices {
     latest: Mutex<Latest>,
+    /// Whether one waits: all that a busy stream looks at.
+    waiting: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -31,14 +36,22 @@ impl Notices {
         }
         latest.told = others;
         latest.waiting = Some(Box::new(notice()));
+        self.waiting.store(true, Ordering::Relaxed);
         drop(latest);
         self.waker.wake();
+    }
+
+    /// Whether there may be something to take. Cheap, and may be late.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// Takes what is to be sent; where there is nothing, the task is woken when there is.
     pub fn poll_take(&self, cx: &mut Context<'_>) -> Poll<v1::Notice> {
         self.waker.register(cx.waker());
-        match self.latest.lock().waiting.take() {
+        let mut latest = self.latest.lock();
+        self.waiting.store(false, Ordering::Relaxed);
+        match latest.waiting.take() {
             Some(notice) => Poll::Ready(*notice),
             None => Poll::Pending,
         }

@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 
 use super::{Check, MAX_NAMES};
-use crate::proto::v1::{self, event::Kind};
+use crate::{
+    proto::v1::{self, event::Kind},
+    trace::{MAX_TRACEPARENT, MAX_TRACESTATE},
+};
 
 const MAX_REASON: usize = 1024;
 const MAX_DOMAINS: usize = 256;
@@ -17,6 +20,9 @@ impl Check {
     pub(super) fn event(&mut self, path: &str, event: &v1::Event, kind: u8) {
         self.id(&format!("{path}.event_id"), &event.event_id);
         self.time(&format!("{path}.publish_time"), event.publish_time.as_ref());
+        // What is in them is nobody's business but that of who follows the event.
+        self.at_most(&format!("{path}.traceparent"), &event.traceparent, MAX_TRACEPARENT);
+        self.at_most(&format!("{path}.tracestate"), &event.tracestate, MAX_TRACESTATE);
         if let Some(target) = &event.target {
             self.names(&format!("{path}.target.node_ids"), &target.node_ids);
             self.names(&format!("{path}.target.roles"), &target.roles);

@@ -1,0 +1,52 @@
+//! Streams on which nothing happens.
+
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use tokio::time::sleep;
+
+use super::{OPENING, float};
+use crate::{
+    contestant::System,
+    counts::Look,
+    node::{open, subscribe_request},
+    report::Metrics,
+};
+
+/// How long the idle CPU is watched.
+const WATCHED: Duration = Duration::from_secs(4);
+
+/// Memory and CPU of a gateway for idle streams, `per_connection` on each connection.
+pub async fn idle(system: &System, streams: usize, per_connection: usize) -> Metrics {
+    // The first ones make what there is one of.
+    let warm = system.gateway(0).await;
+    drop(open(&warm, subscribe_request(0, vec![])).await);
+    sleep(Duration::from_millis(300)).await;
+    let before = system.rss_bytes();
+    let connections = streams / per_connection;
+    let held: Vec<_> = stream::iter(0..connections)
+        .map(async |connection| {
+            let channel = system.gateway(0).await;
+            let mut held = vec![];
+            for stream in 0..per_connection {
+                let node = 1 + connection * per_connection + stream;
+                held.push(open(&channel, subscribe_request(node, vec![])).await);
+            }
+            held
+        })
+        .buffer_unordered(OPENING)
+        .collect()
+        .await;
+    sleep(Duration::from_millis(500)).await;
+    let first = Look::begin(system).await;
+    sleep(WATCHED).await;
+    let second = Look::end(system).await;
+    let bytes = float(system.rss_bytes().saturating_sub(before));
+    let mut metrics = Metrics::new();
+    second.since(&first, 1, &mut metrics);
+    metrics.retain(|name, _| name.ends_with("cpu_percent") || name == "redis_connections");
+    metrics.insert("rss_bytes_per_stream".to_owned(), bytes / float(streams as u64));
+    metrics.insert("rss_bytes_per_connection".to_owned(), bytes / float(connections as u64));
+    drop(held);
+    metrics
+}

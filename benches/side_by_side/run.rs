@@ -1,0 +1,301 @@
+//! Runs the scenarios: round by round, within the time, whatever fails.
+
+use std::{
+    collections::HashMap,
+    io::Write,
+    panic::AssertUnwindSafe,
+    time::{Duration, Instant},
+};
+
+use futures_util::FutureExt;
+use serde_json::{Value, json};
+use tokio::{runtime::Runtime, time::timeout};
+
+use crate::{
+    Options,
+    contestant::{Batch, Contestant, Lasting, System, nats_server},
+    document, machine,
+    report::{Metrics, Report, short},
+    scenario::Scenario,
+};
+
+/// How long a run may take before it counts as failed.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// What is left of the time for the report.
+const RESERVE: Duration = Duration::from_secs(5);
+
+/// How a run went.
+enum Outcome {
+    Measured(Metrics),
+    Missing,
+    Failed(String),
+}
+
+/// Runs what the options say. False: something failed.
+pub fn all(options: &Options, runtime: &Runtime) -> Result<bool, String> {
+    let quick = options.quick;
+    let length = Duration::from_secs_f64(if quick { 0.2 } else { options.seconds });
+    let rounds = if quick { 1 } else { options.rounds };
+    let wanted = |name: &str, words: &[String]| {
+        words.is_empty() || words.iter().any(|word| name.contains(word.as_str()))
+    };
+    let plan: Vec<(Scenario, Vec<Contestant>)> = Scenario::all(quick)
+        .into_iter()
+        .filter(|scenario| wanted(&scenario.name(), &options.only))
+        .map(|scenario| {
+            let mut contestants = scenario.contestants();
+            contestants.retain(|contestant| wanted(&contestant.name(), &options.contestant));
+            (scenario, contestants)
+        })
+        .filter(|(_, contestants)| !contestants.is_empty())
+        .collect();
+    if plan.is_empty() {
+        return Err("no scenario and contestant has such a name; try --list".into());
+    }
+    let mut bench = Bench {
+        options,
+        length,
+        rounds,
+        plan,
+        start: Instant::now(),
+        took: HashMap::new(),
+        report: Report::default(),
+        lasting: Lasting::default(),
+    };
+    if options.list {
+        bench.list();
+        return Ok(true);
+    }
+    if let Err(problem) = machine::allow_files() {
+        println!("note: {problem}: scenarios with many connections will fail");
+    }
+    // What a run died of is told with it; nobody needs the stack.
+    std::panic::set_hook(Box::new(|panic| eprintln!("({panic})")));
+    bench.report.conditions = machine::describe(nats_server().as_deref());
+    bench.condition("command", std::env::args().skip(1).collect::<Vec<_>>().join(" ").into());
+    bench.condition("rounds", rounds.into());
+    bench.condition("seconds", length.as_secs_f64().into());
+    if nats_server().is_none() {
+        println!(
+            "nats core is skipped: put nats-server in PATH, or its path in TRUNKLINE_BENCH_NATS_SERVER"
+        );
+    }
+    let unfinished = runtime.block_on(bench.run());
+    bench.condition("load_after", machine::load().into());
+    bench.condition("took_seconds", json!(bench.start.elapsed().as_secs()));
+    bench.condition("unfinished", unfinished.clone().into());
+    bench.save()?;
+    let whole = document::write(&bench.report, options)?;
+    println!("\nevery figure of every round: {}", options.json.display());
+    if !unfinished.is_empty() {
+        println!("not run, for the time was up: {}", unfinished.join("; "));
+    }
+    Ok(whole)
+}
+
+struct Bench<'a> {
+    options: &'a Options,
+    length: Duration,
+    rounds: usize,
+    plan: Vec<(Scenario, Vec<Contestant>)>,
+    start: Instant,
+    // Seconds that each run took when it was last run.
+    took: HashMap<(String, String), f64>,
+    report: Report,
+    lasting: Lasting,
+}
+
+impl Bench<'_> {
+    /// All rounds. Returns what there was no time for.
+    async fn run(&mut self) -> Vec<String> {
+        let end = Duration::from_secs_f64(self.options.minutes * 60.0).saturating_sub(RESERVE);
+        let mut unfinished = vec![];
+        for round in 1..=self.rounds {
+            let mut loads = vec![machine::load()];
+            for (index, (scenario, contestants)) in self.plan.clone().into_iter().enumerate() {
+                if round > scenario.rounds(self.rounds) {
+                    continue;
+                }
+                // All contestants of a scenario are run in a round, or none.
+                let takes: f64 =
+                    contestants.iter().map(|contestant| self.takes(scenario, *contestant)).sum();
+                if self.start.elapsed() + Duration::from_secs_f64(takes) > end {
+                    unfinished.push(format!("{}, round {round}", scenario.name()));
+                    continue;
+                }
+                for (place, contestant) in contestants.iter().enumerate() {
+                    self.progress(round, index, place, scenario, *contestant);
+                    let outcome = self.one(scenario, *contestant, round).await;
+                    self.note(scenario, *contestant, outcome);
+                }
+            }
+            loads.push(machine::load());
+            self.condition(&format!("load_round_{round}"), json!(loads));
+            if let Err(problem) = self.save() {
+                println!("note: {problem}");
+            }
+        }
+        unfinished
+    }
+
+    /// One run, with a limit; what panics in it is a failure of this run alone.
+    async fn one(&mut self, scenario: Scenario, contestant: Contestant, round: usize) -> Outcome {
+        let begun = Instant::now();
+        let batch = self.batch(scenario, contestant, round);
+        let run = async {
+            let Some(mut system) = System::start(contestant, &self.lasting).await else {
+                return Outcome::Missing;
+            };
+            system.batch = batch;
+            let metrics = scenario.run(&system, self.length).await;
+            system.end().await;
+            Outcome::Measured(metrics)
+        };
+        let outcome = match timeout(LIMIT, AssertUnwindSafe(run).catch_unwind()).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(panic)) => {
+                let said = panic.downcast_ref::<String>().cloned();
+                let said = said.or_else(|| panic.downcast_ref::<&str>().map(|&s| s.to_owned()));
+                Outcome::Failed(said.unwrap_or_else(|| "it panicked".into()))
+            }
+            Err(_) => Outcome::Failed(format!("not within {LIMIT:?}")),
+        };
+        let took = begun.elapsed().as_secs_f64();
+        self.took.insert((scenario.name(), contestant.name()), took);
+        outcome
+    }
+
+    /// Events in a message of the floor: those that Trunkline on Redis delivered in one in this round.
+    fn batch(&self, scenario: Scenario, contestant: Contestant, round: usize) -> u32 {
+        let delivered = || {
+            let name = Contestant::Redis(1).name();
+            self.report.figure(&scenario.name(), &name, round - 1, "events_per_message")
+        };
+        match contestant {
+            Contestant::Stream(Batch::Of(count)) => count,
+            Contestant::Stream(Batch::AsDelivered) => {
+                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+                // 1 to some thousands
+                delivered().map_or(1, |events| events.round().clamp(1.0, 10_000.0) as u32)
+            }
+            _ => 1,
+        }
+    }
+
+    fn note(&mut self, scenario: Scenario, contestant: Contestant, outcome: Outcome) {
+        match outcome {
+            Outcome::Measured(mut metrics) => {
+                if let Contestant::Stream(_) = contestant {
+                    // What it sent: its messages are cut where reading begins and ends.
+                    metrics.remove("published_per_second");
+                }
+                println!("{}", line(&metrics));
+                self.report.add(&scenario.name(), &contestant.name(), metrics);
+            }
+            Outcome::Missing => println!("skipped: its server is not on this machine"),
+            Outcome::Failed(why) => {
+                let why = why.lines().next().unwrap_or_default().to_owned();
+                println!("FAILED: {why}");
+                let failure = format!("{}: {}: {why}", scenario.name(), contestant.name());
+                self.report.failures.push(failure);
+            }
+        }
+    }
+
+    fn progress(
+        &self,
+        round: usize,
+        index: usize,
+        place: usize,
+        scenario: Scenario,
+        contestant: Contestant,
+    ) {
+        let end = self.options.minutes * 60.0;
+        let gone = self.start.elapsed().as_secs_f64();
+        let left = self.left(round, index, place).min((end - gone).max(0.0));
+        print!(
+            "[{} gone, about {} left] round {round} of {}, {}: {} ... ",
+            clock(gone),
+            clock(left),
+            self.rounds,
+            scenario.name(),
+            contestant.name(),
+        );
+        let _ = std::io::stdout().flush();
+    }
+
+    /// Seconds that what is left is likely to take.
+    fn left(&self, round: usize, index: usize, place: usize) -> f64 {
+        let mut seconds = 0.0;
+        for later in round..=self.rounds {
+            for (at, (scenario, contestants)) in self.plan.iter().enumerate() {
+                let gone = match at.cmp(&index) {
+                    _ if later > round => 0,
+                    std::cmp::Ordering::Less => contestants.len(),
+                    std::cmp::Ordering::Equal => place,
+                    std::cmp::Ordering::Greater => 0,
+                };
+                if later <= scenario.rounds(self.rounds) {
+                    let takes = |contestant: &Contestant| self.takes(*scenario, *contestant);
+                    seconds += contestants.iter().skip(gone).map(takes).sum::<f64>();
+                }
+            }
+        }
+        seconds
+    }
+
+    fn takes(&self, scenario: Scenario, contestant: Contestant) -> f64 {
+        let seen = self.took.get(&(scenario.name(), contestant.name()));
+        seen.copied().unwrap_or_else(|| scenario.guess(self.length))
+    }
+
+    fn list(&self) {
+        for (scenario, contestants) in &self.plan {
+            let names: Vec<_> = contestants.iter().map(|contestant| contestant.name()).collect();
+            println!("{}\n    {}", scenario.name(), names.join("\n    "));
+        }
+        let runs: usize = self.plan.iter().map(|(_, contestants)| contestants.len()).sum();
+        println!("{runs} runs a round; about {} for all", clock(self.left(1, 0, 0)));
+    }
+
+    fn condition(&mut self, name: &str, value: Value) {
+        if let Some(conditions) = self.report.conditions.as_object_mut() {
+            conditions.insert(name.to_owned(), value);
+        }
+    }
+
+    fn save(&self) -> Result<(), String> {
+        self.report.write(&self.options.json)
+    }
+}
+
+/// Minutes and seconds.
+fn clock(seconds: f64) -> String {
+    format!("{:.0}:{:02.0}", (seconds / 60.0).floor(), (seconds % 60.0).floor())
+}
+
+/// What is shown of a run while others are still to come.
+fn line(metrics: &Metrics) -> String {
+    const SHOWN: [&str; 12] = [
+        "delivered_per_second",
+        "published_per_second",
+        "events_per_message",
+        "server_cpu_seconds_per_million",
+        "redis_cpu_seconds_per_million",
+        "p50_us",
+        "p99_us",
+        "rss_bytes_per_stream",
+        "redis_connections",
+        "lost",
+        "gaps",
+        "latency_lost",
+    ];
+    let quiet = |name: &str| matches!(name, "lost" | "gaps" | "latency_lost");
+    let figures = SHOWN.iter().filter_map(|name| {
+        let value = *metrics.get(*name)?;
+        let shown = value != 0.0 || !quiet(name);
+        shown.then(|| format!("{} {}", name.replace('_', " "), short(value)))
+    });
+    figures.collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,168 @@
+//! What came of it.
+
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
+
+use hdrhistogram::Histogram;
+use serde_json::{Value, json};
+use tonic::Status;
+
+use crate::cli::Failure;
+
+/// The figures of a bench.
+pub(super) struct Outcome {
+    pub(super) took: Duration,
+    pub(super) publishers: usize,
+    pub(super) subscribers: usize,
+    pub(super) rate: Option<u32>,
+    pub(super) batch: u32,
+    /// Events.
+    pub(super) acknowledged: u64,
+    /// Events that were due and not sent, since too many requests were under way.
+    pub(super) unsent: u64,
+    /// Requests, and the first answer of one.
+    pub(super) failed: u64,
+    pub(super) failure: Option<Status>,
+    /// Events, counted once a subscriber, and the messages in which they came.
+    pub(super) delivered: u64,
+    pub(super) messages: u64,
+    /// Gaps, and the events that they told to be missing.
+    pub(super) gaps: u64,
+    pub(super) missed: u64,
+    /// Streams that ended early.
+    pub(super) broken: u64,
+    /// Deliveries that neither came nor were told to be missing.
+    pub(super) lost: u64,
+    /// Nanoseconds from when an event was sent, or due, to its arrival; and from a request to its answer.
+    pub(super) latency: Histogram<u64>,
+    pub(super) answers: Histogram<u64>,
+}
+
+impl Outcome {
+    /// Prints it, to people or to scripts.
+    pub(super) fn print(&self, as_json: bool) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        if as_json {
+            return writeln!(out, "{:#}", self.json());
+        }
+        let wanted = self.rate.map_or_else(
+            || "as fast as it is acknowledged".to_owned(),
+            |rate| format!("{rate} events/s"),
+        );
+        writeln!(
+            out,
+            "load          {} to {} subscribers, {} a request, {wanted}, {:.1} s",
+            self.publishers,
+            self.subscribers,
+            self.batch,
+            self.took.as_secs_f64()
+        )?;
+        writeln!(
+            out,
+            "acknowledged  {} events, {:.0}/s",
+            self.acknowledged,
+            self.per_second(self.acknowledged)
+        )?;
+        writeln!(
+            out,
+            "delivered     {} events, {:.0}/s",
+            self.delivered,
+            self.per_second(self.delivered)
+        )?;
+        if self.messages > 0 {
+            writeln!(out, "a message     {:.1} events", ratio(self.delivered, self.messages))?;
+        }
+        for (name, histogram) in [("latency", &self.latency), ("answer", &self.answers)] {
+            if !histogram.is_empty() {
+                writeln!(out, "{name:<13} {}", told(histogram))?;
+            }
+        }
+        writeln!(
+            out,
+            "trouble       {} lost, {} gaps ({} events), {} failed requests, {} streams ended, {} events not sent in time",
+            self.lost, self.gaps, self.missed, self.failed, self.broken, self.unsent
+        )
+    }
+
+    /// Whether all is as it should be.
+    pub(super) fn verdict(self) -> Result<(), Failure> {
+        match self.failure {
+            Some(status) if self.acknowledged == 0 => return Err(status.into()),
+            Some(status) => eprintln!(
+                "trunkline: the first of {} failed requests: {:?}: {}",
+                self.failed,
+                status.code(),
+                status.message()
+            ),
+            None => {}
+        }
+        if self.broken > 0 {
+            return Err(Failure::Other(format!("{} streams ended before the bench", self.broken)));
+        }
+        if self.lost > 0 {
+            return Err(Failure::Other(format!(
+                "{} deliveries did not come and were not told to be missing",
+                self.lost
+            )));
+        }
+        Ok(())
+    }
+
+    fn json(&self) -> Value {
+        let milliseconds = |histogram: &Histogram<u64>| {
+            let at = |quantile| milliseconds(histogram.value_at_quantile(quantile));
+            json!({
+                "p50": at(0.5), "p90": at(0.9), "p99": at(0.99), "p999": at(0.999),
+                "max": milliseconds(histogram.max()), "count": histogram.len(),
+            })
+        };
+        json!({
+            "seconds": self.took.as_secs_f64(),
+            "publishers": self.publishers,
+            "subscribers": self.subscribers,
+            "batch": self.batch,
+            "rate": self.rate,
+            "acknowledgedEvents": self.acknowledged,
+            "acknowledgedPerSecond": self.per_second(self.acknowledged),
+            "deliveredEvents": self.delivered,
+            "deliveredPerSecond": self.per_second(self.delivered),
+            "messages": self.messages,
+            "latencyMs": milliseconds(&self.latency),
+            "answerMs": milliseconds(&self.answers),
+            "lost": self.lost,
+            "gaps": self.gaps,
+            "missedEvents": self.missed,
+            "failedRequests": self.failed,
+            "endedStreams": self.broken,
+            "unsentEvents": self.unsent,
+        })
+    }
+
+    #[allow(clippy::cast_precision_loss)] // far below 2^52
+    fn per_second(&self, count: u64) -> f64 {
+        (count as f64 / self.took.as_secs_f64()).round()
+    }
+}
+
+fn told(histogram: &Histogram<u64>) -> String {
+    let at = |quantile| milliseconds(histogram.value_at_quantile(quantile));
+    format!(
+        "p50 {:.3} ms, p99 {:.3} ms, p99.9 {:.3} ms, most {:.3} ms",
+        at(0.5),
+        at(0.99),
+        at(0.999),
+        milliseconds(histogram.max())
+    )
+}
+
+#[allow(clippy::cast_precision_loss)] // far below 2^52
+fn milliseconds(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1e6
+}
+
+#[allow(clippy::cast_precision_loss)] // far below 2^52
+fn ratio(a: u64, b: u64) -> f64 {
+    a as f64 / b as f64
+}

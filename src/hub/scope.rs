@@ -1,0 +1,289 @@
+//! What an identity may publish or receive: the rules of the configuration, compiled once and asked for every event.
+
+use std::collections::HashSet;
+
+use super::{
+    event::{CUSTOM, EventView, concerns_account},
+    filter::{all_kinds, kind_bit},
+};
+use crate::{config::EventRules, proto::v1::EventKind};
+
+/// Decides for one identity: allowed is what the allowing list has and the denying one has not.
+#[derive(Clone, Debug)]
+pub struct Scope {
+    /// Bit n stands for kind n.
+    kinds: u128,
+    accounts: Names,
+    custom_types: Names,
+}
+
+/// Names that are allowed, without those that are denied.
+#[derive(Clone, Debug)]
+struct Names {
+    /// `None`: all.
+    allowed: Option<Patterns>,
+    denied: Patterns,
+}
+
+/// Names, and beginnings of names.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Patterns {
+    pub(super) exact: HashSet<Box<[u8]>>,
+    pub(super) prefixes: Vec<Box<[u8]>>,
+}
+
+impl Scope {
+    /// Compiles rules. Where accounts are narrowed, `*` stands for the kinds that this gateway knows: of another one nobody
+    /// could say which account it concerns.
+    pub fn new(rules: &EventRules) -> Scope {
+        let accounts = Names::new(rules.allow.accounts.as_deref(), &rules.deny.accounts);
+        let custom_types =
+            Names::new(rules.allow.custom_types.as_deref(), &rules.deny.custom_types);
+        let bits = |numbers: &mut dyn Iterator<Item = u8>| {
+            numbers.fold(0, |bits, kind| bits | kind_bit(kind)) & all_kinds()
+        };
+        let known = |kind: &u8| EventKind::try_from(i32::from(*kind)).is_ok();
+        let mut kinds = bits(&mut rules.allow.kinds.numbers.iter().copied());
+        if rules.allow.kinds.all {
+            let narrowed = accounts.are_narrowed();
+            kinds |= if narrowed { bits(&mut (0..128).filter(known)) } else { all_kinds() };
+        }
+        kinds &= !bits(&mut rules.deny.kinds.numbers.iter().copied());
+        if rules.deny.kinds.all {
+            kinds = 0;
+        }
+        Scope { kinds, accounts, custom_types }
+    }
+
+    /// Whether events of the kind may be among those that are allowed.
+    pub fn allows_kind(&self, kind: u8) -> bool {
+        self.kinds & kind_bit(kind) & all_kinds() != 0
+    }
+
+    /// Whether events of the account are allowed, if they concern one.
+    pub fn allows_account(&self, account: &[u8]) -> bool {
+        self.accounts.contain(account)
+    }
+
+    /// Whether any event is allowed whose custom type is `pattern`, or begins with what stands before its `*`.
+    pub fn allows_some_type(&self, pattern: &str) -> bool {
+        match pattern.strip_suffix('*') {
+            None => self.custom_types.contain(pattern.as_bytes()),
+            Some(prefix) => self.custom_types.meet(prefix.as_bytes()),
+        }
+    }
+
+    /// Whether the event is allowed.
+    pub fn allows(&self, event: &EventView<'_>) -> bool {
+        self.allows_kind(event.kind()) && self.allows_inside(event)
+    }
+
+    /// Whether an event of a kind that is allowed is allowed itself.
+    pub(super) fn allows_inside(&self, event: &EventView<'_>) -> bool {
+        let kind = event.kind();
+        (!concerns_account(kind) || self.accounts.contain(event.account_bytes()))
+            && (kind != CUSTOM || self.custom_types.contain(event.custom_type_bytes()))
+    }
+
+    /// Whether it needs a look at more than the kind.
+    pub fn looks_inside(&self) -> bool {
+        self.accounts.are_narrowed() || self.custom_types.are_narrowed()
+    }
+
+    /// The kinds that may be among those that are allowed, each as [`kind_bit`] gives it.
+    pub(super) fn kind_bits(&self) -> u128 {
+        self.kinds
+    }
+
+    /// All accounts that are allowed, where they are named one by one.
+    pub(super) fn named_accounts(&self) -> Option<&HashSet<Box<[u8]>>> {
+        let allowed = self.accounts.allowed.as_ref()?;
+        allowed.prefixes.is_empty().then_some(&allowed.exact)
+    }
+}
+
+impl Names {
+    fn new(allowed: Option<&[String]>, denied: &[String]) -> Names {
+        Names { allowed: allowed.map(Patterns::new), denied: Patterns::new(denied) }
+    }
+
+    fn are_narrowed(&self) -> bool {
+        self.allowed.is_some() || !self.denied.is_empty()
+    }
+
+    fn contain(&self, name: &[u8]) -> bool {
+        self.allowed.as_ref().is_none_or(|allowed| allowed.contain(name))
+            && !self.denied.contain(name)
+    }
+
+    /// Whether there can be a name that begins with `prefix`.
+    fn meet(&self, prefix: &[u8]) -> bool {
+        self.allowed.as_ref().is_none_or(|allowed| allowed.meet(prefix))
+            && !self.denied.prefixes.iter().any(|denied| prefix.starts_with(denied))
+    }
+}
+
+impl Patterns {
+    /// Names, of which those with `*` at the end stand for all that begin so.
+    pub(super) fn new(patterns: &[String]) -> Patterns {
+        let mut names = Patterns::default();
+        for pattern in patterns {
+            match pattern.strip_suffix('*') {
+                Some(prefix) => names.prefixes.push(prefix.as_bytes().into()),
+                None => {
+                    names.exact.insert(pattern.as_bytes().into());
+                }
+            }
+        }
+        names
+    }
+
+    pub(super) fn contain(&self, name: &[u8]) -> bool {
+        self.exact.contains(name) || self.prefixes.iter().any(|prefix| name.starts_with(prefix))
+    }
+
+    fn meet(&self, prefix: &[u8]) -> bool {
+        self.exact.iter().any(|name| name.starts_with(prefix))
+            || self.prefixes.iter().any(|own| own.starts_with(prefix) || prefix.starts_with(own))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.exact.is_empty() && self.prefixes.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+    use crate::{
+        config::{Allow, Deny, Kinds},
+        hub::{event::wire::put_field, filter::Filter},
+        proto::v1::{self, event::Kind},
+    };
+
+    fn kinds(numbers: &[u8]) -> Kinds {
+        Kinds { all: false, numbers: numbers.iter().copied().collect() }
+    }
+
+    fn every() -> Kinds {
+        Kinds { all: true, ..Kinds::default() }
+    }
+
+    fn strings(names: &[&str]) -> Vec<String> {
+        names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    fn mailbox(account: &str) -> Vec<u8> {
+        let change = v1::MailboxChange { account_id: account.into(), ..Default::default() };
+        let kind = Some(Kind::MailboxChange(change));
+        v1::Event { kind, ..Default::default() }.encode_to_vec()
+    }
+
+    fn custom(name: &str) -> Vec<u8> {
+        let custom = v1::CustomEvent { r#type: name.into(), ..Default::default() };
+        v1::Event { kind: Some(Kind::Custom(custom)), ..Default::default() }.encode_to_vec()
+    }
+
+    fn newer(kind: u32) -> Vec<u8> {
+        let mut bytes = vec![];
+        put_field(&mut bytes, kind, b"");
+        bytes
+    }
+
+    /// What the scope says, and what a filter for everything within it does: they must not differ.
+    fn allows(rules: &EventRules, event: &[u8]) -> bool {
+        let scope = std::sync::Arc::new(Scope::new(rules));
+        let view = EventView::peek(event).unwrap();
+        let filter = Filter::new(&v1::Filter::default(), "me", &[], true).within(&scope);
+        assert_eq!(scope.allows(&view), filter.matches(&view), "{rules:?}");
+        assert!(!filter.matches_everything() || filter.matches(&view), "{rules:?}");
+        scope.allows(&view)
+    }
+
+    #[test]
+    fn nothing_is_allowed_by_default() {
+        let nothing = EventRules::default();
+        for event in [mailbox("a"), custom("t"), newer(42)] {
+            assert!(!allows(&nothing, &event));
+        }
+        // Accounts and types narrow what the kinds allow, and allow nothing by themselves.
+        let allow = Allow {
+            accounts: Some(strings(&["*"])),
+            custom_types: Some(strings(&["*"])),
+            ..Allow::default()
+        };
+        let rules = EventRules { allow, ..nothing };
+        assert!(!allows(&rules, &mailbox("a")) && !allows(&rules, &custom("t")));
+    }
+
+    #[test]
+    fn denied_wins() {
+        let allow = Allow { kinds: every(), ..Allow::default() };
+        let rules = |deny| EventRules { allow: allow.clone(), deny };
+        assert!(allows(&rules(Deny::default()), &newer(42)));
+        let no_kinds = rules(Deny { kinds: kinds(&[10, 42]), ..Deny::default() });
+        assert!(!allows(&no_kinds, &mailbox("a")) && !allows(&no_kinds, &newer(42)));
+        assert!(allows(&no_kinds, &custom("t")) && allows(&no_kinds, &newer(43)));
+        let nothing = rules(Deny { kinds: every(), ..Deny::default() });
+        assert!(!allows(&nothing, &custom("t")));
+        let names = Deny {
+            accounts: strings(&["vip-*", "boss"]),
+            custom_types: strings(&["org.*"]),
+            ..Deny::default()
+        };
+        let names = rules(names);
+        assert!(allows(&names, &mailbox("a")) && allows(&names, &custom("com.a")));
+        assert!(!allows(&names, &mailbox("boss")) && !allows(&names, &mailbox("vip-1")));
+        assert!(!allows(&names, &custom("org.a")));
+    }
+
+    #[test]
+    fn kinds_of_newer_peers_need_a_name_where_accounts_are_narrowed() {
+        let allow = |kinds| Allow { kinds, accounts: Some(strings(&["a"])), ..Allow::default() };
+        let all = EventRules { allow: allow(every()), deny: Deny::default() };
+        assert!(allows(&all, &mailbox("a")) && !allows(&all, &mailbox("b")));
+        assert!(allows(&all, &custom("t")), "it concerns no account");
+        assert!(!allows(&all, &newer(42)));
+        let named = EventRules { allow: allow(kinds(&[42])), deny: Deny::default() };
+        assert!(allows(&named, &newer(42)) && !allows(&named, &newer(43)));
+    }
+
+    #[test]
+    fn a_pattern_is_allowed_if_it_can_match_anything_that_is() {
+        let allow = Allow {
+            kinds: every(),
+            custom_types: Some(strings(&["com.example.*", "org.one"])),
+            ..Allow::default()
+        };
+        let deny = Deny { custom_types: strings(&["com.example.secret*"]), ..Deny::default() };
+        let scope = Scope::new(&EventRules { allow, deny });
+        for (pattern, some) in [
+            ("*", true),
+            ("com.*", true),
+            ("com.example.paid", true),
+            ("com.example.paid.*", true),
+            ("org.*", true),
+            ("org.one", true),
+            ("org.two", false),
+            ("net.*", false),
+            ("com.example.secret", false),
+            ("com.example.secret.*", false),
+        ] {
+            assert_eq!(scope.allows_some_type(pattern), some, "{pattern}");
+        }
+    }
+
+    #[test]
+    fn a_filter_within_named_accounts_is_one_of_those_accounts() {
+        let allow =
+            Allow { kinds: every(), accounts: Some(strings(&["a", "b"])), ..Allow::default() };
+        let deny = Deny { accounts: strings(&["b"]), ..Deny::default() };
+        let scope = std::sync::Arc::new(Scope::new(&EventRules { allow, deny }));
+        let filter = Filter::new(&v1::Filter::default(), "me", &[], true).within(&scope);
+        assert_eq!(filter.accounts().map(Iterator::count), Some(2));
+        let matches = |event: &[u8]| filter.matches(&EventView::peek(event).unwrap());
+        assert!(matches(&mailbox("a")) && !matches(&mailbox("b")) && !matches(&mailbox("c")));
+    }
+}

@@ -1,0 +1,338 @@
+//! One event followed through gateways: the spans that a collector gets, over real gateways and a real Redis.
+
+// A test says what it expects by unwrapping it.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::{
+        ExportTraceServiceRequest, ExportTraceServiceResponse,
+        trace_service_server::{TraceService, TraceServiceServer},
+    },
+    common::v1::{KeyValue, any_value::Value},
+    trace::v1::Span,
+};
+use parking_lot::Mutex;
+use serde_json::{Value as Json, json};
+use support::{
+    Gateway, GatewayOptions, LIMIT, SharedRedis, TestNode,
+    events::{mailbox_change, numbered, with_id},
+    wait::{eventually, until},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    task::JoinHandle,
+};
+use tonic::{
+    Request, Response, Status,
+    transport::{Server, server::TcpIncoming},
+};
+use trunkline::proto::v1::{Event, SubscribeRequest};
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const PARENT: &str = "00f067aa0ba902b7";
+
+/// A span, with who sent it.
+#[derive(Clone, Debug)]
+struct Told {
+    service: String,
+    gateway: String,
+    span: Span,
+}
+
+/// A collector that keeps all that it is sent.
+#[derive(Clone, Default)]
+struct Collector {
+    told: Arc<Mutex<Vec<Told>>>,
+    secrets: Arc<Mutex<BTreeSet<String>>>,
+    /// It never answers.
+    hangs: bool,
+}
+
+/// A collector that listens; it ends with the test.
+struct Listening {
+    collector: Collector,
+    url: String,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn text(attributes: &[KeyValue], key: &str) -> String {
+    let found = attributes.iter().find(|attribute| attribute.key == key);
+    match found.and_then(|found| found.value.clone()).and_then(|value| value.value) {
+        Some(Value::StringValue(text)) => text,
+        Some(Value::IntValue(number)) => number.to_string(),
+        other => panic!("{key}: {other:?}"),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").unwrap();
+        text
+    })
+}
+
+#[tonic::async_trait]
+impl TraceService for Collector {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        if self.hangs {
+            std::future::pending::<()>().await;
+        }
+        let secret = request.metadata().get("api-key").map(|value| value.to_str().unwrap().into());
+        self.secrets.lock().extend(secret);
+        for part in request.into_inner().resource_spans {
+            let resource = part.resource.unwrap().attributes;
+            for span in part.scope_spans.into_iter().flat_map(|scope| scope.spans) {
+                let service = text(&resource, "service.name");
+                let gateway = text(&resource, "service.instance.id");
+                self.told.lock().push(Told { service, gateway, span });
+            }
+        }
+        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+impl Listening {
+    async fn start(collector: Collector) -> Listening {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Listening::on(listener, collector)
+    }
+
+    fn on(listener: TcpListener, collector: Collector) -> Listening {
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let service = TraceServiceServer::new(collector.clone());
+        let server = Server::builder().add_service(service);
+        let task = tokio::spawn(async move {
+            server.serve_with_incoming(TcpIncoming::from(listener)).await.unwrap();
+        });
+        Listening { collector, url, task }
+    }
+
+    /// The spans of a name, once there are `count`.
+    async fn spans(&self, name: &str, count: usize) -> Vec<Told> {
+        let what = format!("{count} spans {name}");
+        eventually(LIMIT, &what, async || {
+            let told = self.collector.told.lock();
+            let found: Vec<_> =
+                told.iter().filter(|told| told.span.name == name).cloned().collect();
+            (found.len() >= count).then_some(found)
+        })
+        .await
+    }
+
+    fn count(&self) -> usize {
+        self.collector.told.lock().len()
+    }
+}
+
+fn otlp(url: &str) -> Json {
+    let secret = json!({ "@type": "Value", "secret": "hunter2" });
+    json!({ "endpoint": url, "timeout": "500ms", "header": "api-key", "headerSecret": secret })
+}
+
+async fn gateway(redis: &SharedRedis, id: &str, otlp: &Json) -> Gateway {
+    let options = GatewayOptions::redis(&redis.url, &redis.prefix);
+    Gateway::start(options.set("gatewayId", id).set("otlp", otlp.clone())).await
+}
+
+fn traced(id: &str, flags: &str) -> Event {
+    let traceparent = format!("00-{TRACE}-{PARENT}-{flags}");
+    Event { traceparent, ..with_id(id, mailbox_change("a", 1)) }
+}
+
+/// A metric without labels.
+async fn metric(gateway: &Gateway, name: &str) -> u64 {
+    let url = gateway.admin_address();
+    let mut stream = tokio::net::TcpStream::connect(&url).await.unwrap();
+    let request = format!("GET /metrics HTTP/1.1\r\nHost: {url}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
+    line.unwrap_or_else(|| panic!("{name} in {text}")).parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_event_is_followed_from_one_gateway_to_the_other() {
+    let collector = Listening::start(Collector::default()).await;
+    let redis = SharedRedis::get().await;
+    let otlp = otlp(&collector.url);
+    let (one, two) = tokio::join!(gateway(&redis, "gw-1", &otlp), gateway(&redis, "gw-2", &otlp));
+    let subscriber = TestNode::connect(&two, "subscriber").await;
+    let stream = subscriber.subscribe(subscriber.request()).await;
+    let publisher = TestNode::connect(&one, "publisher").await;
+    publisher.publish(vec![traced("followed", "01")]).await.unwrap();
+    stream.event("followed", LIMIT).await;
+
+    let publish = &collector.spans("trunkline.v1.CoordinationService/Publish", 1).await[0];
+    let append = &collector.spans("append", 1).await[0];
+    let deliver = &collector.spans("deliver", 1).await[0];
+    for (told, gateway) in [(publish, "gw-1"), (append, "gw-1"), (deliver, "gw-2")] {
+        assert_eq!((told.gateway.as_str(), told.service.as_str()), (gateway, "trunkline"));
+        assert_eq!(hex(&told.span.trace_id), TRACE);
+        assert_eq!(hex(&told.span.parent_span_id), PARENT, "what the publisher named");
+        assert!(told.span.status.is_none() && told.span.links.is_empty());
+        assert!(told.span.start_time_unix_nano <= told.span.end_time_unix_nano);
+    }
+    let ids: BTreeSet<_> = [publish, append, deliver].map(|told| hex(&told.span.span_id)).into();
+    assert_eq!(ids.len(), 3);
+    assert_eq!(text(&publish.span.attributes, "trunkline.node_id"), "publisher");
+    assert_eq!(text(&deliver.span.attributes, "trunkline.node_id"), "subscriber");
+    assert_eq!(text(&append.span.attributes, "trunkline.offset"), "1");
+    assert_eq!(collector.collector.secrets.lock().iter().collect::<Vec<_>>(), ["hunter2"]);
+
+    // Neither an event without a context nor one that is not recorded makes a span, nor does anything else.
+    publisher.publish(vec![traced("unsampled", "00")]).await.unwrap();
+    publisher.publish(vec![with_id("untraced", mailbox_change("a", 1))]).await.unwrap();
+    let marker = Event {
+        traceparent: traced("", "01").traceparent.replace('4', "5"),
+        ..traced("marker", "01")
+    };
+    publisher.publish(vec![marker]).await.unwrap();
+    stream.event("marker", LIMIT).await;
+    collector.spans("deliver", 2).await;
+    collector.spans("append", 2).await;
+    collector.spans("trunkline.v1.CoordinationService/Publish", 2).await;
+    assert_eq!(collector.count(), 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_of_many_traces_is_linked_to_them() {
+    let collector = Listening::start(Collector::default()).await;
+    let options = GatewayOptions::embedded().set("otlp", otlp(&collector.url));
+    let gateway = Gateway::start(options).await;
+    let node = TestNode::connect(&gateway, "n1").await;
+    let events = (1..=40)
+        .map(|n| Event { traceparent: format!("00-{n:032x}-{PARENT}-01"), ..traced("e", "01") })
+        .collect();
+    node.publish(events).await.unwrap();
+    let append = &collector.spans("append", 1).await[0].span;
+    assert_eq!(hex(&append.trace_id), format!("{:032x}", 1));
+    let linked: Vec<_> = append.links.iter().map(|link| hex(&link.trace_id)).collect();
+    assert_eq!(linked, (2..=33).map(|n| format!("{n:032x}")).collect::<Vec<_>>(), "32 at most");
+    let publish = &collector.spans("trunkline.v1.CoordinationService/Publish", 1).await[0].span;
+    assert_eq!((publish.links.len(), publish.dropped_links_count), (32, 7));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_without_a_context_may_begin_a_trace() {
+    let collector = Listening::start(Collector::default()).await;
+    let mut otlp = otlp(&collector.url);
+    otlp["sampleOneIn"] = 1.into();
+    let gateway = Gateway::start(GatewayOptions::embedded().set("otlp", otlp)).await;
+    let subscriber = TestNode::connect(&gateway, "subscriber").await;
+    let stream = subscriber.subscribe(subscriber.request()).await;
+    let node = TestNode::connect(&gateway, "n1").await;
+    node.publish(vec![with_id("e", mailbox_change("a", 1))]).await.unwrap();
+    let event = stream.event("e", LIMIT).await.events.remove(0);
+    let publish = &collector.spans("trunkline.v1.CoordinationService/Publish", 1).await[0].span;
+    let deliver = &collector.spans("deliver", 1).await[0].span;
+    assert!(publish.parent_span_id.is_empty());
+    assert_eq!(deliver.parent_span_id, publish.span_id);
+    assert_eq!(deliver.trace_id, publish.trace_id);
+    let expected = format!("00-{}-{}-01", hex(&publish.trace_id), hex(&publish.span_id));
+    assert_eq!(event.traceparent, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_failed_is_told_as_failed() {
+    let collector = Listening::start(Collector::default()).await;
+    let options = GatewayOptions::embedded().set("otlp", otlp(&collector.url));
+    let gateway = Gateway::start(options).await;
+    let node = TestNode::connect(&gateway, "n1").await;
+    let mut request = Request::new(trunkline::proto::v1::PublishRequest {
+        node_id: "n1".into(),
+        events: vec![mailbox_change("", 1)],
+        ..Default::default()
+    });
+    let parent = format!("00-{TRACE}-{PARENT}-01");
+    request.metadata_mut().insert("traceparent", parent.parse().unwrap());
+    node.client.clone().publish(request).await.unwrap_err();
+    let publish = &collector.spans("trunkline.v1.CoordinationService/Publish", 1).await[0].span;
+    let status = publish.status.clone().unwrap();
+    assert_eq!((status.code, status.message.as_str()), (2, "INVALID_REQUEST"));
+}
+
+/// Publishes followed events, and returns when they are delivered.
+async fn load(gateway: &Gateway, count: usize) -> Duration {
+    let subscriber = TestNode::connect(gateway, "subscriber").await;
+    let stream = subscriber.subscribe(SubscribeRequest { ..subscriber.request() }).await;
+    let node = TestNode::connect(gateway, "n1").await;
+    let begun = std::time::Instant::now();
+    for batch in numbered("e", count, 9).chunks(100) {
+        let followed = |event| Event { traceparent: traced("", "01").traceparent, ..event };
+        node.publish(batch.iter().cloned().map(followed).collect()).await.unwrap();
+    }
+    stream.events(count, LIMIT).await;
+    begun.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_is_down_costs_nothing() {
+    // A port on which nobody listens, until later.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let options = GatewayOptions::embedded().set("otlp", otlp(&format!("http://{address}")));
+    let gateway = Gateway::start(options).await;
+    load(&gateway, 10_000).await;
+    until(LIMIT, "dropped spans are counted", async || {
+        metric(&gateway, "trunkline_trace_spans_dropped_total").await > 0
+    })
+    .await;
+    gateway.stderr_has("does not take spans", LIMIT).await;
+    assert_eq!(metric(&gateway, "trunkline_trace_spans_exported_total").await, 0);
+    // It comes: what happens from then on is told.
+    let listener = TcpListener::bind(address).await.unwrap();
+    let collector = Listening::on(listener, Collector::default());
+    let node = TestNode::connect(&gateway, "n2").await;
+    until(LIMIT, "the collector gets spans", async || {
+        node.publish(vec![traced("e", "01")]).await.unwrap();
+        collector.count() > 0
+    })
+    .await;
+    gateway.stderr_has("takes spans again", LIMIT).await;
+    let log = gateway.stderr();
+    let lines = |text: &str| log.lines().filter(|line| line.contains(text)).count();
+    assert_eq!(lines("does not take spans"), 1, "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_hangs_delays_neither_events_nor_the_end() {
+    let collector = Listening::start(Collector { hangs: true, ..Collector::default() }).await;
+    let options = GatewayOptions::embedded().set("otlp", otlp(&collector.url));
+    let gateway = Gateway::start(options).await;
+    load(&gateway, 10_000).await;
+    until(LIMIT, "dropped spans are counted", async || {
+        metric(&gateway, "trunkline_trace_spans_dropped_total").await > 0
+    })
+    .await;
+    let ended = gateway.terminate(LIMIT).await;
+    assert!(ended.status.success());
+    assert!(ended.took < Duration::from_secs(5), "{:?}", ended.took);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_is_told_at_the_end() {
+    let collector = Listening::start(Collector::default()).await;
+    let options = GatewayOptions::embedded().set("otlp", otlp(&collector.url));
+    let gateway = Gateway::start(options).await;
+    let node = TestNode::connect(&gateway, "n1").await;
+    node.publish(vec![traced("e", "01")]).await.unwrap();
+    assert!(gateway.terminate(LIMIT).await.status.success());
+    assert_eq!(collector.count(), 2, "the request and the append");
+}
