@@ -42,7 +42,7 @@ async fn a_thousand_nodes_cost_as_many_commands_as_two() {
     let mut open = async |count: usize| {
         while held.len() < count {
             let number = held.len();
-            let node = if number % 2 == 0 { &on_a } else { &on_b };
+            let node = if number.is_multiple_of(2) { &on_a } else { &on_b };
             let node_id = format!("node-{number}");
             held.push(node.subscribe(SubscribeRequest { node_id, ..Default::default() }).await);
         }
