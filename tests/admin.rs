@@ -28,9 +28,14 @@ struct Answer {
 }
 
 async fn ask(address: &str, method: &str, path: &str) -> std::io::Result<Answer> {
+    ask_as("x", address, method, path).await
+}
+
+async fn ask_as(host: &str, address: &str, method: &str, path: &str) -> std::io::Result<Answer> {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
-        let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut text = String::new();
         stream.read_to_string(&mut text).await?;
@@ -310,6 +315,64 @@ async fn it_can_be_nowhere_and_a_taken_address_is_told() {
     assert_eq!(output.status.code(), Some(1), "{}", output.stderr);
     let expected = format!("admin: cannot listen on {admin}");
     assert!(output.stderr.contains(&expected), "{}", output.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_is_for_its_own_eyes_only() {
+    let gateway = Gateway::start(GatewayOptions::embedded()).await;
+    let address = gateway.admin_address();
+    for path in ["/", "/page.js", "/page.css", "/icon.svg", "/api/status", "/api/nodes"] {
+        let answer = ask_as(&address, &address, "GET", path).await.expect("an answer");
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+        for header in [
+            "content-security-policy: default-src 'none'; script-src 'self'; style-src 'self'; \
+             img-src 'self'; connect-src 'self'; ",
+            "frame-ancestors 'none'",
+            "x-content-type-options: nosniff",
+            "cache-control: no-store",
+            "cross-origin-resource-policy: same-origin",
+        ] {
+            assert!(answer.headers.contains(header), "{path}: {header} in {answer:?}");
+        }
+        assert!(!answer.headers.contains("access-control-allow"), "{answer:?}");
+        // A name that its owner lets point here.
+        let rebound = ask_as("rebound.example.com:7421", &address, "GET", path).await;
+        let rebound = rebound.expect("an answer");
+        assert_eq!(rebound.status, 421, "{path}: {rebound:?}");
+        assert!(rebound.body.contains("docs/operations.md"), "{rebound:?}");
+        let posted = ask_as(&address, &address, "POST", path).await.expect("an answer");
+        assert_eq!(posted.status, 405, "{path}");
+    }
+    // Scrapers and probes may have any name for it.
+    for path in ["/metrics", "/livez", "/readyz"] {
+        let answer = ask_as("gateway.example.com", &address, "GET", path).await;
+        assert_eq!(answer.expect("an answer").status, 200, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_is_told_a_bounded_number_of_nodes_in_the_order_asked_for() {
+    let gateway = Gateway::start(GatewayOptions::embedded()).await;
+    let mut streams = Vec::new();
+    for nth in 0..12 {
+        let node = TestNode::connect(&gateway, format!("n{nth:02}")).await;
+        streams.push(node.subscribe(node.request()).await);
+    }
+    let ask = async |query: &str| {
+        let answer = get(&gateway, &format!("/api/nodes?{query}")).await;
+        serde_json::from_str::<serde_json::Value>(&answer.body).expect("JSON")
+    };
+    let ids = |answer: &serde_json::Value| -> Vec<String> {
+        let nodes = answer["nodes"].as_array().expect("nodes").iter();
+        nodes.map(|node| node["nodeId"].as_str().expect("an id").to_owned()).collect()
+    };
+    until(LIMIT, "all nodes", async || ask("").await["total"] == 12).await;
+    let answer = ask("rows=3&sort=node&order=descending").await;
+    assert_eq!((&answer["total"], &answer["matching"]), (&12.into(), &12.into()));
+    assert_eq!(ids(&answer), ["n11", "n10", "n09"]);
+    let answer = ask("search=N1").await;
+    assert_eq!((ids(&answer), &answer["matching"]), (vec!["n10".into(), "n11".into()], &2.into()));
+    assert_eq!(answer["gateways"][0]["streams"], 12);
 }
 
 /// The metrics that a text names, without what `PromQL` adds to the name of a histogram.

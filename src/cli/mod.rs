@@ -11,6 +11,7 @@ mod publish;
 mod serve;
 mod status;
 mod subscribe;
+mod top;
 
 use std::{error::Error as _, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -77,6 +78,8 @@ enum Command {
     Status(status::Status),
     /// Lists the nodes that hold a stream
     Nodes(nodes::Nodes),
+    /// Shows how a gateway and its nodes do, live
+    Top(top::Top),
     /// Loads a gateway, and says what it makes of it
     Bench(bench::Bench),
 }
@@ -223,6 +226,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Explain(explain) => explain.run(),
         Command::Status(status) => status.run().await,
         Command::Nodes(nodes) => nodes.run().await,
+        Command::Top(top) => top.run().await,
         Command::Bench(bench) => bench.run().await,
     }
 }

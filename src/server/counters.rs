@@ -210,6 +210,16 @@ impl Counters {
         GapCount { gaps: self.gaps.get(index), missed_events: self.missed.get(index) }
     }
 
+    /// Gaps that streams were told, whatever the reason.
+    pub fn gaps_of_all_reasons(&self) -> GapCount {
+        GapCount { gaps: self.gaps.all().sum(), missed_events: self.missed.all().sum() }
+    }
+
+    /// Errors of all methods, whatever the reason.
+    pub fn errors_of_all_methods(&self) -> u64 {
+        self.errors.iter().flat_map(Numbers::all).sum()
+    }
+
     /// Errors of a method, with their reasons.
     pub fn errors(&self, method: Method) -> impl Iterator<Item = (&'static str, u64)> {
         REASONS.into_iter().zip(self.errors[method as usize].all())

@@ -15,8 +15,10 @@ mod listener;
 mod nodes;
 mod oversized;
 mod quota;
+mod recent;
 mod requests;
 mod service;
+mod status;
 mod stream;
 mod validate;
 pub(crate) mod wire;
@@ -242,6 +244,7 @@ fn shared(config: &Config, address: SocketAddr, access: Arc<Access>, tracer: Tra
         waiting: RwLock::new("connecting".into()),
         nodes: Arc::new(Nodes::new(about, takeover(&config.keepalive))),
         drain: watch::Sender::new(None),
+        recent: Arc::default(),
         counters: Arc::default(),
         tracer,
     }

@@ -26,6 +26,7 @@ use super::{
     listener::Peer,
     nodes::{Nodes, timestamp},
     quota::{Pending, Quotas},
+    recent::Recent,
     stream::{Drain, Terms, encode_token, position, stream},
     validate,
     wire::{self, Response},
@@ -71,6 +72,8 @@ pub struct Shared {
     pub drain: watch::Sender<Option<Drain>>,
     /// What was done so far.
     pub counters: Arc<Counters>,
+    /// What went wrong lately.
+    pub recent: Arc<Recent>,
     /// Who is told of the events of traces that are recorded.
     pub tracer: Tracer,
 }
@@ -283,7 +286,7 @@ impl Service {
         };
         let listed = shared
             .nodes
-            .enter(node, opened.cursor.progress(), shared.limits.max_streams)
+            .enter(node, opened.cursor.progress(), shared.limits.max_streams, shared.recent.clone())
             .map_err(|_| Error::limit(Limit::Streams, shared.limits.max_streams))?;
         let line = StreamLine::opened(listed.node(), opened.resumed, opened.replayed);
         let terms = Terms {
@@ -307,68 +310,16 @@ impl Service {
         Ok(stream(shared.clone(), opened.cursor, listed, terms, (seat, sender)))
     }
 
-    /// Counts what went wrong.
+    /// Counts what went wrong, and keeps the last of it.
     fn counted<T>(&self, method: Method, result: Result<T, Error>) -> Result<T, Error> {
-        result.inspect_err(|error| self.shared.counters.failed(method, error))
+        result.inspect_err(|error| {
+            self.shared.counters.failed(method, error);
+            self.shared.recent.refused(method, error);
+        })
     }
 
     fn list_nodes(&self, request: &v1::ListNodesRequest) -> Result<v1::ListNodesResponse, Error> {
         Ok(self.shared.list_nodes(&validate::page(request)?))
-    }
-
-    fn status(&self) -> v1::GetStatusResponse {
-        let shared = &self.shared;
-        let reason = shared.why_not_serving();
-        let mut response = v1::GetStatusResponse {
-            gateway_id: shared.gateway_id.clone(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            start_time: Some(timestamp(shared.started)),
-            streams: u32::try_from(shared.nodes.count()).unwrap_or(u32::MAX),
-            behind_events: shared.nodes.behind(),
-            published_events: shared.counters.published_events(),
-            delivered_events: shared.counters.delivered_events(),
-            serving: reason.is_none(),
-            reason: reason.unwrap_or_default(),
-            ..Default::default()
-        };
-        let Some(hub) = shared.hub.get() else { return response };
-        let bus = hub.bus();
-        response.bus = bus.kind().into();
-        let status = bus.status();
-        response.bus_gaps = status.gaps.iter().map(|count| count.gaps).sum();
-        response.unreadable_frames = status.unreadable;
-        response.links = status
-            .links
-            .into_iter()
-            .map(|link| v1::BusLink {
-                address: link.address,
-                purpose: link.purpose.into(),
-                connected: link.connected,
-                reconnects: link.reconnects,
-            })
-            .collect();
-        response.shards = status
-            .shards
-            .iter()
-            .zip(hub.logs())
-            .zip(0..)
-            .map(|((shard, log), id)| {
-                let extent = log.extent();
-                v1::ShardStatus {
-                    shard: id,
-                    epoch: extent.end.epoch.0,
-                    offset: extent.end.offset.0,
-                    proof_age: shard
-                        .proof_age
-                        .and_then(|age| prost_types::Duration::try_from(age).ok()),
-                    proven: shard.proven,
-                    log_events: extent.events as u64,
-                    log_bytes: extent.bytes as u64,
-                    repairs: shard.repairs,
-                }
-            })
-            .collect();
-        response
     }
 }
 
@@ -434,6 +385,6 @@ impl generated::coordination_service_server::CoordinationService for Service {
         &self,
         _request: Request<v1::GetStatusRequest>,
     ) -> Result<tonic::Response<v1::GetStatusResponse>, Status> {
-        Ok(tonic::Response::new(self.status()))
+        Ok(tonic::Response::new(self.shared.status()))
     }
 }

@@ -27,6 +27,7 @@ use super::{
     lines::StreamLine,
     nodes::{Listed, timestamp},
     quota::{Pending, Seat},
+    recent::Ending,
     service::Shared,
     wire::Response,
 };
@@ -160,6 +161,7 @@ impl Stream for Subscription {
 impl Subscription {
     fn poll_anything(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Response, Status>>> {
         if self.cursor.is_finished() {
+            self.listed.ends(Ending::MaxEvents);
             self.terms.line.ends("it had all the events that it asked for");
             return Poll::Ready(self.explanation().map(Ok));
         }
@@ -169,6 +171,7 @@ impl Subscription {
                 return Poll::Ready(Some(Ok(leaving)));
             }
             if self.terms.end.is_some_and(|end| end <= now) {
+                self.listed.ends(Ending::MaxDuration);
                 self.terms.line.ends("its time is over");
                 return Poll::Ready(self.explanation().map(Ok));
             }
@@ -290,6 +293,7 @@ impl Subscription {
 
     /// What ends the stream.
     fn error(&mut self, error: Error) -> Status {
+        self.listed.ends(Ending::Error(error.reason()));
         self.terms.line.ends(error.reason());
         self.shared.counters.failed(Method::Subscribe, &error);
         error.into()
@@ -323,6 +327,7 @@ impl Subscription {
             return Err(self.error(Error::too_slow(gap.missed)));
         }
         self.shared.counters.gap(gap.reason, gap.missed);
+        self.shared.recent.gap(self.listed.node(), shard, gap.reason, gap.missed);
         self.terms.line.gap(shard, gap);
         Ok(Response::other(subscribe_response::Response::Gap(v1::Gap {
             reason: reason(gap.reason).into(),

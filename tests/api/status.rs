@@ -54,6 +54,11 @@ async fn a_gateway_says_how_it_does(bench: Bench) {
     assert_eq!(shard.epoch, positions[0].epoch);
     assert_eq!(shard.offset, positions[0].offset + 14);
     assert!(shard.log_events >= 15 && shard.log_bytes > 100, "{shard:?}");
+    assert_eq!((shard.received_events, shard.epoch_changes), (15, 0));
+    assert!(shard.log_limit_events > 15 && shard.log_limit_bytes > shard.log_bytes, "{shard:?}");
+    assert_eq!((seen.stream_gaps, seen.missed_events, seen.errors), (0, 0, 0));
+    let by_kind: Vec<_> = seen.published_by_kind.iter().map(|count| count.events).collect();
+    assert_eq!(by_kind, [seen.published_events], "all of one kind");
     if redis {
         let links: Vec<_> =
             seen.links.iter().map(|link| (&*link.purpose, link.connected)).collect();
@@ -61,6 +66,8 @@ async fn a_gateway_says_how_it_does(bench: Bench) {
         let age = Duration::try_from(shard.proof_age.unwrap()).unwrap();
         assert!(age < Duration::from_secs(3), "{age:?}");
     }
+    publisher.publish(vec![]).await.unwrap_err();
+    assert_eq!(status(&bench.gateway).await.errors, 1);
     drop(two);
     until(LIMIT, "one stream less", async || status(&bench.gateway).await.streams == 1).await;
 }

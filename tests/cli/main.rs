@@ -9,6 +9,7 @@ mod publish;
 mod serve;
 mod status;
 mod subscribe;
+mod top;
 
 use std::time::Duration;
 
@@ -60,8 +61,8 @@ fn nowhere() -> (support::ports::Port, String) {
     (port, address)
 }
 
-const COMMANDS: [&str; 8] =
-    ["serve", "check", "publish", "subscribe", "explain", "status", "nodes", "bench"];
+const COMMANDS: [&str; 9] =
+    ["serve", "check", "publish", "subscribe", "explain", "status", "nodes", "top", "bench"];
 
 #[tokio::test]
 async fn help_teaches_by_example() {

@@ -8,6 +8,7 @@
 // Each test binary uses a part of the harness.
 #![allow(dead_code, unused_imports, unreachable_pub)]
 
+pub mod browser;
 pub mod cluster;
 pub mod events;
 pub mod folder;
@@ -22,6 +23,7 @@ pub mod tools;
 pub mod view;
 pub mod wait;
 
+pub use browser::Browser;
 pub use cluster::{ClusterOptions, RedisCluster};
 pub use gateway::{Gateway, GatewayOptions, Ready};
 pub use nodes::{Collector, Keep, Recording, Seen, TestNode};

@@ -74,6 +74,37 @@ pub fn openssl() -> PathBuf {
     FOUND.get_or_init(|| tool.find()).clone()
 }
 
+/// `chromium`, a browser; `TRUNKLINE_TEST_CHROMIUM` names another, Chrome for example.
+pub fn chromium() -> PathBuf {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    let tool = Tool {
+        variable: "TRUNKLINE_TEST_CHROMIUM",
+        name: "chromium",
+        proof: &["--version"],
+        what: "Chromium",
+    };
+    FOUND.get_or_init(|| tool.find()).clone()
+}
+
+/// `chromedriver` of the same version; `TRUNKLINE_TEST_CHROMEDRIVER` names another.
+pub fn chromedriver() -> PathBuf {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    let tool = Tool {
+        variable: "TRUNKLINE_TEST_CHROMEDRIVER",
+        name: "chromedriver",
+        proof: &["--version"],
+        what: "ChromeDriver",
+    };
+    FOUND.get_or_init(|| tool.find()).clone()
+}
+
+/// `tmux`, a terminal that can be looked at; `TRUNKLINE_TEST_TMUX` names another.
+pub fn tmux() -> PathBuf {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    let tool = Tool { variable: "TRUNKLINE_TEST_TMUX", name: "tmux", proof: &["-V"], what: "tmux" };
+    FOUND.get_or_init(|| tool.find()).clone()
+}
+
 impl Tool {
     fn find(&self) -> PathBuf {
         if let Some(path) = env::var_os(self.variable).map(PathBuf::from) {

@@ -289,12 +289,12 @@ fn logs(text: &mut Text, shards: &[Shard]) {
 }
 
 /// `mailbox_change`; none for a kind that this gateway does not know.
-fn kind_name(number: i32) -> Option<String> {
+pub fn kind_name(number: i32) -> Option<String> {
     let kind = EventKind::try_from(number).ok().filter(|kind| *kind != EventKind::Unspecified)?;
     Some(kind.as_str_name().trim_start_matches("EVENT_KIND_").to_ascii_lowercase())
 }
 
-fn reason_name(reason: GapReason) -> &'static str {
+pub fn reason_name(reason: GapReason) -> &'static str {
     match reason {
         GapReason::HistoryExpired => "history_expired",
         GapReason::EpochChanged => "epoch_changed",

@@ -5,11 +5,17 @@
 //! | `/livez` | 200 while the process answers, whatever Redis does: a restart would not bring Redis back |
 //! | `/readyz` | 200 while the gateway serves; else 503, and why |
 //! | `/metrics` | every metric, in the text format of Prometheus |
+//! | `/` | a page for people; it asks `/api/status` and `/api/nodes` once a second |
 //!
 //! It has no way to change anything. It is not meant for strangers: what they can do is bounded all the same.
 
+mod host;
 mod metrics;
+mod nodes;
+mod page;
+mod samples;
 mod text;
+mod view;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -22,9 +28,14 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     task::JoinSet,
+    time::MissedTickBehavior,
 };
 use tokio_util::sync::CancellationToken;
 
+use self::{
+    nodes::{Board, Query},
+    samples::Samples,
+};
 use super::service::Shared;
 use crate::throttle::Throttle;
 
@@ -42,12 +53,23 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 const PLAIN: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+
+/// What the port shows.
+struct Admin {
+    shared: Arc<Shared>,
+    samples: Samples,
+    board: Board,
+}
 
 /// Serves until `stop`.
 pub async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "the admin port listens");
     }
+    let admin = Arc::new(Admin { shared, samples: Samples::default(), board: Board::default() });
+    let mut tick = tokio::time::interval(samples::EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     let mut connections = JoinSet::new();
     let throttle = Throttle::repeated();
@@ -59,12 +81,13 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: Cancellatio
         };
         tokio::select! {
             () = stop.cancelled() => break,
+            _ = tick.tick() => admin.samples.take(&admin.shared),
             (place, accepted) = accepted => match accepted {
                 Ok((stream, _)) => {
-                    let shared = shared.clone();
+                    let admin = admin.clone();
                     connections.spawn(async move {
                         let _place = place;
-                        connection(stream, shared).await;
+                        connection(stream, admin).await;
                     });
                 }
                 Err(error) => {
@@ -79,9 +102,9 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: Cancellatio
     connections.shutdown().await;
 }
 
-async fn connection(stream: TcpStream, shared: Arc<Shared>) {
+async fn connection(stream: TcpStream, admin: Arc<Admin>) {
     let answers = service_fn(move |request| {
-        let response = answer(&shared, &request);
+        let response = admin.answer(&request);
         async move { Ok::<_, Infallible>(response) }
     });
     let served = http1::Builder::new()
@@ -99,22 +122,61 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
     let _ = tokio::time::timeout(CLOSE_TIMEOUT, served).await;
 }
 
-fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut response = response(StatusCode::METHOD_NOT_ALLOWED, PLAIN, "GET or HEAD\n");
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return response;
+impl Admin {
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut response = response(StatusCode::METHOD_NOT_ALLOWED, PLAIN, "GET or HEAD\n");
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return response;
+        }
+        match request.uri().path() {
+            "/livez" => response(StatusCode::OK, PLAIN, "live\n"),
+            "/readyz" => match self.shared.why_not_serving() {
+                None => response(StatusCode::OK, PLAIN, "ready\n"),
+                Some(why) => {
+                    response(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("not ready: {why}\n"))
+                }
+            },
+            "/metrics" => response(StatusCode::OK, text::MEDIA_TYPE, metrics::render(&self.shared)),
+            path => self.for_people(path, request),
+        }
     }
-    match request.uri().path() {
-        "/livez" => response(StatusCode::OK, PLAIN, "live\n"),
-        "/readyz" => match shared.why_not_serving() {
-            None => response(StatusCode::OK, PLAIN, "ready\n"),
-            Some(why) => {
-                response(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("not ready: {why}\n"))
+
+    /// The page and what it asks for: these name nodes.
+    fn for_people(&self, path: &str, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+        if !host.is_some_and(host::is_private) {
+            let why = "open the page by address, or by a name of a private network: see docs/operations.md\n";
+            return response(StatusCode::MISDIRECTED_REQUEST, PLAIN, why);
+        }
+        let query = request.uri().query().unwrap_or_default();
+        let mut response = match path {
+            "/api/status" => {
+                let after = url::form_urlencoded::parse(query.as_bytes())
+                    .find_map(|(key, value)| (key == "after").then(|| value.parse().ok())?);
+                json(&view::view(&self.shared, &self.samples, after.unwrap_or(0)))
             }
-        },
-        "/metrics" => response(StatusCode::OK, text::MEDIA_TYPE, metrics::render(shared)),
-        _ => response(StatusCode::NOT_FOUND, PLAIN, "here are /livez, /readyz and /metrics\n"),
+            "/api/nodes" => json(&self.board.answer(&self.shared, &Query::parse(query))),
+            path => page::asset(path).map_or_else(
+                || {
+                    response(
+                        StatusCode::NOT_FOUND,
+                        PLAIN,
+                        "here are /, /livez, /readyz and /metrics\n",
+                    )
+                },
+                |asset| response(StatusCode::OK, asset.media_type, asset.body()),
+            ),
+        };
+        page::guard(response.headers_mut());
+        response
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> Response<Full<Bytes>> {
+    match serde_json::to_vec(value) {
+        Ok(body) => response(StatusCode::OK, JSON, body),
+        Err(error) => response(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{error}\n")),
     }
 }
 

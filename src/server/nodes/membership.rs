@@ -232,7 +232,7 @@ impl OwnFigures {
             return;
         }
         self.made = Some(Instant::now());
-        let mut entries = nodes.entries();
+        let mut entries = nodes.all();
         entries.sort_by_key(|entry| entry.number);
         let now_ms = unix_ms();
         let mut figures = Figures { revision: self.figures.revision, ..Default::default() };

@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use self::{duplicates::Duplicates, notices::Notices, others::Others, pages::Pages};
+use super::recent::{EndedStream, Ending, Recent};
 use crate::{hub::cursor::Progress, proto::v1};
 
 pub use self::list::{PageStart, Query};
@@ -68,7 +69,7 @@ struct Local {
 }
 
 /// One stream, as others may see it.
-struct NodeEntry {
+pub struct NodeEntry {
     /// What does not change, without what all streams of the gateway have in common.
     node: v1::Node,
     /// The stream's number at this gateway.
@@ -92,6 +93,9 @@ pub struct Listed {
     nodes: Arc<Nodes>,
     key: Key,
     entry: Arc<NodeEntry>,
+    recent: Arc<Recent>,
+    /// Why the stream ends, once that is known.
+    ending: Ending,
 }
 
 /// More streams are open than may be.
@@ -111,12 +115,13 @@ impl Nodes {
         }
     }
 
-    /// Lists a stream, unless `most` are listed.
+    /// Lists a stream, unless `most` are listed. Its end is told to `recent`.
     pub fn enter(
         self: &Arc<Self>,
         mut node: v1::Node,
         progress: Progress,
         most: usize,
+        recent: Arc<Recent>,
     ) -> Result<Listed, TooMany> {
         show_part(&mut node);
         let key = (node.node_id.clone(), node.subscription_id.clone());
@@ -142,7 +147,7 @@ impl Nodes {
             self.duplicates.suspect(&key.0);
         }
         self.changed.notify_one();
-        Ok(Listed { nodes: self.clone(), key, entry })
+        Ok(Listed { nodes: self.clone(), key, entry, recent, ending: Ending::ClientWent })
     }
 
     /// How many streams are open on this gateway.
@@ -157,7 +162,7 @@ impl Nodes {
 
     /// How many events each of them has still to be offered.
     pub fn behind_each(&self) -> impl Iterator<Item = u64> + use<> {
-        self.entries().into_iter().map(|entry| entry.progress.behind())
+        self.all().into_iter().map(|entry| entry.behind())
     }
 
     /// How many node ids have more than one live process, on all gateways, as far as this one knows.
@@ -165,7 +170,8 @@ impl Nodes {
         self.duplicates.count()
     }
 
-    fn entries(&self) -> Vec<Arc<NodeEntry>> {
+    /// The streams of this gateway, in their order.
+    pub fn all(&self) -> Vec<Arc<NodeEntry>> {
         self.local.lock().entries.values().cloned().collect()
     }
 }
@@ -182,10 +188,25 @@ impl Local {
 }
 
 impl NodeEntry {
+    /// The stream, without what changes.
+    pub fn node(&self) -> &v1::Node {
+        &self.node
+    }
+
+    /// How many events it was sent.
+    pub fn delivered(&self) -> u64 {
+        self.delivered.load(Ordering::Relaxed)
+    }
+
+    /// How many events it has still to be offered.
+    pub fn behind(&self) -> u64 {
+        self.progress.behind()
+    }
+
     fn figure(&self, now_ms: u64) -> Figure {
         Figure {
-            delivered: self.delivered.load(Ordering::Relaxed),
-            behind: self.progress.behind(),
+            delivered: self.delivered(),
+            behind: self.behind(),
             lag_ms: self.progress.lag_ms(now_ms),
         }
     }
@@ -195,6 +216,11 @@ impl Listed {
     /// Counts events that were sent.
     pub fn delivered(&self, count: u64) {
         self.entry.delivered.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Says why the stream is about to end. Where nobody does, its client went.
+    pub fn ends(&mut self, why: Ending) {
+        self.ending = why;
     }
 
     /// The stream, as it is listed.
@@ -215,6 +241,16 @@ impl Drop for Listed {
         local.pages.remove(self.entry.number);
         drop(local);
         self.nodes.changed.notify_one();
+        let (at, node) = (SystemTime::now(), &self.entry.node);
+        let since = node.connect_time.and_then(|time| SystemTime::try_from(time).ok());
+        self.recent.ended(EndedStream {
+            at,
+            node_id: node.node_id.clone(),
+            peer: node.peer.clone(),
+            lasted: since.and_then(|since| at.duration_since(since).ok()).unwrap_or_default(),
+            delivered: self.entry.delivered(),
+            why: self.ending,
+        });
     }
 }
 

@@ -1,0 +1,100 @@
+//! The terminal: taken over while it is watched, and given back however that ends.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use ratatui::{
+    DefaultTerminal,
+    crossterm::event::{self, Event},
+};
+use tokio::sync::mpsc;
+
+use super::{draw, view::View};
+use crate::cli::Failure;
+
+/// How often the thread that waits for keys looks whether it is still wanted.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A terminal in raw mode, on its alternate screen. Dropping it restores the terminal; so does a panic.
+pub struct Screen {
+    terminal: DefaultTerminal,
+    events: mpsc::Receiver<Event>,
+    keys: Keys,
+}
+
+/// The thread that waits for keys; nothing but a thread can.
+struct Keys {
+    ended: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Screen {
+    /// Takes the terminal over.
+    pub fn open() -> Result<Screen, Failure> {
+        let terminal = ratatui::try_init().inspect_err(|_| ratatui::restore())?;
+        let (to, events) = mpsc::channel(16);
+        let ended = Arc::new(AtomicBool::new(false));
+        let until = ended.clone();
+        let thread = std::thread::spawn(move || {
+            while !until.load(Ordering::Relaxed) {
+                let event = match event::poll(LOOK) {
+                    Ok(true) => event::read(),
+                    Ok(false) => continue,
+                    Err(error) => Err(error),
+                };
+                // Neither the terminal nor who looks at it comes back.
+                let Ok(event) = event else { return };
+                if to.blocking_send(event).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Screen { terminal, events, keys: Keys { ended, thread: Some(thread) } })
+    }
+
+    /// Shows the view as it is now, in the size that the terminal has now.
+    pub fn draw(&mut self, view: &mut View) -> Result<(), Failure> {
+        self.terminal.draw(|frame| draw::draw(view, frame.area(), frame.buffer_mut()))?;
+        Ok(())
+    }
+
+    /// What was done at the terminal next; none once it is gone.
+    pub async fn event(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        // The thread must not take what is typed for whoever has the terminal next.
+        self.keys.ended.store(true, Ordering::Relaxed);
+        self.events.close();
+        if let Some(thread) = self.keys.thread.take() {
+            let _ = thread.join();
+        }
+        ratatui::restore();
+    }
+}
+
+/// Waits for a signal that ends programs. Ctrl-C is none: in raw mode it is a key.
+#[cfg(unix)]
+pub async fn signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    let mut signals: Vec<_> = kinds.into_iter().filter_map(|kind| signal(kind).ok()).collect();
+    let each = signals.iter_mut().map(|signal| Box::pin(signal.recv()));
+    futures_util::future::select_all(each).await;
+}
+
+/// Waits for a signal that ends programs.
+#[cfg(not(unix))]
+pub async fn signal() {
+    let _ = tokio::signal::ctrl_c().await;
+}

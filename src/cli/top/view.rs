@@ -1,0 +1,242 @@
+//! What `top` shows: the last look, what changed since the one before, and what keys asked for.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::SystemTime,
+};
+
+use clap::ValueEnum;
+use ratatui::crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers};
+use tokio::time::Instant;
+use trunkline::proto::v1::{GetStatusResponse, Node};
+
+use super::poll::Snapshot;
+
+/// Rates that are kept for the plots.
+const KEPT: usize = 600;
+
+/// By what nodes are sorted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Sort {
+    /// How far they are behind, the furthest first.
+    Behind,
+    /// How fast they are sent events, the fastest first.
+    Rate,
+    /// Their ids.
+    Node,
+    /// How many events they were sent, the most first.
+    Delivered,
+    /// Since when they are connected, the longest first.
+    Time,
+}
+
+/// Everything that is drawn.
+pub struct View {
+    address: String,
+    snapshot: Option<Snapshot>,
+    /// When it was taken, and the totals of each stream then.
+    taken: Option<Instant>,
+    delivered: HashMap<String, u64>,
+    node_rates: HashMap<String, f64>,
+    rates: VecDeque<Rates>,
+    /// Why there is no newer look, and since when.
+    trouble: Option<(String, SystemTime)>,
+    sort: Sort,
+    reversed: bool,
+    paused: bool,
+    scroll: usize,
+    /// How many nodes were visible when it was last drawn.
+    pub visible: usize,
+}
+
+/// Events a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rates {
+    /// Accepted by the gateway.
+    pub published: f64,
+    /// Sent by it.
+    pub delivered: f64,
+}
+
+impl View {
+    /// A view of which nothing is known yet.
+    pub fn new(address: String, sort: Sort) -> View {
+        View {
+            address,
+            snapshot: None,
+            taken: None,
+            delivered: HashMap::new(),
+            node_rates: HashMap::new(),
+            rates: VecDeque::new(),
+            trouble: None,
+            sort,
+            reversed: false,
+            paused: false,
+            scroll: 0,
+            visible: 1,
+        }
+    }
+
+    /// Takes a look. While it stands still nothing changes.
+    #[allow(clippy::cast_precision_loss)]
+    pub fn take(&mut self, snapshot: Snapshot, now: Instant) {
+        if self.paused {
+            return;
+        }
+        self.trouble = None;
+        let before = self.snapshot.as_ref().map(|before| &before.status);
+        // After a restart the totals begin again.
+        let same = before.is_some_and(|before| before.start_time == snapshot.status.start_time);
+        let span = self.taken.map(|then| now.duration_since(then).as_secs_f64());
+        let span = span.filter(|span| same && *span > 0.0);
+        let per_second =
+            |now: u64, then: u64| span.map(|span| now.saturating_sub(then) as f64 / span);
+        if let (Some(before), Some(_)) = (before, span) {
+            let status = &snapshot.status;
+            let published = per_second(status.published_events, before.published_events);
+            let delivered = per_second(status.delivered_events, before.delivered_events);
+            if self.rates.len() == KEPT {
+                self.rates.pop_front();
+            }
+            self.rates.push_back(Rates {
+                published: published.unwrap_or_default(),
+                delivered: delivered.unwrap_or_default(),
+            });
+        } else {
+            self.rates.clear();
+            self.delivered.clear();
+        }
+        self.node_rates.clear();
+        let mut delivered = HashMap::with_capacity(snapshot.nodes.len());
+        for node in &snapshot.nodes {
+            let then = self.delivered.get(&node.subscription_id);
+            if let Some(rate) = then.and_then(|then| per_second(node.delivered_events, *then)) {
+                self.node_rates.insert(node.subscription_id.clone(), rate);
+            }
+            delivered.insert(node.subscription_id.clone(), node.delivered_events);
+        }
+        self.delivered = delivered;
+        self.taken = Some(now);
+        self.snapshot = Some(snapshot);
+        self.sort_nodes();
+    }
+
+    /// The gateway did not answer. What is shown stays, and says so.
+    pub fn no_answer(&mut self, why: String) {
+        let since = self.trouble.take().map_or_else(SystemTime::now, |(_, since)| since);
+        self.trouble = Some((why, since));
+    }
+
+    /// Does what was done at the terminal; true: quit.
+    pub fn key(&mut self, event: &Event) -> bool {
+        let Event::Key(key) = event else { return false };
+        if key.kind == KeyEventKind::Release {
+            return false;
+        }
+        let page = self.visible.max(1);
+        match key.code {
+            KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => return true,
+            KeyCode::Char('q') | KeyCode::Esc => return true,
+            KeyCode::Char(' ' | 'p') => self.paused = !self.paused,
+            KeyCode::Char('b') => self.sort_by(Sort::Behind),
+            KeyCode::Char('r') => self.sort_by(Sort::Rate),
+            KeyCode::Char('n') => self.sort_by(Sort::Node),
+            KeyCode::Char('d') => self.sort_by(Sort::Delivered),
+            KeyCode::Char('t') => self.sort_by(Sort::Time),
+            KeyCode::Down | KeyCode::Char('j') => self.scroll += 1,
+            KeyCode::Up | KeyCode::Char('k') => self.scroll = self.scroll.saturating_sub(1),
+            KeyCode::PageDown => self.scroll += page,
+            KeyCode::PageUp => self.scroll = self.scroll.saturating_sub(page),
+            KeyCode::Home => self.scroll = 0,
+            KeyCode::End => self.scroll = usize::MAX,
+            _ => {}
+        }
+        self.scroll = self.scroll.min(self.nodes().len().saturating_sub(page));
+        false
+    }
+
+    /// Which gateway is asked.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The gateway at the last look.
+    pub fn status(&self) -> Option<&GetStatusResponse> {
+        self.snapshot.as_ref().map(|snapshot| &snapshot.status)
+    }
+
+    /// The nodes at the last look, in the order asked for.
+    pub fn nodes(&self) -> &[Node] {
+        self.snapshot.as_ref().map_or(&[], |snapshot| &snapshot.nodes)
+    }
+
+    /// Whether there are nodes that are not listed.
+    pub fn more_nodes(&self) -> bool {
+        self.snapshot.as_ref().is_some_and(|snapshot| snapshot.more)
+    }
+
+    /// How fast a node was sent events between the last two looks; none for one that is new.
+    pub fn rate_of(&self, node: &Node) -> Option<f64> {
+        self.node_rates.get(&node.subscription_id).copied()
+    }
+
+    /// The rates between looks, the oldest first.
+    pub fn rates(&self) -> &VecDeque<Rates> {
+        &self.rates
+    }
+
+    /// Why there is no newer look, and since when.
+    pub fn trouble(&self) -> Option<(&str, SystemTime)> {
+        self.trouble.as_ref().map(|(why, since)| (&**why, *since))
+    }
+
+    /// Why the gateway did not serve at the last look.
+    pub fn why_not_serving(&self) -> Option<String> {
+        let status = self.status()?;
+        (!status.serving).then(|| status.reason.clone())
+    }
+
+    /// By what the nodes are sorted, and whether the other way round.
+    pub fn order(&self) -> (Sort, bool) {
+        (self.sort, self.reversed)
+    }
+
+    /// Whether it stands still.
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// The first node to show.
+    pub fn first(&self) -> usize {
+        self.scroll
+    }
+
+    fn sort_by(&mut self, sort: Sort) {
+        self.reversed = self.sort == sort && !self.reversed;
+        self.sort = sort;
+        self.sort_nodes();
+    }
+
+    fn sort_nodes(&mut self) {
+        let Some(snapshot) = &mut self.snapshot else { return };
+        let rates = &self.node_rates;
+        let rate = |node: &Node| rates.get(&node.subscription_id).copied().unwrap_or(-1.0);
+        let since = |node: &Node| node.connect_time.map(|time| (time.seconds, time.nanos));
+        let sort = self.sort;
+        snapshot.nodes.sort_by(|a, b| {
+            let order = match sort {
+                Sort::Behind => b.behind_events.cmp(&a.behind_events),
+                Sort::Rate => rate(b).total_cmp(&rate(a)),
+                Sort::Node => a.node_id.cmp(&b.node_id),
+                Sort::Delivered => b.delivered_events.cmp(&a.delivered_events),
+                Sort::Time => since(a).cmp(&since(b)),
+            };
+            let order = if self.reversed { order.reverse() } else { order };
+            // Equal ones keep their places from look to look.
+            order
+                .then_with(|| a.node_id.cmp(&b.node_id))
+                .then_with(|| a.subscription_id.cmp(&b.subscription_id))
+        });
+        self.scroll = self.scroll.min(snapshot.nodes.len().saturating_sub(1));
+    }
+}

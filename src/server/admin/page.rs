@@ -1,0 +1,53 @@
+//! The page at `/`: files of the binary, and the headers that keep it to them.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+/// A file of the page.
+#[derive(Clone, Copy, Debug)]
+pub struct Asset {
+    /// Its media type.
+    pub media_type: &'static str,
+    text: &'static str,
+}
+
+/// What the page may do: load its own files, ask its own server, and make no markup out of text.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+     base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
+     require-trusted-types-for 'script'; trusted-types 'none'";
+
+/// The file at a path.
+pub fn asset(path: &str) -> Option<Asset> {
+    let (media_type, text) = match path {
+        "/" => ("text/html; charset=utf-8", include_str!("page/index.html")),
+        "/page.css" => ("text/css; charset=utf-8", include_str!("page/page.css")),
+        "/page.js" => ("text/javascript; charset=utf-8", include_str!("page/page.js")),
+        "/tables.js" => ("text/javascript; charset=utf-8", include_str!("page/tables.js")),
+        "/plots.js" => ("text/javascript; charset=utf-8", include_str!("page/plots.js")),
+        "/words.js" => ("text/javascript; charset=utf-8", include_str!("page/words.js")),
+        "/icon.svg" => ("image/svg+xml", include_str!("page/icon.svg")),
+        _ => return None,
+    };
+    Some(Asset { media_type, text })
+}
+
+impl Asset {
+    /// What is sent.
+    pub fn body(self) -> Bytes {
+        Bytes::from_static(self.text.as_bytes())
+    }
+}
+
+/// Puts the page, and what it asks for, out of the reach of other pages.
+pub fn guard(headers: &mut HeaderMap) {
+    let guards: [(HeaderName, &'static str); 5] = [
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ];
+    for (name, value) in guards {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+}

@@ -1,0 +1,150 @@
+// Small plots of the last ten minutes, one point a second.
+
+import { moment, none } from '/words.js';
+
+const SPAN = 600_000;
+const WIDTH = 600;
+const HEIGHT = 120;
+// Two points further apart than this have nothing between them.
+const BREAK = 5_000;
+
+const svg = (name, attributes) => {
+  const element = document.createElementNS('http://www.w3.org/2000/svg', name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  return element;
+};
+
+const html = (name, className, text = '') => {
+  const element = document.createElement(name);
+  if (className) element.className = className;
+  element.textContent = text;
+  return element;
+};
+
+export class Plot {
+  // format: how a value is written. stacked: series stand on each other.
+  constructor(id, title, { format, stacked = false }) {
+    this.format = format;
+    this.stacked = stacked;
+    this.title = title;
+    const figure = document.getElementById(id);
+    const caption = html('figcaption');
+    this.now = html('strong', 'now', none);
+    caption.append(html('span', '', title), this.now);
+    this.area = html('div', 'area');
+    this.picture = svg('svg', { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: 'none', role: 'img' });
+    this.most = html('span', 'most');
+    this.line = html('span', 'line');
+    this.line.hidden = true;
+    this.area.append(this.picture, this.most, this.line);
+    const times = html('div', 'times');
+    times.append(html('span', '', '10 min ago'), html('span', '', '5 min'), html('span', '', 'now'));
+    this.legend = html('ul', 'legend');
+    figure.append(caption, this.area, times, this.legend);
+    this.area.addEventListener('pointermove', (event) => this.look(event));
+    this.area.addEventListener('pointerleave', () => {
+      this.line.hidden = true;
+      this.labels();
+    });
+  }
+
+  // points: [{ at, ... }]; series: [{ name, colour, value: point => number or null }].
+  draw(points, series, now) {
+    this.points = points;
+    this.series = series;
+    this.from = now - SPAN;
+    const rows = points.map((point) => series.map((one) => one.value(point)));
+    const tops = rows.map((row) =>
+      this.stacked ? row.reduce((sum, value) => sum + (value ?? 0), 0) : Math.max(0, ...row.map((v) => v ?? 0)));
+    this.top = nice(Math.max(0, ...tops));
+    this.most.textContent = tops.some((top) => top > 0) ? this.format(this.top) : '';
+    const paths = [
+      svg('path', { class: 'grid', d: `M0 ${HEIGHT / 2}H${WIDTH}M${WIDTH / 2} 0V${HEIGHT}` }),
+    ];
+    const floors = rows.map(() => 0);
+    series.forEach((one, nth) => {
+      // Nothing stands on nothing: a kind that was not there draws no line along the top of the others.
+      const runs = this.runs(rows.map((row) => (this.stacked && row[nth] === 0 ? null : row[nth])));
+      const y = (value) => HEIGHT - (value / this.top) * (HEIGHT - 4);
+      let line = '';
+      let fill = '';
+      for (const run of runs) {
+        const edge = run.map((at) => `${this.x(points[at].at)} ${y(floors[at] + rows[at][nth])}`);
+        line += `M${edge.join('L')}`;
+        if (run.length === 1) line += 'h0.01';
+        const back = run.toReversed().map((at) => `${this.x(points[at].at)} ${y(floors[at])}`);
+        fill += `M${edge.join('L')}L${back.join('L')}Z`;
+      }
+      if (this.stacked || series.length === 1) paths.push(svg('path', { class: `under ${this.stacked ? 'solid ' : ''}${one.colour}`, d: fill }));
+      paths.push(svg('path', { class: `over ${this.stacked ? 'thin ' : ''}${one.colour}`, d: line }));
+      if (this.stacked) rows.forEach((row, at) => { floors[at] += row[nth] ?? 0; });
+    });
+    this.picture.replaceChildren(...paths);
+    this.labels();
+  }
+
+  // The legend, with the values of the last point, or of the one that is looked at.
+  labels(at = this.points.length - 1) {
+    const point = this.points[at];
+    const said = (value) => (value === null || value === undefined ? none : this.format(value));
+    const values = this.series.map((one) => (point ? one.value(point) : null));
+    while (this.legend.children.length > this.series.length) this.legend.lastChild.remove();
+    while (this.legend.children.length < this.series.length) {
+      const item = html('li');
+      item.append(html('i'), html('span'), html('b'));
+      this.legend.append(item);
+    }
+    this.series.forEach((one, nth) => {
+      const [swatch, name, value] = this.legend.children[nth].children;
+      swatch.className = one.colour;
+      name.textContent = one.name;
+      value.textContent = said(values[nth]);
+    });
+    const sum = values.reduce((sum, value) => (value === null ? sum : (sum ?? 0) + value), null);
+    this.now.textContent = this.series.length === 0 ? none : said(this.stacked ? sum : values[0]);
+    const told = this.series.map((one, nth) => `${one.name} ${said(values[nth])}`).join(', ');
+    this.picture.setAttribute('aria-label', `${this.title}, now: ${told || 'nothing'}`);
+  }
+
+  look(event) {
+    const box = this.area.getBoundingClientRect();
+    const at = this.from + ((event.clientX - box.left) / box.width) * SPAN;
+    if (!this.points?.length) return;
+    let nearest = 0;
+    this.points.forEach((point, nth) => {
+      if (Math.abs(point.at - at) < Math.abs(this.points[nearest].at - at)) nearest = nth;
+    });
+    const left = (this.x(this.points[nearest].at) / WIDTH) * 100;
+    this.line.hidden = false;
+    this.line.style.setProperty('--left', `${left}%`);
+    this.line.classList.toggle('late', left > 50);
+    this.line.dataset.time = moment(this.points[nearest].at);
+    this.labels(nearest);
+  }
+
+  x(at) {
+    return Math.round(((at - this.from) / SPAN) * WIDTH * 10) / 10;
+  }
+
+  // Indexes of points that hang together.
+  runs(values) {
+    const runs = [];
+    values.forEach((value, at) => {
+      if (value === null || value === undefined) return;
+      const last = runs.at(-1)?.at(-1);
+      if (last !== undefined && last === at - 1 && this.points[at].at - this.points[last].at < BREAK) {
+        runs.at(-1).push(at);
+      } else {
+        runs.push([at]);
+      }
+    });
+    return runs;
+  }
+}
+
+// The next round number up.
+function nice(value) {
+  if (value <= 0) return 1;
+  const power = 10 ** Math.floor(Math.log10(value));
+  return [1, 2, 2.5, 5, 10].find((step) => value <= step * power) * power;
+}
