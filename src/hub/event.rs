@@ -275,6 +275,11 @@ impl<'a> EventView<'a> {
         self.meta.source.of(self.frame)
     }
 
+    /// The account, or the type of a custom event; empty where there is neither.
+    pub(super) fn subject_bytes(&self) -> &'a [u8] {
+        self.meta.subject.of(self.frame)
+    }
+
     /// Empty where there is none.
     pub(super) fn account_bytes(&self) -> &'a [u8] {
         let subject = self.meta.subject.of(self.frame);

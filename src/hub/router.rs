@@ -199,8 +199,14 @@ impl Table {
         if !by_account && !by_type {
             return;
         }
+        let mut before = (&[][..], 0);
         for nth in 0..indexed.events.len() {
             let event = indexed.view(nth);
+            // Events of one account or type often follow each other: its listeners are marked already.
+            let subject = (event.subject_bytes(), event.kind());
+            if subject == std::mem::replace(&mut before, subject) {
+                continue;
+            }
             let account = event.account_bytes();
             if by_account && !account.is_empty() {
                 marking.mark_each(self.by_account.get(account), event.kind());

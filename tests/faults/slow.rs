@@ -12,7 +12,7 @@ use crate::{
     promises, seconds,
     support::{
         LIMIT,
-        events::event,
+        events::{event, noise},
         gateway::{Gateway, GatewayOptions},
         nodes::{Keep, TestNode},
         redis::{RedisOptions, RedisServer},
@@ -36,7 +36,7 @@ const HISTORY: &str = "4MiB";
 const GROWTH: u64 = 64 << 20;
 
 fn payload(number: u64) -> Event {
-    let labels = [("filling".to_owned(), "x".repeat(PAYLOAD))].into();
+    let labels = [("filling".to_owned(), noise(number, PAYLOAD))].into();
     let custom = CustomEvent { r#type: "test.slow".into(), labels, payload: None };
     Event { event_id: number.to_string(), ..event(Kind::Custom(custom)) }
 }

@@ -198,7 +198,7 @@ async fn history_holds_no_more_bytes_than_it_may() {
 fn large(number: u64) -> Event {
     let mut event = events::blocked_ip("192.0.2.7");
     if let Some(trunkline::proto::v1::event::Kind::BlockedIp(blocked)) = &mut event.kind {
-        blocked.reason = format!("{number:01000}");
+        blocked.reason = events::noise(number, 1000);
     }
     event
 }

@@ -114,9 +114,26 @@ pub fn custom(type_name: &str) -> Event {
     }))
 }
 
+/// So many letters and digits in which nothing repeats, so that no frame of them is packed: the same for the same seed.
+pub fn noise(seed: u64, length: usize) -> String {
+    const DIGITS: &[u8; 64] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_";
+    // SplitMix64, ten digits of each number.
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let numbers = std::iter::repeat_with(|| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    });
+    let digits = numbers
+        .flat_map(|number| (0..10).map(move |digit| (number >> (6 * digit)).to_le_bytes()[0]));
+    digits.take(length).map(|digit| char::from(DIGITS[usize::from(digit & 63)])).collect()
+}
+
 /// An event with a payload of so many bytes.
 pub fn large(bytes: usize) -> Event {
-    let payload = Any { type_url: "example.org/Large".to_owned(), value: vec![7; bytes] };
+    let value = noise(bytes as u64, bytes).into_bytes();
+    let payload = Any { type_url: "example.org/Large".to_owned(), value };
     event(Kind::Custom(CustomEvent {
         r#type: "com.example.large".to_owned(),
         labels: HashMap::new(),

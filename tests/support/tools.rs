@@ -74,6 +74,18 @@ pub fn openssl() -> PathBuf {
     FOUND.get_or_init(|| tool.find()).clone()
 }
 
+/// `valgrind`, which counts instructions; `TRUNKLINE_TEST_VALGRIND` names another.
+pub fn valgrind() -> PathBuf {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    let tool = Tool {
+        variable: "TRUNKLINE_TEST_VALGRIND",
+        name: "valgrind",
+        proof: &["--tool=callgrind", "--version"],
+        what: "valgrind",
+    };
+    FOUND.get_or_init(|| tool.find()).clone()
+}
+
 /// `chromium`, a browser; `TRUNKLINE_TEST_CHROMIUM` names another, Chrome for example.
 pub fn chromium() -> PathBuf {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
@@ -102,6 +114,18 @@ pub fn chromedriver() -> PathBuf {
 pub fn tmux() -> PathBuf {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     let tool = Tool { variable: "TRUNKLINE_TEST_TMUX", name: "tmux", proof: &["-V"], what: "tmux" };
+    FOUND.get_or_init(|| tool.find()).clone()
+}
+
+/// `envoy`; `TRUNKLINE_TEST_ENVOY` names another.
+pub fn envoy() -> PathBuf {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    let tool = Tool {
+        variable: "TRUNKLINE_TEST_ENVOY",
+        name: "envoy",
+        proof: &["--version"],
+        what: "Envoy",
+    };
     FOUND.get_or_init(|| tool.find()).clone()
 }
 

@@ -1,0 +1,206 @@
+//! A real Envoy in front of two gateways, with the configuration of deploy/envoy: it finds out who serves, streams move when a
+//! gateway is killed or drained, and nothing is lost. What Envoy did is what its own statistics say.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use support::{
+    Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer,
+    events::{mailbox_change, with_id},
+    folder,
+    ports::Port,
+    process::{Process, Program},
+    shared, tools, until,
+};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinHandle,
+};
+use trunkline::client::{Client, Notification, SubscribeOptions, Subscription};
+
+/// How many nodes subscribe through Envoy.
+const NODES: usize = 6;
+
+/// The proxy, and what it is asked through.
+struct Envoy {
+    listen: Port,
+    admin: Port,
+    _process: Process,
+    _folder: TempDir,
+}
+
+impl Envoy {
+    /// Starts one in front of two gateways.
+    async fn start(gateways: [&Gateway; 2]) -> Envoy {
+        let (listen, admin, folder) = (Port::free(), Port::free(), folder::new());
+        let mut config = include_str!("../deploy/envoy/envoy.yaml").to_owned();
+        let ports = [
+            (9901, admin.number()),
+            (7400, listen.number()),
+            (7420, gateways[0].port()),
+            (7430, gateways[1].port()),
+        ];
+        for (from, to) in ports {
+            let (from, to) = (format!("port_value: {from} "), format!("port_value: {to} "));
+            assert_eq!(config.matches(&from).count(), 1, "{from}");
+            config = config.replace(&from, &to);
+        }
+        let file = folder.path().join("envoy.yaml");
+        fs::write(&file, config).unwrap();
+        let file = file.display().to_string();
+        // Side by side with others, and with two threads.
+        let args = ["-c", &file, "--disable-hot-restart", "--concurrency", "2", "-l", "warning"];
+        let process = Process::start("envoy", Program::new(tools::envoy(), args));
+        let envoy = Envoy { listen, admin, _process: process, _folder: folder };
+        envoy.stat_is("membership_healthy", 2).await;
+        envoy
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.listen.number())
+    }
+
+    /// A statistic of the cluster of gateways; None while Envoy does not say.
+    async fn stat(&self, name: &str) -> Option<u64> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.admin.number())).await.ok()?;
+        let request = "GET /stats?filter=cluster.gateways HTTP/1.1\r\n\
+            host: envoy\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.ok()?;
+        let name = format!("cluster.gateways.{name}: ");
+        text.lines().find_map(|line| line.strip_prefix(&name)?.trim().parse().ok())
+    }
+
+    async fn stat_is(&self, name: &str, expected: u64) {
+        let what = format!("{name} is {expected}");
+        until(LIMIT, &what, async || self.stat(name).await == Some(expected)).await;
+    }
+}
+
+/// The nodes behind Envoy, and one who publishes through it.
+struct Traffic {
+    stop: Arc<AtomicBool>,
+    publisher: JoinHandle<Vec<String>>,
+    nodes: Vec<JoinHandle<Vec<Notification>>>,
+}
+
+impl Traffic {
+    /// Subscribes nodes through Envoy, and begins to publish: each event until it is acknowledged, under one request id.
+    async fn start(envoy: &Envoy) -> Traffic {
+        let mut nodes = Vec::new();
+        for n in 0..NODES {
+            let client = Client::builder(format!("n{n}")).gateway(envoy.url()).build().unwrap();
+            let mut subscription = client.subscribe(SubscribeOptions::new());
+            while !matches!(next(&mut subscription).await, Notification::Subscribed(_)) {}
+            nodes.push(tokio::spawn(record(subscription)));
+        }
+        let publisher = Client::builder("p").gateway(envoy.url()).build().unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let publisher = tokio::spawn(async move {
+            let mut ids = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                let id = format!("e{}", ids.len());
+                let event = with_id(&id, mailbox_change("a1", ids.len() as u64));
+                publisher.publish([event]).await.expect("acknowledged in the end");
+                ids.push(id);
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            publisher.publish([with_id("last", mailbox_change("a1", 0))]).await.unwrap();
+            ids.push("last".into());
+            ids
+        });
+        Traffic { stop, publisher, nodes }
+    }
+
+    /// Whether every node got every event once, in order, and no gap.
+    async fn was_whole(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let published = self.publisher.await.unwrap();
+        eprintln!("{} events", published.len());
+        assert!(published.len() > 100, "{}", published.len());
+        for node in self.nodes {
+            let seen = node.await.unwrap();
+            let ids = seen.iter().filter_map(|seen| match seen {
+                Notification::Event(event) => Some(event.event_id.clone()),
+                _ => None,
+            });
+            assert_eq!(ids.collect::<Vec<_>>(), published);
+            let gap = seen.iter().find(|seen| matches!(seen, Notification::Gap(_)));
+            assert!(gap.is_none(), "{gap:?}");
+        }
+    }
+}
+
+async fn next(subscription: &mut Subscription) -> Notification {
+    let next = tokio::time::timeout(LIMIT, subscription.next()).await;
+    next.expect("a notification in time").expect("no end").expect("no error")
+}
+
+/// All notifications up to the event `last`.
+async fn record(mut subscription: Subscription) -> Vec<Notification> {
+    let mut all = Vec::new();
+    loop {
+        let notification = next(&mut subscription).await;
+        let last = matches!(&notification, Notification::Event(event) if event.event_id == "last");
+        all.push(notification);
+        if last {
+            return all;
+        }
+    }
+}
+
+async fn streams(gateway: &Gateway) -> u32 {
+    let mut client = gateway.client().await;
+    client.get_status(trunkline::proto::v1::GetStatusRequest {}).await.unwrap().into_inner().streams
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_move_when_a_gateway_is_killed_or_drained_and_nothing_is_lost() {
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let prefix = shared::prefix();
+    // Load balancers look once a second.
+    let drain = serde_json::json!({ "delay": "2s", "spread": "1s" });
+    let options = || GatewayOptions::redis(&redis.url(), &prefix).set("drain", drain.clone());
+    let (one, two) = tokio::join!(Gateway::start(options()), Gateway::start(options()));
+    let envoy = Envoy::start([&one, &two]).await;
+    let traffic = Traffic::start(&envoy).await;
+    let all = u32::try_from(NODES).unwrap();
+    assert_eq!(streams(&one).await + streams(&two).await, all);
+    assert!(streams(&one).await > 0 && streams(&two).await > 0, "both have some");
+
+    // Killed: found by the health check, and everybody is on the other one.
+    one.kill_9();
+    envoy.stat_is("membership_healthy", 1).await;
+    assert!(envoy.stat("health_check.failure").await >= Some(1));
+    until(LIMIT, "all streams on the other one", async || streams(&two).await == all).await;
+
+    // Back: it is sent some again, and takes them all when the other one drains.
+    one.restart().await;
+    envoy.stat_is("membership_healthy", 2).await;
+    let connects = envoy.stat("upstream_cx_connect_fail").await;
+    let failures = envoy.stat("health_check.failure").await;
+    let ended = two.terminate(LIMIT).await;
+    assert!(ended.status.success(), "{ended:?}");
+    until(LIMIT, "all streams on the first one", async || streams(&one).await == all).await;
+    envoy.stat_is("membership_healthy", 1).await;
+    // The health check said it before it was gone.
+    assert!(envoy.stat("health_check.failure").await > failures);
+    eprintln!("failed connects before the drain: {connects:?}");
+
+    assert!(envoy.stat("upstream_rq_total").await >= Some(100));
+    traffic.was_whole().await;
+}
