@@ -20,12 +20,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         .compile_well_known_types(false)
         .compile_fds(api)?;
 
-    let bus = protox::compile(["trunkline/bus/v1/frame.proto"], ["proto"])?;
+    let bus = ["trunkline/bus/v1/frame.proto", "trunkline/bus/v1/members.proto"];
+    let bus = protox::compile(bus, ["proto"])?;
     let bus = prost_build_only_package(bus, "trunkline.bus.v1");
     tonic_prost_build::configure()
         .build_server(false)
         .build_client(false)
         .extern_path(".trunkline.v1", "crate::proto::v1")
+        .bytes(".trunkline.bus.v1.NodeRecord.node")
         .compile_fds(bus)?;
 
     // The server takes and gives events as bytes: it never decodes one to encode it again.

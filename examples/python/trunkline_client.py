@@ -158,6 +158,10 @@ class Client:
                     if arm is None:
                         continue  # a newer gateway's
                     message = getattr(response, arm)
+                    if arm == "notice":
+                        # For whoever runs the node; it stands for no place.
+                        log.warning("the gateway says: %s", message.text)
+                        continue
                     if arm == "draining":
                         asked = message.reconnect_delay.ToTimedelta().total_seconds()
                         continue

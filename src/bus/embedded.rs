@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    AppendError, Appended, Batch, Bus, BusStatus, Delivery, Epoch, Frame, Health, History, Offset,
-    Place, RequestId, ShardBusStatus, ShardId, Sink, put_event, unix_ms,
+    AppendError, Appended, Batch, Bus, BusStatus, Delivery, Epoch, Frame, Health, History, Members,
+    Offset, Place, RequestId, ShardBusStatus, ShardId, Sink, put_event, unix_ms,
 };
 use crate::trace::Follow;
 
@@ -119,6 +119,10 @@ impl Bus for EmbeddedBus {
     }
 
     fn history(&self) -> Option<&dyn History> {
+        None
+    }
+
+    fn members(&self) -> Option<&dyn Members> {
         None
     }
 

@@ -7,6 +7,7 @@
 //! The bus knows nothing of gRPC and nothing of subscribers; events are bytes to it.
 
 mod embedded;
+mod members;
 mod position;
 pub mod redis;
 
@@ -17,6 +18,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 pub use embedded::EmbeddedBus;
+pub use members::{Exchange, MemberHead, MemberId, Members, Part};
 pub use position::{Epoch, Offset, Place, ShardId};
 
 use crate::trace::{Follow, Span};
@@ -250,6 +252,9 @@ pub trait Bus: Send + Sync + 'static {
 
     /// What the bus keeps beyond its sink's log; none where it keeps nothing.
     fn history(&self) -> Option<&dyn History>;
+
+    /// Where gateways find one another; none where there is but one.
+    fn members(&self) -> Option<&dyn Members>;
 
     /// Whether the way through the bus is proven, now and from now on.
     fn health(&self) -> watch::Receiver<Health>;

@@ -1,53 +1,228 @@
 //! `trunkline nodes`.
 
-use std::io::Write;
+use std::{
+    fmt::Write as _,
+    io::Write,
+    time::{Duration, SystemTime},
+};
 
 use clap::Args;
-use trunkline::proto::v1::ListNodesRequest;
+use trunkline::proto::v1::{self, GatewayState, ListNodesRequest, NodeState};
 
-use super::{Failure, Gateway, json};
+use super::{Failure, json};
 
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  trunkline nodes
-  trunkline nodes --json | jq -r 'select(.behindEvents) | .nodeId'      who is behind")]
+  trunkline nodes                        the nodes of all gateways
+  trunkline nodes --of gw-a --gateways   one gateway's nodes, and the gateways
+  trunkline nodes --json | jq -r 'select(.behindEvents) | .nodeId'      who is behind
+  trunkline nodes --json | jq -r 'select(.duplicate) | .nodeId'         which ids two processes have")]
 pub(super) struct Nodes {
     #[command(flatten)]
-    gateway: Gateway,
+    gateway: super::Gateway,
+    /// Only the nodes of the gateway with this id
+    #[arg(long, value_name = "GATEWAY_ID")]
+    of: Option<String>,
+    /// Only the streams of this node
+    #[arg(long)]
+    node_id: Option<String>,
+    /// Print the gateways too
+    #[arg(long)]
+    gateways: bool,
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
 }
 
+/// Lines of cells, each column as wide as its widest.
+struct Table {
+    rows: Vec<Vec<String>>,
+}
+
 impl Nodes {
     pub(super) async fn run(&self) -> Result<(), Failure> {
         let mut client = self.gateway.connect().await?;
-        let mut page_token = String::new();
+        let (mut nodes, mut page_token, mut gateways) = (Vec::new(), String::new(), None);
         let mut out = std::io::stdout().lock();
         loop {
-            let request = ListNodesRequest { page_size: 1000, page_token };
+            let request = ListNodesRequest {
+                page_size: 1000,
+                page_token,
+                gateway_id: self.of.clone().unwrap_or_default(),
+                node_id: self.node_id.clone().unwrap_or_default(),
+            };
             let page = client.list_nodes(request).await?.into_inner();
-            for node in page.nodes {
-                if self.json {
-                    let json = json::to_json("Node", &node).map_err(Failure::Other)?;
+            if gateways.is_none() && self.json && self.gateways {
+                for gateway in &page.gateways {
+                    let json = json::to_json("Gateway", gateway).map_err(Failure::Other)?;
                     writeln!(out, "{json}")?;
-                } else {
-                    writeln!(
-                        out,
-                        "{}  {}  roles [{}]  {} delivered, {} behind",
-                        node.node_id,
-                        node.peer,
-                        node.roles.join(", "),
-                        node.delivered_events,
-                        node.behind_events
-                    )?;
                 }
             }
+            gateways.get_or_insert(page.gateways);
+            if self.json {
+                for node in &page.nodes {
+                    let json = json::to_json("Node", node).map_err(Failure::Other)?;
+                    writeln!(out, "{json}")?;
+                }
+            } else {
+                nodes.extend(page.nodes);
+            }
             if page.next_page_token.is_empty() {
-                return Ok(());
+                break;
             }
             page_token = page.next_page_token;
         }
+        if self.json {
+            return Ok(());
+        }
+        if self.gateways {
+            write!(out, "{}", gateway_table(&gateways.unwrap_or_default()))?;
+            writeln!(out)?;
+        }
+        write!(out, "{}", node_table(&nodes))?;
+        Ok(())
+    }
+}
+
+fn gateway_table(gateways: &[v1::Gateway]) -> Table {
+    let mut table =
+        Table::new(["GATEWAY", "STATE", "STREAMS", "VERSION", "ADDRESS", "UP FOR", "KNOWN"]);
+    for gateway in gateways {
+        let age = gateway.age.and_then(|age| Duration::try_from(age).ok()).unwrap_or_default();
+        table.add([
+            gateway.gateway_id.clone(),
+            name(gateway.state().as_str_name(), "GATEWAY_STATE_"),
+            gateway.streams.to_string(),
+            gateway.version.clone(),
+            gateway.address.clone(),
+            since(gateway.start_time),
+            if age.is_zero() { "now".into() } else { format!("{} ago", rounded(age)) },
+        ]);
+        if gateway.state() == GatewayState::Unspecified {
+            // A newer gateway's state: its number is all that is known.
+            table.set_last(1, gateway.state.to_string());
+        }
+    }
+    table
+}
+
+fn node_table(nodes: &[v1::Node]) -> Table {
+    let mut table = Table::new([
+        "NODE", "STATE", "ROLES", "VERSION", "GATEWAY", "PEER", "UP FOR", "SENT", "BEHIND", "LAG",
+    ]);
+    for node in nodes {
+        let lag = node.lag.and_then(|lag| Duration::try_from(lag).ok()).unwrap_or_default();
+        let mut state = name(node.state().as_str_name(), "NODE_STATE_");
+        if node.state() == NodeState::Unspecified {
+            state = node.state.to_string();
+        }
+        if node.duplicate {
+            state.push_str(", DUPLICATE");
+        }
+        table.add([
+            node.node_id.clone(),
+            state,
+            node.roles.join(","),
+            node.client_version.clone(),
+            node.gateway_id.clone(),
+            node.peer.clone(),
+            since(node.connect_time),
+            node.delivered_events.to_string(),
+            node.behind_events.to_string(),
+            if lag.is_zero() { "-".into() } else { rounded(lag) },
+        ]);
+    }
+    table
+}
+
+/// `serving` of `GATEWAY_STATE_SERVING`; `NOT SERVING`, in capitals, what an operator should look at.
+fn name(full: &str, prefix: &str) -> String {
+    let name = full.trim_start_matches(prefix).replace('_', " ");
+    match name.as_str() {
+        "SERVING" | "CURRENT" | "DRAINING" => name.to_lowercase(),
+        _ => name,
+    }
+}
+
+fn since(time: Option<prost_types::Timestamp>) -> String {
+    let time = time.and_then(|time| SystemTime::try_from(time).ok());
+    // A clock that is behind the gateway's says zero.
+    time.map_or_else(String::new, |time| rounded(time.elapsed().unwrap_or_default()))
+}
+
+/// The two largest units: `3d4h`, `5m12s`, `7.5s`.
+fn rounded(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..60 => format!("{:.1}s", duration.as_secs_f64()),
+        60..3600 => format!("{}m{}s", seconds / 60, seconds % 60),
+        3600..86400 => format!("{}h{}m", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{}d{}h", seconds / 86400, seconds % 86400 / 3600),
+    }
+}
+
+impl Table {
+    fn new<const N: usize>(head: [&str; N]) -> Table {
+        Table { rows: vec![head.map(str::to_owned).to_vec()] }
+    }
+
+    /// What nodes state may hold anything: a control character must not reach the terminal.
+    fn add<const N: usize>(&mut self, cells: [String; N]) {
+        let shown = |cell: String| match cell.as_str() {
+            "" => "-".to_owned(),
+            _ => cell.replace(char::is_control, "?"),
+        };
+        self.rows.push(cells.map(shown).to_vec());
+    }
+
+    fn set_last(&mut self, column: usize, cell: String) {
+        if let Some(row) = self.rows.last_mut() {
+            row[column] = cell;
+        }
+    }
+}
+
+impl std::fmt::Display for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let columns = self.rows[0].len();
+        let width = |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max();
+        let widths: Vec<usize> = (0..columns).filter_map(width).collect();
+        for row in &self.rows {
+            let mut line = String::new();
+            for (cell, width) in row.iter().zip(&widths) {
+                let _ = write!(line, "{cell:<width$}  ");
+            }
+            writeln!(f, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_they_must_be_and_hold_no_control_characters() {
+        let mut table = Table::new(["NODE", "ROLES"]);
+        table.add(["mx-longer".into(), String::new()]);
+        table.add(["m\u{1b}[31m\u{e9}".into(), "imap".into()]);
+        let expected = "NODE       ROLES\nmx-longer  -\nm?[31m\u{e9}    imap\n";
+        assert_eq!(table.to_string(), expected);
+    }
+
+    #[test]
+    fn times_are_read_at_a_glance() {
+        let shown = [0, 7_500, 312_000, 7_380_000, 273_600_000]
+            .map(|ms| rounded(Duration::from_millis(ms)));
+        assert_eq!(shown, ["0.0s", "7.5s", "5m12s", "2h3m", "3d4h"]);
+    }
+
+    #[test]
+    fn what_wants_a_look_is_written_in_capitals() {
+        assert_eq!(name("GATEWAY_STATE_SERVING", "GATEWAY_STATE_"), "serving");
+        assert_eq!(name("GATEWAY_STATE_NOT_SERVING", "GATEWAY_STATE_"), "NOT SERVING");
+        assert_eq!(name("NODE_STATE_SILENT", "NODE_STATE_"), "SILENT");
     }
 }

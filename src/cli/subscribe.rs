@@ -170,6 +170,8 @@ impl Subscribe {
         };
         SubscribeRequest {
             node_id: self.node.id(),
+            incarnation: uuid::Uuid::new_v4().to_string(),
+            client_version: concat!("trunkline subscribe ", env!("CARGO_PKG_VERSION")).to_owned(),
             roles: self.wanted.role.clone(),
             filter: Some(self.wanted.filter()),
             include_own_events: self.wanted.include_own,

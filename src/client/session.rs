@@ -141,6 +141,7 @@ impl Session {
                 self.request.resume_token.clone_from(&heartbeat.resume_token);
                 Some(Notification::Heartbeat(heartbeat))
             }
+            Response::Notice(notice) => Some(Notification::Notice(notice)),
             // For people who look for an event; a node does not ask for it.
             Response::Explanation(explanation) => {
                 self.request.resume_token = explanation.resume_token;

@@ -11,7 +11,7 @@ use futures_util::{Stream, StreamExt};
 
 use super::{Client, Error, session::Session};
 use crate::proto::v1::{
-    Draining, Event, EventKind, Filter, Gap, Heartbeat, Overflow, Start, SubscribeRequest,
+    Draining, Event, EventKind, Filter, Gap, Heartbeat, Notice, Overflow, Start, SubscribeRequest,
     Subscribed,
 };
 
@@ -45,6 +45,8 @@ pub enum Notification {
     Heartbeat(Heartbeat),
     /// The gateway is going away. The subscription goes to another one by itself, after the wait that the gateway asked for.
     Draining(Draining),
+    /// Something that whoever runs the node should know, such as another live process with the same node id. Log it.
+    Notice(Notice),
     /// The stream was lost, and is opened again after `wait`. Nothing is lost by that: it resumes.
     Reconnecting {
         /// Why, for people.
@@ -146,6 +148,7 @@ impl Client {
         let request = SubscribeRequest {
             node_id: self.node_id.clone(),
             incarnation: self.incarnation.clone(),
+            client_version: self.version.clone(),
             roles: self.roles.clone(),
             filter: Some(options.filter),
             include_own_events: options.include_own_events,

@@ -107,6 +107,14 @@ impl Progress {
         let shards = self.hub.logs.iter().enumerate();
         shards.map(|(shard, log)| log.events_from(self.interest.first_unread(shard))).sum()
     }
+
+    /// How old the oldest of these events is at `now_ms`, in milliseconds. Zero if there are none.
+    pub fn lag_ms(&self, now_ms: u64) -> u64 {
+        let shards = self.hub.logs.iter().enumerate();
+        let oldest =
+            shards.filter_map(|(shard, log)| log.made_from(self.interest.first_unread(shard)));
+        oldest.min().map_or(0, |oldest| now_ms.saturating_sub(oldest))
+    }
 }
 
 /// The place in one shard.

@@ -307,6 +307,16 @@ impl Log {
         ring.total - before
     }
 
+    /// When the first frame from the entry with this number on was made, in milliseconds since 1970. None: there is none.
+    pub fn made_from(&self, number: u64) -> Option<u64> {
+        let ring = self.ring.read();
+        let index = usize::try_from(number.saturating_sub(ring.base)).unwrap_or(usize::MAX);
+        ring.entries.iter().skip(index).find_map(|entry| match &entry.content {
+            Content::Frame(indexed) | Content::Again(indexed) => Some(indexed.frame.time_ms),
+            Content::Gap(_) | Content::Epoch => None,
+        })
+    }
+
     /// The number of the first entry that lies after `place`, if everything after `place` is in the log; and how many events
     /// the log had up to there.
     pub fn locate(&self, place: Place) -> Option<(u64, u64)> {

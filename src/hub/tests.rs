@@ -18,7 +18,7 @@ use super::{
 use crate::{
     bus::{
         AppendError, Appended, Batch, Bus, BusStatus, Delivery, Epoch, Frame, Gap, GapReason,
-        Health, History, HistoryPage, Offset, Place, Retained, ShardId, Sink, put_event,
+        Health, History, HistoryPage, Members, Offset, Place, Retained, ShardId, Sink, put_event,
     },
     proto::v1::{self, event::Kind},
 };
@@ -104,6 +104,10 @@ impl Bus for TestBus {
     fn history(&self) -> Option<&dyn History> {
         (self.keep > 0).then_some(self)
     }
+    fn members(&self) -> Option<&dyn Members> {
+        None
+    }
+
     fn health(&self) -> watch::Receiver<Health> {
         self.health.subscribe()
     }

@@ -41,7 +41,7 @@ use self::{
     connections::{Places, Refusals, Terms},
     health::HealthState,
     listener::Admission,
-    nodes::Nodes,
+    nodes::{About, Nodes, membership},
     quota::Quotas,
     requests::RequestsLayer,
     service::{Service, Shared, generated::coordination_service_server::CoordinationServiceServer},
@@ -49,7 +49,7 @@ use self::{
 };
 use crate::{
     bus::{EmbeddedBus, Health, SharedBus, Sink, StartError, redis},
-    config::Config,
+    config::{Config, Keepalive},
     hub::{Hub, log::Capacity, token::deployment_tag},
     proto::v1,
     throttle::Throttle,
@@ -121,7 +121,8 @@ pub async fn serve(
         ),
         None => None,
     };
-    listening(listener.local_addr().unwrap_or(config.listen));
+    let address = listener.local_addr().unwrap_or(config.listen);
+    listening(address);
 
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -129,9 +130,9 @@ pub async fn serve(
         config = %config.effective(),
         "starting"
     );
-    tracing::info!(address = %listener.local_addr().unwrap_or(config.listen), "listening");
+    tracing::info!(%address, "listening");
     let (tracer, exporting) = trace::start(config.otlp.as_ref(), &config.gateway_id);
-    let shared = Arc::new(shared(&config, access.clone(), tracer));
+    let shared = Arc::new(shared(&config, address, access.clone(), tracer));
     // Whoever looks sees the whole of it: from before the bus is there until after it is closed.
     let gone = CancellationToken::new();
     let _gone = gone.clone().drop_guard();
@@ -159,6 +160,7 @@ pub async fn serve(
         health.clone(),
         ended.clone(),
     ));
+    tasks.spawn(membership::run(shared.clone(), bus.clone(), ended.clone()));
     tasks.spawn(lines::tell_left_out(ended.clone()));
     tasks.close();
 
@@ -209,7 +211,22 @@ fn warn_if_open(config: &Config) {
     }
 }
 
-fn shared(config: &Config, access: Arc<Access>, tracer: Tracer) -> Shared {
+/// After so long a connection that died has been found dead, if keepalive looks for such.
+fn takeover(keepalive: &Keepalive) -> Duration {
+    const SLACK: Duration = Duration::from_secs(5);
+    // Without it the system finds a dead connection only by what it cannot send: the heartbeats.
+    const WITHOUT_KEEPALIVE: Duration = Duration::from_mins(15);
+    keepalive.interval.map_or(WITHOUT_KEEPALIVE, |interval| interval + keepalive.timeout + SLACK)
+}
+
+fn shared(config: &Config, address: SocketAddr, access: Arc<Access>, tracer: Tracer) -> Shared {
+    let started = SystemTime::now();
+    let about = About {
+        gateway_id: config.gateway_id.clone(),
+        // "All addresses" is none that others could use.
+        address: if address.ip().is_unspecified() { String::new() } else { address.to_string() },
+        started,
+    };
     let limits = &config.limits;
     let (connections, per_peer) =
         within_open_files(limits.max_connections, limits.max_connections_per_peer);
@@ -217,7 +234,7 @@ fn shared(config: &Config, access: Arc<Access>, tracer: Tracer) -> Shared {
         access,
         gateway_id: config.gateway_id.clone(),
         deployment: deployment_tag(&config.prefix),
-        started: SystemTime::now(),
+        started,
         limits: config.limits.clone(),
         quotas: Arc::new(Quotas::new(limits)),
         places: Arc::new(Places::new(connections, per_peer)),
@@ -225,7 +242,7 @@ fn shared(config: &Config, access: Arc<Access>, tracer: Tracer) -> Shared {
         drain_spread: config.drain.spread,
         hub: OnceLock::new(),
         waiting: RwLock::new("connecting".into()),
-        nodes: Arc::new(Nodes::default()),
+        nodes: Arc::new(Nodes::new(about, takeover(&config.keepalive))),
         drain: watch::Sender::new(None),
         recent: Arc::default(),
         counters: Arc::default(),

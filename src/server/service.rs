@@ -277,7 +277,7 @@ impl Service {
             node_id: subscribe.node_id,
             incarnation: subscribe.incarnation,
             roles: subscribe.roles,
-            gateway_id: shared.gateway_id.clone(),
+            client_version: subscribe.client_version,
             subscription_id: subscription_id.clone(),
             connect_time: Some(timestamp(SystemTime::now())),
             peer: peer.address.to_string(),
@@ -319,9 +319,7 @@ impl Service {
     }
 
     fn list_nodes(&self, request: &v1::ListNodesRequest) -> Result<v1::ListNodesResponse, Error> {
-        let (size, start) = validate::page(request)?;
-        let (nodes, next_page_token) = self.shared.nodes.page(start, size);
-        Ok(v1::ListNodesResponse { nodes, next_page_token })
+        Ok(self.shared.list_nodes(&validate::page(request)?))
     }
 }
 

@@ -179,6 +179,12 @@ impl Subscription {
                 self.last_sent = now;
                 return Poll::Ready(Some(Ok(explanation)));
             }
+            if self.listed.notices().is_waiting()
+                && let Poll::Ready(notice) = self.listed.notices().poll_take(cx)
+            {
+                self.last_sent = now;
+                return Poll::Ready(Some(Ok(notice_of(notice))));
+            }
             if let Poll::Ready(item) = self.cursor.poll_next(cx) {
                 // Of events that are all withheld there is nothing to send but the explanation.
                 let Some(message) = self.item(item) else { continue };
@@ -188,6 +194,11 @@ impl Subscription {
             if self.last_sent + self.terms.heartbeat <= now {
                 self.last_sent = now;
                 return Poll::Ready(Some(Ok(self.heartbeat())));
+            }
+            // After the events, which pay nothing for being woken by it.
+            if let Poll::Ready(notice) = self.listed.notices().poll_take(cx) {
+                self.last_sent = now;
+                return Poll::Ready(Some(Ok(notice_of(notice))));
             }
             if self.timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
@@ -331,6 +342,10 @@ impl Subscription {
             resume_token: self.token(),
         })))
     }
+}
+
+fn notice_of(notice: v1::Notice) -> Response {
+    Response::other(subscribe_response::Response::Notice(notice))
 }
 
 /// A place, as the wire names it.

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{
     error::{Error, Violation},
-    nodes::PageStart,
+    nodes::{PageStart, Query},
     wire,
 };
 use crate::{
@@ -74,6 +74,8 @@ pub struct Subscribe {
     pub incarnation: String,
     /// Its roles.
     pub roles: Vec<String>,
+    /// What runs on it.
+    pub client_version: String,
     /// What it asks for.
     pub filter: Filter,
     /// The same, as it was sent.
@@ -174,6 +176,7 @@ pub fn subscribe(
     check.node_id(&request.node_id);
     check.id("incarnation", &request.incarnation);
     check.names("roles", &request.roles);
+    check.id("client_version", &request.client_version);
     let wire_filter = request.filter.unwrap_or_default();
     check.filter(&wire_filter, limits);
     let start = v1::Start::try_from(request.start).unwrap_or_else(|_| {
@@ -223,6 +226,7 @@ pub fn subscribe(
         node_id: request.node_id,
         incarnation: request.incarnation,
         roles: request.roles,
+        client_version: request.client_version,
         filter,
         wire_filter,
         start,
@@ -244,8 +248,8 @@ fn resume_token(bytes: &[u8], deployment: u32) -> Result<ResumeToken, String> {
     }
 }
 
-/// The size of a page, and where it begins. The default for 0; what is more than the most is the most.
-pub fn page(request: &v1::ListNodesRequest) -> Result<(usize, PageStart), Error> {
+/// Which nodes are asked for. Of the size of a page the default for 0; what is more than the most is the most.
+pub fn page(request: &v1::ListNodesRequest) -> Result<Query, Error> {
     let mut check = Check::default();
     let size = usize::try_from(request.page_size).unwrap_or_else(|_| {
         check.wrong("page_size", "must not be negative");
@@ -255,8 +259,16 @@ pub fn page(request: &v1::ListNodesRequest) -> Result<(usize, PageStart), Error>
         check.wrong("page_token", "is not one that this method gave");
         PageStart::default()
     });
+    check.id("gateway_id", &request.gateway_id);
+    check.id("node_id", &request.node_id);
     check.done()?;
-    Ok((if size == 0 { DEFAULT_PAGE } else { size.min(MAX_PAGE) }, start))
+    let some = |id: &String| (!id.is_empty()).then(|| id.clone());
+    Ok(Query {
+        gateway_id: some(&request.gateway_id),
+        node_id: some(&request.node_id),
+        start,
+        size: if size == 0 { DEFAULT_PAGE } else { size.min(MAX_PAGE) },
+    })
 }
 
 fn too_large(what: &str, limit: usize, actual: usize) -> Error {

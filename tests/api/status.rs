@@ -22,7 +22,8 @@ async fn status(gateway: &Gateway) -> GetStatusResponse {
 }
 
 async fn list(gateway: &Gateway, page_size: i32, page_token: &str) -> ListNodesResponse {
-    let request = ListNodesRequest { page_size, page_token: page_token.into() };
+    let request =
+        ListNodesRequest { page_size, page_token: page_token.into(), ..Default::default() };
     gateway.client().await.list_nodes(request).await.unwrap().into_inner()
 }
 
@@ -147,7 +148,8 @@ async fn a_page_that_cannot_be_is_refused() {
     let bench = Bench::embedded().await;
     let mut client = bench.gateway.client().await;
     let mut refused = async |page_size, page_token: &str| {
-        let request = ListNodesRequest { page_size, page_token: page_token.into() };
+        let request =
+            ListNodesRequest { page_size, page_token: page_token.into(), ..Default::default() };
         let status = client.list_nodes(request).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument);
         wrong_fields(&status)

@@ -35,20 +35,37 @@ async fn the_state_is_told_to_people_and_to_scripts() {
 async fn the_nodes_are_listed() {
     let gateway = gateway().await;
     let nobody = to(&gateway, ["nodes"]).run(LIMIT).await.success();
-    assert_eq!(nobody, "");
+    assert!(nobody.starts_with("NODE ") && nobody.lines().count() == 1, "{nobody}");
 
     let mut collectors = vec![];
     for id in ["mx1", "mx2"] {
         let node = TestNode::connect(&gateway, id).await;
         let mut request = node.request();
         request.roles = vec!["imap".into(), "mta".into()];
+        request.client_version = "imapd 2.4.1".into();
         collectors.push(node.subscribe(request).await);
     }
-    let output = to(&gateway, ["nodes"]).run(LIMIT).await.success();
-    let lines: Vec<&str> = output.lines().collect();
-    assert_eq!(lines.len(), 2, "{output}");
-    assert!(lines[0].starts_with("mx1  127.0.0.1:") && lines[1].starts_with("mx2  "), "{output}");
-    assert!(lines[0].contains("roles [imap, mta]  0 delivered, 0 behind"), "{output}");
+    let output = to(&gateway, ["nodes", "--gateways"]).run(LIMIT).await.success();
+    let lines: Vec<Vec<&str>> = output
+        .lines()
+        .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
+        .collect();
+    assert_eq!(lines.len(), 6, "{output}");
+    assert_eq!(
+        lines[1][1..5],
+        ["serving", "2", env!("CARGO_PKG_VERSION"), &gateway.address()],
+        "{output}"
+    );
+    assert_eq!(lines[1][6], "now", "{output}");
+    for (line, id) in lines[4..].iter().zip(["mx1", "mx2"]) {
+        assert_eq!(line[..5], [id, "current", "imap,mta", "imapd 2.4.1", lines[1][0]], "{output}");
+        assert!(line[5].starts_with("127.0.0.1:"), "{output}");
+        assert_eq!(line[7..], ["0", "0", "-"], "{output}");
+    }
+    let one = to(&gateway, ["nodes", "--node-id", "mx2"]).run(LIMIT).await.success();
+    assert_eq!(one.lines().skip(1).map(|line| &line[..3]).collect::<Vec<_>>(), ["mx2"]);
+    let none = to(&gateway, ["nodes", "--of", "elsewhere"]).run(LIMIT).await.success();
+    assert_eq!(none.lines().count(), 1, "{none}");
 
     let output = to(&gateway, ["nodes", "--json"]).run(LIMIT).await.success();
     let ids: Vec<Value> = output

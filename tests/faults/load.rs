@@ -385,6 +385,8 @@ fn take(shared: &Shared, place: usize, response: SubscribeResponse, token: &mut 
         }
         Some(Response::Heartbeat(heartbeat)) => *token = heartbeat.resume_token,
         Some(Response::Draining(_)) => note(shared, place, Item::Draining),
+        // For people, and it carries no token.
+        Some(Response::Notice(_)) => {}
         Some(Response::Explanation(_)) => {
             shared.absurd("an explanation that nobody asked for".into());
         }

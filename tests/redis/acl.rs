@@ -203,13 +203,18 @@ async fn stubborn(options: &GatewayOptions, server: &RedisServer, key: &str) {
         {
             token = stream.recording().last_token().map(<[u8]>::to_vec).unwrap_or_default();
         }
-        // Not too often: a history that begins anew is not trimmed.
-        if round % 8 == 7 {
+        // Not too often: a history that begins anew is not trimmed, and what is trimmed is older than a second.
+        if round % 48 == 47 {
             // Where the slot is on its way they lie elsewhere.
             let _ = server.command::<i64>(&["DEL", key]).await;
             let _ = server.command::<String>(&["SCRIPT", "FLUSH"]).await;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
+        // Now and then nobody is there for so long that the other gateways are told.
+        if round % 48 == 23 {
+            drop(stream);
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+        }
     }
 }
 

@@ -6,9 +6,9 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 use tonic::{Status, Streaming, transport::Channel};
 use trunkline::proto::v1::{
-    Draining, Event, Explanation, Gap, Heartbeat, Position, PublishRequest, SubscribeRequest,
-    SubscribeResponse, Subscribed, coordination_service_client::CoordinationServiceClient,
-    subscribe_response::Response,
+    Draining, Event, Explanation, Gap, Heartbeat, Notice, Position, PublishRequest,
+    SubscribeRequest, SubscribeResponse, Subscribed,
+    coordination_service_client::CoordinationServiceClient, subscribe_response::Response,
 };
 
 use super::gateway::{self, Gateway};
@@ -110,6 +110,8 @@ pub enum Seen {
     Heartbeat(Heartbeat),
     /// The gateway is going away.
     Draining(Draining),
+    /// What whoever runs the node should know.
+    Notice(Notice),
     /// What became of all events.
     Explanation(Explanation),
     /// A response whose arm is not known.
@@ -179,6 +181,14 @@ impl Recording {
         })
     }
 
+    /// The notices, in order.
+    pub fn notices(&self) -> Vec<&Notice> {
+        self.seen
+            .iter()
+            .filter_map(|seen| if let Seen::Notice(notice) = seen { Some(notice) } else { None })
+            .collect()
+    }
+
     /// How the stream ended, if it has.
     pub fn ended(&self) -> Option<&Result<(), Status>> {
         match self.seen.last() {
@@ -201,6 +211,7 @@ impl Recording {
             Some(Response::Gap(gap)) => Seen::Gap(gap),
             Some(Response::Heartbeat(heartbeat)) => Seen::Heartbeat(heartbeat),
             Some(Response::Draining(draining)) => Seen::Draining(draining),
+            Some(Response::Notice(notice)) => Seen::Notice(notice),
             Some(Response::Explanation(explanation)) => Seen::Explanation(explanation),
             None => Seen::Unknown,
         });
@@ -216,7 +227,7 @@ impl Seen {
             Seen::Gap(gap) => Some(&gap.resume_token),
             Seen::Heartbeat(heartbeat) => Some(&heartbeat.resume_token),
             Seen::Explanation(explanation) => Some(&explanation.resume_token),
-            Seen::Draining(_) | Seen::Unknown | Seen::Ended(_) => None,
+            Seen::Draining(_) | Seen::Notice(_) | Seen::Unknown | Seen::Ended(_) => None,
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod doctor;
 mod envelope;
 mod history;
 mod link;
+mod members;
 mod names;
 mod order;
 mod packing;
@@ -31,6 +32,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
 use parking_lot::Mutex;
 use redis::Value;
@@ -38,7 +40,8 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    names::ShardNames,
+    members::MemberStore,
+    names::{MemberNames, ShardNames},
     order::Order,
     proof::Proof,
     reader::{Counters, Reader, ReaderParts},
@@ -48,8 +51,8 @@ use self::{
     writer::{Job, Writer},
 };
 use super::{
-    AppendError, Appended, Batch, Bus, BusStatus, Health, History, HistoryPage, Place, Retained,
-    ShardId, Sink, StartError,
+    AppendError, Appended, Batch, Bus, BusStatus, Exchange, Health, History, HistoryPage, MemberId,
+    Members, Part, Place, Retained, ShardId, Sink, StartError,
 };
 
 use crate::throttle::Throttle;
@@ -70,6 +73,7 @@ pub struct RedisBus {
     settings: Arc<Settings>,
     topology: Arc<Topology>,
     names: Vec<Arc<ShardNames>>,
+    members: MemberStore,
     queues: Vec<mpsc::Sender<Job>>,
     proofs: Vec<Arc<Proof>>,
     health: watch::Receiver<Health>,
@@ -124,16 +128,22 @@ impl RedisBus {
             .map(|shard| ShardNames::new(&settings.prefix, shard, count))
             .map(|names| Arc::new(names.sealed_by(settings.keys.as_ref())))
             .collect();
-        let slots = names.iter().map(|names| names.slot).collect();
+        // The members' slot stands behind those of the shards.
+        let members = MemberNames::new(&settings.prefix);
+        let slots = names.iter().map(|names| names.slot).chain([members.slot]).collect();
         let topology =
             Topology::new((*settings).clone(), slots).map_err(|e| StartError(e.to_string()))?;
-        Ok(Self::run(settings, Arc::new(topology), names, sink(count)))
+        let topology = Arc::new(topology);
+        let slot = ShardId(count);
+        let members = MemberStore { names: members, slot, topology: topology.clone() };
+        Ok(Self::run(settings, topology, names, members, sink(count)))
     }
 
     fn run(
         settings: Arc<Settings>,
         topology: Arc<Topology>,
         names: Vec<Arc<ShardNames>>,
+        members: MemberStore,
         sink: Arc<dyn Sink>,
     ) -> RedisBus {
         let own = rand::random();
@@ -186,6 +196,7 @@ impl RedisBus {
             settings,
             topology,
             names,
+            members,
             queues,
             proofs,
             health: healthy,
@@ -269,6 +280,10 @@ impl Bus for RedisBus {
         Some(self)
     }
 
+    fn members(&self) -> Option<&dyn Members> {
+        Some(self)
+    }
+
     fn health(&self) -> watch::Receiver<Health> {
         self.health.clone()
     }
@@ -325,6 +340,20 @@ impl History for RedisBus {
             reading.map(|reading| reading.tip).map_err(AppendError::Unavailable)
         }
         .boxed()
+    }
+}
+
+impl Members for RedisBus {
+    fn exchange(&self, part: Part) -> BoxFuture<'_, Result<Exchange, AppendError>> {
+        async move { self.members.exchange(&part).await }.boxed()
+    }
+
+    fn pages(
+        &self,
+        member: MemberId,
+        pages: Vec<u32>,
+    ) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, AppendError>> {
+        async move { self.members.pages(member, &pages).await }.boxed()
     }
 }
 

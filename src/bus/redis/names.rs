@@ -6,7 +6,7 @@ use super::{
     envelope::WriterId,
     seal::{Keys, Seal},
 };
-use crate::bus::{RequestId, ShardId};
+use crate::bus::{MemberId, RequestId, ShardId};
 
 /// Hash slots of a Redis Cluster.
 pub(super) const SLOTS: u16 = 16384;
@@ -84,6 +84,28 @@ impl ShardNames {
     }
 }
 
+/// Where the gateways keep what they say of themselves. One hash tag for all, so that one script reaches it.
+#[derive(Clone, Debug)]
+pub(super) struct MemberNames {
+    base: String,
+    /// The hash slot of all of them.
+    pub slot: u16,
+    /// The heads of all gateways (hash).
+    pub heads: String,
+}
+
+impl MemberNames {
+    pub(super) fn new(prefix: &str) -> MemberNames {
+        let base = format!("{prefix}:{{members}}");
+        MemberNames { slot: slot_of("members"), heads: format!("{base}:heads"), base }
+    }
+
+    /// A gateway's pages (hash).
+    pub(super) fn pages(&self, member: MemberId) -> String {
+        format!("{}:pages:{:016x}", self.base, member.0)
+    }
+}
+
 /// Where the deployment's shard count and mode are recorded.
 pub(super) fn deployment(prefix: &str) -> String {
     format!("{prefix}:deployment")
@@ -116,6 +138,13 @@ mod tests {
             let least = owned.iter().min().unwrap();
             assert!(most - least <= 1, "{shards} shards over {masters} masters: {owned:?}");
         }
+    }
+
+    #[test]
+    fn all_names_of_members_have_one_tag() {
+        let names = MemberNames::new("mail");
+        assert_eq!(names.heads, "mail:{members}:heads");
+        assert_eq!(names.pages(MemberId(255)), "mail:{members}:pages:00000000000000ff");
     }
 
     #[test]

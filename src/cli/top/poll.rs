@@ -83,7 +83,10 @@ pub async fn look(client: &mut Client) -> Result<Snapshot, Failure> {
     let mut snapshot = Snapshot { status, ..Default::default() };
     let mut page_token = String::new();
     loop {
-        let request = ListNodesRequest { page_size: 1000, page_token };
+        // Those of this gateway, as all else that is shown.
+        let gateway_id = snapshot.status.gateway_id.clone();
+        let request =
+            ListNodesRequest { page_size: 1000, page_token, gateway_id, ..Default::default() };
         let page = client.list_nodes(request).await?.into_inner();
         snapshot.nodes.extend(page.nodes);
         page_token = page.next_page_token;

@@ -129,6 +129,13 @@ fn streams(text: &mut Text, shared: &Shared) {
     text.gauge("streams", "Subscribe streams that are open.").sample(&[], open);
     text.gauge("streams_limit", "Streams that may be open: limits.maxStreams.")
         .sample(&[], shared.limits.max_streams);
+    text.gauge("gateways", "Gateways that this one knows of, itself included.")
+        .sample(&[], shared.gateways().len());
+    text.gauge(
+        "duplicate_nodes",
+        "Node ids that more than one live process has, on all gateways, as far as this one knows.",
+    )
+    .sample(&[], shared.nodes.duplicate_ids());
     text.gauge("behind_events", "Events that the streams have still to be offered, all together.")
         .sample(&[], sum);
     text.gauge("most_behind_events", "The same of the stream that is furthest behind.")

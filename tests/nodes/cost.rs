@@ -1,0 +1,60 @@
+//! What the list costs Redis.
+
+use std::time::Duration;
+
+use trunkline::proto::v1::SubscribeRequest;
+
+use super::{
+    node_ids, redis,
+    support::{Collector, Gateway, LIMIT, RedisServer, TestNode, until},
+    two,
+};
+
+/// How long is counted.
+const COUNTED: Duration = Duration::from_secs(10);
+
+/// The calls of a command since the last reset.
+fn calls(stats: &str, name: &str) -> u64 {
+    let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{name}:calls=")));
+    line.and_then(|line| line.split(',').next()?.parse().ok()).unwrap_or(0)
+}
+
+/// The calls that the list makes, while nothing happens.
+async fn counted(redis: &RedisServer, gateways: [&Gateway; 2], nodes: usize) -> [u64; 3] {
+    for gateway in gateways {
+        until(LIMIT, "all nodes", async || node_ids(gateway).await.len() == nodes).await;
+    }
+    // What came last is told; figures are, too.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    redis.cli(&["CONFIG", "RESETSTAT"]).await;
+    tokio::time::sleep(COUNTED).await;
+    let stats = redis.cli(&["INFO", "commandstats"]).await;
+    // The scripts of the list, what they read, and the pages.
+    ["evalsha", "hgetall", "hmget"].map(|name| calls(&stats, name))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_nodes_cost_as_many_commands_as_two() {
+    let redis = redis().await;
+    let (a, b) = two(&redis).await;
+    let (on_a, on_b) = (TestNode::connect(&a, "").await, TestNode::connect(&b, "").await);
+    let mut held: Vec<Collector> = Vec::new();
+    let mut open = async |count: usize| {
+        while held.len() < count {
+            let number = held.len();
+            let node = if number.is_multiple_of(2) { &on_a } else { &on_b };
+            let node_id = format!("node-{number}");
+            held.push(node.subscribe(SubscribeRequest { node_id, ..Default::default() }).await);
+        }
+    };
+    open(2).await;
+    let few = counted(&redis, [&a, &b], 2).await;
+    open(1000).await;
+    let many = counted(&redis, [&a, &b], 1000).await;
+    println!("in {COUNTED:?}: evalsha, hgetall, hmget with 2 nodes {few:?}, with 1000 {many:?}");
+    // One call of each gateway every 2 s.
+    assert!(few[1] >= 6, "{few:?}");
+    for (few, many) in few.into_iter().zip(many) {
+        assert!(many <= few + 8, "{few} with 2 nodes, {many} with 1000");
+    }
+}
