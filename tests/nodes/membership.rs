@@ -151,6 +151,7 @@ async fn what_a_redis_forgot_is_put_down_again() {
     let (a, b) = two(&redis).await;
     let _held = [open(&a, "node-a").await, open(&b, "node-b").await];
     until(LIMIT, "both nodes", async || node_ids(&a).await == ["node-a", "node-b"]).await;
+    until(LIMIT, "both nodes", async || node_ids(&b).await == ["node-a", "node-b"]).await;
     for _ in 0..2 {
         redis.cli(&["FLUSHALL"]).await;
         // Both go on listing both.

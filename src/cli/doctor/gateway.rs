@@ -25,6 +25,12 @@ pub(super) async fn examine(config: &Config, report: &mut Report) {
     }
     report.begins(CHECK);
     let address = reachable(config.listen);
+    if config.tls.is_some() {
+        let seen = format!("a gateway at {address} would speak TLS: it was not asked");
+        let advice = "ask it yourself: trunkline status --gateway https://... --tls-ca ...";
+        report.found(Finding::warning(CHECK, seen, advice));
+        return;
+    }
     let asked = tokio::time::timeout(LIMIT, ask(&format!("http://{address}"))).await;
     report.found(match asked {
         Err(_) => {

@@ -160,7 +160,8 @@ impl Board {
                 let then = before.get(&node.subscription_id);
                 let rate = then.and_then(|then| rate(*then, now, delivered));
                 state.before.insert(node.subscription_id.clone(), (now, delivered));
-                rows.push(Row { rate, ..Row::new(node, delivered, entry.behind()) });
+                let gateway = shared.gateway_id.clone();
+                rows.push(Row { rate, gateway, ..Row::new(node, delivered, entry.behind()) });
             }
             state.rows = Arc::new(rows);
         }
@@ -188,7 +189,7 @@ impl Row {
             node_id: node.node_id.clone(),
             incarnation: node.incarnation.clone(),
             roles: node.roles.clone(),
-            gateway: node.gateway_id.clone(),
+            gateway: String::new(),
             subscription: node.subscription_id.clone(),
             peer: node.peer.clone(),
             since: since.map(milliseconds),
