@@ -161,7 +161,7 @@ impl Board {
                 let rate = then.and_then(|then| rate(*then, now, delivered));
                 state.before.insert(node.subscription_id.clone(), (now, delivered));
                 let gateway = shared.gateway_id.clone();
-                rows.push(Row { rate, gateway, ..Row::new(node, delivered, entry.behind()) });
+                rows.push(Row { gateway, rate, ..Row::new(node, delivered, entry.behind()) });
             }
             state.rows = Arc::new(rows);
         }
