@@ -95,7 +95,7 @@ pub struct Indexed {
 /// What is known of a frame's events together, so that most subscribers need not ask each of them.
 #[derive(Debug, Default)]
 pub struct Summary {
-    /// Their kinds, each as [`kind_bit`] gives it.
+    /// Their kinds, a bit for each.
     pub kinds: u128,
     /// Whether any of them is for certain nodes only.
     pub targeted: bool,
