@@ -134,7 +134,8 @@ fn decode_drain(fields: &mut Fields<'_>, default: &Drain) -> Drain {
     Drain { delay, spread: spread_or_default, timeout }
 }
 
-fn size(
+/// A size that is kept in memory.
+pub(super) fn size(
     fields: &mut Fields<'_>,
     key: &'static str,
     range: RangeInclusive<u64>,

@@ -1,8 +1,9 @@
 //! What a node, a peer and an identity may ask for; and how peers that are gone are found.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::time::Duration;
 
 use super::{
+    decode::size,
     error::Problem,
     fields::Fields,
     units::{format_duration, format_size},
@@ -222,15 +223,4 @@ pub(super) fn effective_keepalive(keepalive: &Keepalive) -> serde_json::Value {
         "interval": keepalive.interval.map(format_duration),
         "timeout": format_duration(keepalive.timeout),
     })
-}
-
-fn size(
-    fields: &mut Fields<'_>,
-    key: &'static str,
-    range: RangeInclusive<u64>,
-    default: usize,
-) -> usize {
-    let bytes = fields.size(key, range, default as u64);
-    // Every range above fits where memory is addressed with 64 bits, and where it is not, no more is to be had.
-    usize::try_from(bytes).unwrap_or(usize::MAX)
 }
