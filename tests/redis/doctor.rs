@@ -205,7 +205,13 @@ async fn a_replica_in_place_of_its_master() {
     assert!(role.contains("role: ") && role.contains(&format!("127.0.0.1:{port}")), "{said}");
     assert_eq!(said.code, Some(1));
 
-    // Fewer replicas than minReplicas asks for.
+    // Fewer replicas than minReplicas asks for. The master counts a replica from its first acknowledgement on, which comes
+    // after the replica itself calls the link up.
+    until(LIMIT, "the master counts the replica", async || {
+        let counted = master.info("replication", "slave0").await;
+        counted.is_some_and(|counted| counted.contains("state=online"))
+    })
+    .await;
     let options = GatewayOptions::redis(&master.url(), &shared::prefix());
     assert_eq!(doctor(&options.clone().set_bus("minReplicas", 1)).await.code, Some(0));
     let said = doctor(&options.set_bus("minReplicas", 2)).await;
