@@ -44,6 +44,9 @@ pub enum Contestant {
     Nats,
     /// tonic, streaming batches of so many events from memory; nothing is published.
     Stream(Batch),
+    /// tonic, handing a prepared message to all streams for each request of a publisher: the least that publishing and
+    /// delivering over tonic costs.
+    Relay,
     /// tonic, taking requests of the same size as a publisher's; nothing is delivered.
     Unary,
     /// A tonic unary round trip with one event.
@@ -82,6 +85,7 @@ impl Contestant {
             Contestant::Stream(Batch::Of(count)) => {
                 format!("floor: tonic stream, {count} a message")
             }
+            Contestant::Relay => "floor: tonic relay".into(),
             Contestant::Unary => "floor: tonic unary publish".into(),
             Contestant::Echo => "floor: tonic unary round trip".into(),
             Contestant::BareRedis => "floor: redis, one connection".into(),
@@ -111,7 +115,7 @@ pub enum Bus {
     /// There is none.
     None,
     /// A server of its own.
-    Server(RedisServer),
+    Server(Box<RedisServer>),
     /// The cluster, which others use after it.
     Cluster(Arc<RedisCluster>),
 }
@@ -121,7 +125,7 @@ impl Bus {
     pub fn servers(&self) -> &[RedisServer] {
         match self {
             Bus::None => &[],
-            Bus::Server(server) => std::slice::from_ref(server),
+            Bus::Server(server) => std::slice::from_ref(server.as_ref()),
             Bus::Cluster(cluster) => cluster.nodes(),
         }
     }
@@ -161,7 +165,7 @@ impl System {
             Contestant::Redis(gateways) => {
                 let redis = RedisServer::start(RedisOptions::default()).await;
                 system.add_gateways(gateways, &GatewayOptions::redis(&redis.url(), "bench")).await;
-                system.bus = Bus::Server(redis);
+                system.bus = Bus::Server(Box::new(redis));
             }
             Contestant::Cluster(gateways) => {
                 let cluster = lasting.cluster().await;
@@ -171,7 +175,8 @@ impl System {
                 system.bus = Bus::Cluster(cluster);
             }
             Contestant::PlainRedis => {
-                system.bus = Bus::Server(RedisServer::start(RedisOptions::default()).await);
+                let redis = RedisServer::start(RedisOptions::default()).await;
+                system.bus = Bus::Server(Box::new(redis));
             }
             Contestant::PlainClassic => system.bus = Bus::Cluster(lasting.cluster().await),
             Contestant::PlainSharded => {
@@ -186,7 +191,7 @@ impl System {
                 let heard = Arc::new(Mutex::new(None));
                 let connection = node::bare(&redis.url(), heard.clone()).await;
                 system.bare = Some((connection, heard));
-                system.bus = Bus::Server(redis);
+                system.bus = Bus::Server(Box::new(redis));
             }
             Contestant::Nats => {
                 let server = nats_server()?;
@@ -195,7 +200,7 @@ impl System {
                 let process = Process::start("nats-server", Program::new(server, args));
                 system.other = Some((process, port));
             }
-            Contestant::Stream(_) | Contestant::Unary | Contestant::Echo => {
+            Contestant::Stream(_) | Contestant::Relay | Contestant::Unary | Contestant::Echo => {
                 let port = Port::free();
                 let own = std::env::current_exe().expect("the bench's own path");
                 let args = [floor::ARGUMENT, &port.number().to_string()];
@@ -275,7 +280,14 @@ fn limits_are_settable() -> bool {
     static KNOWN: OnceLock<bool> = OnceLock::new();
     *KNOWN.get_or_init(|| {
         let limit = |name: &str| format!("limits.{name}={MOST}");
-        let checked = std::process::Command::new(binary())
+        let mut check = std::process::Command::new(binary());
+        // The bench's own variables are no keys of a gateway.
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"TRUNKLINE_") {
+                check.env_remove(name);
+            }
+        }
+        let checked = check
             .args(["check", "--set", &limit("maxConnections")])
             .args(["--set", &limit("maxConnectionsPerPeer")])
             .output();

@@ -2,7 +2,8 @@
 //!
 //! `Stream` sends batches of events that were encoded once, from memory, for as long as the client reads; the first at once, and
 //! all others after `Go`, so that connections are not opened under load. `Publish` takes what a
-//! publisher sends and answers with a few bytes. `Echo` answers with what it was sent.
+//! publisher sends and answers with a few bytes; `Relay` also lets each `Relayed` stream send its batch once. `Echo` answers with what
+//! it was sent.
 
 use std::{
     convert::Infallible,
@@ -14,7 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tonic::{
     Request, Response, Status,
     body::Body,
@@ -33,6 +34,10 @@ pub const STREAM: &str = "/bench.Floor/Stream";
 pub const GO: &str = "/bench.Floor/Go";
 /// The path of the request that is as large as a publisher's.
 pub const PUBLISH: &str = "/bench.Floor/Publish";
+/// The path of the stream that sends a batch for each request of `RELAY`. Its request is that of `STREAM`.
+pub const RELAYED: &str = "/bench.Floor/Relayed";
+/// The path of the request that is as large as a publisher's, and lets all `RELAYED` streams send a batch.
+pub const RELAY: &str = "/bench.Floor/Relay";
 /// The path of the round trip.
 pub const ECHO: &str = "/bench.Floor/Echo";
 
@@ -72,6 +77,8 @@ impl tower::Service<http::Request<Body>> for Floor {
                     GOING.send_replace(true);
                     grpc.unary(Take, request).await
                 }
+                RELAYED => grpc.server_streaming(Relayed, request).await,
+                RELAY => grpc.unary(Relay, request).await,
                 PUBLISH => grpc.unary(Take, request).await,
                 _ => grpc.unary(Echo, request).await,
             })
@@ -87,19 +94,10 @@ impl ServerStreamingService<Bytes> for Batches {
     type Future = Ready<Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        let request = request.into_inner();
-        let Some((event, count)) = request.split_last_chunk() else {
-            return ready(Err(Status::invalid_argument("no event")));
+        let response = match prepared(request.get_ref()) {
+            Ok(response) => response,
+            Err(status) => return ready(Err(status)),
         };
-        let mut batch = Vec::new();
-        for _ in 0..u32::from_be_bytes(*count) {
-            put_field(&mut batch, 1, event);
-        }
-        // As long as a resume token of a standalone server.
-        put_field(&mut batch, 2, &[0; 16]);
-        let mut response = Vec::new();
-        put_field(&mut response, 2, &batch);
-        let response = Bytes::from(response);
         let (first, mut going) = (response.clone(), GOING.subscribe());
         let go = async move {
             let _ = going.wait_for(|going| *going).await;
@@ -111,6 +109,67 @@ impl ServerStreamingService<Bytes> for Batches {
                 .chain(stream::repeat_with(move || Ok(response.clone()))),
         );
         ready(Ok(Response::new(endless)))
+    }
+}
+
+/// The message with as many events as the request asks for.
+fn prepared(request: &[u8]) -> Result<Bytes, Status> {
+    let Some((event, count)) = request.split_last_chunk() else {
+        return Err(Status::invalid_argument("no event"));
+    };
+    let mut batch = Vec::new();
+    for _ in 0..u32::from_be_bytes(*count) {
+        put_field(&mut batch, 1, event);
+    }
+    // As long as a resume token of a standalone server.
+    put_field(&mut batch, 2, &[0; 16]);
+    let mut response = Vec::new();
+    put_field(&mut response, 2, &batch);
+    Ok(Bytes::from(response))
+}
+
+/// Requests of `RELAY`, for all streams. More than publishers can be ahead.
+static REQUESTS: LazyLock<broadcast::Sender<()>> = LazyLock::new(|| broadcast::Sender::new(16_384));
+
+struct Relayed;
+
+impl ServerStreamingService<Bytes> for Relayed {
+    type Response = Bytes;
+    type ResponseStream = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
+    type Future = Ready<Result<Response<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        let response = match prepared(request.get_ref()) {
+            Ok(response) => response,
+            Err(status) => return ready(Err(status)),
+        };
+        // One without events confirms the subscription.
+        let mut empty = Vec::new();
+        put_field(&mut empty, 2, &[]);
+        let batches = stream::unfold(REQUESTS.subscribe(), |mut requests| async {
+            // Who lags misses some, which the bench sees.
+            match requests.recv().await {
+                Ok(()) | Err(broadcast::error::RecvError::Lagged(_)) => Some(((), requests)),
+                Err(broadcast::error::RecvError::Closed) => None,
+            }
+        });
+        let all: Self::ResponseStream = Box::pin(
+            stream::iter([Ok(Bytes::from(empty))])
+                .chain(batches.map(move |()| Ok(response.clone()))),
+        );
+        ready(Ok(Response::new(all)))
+    }
+}
+
+struct Relay;
+
+impl UnaryService<Bytes> for Relay {
+    type Response = Bytes;
+    type Future = Ready<Result<Response<Bytes>, Status>>;
+
+    fn call(&mut self, _: Request<Bytes>) -> Self::Future {
+        let _ = REQUESTS.send(());
+        ready(Ok(Response::new(Bytes::from_static(&[0; 16]))))
     }
 }
 

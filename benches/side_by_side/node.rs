@@ -72,6 +72,7 @@ impl System {
             }
             Contestant::Nats => Publisher::Nats(nats(self.port()).await),
             Contestant::Stream(_) => Publisher::Nobody,
+            Contestant::Relay => Publisher::Floor(self.floor().await, floor::RELAY),
             Contestant::Unary => Publisher::Floor(self.floor().await, floor::PUBLISH),
             Contestant::Echo => Publisher::Floor(self.floor().await, floor::ECHO),
             Contestant::Sender => Publisher::Sender,
@@ -91,10 +92,12 @@ impl System {
                 let request = subscribe_request(node, vec![]);
                 listen(self.gateway(node).await, SUBSCRIBE, request, heard, tasks).await;
             }
-            Contestant::Stream(_) => {
+            Contestant::Stream(_) | Contestant::Relay => {
+                let relayed = self.contestant == Contestant::Relay;
+                let path = if relayed { floor::RELAYED } else { floor::STREAM };
                 let mut request = payload.delivered(0, 0);
                 request.extend(self.batch.to_be_bytes());
-                listen(self.floor().await, floor::STREAM, request.into(), heard, tasks).await;
+                listen(self.floor().await, path, request.into(), heard, tasks).await;
             }
             Contestant::PlainRedis | Contestant::PlainClassic => {
                 let client = Client::open(self.redis_url(node)).expect("a URL");

@@ -179,6 +179,7 @@ impl Bench<'_> {
                 // 1 to some thousands
                 delivered().map_or(1, |events| events.round().clamp(1.0, 10_000.0) as u32)
             }
+            Contestant::Relay => scenario.batch(),
             _ => 1,
         }
     }

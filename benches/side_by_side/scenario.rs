@@ -111,7 +111,7 @@ impl Scenario {
     pub fn contestants(self) -> Vec<Contestant> {
         use Contestant::{
             BareRedis, Cluster, Echo, Embedded, Nats, PlainClassic, PlainRedis, PlainSharded,
-            Redis, Sender, Stream, Unary,
+            Redis, Relay, Sender, Stream, Unary,
         };
         let as_delivered = Stream(Batch::AsDelivered);
         match self {
@@ -127,7 +127,7 @@ impl Scenario {
                     all.extend([Cluster(1), Cluster(2), PlainClassic, PlainSharded]);
                 }
                 if subscribers == 100 {
-                    all.push(Unary);
+                    all.extend([Unary, Relay]);
                 }
                 if subscribers == 100 && batch == 100 {
                     all.push(Stream(Batch::Of(100)));
@@ -144,6 +144,14 @@ impl Scenario {
             }
             Scenario::Idle { .. } | Scenario::Filters { .. } => vec![Redis(1), Embedded],
             Scenario::Growth { .. } => vec![Redis(1), Redis(2), PlainRedis, Nats],
+        }
+    }
+
+    /// Events of a publisher's request.
+    pub fn batch(self) -> u32 {
+        match self {
+            Scenario::FanOut(offer) => u32::try_from(offer.batch).expect("a small number"),
+            _ => 1,
         }
     }
 

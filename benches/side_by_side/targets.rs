@@ -9,6 +9,7 @@ const EMBEDDED: &str = "trunkline embedded";
 const PLAIN: &str = "plain redis";
 const NATS: &str = "nats core";
 const STREAM: &str = "floor: tonic stream, as delivered";
+const RELAY: &str = "floor: tonic relay";
 const BATCHES: &str = "fan-out, 1 to 100, 100 a request, mailbox changes";
 const ONE_BY_ONE: &str = "fan-out, 1 to 100, 1 a request, mailbox changes";
 const TO_1000: &str = "fan-out, 1 to 1000, 100 a request, mailbox changes";
@@ -160,6 +161,11 @@ fn targets(report: &Report) -> Vec<Target> {
             "the same / (tonic stream + a hundredth of a tonic unary request an event) (composed: the gateway publishes too)",
             Beside,
             ratio(gateway, composed),
+        ),
+        number(
+            "the same / tonic relay (a tonic server that hands a prepared message to all streams for each request)",
+            Beside,
+            ratio(gateway, median(BATCHES, RELAY, SERVER_CPU)),
         ),
         number(
             "latency p50, 1,000/s to 1: Trunkline on Redis / (tonic unary round trip + Redis on one connection), the sender's own lateness taken out of each",
