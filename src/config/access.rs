@@ -38,6 +38,8 @@ pub struct IdentityRules {
     pub tokens: Vec<Token>,
     /// The node ids that it may speak for; `*` may stand at the end, and `{identity}` is the identity's name.
     pub node_ids: Vec<String>,
+    /// The roles that its nodes may have, written as the node ids are: what is targeted at a role reaches those who have it.
+    pub roles: Vec<String>,
     /// The events that it may publish.
     pub publish: EventRules,
     /// The events that it may receive.
@@ -95,12 +97,14 @@ pub enum Operation {
     GetStatus,
     /// The reflection service: what the API looks like.
     Reflection,
+    /// Streams that explain themselves: they tell of events that their filter leaves out.
+    Explain,
 }
 
 impl Operation {
     /// All of them.
-    pub const ALL: [Operation; 3] =
-        [Operation::ListNodes, Operation::GetStatus, Operation::Reflection];
+    pub const ALL: [Operation; 4] =
+        [Operation::ListNodes, Operation::GetStatus, Operation::Reflection, Operation::Explain];
 
     /// As it is written: `listNodes`.
     pub fn as_str(self) -> &'static str {
@@ -108,6 +112,7 @@ impl Operation {
             Operation::ListNodes => "listNodes",
             Operation::GetStatus => "getStatus",
             Operation::Reflection => "reflection",
+            Operation::Explain => "explain",
         }
     }
 }

@@ -96,6 +96,7 @@ fn identity(identity: &IdentityRules) -> Value {
         "name": identity.name,
         "tokens": tokens.collect::<Vec<_>>(),
         "nodeIds": identity.node_ids,
+        "roles": identity.roles,
         "publish": events(&identity.publish),
         "receive": events(&identity.receive),
         "operations": identity.operations.iter().map(|o| Operation::as_str(*o)).collect::<Vec<_>>(),

@@ -46,6 +46,8 @@ pub enum Exclusion {
     CustomType,
     /// Neither the node nor one of its roles is named.
     Target,
+    /// The scope of its node does not allow it.
+    Rule,
 }
 
 impl From<Exclusion> for v1::Exclusion {
@@ -56,6 +58,7 @@ impl From<Exclusion> for v1::Exclusion {
             Exclusion::Account => v1::Exclusion::Account,
             Exclusion::CustomType => v1::Exclusion::CustomType,
             Exclusion::Target => v1::Exclusion::Target,
+            Exclusion::Rule => v1::Exclusion::Rule,
         }
     }
 }
@@ -94,6 +97,11 @@ impl Filter {
     /// The same, without what the scope does not allow.
     #[must_use]
     pub fn within(mut self, scope: &Arc<Scope>) -> Filter {
+        if self.watching {
+            // It sees everything: the parts stay as they were asked for, so that each tells what is its own.
+            self.scope = Some(scope.clone());
+            return self;
+        }
         self.kinds &= scope.kind_bits();
         if self.accounts.is_none() {
             // So that nothing wakes the stream for other accounts.
@@ -156,9 +164,8 @@ impl Filter {
         if !self.matches_target(event) {
             exclude(Exclusion::Target)?;
         }
-        // Streams of such a scope explain nothing: it may be told of as a kind.
-        if self.scope.as_ref().is_some_and(|scope| !scope.allows_inside(event)) {
-            exclude(Exclusion::Kind)?;
+        if self.scope.as_ref().is_some_and(|scope| !scope.allows(event)) {
+            exclude(Exclusion::Rule)?;
         }
         ControlFlow::Continue(())
     }

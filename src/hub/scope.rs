@@ -75,13 +75,9 @@ impl Scope {
 
     /// Whether the event is allowed.
     pub fn allows(&self, event: &EventView<'_>) -> bool {
-        self.allows_kind(event.kind()) && self.allows_inside(event)
-    }
-
-    /// Whether an event of a kind that is allowed is allowed itself.
-    pub(super) fn allows_inside(&self, event: &EventView<'_>) -> bool {
         let kind = event.kind();
-        (!concerns_account(kind) || self.accounts.contain(event.account_bytes()))
+        self.allows_kind(kind)
+            && (!concerns_account(kind) || self.accounts.contain(event.account_bytes()))
             && (kind != CUSTOM || self.custom_types.contain(event.custom_type_bytes()))
     }
 
@@ -159,7 +155,10 @@ mod tests {
     use super::*;
     use crate::{
         config::{Allow, Deny, Kinds},
-        hub::{event::wire::put_field, filter::Filter},
+        hub::{
+            event::wire::put_field,
+            filter::{Exclusion, Filter},
+        },
         proto::v1::{self, event::Kind},
     };
 
@@ -199,6 +198,11 @@ mod tests {
         let filter = Filter::new(&v1::Filter::default(), "me", &[], true).within(&scope);
         assert_eq!(scope.allows(&view), filter.matches(&view), "{rules:?}");
         assert!(!filter.matches_everything() || filter.matches(&view), "{rules:?}");
+        let watching = Filter::new(&v1::Filter::default(), "me", &[], true).watching_all();
+        let watching = watching.within(&scope);
+        assert_eq!(watching.matches(&view), scope.allows(&view), "who watches gets no more");
+        let rule: &[Exclusion] = if scope.allows(&view) { &[] } else { &[Exclusion::Rule] };
+        assert_eq!(watching.explain(&view), rule, "{rules:?}");
         scope.allows(&view)
     }
 

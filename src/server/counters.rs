@@ -12,6 +12,7 @@ use super::{
 use crate::{
     bus::{GapCount, GapReason, unix_ms},
     hub::event::KINDS,
+    proto::v1::SERVICE,
 };
 
 /// One more than the highest number of a kind.
@@ -32,6 +33,10 @@ pub enum Method {
     Subscribe,
     /// `ListNodes`.
     ListNodes,
+    /// `GetStatus`.
+    GetStatus,
+    /// Reflection, and what there is not.
+    Other,
 }
 
 /// How many events of each kind a request has.
@@ -76,14 +81,29 @@ struct Numbers<const N: usize>([AtomicU64; N]);
 
 impl Method {
     /// All of them.
-    pub const ALL: [Method; 3] = [Method::Publish, Method::Subscribe, Method::ListNodes];
+    pub const ALL: [Method; 5] =
+        [Method::Publish, Method::Subscribe, Method::ListNodes, Method::GetStatus, Method::Other];
 
-    /// Its name in the wire API.
+    /// The method of a request's path.
+    pub fn of(path: &str) -> Method {
+        let name = path.strip_prefix('/').and_then(|path| path.strip_prefix(SERVICE));
+        match name {
+            Some("/Publish") => Method::Publish,
+            Some("/Subscribe") => Method::Subscribe,
+            Some("/ListNodes") => Method::ListNodes,
+            Some("/GetStatus") => Method::GetStatus,
+            _ => Method::Other,
+        }
+    }
+
+    /// Its name in the wire API; `other` is none of it.
     pub fn name(self) -> &'static str {
         match self {
             Method::Publish => "Publish",
             Method::Subscribe => "Subscribe",
             Method::ListNodes => "ListNodes",
+            Method::GetStatus => "GetStatus",
+            Method::Other => "other",
         }
     }
 }

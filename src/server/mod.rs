@@ -281,8 +281,9 @@ async fn grpc(
         counters: shared.counters.clone(),
         timeout: config.limits.request_timeout,
     };
-    let service = http1::Http1Layer
-        .layer(AccessLayer::new(shared.access.clone()).layer(requests.layer(routes)));
+    let access =
+        AccessLayer::new(shared.access.clone(), shared.counters.clone(), shared.recent.clone());
+    let service = http1::Http1Layer.layer(access.layer(requests.layer(routes)));
     let admission = Admission {
         access: shared.access.clone(),
         handshake_timeout: config.limits.handshake_timeout,

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use futures_util::{Stream, future::join_all};
+use futures_util::future::join_all;
 use parking_lot::RwLock;
 use tokio::{sync::watch, time::Instant};
 use tonic::{
@@ -27,9 +27,8 @@ use super::{
     nodes::{Nodes, timestamp},
     quota::{Pending, Quotas},
     recent::Recent,
-    stream::{Drain, Terms, encode_token, position, stream},
-    validate,
-    wire::{self, Response},
+    stream::{Drain, Revoked, Subscription, Terms, encode_token, position, stream},
+    validate, wire,
 };
 use crate::{
     bus::{AppendError, Appended, Batch, Health, Place, ShardId},
@@ -243,7 +242,7 @@ impl Service {
         sender: Arc<Pending>,
         peer: &Peer,
         permit: Option<&Permit>,
-    ) -> Result<impl Stream<Item = Result<Response, Status>> + Send + use<>, Error> {
+    ) -> Result<Subscription, Error> {
         let shared = &self.shared;
         shared.refuse_if_draining()?;
         let subscribe =
@@ -251,7 +250,11 @@ impl Service {
         let filter = match permit {
             None => subscribe.filter,
             Some(permit) => {
-                permit.check_subscribe(&subscribe.node_id, &subscribe.wire_filter)?;
+                permit.check_subscribe(
+                    &subscribe.node_id,
+                    &subscribe.roles,
+                    &subscribe.wire_filter,
+                )?;
                 permit.check_explain(subscribe.explain)?;
                 subscribe.filter.within(permit.receive())
             }
@@ -294,6 +297,7 @@ impl Service {
             heartbeat: subscribe.heartbeat,
             end: subscribe.max_duration.map(|duration| Instant::now() + duration),
             overflow: subscribe.overflow,
+            revoked: permit.map(|permit| -> Revoked { Box::pin(permit.clone().revoked()) }),
             explain: subscribe.explain,
             kinds,
             with_token,
@@ -343,7 +347,7 @@ pub mod generated {
 
 #[tonic::async_trait]
 impl generated::coordination_service_server::CoordinationService for Service {
-    type SubscribeStream = Pin<Box<dyn Stream<Item = Result<Response, Status>> + Send>>;
+    type SubscribeStream = Pin<Box<Subscription>>;
 
     async fn publish(
         &self,
@@ -367,10 +371,7 @@ impl generated::coordination_service_server::CoordinationService for Service {
         let peer: Peer = peer.ok_or_else(|| Status::internal("a request from nowhere"))?;
         let stream = self.subscribe(request.into_inner(), sender, &peer, permit.as_ref()).await;
         let stream = self.counted(Method::Subscribe, stream)?;
-        Ok(tonic::Response::new(match permit {
-            None => Box::pin(stream),
-            Some(permit) => Box::pin(permit.guard(stream)),
-        }))
+        Ok(tonic::Response::new(Box::pin(stream)))
     }
 
     async fn list_nodes(

@@ -21,7 +21,7 @@ use tonic::Status;
 
 use super::{
     counters::Method,
-    error::Error,
+    error::{Error, Unproven},
     explain::Explainer,
     follow,
     lines::StreamLine,
@@ -60,6 +60,8 @@ pub struct Terms {
     pub end: Option<Instant>,
     /// What happens to who is too slow.
     pub overflow: v1::Overflow,
+    /// Ends when its sender may have it no more; none if nobody asked who that is.
+    pub revoked: Option<Revoked>,
     /// Whether it tells what became of every event.
     pub explain: bool,
     /// The kinds of the filter, for gaps.
@@ -71,6 +73,9 @@ pub struct Terms {
     /// Its lines in the log.
     pub line: StreamLine,
 }
+
+/// See [`Terms::revoked`].
+pub type Revoked = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// One stream.
 pub struct Subscription {
@@ -139,6 +144,13 @@ impl Stream for Subscription {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
+        if let Some(revoked) = &mut this.terms.revoked
+            && revoked.as_mut().poll(cx).is_ready()
+        {
+            this.terms.revoked = None;
+            this.next = Next::End;
+            return Poll::Ready(Some(Err(this.error(Error::Unproven(Unproven::Revoked)))));
+        }
         match this.next {
             Next::Subscribed => {
                 this.next = Next::Anything;

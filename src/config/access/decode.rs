@@ -114,10 +114,11 @@ fn decode_identity(fields: &mut Fields<'_>) -> Option<IdentityRules> {
         fields.fail("tokens", Problem::Invalid(problem.to_owned()));
     }
     let node_ids = names(fields, "nodeIds", LONGEST_ID).unwrap_or_default();
+    let roles = names(fields, "roles", LONGEST_ID).unwrap_or_default();
     let publish = fields.group("publish", decode_events);
     let receive = fields.group("receive", decode_events);
     let operations = decode_operations(fields);
-    Some(IdentityRules { name: name?, tokens, node_ids, publish, receive, operations })
+    Some(IdentityRules { name: name?, tokens, node_ids, roles, publish, receive, operations })
 }
 
 fn decode_tokens(fields: &mut Fields<'_>) -> Vec<Token> {

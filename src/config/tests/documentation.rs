@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::load;
 use crate::config::{Config, keys};
@@ -84,10 +84,24 @@ fn the_variables_and_the_json_in_it_are_real() {
         let name = format!("TRUNKLINE_{name}");
         assert!(keys().iter().any(|key| key.variable().as_deref() == Some(&name)), "{name}");
     }
-    let (_, rest) = DOCUMENT.split_once("```json\n").unwrap();
-    let (example, _) = rest.split_once("```").unwrap();
-    let example: Value = serde_json::from_str(example).unwrap();
-    load(&example);
+    // Their files are those of the tests.
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = folder.path().join("webmail.tokens");
+    std::fs::write(&tokens, "a-token-of-the-webmail\n").unwrap();
+    let files = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls/");
+    let mut loaded = vec![];
+    for block in DOCUMENT.split("```json\n").skip(1) {
+        let (example, _) = block.split_once("```").unwrap();
+        let example = example
+            .replace("/etc/trunkline/webmail.tokens", &tokens.display().to_string())
+            .replace("/etc/trunkline/clients-ca.pem", &format!("{files}ca.pem"))
+            .replace("/etc/trunkline/", files);
+        loaded.push(load(&serde_json::from_str(&example).unwrap()));
+    }
+    let identities = loaded.iter().filter_map(|config| config.auth.as_ref());
+    let names: Vec<_> =
+        identities.flat_map(|auth| &auth.identities).map(|rules| rules.name.as_str()).collect();
+    assert!(loaded.len() >= 2 && names == ["spiffe://example.org/mail/*", "webmail"], "{names:?}");
 }
 
 #[test]

@@ -20,8 +20,10 @@ use crate::{
     config::{Operation, TokenHash},
     proto::v1::SERVICE,
     server::{
+        counters::{Counters, Method},
         error::{Error, Unproven},
         listener::Peer,
+        recent::Recent,
     },
 };
 
@@ -34,12 +36,14 @@ const LONGEST_TOKEN: usize = 1024;
 #[derive(Clone)]
 pub struct AccessLayer {
     access: Arc<Access>,
+    counters: Arc<Counters>,
+    recent: Arc<Recent>,
 }
 
 /// Puts a [`Caller`] into the extensions of each request, and a [`Permit`] where there is authentication.
 #[derive(Clone)]
 pub struct Guard<S> {
-    access: Arc<Access>,
+    layer: AccessLayer,
     inner: S,
 }
 
@@ -57,9 +61,9 @@ enum Demand {
 }
 
 impl AccessLayer {
-    /// Lets through whom `access` does.
-    pub fn new(access: Arc<Access>) -> AccessLayer {
-        AccessLayer { access }
+    /// Lets through whom `access` does. Whom it does not, is counted, and shown among what was refused lately.
+    pub fn new(access: Arc<Access>, counters: Arc<Counters>, recent: Arc<Recent>) -> AccessLayer {
+        AccessLayer { access, counters, recent }
     }
 }
 
@@ -67,7 +71,7 @@ impl<S> Layer<S> for AccessLayer {
     type Service = Guard<S>;
 
     fn layer(&self, inner: S) -> Guard<S> {
-        Guard { access: self.access.clone(), inner }
+        Guard { layer: self.clone(), inner }
     }
 }
 
@@ -89,9 +93,16 @@ where
             let status = Status::internal("the request has no connection");
             return Either::Right(ready(Ok(status.into_http())));
         };
-        let permit = match self.access.admit(&peer, request.uri().path(), request.headers()) {
+        let AccessLayer { access, counters, recent } = &self.layer;
+        let path = request.uri().path();
+        let permit = match access.admit(&peer, path, request.headers()) {
             Ok(permit) => permit,
-            Err(error) => return Either::Right(ready(Ok(Status::from(error).into_http()))),
+            Err(error) => {
+                let method = Method::of(path);
+                counters.failed(method, &error);
+                recent.refused(method, &error);
+                return Either::Right(ready(Ok(Status::from(error).into_http())));
+            }
         };
         let identity = match &permit {
             Some(permit) => Identity::Named(permit.identity.clone()),

@@ -1,28 +1,16 @@
 //! What a request may do, and for how long.
 
-use std::{
-    future::Future,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
-
-use futures_util::Stream;
-use tonic::Status;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     Access, PeerCertificate,
     rules::{Rule, Rules, refused, violation},
 };
 use crate::{
-    config::TokenHash,
+    config::{Operation, TokenHash},
     hub::scope::Scope,
     proto::v1,
-    server::{
-        error::{Error, Unproven},
-        validate::Stamped,
-    },
+    server::{error::Error, validate::Stamped},
 };
 
 /// What proved who sends a request.
@@ -53,32 +41,34 @@ impl Permit {
         self.rules.check_publish(events).inspect_err(|_| self.note(Rule::Publish))
     }
 
-    /// Whether a stream may be opened in the name of a node, with this filter.
-    pub fn check_subscribe(&self, node_id: &str, filter: &v1::Filter) -> Result<(), Error> {
+    /// Whether a stream may be opened in the name of a node with these roles, with this filter.
+    pub fn check_subscribe(
+        &self,
+        node_id: &str,
+        roles: &[String],
+        filter: &v1::Filter,
+    ) -> Result<(), Error> {
         self.rules
             .check_node_id(&self.identity, node_id)
             .inspect_err(|_| self.note(Rule::NodeIds))?;
+        self.rules.check_roles(&self.identity, roles).inspect_err(|_| self.note(Rule::Roles))?;
         self.rules.check_filter(filter).inspect_err(|_| self.note(Rule::Receive))
     }
 
-    /// Whether a stream may explain what it leaves out: that would tell of events that its identity may not receive.
+    /// Whether a stream may explain itself. It tells of events that its filter leaves out, those among them that its identity
+    /// may not receive, so that somebody sees why.
     pub fn check_explain(&self, explain: bool) -> Result<(), Error> {
-        if !explain {
+        if !explain || self.rules.allows(Operation::Explain) {
             return Ok(());
         }
-        self.note(Rule::Receive);
+        self.note(Rule::Operations);
         let what = "would tell of events that this identity may not receive";
-        Err(refused(Rule::Receive, vec![violation("explain", what)]))
+        Err(refused(Rule::Operations, vec![violation("explain", what)]))
     }
 
     /// What a stream may deliver.
     pub fn receive(&self) -> &Arc<Scope> {
         &self.rules.receive
-    }
-
-    /// A stream that ends with an error as soon as what proved its sender is not valid any more.
-    pub fn guard<S: Stream>(self, stream: S) -> Guarded<S> {
-        Guarded { stream: Box::pin(stream), revoked: Some(Box::pin(self.revoked())) }
     }
 
     fn note(&self, rule: Rule) {
@@ -106,7 +96,8 @@ impl Permit {
         }
     }
 
-    async fn revoked(self) {
+    /// Ends as soon as what proved the sender is not valid any more.
+    pub async fn revoked(self) {
         let mut changed = self.access.changed.subscribe();
         while self.is_valid() {
             // Its sender is in `access`, which is held here.
@@ -117,26 +108,5 @@ impl Permit {
             &self.identity,
             "no longer valid: the stream ends",
         );
-    }
-}
-
-/// See [`Permit::guard`].
-pub struct Guarded<S> {
-    stream: Pin<Box<S>>,
-    /// None: it was told.
-    revoked: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-}
-
-impl<S: Stream<Item = Result<T, Status>>, T> Stream for Guarded<S> {
-    type Item = Result<T, Status>;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = self.get_mut();
-        let Some(revoked) = &mut this.revoked else { return Poll::Ready(None) };
-        if revoked.as_mut().poll(cx).is_ready() {
-            this.revoked = None;
-            return Poll::Ready(Some(Err(Error::Unproven(Unproven::Revoked).into())));
-        }
-        this.stream.as_mut().poll_next(cx)
     }
 }

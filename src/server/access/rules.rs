@@ -9,7 +9,7 @@ use crate::{
     server::error::{Error, Violation},
 };
 
-/// Stands for the identity's name in a pattern of node ids.
+/// Stands for the identity's name in a pattern of node ids or roles.
 const IDENTITY: &str = "{identity}";
 
 /// What one identity may do, or all whose names begin alike.
@@ -18,6 +18,7 @@ pub struct Rules {
     /// Its name, perhaps with `*` at its end.
     pub name: Arc<str>,
     node_ids: Vec<String>,
+    roles: Vec<String>,
     publish: Scope,
     /// What it may receive.
     pub receive: Arc<Scope>,
@@ -40,6 +41,8 @@ pub enum Rule {
     Credentials,
     /// Node ids that it may speak for.
     NodeIds,
+    /// Roles that its nodes may have.
+    Roles,
     /// Events that it may publish.
     Publish,
     /// Events that it may receive.
@@ -50,10 +53,11 @@ pub enum Rule {
 
 impl Rule {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Rule; 6] = [
+    pub const ALL: [Rule; 7] = [
         Rule::Handshake,
         Rule::Credentials,
         Rule::NodeIds,
+        Rule::Roles,
         Rule::Publish,
         Rule::Receive,
         Rule::Operations,
@@ -65,6 +69,7 @@ impl Rule {
             Rule::Handshake => "handshake",
             Rule::Credentials => "credentials",
             Rule::NodeIds => "node_ids",
+            Rule::Roles => "roles",
             Rule::Publish => "publish",
             Rule::Receive => "receive",
             Rule::Operations => "operations",
@@ -95,6 +100,7 @@ impl Rules {
         Rules {
             name: rules.name.as_str().into(),
             node_ids: rules.node_ids.clone(),
+            roles: rules.roles.clone(),
             publish: Scope::new(&rules.publish),
             receive: Arc::new(Scope::new(&rules.receive)),
             operations: rules.operations.clone(),
@@ -108,20 +114,20 @@ impl Rules {
 
     /// Whether the identity of this name may speak for a node.
     pub fn check_node_id(&self, identity: &str, node_id: &str) -> Result<(), Error> {
-        let fits = self.node_ids.iter().any(|pattern| {
-            // What the pattern says is decided before the name is put in: a name is no pattern.
-            let (pattern, open) = match pattern.strip_suffix('*') {
-                Some(prefix) => (prefix, true),
-                None => (pattern.as_str(), false),
-            };
-            let pattern = pattern.replace(IDENTITY, identity);
-            if open { node_id.starts_with(&pattern) } else { node_id == pattern }
-        });
         // Validation says what is wrong with one that is not there.
-        if fits || node_id.is_empty() {
+        if fits(&self.node_ids, identity, node_id) || node_id.is_empty() {
             return Ok(());
         }
         Err(refused(Rule::NodeIds, vec![violation("node_id", "is not one of this identity's")]))
+    }
+
+    /// Whether a node of the identity of this name may have the roles. The error names all that it may not.
+    pub fn check_roles(&self, identity: &str, roles: &[String]) -> Result<(), Error> {
+        let forbidden = |(_, role): &(usize, &String)| !fits(&self.roles, identity, role);
+        let violations: Vec<_> = (roles.iter().enumerate().filter(forbidden))
+            .map(|(index, _)| violation(format!("roles[{index}]"), "is not one of this identity's"))
+            .collect();
+        if violations.is_empty() { Ok(()) } else { Err(refused(Rule::Roles, violations)) }
     }
 
     /// Whether all events may be published: their kinds and their bytes. The error names all that may not.
@@ -173,6 +179,19 @@ impl Rules {
     }
 }
 
+/// Whether one of the patterns stands for a name.
+fn fits(patterns: &[String], identity: &str, name: &str) -> bool {
+    patterns.iter().any(|pattern| {
+        // What the pattern says is decided before the identity is put in: its name is no pattern.
+        let (pattern, open) = match pattern.strip_suffix('*') {
+            Some(prefix) => (prefix, true),
+            None => (pattern.as_str(), false),
+        };
+        let pattern = pattern.replace(IDENTITY, identity);
+        if open { name.starts_with(&pattern) } else { name == pattern }
+    })
+}
+
 /// What is told to who broke a rule.
 pub fn refused(rule: Rule, violations: Vec<Violation>) -> Error {
     Error::NotAllowed { rule: rule.name(), violations }
@@ -201,6 +220,7 @@ mod tests {
             name: name.into(),
             tokens: vec![],
             node_ids: node_ids.iter().map(|&id| id.to_owned()).collect(),
+            roles: vec![],
             publish: EventRules::default(),
             receive: EventRules::default(),
             operations: BTreeSet::new(),
@@ -220,6 +240,26 @@ mod tests {
         assert!(own.check_node_id("a*", "ab").is_err());
         assert!(own.check_node_id("a*", "a*").is_ok());
         assert!(Rules::new(&rules("mx", &[])).check_node_id("mx", "mx").is_err());
+    }
+
+    #[test]
+    fn a_node_has_the_roles_of_its_identity_and_no_other() {
+        let own = |roles: &[&str]| {
+            let roles = roles.iter().map(|&role| role.to_owned()).collect();
+            Rules::new(&IdentityRules { roles, ..rules("mx", &["*"]) })
+        };
+        let asked = ["imap", "mta-7", "admin", "mx"].map(str::to_owned);
+        assert!(own(&["*"]).check_roles("mx", &asked).is_ok());
+        assert!(own(&["imap", "mta-*", "admin", "{identity}"]).check_roles("mx", &asked).is_ok());
+        assert!(own(&[]).check_roles("mx", &[]).is_ok());
+        let told = |rules: Rules| match rules.check_roles("mx", &asked) {
+            Err(Error::NotAllowed { rule: "roles", violations }) => {
+                violations.into_iter().map(|violation| violation.field).collect::<Vec<_>>()
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(told(own(&["mta-*", "adm"])), ["roles[0]", "roles[2]", "roles[3]"]);
+        assert_eq!(told(own(&[])).len(), 4);
     }
 
     #[test]
