@@ -22,8 +22,8 @@ use tonic_types::StatusExt;
 use trunkline::{
     client::{Bearer, Client, Credentials},
     proto::v1::{
-        Event, EventKind, Filter, GetStatusRequest, ListNodesRequest, PublishRequest, Start,
-        SubscribeRequest, SubscribeResponse,
+        Event, EventKind, Exclusion, Filter, GetStatusRequest, ListNodesRequest, PublishRequest,
+        Start, SubscribeRequest, SubscribeResponse, Target,
         coordination_service_client::CoordinationServiceClient, event::Kind,
         subscribe_response::Response,
     },
@@ -31,6 +31,7 @@ use trunkline::{
 
 const MX_TOKEN: &str = "token-of-the-mail-exchangers";
 const WEB_TOKEN: &str = "token-of-the-web-servers";
+const SUPPORT_TOKEN: &str = "token-of-those-who-look-for-events";
 const KEY: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
 
 type Node = CoordinationServiceClient<InterceptedService<Channel, Bearer>>;
@@ -75,17 +76,44 @@ impl Files {
         openssl(self.0.path(), &sign).await;
     }
 
+    /// The same, from the authority `ca`, with this subject, these alternative names (if any) and only so many seconds to live.
+    async fn passing(&self, file: &str, subject: &str, names: &str, seconds: u32) {
+        let names =
+            if names.is_empty() { String::new() } else { format!("subjectAltName={names}\n") };
+        let authority = "[ca]\ndefault_ca=d\n[d]\ndatabase=index.txt\nnew_certs_dir=.\nserial=serial\n\
+                         default_md=sha256\npolicy=p\nunique_subject=no\n[p]\ncommonName=supplied\n";
+        for (name, text) in [
+            (format!("{file}.ext"), &*format!("basicConstraints=CA:FALSE\n{names}")),
+            ("ca.conf".to_owned(), authority),
+            ("index.txt".to_owned(), ""),
+            ("serial".to_owned(), "1000\n"),
+        ] {
+            std::fs::write(self.path(&name), text).expect("a file");
+        }
+        let request = format!("req {KEY} -keyout {file}.key -out {file}.csr -subj /CN={subject}");
+        openssl(self.0.path(), &request).await;
+        let sign = format!(
+            "ca -batch -notext -config ca.conf -in {file}.csr -cert ca.pem -keyfile ca.key -out {file}.pem \
+             -extfile {file}.ext -enddate $(date -u -d '+{seconds} seconds' +%Y%m%d%H%M%SZ)"
+        );
+        openssl(self.0.path(), &sign).await;
+    }
+
     fn options(&self, certificates: &str) -> GatewayOptions {
         let any = json!({ "allow": { "kinds": ["*"] } });
         let identities = json!([
-            { "name": "mx", "tokens": [{ "@type": "Value", "secret": MX_TOKEN }], "nodeIds": ["mx-*"],
-              "publish": any, "receive": any, "operations": ["listNodes", "getStatus", "reflection"] },
+            { "name": "mx", "tokens": [{ "@type": "Value", "secret": MX_TOKEN }], "nodeIds": ["mx-*", "bench-*"],
+              "roles": ["mta", "imap-*"], "publish": any, "receive": any, "operations": ["listNodes", "getStatus", "reflection"] },
             { "name": "web", "tokens": [{ "@type": "File", "filePath": self.path("web.tokens") }],
-              "nodeIds": ["{identity}"],
+              "nodeIds": ["{identity}"], "roles": ["{identity}"],
               "publish": { "allow": { "kinds": ["custom"], "customTypes": ["org.web.*"] } },
               "receive": {
                   "allow": { "kinds": ["mailbox_change", "queue_refresh", "custom"], "customTypes": ["org.*"] },
                   "deny": { "accounts": ["vip*"], "customTypes": ["org.secret"] } } },
+            { "name": "support", "tokens": [{ "@type": "Value", "secret": SUPPORT_TOKEN }], "nodeIds": ["*"],
+              "receive": { "allow": { "kinds": ["custom", "queue_refresh"] }, "deny": { "customTypes": ["org.secret"] } },
+              "operations": ["explain"] },
+            { "name": "imap.example.org", "nodeIds": ["imap"], "publish": any, "receive": any },
             { "name": "spiffe://example.org/mail/*", "nodeIds": ["{identity}"], "publish": any, "receive": any },
         ]);
         GatewayOptions::embedded()
@@ -172,13 +200,20 @@ async fn next(stream: &mut Streaming<SubscribeResponse>) -> Result<Vec<Event>, S
     }
 }
 
+/// The type of a custom event; of another one there is none.
+fn custom_type(event: &Event) -> String {
+    match &event.kind {
+        Some(Kind::Custom(custom)) => custom.r#type.clone(),
+        _ => String::new(),
+    }
+}
+
 /// All events until that of this custom type.
 async fn until_type(stream: &mut Streaming<SubscribeResponse>, last: &str) -> Vec<Event> {
     let mut seen = vec![];
     loop {
         for event in next(stream).await.expect("events") {
-            let end = matches!(&event.kind, Some(Kind::Custom(custom)) if custom.r#type == last);
-            if end {
+            if custom_type(&event) == last {
                 return seen;
             }
             seen.push(event);
@@ -336,6 +371,85 @@ async fn nothing_forbidden_is_delivered_however_it_is_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_has_the_roles_of_its_identity_alone() {
+    let files = Files::new().await;
+    let gateway = files.start(files.options("optional")).await;
+    let web = connect(&gateway, &files.token(WEB_TOKEN)).await;
+    let mx = connect(&gateway, &files.token(MX_TOKEN)).await;
+    let with = |node_id: &str, roles: &[&str]| SubscribeRequest {
+        roles: roles.iter().map(|&role| role.to_owned()).collect(),
+        ..asks(node_id, Filter::default())
+    };
+    let asked = ["web", "mta", "imap-1", "{identity}", "*"];
+    let fields = not_allowed(subscribe(&web, with("web", &asked)).await);
+    assert_eq!(fields, ["roles[1]", "roles[2]", "roles[3]", "roles[4]"]);
+    let mut web_stream = subscribe(&web, with("web", &["web"])).await.expect("a stream");
+    let mut mx_stream = subscribe(&mx, with("mx-1", &["mta", "imap-1"])).await.expect("a stream");
+    // What is for one role alone reaches nobody else.
+    let to = |roles: &[&str], name: &str| {
+        let roles = roles.iter().map(|&role| role.to_owned()).collect();
+        Event { target: Some(Target { node_ids: vec![], roles }), ..events::custom(name) }
+    };
+    let batch = vec![
+        to(&["mta"], "org.for.mta"),
+        to(&["web"], "org.for.web"),
+        to(&["imap-1"], "org.for.imap"),
+        events::custom("org.last"),
+    ];
+    publish(&mx, "mx-2", batch).await.expect("published");
+    for (stream, own) in [(&mut web_stream, &["web"][..]), (&mut mx_stream, &["mta", "imap"])] {
+        let seen = until_type(stream, "org.last").await;
+        let types: Vec<_> = seen.iter().map(custom_type).collect();
+        assert_eq!(types, own.iter().map(|role| format!("org.for.{role}")).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn to_see_why_an_event_is_left_out_is_a_right_of_its_own() {
+    let files = Files::new().await;
+    let gateway = files.start(files.options("optional")).await;
+    let explaining = |node_id: &str, filter| SubscribeRequest {
+        explain: true,
+        max_events: 2,
+        ..asks(node_id, filter)
+    };
+    let web = connect(&gateway, &files.token(WEB_TOKEN)).await;
+    let mx = connect(&gateway, &files.token(MX_TOKEN)).await;
+    for (node, node_id) in [(&web, "web"), (&mx, "mx-1")] {
+        let refused = subscribe(node, explaining(node_id, Filter::default())).await;
+        assert_eq!(not_allowed(refused), ["explain"]);
+    }
+    // The right shows what the rules and the filter leave out, each under its own name, and delivers no more.
+    let support = connect(&gateway, &files.token(SUPPORT_TOKEN)).await;
+    let filter = Filter { custom_types: vec!["org.*".into()], ..Filter::default() };
+    let mut stream = subscribe(&support, explaining("web", filter)).await.expect("a stream");
+    let batch = vec![
+        events::mailbox_change("a", 1),
+        events::custom("org.secret"),
+        events::custom("com.other"),
+        events::custom("org.fine"),
+        events::queue_refresh(),
+    ];
+    publish(&mx, "mx-2", batch).await.expect("published");
+    let (mut delivered, mut verdicts) = (vec![], vec![]);
+    while let Some(message) =
+        tokio::time::timeout(LIMIT, stream.message()).await.expect("in time").expect("a message")
+    {
+        match message.response {
+            Some(Response::Events(batch)) => delivered.extend(batch.events),
+            Some(Response::Explanation(explanation)) => verdicts.extend(explanation.verdicts),
+            _ => {}
+        }
+    }
+    assert_eq!(delivered.len(), 2, "{delivered:?}");
+    assert_eq!(custom_type(&delivered[0]), "org.fine");
+    let why: Vec<Vec<Exclusion>> =
+        verdicts.iter().map(|verdict| verdict.exclusions().collect()).collect();
+    let (rule, own_type) = (vec![Exclusion::Rule], vec![Exclusion::CustomType]);
+    assert_eq!(why, [rule.clone(), rule, own_type, vec![], vec![]], "{verdicts:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn certificates_say_who_a_node_is() {
     let files = Files::new().await;
     let spiffe = "URI:spiffe://example.org/mail/mx1,DNS:mx";
@@ -370,6 +484,117 @@ async fn certificates_say_who_a_node_is() {
     let mut plain = CoordinationServiceClient::new(plain);
     let answer = tokio::time::timeout(LIMIT, plain.get_status(GetStatusRequest {})).await;
     answer.expect("in time").expect_err("an error");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_without_a_uri_is_known_by_its_dns_name_or_else_its_common_name() {
+    let files = Files::new().await;
+    let gateway = files.start(files.options("required")).await;
+    for (file, subject, names) in [
+        ("by-dns", "somebody", "DNS:imap.example.org,DNS:mx"),
+        ("by-common-name", "imap.example.org", ""),
+    ] {
+        files.passing(file, subject, names, 3600).await;
+        let node = connect(&gateway, &files.shows(file)).await;
+        publish(&node, "imap", vec![events::queue_refresh()]).await.expect(file);
+        let event = vec![events::queue_refresh()];
+        assert_eq!(not_allowed(publish(&node, "mx-1", event).await), ["node_id"], "{file}");
+    }
+    // A name that goes before it is somebody else's: the common name counts for nothing then.
+    for (file, names) in
+        [("other-dns", "DNS:other.example.org"), ("other-uri", "URI:urn:x,DNS:imap.example.org")]
+    {
+        files.passing(file, "imap.example.org", names, 3600).await;
+        let node = connect(&gateway, &files.shows(file)).await;
+        let result = publish(&node, "imap", vec![events::queue_refresh()]).await;
+        unauthenticated(result, "CREDENTIALS_WRONG");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_ends_when_its_certificate_expires() {
+    let files = Files::new().await;
+    let gateway = files.start(files.options("required")).await;
+    files.passing("brief", "imap.example.org", "", 6).await;
+    let node = connect(&gateway, &files.shows("brief")).await;
+    let mut stream = subscribe(&node, asks("imap", Filter::default())).await.expect("a stream");
+    publish(&node, "imap", vec![events::queue_refresh()]).await.expect("it holds");
+    unauthenticated(next(&mut stream).await.map(|_| ()), "CREDENTIALS_REVOKED");
+    unauthenticated(
+        publish(&node, "imap", vec![events::queue_refresh()]).await,
+        "CREDENTIALS_WRONG",
+    );
+    // An operator sees how it ended, and who was refused.
+    let metrics = gateway.admin("/metrics").await;
+    let errors = |method: &str, reason: &str| {
+        let series =
+            format!("trunkline_errors_total{{method=\"{method}\",reason=\"{reason}\"}} 1\n");
+        assert!(metrics.contains(&series), "{series} in {metrics}");
+    };
+    errors("Subscribe", "credentials_revoked");
+    errors("Publish", "credentials_wrong");
+    let page: Value = serde_json::from_str(&gateway.admin("/api/status").await).expect("JSON");
+    assert_eq!(page["ended"][0]["why"], "credentials_revoked", "{page:#}");
+    assert_eq!(page["refused"][0]["reason"], "credentials_wrong", "{page:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resumed_stream_is_kept_within_the_rules_too() {
+    let files = Files::new().await;
+    let gateway = files.start(files.options("optional")).await;
+    let mx = connect(&gateway, &files.token(MX_TOKEN)).await;
+    // The token is that of a node which may receive everything.
+    let mut everything = subscribe(&mx, asks("mx-1", Filter::default())).await.expect("a stream");
+    publish(&mx, "mx-2", vec![events::queue_refresh()]).await.expect("published");
+    let resume_token = loop {
+        let message = tokio::time::timeout(LIMIT, everything.message()).await.expect("in time");
+        if let Some(Response::Events(batch)) = message.expect("a message").expect("one").response {
+            break batch.resume_token;
+        }
+    };
+    let batch = ["org.secret", "com.example", "org.fine", "org.last"].map(events::custom);
+    publish(&mx, "mx-2", batch.to_vec()).await.expect("published");
+    publish(&mx, "mx-2", vec![events::mailbox_change("vip1", 1)]).await.expect("published");
+    let web = connect(&gateway, &files.token(WEB_TOKEN)).await;
+    let request = SubscribeRequest { resume_token, ..asks("web", Filter::default()) };
+    let mut stream = subscribe(&web, request).await.expect("a stream");
+    let seen = until_type(&mut stream, "org.last").await;
+    assert_eq!(seen.iter().map(custom_type).collect::<Vec<_>>(), ["org.fine"]);
+    publish(&mx, "mx-2", vec![events::custom("org.end")]).await.expect("published");
+    assert!(until_type(&mut stream, "org.end").await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_are_those_of_an_identity_whatever_its_connections_and_address() {
+    let files = Files::new().await;
+    let limits = json!({ "maxStreamsPerIdentity": 2, "eventsPerSecond": 1, "eventBurst": 20 });
+    let gateway = files.start(files.options("optional").set("limits", limits)).await;
+    let mut open = vec![];
+    for _ in 0..2 {
+        // A connection each.
+        let web = connect(&gateway, &files.token(WEB_TOKEN)).await;
+        open.push(subscribe(&web, asks("web", Filter::default())).await.expect("a stream"));
+    }
+    let web = connect(&gateway, &files.token(WEB_TOKEN)).await;
+    let third = subscribe(&web, asks("web", Filter::default())).await;
+    refused(third, Code::ResourceExhausted, "LIMIT_REACHED");
+    let batch = |count| vec![events::custom("org.web.a"); count];
+    publish(&web, "web", batch(20)).await.expect("a burst");
+    let beyond = publish(&web, "web", batch(10)).await;
+    refused(beyond, Code::ResourceExhausted, "LIMIT_REACHED");
+    // Another identity at the same address has its own share, on one connection for two node ids.
+    let mx = connect(&gateway, &files.token(MX_TOKEN)).await;
+    for node_id in ["mx-1", "mx-2"] {
+        let stream = subscribe(&mx, asks(node_id, Filter::default())).await;
+        open.push(stream.expect("a stream of its own share"));
+    }
+    publish(&mx, "mx-1", batch(20)).await.expect("a burst of its own");
+    // What one gives back is that one's.
+    open.truncate(1);
+    until(LIMIT, "room again", async || {
+        subscribe(&web, asks("web", Filter::default())).await.is_ok()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -491,6 +716,53 @@ async fn plain_text_is_for_loopback_unless_somebody_says_otherwise() {
     gateway.stderr_has("insecure: nodes connect in plain text", LIMIT).await;
 }
 
+/// What doctor prints, each finding in a line, and its exit code.
+async fn doctor(gateway: &Gateway, flags: &[&str]) -> (Option<i32>, String) {
+    let file = gateway.config_file().display().to_string();
+    let args = ["doctor", "--config", &file].into_iter().chain(flags.iter().copied());
+    let output = support::gateway::trunkline(args.collect::<Vec<_>>()).run(LIMIT).await;
+    (output.status.code(), output.stdout)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_asks_a_gateway_over_tls_and_looks_at_its_files() {
+    let files = Files::new().await;
+    let name = "spiffe://example.org/mail/mx1";
+    files.certificate("mail", "ca", &format!("URI:{name}"), "-days 90").await;
+    files.certificate("server", "ca", "DNS:localhost", "-days 90").await;
+    std::fs::write(files.path("token"), format!("{MX_TOKEN}\n")).expect("a file");
+    let token = ["--token-file", &files.path("token")];
+    let shown = ["--tls-cert", &files.path("mail.pem"), "--tls-key", &files.path("mail.key")];
+
+    let optional = files.start(files.options("optional").set("reloadInterval", "1h")).await;
+    let (code, said) = doctor(&optional, &[]).await;
+    assert!(code == Some(0) && said.contains("serves (Unauthenticated"), "{said}");
+    let (code, said) = doctor(&optional, &token).await;
+    assert!(code == Some(0) && said.contains("serves 0 streams on 1 shards"), "{said}");
+    let (code, said) = doctor(&optional, &shown).await;
+    assert!(code == Some(0) && said.contains("serves (PermissionDenied"), "{said}");
+    assert!(said.contains("server.pem (localhost) holds for "), "{said}");
+
+    let required = files.start(files.options("required")).await;
+    let (code, said) = doctor(&required, &token).await;
+    assert!(code == Some(0) && said.contains("show one with --tls-cert"), "{said}");
+    let (code, said) = doctor(&required, &shown).await;
+    assert!(code == Some(0) && said.contains("serves (PermissionDenied"), "{said}");
+
+    // The files are renewed, and the gateway does not follow them.
+    files.certificate("server", "ca", "DNS:localhost", "-days 7").await;
+    let (code, said) = doctor(&optional, &token).await;
+    assert!(code == Some(1) && said.contains("shows another certificate"), "{said}");
+    assert!(said.contains("server.pem (localhost) expires in "), "{said}");
+    // Files that a gateway would not start with.
+    files.certificate("server", "ca", "DNS:localhost", "-days -1").await;
+    let (code, said) = doctor(&optional, &token).await;
+    assert!(code == Some(1) && said.contains("server.pem (localhost) expired"), "{said}");
+    std::fs::write(files.path("server.key"), files.read("other.key")).expect("a file");
+    let (code, said) = doctor(&optional, &token).await;
+    assert!(code == Some(1) && said.contains("do not belong together"), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn grpcurl_the_command_line_and_the_client_bring_a_token() {
     let files = Files::new().await;
@@ -502,6 +774,9 @@ async fn grpcurl_the_command_line_and_the_client_bring_a_token() {
         let args = args.chain([address.as_str()]).chain(asked.iter().copied());
         Program::new(tools::grpcurl(), args).run(LIMIT)
     };
+    // What it says to try is what a node of such a gateway needs.
+    let tried = "grpcurl -cacert CA.pem -H 'authorization: Bearer TOKEN' 127.0.0.1:";
+    assert!(gateway.stderr().contains(tried), "{}", gateway.stderr());
     // Load balancers need no credentials; reflection is a right of its own.
     let header = |token: &str| format!("authorization: Bearer {token}");
     let listed = grpcurl(&["-H", &header(MX_TOKEN)], &["list"]).await.success();
@@ -522,7 +797,28 @@ async fn grpcurl_the_command_line_and_the_client_bring_a_token() {
     let publish = ["publish", "--node-id", "mx-1", "queue-refresh"];
     run(&publish).await.success();
     run(&["status"]).await.success();
+    let nodes = run(&["top", "--once", "--interval", "0.2"]).await.success();
+    assert!(nodes.contains("SERVING"), "{nodes}");
+    let loaded =
+        run(&["bench", "--for", "1s", "--rate", "50", "--subscribers", "2", "--json"]).await;
+    let loaded: Value = serde_json::from_str(&loaded.success()).expect("JSON");
+    assert_eq!(loaded["lost"], 0, "{loaded}");
     assert!(!run(&["publish", "--node-id", "web", "queue-refresh"]).await.status.success());
+
+    let python = |args: &[&str]| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/python/mail_node.py");
+        let script = script.display().to_string();
+        let all = [&script, "--gateway", &address, "--tls-ca", &ca].into_iter();
+        let program = Program::new(tools::python(), all.chain(args.iter().copied()));
+        program.env("PYTHONDONTWRITEBYTECODE", "1").run(LIMIT)
+    };
+    let event = json!({ "queueRefresh": {} }).to_string();
+    let publish = ["--node-id", "mx-1", "publish", &event];
+    let refused = python(&publish).await;
+    assert!(refused.stderr.contains("UNAUTHENTICATED"), "{refused:?}");
+    let token_file = files.path("token");
+    let with_token = [&["--token-file", &token_file], &publish[..]].concat();
+    assert!(python(&with_token).await.success().contains("position"));
 
     let client = Client::builder("mx-7").gateway(&there).credentials(files.token(MX_TOKEN));
     let client = client.build().expect("a client");

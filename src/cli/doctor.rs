@@ -2,6 +2,7 @@
 
 mod certificates;
 mod gateway;
+mod pinned;
 mod report;
 
 use clap::Args;
@@ -14,7 +15,7 @@ use trunkline::{
 };
 
 use self::report::Report;
-use super::{Failure, serve::From};
+use super::{Failure, Proof, serve::From};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -23,12 +24,16 @@ Examples:
   trunkline doctor --config trunkline.json --json | jq '.findings[] | select(.level != \"ok\")'
   trunkline doctor --redis redis://admin:password@10.0.0.1:6379
                                                     with an administrator's rights it sees more
+  trunkline doctor --config trunkline.json --token-file token
+                                                    the gateway that runs here asks who this is
 
 Looks at the configuration, certificates, Redis and the way through each shard, from where it is run. Changes nothing that
 gateways use. Exit code 0 if there is no failure (there may be warnings), 1 if there is one.")]
 pub(super) struct Doctor {
     #[command(flatten)]
     from: From,
+    #[command(flatten)]
+    proof: Proof,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -41,7 +46,7 @@ impl Doctor {
         match self.from.load() {
             Ok(config) => {
                 report.found(Finding::ok("configuration", summary(&config)));
-                examine(&config, &mut report).await;
+                examine(&config, &self.proof, &mut report).await?;
             }
             Err(Failure::Configuration(why)) => {
                 let advice = "docs/configuration.md has every key; `trunkline check` says the same";
@@ -53,7 +58,8 @@ impl Doctor {
     }
 }
 
-async fn examine(config: &Config, report: &mut Report) {
+async fn examine(config: &Config, proof: &Proof, report: &mut Report) -> Result<(), Failure> {
+    certificates::examine_own(config.tls.as_ref(), report);
     certificates::examine(tls_of_redis(&config.bus), report);
     match Settings::from_config(config) {
         Ok(Some(settings)) => {
@@ -70,7 +76,7 @@ async fn examine(config: &Config, report: &mut Report) {
             report.found(Finding::failure("reach", error.to_string(), advice));
         }
     }
-    gateway::examine(config, report).await;
+    gateway::examine(config, proof, report).await
 }
 
 /// What is in force, in a line.

@@ -13,7 +13,12 @@ mod status;
 mod subscribe;
 mod top;
 
-use std::{error::Error as _, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    error::Error as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand};
 use tonic::{
@@ -103,6 +108,13 @@ struct Gateway {
     /// Who signs the gateway's certificate: a PEM file. For https
     #[arg(long, env = "TRUNKLINE_TLS_CA", value_name = "FILE")]
     tls_ca: Option<PathBuf>,
+    #[command(flatten)]
+    proof: Proof,
+}
+
+/// What is shown to a gateway that asks who this is.
+#[derive(Args)]
+struct Proof {
     /// The certificate to show to the gateway: a PEM file
     #[arg(long, env = "TRUNKLINE_TLS_CERT", value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
@@ -248,16 +260,20 @@ impl Gateway {
         Ok(client.max_decoding_message_size(MAX_MESSAGE))
     }
 
+    /// What the flags and variables say.
+    fn credentials(&self) -> Result<Credentials, Failure> {
+        let credentials = self.proof.credentials()?;
+        Ok(match &self.tls_ca {
+            Some(path) => credentials.ca_certificate(read(path)?),
+            None => credentials,
+        })
+    }
+}
+
+impl Proof {
     /// What the flags and variables say. No token stands on a command line, where everybody can read it.
     fn credentials(&self) -> Result<Credentials, Failure> {
-        let read = |path: &PathBuf| {
-            std::fs::read(path)
-                .map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))
-        };
         let mut credentials = Credentials::new();
-        if let Some(path) = &self.tls_ca {
-            credentials = credentials.ca_certificate(read(path)?);
-        }
         if let (Some(certificate), Some(key)) = (&self.tls_cert, &self.tls_key) {
             credentials = credentials.client_certificate(read(certificate)?, read(key)?);
         }
@@ -270,6 +286,10 @@ impl Gateway {
         }
         Ok(credentials)
     }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(path).map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))
 }
 
 /// The URL of a gateway, from a URL or from a host and port.

@@ -85,7 +85,9 @@ impl Serve {
                 _ = tokio::signal::ctrl_c() => {}
             }
         };
-        server::serve(config, say_what_to_try, shutdown).await.map_err(|error| match error {
+        let (tls, auth) = (config.tls.is_some(), config.auth.is_some());
+        let listens = move |address| say_what_to_try(address, tls, auth);
+        server::serve(config, listens, shutdown).await.map_err(|error| match error {
             ServeError::Bus(_) => Failure::Configuration(error.to_string()),
             _ => Failure::Other(error.to_string()),
         })
@@ -109,17 +111,27 @@ fn start_log(config: &Config) {
     }
 }
 
-fn say_what_to_try(address: SocketAddr) {
+fn say_what_to_try(address: SocketAddr, tls: bool, auth: bool) {
     // What was typed to start this one starts the others too: after `cargo run` there is no `trunkline` in the PATH.
     let program = std::env::args().next().unwrap_or_default();
     let program = if program.contains('/') { program.as_str() } else { "trunkline" };
     let listens = address;
     let address = reachable(address);
+    let (scheme, mut grpcurl, mut flags) = if tls {
+        ("https", "-cacert CA.pem".to_owned(), " --tls-ca CA.pem".to_owned())
+    } else {
+        ("http", "-plaintext".to_owned(), String::new())
+    };
+    if auth {
+        grpcurl.push_str(" -H 'authorization: Bearer TOKEN'");
+        flags.push_str(" --token-file TOKEN-FILE");
+    }
+    let gateway = format!("--gateway {scheme}://{address}{flags}");
     eprintln!(
         "Trunkline {} listens on {listens}. Try:\n  \
-         grpcurl -plaintext {address} list\n  \
-         {program} subscribe --gateway http://{address}\n  \
-         {program} publish --gateway http://{address} mailbox-change --account a1 --change-id 7 --types email",
+         grpcurl {grpcurl} {address} list\n  \
+         {program} subscribe {gateway}\n  \
+         {program} publish {gateway} mailbox-change --account a1 --change-id 7 --types email",
         env!("CARGO_PKG_VERSION")
     );
 }

@@ -10,6 +10,10 @@ use std::{
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 use tonic::{
     Code, Status,
     transport::{Channel, Endpoint},
@@ -222,6 +226,27 @@ impl Gateway {
     /// Its address for `admin`.
     pub fn admin_address(&self) -> String {
         format!("127.0.0.1:{}", self.admin.number())
+    }
+
+    /// What its admin port answers to a GET with 200.
+    ///
+    /// # Panics
+    ///
+    /// If it answers anything else.
+    pub async fn admin(&self, path: &str) -> String {
+        let exchange = async {
+            let mut stream = TcpStream::connect(self.admin_address()).await?;
+            let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await?;
+            std::io::Result::Ok(text)
+        };
+        let text =
+            tokio::time::timeout(LIMIT, exchange).await.expect("in time").expect("an answer");
+        let (head, body) = text.split_once("\r\n\r\n").expect("headers and a body");
+        assert!(head.starts_with("HTTP/1.1 200 "), "{text}");
+        body.to_owned()
     }
 
     /// Its configuration file.

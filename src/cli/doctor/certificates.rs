@@ -12,7 +12,10 @@ use tokio_rustls::rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     sign::CertifiedKey,
 };
-use trunkline::{bus::redis::doctor::Finding, config::Tls};
+use trunkline::{
+    bus::redis::doctor::Finding,
+    config::{ServerTls, Tls},
+};
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
 
 use super::Report;
@@ -23,6 +26,19 @@ const DAY: u64 = 24 * 60 * 60;
 const SOON: Duration = Duration::from_secs(14 * DAY);
 
 const CHECK: &str = "TLS to Redis";
+
+const CHECK_OWN: &str = "TLS to nodes";
+
+/// The files of `tls`.
+pub(super) fn examine_own(tls: Option<&ServerTls>, report: &mut Report) {
+    let Some(tls) = tls else { return };
+    report.begins(CHECK_OWN);
+    report.found(validity(CHECK_OWN, "tls.certificate", &tls.certificate));
+    report.found(belong(CHECK_OWN, "tls", &tls.certificate, &tls.private_key));
+    if let Some(path) = &tls.client_ca {
+        report.found(validity(CHECK_OWN, "tls.clientCa", path));
+    }
+}
 
 /// The files of `coordinator.tls`.
 pub(super) fn examine(tls: Option<&Tls>, report: &mut Report) {
@@ -39,7 +55,7 @@ pub(super) fn examine(tls: Option<&Tls>, report: &mut Report) {
 }
 
 /// Whether the certificates of a file hold now, and for a while; the names in the first.
-pub(super) fn validity(check: &'static str, key: &str, path: &Path) -> Finding {
+fn validity(check: &'static str, key: &str, path: &Path) -> Finding {
     match read_validity(path) {
         Err(why) => {
             let seen = format!("{key}: {}: {why}", path.display());
@@ -109,21 +125,25 @@ fn names(certificate: &X509Certificate<'_>) -> String {
     if names.is_empty() { certificate.subject().to_string() } else { names.join(", ") }
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+/// Those of a PEM file, of which there is at least one.
+pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let bytes = fs::read(path).map_err(|error| error.to_string())?;
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     let read = read.map_err(|error| format!("no PEM: {error}"))?;
     if read.is_empty() { Err("holds no certificate".to_owned()) } else { Ok(read) }
 }
 
+/// That of a PEM file.
+pub(super) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    let bytes = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| format!("{}: {error}", path.display()))
+}
+
 /// Whether a key is that of a certificate.
-pub(super) fn belong(check: &'static str, group: &str, certificate: &Path, key: &Path) -> Finding {
+fn belong(check: &'static str, group: &str, certificate: &Path, key: &Path) -> Finding {
     let both = || -> Result<(), String> {
         let chain = certificates(certificate)?;
-        let bytes = fs::read(key).map_err(|error| format!("{}: {error}", key.display()))?;
-        let key = PrivateKeyDer::from_pem_slice(&bytes)
-            .map_err(|error| format!("{}: {error}", key.display()))?;
-        CertifiedKey::from_der(chain, key, &ring::default_provider())
+        CertifiedKey::from_der(chain, private_key(key)?, &ring::default_provider())
             .map(drop)
             .map_err(|error| error.to_string())
     };

@@ -1,38 +1,57 @@
 //! Whether a gateway runs where this configuration would listen, and how it does.
 
-use std::time::Duration;
+use std::{io, net::SocketAddr, time::Duration};
 
-use tonic::{Status, transport::Endpoint};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tonic::{
+    Code, Request, Status,
+    transport::{Channel, Endpoint},
+};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 use trunkline::{
     bus::redis::doctor::Finding,
-    config::Config,
+    config::{Config, ServerTls},
     proto::v1::{
-        GetStatusRequest, GetStatusResponse, coordination_service_client::CoordinationServiceClient,
+        GetStatusRequest, GetStatusResponse, SERVICE,
+        coordination_service_client::CoordinationServiceClient,
     },
 };
 
-use super::Report;
-use crate::cli::{describe, serve::reachable};
+use super::{Report, pinned};
+use crate::cli::{Failure, Proof, describe, serve::reachable};
 
 const CHECK: &str = "gateway";
 
 /// How long it may take to answer.
 const LIMIT: Duration = Duration::from_secs(3);
 
-pub(super) async fn examine(config: &Config, report: &mut Report) {
+pub(super) async fn examine(
+    config: &Config,
+    proof: &Proof,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    let bearer = proof.credentials()?.bearer();
     if config.listen.port() == 0 {
-        return;
+        return Ok(());
     }
     report.begins(CHECK);
     let address = reachable(config.listen);
-    if config.tls.is_some() {
-        let seen = format!("a gateway at {address} would speak TLS: it was not asked");
-        let advice = "ask it yourself: trunkline status --gateway https://... --tls-ca ...";
-        report.found(Finding::warning(CHECK, seen, advice));
-        return;
-    }
-    let asked = tokio::time::timeout(LIMIT, ask(&format!("http://{address}"))).await;
-    report.found(match asked {
+    let asked = async {
+        let channel = connect(address, config.tls.as_ref(), proof).await?;
+        let mut client = CoordinationServiceClient::with_interceptor(channel.clone(), bearer);
+        match client.get_status(Request::new(GetStatusRequest {})).await {
+            Ok(status) => Ok(judge(address, status.get_ref())),
+            Err(status) if is_denied(&status) => Ok(judge_health(address, &status, channel).await),
+            Err(status) => Err(Asked::Refused(status)),
+        }
+    };
+    report.found(match tokio::time::timeout(LIMIT, asked).await {
         Err(_) => {
             let advice = "look at the process that listens there; is it a gateway?";
             Finding::failure(CHECK, format!("{address} does not answer within {LIMIT:?}"), advice)
@@ -40,33 +59,88 @@ pub(super) async fn examine(config: &Config, report: &mut Report) {
         Ok(Err(Asked::Nobody(why))) => {
             Finding::ok(CHECK, format!("none runs at {address} ({why})"))
         }
-        Ok(Err(Asked::Refused(status))) => {
-            let seen = format!("{address} answers {:?}: {}", status.code(), status.message());
-            Finding::warning(
-                CHECK,
-                seen,
-                "see whether a gateway of this configuration listens there",
-            )
+        Ok(Err(Asked::Other(why))) => {
+            let advice =
+                "restart it if it is this one and does not follow the file; its log says why";
+            Finding::failure(CHECK, format!("{address}: {why}"), advice)
         }
-        Ok(Ok(status)) => judge(&address.to_string(), &status),
+        Ok(Err(Asked::Refused(status))) => {
+            let seen = format!("{address} answers {:?}: {}", status.code(), describe(&status));
+            let wants = config.tls.as_ref().is_some_and(|tls| tls.client_certificate_required);
+            let advice = if wants && proof.tls_cert.is_none() {
+                "it asks for a client certificate: show one with --tls-cert and --tls-key"
+            } else {
+                "see whether a gateway of this configuration listens there"
+            };
+            Finding::warning(CHECK, seen, advice)
+        }
+        Ok(Ok(finding)) => finding,
     });
+    Ok(())
 }
 
+/// Why a gateway did not say how it does.
 enum Asked {
+    /// Nobody listens.
     Nobody(String),
+    /// Who listens is not the gateway of this configuration.
+    Other(String),
+    /// It answered with an error.
     Refused(Status),
 }
 
-async fn ask(url: &str) -> Result<GetStatusResponse, Asked> {
-    let nobody = |error: tonic::transport::Error| Asked::Nobody(describe(&error));
-    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(nobody)?;
-    let channel = endpoint.connect_timeout(LIMIT).connect().await.map_err(nobody)?;
-    let mut client = CoordinationServiceClient::new(channel);
-    let status = client.get_status(GetStatusRequest {}).await.map_err(Asked::Refused)?;
-    Ok(status.into_inner())
+async fn connect(
+    address: SocketAddr,
+    tls: Option<&ServerTls>,
+    proof: &Proof,
+) -> Result<Channel, Asked> {
+    let stream = TcpStream::connect(address).await;
+    let stream = stream.map_err(|error| Asked::Nobody(error.to_string()))?;
+    let Some(tls) = tls else { return over(stream).await };
+    let shown = proof.tls_cert.as_deref().zip(proof.tls_key.as_deref());
+    over(pinned::handshake(stream, &tls.certificate, shown).await.map_err(Asked::Other)?).await
 }
 
-fn judge(address: &str, status: &GetStatusResponse) -> Finding {
+/// A channel that has this one connection.
+async fn over<S>(stream: S) -> Result<Channel, Asked>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut stream = Some(TokioIo::new(stream));
+    let connector = tower::service_fn(move |_| {
+        let stream = stream.take();
+        async { stream.ok_or_else(|| io::Error::other("the connection ended")) }
+    });
+    let channel = Endpoint::from_static("http://gateway").connect_with_connector(connector).await;
+    channel.map_err(|error| Asked::Refused(Status::from_error(Box::new(error))))
+}
+
+fn is_denied(status: &Status) -> bool {
+    matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied)
+}
+
+/// What a gateway says to anybody, where its status is not for everybody.
+async fn judge_health(address: SocketAddr, denied: &Status, channel: Channel) -> Finding {
+    let request = HealthCheckRequest { service: SERVICE.to_owned() };
+    let health = HealthClient::new(channel).check(request).await;
+    match health.map(|answer| answer.get_ref().status()) {
+        Ok(ServingStatus::Serving) => {
+            let more = "an identity with the operation getStatus would see more";
+            Finding::ok(CHECK, format!("one at {address} serves ({:?}: {more})", denied.code()))
+        }
+        Ok(_) => {
+            let seen = format!("one at {address} does not serve");
+            Finding::failure(CHECK, seen, "/readyz of its admin port says why, and so does its log")
+        }
+        Err(status) => {
+            let seen = format!("{address} answers {:?}: {}", status.code(), status.message());
+            let advice = "see whether a gateway of this configuration listens there";
+            Finding::warning(CHECK, seen, advice)
+        }
+    }
+}
+
+fn judge(address: SocketAddr, status: &GetStatusResponse) -> Finding {
     let who = format!("{} at {address} (version {})", status.gateway_id, status.version);
     if !status.serving {
         let seen = format!("{who} does not serve: {}", status.reason);
