@@ -100,22 +100,32 @@ async fn it_shows_who_is_there_and_what_happened() {
     let stalled_too = strict.stream(request).await.expect("a stream");
 
     let seen = row(&browser, "#node-table", 0, &["imap-1", "imap, jmap", "gateway-1"]).await;
-    assert!(seen[3].starts_with("127.0.0.1:"), "{seen:?}");
-    assert_eq!(seen[8], "mailbox_change, custom");
+    assert!(seen[3] == "current" && seen[4].starts_with("127.0.0.1:"), "{seen:?}");
+    assert_eq!(seen[9], "mailbox_change, custom");
     assert_eq!(browser.text("#nodes-count").await, "4");
-    let seen = row(&browser, "#gateway-table", 0, &["gateway-1 (this one)", "4"]).await;
-    assert_eq!(seen.len(), 4, "{seen:?}");
+    let version = env!("CARGO_PKG_VERSION");
+    let seen = ["gateway-1 (this one)", "serving", version, "4"];
+    let seen = row(&browser, "#gateway-table", 0, &seen).await;
+    assert_eq!(seen.len(), 6, "{seen:?}");
     let redis_address = format!("127.0.0.1:{}", redis.port());
     row(&browser, "#link-table", 0, &[&redis_address, "subscribe", "up", "0"]).await;
     row(&browser, "#shard-table", 0, &["0", "proven"]).await;
 
     // What a node calls itself is text.
     let seen = row(&browser, "#node-table", 0, &[HOSTILE, HOSTILE, "gateway-1"]).await;
-    assert_eq!(seen[8], "everything");
+    assert_eq!(seen[9], "everything");
     let harm = browser
         .run("return [window.hit, document.querySelectorAll('table img, table script').length];")
         .await;
     assert_eq!(harm, json!([null, 0]));
+
+    // The other gateway and its nodes are there too.
+    let pop = TestNode::connect(&two, "pop-1").await;
+    let quiet = Some(Filter { kinds: vec![20], ..Default::default() });
+    let pop_stream = pop.subscribe(SubscribeRequest { filter: quiet, ..pop.request() }).await;
+    let seen = row(&browser, "#node-table", 0, &["pop-1", "–", "gateway-2", "current"]).await;
+    assert_eq!(seen[9], "custom", "{seen:?}");
+    row(&browser, "#gateway-table", 0, &["gateway-2", "serving", version, "1"]).await;
 
     // Values change where they stand.
     let publisher = TestNode::connect(&two, "mx-1").await;
@@ -143,7 +153,7 @@ async fn it_shows_who_is_there_and_what_happened() {
 
     // Who does not read falls behind, and is told so when it reads.
     flood(&publisher).await;
-    let behind = |row: &Vec<String>| row[6].replace(',', "").parse::<u64>().expect("a number");
+    let behind = |row: &Vec<String>| row[7].replace(',', "").parse::<u64>().expect("a number");
     browser
         .wait("the slow node behind", async || {
             let rows = browser.rows("#node-table").await;
@@ -192,10 +202,22 @@ async fn it_shows_who_is_there_and_what_happened() {
             (rows.len() == 1 && rows[0][0] == "imap-1").then_some(())
         })
         .await;
-    assert_eq!(browser.text("#nodes-count").await, "1 of 2 match");
+    assert_eq!(browser.text("#nodes-count").await, "1 of 3 match");
     browser.type_into("#search", "?").await;
     row(&browser, "#node-table", 0, &["No node matches."]).await;
     is_clean(&browser, &one).await;
+
+    // Who leaves the other gateway leaves the page.
+    let clear = "search.value = ''; search.dispatchEvent(new Event('input'));";
+    browser.run(clear).await;
+    row(&browser, "#node-table", 0, &["pop-1"]).await;
+    drop(pop_stream);
+    browser
+        .wait("pop-1 gone", async || {
+            let rows = browser.rows("#node-table").await;
+            rows.iter().all(|row| row[0] != "pop-1").then_some(())
+        })
+        .await;
 
     // A gateway that goes away says so, and where its streams went.
     imap_stream.subscribed().await;
@@ -296,7 +318,7 @@ async fn the_picture_of_the_readme() {
         tokio::join!(Gateway::start(options("gateway-1")), Gateway::start(options("gateway-2")),);
     let mut nodes = Vec::new();
     let mut streams = Vec::new();
-    for (name, roles, kinds) in [
+    for (nth, (name, roles, kinds)) in [
         ("imap-1", vec!["imap"], vec![10, 11, 17]),
         ("imap-2", vec!["imap"], vec![10, 11, 17]),
         ("imap-3", vec!["imap"], vec![10, 11, 17]),
@@ -305,8 +327,12 @@ async fn the_picture_of_the_readme() {
         ("mx-1", vec!["mta"], vec![14, 15, 16, 18, 19]),
         ("mx-2", vec!["mta"], vec![14, 15, 16, 18, 19]),
         ("admin-1", vec!["admin"], vec![]),
-    ] {
-        let node = TestNode::connect(&one, name).await;
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let gateway = if nth % 3 == 1 { &two } else { &one };
+        let node = TestNode::connect(gateway, name).await;
         let request = SubscribeRequest {
             roles: roles.into_iter().map(Into::into).collect(),
             filter: Some(Filter { kinds, ..Default::default() }),
@@ -340,7 +366,7 @@ async fn the_picture_of_the_readme() {
         browser
             .wait("a rate", async || {
                 let rows = browser.rows("#node-table").await;
-                (rows[0][5] != "–").then_some(())
+                (rows[0][6] != "–").then_some(())
             })
             .await;
         let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));

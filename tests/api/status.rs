@@ -144,6 +144,38 @@ async fn pages_hold_every_node_once_in_order() {
 }
 
 #[tokio::test]
+async fn a_page_of_large_nodes_is_one_that_any_client_reads() {
+    let bench = Bench::embedded().await;
+    let client = bench.node("any").await;
+    // As large as a node can be: 400 of them are more than the 4 MiB of a message.
+    let roles: Vec<String> = (0..64).map(|n| format!("{n:0>128}")).collect();
+    let accounts = (0..64).map(|n| format!("{n:0>128}")).collect();
+    let filter = Some(Filter { accounts, ..Default::default() });
+    let mut held: Vec<Collector> = Vec::new();
+    for n in 0..400 {
+        let request = SubscribeRequest {
+            node_id: format!("n{n:0>127}"),
+            roles: roles.clone(),
+            filter: filter.clone(),
+            ..Default::default()
+        };
+        held.push(client.subscribe(request).await);
+    }
+    let (mut token, mut seen, mut pages) = (String::new(), Vec::new(), 0);
+    loop {
+        let page = list(&bench.gateway, 1000, &token).await;
+        seen.extend(page.nodes.into_iter().map(|node| node.node_id));
+        token = page.next_page_token;
+        pages += 1;
+        if token.is_empty() {
+            break;
+        }
+    }
+    assert!(seen.len() == 400 && seen.is_sorted_by(|a, b| a < b), "{}", seen.len());
+    assert!((2..10).contains(&pages), "{pages}");
+}
+
+#[tokio::test]
 async fn a_page_that_cannot_be_is_refused() {
     let bench = Bench::embedded().await;
     let mut client = bench.gateway.client().await;

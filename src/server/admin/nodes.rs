@@ -1,10 +1,11 @@
-//! Nodes and gateways, as the page lists them.
+//! Nodes and gateways, as the page lists them: those of all gateways.
 //!
-//! However many look, the streams are read at most once a [`READ_EVERY`], and not at all while nobody looks.
+//! However many look, the streams are read at most once a [`READ_EVERY`], no more than [`MOST_READ`] of them, and not at all while
+//! nobody looks.
 
 use std::{
     cmp::Ordering,
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     fmt::Write,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -14,14 +15,23 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{metrics::kind_name, view::milliseconds};
+use super::{
+    metrics::kind_name,
+    view::{milliseconds, whole},
+};
 use crate::{
-    proto::v1,
-    server::{nodes::NodeEntry, service::Shared},
+    proto::v1::{self, GatewayState, NodeState},
+    server::{nodes::list::Seen, service::Shared},
 };
 
 /// How old what is shown may be.
 const READ_EVERY: Duration = Duration::from_millis(900);
+
+/// Streams that are read at most, this gateway's first.
+const MOST_READ: usize = 20_000;
+
+/// Other gateways tell their figures when they changed, this often at the most; what did not change for longer is at rest.
+const TOLD_EVERY: Duration = Duration::from_secs(7);
 
 /// Rows that a request gets unless it asks for another number, and the most that it can get.
 const ROWS: usize = 100;
@@ -38,8 +48,19 @@ pub struct Board(Mutex<State>);
 struct State {
     read_at: Option<Instant>,
     rows: Arc<Vec<Row>>,
+    /// Streams that there are.
+    total: usize,
     /// What each stream had been sent when.
-    before: HashMap<String, (Instant, u64)>,
+    before: HashMap<String, Sent>,
+}
+
+/// What a stream had been sent.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    when: Instant,
+    delivered: u64,
+    /// Events a second up to then.
+    rate: Option<f64>,
 }
 
 /// One stream.
@@ -50,6 +71,10 @@ pub struct Row {
     incarnation: String,
     roles: Vec<String>,
     gateway: String,
+    /// `current`, `behind`, `draining` or `silent`.
+    state: String,
+    /// Whether another live process has its id.
+    duplicate: bool,
     subscription: String,
     peer: String,
     /// Milliseconds since 1970.
@@ -95,40 +120,42 @@ pub struct Answer {
     gateways: Vec<GatewayRow>,
 }
 
-/// One gateway, by its streams.
-#[derive(Clone, Debug, Default, Serialize)]
+/// One gateway. What it does is the sum over its streams that were read.
+#[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct GatewayRow {
     id: String,
     /// Whether it is the one that answers.
     this: bool,
-    streams: u64,
+    version: String,
+    address: String,
+    /// `serving`, `not_serving`, `draining` or `silent`.
+    state: String,
+    /// Milliseconds since its last word.
+    age: u64,
+    streams: u32,
     behind: u64,
     rate: f64,
-}
-
-/// The open streams that are shown.
-fn shown(shared: &Shared) -> Vec<Arc<NodeEntry>> {
-    shared.nodes.all()
 }
 
 impl Board {
     /// Answers a query.
     pub fn answer(&self, shared: &Shared, query: &Query) -> Answer {
-        let rows = self.rows(shared);
-        let mut gateways = BTreeMap::new();
-        // One without streams is there too.
-        let own = GatewayRow { id: shared.gateway_id.clone(), this: true, ..Default::default() };
-        gateways.insert((false, &*shared.gateway_id), own);
+        let (rows, total) = self.rows(shared);
+        let mut does: HashMap<&str, (u64, f64)> = HashMap::new();
         for row in rows.iter() {
-            let this = row.gateway == shared.gateway_id;
-            let gateway = gateways
-                .entry((!this, &*row.gateway))
-                .or_insert_with(|| GatewayRow { id: row.gateway.clone(), ..Default::default() });
-            gateway.streams += 1;
-            gateway.behind += row.behind;
-            gateway.rate += row.rate.unwrap_or(0.0);
+            let (behind, rate) = does.entry(&row.gateway).or_default();
+            *behind += row.behind;
+            *rate += row.rate.unwrap_or(0.0);
         }
+        let gateways = shared.gateways().into_iter().map(|gateway| {
+            let (behind, rate) = does.get(&*gateway.gateway_id).copied().unwrap_or_default();
+            let this = gateway.gateway_id == shared.gateway_id;
+            GatewayRow { this, behind, rate, ..GatewayRow::from(gateway) }
+        });
+        let mut gateways: Vec<_> = gateways.collect();
+        // They come by their ids; the one that answers stands first.
+        gateways.sort_by_key(|gateway| !gateway.this);
         let mut matching: Vec<&Row> = rows.iter().filter(|row| row.has(&query.search)).collect();
         matching.sort_by(|a, b| {
             let order = a.order(b, query.sort);
@@ -139,68 +166,109 @@ impl Board {
                 .then_with(|| a.subscription.cmp(&b.subscription))
         });
         Answer {
-            total: rows.len(),
-            matching: matching.len(),
+            total,
+            matching: if query.search.is_empty() { total } else { matching.len() },
             nodes: matching.into_iter().take(query.rows).cloned().collect(),
-            gateways: gateways.into_values().collect(),
+            gateways,
         }
     }
 
-    fn rows(&self, shared: &Shared) -> Arc<Vec<Row>> {
+    /// The streams that were read, and how many there are.
+    fn rows(&self, shared: &Shared) -> (Arc<Vec<Row>>, usize) {
         let mut state = self.0.lock();
         let now = Instant::now();
         if state.read_at.is_none_or(|at| now.duration_since(at) >= READ_EVERY) {
             state.read_at = Some(now);
             let before = std::mem::take(&mut state.before);
-            let entries = shown(shared);
-            state.before.reserve(entries.len());
-            let mut rows = Vec::with_capacity(entries.len());
-            for entry in entries {
-                let (node, delivered) = (entry.node(), entry.delivered());
-                let then = before.get(&node.subscription_id);
-                let rate = then.and_then(|then| rate(*then, now, delivered));
-                state.before.insert(node.subscription_id.clone(), (now, delivered));
-                let gateway = shared.gateway_id.clone();
-                rows.push(Row { gateway, rate, ..Row::new(node, delivered, entry.behind()) });
-            }
-            state.rows = Arc::new(rows);
+            let (mut rows, mut sent) = (Vec::with_capacity(before.len()), HashMap::new());
+            sent.reserve(before.len());
+            state.total = shared.each_node(MOST_READ, |seen| {
+                let id = &seen.node.subscription_id;
+                let now = match before.get(id) {
+                    Some(then) => then.until(now, seen.delivered, seen.own),
+                    None => Sent { when: now, delivered: seen.delivered, rate: None },
+                };
+                rows.push(Row { rate: now.rate, ..Row::from(seen) });
+                sent.insert(id.clone(), now);
+            });
+            (state.rows, state.before) = (Arc::new(rows), sent);
         }
-        state.rows.clone()
+        (state.rows.clone(), state.total)
     }
 }
 
-/// What was sent in the time between, a second.
-#[allow(clippy::cast_precision_loss)]
-fn rate((then, delivered): (Instant, u64), now: Instant, delivered_now: u64) -> Option<f64> {
-    let span = now.duration_since(then);
-    // The first look after a long time tells nothing about now.
-    if span.is_zero() || span > Duration::from_secs(10) {
-        return None;
+impl Sent {
+    /// The next reading. Of other gateways' streams nothing is read anew until they tell more.
+    #[allow(clippy::cast_precision_loss)]
+    fn until(self, now: Instant, delivered: u64, own: bool) -> Sent {
+        let span = now.duration_since(self.when);
+        if !own && delivered == self.delivered && span < TOLD_EVERY {
+            return self;
+        }
+        // The first look after a long time tells nothing about now.
+        let tells = !span.is_zero() && span <= Duration::from_secs(10);
+        let rate = tells.then(|| {
+            let rate = delivered.saturating_sub(self.delivered) as f64 / span.as_secs_f64();
+            (rate * 10.0).round() / 10.0
+        });
+        Sent { when: now, delivered, rate }
     }
-    let rate = delivered_now.saturating_sub(delivered) as f64 / span.as_secs_f64();
-    Some((rate * 10.0).round() / 10.0)
 }
 
-impl Row {
-    fn new(node: &v1::Node, delivered: u64, behind: u64) -> Row {
+impl From<v1::Gateway> for GatewayRow {
+    fn from(gateway: v1::Gateway) -> GatewayRow {
+        let age = gateway.age.and_then(|age| Duration::try_from(age).ok());
+        GatewayRow {
+            state: word(GatewayState::as_str_name(&gateway.state()), "GATEWAY_STATE_"),
+            id: gateway.gateway_id,
+            this: false,
+            version: gateway.version,
+            address: gateway.address,
+            age: age.map_or(0, whole),
+            streams: gateway.streams,
+            behind: 0,
+            rate: 0.0,
+        }
+    }
+}
+
+/// The name of a state, as the page has it.
+fn word(name: &str, prefix: &str) -> String {
+    name.strip_prefix(prefix).unwrap_or(name).to_ascii_lowercase()
+}
+
+impl From<&Seen<'_>> for Row {
+    fn from(seen: &Seen<'_>) -> Row {
+        let node = seen.node;
         let since = node.connect_time.and_then(|time| SystemTime::try_from(time).ok());
         Row {
             filter: node.filter.as_ref().map(describe).unwrap_or_default(),
             node_id: node.node_id.clone(),
             incarnation: node.incarnation.clone(),
             roles: node.roles.clone(),
-            gateway: String::new(),
+            gateway: seen.gateway_id.to_owned(),
+            state: word(NodeState::as_str_name(&seen.state), "NODE_STATE_"),
+            duplicate: seen.duplicate,
             subscription: node.subscription_id.clone(),
             peer: node.peer.clone(),
             since: since.map(milliseconds),
-            delivered,
-            behind,
+            delivered: seen.delivered,
+            behind: seen.behind,
             rate: None,
         }
     }
+}
 
+impl Row {
     fn has(&self, search: &str) -> bool {
-        let texts = [&self.node_id, &self.gateway, &self.peer, &self.filter, &self.incarnation];
+        let texts = [
+            &self.node_id,
+            &self.gateway,
+            &self.state,
+            &self.peer,
+            &self.filter,
+            &self.incarnation,
+        ];
         search.is_empty()
             || texts.into_iter().chain(&self.roles).any(|text| text.to_lowercase().contains(search))
     }
@@ -290,7 +358,16 @@ mod tests {
             subscription_id: format!("s-{node}"),
             ..Default::default()
         };
-        Row { rate: Some(rate), ..Row::new(&node, 0, behind) }
+        let seen = Seen {
+            node: &node,
+            gateway_id: "gw-1",
+            own: true,
+            state: NodeState::Current,
+            delivered: 0,
+            behind,
+            duplicate: false,
+        };
+        Row { rate: Some(rate), ..Row::from(&seen) }
     }
 
     #[test]
@@ -330,8 +407,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_rate_is_of_now() {
         let now = Instant::now();
-        assert_eq!(rate((now, 10), now + Duration::from_secs(2), 25), Some(7.5));
-        assert_eq!(rate((now, 10), now + Duration::from_mins(1), 25), None);
-        assert_eq!(rate((now, 10), now, 25), None);
+        let first = Sent { when: now, delivered: 10, rate: None };
+        let rate = |span, own| first.until(now + span, 25, own).rate;
+        assert_eq!(rate(Duration::from_secs(2), true), Some(7.5));
+        assert_eq!(rate(Duration::from_secs(2), false), Some(7.5));
+        assert_eq!(rate(Duration::from_mins(1), true), None);
+        assert_eq!(rate(Duration::ZERO, true), None);
+        // Another gateway tells its figures now and then: between, its streams are not at rest.
+        let told = first.until(now + Duration::from_secs(5), 60, false);
+        let second = now + Duration::from_secs(6);
+        assert_eq!(told.until(second, 60, false).rate, Some(10.0));
+        assert_eq!(told.until(second, 60, true).rate, Some(0.0));
+        assert_eq!(told.until(now + Duration::from_secs(13), 60, false).rate, Some(0.0));
     }
 }

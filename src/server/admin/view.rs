@@ -162,7 +162,8 @@ pub fn milliseconds(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, whole)
 }
 
-fn whole(time: Duration) -> u64 {
+/// Whole milliseconds.
+pub fn whole(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 

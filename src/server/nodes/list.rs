@@ -7,6 +7,7 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use prost::Message;
 
 use super::{
     BEHIND, Figure, Key, NodeEntry, Nodes, duration,
@@ -24,6 +25,9 @@ const BETWEEN: char = '\n';
 
 /// A gateway that has not renewed what it said for so long is silent.
 pub const SILENT: Duration = Duration::from_secs(6);
+
+/// Bytes of nodes that a page has at most, whatever its size: clients read messages of 4 MiB unless they are told otherwise.
+const PAGE_BYTES: usize = 2 * 1024 * 1024;
 
 /// The last millisecond of the year 9999, after which protobuf has no times.
 const LAST_MS: u64 = 253_402_300_799_999;
@@ -48,6 +52,24 @@ pub struct PageStart {
     after: Option<Key>,
 }
 
+/// A stream of any gateway, as one looks over all of them.
+pub struct Seen<'a> {
+    /// What does not change.
+    pub node: &'a v1::Node,
+    /// Whose stream it is.
+    pub gateway_id: &'a str,
+    /// Whether it is this gateway's: then the figures are of now, else as its gateway told them last.
+    pub own: bool,
+    /// How it does.
+    pub state: NodeState,
+    /// How many events it was sent.
+    pub delivered: u64,
+    /// How many it has still to be offered.
+    pub behind: u64,
+    /// Whether another live process has its node id.
+    pub duplicate: bool,
+}
+
 /// A node that was found, still to be described.
 enum Found {
     Own(Arc<NodeEntry>),
@@ -60,6 +82,11 @@ impl Shared {
         let state = self.gateway_state();
         let (nodes, next_page_token) = self.nodes.page(query, state);
         v1::ListNodesResponse { nodes, next_page_token, gateways: self.nodes.gateways(state) }
+    }
+
+    /// Looks at the streams of all gateways, this one's first, but at no more than `most`. Returns how many there are.
+    pub fn each_node(&self, most: usize, see: impl FnMut(&Seen<'_>)) -> usize {
+        self.nodes.each(self.gateway_state(), most, see)
     }
 
     /// All gateways, by their ids.
@@ -102,6 +129,33 @@ impl Nodes {
         gateways
     }
 
+    fn each(&self, own: GatewayState, most: usize, mut see: impl FnMut(&Seen<'_>)) -> usize {
+        let mut show = |node: &v1::Node, gateway_id: &str, own, (state, figure): (_, Figure)| {
+            let duplicate = self.duplicates.is_one(&node.node_id);
+            let Figure { delivered, behind, .. } = figure;
+            see(&Seen { node, gateway_id, own, state, delivered, behind, duplicate });
+        };
+        let entries = self.all();
+        let now_ms = unix_ms();
+        for entry in entries.iter().take(most) {
+            show(&entry.node, &self.about.gateway_id, true, state_of_own(entry, own, now_ms));
+        }
+        // They are read after the lock is given back.
+        let room = most.saturating_sub(entries.len());
+        let (others, count) = self.others.view(|view| {
+            let known = view.nodes.values().take(room).filter_map(|other| {
+                let member = view.members.get(&other.member)?;
+                let gateway_id = member.head.gateway_id.clone();
+                Some((other.clone(), gateway_id, state_of_other(other, member)))
+            });
+            (known.collect::<Vec<_>>(), view.nodes.len())
+        });
+        for (other, gateway_id, state) in others {
+            show(&other.node(), &gateway_id, false, state);
+        }
+        entries.len() + count
+    }
+
     /// A page, and the token of the next one; empty if there is none.
     fn page(&self, query: &Query, own: GatewayState) -> (Vec<v1::Node>, String) {
         let wanted = query.size + 1;
@@ -130,24 +184,29 @@ impl Nodes {
             found.extend(own.map(|(key, entry)| (key.clone(), Found::Own(entry.clone()))));
         }
         found.sort_by(|(a, _), (b, _)| a.cmp(b));
-        let more = found.len() > query.size;
-        found.truncate(query.size);
-        let next = found.last().filter(|_| more).map(|(key, _)| PageStart::encode_after(key));
         let now_ms = unix_ms();
-        let nodes = self.others.view(|view| {
-            let describe = |(_, found): (Key, Found)| match found {
-                Found::Own(entry) => self.describe_own(&entry, own, now_ms),
-                Found::Other(other) => self.describe_other(&other, view),
-            };
-            found.into_iter().map(describe).collect()
-        });
-        (nodes, next.unwrap_or_default())
+        self.others.view(|view| {
+            let (mut nodes, mut bytes, mut last) = (Vec::new(), 0, None);
+            for (key, found) in &found {
+                let node = match found {
+                    Found::Own(entry) => self.describe_own(entry, own, now_ms),
+                    Found::Other(other) => self.describe_other(other, view),
+                };
+                bytes += node.encoded_len();
+                if let Some(last) = last
+                    && (nodes.len() == query.size || bytes > PAGE_BYTES)
+                {
+                    return (nodes, PageStart::encode_after(last));
+                }
+                nodes.push(node);
+                last = Some(key);
+            }
+            (nodes, String::new())
+        })
     }
 
     fn describe_own(&self, entry: &NodeEntry, own: GatewayState, now_ms: u64) -> v1::Node {
-        let figure = entry.figure(now_ms);
-        let state =
-            if own == GatewayState::Draining { NodeState::Draining } else { by_lag(figure) };
+        let (state, figure) = state_of_own(entry, own, now_ms);
         v1::Node {
             gateway_id: self.about.gateway_id.clone(),
             gateway_version: env!("CARGO_PKG_VERSION").into(),
@@ -161,14 +220,7 @@ impl Nodes {
             // It left between two looks: what was found is still worth telling.
             return self.described(other.node(), NodeState::Silent, Figure::default());
         };
-        let figure = member.figures.get(&other.number).copied().unwrap_or_default();
-        let state = if member.heard.elapsed() >= SILENT {
-            NodeState::Silent
-        } else if member.head.state() == GatewayState::Draining {
-            NodeState::Draining
-        } else {
-            by_lag(figure)
-        };
+        let (state, figure) = state_of_other(other, member);
         v1::Node {
             gateway_id: member.head.gateway_id.clone(),
             gateway_version: member.head.version.clone(),
@@ -216,6 +268,24 @@ impl PageStart {
             (_, None) => Bound::Unbounded,
         }
     }
+}
+
+fn state_of_own(entry: &NodeEntry, own: GatewayState, now_ms: u64) -> (NodeState, Figure) {
+    let figure = entry.figure(now_ms);
+    let draining = own == GatewayState::Draining;
+    (if draining { NodeState::Draining } else { by_lag(figure) }, figure)
+}
+
+fn state_of_other(other: &Other, member: &Member) -> (NodeState, Figure) {
+    let figure = member.figures.get(&other.number).copied().unwrap_or_default();
+    let state = if member.heard.elapsed() >= SILENT {
+        NodeState::Silent
+    } else if member.head.state() == GatewayState::Draining {
+        NodeState::Draining
+    } else {
+        by_lag(figure)
+    };
+    (state, figure)
 }
 
 fn by_lag(figure: Figure) -> NodeState {

@@ -4,7 +4,7 @@
 //! where each puts down its own part ([`membership`]); a list over all of them is made when it is asked for ([`list`]).
 
 mod duplicates;
-mod list;
+pub mod list;
 pub mod membership;
 mod notices;
 mod others;
@@ -188,11 +188,6 @@ impl Local {
 }
 
 impl NodeEntry {
-    /// The stream, without what changes.
-    pub fn node(&self) -> &v1::Node {
-        &self.node
-    }
-
     /// How many events it was sent.
     pub fn delivered(&self) -> u64 {
         self.delivered.load(Ordering::Relaxed)

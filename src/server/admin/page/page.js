@@ -158,6 +158,12 @@ function showRecent(view) {
   ], view.refused, 'None since the start.');
 }
 
+// Two live processes with one id are worse than any lag.
+function nodeState(node) {
+  if (node.duplicate) return { text: 'twice', pill: 'bad', title: 'another live process has this node id' };
+  return { text: node.state, pill: { current: 'good', silent: 'bad' }[node.state] ?? 'warn' };
+}
+
 function showNodes(answer, now) {
   const shown = answer.nodes.length;
   const all = answer.matching === answer.total ? '' : ` of ${count(answer.total)}`;
@@ -168,6 +174,7 @@ function showNodes(answer, now) {
     (node) => ({ ...named(node.nodeId), title: node.incarnation ? `${node.nodeId}, incarnation ${node.incarnation}` : node.nodeId }),
     (node) => node.roles.join(', ') || none,
     (node) => named(node.gateway),
+    nodeState,
     (node) => named(node.peer),
     (node) => (node.since === null ? none : { text: span(now - node.since), title: `since ${exact(node.since)}` }),
     (node) => (node.rate === null ? none : rate(node.rate)),
@@ -176,7 +183,13 @@ function showNodes(answer, now) {
     (node) => ({ text: node.filter || 'everything', title: node.filter }),
   ], answer.nodes, query.search ? 'No node matches.' : 'No node holds a stream.');
   show('gateway-table', [
-    (gateway) => ({ ...named(gateway.this ? `${gateway.id} (this one)` : gateway.id), title: gateway.id }),
+    (gateway) => ({ ...named(gateway.this ? `${gateway.id} (this one)` : gateway.id), title: gateway.address ? `${gateway.id} at ${gateway.address}` : gateway.id }),
+    (gateway) => ({
+      text: words(gateway.state),
+      pill: { serving: 'good', draining: 'warn' }[gateway.state] ?? 'bad',
+      title: gateway.this ? '' : `heard of ${time(gateway.age)} ago`,
+    }),
+    (gateway) => gateway.version,
     (gateway) => count(gateway.streams),
     (gateway) => rate(gateway.rate),
     (gateway) => count(gateway.behind),
