@@ -246,7 +246,7 @@ async fn a_python_node_goes_on_where_its_process_before_ended() {
     let publisher = TestNode::connect(&gateway, "publisher").await;
     let folder = support::folder::new();
     let file = folder.path().join("token").display().to_string();
-    let args = ["--token-file", file.as_str()];
+    let args = ["--resume-file", file.as_str()];
 
     let python = Subscriber::start(&[&gateway], &args).await;
     publisher.publish(events::numbered("before", 5, 1)).await.expect("published");

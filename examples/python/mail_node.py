@@ -2,6 +2,7 @@
 
     python mail_node.py --node-id imap-1 subscribe
     python mail_node.py --node-id mta-1 publish '{"mailboxChange": {"accountId": "a1", "changeId": 7}}'
+    python mail_node.py --node-id imap-1 --gateway gw.example.org:7420 --tls-ca ca.pem --token-file token subscribe
 """
 
 from __future__ import annotations
@@ -65,15 +66,15 @@ def show(**parts: object) -> None:
     print(json.dumps(parts), flush=True)
 
 
-async def subscribe(client: Client, token_file: pathlib.Path | None) -> None:
-    token = token_file.read_bytes() if token_file and token_file.exists() else b""
+async def subscribe(client: Client, resume_file: pathlib.Path | None) -> None:
+    token = resume_file.read_bytes() if resume_file and resume_file.exists() else b""
     async for message in client.subscribe(resume_token=token):
         deal_with(message)
-        if token_file:
+        if resume_file:
             # Whole or not at all. Who dies between the two lines gets the message again.
-            draft = token_file.with_suffix(".new")
+            draft = resume_file.with_suffix(".new")
             draft.write_bytes(message.resume_token)
-            os.replace(draft, token_file)
+            os.replace(draft, resume_file)
 
 
 async def publish(client: Client, texts: list[str]) -> None:
@@ -88,12 +89,31 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--gateway", action="append", help="host:port; may be given several times [127.0.0.1:7420]")
     parser.add_argument("--role", action="append", default=[])
     parser.add_argument("--heartbeat", type=int, default=10, help="seconds; three without a word mean that a gateway is gone")
+    parser.add_argument("--tls-ca", type=pathlib.Path, help="who signs the gateways' certificates; without it, plain text")
+    parser.add_argument("--tls-cert", type=pathlib.Path, help="the certificate to show; needs --tls-key")
+    parser.add_argument("--tls-key", type=pathlib.Path, help="its key")
+    parser.add_argument("--token-file", type=pathlib.Path, help="the token to show, where no certificate says who this is")
     commands = parser.add_subparsers(dest="command", required=True)
     subscribing = commands.add_parser("subscribe", help="print events as they come, one JSON object a line")
-    subscribing.add_argument("--token-file", type=pathlib.Path, help="keeps the resume token over a restart")
+    subscribing.add_argument("--resume-file", type=pathlib.Path, help="keeps the resume token over a restart")
     publishing = commands.add_parser("publish", help="publish events in one request")
     publishing.add_argument("event", nargs="+", help="in proto3 JSON")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if (args.tls_cert is None) != (args.tls_key is None):
+        parser.error("--tls-cert and --tls-key go together")
+    if args.tls_cert and not args.tls_ca:
+        parser.error("--tls-cert needs --tls-ca")
+    return args
+
+
+def proof(args: argparse.Namespace) -> dict:
+    """What the client is given to show who this is."""
+    credentials = None
+    if args.tls_ca:
+        key, chain = (path and path.read_bytes() for path in (args.tls_key, args.tls_cert))
+        credentials = grpc.ssl_channel_credentials(args.tls_ca.read_bytes(), key, chain)
+    token = args.token_file and args.token_file.read_text().strip()
+    return {"credentials": credentials, "token": token}
 
 
 async def main() -> int:
@@ -102,10 +122,10 @@ async def main() -> int:
     task = asyncio.current_task()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     gateways = args.gateway or ["127.0.0.1:7420"]
-    async with Client(args.node_id, gateways, roles=args.role, heartbeat=args.heartbeat) as client:
+    async with Client(args.node_id, gateways, roles=args.role, heartbeat=args.heartbeat, **proof(args)) as client:
         try:
             if args.command == "subscribe":
-                await subscribe(client, args.token_file)
+                await subscribe(client, args.resume_file)
             else:
                 await publish(client, args.event)
         except asyncio.CancelledError:

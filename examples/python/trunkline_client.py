@@ -81,17 +81,23 @@ class Client:
         roles: Iterable[str] = (),
         publish_timeout: float = 30.0,
         heartbeat: int = 10,
+        credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
     ) -> None:
         """`publish_timeout`, in seconds, must stay below the gateways' `requestIdWindow`, a minute unless set.
 
         `heartbeat`: the interval that is asked for, in seconds, 1 to 3600. After three without a word a gateway counts as gone.
+
+        `credentials` are for TLS, as `grpc.ssl_channel_credentials` makes them; without, the connections are plain text. `token` is
+        what proves who this is, where no certificate does.
         """
         self.node_id = node_id
         self.incarnation = str(uuid.uuid4())
         self.roles = list(roles)
         self.publish_timeout = publish_timeout
         self.heartbeat = heartbeat
-        self._channels = [grpc.aio.insecure_channel(gateway, options=CHANNEL_OPTIONS) for gateway in gateways]
+        self._metadata = [("authorization", f"Bearer {token}")] if token else []
+        self._channels = [_channel(gateway, credentials) for gateway in gateways]
         self._stubs = [service_grpc.CoordinationServiceStub(channel) for channel in self._channels]
 
     async def __aenter__(self) -> Client:
@@ -119,7 +125,9 @@ class Client:
         for attempt in itertools.count():
             left = deadline - time.monotonic()
             try:
-                response = await self._stub(attempt).Publish(request, timeout=min(left, ATTEMPT_TIMEOUT))
+                response = await self._stub(attempt).Publish(
+                    request, timeout=min(left, ATTEMPT_TIMEOUT), metadata=self._metadata
+                )
                 return list(response.positions)
             except grpc.aio.AioRpcError as error:
                 asked = retry_delay(error)
@@ -150,7 +158,7 @@ class Client:
         silence = self.heartbeat * MISSED_HEARTBEATS
         backoff = Backoff()
         for attempt in itertools.count():
-            call = self._stub(attempt).Subscribe(request)
+            call = self._stub(attempt).Subscribe(request, metadata=self._metadata)
             asked, reason = None, "the stream ended"
             try:
                 while (response := await asyncio.wait_for(call.read(), silence)) is not grpc.aio.EOF:
@@ -187,6 +195,12 @@ class Client:
             wait = backoff.next(asked)
             log.warning("not subscribed (%s); again in %.2f s", reason, wait)
             await asyncio.sleep(wait)
+
+
+def _channel(gateway: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    if credentials is None:
+        return grpc.aio.insecure_channel(gateway, options=CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(gateway, credentials, options=CHANNEL_OPTIONS)
 
 
 class Backoff:
