@@ -169,6 +169,36 @@ async fn a_flood_of_streams_is_not_a_flood_of_lines() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_gap_that_a_stream_is_told_is_one_line() {
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let options = GatewayOptions::redis(&redis.url(), "logs")
+        .set("logFormat", "json")
+        .set("log", json!({ "maxEvents": 100 }))
+        .set("history", json!({ "maxFrames": 20 }));
+    let gateway = Gateway::start(options).await;
+    let node = TestNode::connect(&gateway, "n1").await;
+    let publisher = TestNode::connect(&gateway, "n2").await;
+    let stream = node.subscribe(node.request()).await;
+    publisher.publish(numbered("e", 1, 5)).await.unwrap();
+    stream.events(1, LIMIT).await;
+    let resume_token = stream.last_token();
+    drop(stream);
+    // More than history and log hold.
+    for batch in numbered("f", 500, 5).chunks(10) {
+        publisher.publish(batch.to_vec()).await.unwrap();
+    }
+    let late = node.subscribe(SubscribeRequest { resume_token, ..node.request() }).await;
+    let missed = late.gap(LIMIT).await.missed_events;
+    drop(late);
+    gateway.terminate(LIMIT).await;
+    let lines = lines(&gateway);
+    assert_eq!(count(&lines, "stream told a gap"), 1, "{lines:#?}");
+    let told = line(&lines, "stream told a gap");
+    assert_eq!((&told["node"], &told["shard"]), (&json!("n1"), &json!("0")), "{told}");
+    assert_eq!((&told["reason"], &told["missed"]), (&json!("history expired"), &json!(missed)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_fault_that_lasts_is_not_a_flood_of_lines() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     redis.kill_9();

@@ -110,7 +110,7 @@ impl Acceptor {
     fn admit(&mut self, stream: TcpStream, address: SocketAddr) -> Option<Connection> {
         let connection = ConnectionId(self.next);
         self.next += 1;
-        let Admission { places, refusals, counters, .. } = &self.admission;
+        let Admission { places, refusals, counters, .. } = &mut self.admission;
         let place = match places.take(address.ip()) {
             Ok(place) => place,
             Err(full) => {

@@ -143,19 +143,22 @@ async fn halves_of_large_requests_cannot_fill_the_memory() {
 async fn compressed_requests_are_refused_before_they_are_unpacked() {
     let scene = Scene::new(json!({})).await;
     let bystander = scene.bystander().await;
-    for encoding in ["gzip", "deflate", "zstd"] {
-        let mut raw = Raw::greeted(&scene.gateway).await;
-        let headers = [call("Publish"), field("grpc-encoding", encoding)].concat();
-        raw.send(&frame(HEADERS, END_HEADERS, 1, &headers)).await.unwrap();
-        let mut bomb = message(1000, &[0x1f; 1000]);
-        bomb[0] = 1;
-        raw.send(&frame(DATA, END_STREAM, 1, &bomb)).await.unwrap();
-        let answer = answer(&mut raw, 1).await.unwrap();
-        assert_eq!(answer.kind, HEADERS);
-        // UNIMPLEMENTED, with what is taken instead.
-        let text = String::from_utf8_lossy(&answer.payload).into_owned();
-        assert_eq!(answer.flags & END_STREAM, END_STREAM, "{text:?}");
-    }
+    let attack = async || {
+        for encoding in ["gzip", "deflate", "zstd"] {
+            let mut raw = Raw::greeted(&scene.gateway).await;
+            let headers = [call("Publish"), field("grpc-encoding", encoding)].concat();
+            raw.send(&frame(HEADERS, END_HEADERS, 1, &headers)).await.unwrap();
+            let mut bomb = message(1000, &[0x1f; 1000]);
+            bomb[0] = 1;
+            raw.send(&frame(DATA, END_STREAM, 1, &bomb)).await.unwrap();
+            let answer = answer(&mut raw, 1).await.unwrap();
+            assert_eq!(answer.kind, HEADERS);
+            // UNIMPLEMENTED, with what is taken instead.
+            let text = String::from_utf8_lossy(&answer.payload).into_owned();
+            assert_eq!(answer.flags & END_STREAM, END_STREAM, "{text:?}");
+        }
+    };
+    bystander.endures(attack).await;
     bystander.saw_nothing().await;
     scene.is_as_before().await;
 }
@@ -164,13 +167,15 @@ async fn compressed_requests_are_refused_before_they_are_unpacked() {
 async fn giant_header_fields_are_refused() {
     let scene = Scene::new(json!({ "maxHeaderBytes": "4KiB" })).await;
     let bystander = scene.bystander().await;
-    let mut raw = Raw::greeted(&scene.gateway).await;
     let headers = [call("GetStatus"), field("x-large", &"x".repeat(10_000))].concat();
-    raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &headers)).await.unwrap();
-    // 431, or the end of the stream: never an answer of the service, which would be longer.
-    let answer = answer(&mut raw, 1).await.unwrap();
-    assert_eq!(answer.flags & END_STREAM, if answer.kind == HEADERS { END_STREAM } else { 0 });
-    drop(raw);
+    let attack = async || {
+        let mut raw = Raw::greeted(&scene.gateway).await;
+        raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &headers)).await.unwrap();
+        // 431, or the end of the stream: never an answer of the service, which would be longer.
+        let answer = answer(&mut raw, 1).await.unwrap();
+        assert_eq!(answer.flags & END_STREAM, if answer.kind == HEADERS { END_STREAM } else { 0 });
+    };
+    bystander.endures(attack).await;
     bystander.saw_nothing().await;
     scene.is_as_before().await;
 }

@@ -4,17 +4,13 @@ use std::{
     fs,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    task::JoinHandle,
-};
+use tokio::task::JoinHandle;
 use tonic::transport::Endpoint;
 use trunkline::proto::v1::coordination_service_client::CoordinationServiceClient;
 
@@ -33,6 +29,9 @@ const BOUND: Duration = Duration::from_secs(5);
 /// How much more memory the gateway may hold under an attack than before: much less than what the attack would like it to.
 pub const MEMORY: u64 = 64 << 20;
 
+/// An attack that is over at once proves nothing of those beside it: it is repeated until they have seen so many events.
+const ENOUGH: usize = 50;
+
 /// How often the well-behaved node publishes.
 const PACE: Duration = Duration::from_millis(20);
 
@@ -47,6 +46,7 @@ pub struct Scene {
 pub struct Bystander {
     publisher: JoinHandle<(usize, Duration)>,
     collector: Arc<Collector>,
+    seen: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
 }
 
@@ -76,8 +76,8 @@ impl Scene {
             TestNode::connect(&self.gateway, "bystander-s").await,
         );
         let collector = Arc::new(subscriber.subscribe(subscriber.request()).await);
-        let (stop, seen) = (Arc::new(AtomicBool::new(false)), collector.clone());
-        let stopped = stop.clone();
+        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (stopped, counted, arriving) = (stop.clone(), seen.clone(), collector.clone());
         let publisher = tokio::spawn(async move {
             let (mut count, mut worst) = (0, Duration::ZERO);
             while !stopped.load(Ordering::Relaxed) {
@@ -86,13 +86,14 @@ impl Scene {
                 count += 1;
                 // The last ones first: others publish too, and much.
                 let has = |ids: &[String]| ids.iter().rev().any(|seen| *seen == id);
-                seen.wait(LIMIT, &id, |all| has(&all.event_ids).then_some(())).await;
+                arriving.wait(LIMIT, &id, |all| has(&all.event_ids).then_some(())).await;
                 worst = worst.max(begun.elapsed());
+                counted.store(count, Ordering::Relaxed);
                 tokio::time::sleep(PACE).await;
             }
             (count, worst)
         });
-        Bystander { publisher, collector, stop }
+        Bystander { publisher, collector, seen, stop }
     }
 
     /// A node that comes from where the hostile ones do.
@@ -106,10 +107,7 @@ impl Scene {
 
     /// The value of a metric.
     pub async fn metric(&self, series: &str) -> f64 {
-        let mut stream = TcpStream::connect(self.gateway.admin_address()).await.unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await.unwrap();
+        let text = self.gateway.admin("/metrics").await;
         let line = format!("trunkline_{series} ");
         let value = text.lines().find_map(|text| text.strip_prefix(&line));
         value.unwrap_or_else(|| panic!("no {series}")).parse().unwrap()
@@ -144,12 +142,25 @@ impl Scene {
         self.memory_is_bounded();
     }
 
-    fn files(&self) -> usize {
+    /// Files that the gateway has open, sockets among them.
+    pub fn files(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.gateway.pid())).unwrap().count()
     }
 }
 
 impl Bystander {
+    /// Repeats an attack until the nodes have seen [`ENOUGH`] events beside it.
+    pub async fn endures(&self, mut attack: impl AsyncFnMut()) {
+        let before = self.seen.load(Ordering::Relaxed);
+        let mut times = 0;
+        while self.seen.load(Ordering::Relaxed) < before + ENOUGH {
+            assert!(!self.publisher.is_finished(), "the nodes beside the attack ended");
+            attack().await;
+            times += 1;
+        }
+        eprintln!("{times} attacks");
+    }
+
     /// Whether all came, in order, in time.
     pub async fn saw_nothing(self) {
         self.stop.store(true, Ordering::Relaxed);

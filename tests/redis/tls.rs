@@ -7,44 +7,43 @@ use tempfile::TempDir;
 use tonic_health::pb::health_check_response::ServingStatus;
 
 use super::{
-    crosses,
+    crosses, ids,
     support::{
-        Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer, folder, gateway::Ready,
-        ports::Port, process::Program, shared, tools,
+        ClusterOptions, Gateway, GatewayOptions, LIMIT, RedisCluster, RedisOptions, RedisServer,
+        TestNode, events, folder, gateway::Ready, process::Program, redis::TlsFiles, shared, tools,
     },
     two_gateways,
 };
 
 /// A server that listens with TLS, besides the harness' own port, and the folder of its certificates.
 struct TlsServer {
-    _redis: RedisServer,
-    port: Port,
+    redis: RedisServer,
     folder: TempDir,
+}
+
+/// A folder with an authority, a certificate of a server for `name`, and one of a client.
+async fn files(name: &str) -> TempDir {
+    let folder = folder::new();
+    authority(folder.path()).await;
+    certificate(folder.path(), "server", name).await;
+    certificate(folder.path(), "client", "DNS:gateway").await;
+    folder
+}
+
+fn with_tls(folder: &TempDir, asks_clients: bool) -> RedisOptions {
+    let tls = TlsFiles { folder: folder.path().to_owned(), asks_clients };
+    RedisOptions { tls: Some(tls), ..RedisOptions::default() }
 }
 
 impl TlsServer {
     /// `name`: for whom its certificate is. `client`: whether it wants one of its clients.
     async fn start(name: &str, client: bool) -> TlsServer {
-        let folder = folder::new();
-        authority(folder.path()).await;
-        certificate(folder.path(), "server", name).await;
-        certificate(folder.path(), "client", "DNS:gateway").await;
-        let port = Port::free();
-        let file = |name: &str| folder.path().join(name).display().to_string();
-        let args = [
-            ("--tls-port", port.number().to_string()),
-            ("--tls-cert-file", file("server.pem")),
-            ("--tls-key-file", file("server.key")),
-            ("--tls-ca-cert-file", file("ca.pem")),
-            ("--tls-auth-clients", if client { "yes" } else { "no" }.to_owned()),
-        ];
-        let args = args.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect();
-        let redis = RedisServer::start(RedisOptions { args, ..RedisOptions::default() }).await;
-        TlsServer { _redis: redis, port, folder }
+        let folder = files(name).await;
+        TlsServer { redis: RedisServer::start(with_tls(&folder, client)).await, folder }
     }
 
     fn url(&self) -> String {
-        format!("rediss://127.0.0.1:{}", self.port.number())
+        self.redis.tls_url()
     }
 
     fn file(&self, name: &str) -> String {
@@ -144,4 +143,49 @@ async fn a_client_certificate_is_shown_where_it_is_asked_for() {
     let (one, two) = two_gateways(options).await;
     crosses(&one, &two).await;
     does_not_serve(server.trusted(&prefix), "waiting for Redis").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_server_of_a_cluster_is_reached_over_tls() {
+    let folder = files("IP:127.0.0.1").await;
+    let server = with_tls(&folder, true);
+    let cluster =
+        RedisCluster::with(ClusterOptions { replicas: 0, server, ..Default::default() }).await;
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let tls = json!({ "caCertificate": file("ca.pem"), "clientCertificate": file("client.pem"),
+        "clientKey": file("client.key") });
+    let urls: Vec<String> = cluster.nodes().iter().map(RedisServer::tls_url).collect();
+    for protocol in ["resp3", "resp2"] {
+        let prefix = shared::prefix();
+        let options = || {
+            // The others are discovered.
+            GatewayOptions::redis_cluster(&urls[..1], &prefix)
+                .set("shards", 6)
+                .set_bus("protocolVersion", protocol)
+                .set_bus("tls", tls.clone())
+        };
+        let (one, two) = two_gateways(options).await;
+        let publisher = TestNode::connect(&one, "publisher").await;
+        let subscriber = TestNode::connect(&two, "subscriber").await;
+        let collector = subscriber.subscribe(subscriber.request()).await;
+        publisher.publish(events::numbered("e", 300, 30)).await.expect("published");
+        let mut seen = collector.events(300, LIMIT).await.event_ids;
+        // Accounts lie on different shards.
+        seen.sort_by_key(|id| id[2..].parse::<u32>().expect("a number"));
+        assert_eq!(seen, ids("e", 0..300));
+        // Not one connection but that which asks is in plain text.
+        for (node, url) in cluster.nodes().iter().zip(&urls) {
+            let port = url.rsplit_once(':').expect("a port").1;
+            let clients = node.cli(&["CLIENT", "LIST"]).await;
+            let own = clients.lines().filter(|client| !client.contains(" cmd=client"));
+            let own: Vec<_> = own.collect();
+            assert!(!own.is_empty(), "{clients}");
+            let laddr = format!(" laddr=127.0.0.1:{port} ");
+            assert!(own.iter().all(|client| client.contains(&laddr)), "{port}: {own:#?}");
+        }
+    }
+    // Without a certificate of its own a gateway is turned away.
+    let tls = json!({ "caCertificate": file("ca.pem") });
+    let options = GatewayOptions::redis_cluster(&urls, &shared::prefix()).set_bus("tls", tls);
+    does_not_serve(options, "waiting for Redis").await;
 }

@@ -8,7 +8,7 @@ use ::redis::RedisResult;
 use futures_util::future::join_all;
 
 use super::{
-    ports::Port,
+    ports::{BUS, Port},
     redis::{Data, RedisOptions, RedisServer},
     view::{NodeView, SLOTS, View},
     wait::{attempt, eventually, until},
@@ -325,9 +325,17 @@ impl RedisCluster {
             ("--cluster-allow-replica-migration", "no"),
         ];
         let own = own.iter().flat_map(|(name, value)| [(*name).to_owned(), (*value).to_owned()]);
+        let mut own: Vec<String> = own.collect();
+        let port = Port::with_bus();
+        if options.tls.is_some() {
+            // A client that asks over TLS is told of ports with TLS only where the servers talk TLS with each other. Their own
+            // port would then be another.
+            let bus = (port.number() + BUS).to_string();
+            own.extend(["--tls-cluster", "yes", "--cluster-port", &bus].map(str::to_owned));
+        }
         // The test's own arguments come last: they win.
         options.args.splice(0..0, own);
-        self.nodes.push(RedisServer::launch(options, Port::with_bus()));
+        self.nodes.push(RedisServer::launch(options, port));
         self.nodes.len() - 1
     }
 

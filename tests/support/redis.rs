@@ -1,6 +1,11 @@
 //! A real Redis server of the test's own, to be killed, frozen and restarted at will.
 
-use std::{fs, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use ::redis::{AsyncConnectionConfig, Client, FromRedisValue, RedisResult, Value, cmd};
 use parking_lot::Mutex;
@@ -31,8 +36,19 @@ pub struct RedisOptions {
     pub password: Option<String>,
     /// Listens on a Unix socket too.
     pub unix_socket: bool,
+    /// Listens with TLS too, on a port of its own; the servers of a cluster then talk TLS with each other.
+    pub tls: Option<TlsFiles>,
     /// Further arguments of `redis-server`; they win over those of the harness.
     pub args: Vec<String>,
+}
+
+/// A folder with `server.pem`, `server.key` and `ca.pem`.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Whether a client without a certificate of that authority is turned away.
+    pub asks_clients: bool,
 }
 
 /// What a restarted server finds.
@@ -51,6 +67,7 @@ pub struct RedisServer {
     // None while it is down.
     process: Mutex<Option<Arc<Process>>>,
     port: Port,
+    tls_port: Option<Port>,
     folder: TempDir,
 }
 
@@ -66,8 +83,9 @@ impl RedisServer {
 
     /// Starts a server on `port` without waiting for it.
     pub(super) fn launch(options: RedisOptions, port: Port) -> RedisServer {
-        let server =
-            RedisServer { options, process: Mutex::new(None), port, folder: folder::new() };
+        let tls_port = options.tls.is_some().then(Port::free);
+        let process = Mutex::new(None);
+        let server = RedisServer { options, process, port, tls_port, folder: folder::new() };
         server.run();
         server
     }
@@ -117,6 +135,16 @@ impl RedisServer {
         let password = self.options.password.as_ref();
         let user = password.map(|password| format!(":{password}@")).unwrap_or_default();
         format!("redis://{user}127.0.0.1:{}", self.port())
+    }
+
+    /// Its URL with TLS; needs `RedisOptions::tls`.
+    ///
+    /// # Panics
+    ///
+    /// If it does not listen with TLS.
+    pub fn tls_url(&self) -> String {
+        let port = self.tls_port.as_ref().expect("it listens with TLS");
+        format!("rediss://127.0.0.1:{}", port.number())
     }
 
     /// Its URL by Unix socket, the password included; needs `RedisOptions::unix_socket`.
@@ -227,6 +255,14 @@ impl RedisServer {
         }
         if self.options.unix_socket {
             add("--unixsocket", &self.socket());
+        }
+        if let (Some(tls), Some(port)) = (&self.options.tls, &self.tls_port) {
+            let file = |name: &str| tls.folder.join(name).display().to_string();
+            add("--tls-port", &port.number().to_string());
+            add("--tls-cert-file", &file("server.pem"));
+            add("--tls-key-file", &file("server.key"));
+            add("--tls-ca-cert-file", &file("ca.pem"));
+            add("--tls-auth-clients", if tls.asks_clients { "yes" } else { "no" });
         }
         args.extend(self.options.args.iter().cloned());
         args

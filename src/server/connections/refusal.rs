@@ -3,12 +3,12 @@
 //! It is accepted and closed at once: one that is not accepted would wait, and so would everybody behind it. Before that it is told
 //! why, in a way that clients of HTTP/2 show: a GOAWAY with a text.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    sync::Semaphore,
+    task::JoinSet,
     time::timeout,
 };
 
@@ -23,33 +23,31 @@ const TELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bytes that are read of it meanwhile: what lies unread when a connection is closed takes back what was written.
 const MOST_READ: u64 = 4096;
 
-/// Tells clients why they are refused.
-#[derive(Clone, Debug)]
+/// Tells clients why they are refused. Dropping it ends what is being told.
+#[derive(Debug)]
 pub struct Refusals {
     /// Whether they can be told: not in plain text where they expect TLS.
     plain: bool,
-    places: Arc<Semaphore>,
+    /// Each ends after [`TELL_TIMEOUT`] at most.
+    telling: JoinSet<()>,
 }
 
 impl Refusals {
     /// `plain`: whether connections begin without TLS.
     pub fn new(plain: bool) -> Refusals {
-        Refusals { plain, places: Arc::new(Semaphore::new(MOST_TOLD)) }
+        Refusals { plain, telling: JoinSet::new() }
     }
 
     /// Closes a connection.
-    pub fn refuse(&self, stream: TcpStream, full: Full) {
-        if !self.plain {
-            return;
+    pub fn refuse(&mut self, stream: TcpStream, full: Full) {
+        while self.telling.try_join_next().is_some() {}
+        // Otherwise it is closed here and now.
+        if self.plain && self.telling.len() < MOST_TOLD {
+            let text = format!("{} is reached: {}", full.limit.key(), full.allowed);
+            self.telling.spawn(async move {
+                let _ = timeout(TELL_TIMEOUT, tell(stream, &text)).await;
+            });
         }
-        // No place: closed here and now.
-        let Ok(place) = self.places.clone().try_acquire_owned() else { return };
-        let text = format!("{} is reached: {}", full.limit.key(), full.allowed);
-        // Ends after a second at most.
-        tokio::spawn(async move {
-            let _place = place;
-            let _ = timeout(TELL_TIMEOUT, tell(stream, &text)).await;
-        });
     }
 }
 
