@@ -11,7 +11,7 @@ use std::{fmt, ops::Range};
 
 pub(crate) use routing::Fnv32;
 pub use routing::{routing_key_hash, shard_of};
-pub use stamp::stamp;
+pub use stamp::{stamp, stamped_len};
 pub use wire::Malformed;
 use wire::{Field, Fields, Span};
 

@@ -1,16 +1,19 @@
 //! Checks what nodes send, and names everything that is wrong with it at once.
 
 mod events;
+mod path;
 
 use std::{
+    fmt::Display,
     ops::RangeInclusive,
     time::{Duration, SystemTime},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use prost::Message;
 use uuid::Uuid;
 
+use self::path::Path;
 use super::{
     error::{Error, Violation},
     nodes::{PageStart, Query},
@@ -19,7 +22,7 @@ use super::{
 use crate::{
     config::Limits,
     hub::{
-        event::{EventView, KINDS, routing_key_hash, stamp},
+        event::{EventView, KINDS, routing_key_hash, stamp, stamped_len},
         filter::Filter,
         token::{ResumeToken, TokenError},
     },
@@ -140,25 +143,28 @@ pub fn publish(
         check.wrong("events", format!("has {}, must have 1 to {most}", request.events.len()));
     }
     let mut events = Vec::with_capacity(request.events.len());
-    for (index, bytes) in request.events.into_iter().enumerate() {
-        let path = || format!("events[{index}]");
+    let sizes: usize =
+        request.events.iter().map(|event| stamped_len(event, &request.node_id)).sum();
+    let mut room = BytesMut::with_capacity(sizes);
+    let (path, mut event) = (Path::of("events"), v1::Event::default());
+    for (index, bytes) in request.events.iter().enumerate() {
+        let path = path.index(index);
         // Decoded once, so that no bytes ever reach a subscriber that its decoder refuses.
-        let decoded = v1::Event::decode(bytes.clone());
-        let view = EventView::peek(&bytes);
-        let (Ok(event), Ok(view)) = (decoded, view) else {
-            check.wrong(path(), "is not a valid protobuf message");
+        event.clear();
+        let decoded = event.merge(&bytes[..]);
+        let (Ok(()), Ok(view)) = (decoded, EventView::peek(bytes)) else {
+            check.wrong(path, "is not a valid protobuf message");
             continue;
         };
-        check.event(&path(), &event, view.kind());
+        check.event(path, &event, view.kind());
         if !check.violations.is_empty() {
             continue;
         }
         let (key_hash, kind) = (routing_key_hash(&view), view.kind());
-        let meta = *view.meta();
         let context =
-            if meta.has_trace() { view.trace() } else { trace.map(|trace| trace.context) };
+            if view.meta().has_trace() { view.trace() } else { trace.map(|trace| trace.context) };
         let followed = context.filter(|context| context.sampled);
-        let bytes = stamp(bytes.clone(), &meta, &request.node_id, now, trace, Uuid::now_v7);
+        let bytes = stamp(&mut room, &view, &request.node_id, now, trace, Uuid::now_v7);
         events.push(Stamped { bytes, key_hash, kind, followed });
     }
     check.done()?;
@@ -175,7 +181,7 @@ pub fn subscribe(
     let mut check = Check::default();
     check.node_id(&request.node_id);
     check.id("incarnation", &request.incarnation);
-    check.names("roles", &request.roles);
+    check.names(Path::of("roles"), &request.roles);
     check.id("client_version", &request.client_version);
     let wire_filter = request.filter.unwrap_or_default();
     check.filter(&wire_filter, limits);
@@ -276,8 +282,10 @@ fn too_large(what: &str, limit: usize, actual: usize) -> Error {
 }
 
 impl Check {
-    fn wrong(&mut self, field: impl Into<String>, description: impl Into<String>) {
-        self.violations.push(Violation { field: field.into(), description: description.into() });
+    #[cold]
+    fn wrong(&mut self, field: impl Display, description: impl Into<String>) {
+        let description = description.into();
+        self.violations.push(Violation { field: field.to_string(), description });
     }
 
     fn done(self) -> Result<(), Error> {
@@ -291,37 +299,37 @@ impl Check {
         }
     }
 
-    fn id(&mut self, field: &str, id: &str) {
+    fn id(&mut self, field: impl Display, id: &str) {
         self.at_most(field, id, MAX_ID);
     }
 
-    fn required(&mut self, field: &str, id: &str) {
+    fn required(&mut self, field: impl Display, id: &str) {
         if id.is_empty() {
-            self.wrong(field, "is required");
+            self.wrong(&field, "is required");
         }
         self.id(field, id);
     }
 
-    fn at_most(&mut self, field: &str, text: &str, most: usize) {
+    fn at_most(&mut self, field: impl Display, text: &str, most: usize) {
         if text.len() > most {
             self.wrong(field, format!("has {} bytes; the limit is {most}", text.len()));
         }
     }
 
-    fn count(&mut self, field: &str, count: usize, most: usize) {
+    fn count(&mut self, field: impl Display, count: usize, most: usize) {
         if count > most {
             self.wrong(field, format!("has {count}; the limit is {most}"));
         }
     }
 
-    fn names(&mut self, field: &str, names: &[String]) {
+    fn names(&mut self, field: Path<'_>, names: &[String]) {
         self.count(field, names.len(), MAX_NAMES);
         for (index, name) in names.iter().enumerate().take(MAX_NAMES) {
-            self.required(&format!("{field}[{index}]"), name);
+            self.required(field.index(index), name);
         }
     }
 
-    fn time(&mut self, field: &str, time: Option<&prost_types::Timestamp>) {
+    fn time(&mut self, field: impl Display, time: Option<&prost_types::Timestamp>) {
         let valid = |time: &prost_types::Timestamp| {
             TIME_SECONDS.contains(&time.seconds) && (0..1_000_000_000).contains(&time.nanos)
         };
@@ -331,41 +339,44 @@ impl Check {
     }
 
     /// A value of an enum in an event: what only newer peers know passes as everything of theirs does, and none is negative.
-    fn value(&mut self, field: &str, value: i32) {
+    fn value(&mut self, field: impl Display, value: i32) {
         if value < 0 {
             self.wrong(field, format!("{value} is no value of this enum"));
         }
     }
 
     fn filter(&mut self, filter: &v1::Filter, limits: &Limits) {
+        let path = Path::of("filter");
+        let (kinds, accounts) = (path.field("kinds"), path.field("accounts"));
+        let custom_types = path.field("custom_types");
         for (index, kind) in filter.kinds.iter().enumerate() {
             // All numbers that are set apart for kinds: a newer peer may publish kinds that this gateway does not know.
             if !u8::try_from(*kind).is_ok_and(|kind| KINDS.contains(&kind)) {
-                self.wrong(format!("filter.kinds[{index}]"), format!("{kind} is no kind"));
+                self.wrong(kinds.index(index), format!("{kind} is no kind"));
             }
         }
-        self.count("filter.accounts", filter.accounts.len(), limits.max_accounts_per_filter);
+        self.count(accounts, filter.accounts.len(), limits.max_accounts_per_filter);
         for (index, account) in
             filter.accounts.iter().enumerate().take(limits.max_accounts_per_filter)
         {
-            self.required(&format!("filter.accounts[{index}]"), account);
+            self.required(accounts.index(index), account);
         }
-        self.count("filter.custom_types", filter.custom_types.len(), MAX_PATTERNS);
+        self.count(custom_types, filter.custom_types.len(), MAX_PATTERNS);
         for (index, pattern) in filter.custom_types.iter().enumerate().take(MAX_PATTERNS) {
-            let field = format!("filter.custom_types[{index}]");
+            let field = custom_types.index(index);
             let name = pattern.strip_suffix('*').unwrap_or(pattern);
             if pattern.is_empty() {
-                self.wrong(&field, "is required");
+                self.wrong(field, "is required");
             } else if name.contains('*') {
-                self.wrong(&field, "may have '*' at its end only");
+                self.wrong(field, "may have '*' at its end only");
             } else if !name.is_empty() {
-                self.type_name(&field, name);
+                self.type_name(field, name);
             }
         }
     }
 
-    fn type_name(&mut self, field: &str, name: &str) {
-        self.required(field, name);
+    fn type_name(&mut self, field: impl Display, name: &str) {
+        self.required(&field, name);
         let allowed = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
         if !name.chars().all(allowed) {
             self.wrong(field, "may have letters, digits, '.', '_', '-' and '/' only");
