@@ -21,115 +21,98 @@ struct Tool {
     proof: &'static [&'static str],
     /// What it is, for people.
     what: &'static str,
+    /// Where it is, once it was looked for.
+    found: OnceLock<PathBuf>,
 }
 
 /// `redis-server`, or `valkey-server` where `TRUNKLINE_TEST_REDIS_SERVER` names one.
 pub fn redis_server() -> PathBuf {
-    static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    let tool = Tool {
-        variable: "TRUNKLINE_TEST_REDIS_SERVER",
-        name: "redis-server",
-        proof: &["--version"],
-        what: "a Redis server, 6.2 or later",
-    };
-    FOUND.get_or_init(|| tool.find()).clone()
+    static TOOL: Tool = Tool::new(
+        "TRUNKLINE_TEST_REDIS_SERVER",
+        "redis-server",
+        &["--version"],
+        "a Redis server, 6.2 or later",
+    );
+    TOOL.path()
 }
 
 /// `grpcurl`; `TRUNKLINE_TEST_GRPCURL` names another.
 pub fn grpcurl() -> PathBuf {
-    static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    let tool = Tool {
-        variable: "TRUNKLINE_TEST_GRPCURL",
-        name: "grpcurl",
-        proof: &["-version"],
-        what: "grpcurl",
-    };
-    FOUND.get_or_init(|| tool.find()).clone()
+    static TOOL: Tool = Tool::new("TRUNKLINE_TEST_GRPCURL", "grpcurl", &["-version"], "grpcurl");
+    TOOL.path()
 }
 
 /// A Python 3 with grpcio, grpcio-status, grpcio-tools and grpcio-health-checking; `TRUNKLINE_TEST_PYTHON` names another.
 pub fn python() -> PathBuf {
-    static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    let tool = Tool {
-        variable: "TRUNKLINE_TEST_PYTHON",
-        name: "python3",
-        proof: &[
+    static TOOL: Tool = Tool::new(
+        "TRUNKLINE_TEST_PYTHON",
+        "python3",
+        &[
             "-c",
             "import grpc, grpc_status.rpc_status, grpc_tools.protoc, grpc_health.v1.health_pb2_grpc",
         ],
-        what: "Python 3 with grpcio, grpcio-status, grpcio-tools and grpcio-health-checking",
-    };
-    FOUND.get_or_init(|| tool.find()).clone()
+        "Python 3 with grpcio, grpcio-status, grpcio-tools and grpcio-health-checking",
+    );
+    TOOL.path()
 }
 
 /// `openssl`, which makes the certificates of tests; `TRUNKLINE_TEST_OPENSSL` names another.
 pub fn openssl() -> PathBuf {
-    static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    let tool = Tool {
-        variable: "TRUNKLINE_TEST_OPENSSL",
-        name: "openssl",
-        proof: &["version"],
-        what: "openssl",
-    };
-    FOUND.get_or_init(|| tool.find()).clone()
+    static TOOL: Tool = Tool::new("TRUNKLINE_TEST_OPENSSL", "openssl", &["version"], "openssl");
+    TOOL.path()
 }
 
 /// `valgrind`, which counts instructions; `TRUNKLINE_TEST_VALGRIND` names another.
 pub fn valgrind() -> PathBuf {
-    static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    let tool = Tool {
-        variable: "TRUNKLINE_TEST_VALGRIND",
-        name: "valgrind",
-        proof: &["--tool=callgrind", "--version"],
-        what: "valgrind",
-    };
-    FOUND.get_or_init(|| tool.find()).clone()
+    static TOOL: Tool = Tool::new(
+        "TRUNKLINE_TEST_VALGRIND",
+        "valgrind",
+        &["--tool=callgrind", "--version"],
+        "valgrind",
+    );
+    TOOL.path()
 }
 
 /// `chromium`, a browser; `TRUNKLINE_TEST_CHROMIUM` names another, Chrome for example.
 pub fn chromium() -> PathBuf {
-    static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    let tool = Tool {
-        variable: "TRUNKLINE_TEST_CHROMIUM",
-        name: "chromium",
-        proof: &["--version"],
-        what: "Chromium",
-    };
-    FOUND.get_or_init(|| tool.find()).clone()
+    static TOOL: Tool =
+        Tool::new("TRUNKLINE_TEST_CHROMIUM", "chromium", &["--version"], "Chromium");
+    TOOL.path()
 }
 
 /// `chromedriver` of the same version; `TRUNKLINE_TEST_CHROMEDRIVER` names another.
 pub fn chromedriver() -> PathBuf {
-    static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    let tool = Tool {
-        variable: "TRUNKLINE_TEST_CHROMEDRIVER",
-        name: "chromedriver",
-        proof: &["--version"],
-        what: "ChromeDriver",
-    };
-    FOUND.get_or_init(|| tool.find()).clone()
+    static TOOL: Tool =
+        Tool::new("TRUNKLINE_TEST_CHROMEDRIVER", "chromedriver", &["--version"], "ChromeDriver");
+    TOOL.path()
 }
 
 /// `tmux`, a terminal that can be looked at; `TRUNKLINE_TEST_TMUX` names another.
 pub fn tmux() -> PathBuf {
-    static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    let tool = Tool { variable: "TRUNKLINE_TEST_TMUX", name: "tmux", proof: &["-V"], what: "tmux" };
-    FOUND.get_or_init(|| tool.find()).clone()
+    static TOOL: Tool = Tool::new("TRUNKLINE_TEST_TMUX", "tmux", &["-V"], "tmux");
+    TOOL.path()
 }
 
 /// `envoy`; `TRUNKLINE_TEST_ENVOY` names another.
 pub fn envoy() -> PathBuf {
-    static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    let tool = Tool {
-        variable: "TRUNKLINE_TEST_ENVOY",
-        name: "envoy",
-        proof: &["--version"],
-        what: "Envoy",
-    };
-    FOUND.get_or_init(|| tool.find()).clone()
+    static TOOL: Tool = Tool::new("TRUNKLINE_TEST_ENVOY", "envoy", &["--version"], "Envoy");
+    TOOL.path()
 }
 
 impl Tool {
+    const fn new(
+        variable: &'static str,
+        name: &'static str,
+        proof: &'static [&'static str],
+        what: &'static str,
+    ) -> Tool {
+        Tool { variable, name, proof, what, found: OnceLock::new() }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.found.get_or_init(|| self.find()).clone()
+    }
+
     fn find(&self) -> PathBuf {
         if let Some(path) = env::var_os(self.variable).map(PathBuf::from) {
             assert!(
