@@ -515,7 +515,7 @@ async fn a_certificate_without_a_uri_is_known_by_its_dns_name_or_else_its_common
 async fn a_stream_ends_when_its_certificate_expires() {
     let files = Files::new().await;
     let gateway = files.start(files.options("required")).await;
-    files.passing("brief", "imap.example.org", "", 6).await;
+    files.passing("brief", "imap.example.org", "", 8).await;
     let node = connect(&gateway, &files.shows("brief")).await;
     let mut stream = subscribe(&node, asks("imap", Filter::default())).await.expect("a stream");
     publish(&node, "imap", vec![events::queue_refresh()]).await.expect("it holds");

@@ -152,7 +152,8 @@ async fn may_open(scene: &Scene, files: usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_without_descriptors_serves_who_is_there_and_takes_others_when_it_has_some_again()
 {
-    let scene = Scene::new(json!({})).await;
+    // Those that come in stay, and say nothing.
+    let scene = Scene::new(json!({ "handshakeTimeout": "1h" })).await;
     let bystander = scene.bystander().await;
     may_open(&scene, scene.files() + 5).await;
     let mut waiting = Vec::new();
@@ -175,7 +176,7 @@ async fn a_gateway_without_descriptors_serves_who_is_there_and_takes_others_when
 async fn one_connection_more_over_tls_is_closed_without_a_handshake() {
     let tls = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls/");
     let options = GatewayOptions::embedded()
-        .set("limits", json!({ "maxConnectionsPerPeer": 2 }))
+        .set("limits", json!({ "maxConnectionsPerPeer": 2, "handshakeTimeout": "1h" }))
         .set(
             "tls",
             json!({ "certificate": format!("{tls}server.pem"), "privateKey": format!("{tls}server.key") }),
