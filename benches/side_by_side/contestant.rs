@@ -246,9 +246,15 @@ impl System {
         self.bus.servers().iter().map(|server| cpu_of(server.pid())).sum()
     }
 
-    /// Resident memory of the gateways, in bytes.
+    /// Resident memory of the gateways, or what stands in their place, in bytes.
     pub fn rss_bytes(&self) -> u64 {
-        self.gateways.iter().map(Gateway::rss_bytes).sum()
+        let gateways: u64 = self.gateways.iter().map(Gateway::rss_bytes).sum();
+        gateways + self.other.as_ref().map_or(0, |(process, _)| process.rss_bytes())
+    }
+
+    /// A connection to the first gateway, or to the floor.
+    pub async fn server(&self) -> Channel {
+        if self.gateways.is_empty() { self.floor().await } else { self.gateway(0).await }
     }
 
     /// A connection to the gateway of a node.

@@ -11,7 +11,7 @@ use redis::{
     AsyncConnectionConfig, Client, PushInfo, PushKind, Value, aio::MultiplexedConnection, cmd,
 };
 use tokio::{sync::oneshot, task::JoinSet};
-use tonic::{client::Grpc, transport::Channel};
+use tonic::{Streaming, client::Grpc, transport::Channel};
 use trunkline::proto::v1::{Filter, SubscribeRequest};
 
 use crate::{
@@ -229,9 +229,23 @@ pub fn subscribe_request(node: usize, accounts: Vec<String>) -> Bytes {
     request.encode_to_vec().into()
 }
 
-/// Opens a stream; returns when its first message is there.
-pub async fn open(channel: &Channel, request: Bytes) -> tonic::Streaming<Bytes> {
-    let mut stream = stream(channel, SUBSCRIBE, request).await;
+/// Opens a stream of a gateway; returns when its first message is there.
+pub async fn open(channel: &Channel, request: Bytes) -> Streaming<Bytes> {
+    open_at(channel, SUBSCRIBE, request).await
+}
+
+/// Opens a stream on which nothing comes after its first message, which is there then.
+pub async fn open_idle(contestant: Contestant, channel: &Channel, node: usize) -> Streaming<Bytes> {
+    if contestant == Contestant::Relay {
+        // Its message would have no event.
+        open_at(channel, floor::RELAYED, Bytes::from_static(&[0; 4])).await
+    } else {
+        open(channel, subscribe_request(node, vec![])).await
+    }
+}
+
+async fn open_at(channel: &Channel, path: &'static str, request: Bytes) -> Streaming<Bytes> {
+    let mut stream = stream(channel, path, request).await;
     let first = stream.message().await.expect("a stream that does not fail");
     assert!(first.is_some(), "the stream ended");
     stream
@@ -272,7 +286,7 @@ pub async fn count(mut stream: tonic::Streaming<Bytes>, heard: Arc<Heard>) {
     }
 }
 
-async fn stream(channel: &Channel, path: &'static str, request: Bytes) -> tonic::Streaming<Bytes> {
+async fn stream(channel: &Channel, path: &'static str, request: Bytes) -> Streaming<Bytes> {
     let mut grpc = Grpc::new(channel.clone()).max_decoding_message_size(64 << 20);
     grpc.ready().await.expect("a connection");
     let request = tonic::Request::new(request);

@@ -142,7 +142,8 @@ impl Scenario {
                 all.extend([Embedded, Redis(2), Cluster(1), PlainClassic, PlainSharded]);
                 all
             }
-            Scenario::Idle { .. } | Scenario::Filters { .. } => vec![Redis(1), Embedded],
+            Scenario::Idle { .. } => vec![Redis(1), Embedded, Relay],
+            Scenario::Filters { .. } => vec![Redis(1), Embedded],
             Scenario::Growth { .. } => vec![Redis(1), Redis(2), PlainRedis, Nats],
         }
     }

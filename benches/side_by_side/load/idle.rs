@@ -6,31 +6,26 @@ use futures_util::{StreamExt, stream};
 use tokio::time::sleep;
 
 use super::{OPENING, float};
-use crate::{
-    contestant::System,
-    counts::Look,
-    node::{open, subscribe_request},
-    report::Metrics,
-};
+use crate::{contestant::System, counts::Look, node::open_idle, report::Metrics};
 
 /// How long the idle CPU is watched.
 const WATCHED: Duration = Duration::from_secs(4);
 
-/// Memory and CPU of a gateway for idle streams, `per_connection` on each connection.
+/// Memory and CPU of a gateway, or of the floor, for idle streams, `per_connection` on each connection.
 pub async fn idle(system: &System, streams: usize, per_connection: usize) -> Metrics {
     // The first ones make what there is one of.
-    let warm = system.gateway(0).await;
-    drop(open(&warm, subscribe_request(0, vec![])).await);
+    let warm = system.server().await;
+    drop(open_idle(system.contestant, &warm, 0).await);
     sleep(Duration::from_millis(300)).await;
     let before = system.rss_bytes();
     let connections = streams / per_connection;
     let held: Vec<_> = stream::iter(0..connections)
         .map(async |connection| {
-            let channel = system.gateway(0).await;
+            let channel = system.server().await;
             let mut held = vec![];
             for stream in 0..per_connection {
                 let node = 1 + connection * per_connection + stream;
-                held.push(open(&channel, subscribe_request(node, vec![])).await);
+                held.push(open_idle(system.contestant, &channel, node).await);
             }
             held
         })
