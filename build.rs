@@ -30,7 +30,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".trunkline.bus.v1.NodeRecord.node")
         .compile_fds(bus)?;
 
-    // The server takes and gives events as bytes: it never decodes one to encode it again.
+    // The server takes events as bytes, and gives them as bytes beside this (`server::body`): it never decodes one to encode it
+    // again.
     let method = |name: &str, route: &str, input: String, output: String| {
         manual::Method::builder()
             .name(name)
@@ -46,7 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .package("trunkline.v1")
         .method(method("publish", "Publish", wire("PublishRequest"), v1("PublishResponse")).build())
         .method(
-            method("subscribe", "Subscribe", v1("SubscribeRequest"), wire("Response"))
+            method("subscribe", "Subscribe", v1("SubscribeRequest"), v1("SubscribeResponse"))
                 .server_streaming()
                 .build(),
         )

@@ -9,7 +9,10 @@ use http::{Request, Response, StatusCode, Version, header};
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-use super::oversized;
+use super::{
+    body::{Outgoing, outgoing},
+    oversized,
+};
 
 const ANSWER: &str = "This is a Trunkline gateway. It speaks gRPC, which needs HTTP/2.\n\
     Try: grpcurl -plaintext <this address> list\n";
@@ -38,7 +41,7 @@ where
     S::Future: Send + 'static,
     S::Error: Send + 'static,
 {
-    type Response = Response<Body>;
+    type Response = Response<Outgoing>;
     type Error = S::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
 
@@ -50,9 +53,9 @@ where
         match refusal(&request) {
             None => {
                 let answered = self.inner.call(request);
-                Box::pin(async move { Ok(oversized::explain(answered.await?)) })
+                Box::pin(async move { Ok(outgoing(oversized::explain(answered.await?))) })
             }
-            Some(status) => Box::pin(std::future::ready(Ok(answer(status)))),
+            Some(status) => Box::pin(std::future::ready(Ok(outgoing(answer(status))))),
         }
     }
 }

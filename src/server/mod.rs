@@ -2,6 +2,7 @@
 
 mod access;
 mod admin;
+mod body;
 mod connections;
 mod counters;
 mod error;

@@ -1,12 +1,14 @@
 //! The coordination service: checks requests, and hands them to the hub and the bus.
 
 use std::{
-    pin::Pin,
     sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
 
-use futures_util::future::join_all;
+use futures_util::{
+    future::join_all,
+    stream::{Empty, empty},
+};
 use parking_lot::RwLock;
 use tokio::{sync::watch, time::Instant};
 use tonic::{
@@ -17,6 +19,7 @@ use uuid::Uuid;
 
 use super::{
     access::{Access, Permit},
+    body,
     connections::Places,
     counters::{Counters, Kinds, Method},
     error::Error,
@@ -347,7 +350,8 @@ pub mod generated {
 
 #[tonic::async_trait]
 impl generated::coordination_service_server::CoordinationService for Service {
-    type SubscribeStream = Pin<Box<Subscription>>;
+    /// Empty: what it stands for is carried beside it.
+    type SubscribeStream = Empty<Result<v1::SubscribeResponse, Status>>;
 
     async fn publish(
         &self,
@@ -371,7 +375,7 @@ impl generated::coordination_service_server::CoordinationService for Service {
         let peer: Peer = peer.ok_or_else(|| Status::internal("a request from nowhere"))?;
         let stream = self.subscribe(request.into_inner(), sender, &peer, permit.as_ref()).await;
         let stream = self.counted(Method::Subscribe, stream)?;
-        Ok(tonic::Response::new(Box::pin(stream)))
+        Ok(body::carry(empty(), stream))
     }
 
     async fn list_nodes(

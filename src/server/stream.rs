@@ -29,7 +29,7 @@ use super::{
     quota::{Pending, Seat},
     recent::Ending,
     service::Shared,
-    wire::Response,
+    wire::Piece,
 };
 use crate::{
     bus::{AppendError, Gap, GapReason, Place, ShardId},
@@ -140,7 +140,7 @@ pub fn stream(
 }
 
 impl Stream for Subscription {
-    type Item = Result<Response, Status>;
+    type Item = Result<Piece, Status>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
@@ -158,7 +158,7 @@ impl Stream for Subscription {
                 subscribed.resume_token = this.token();
                 let first = subscribe_response::Response::Subscribed(subscribed);
                 this.last_sent = Instant::now();
-                Poll::Ready(Some(Ok(Response::other(first))))
+                Poll::Ready(Some(Ok(Piece::other(first))))
             }
             Next::Anything => this.poll_anything(cx),
             Next::Drained => {
@@ -171,7 +171,7 @@ impl Stream for Subscription {
 }
 
 impl Subscription {
-    fn poll_anything(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Response, Status>>> {
+    fn poll_anything(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, Status>>> {
         if self.cursor.is_finished() {
             self.listed.ends(Ending::MaxEvents);
             self.terms.line.ends("it had all the events that it asked for");
@@ -221,7 +221,7 @@ impl Subscription {
     }
 
     /// The message that the gateway is going away, once it is this stream's turn to be told. Events that are there do not keep it.
-    fn leaving(&mut self, now: Instant) -> Option<Response> {
+    fn leaving(&mut self, now: Instant) -> Option<Piece> {
         if self.drain.has_changed().unwrap_or(false) {
             self.plan_leave();
         }
@@ -230,7 +230,7 @@ impl Subscription {
         Some(self.draining(drain))
     }
 
-    fn item(&mut self, item: Result<Item, AppendError>) -> Option<Result<Response, Status>> {
+    fn item(&mut self, item: Result<Item, AppendError>) -> Option<Result<Piece, Status>> {
         Some(match item {
             Ok(Item::Events(mut events)) => {
                 if let Some(judged) = events.judged.take() {
@@ -247,7 +247,7 @@ impl Subscription {
                 self.listed.delivered(events.count);
                 self.shared.counters.delivered(events.count, events.oldest_ms);
                 self.cursor.places_into(&mut self.places);
-                Ok(Response::events(events, self.shared.deployment, &self.places))
+                Ok(Piece::events(events, self.shared.deployment, &self.places))
             }
             Ok(Item::Gap(shard, gap)) => self.gap(shard, &gap),
             Err(error) => {
@@ -268,7 +268,7 @@ impl Subscription {
     }
 
     /// The explanation that is due, if one is. Looked at before each look at the cursor, which is told how many verdicts to bring.
-    fn due_explanation(&mut self, now: Instant) -> Option<Response> {
+    fn due_explanation(&mut self, now: Instant) -> Option<Piece> {
         let explainer = self.explainer.as_mut()?;
         self.cursor.allow_verdicts(explainer.room(now));
         explainer.due().filter(|due| *due <= now)?;
@@ -276,11 +276,11 @@ impl Subscription {
     }
 
     /// What became of the events that were passed, if that is to be told and was not.
-    fn explanation(&mut self) -> Option<Response> {
+    fn explanation(&mut self) -> Option<Piece> {
         self.explainer.as_ref()?.due()?;
         let token = self.token();
         let explanation = self.explainer.as_mut()?.take(Instant::now(), token);
-        Some(Response::other(subscribe_response::Response::Explanation(explanation)))
+        Some(Piece::other(subscribe_response::Response::Explanation(explanation)))
     }
 
     fn next_deadline(&self) -> Instant {
@@ -311,22 +311,22 @@ impl Subscription {
         error.into()
     }
 
-    fn heartbeat(&self) -> Response {
-        Response::other(subscribe_response::Response::Heartbeat(v1::Heartbeat {
+    fn heartbeat(&self) -> Piece {
+        Piece::other(subscribe_response::Response::Heartbeat(v1::Heartbeat {
             resume_token: self.token(),
             gateway_time: Some(timestamp(SystemTime::now())),
         }))
     }
 
-    fn draining(&self, drain: Drain) -> Response {
-        Response::other(subscribe_response::Response::Draining(v1::Draining {
+    fn draining(&self, drain: Drain) -> Piece {
+        Piece::other(subscribe_response::Response::Draining(v1::Draining {
             reason: "the gateway is being stopped".into(),
             deadline: Some(timestamp(drain.deadline)),
             reconnect_delay: prost_types::Duration::try_from(self.shared.reconnect_delay()).ok(),
         }))
     }
 
-    fn gap(&mut self, shard: ShardId, gap: &Gap) -> Result<Response, Status> {
+    fn gap(&mut self, shard: ShardId, gap: &Gap) -> Result<Piece, Status> {
         // What the token had missed already is told: or else its node, which comes back with it, could never come back.
         let of_token = self.terms.with_token
             && !self.terms.subscribed.resumed
@@ -341,7 +341,7 @@ impl Subscription {
         self.shared.counters.gap(gap.reason, gap.missed);
         self.shared.recent.gap(self.listed.node(), shard, gap.reason, gap.missed);
         self.terms.line.gap(shard, gap);
-        Ok(Response::other(subscribe_response::Response::Gap(v1::Gap {
+        Ok(Piece::other(subscribe_response::Response::Gap(v1::Gap {
             reason: reason(gap.reason).into(),
             shard: shard.0.into(),
             kinds: self.terms.kinds.clone(),
@@ -356,8 +356,8 @@ impl Subscription {
     }
 }
 
-fn notice_of(notice: v1::Notice) -> Response {
-    Response::other(subscribe_response::Response::Notice(notice))
+fn notice_of(notice: v1::Notice) -> Piece {
+    Piece::other(subscribe_response::Response::Notice(notice))
 }
 
 /// A place, as the wire names it.

@@ -3,19 +3,23 @@
 use std::{
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_util::task::TaskTracker;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tonic::transport::server::Connected;
 
+use super::together::Arrivals;
 use crate::server::counters::Counters;
 
-/// What a client of HTTP/2 sends before anything else: its preface, and the head of its SETTINGS.
-const HANDSHAKE_BYTES: usize = 24 + 9;
+/// What a client of HTTP/2 sends before anything else.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The head of a frame: every client's first one is SETTINGS.
+const FRAME_HEAD: usize = 9;
 
 /// What happened so far on one connection.
 #[derive(Debug, Default)]
@@ -64,12 +68,12 @@ impl Drop for UnderWay {
     }
 }
 
-/// Runs the requests of one connection: hyper hands each of them over as one future, which ends when it is wholly answered, was
+/// Takes the requests of one connection: hyper hands each of them over as one future, which ends when it is wholly answered, was
 /// reset, or its connection is gone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Runner {
-    /// Those of all connections.
-    pub tasks: TaskTracker,
+    /// Where they wait for their first turn, as long as there is one. Weak: a request may hold a runner itself.
+    pub arrivals: Weak<Arrivals>,
     /// Those of this one.
     pub activity: Arc<Activity>,
     /// Where all are counted.
@@ -83,11 +87,21 @@ where
 {
     fn execute(&self, request: F) {
         let under_way = UnderWay::begin(&self.activity, &self.counters);
-        self.tasks.spawn(async move {
+        let Some(arrivals) = self.arrivals.upgrade() else { return };
+        arrivals.lock().push(Box::pin(async move {
             let _under_way = under_way;
-            request.await
-        });
+            request.await;
+        }));
     }
+}
+
+/// How a client begins to speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    /// HTTP/2.
+    Http2,
+    /// Something else; HTTP/1 is worth an answer.
+    Other,
 }
 
 /// A connection's bytes, watched until its client has greeted.
@@ -95,6 +109,10 @@ where
 pub struct Watched<IO> {
     io: IO,
     activity: Arc<Activity>,
+    /// What was read to see how the client speaks: its first bytes, of which so many were read, and so many handed on.
+    first: [u8; PREFACE.len()],
+    read: usize,
+    handed: usize,
     /// Bytes that are still missing from the greeting.
     missing: usize,
 }
@@ -102,7 +120,32 @@ pub struct Watched<IO> {
 impl<IO> Watched<IO> {
     /// Watches `io`.
     pub fn new(io: IO, activity: Arc<Activity>) -> Watched<IO> {
-        Watched { io, activity, missing: HANDSHAKE_BYTES }
+        let missing = PREFACE.len() + FRAME_HEAD;
+        Watched { io, activity, first: *PREFACE, read: 0, handed: 0, missing }
+    }
+}
+
+impl<IO: Connected> Connected for Watched<IO> {
+    type ConnectInfo = IO::ConnectInfo;
+
+    fn connect_info(&self) -> IO::ConnectInfo {
+        self.io.connect_info()
+    }
+}
+
+impl<IO: AsyncRead + Unpin> Watched<IO> {
+    /// Reads until it is plain how the client speaks. What was read is read again afterwards.
+    pub async fn listen(&mut self) -> std::io::Result<Speaks> {
+        loop {
+            if self.read == PREFACE.len() {
+                return Ok(Speaks::Http2);
+            }
+            let more = self.io.read(&mut self.first[self.read..]).await?;
+            self.read += more;
+            if more == 0 || !PREFACE.starts_with(&self.first[..self.read]) {
+                return Ok(Speaks::Other);
+            }
+        }
     }
 }
 
@@ -113,11 +156,21 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
         let before = buffer.filled().len();
-        let polled = Pin::new(&mut self.io).poll_read(cx, buffer);
-        if self.missing > 0 {
-            self.missing = self.missing.saturating_sub(buffer.filled().len() - before);
-            if self.missing == 0 {
-                self.activity.greeted.store(true, Ordering::Relaxed);
+        let this = &mut *self;
+        let polled = if this.handed < this.read {
+            let first = &this.first[this.handed..this.read];
+            let first = &first[..first.len().min(buffer.remaining())];
+            buffer.put_slice(first);
+            this.handed += first.len();
+            Poll::Ready(Ok(()))
+        } else {
+            Pin::new(&mut this.io).poll_read(cx, buffer)
+        };
+        if this.missing > 0 {
+            let more = buffer.filled().len() - before;
+            this.missing = this.missing.saturating_sub(more);
+            if this.missing == 0 {
+                this.activity.greeted.store(true, Ordering::Relaxed);
             }
         }
         polled

@@ -1,22 +1,25 @@
 //! The connections of the gRPC port: what each may hold, and how long it may stay.
 //!
 //! This is tonic's own loop over hyper, with what that one has no setting for: how much may wait to be sent on a stream, how long
-//! a connection may be silent at its begin and idle later, and an owner for every task that a client causes.
+//! a connection may be silent at its begin and idle later, and one task for a
+//! connection with all its requests, which has an owner.
 
 mod activity;
 mod connection;
 mod places;
 mod refusal;
+mod together;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt};
 use http::{Request, Response};
+use http_body::Body;
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{body::Body, transport::server::Connected};
-use tower::Service;
+use tonic::transport::server::Connected;
+use tower::{BoxError, Service};
 
 pub use self::{
     places::{Full, Place, Places, peer_of},
@@ -66,8 +69,9 @@ impl Terms {
     }
 }
 
-/// Serves connections until `ended`, asks those that are left then to close, and waits for it. Dropping it ends them all.
-pub async fn serve<IO, S>(
+/// Serves connections until `ended`: hands their requests to `service`, which must always be ready for one. Then asks those that are
+/// left to close, and waits for it. Dropping it ends them all.
+pub async fn serve<IO, S, B>(
     incoming: impl Stream<Item = IO>,
     service: S,
     terms: Terms,
@@ -75,9 +79,12 @@ pub async fn serve<IO, S>(
     ended: CancellationToken,
 ) where
     IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
-    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>,
-    S: Clone + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    S: Clone + Send + Sync + 'static,
     S::Future: Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
 {
     let gone = CancellationToken::new();
     let _gone = gone.clone().drop_guard();
@@ -85,16 +92,14 @@ pub async fn serve<IO, S>(
     {
         // Its listener is closed when it is no longer asked: who connects then is told so at once.
         let mut incoming = std::pin::pin!(incoming);
-        let shared = Arc::new(connection::Shared { terms, counters, ended, gone });
+        let shared = Arc::new(connection::Shared { service, terms, counters, ended, gone });
         loop {
             tokio::select! {
                 biased;
                 () = shared.ended.cancelled() => break,
                 io = incoming.next() => match io {
                     Some(io) => {
-                        let served =
-                            connection::serve(io, service.clone(), shared.clone(), tasks.clone());
-                        tasks.spawn(served);
+                        tasks.spawn(connection::serve(io, shared.clone()));
                     }
                     None => break,
                 },
