@@ -136,6 +136,8 @@ async fn more_streams_than_a_connection_may_have_are_refused_and_requests_pass_b
         })
         .await;
         drop((open, node));
+        // What it had under way is over when only the bystander's stream is left.
+        scene.metric_is("streams", 1.0).await;
 
         // Whoever does not keep to what HTTP/2 was told is refused by it.
         let mut raw = Raw::greeted(&scene.gateway).await;
@@ -155,7 +157,9 @@ async fn more_streams_than_a_connection_may_have_are_refused_and_requests_pass_b
             }
         });
         refused.await.expect("a refusal");
-        assert!(scene.metric("requests_under_way").await <= 26.0);
+        // A connection may have 25, and the bystander has its stream, and publishes now and then.
+        let under_way = scene.metric("requests_under_way").await;
+        assert!(under_way <= 27.0, "{under_way} are under way");
         drop(raw);
     };
     bystander.endures(attack).await;
