@@ -53,6 +53,8 @@ pub enum Contestant {
     Echo,
     /// Redis, publishing to the connection that publishes.
     BareRedis,
+    /// The same, by the smallest script that gives an event a place, keeps it and publishes it.
+    PlacingRedis,
     /// No network: from the thread that sends to a task that takes the time.
     Sender,
 }
@@ -89,6 +91,7 @@ impl Contestant {
             Contestant::Unary => "floor: tonic unary publish".into(),
             Contestant::Echo => "floor: tonic unary round trip".into(),
             Contestant::BareRedis => "floor: redis, one connection".into(),
+            Contestant::PlacingRedis => "floor: redis, one connection, kept in its place".into(),
             Contestant::Sender => "floor: the sender itself".into(),
         }
     }
@@ -186,7 +189,7 @@ impl System {
                 }
                 system.bus = Bus::Cluster(cluster);
             }
-            Contestant::BareRedis => {
+            Contestant::BareRedis | Contestant::PlacingRedis => {
                 let redis = RedisServer::start(RedisOptions::default()).await;
                 let heard = Arc::new(Mutex::new(None));
                 let connection = node::bare(&redis.url(), heard.clone()).await;

@@ -8,7 +8,8 @@ use http::uri::PathAndQuery;
 use parking_lot::Mutex;
 use prost::Message;
 use redis::{
-    AsyncConnectionConfig, Client, PushInfo, PushKind, Value, aio::MultiplexedConnection, cmd,
+    AsyncConnectionConfig, Client, PushInfo, PushKind, Script, Value, aio::MultiplexedConnection,
+    cmd,
 };
 use tokio::{sync::oneshot, task::JoinSet};
 use tonic::{Streaming, client::Grpc, transport::Channel};
@@ -28,6 +29,13 @@ const CHANNEL: &str = "events";
 const PUBLISH: &str = "/trunkline.v1.CoordinationService/Publish";
 const SUBSCRIBE: &str = "/trunkline.v1.CoordinationService/Subscribe";
 
+/// The least that gives an event a place for good: a number, an entry of history, and the event to those who listen.
+const PLACE: &str = "
+    local place = redis.call('INCR', KEYS[1])
+    redis.call('XADD', KEYS[2], place .. '-0', 'e', ARGV[2])
+    redis.call('PUBLISH', ARGV[1], ARGV[2])
+    return place";
+
 /// Who hears on the one connection of the bare Redis.
 pub type BareNode = Arc<Mutex<Option<Arc<Heard>>>>;
 
@@ -38,6 +46,8 @@ pub enum Publisher {
     Trunkline(Channel, String),
     /// To Redis.
     Redis(MultiplexedConnection),
+    /// To Redis, by a script.
+    Placing(MultiplexedConnection, Arc<Script>),
     /// To a channel on each master.
     Sharded(Vec<(String, MultiplexedConnection)>),
     /// To NATS.
@@ -67,8 +77,9 @@ impl System {
                 }
                 Publisher::Sharded(channels)
             }
-            Contestant::BareRedis => {
-                Publisher::Redis(self.bare.as_ref().expect("it is connected").0.clone())
+            Contestant::BareRedis => Publisher::Redis(self.bare_connection()),
+            Contestant::PlacingRedis => {
+                Publisher::Placing(self.bare_connection(), Script::new(PLACE).into())
             }
             Contestant::Nats => Publisher::Nats(nats(self.port()).await),
             Contestant::Stream(_) => Publisher::Nobody,
@@ -129,7 +140,7 @@ impl System {
                     std::future::pending::<()>().await;
                 });
             }
-            Contestant::BareRedis => {
+            Contestant::BareRedis | Contestant::PlacingRedis => {
                 *self.bare.as_ref().expect("it is connected").1.lock() = Some(heard);
             }
             Contestant::Nats => {
@@ -150,6 +161,10 @@ impl System {
     /// Lets the floor's streams go on.
     pub async fn go(&self) {
         unary(&self.floor().await, floor::GO, Bytes::new()).await;
+    }
+
+    fn bare_connection(&self) -> MultiplexedConnection {
+        self.bare.as_ref().expect("it is connected").0.clone()
     }
 
     fn redis_url(&self, node: usize) -> String {
@@ -176,6 +191,14 @@ impl Publisher {
             Publisher::Redis(connection) => {
                 let events = numbers.map(|number| payload.delivered(number, at));
                 pipeline("PUBLISH", CHANNEL, events, connection).await;
+            }
+            Publisher::Placing(connection, script) => {
+                for number in numbers {
+                    let mut call = script.key("offset");
+                    call.key("history").arg(CHANNEL).arg(payload.delivered(number, at));
+                    let placed = call.invoke_async(&mut connection.clone()).await;
+                    let _: i64 = placed.expect("placed");
+                }
             }
             Publisher::Sharded(channels) => {
                 // An event's number decides, as an account would.

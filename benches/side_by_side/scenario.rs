@@ -110,8 +110,8 @@ impl Scenario {
     /// Who takes part, in this order: the floor that sends as Trunkline delivered comes after it.
     pub fn contestants(self) -> Vec<Contestant> {
         use Contestant::{
-            BareRedis, Cluster, Echo, Embedded, Nats, PlainClassic, PlainRedis, PlainSharded,
-            Redis, Relay, Sender, Stream, Unary,
+            BareRedis, Cluster, Echo, Embedded, Nats, PlacingRedis, PlainClassic, PlainRedis,
+            PlainSharded, Redis, Relay, Sender, Stream, Unary,
         };
         let as_delivered = Stream(Batch::AsDelivered);
         match self {
@@ -137,7 +137,7 @@ impl Scenario {
             Scenario::Latency { subscribers, .. } => {
                 let mut all = vec![Redis(1), PlainRedis, Nats];
                 if subscribers == 1 {
-                    all.extend([Echo, BareRedis, Sender]);
+                    all.extend([Echo, BareRedis, PlacingRedis, Sender]);
                 }
                 all.extend([Embedded, Redis(2), Cluster(1), PlainClassic, PlainSharded]);
                 all

@@ -269,3 +269,18 @@ async fn an_entry_behind_which_nothing_can_stand_costs_the_history_and_nothing_e
     let recording = late.subscribe(request).await.event("third", LIMIT).await;
     assert_eq!(recording.event_ids, ["second", "third"]);
 }
+
+#[tokio::test]
+async fn such_an_entry_is_given_up_even_where_nothing_says_how_far_the_shard_was() {
+    let mut scene = Scene::new().await;
+    let before = scene.publish("first").await;
+    scene.in_history("18446744073709551615-18446744073709551614", "x", b"").await;
+    let state = scene.name("state");
+    let _: i64 = ::redis::cmd("DEL").arg(state).query_async(&mut scene.redis).await.unwrap();
+    let after = scene.publish("second").await;
+    assert!(after.epoch > before.epoch && after.epoch < 1 << 52, "{after:?}");
+    scene.publish("third").await;
+    for collector in &scene.collectors {
+        assert_eq!(collector.event("third", LIMIT).await.event_ids, scene.sent);
+    }
+}

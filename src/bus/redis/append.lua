@@ -22,16 +22,21 @@
 -- is ever appended to the old epoch, so a place never means two things. The first entry of an epoch says how the one before
 -- ended, so a reader knows whether anything is missing.
 
-local function num(n) return string.format('%.0f', n) end
+-- What is done for each frame is little, since everything that Redis does for others waits for it.
 
-local state = redis.call('HMGET', KEYS[1], 'epoch', 'offset', 'run', 'bytes', 'mark_at', 'mark_bytes')
+local function num(n) return string.format('%d', n) end
+
+local state = redis.call('HMGET', KEYS[1], 'epoch', 'offset', 'run', 'bytes', 'mark_bytes')
 local epoch, offset = tonumber(state[1]), tonumber(state[2])
-local bytes, mark_at, mark_bytes = tonumber(state[4]) or 0, tonumber(state[5]) or 0, tonumber(state[6]) or 0
+local bytes, mark_bytes = tonumber(state[4]) or 0, tonumber(state[5]) or 0
 local known, seen = tonumber(ARGV[4]), tonumber(ARGV[5])
 local exact = not seen
 if exact then seen = tonumber(string.sub(ARGV[5], 2)) end
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function clock()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
 
 -- The last id that history has ever had; nothing can be added at or before it.
 local function top()
@@ -51,8 +56,9 @@ local function open_epoch(before, ended)
     -- No number of ours is beyond such an id: what was kept is given up.
     redis.call('DEL', KEYS[2], KEYS[3])
     highest = 0
+    if before > 2 ^ 52 then before, ended = 0, 0 end
   end
-  epoch, offset = math.max(now, known + 1, before + 1, highest + 1), 0
+  epoch, offset = math.max(clock(), known + 1, before + 1, highest + 1), 0
   redis.call('HSET', KEYS[1], 'epoch', num(epoch), 'offset', '0', 'run', ARGV[3])
   local ending = num(before) .. '-' .. num(ended)
   redis.call('XADD', KEYS[2], num(epoch) .. '-0', 'e', ending)
@@ -67,8 +73,9 @@ elseif state[3] ~= ARGV[3] or known > epoch or (known == epoch and seen > offset
   open_epoch(epoch, offset)
 end
 
+-- Keeps history within its bytes and its age.
 local function trim()
-  if now - mark_at < 1000 and bytes - mark_bytes < tonumber(ARGV[10]) / 64 then return end
+  local now = clock()
   local id = num(epoch) .. '-' .. num(offset)
   redis.call('RPUSH', KEYS[3], num(now) .. ' ' .. num(bytes) .. ' ' .. id)
   redis.call('HSET', KEYS[1], 'mark_at', num(now), 'mark_bytes', num(bytes))
@@ -87,12 +94,15 @@ end
 
 local sequence = tonumber(ARGV[6])
 if sequence == 0 then
-  trim()
+  -- Beacons come each second: they see to the age.
+  local mark_at = tonumber(redis.call('HMGET', KEYS[1], 'mark_at')[1]) or 0
+  if clock() - mark_at >= 1000 then trim() end
   redis.call(ARGV[2], ARGV[1], 'T1 ' .. num(epoch) .. '-' .. num(offset) .. ' ' .. ARGV[8])
   return {'tip', num(epoch), num(offset)}
 end
 
-local writer = redis.call('GET', KEYS[4])
+local before = redis.call('MGET', KEYS[4], unpack(KEYS, 6))
+local writer = before[1]
 if writer then
   local s, e, first = string.match(writer, '^(%d+) (%d+) (%d+)$')
   if tonumber(s) == sequence then
@@ -105,41 +115,41 @@ end
 
 if known ~= epoch or (exact and seen ~= offset) then return {'epoch', num(epoch), num(offset)} end
 
-if KEYS[6] then
-  local reply = {'seen'}
-  for i, value in ipairs(redis.call('MGET', unpack(KEYS, 6))) do
-    if value then
-      reply[#reply + 1] = num(i - 1)
-      reply[#reply + 1] = value
-      redis.call('PEXPIRE', KEYS[5 + i], ARGV[13])
-    end
+local reply
+for i = 2, #before do
+  if before[i] then
+    reply = reply or {'seen'}
+    reply[#reply + 1] = num(i - 2)
+    reply[#reply + 1] = before[i]
+    redis.call('PEXPIRE', KEYS[4 + i], ARGV[13])
   end
-  if #reply > 1 then return reply end
 end
+if reply then return reply end
 
 local count = tonumber(ARGV[7])
 local first = offset + 1
-local place = num(epoch) .. '-' .. num(offset + count)
+local e, f = num(epoch), num(first)
+local place = e .. '-' .. num(offset + count)
 local added = redis.pcall('XADD', KEYS[2], 'MAXLEN', '~', ARGV[9], place, 'f', ARGV[8])
 if type(added) == 'table' and added.err then
-  local e, o = top()
-  if e < epoch or (e == epoch and o < offset + count) then return added end
+  local high, o = top()
+  if high < epoch or (high == epoch and o < offset + count) then return added end
   open_epoch(epoch, offset)
   return {'epoch', num(epoch), num(offset)}
 end
 offset = offset + count
 bytes = bytes + #ARGV[8]
 redis.call('HSET', KEYS[1], 'offset', num(offset), 'bytes', num(bytes))
-redis.call('SET', KEYS[4], num(sequence) .. ' ' .. num(epoch) .. ' ' .. num(first), 'PX', ARGV[12])
+redis.call('SET', KEYS[4], ARGV[6] .. ' ' .. e .. ' ' .. f, 'PX', ARGV[12])
 local arg = 15
 for _ = 1, tonumber(ARGV[14]) do
-  redis.call('HSET', KEYS[5], ARGV[arg], num(epoch) .. '-' .. num(first + ARGV[arg + 1]) .. ' ' .. ARGV[arg + 2])
+  redis.call('HSET', KEYS[5], ARGV[arg], e .. '-' .. num(first + ARGV[arg + 1]) .. ' ' .. ARGV[arg + 2])
   arg = arg + 3
 end
 for i = 6, #KEYS do
-  redis.call('SET', KEYS[i], num(epoch) .. ' ' .. num(first + ARGV[arg]), 'PX', ARGV[13])
+  redis.call('SET', KEYS[i], e .. ' ' .. num(first + ARGV[arg]), 'PX', ARGV[13])
   arg = arg + 1
 end
 redis.call(ARGV[2], ARGV[1], 'T1 ' .. place .. ' ' .. ARGV[8])
-trim()
-return {'ok', num(epoch), num(first)}
+if bytes - mark_bytes >= tonumber(ARGV[10]) / 64 then trim() end
+return {'ok', e, f}

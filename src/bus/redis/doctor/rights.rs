@@ -156,7 +156,6 @@ impl Scratch {
             }
             "time" => vec![cmd(&["TIME"])],
             "set" => vec![cmd(&["SET", text, "v", "PX", &stays])],
-            "get" => vec![cmd(&["GET", text])],
             "mget" => vec![cmd(&["MGET", text])],
             "pexpire" => vec![ends(text)],
             "del" => vec![cmd(&["DEL", text])],
