@@ -179,6 +179,7 @@ impl RedisBus {
             let task = Writer {
                 shard: ShardId(u16::try_from(index).unwrap_or(u16::MAX)),
                 id: own,
+                key: names.writer(own),
                 names: names.clone(),
                 settings: settings.clone(),
                 topology: topology.clone(),

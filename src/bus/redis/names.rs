@@ -1,6 +1,8 @@
 //! The keys and the channel of each shard. All of a shard's names share one hash tag, so one script reaches them on one master.
 
-use std::{fmt::Write, sync::Arc};
+use std::sync::Arc;
+
+use uuid::Uuid;
 
 use super::{
     envelope::WriterId,
@@ -75,12 +77,9 @@ impl ShardNames {
 
     /// Where a request id is remembered.
     pub(super) fn request(&self, id: &RequestId) -> String {
-        let mut name = format!("{}:request:", self.base);
-        for byte in id {
-            // Writing to a string does not fail.
-            let _ = write!(name, "{byte:02x}");
-        }
-        name
+        let mut digits = Uuid::encode_buffer();
+        let digits = Uuid::from_bytes(*id).as_simple().encode_lower(&mut digits);
+        [self.base.as_str(), ":request:", digits].concat()
     }
 }
 

@@ -20,6 +20,13 @@ static APPEND: LazyLock<redis::Script> =
 /// How long a writer's last frame is remembered, in milliseconds: longer than any retry.
 const WRITER_TTL_MS: u64 = 600_000;
 
+/// Bytes by which a key of a shard is longer than another: an id in digits.
+const DIGITS: usize = 40;
+/// Bytes of the numbers that go with an event.
+const NUMBERS: usize = 24;
+/// Bytes of what is neither a key nor an event: numbers, the run, the script's hash.
+const OTHER_ARGS: usize = 256;
+
 /// How long one WAIT may block the connection, which other shards' writers and beacons share.
 const WAIT_SLICE: Duration = Duration::from_millis(100);
 
@@ -143,8 +150,13 @@ impl Call<'_> {
 
     fn command(&self, settings: &Settings, run: &str) -> Cmd {
         let names = self.names;
-        let mut cmd = redis::cmd("EVALSHA");
-        cmd.arg(APPEND.get_hash()).arg(5 + self.requests.len());
+        // Room for all of it, so that nothing is copied while it is put together.
+        let retained: usize = self.retain.iter().map(|retain| retain.event.len() + NUMBERS).sum();
+        let named = (6 + self.requests.len()) * (names.state.len() + DIGITS);
+        let bytes = self.frame.len() + retained + named + OTHER_ARGS;
+        let args = 22 + 2 * self.requests.len() + 3 * self.retain.len();
+        let mut cmd = Cmd::with_capacity(args, bytes);
+        cmd.arg("EVALSHA").arg(APPEND.get_hash()).arg(5 + self.requests.len());
         cmd.arg(&names.state)
             .arg(&names.history)
             .arg(&names.marks)

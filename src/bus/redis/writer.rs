@@ -70,6 +70,8 @@ pub(super) struct Job {
 pub(super) struct Writer {
     pub shard: ShardId,
     pub id: WriterId,
+    /// Where its last frame is remembered.
+    pub key: String,
     pub names: Arc<ShardNames>,
     pub settings: Arc<Settings>,
     pub topology: Arc<Topology>,
@@ -279,7 +281,6 @@ impl Writer {
         out: &Outgoing<'_>,
         attempts: &mut Attempts,
     ) -> Result<Answer, String> {
-        let writer = self.names.writer(self.id);
         let mut asked = None;
         loop {
             // Only the epoch counts for a frame; what the reader has seen of it tells a Redis that went back in time.
@@ -302,7 +303,7 @@ impl Writer {
             let retained = sealed.as_ref().map(|sealed| sealed.retain(out));
             let call = Call {
                 names: &self.names,
-                writer: &writer,
+                writer: &self.key,
                 seen,
                 exact: sealed.is_some() && out.sequence > 0,
                 sequence: out.sequence,
