@@ -18,7 +18,7 @@ use opentelemetry_proto::tonic::{
 use parking_lot::Mutex;
 use serde_json::{Value as Json, json};
 use support::{
-    Gateway, GatewayOptions, LIMIT, SharedRedis, TestNode,
+    Gateway, GatewayOptions, LIMIT, SharedCluster, SharedRedis, TestNode,
     events::{mailbox_change, numbered, with_id},
     wait::{eventually, until},
 };
@@ -145,8 +145,11 @@ fn otlp(url: &str) -> Json {
 }
 
 async fn gateway(redis: &SharedRedis, id: &str, otlp: &Json) -> Gateway {
-    let options = GatewayOptions::redis(&redis.url, &redis.prefix);
-    Gateway::start(options.set("gatewayId", id).set("otlp", otlp.clone())).await
+    gateway_on(GatewayOptions::redis(&redis.url, &redis.prefix), id, otlp).await
+}
+
+async fn gateway_on(bus: GatewayOptions, id: &str, otlp: &Json) -> Gateway {
+    Gateway::start(bus.set("gatewayId", id).set("otlp", otlp.clone())).await
 }
 
 fn traced(id: &str, flags: &str) -> Event {
@@ -208,6 +211,43 @@ async fn one_event_is_followed_from_one_gateway_to_the_other() {
     collector.spans("append", 2).await;
     collector.spans("trunkline.v1.CoordinationService/Publish", 2).await;
     assert_eq!(collector.count(), 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_events_of_a_request_are_followed_over_every_shard_of_a_cluster() {
+    let collector = Listening::start(Collector::default()).await;
+    let cluster = SharedCluster::get().await;
+    let otlp = otlp(&collector.url);
+    let bus = || GatewayOptions::redis_cluster(&cluster.urls, &cluster.prefix);
+    let (one, two) =
+        tokio::join!(gateway_on(bus(), "gw-1", &otlp), gateway_on(bus(), "gw-2", &otlp));
+    let subscriber = TestNode::connect(&two, "subscriber").await;
+    let stream = subscriber.subscribe(subscriber.request()).await;
+    let publisher = TestNode::connect(&one, "publisher").await;
+    let traceparent = format!("00-{TRACE}-{PARENT}-01");
+    let events: Vec<_> = numbered("e", 60, 60)
+        .into_iter()
+        .map(|event| Event { traceparent: traceparent.clone(), ..event })
+        .collect();
+    let positions = publisher.publish(events).await.unwrap();
+    let shards: BTreeSet<_> = positions.iter().map(|place| place.shard.to_string()).collect();
+    assert_eq!(shards.len(), 6, "two shards a master, all in use");
+    stream.events(60, LIMIT).await;
+
+    // One for the request, one for each shard's frame, one for each event.
+    let published = collector.spans("trunkline.v1.CoordinationService/Publish", 1).await;
+    let appended = collector.spans("append", shards.len()).await;
+    let delivered = collector.spans("deliver", 60).await;
+    assert_eq!((published.len(), delivered.len()), (1, 60));
+    let told: BTreeSet<_> =
+        appended.iter().map(|told| text(&told.span.attributes, "trunkline.shard")).collect();
+    assert_eq!(told, shards);
+    for (spans, gateway) in [(published, "gw-1"), (appended, "gw-1"), (delivered, "gw-2")] {
+        for told in spans {
+            assert_eq!((told.gateway.as_str(), hex(&told.span.trace_id)), (gateway, TRACE.into()));
+            assert!(told.span.status.is_none(), "{told:?}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -73,7 +73,7 @@ pub fn all(options: &Options, runtime: &Runtime) -> Result<bool, String> {
     // What a run died of is told with it; nobody needs the stack.
     std::panic::set_hook(Box::new(|panic| eprintln!("({panic})")));
     bench.report.conditions = machine::describe(nats_server().as_deref());
-    bench.condition("command", std::env::args().skip(1).collect::<Vec<_>>().join(" ").into());
+    bench.condition("command", arguments(std::env::args().skip(1)).into());
     bench.condition("rounds", rounds.into());
     bench.condition("seconds", length.as_secs_f64().into());
     if nats_server().is_none() {
@@ -299,4 +299,19 @@ fn line(metrics: &Metrics) -> String {
         shown.then(|| format!("{} {}", name.replace('_', " "), short(value)))
     });
     figures.collect::<Vec<_>>().join(", ")
+}
+
+/// What was asked for; where the results go says nothing of them, and may be a private folder.
+fn arguments(all: impl Iterator<Item = String>) -> String {
+    let mut all = all.peekable();
+    let mut kept = vec![];
+    while let Some(argument) = all.next() {
+        match argument.split('=').next() {
+            Some("--json" | "--plots" | "--into") => {
+                all.next_if(|_| !argument.contains('='));
+            }
+            _ => kept.push(argument),
+        }
+    }
+    kept.join(" ")
 }

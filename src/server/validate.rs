@@ -377,8 +377,8 @@ impl Check {
 
     fn type_name(&mut self, field: impl Display, name: &str) {
         self.required(&field, name);
-        let allowed = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
-        if !name.chars().all(allowed) {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
+        if !name.bytes().all(allowed) {
             self.wrong(field, "may have letters, digits, '.', '_', '-' and '/' only");
         }
     }
