@@ -272,15 +272,39 @@ async fn an_entry_behind_which_nothing_can_stand_costs_the_history_and_nothing_e
 
 #[tokio::test]
 async fn such_an_entry_is_given_up_even_where_nothing_says_how_far_the_shard_was() {
+    for epoch in [None, Some(u64::MAX)] {
+        // The last offset that there is, and one that a double holds and a signed number does not.
+        for offset in [u64::MAX - 1, 1 << 63] {
+            let mut scene = Scene::new().await;
+            let before = scene.publish("first").await;
+            let id = format!("{}-{offset}", epoch.unwrap_or(before.epoch));
+            scene.in_history(&id, "x", b"").await;
+            let state = scene.name("state");
+            let _: i64 =
+                ::redis::cmd("DEL").arg(state).query_async(&mut scene.redis).await.unwrap();
+            let after = scene.publish("second").await;
+            assert!(after.epoch > before.epoch && after.epoch < 1 << 52, "{id}: {after:?}");
+            scene.publish("third").await;
+            for collector in &scene.collectors {
+                assert_eq!(collector.event("third", LIMIT).await.event_ids, scene.sent, "{id}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_start_of_an_epoch_that_says_nothing_readable_hides_nothing_from_whoever_reads_history()
+{
     let mut scene = Scene::new().await;
-    let before = scene.publish("first").await;
-    scene.in_history("18446744073709551615-18446744073709551614", "x", b"").await;
-    let state = scene.name("state");
-    let _: i64 = ::redis::cmd("DEL").arg(state).query_async(&mut scene.redis).await.unwrap();
-    let after = scene.publish("second").await;
-    assert!(after.epoch > before.epoch && after.epoch < 1 << 52, "{after:?}");
-    scene.publish("third").await;
+    let last = scene.publish("first").await;
+    scene.in_history(&format!("{}-{}", last.epoch, last.offset + 1), "e", b"nonsense").await;
+    scene.publish("second").await;
+    let newcomer = Gateway::start(scene.bench.options()).await;
+    let late = TestNode::connect(&newcomer, "late").await;
+    let request = SubscribeRequest { start: Start::Oldest.into(), ..late.request() };
+    let recording = late.subscribe(request).await.event("second", LIMIT).await;
+    assert_eq!(recording.event_ids.last(), scene.sent.last());
     for collector in &scene.collectors {
-        assert_eq!(collector.event("third", LIMIT).await.event_ids, scene.sent);
+        assert_eq!(collector.event("second", LIMIT).await.event_ids, scene.sent);
     }
 }

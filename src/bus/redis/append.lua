@@ -51,12 +51,14 @@ local function top()
 end
 
 local function open_epoch(before, ended)
+  -- No number of ours is as great: where an id is, somebody else wrote it.
+  local most = 2 ^ 52
+  if before > most or ended > most then before, ended = 0, 0 end
   local highest = top()
-  if highest > 2 ^ 52 then
-    -- No number of ours is beyond such an id: what was kept is given up.
+  if highest > most then
+    -- Nothing of ours can stand behind it: what was kept is given up.
     redis.call('DEL', KEYS[2], KEYS[3])
     highest = 0
-    if before > 2 ^ 52 then before, ended = 0, 0 end
   end
   epoch, offset = math.max(clock(), known + 1, before + 1, highest + 1), 0
   redis.call('HSET', KEYS[1], 'epoch', num(epoch), 'offset', '0', 'run', ARGV[3])
@@ -74,8 +76,7 @@ elseif state[3] ~= ARGV[3] or known > epoch or (known == epoch and seen > offset
 end
 
 -- Keeps history within its bytes and its age.
-local function trim()
-  local now = clock()
+local function trim(now)
   local id = num(epoch) .. '-' .. num(offset)
   redis.call('RPUSH', KEYS[3], num(now) .. ' ' .. num(bytes) .. ' ' .. id)
   redis.call('HSET', KEYS[1], 'mark_at', num(now), 'mark_bytes', num(bytes))
@@ -95,8 +96,8 @@ end
 local sequence = tonumber(ARGV[6])
 if sequence == 0 then
   -- Beacons come each second: they see to the age.
-  local mark_at = tonumber(redis.call('HMGET', KEYS[1], 'mark_at')[1]) or 0
-  if clock() - mark_at >= 1000 then trim() end
+  local now, mark_at = clock(), tonumber(redis.call('HMGET', KEYS[1], 'mark_at')[1]) or 0
+  if now - mark_at >= 1000 then trim(now) end
   redis.call(ARGV[2], ARGV[1], 'T1 ' .. num(epoch) .. '-' .. num(offset) .. ' ' .. ARGV[8])
   return {'tip', num(epoch), num(offset)}
 end
@@ -151,5 +152,5 @@ for i = 6, #KEYS do
   arg = arg + 1
 end
 redis.call(ARGV[2], ARGV[1], 'T1 ' .. place .. ' ' .. ARGV[8])
-if bytes - mark_bytes >= tonumber(ARGV[10]) / 64 then trim() end
+if bytes - mark_bytes >= tonumber(ARGV[10]) / 64 then trim(clock()) end
 return {'ok', e, f}

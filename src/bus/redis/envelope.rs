@@ -117,7 +117,7 @@ impl Envelope {
         let place = parse_place(id)?;
         let body = match field {
             b"f" => Body::decode(place, value, seal),
-            b"e" => Body::epoch_start(place, value)?,
+            b"e" => Body::epoch_start(place, value).unwrap_or(Body::Unreadable),
             _ => Body::Unreadable,
         };
         Some(Envelope { place, body })
