@@ -224,8 +224,8 @@ async fn the_events_of_a_request_are_followed_over_every_shard_of_a_cluster() {
     let subscriber = TestNode::connect(&two, "subscriber").await;
     let stream = subscriber.subscribe(subscriber.request()).await;
     let publisher = TestNode::connect(&one, "publisher").await;
-    let traceparent = format!("00-{TRACE}-{PARENT}-01");
-    let events: Vec<_> = numbered("e", 60, 60)
+    let traceparent = traced("", "01").traceparent;
+    let events = numbered("e", 60, 60)
         .into_iter()
         .map(|event| Event { traceparent: traceparent.clone(), ..event })
         .collect();

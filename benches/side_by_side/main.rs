@@ -1,7 +1,7 @@
 #![forbid(unsafe_code)]
 //! Trunkline side by side with what one would take instead, and with floors that nothing over gRPC or Redis can beat.
 //!
-//!     cargo bench --bench side_by_side                       all of it, within 19 minutes
+//!     cargo bench --bench side_by_side                       all of it, within 22 minutes
 //!     cargo bench --bench side_by_side -- --only 'to 100,'   a part
 //!     cargo bench --bench side_by_side -- --quick            whether it works; the figures mean nothing
 //!     cargo bench --bench side_by_side -- --report FILE      tables and plots of a former run
@@ -49,7 +49,7 @@ struct Options {
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
     /// Nothing new is begun that would not end within so many minutes.
-    #[arg(long, default_value_t = 19.0)]
+    #[arg(long, default_value_t = 22.0)]
     minutes: f64,
     /// Only scenarios whose name holds this: `fan-out`, `latency`, `idle`, `to 100,`. Several: any of them.
     #[arg(long, value_name = "TEXT")]

@@ -302,15 +302,16 @@ fn line(metrics: &Metrics) -> String {
 }
 
 /// What was asked for; where the results go says nothing of them, and may be a private folder.
-fn arguments(all: impl Iterator<Item = String>) -> String {
-    let mut all = all.peekable();
+fn arguments(mut all: impl Iterator<Item = String>) -> String {
+    const PATHS: [&str; 3] = ["--json", "--plots", "--into"];
     let mut kept = vec![];
     while let Some(argument) = all.next() {
-        match argument.split('=').next() {
-            Some("--json" | "--plots" | "--into") => {
-                all.next_if(|_| !argument.contains('='));
-            }
-            _ => kept.push(argument),
+        let name = argument.split('=').next().unwrap_or_default();
+        if !PATHS.contains(&name) {
+            kept.push(argument);
+        } else if name == argument {
+            // The path is an argument of its own.
+            all.next();
         }
     }
     kept.join(" ")

@@ -20,12 +20,10 @@ static APPEND: LazyLock<redis::Script> =
 /// How long a writer's last frame is remembered, in milliseconds: longer than any retry.
 const WRITER_TTL_MS: u64 = 600_000;
 
-/// Bytes by which a key of a shard is longer than another: an id in digits.
-const DIGITS: usize = 40;
-/// Bytes of the numbers that go with an event.
-const NUMBERS: usize = 24;
-/// Bytes of what is neither a key nor an event: numbers, the run, the script's hash.
-const OTHER_ARGS: usize = 256;
+/// Room for the arguments of a call beside its frame, and for those of each request or retained event beside its bytes. A guess
+/// that is too small costs a copy.
+const CALL_ROOM: (usize, usize) = (22, 768);
+const EACH_ROOM: (usize, usize) = (3, 96);
 
 /// How long one WAIT may block the connection, which other shards' writers and beacons share.
 const WAIT_SLICE: Duration = Duration::from_millis(100);
@@ -150,12 +148,12 @@ impl Call<'_> {
 
     fn command(&self, settings: &Settings, run: &str) -> Cmd {
         let names = self.names;
-        // Room for all of it, so that nothing is copied while it is put together.
-        let retained: usize = self.retain.iter().map(|retain| retain.event.len() + NUMBERS).sum();
-        let named = (6 + self.requests.len()) * (names.state.len() + DIGITS);
-        let bytes = self.frame.len() + retained + named + OTHER_ARGS;
-        let args = 22 + 2 * self.requests.len() + 3 * self.retain.len();
-        let mut cmd = Cmd::with_capacity(args, bytes);
+        let retained: usize = self.retain.iter().map(|retain| retain.event.len()).sum();
+        let each = self.requests.len() + self.retain.len();
+        let mut cmd = Cmd::with_capacity(
+            CALL_ROOM.0 + each * EACH_ROOM.0,
+            CALL_ROOM.1 + each * EACH_ROOM.1 + self.frame.len() + retained,
+        );
         cmd.arg("EVALSHA").arg(APPEND.get_hash()).arg(5 + self.requests.len());
         cmd.arg(&names.state)
             .arg(&names.history)
