@@ -14,9 +14,11 @@ use support::{
     gateway::{Gateway, GatewayOptions},
     nodes::{Keep, TestNode},
     redis::{RedisOptions, RedisServer},
-    shared, wait,
+    shared,
+    view::slot,
+    wait,
 };
-use trunkline::proto::v1::{GetStatusRequest, Position};
+use trunkline::proto::v1::{GetStatusRequest, Position, Start};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -229,6 +231,67 @@ async fn shards_and_their_masters_stand_in_the_status() {
     wait::until(LIMIT, "every subscription to be made anew", async || {
         let status = client.get_status(GetStatusRequest {}).await.expect("a status").into_inner();
         status.links.iter().all(|link| link.connected && link.reconnects == 1)
+    })
+    .await;
+}
+
+/// How many history reads a server has answered.
+async fn readings(server: &RedisServer) -> u64 {
+    let Some(stats) = server.info("commandstats", "cmdstat_xrange").await else { return 0 };
+    let calls = stats.strip_prefix("calls=").and_then(|rest| rest.split(',').next());
+    calls.and_then(|calls| calls.parse().ok()).expect("the calls")
+}
+
+/// History of more readings than one, by two gateways: one reads it from the replica, the other is told not to.
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_of_a_cluster_serve_history_and_one_that_hangs_holds_up_nobody() {
+    const EVENTS: usize = 1000;
+    let cluster = RedisCluster::start().await;
+    let prefix = shared::prefix();
+    let options = |replicas: bool| {
+        GatewayOptions::redis_cluster(&cluster.urls(), &prefix)
+            .set("shards", 1)
+            .set("log", serde_json::json!({ "maxEvents": 1 }))
+            .set_bus("readFromReplicas", replicas)
+    };
+    let first = Gateway::start(options(false)).await;
+    let publisher = TestNode::connect(&first, "publisher").await;
+    let sent = events::numbered("e", EVENTS, 1);
+    for event in &sent {
+        publisher.publish(vec![event.clone()]).await.expect("published");
+    }
+    let master = cluster.master_of_slot(slot(&format!("{prefix}:{{0}}:state"))).await;
+    let replica = cluster.replicas_of(master).await[0];
+    cluster.replica_is_named(replica).await;
+    let (master, replica) = (cluster.node(master), cluster.node(replica));
+    let second = Gateway::start(options(true)).await;
+    let all_through = async |gateway: &Gateway, limit| {
+        let node = TestNode::connect(gateway, "node").await;
+        let mut request = node.request();
+        request.start = Start::Oldest.into();
+        let recording = node.subscribe(request).await.events(EVENTS, limit).await;
+        let expected: Vec<_> = sent.iter().map(|event| &event.event_id).collect();
+        assert_eq!(recording.event_ids.iter().collect::<Vec<_>>(), expected);
+        assert!(recording.gaps().is_empty(), "{:?}", recording.gaps());
+    };
+
+    let before = (readings(master).await, readings(replica).await);
+    all_through(&first, LIMIT).await;
+    let between = (readings(master).await, readings(replica).await);
+    assert!(between.0 >= before.0 + 8, "{before:?} {between:?}");
+    assert_eq!(between.1, before.1, "without readFromReplicas");
+    all_through(&second, LIMIT).await;
+    assert!(readings(replica).await >= between.1 + 7, "with it");
+
+    // It hangs once, not for each reading of a hundred entries.
+    replica.pause().await;
+    all_through(&second, Duration::from_secs(8)).await;
+    second.stderr_has("a replica does not serve history", LIMIT).await;
+    replica.resume();
+    let before = readings(replica).await;
+    wait::until(LIMIT, "the replica serves again", async || {
+        all_through(&second, LIMIT).await;
+        readings(replica).await > before
     })
     .await;
 }

@@ -244,6 +244,8 @@ async fn the_user_of_the_file_is_enough_in_a_cluster() {
     let owner = cluster.master_of_slot(slot(&key)).await;
     let options_of_all = options("gateway");
     everything(&options_of_all, cluster.node(owner), &key).await;
+    // Without its right to READONLY nothing is refused before a gateway knows a replica.
+    cluster.replica_is_named(cluster.replicas_of(owner).await[0]).await;
 
     // A slot on its way, last of all: what is no longer there is asked for where it goes, which takes it when it has all.
     assert_eq!(more.last().map(String::as_str), Some("+asking"), "{more:?}");

@@ -121,6 +121,20 @@ impl RedisCluster {
         view.nodes.iter().filter(follows).filter_map(|node| self.index_of(node)).collect()
     }
 
+    /// Waits until every server names this replica in CLUSTER SLOTS, which leaves it out until the server has heard by gossip
+    /// that the replica has something of its master's.
+    pub async fn replica_is_named(&self, replica: usize) {
+        let port = self.nodes[replica].port().to_string();
+        until(SETTLE, "every server names the replica", async || {
+            let named = join_all(self.running().map(async |node| {
+                let slots = node.cli(&["CLUSTER", "SLOTS"]).await;
+                slots.lines().any(|line| line == port)
+            }));
+            named.await.into_iter().all(|named| named)
+        })
+        .await;
+    }
+
     /// The master that owns a slot.
     pub async fn master_of_slot(&self, slot: u16) -> usize {
         eventually(SETTLE, "an owner of the slot", async || {

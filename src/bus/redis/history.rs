@@ -22,7 +22,10 @@ use crate::bus::{Epoch, Offset, Place, Retained, ShardId};
 /// Entries a reading. Frames are of some hundred KiB at most, so a reading stays within some MiB.
 const ENTRIES: usize = 128;
 
-/// How long one reading may take, all attempts together.
+/// How long a replica may take, before its master is asked.
+const REPLICA_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the master may take, all attempts together.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The wait between two attempts.
@@ -54,31 +57,23 @@ pub(super) async fn read(
     after: Place,
     prefer_replica: bool,
 ) -> Result<Reading, String> {
+    if prefer_replica && let Some(replica) = topology.replica(shard) {
+        match tokio::time::timeout(REPLICA_TIMEOUT, read_once(&replica, names, after, true)).await {
+            // It may be behind: whoever wants more than it has is better served by the master.
+            Ok(Ok(reading)) if reading.entries.is_empty() => {}
+            Ok(Ok(reading)) => return Ok(reading),
+            Ok(Err(failure)) => topology.leave_alone(&replica, &failure),
+            Err(_) => topology.leave_alone(&replica, &"no answer in time"),
+        }
+    }
     let mut why = String::from("no master is known");
     let attempts = async {
-        let mut replica = prefer_replica;
         loop {
-            let server = if replica { topology.replica(shard) } else { None };
-            let from_replica = server.is_some();
-            if let Some(server) = server.or_else(|| topology.master(shard)) {
-                match read_once(&server, names, after, from_replica).await {
-                    // A replica may be behind: whoever wants more than it has is better served by the master.
-                    Ok(reading) if from_replica && reading.entries.is_empty() => {}
+            if let Some(master) = topology.master(shard) {
+                match read_once(&master, names, after, false).await {
                     Ok(reading) => return reading,
-                    Err(failure) => {
-                        why = match failure {
-                            Failure::NoLink(error) => error.to_string(),
-                            Failure::Refused(error)
-                            | Failure::NotOwner(error)
-                            | Failure::AskAt(error)
-                            | Failure::Unknown(error) => error,
-                        }
-                    }
+                    Err(failure) => why = failure.to_string(),
                 }
-            }
-            if replica {
-                replica = false;
-                continue;
             }
             // What a refresh that fails would say, the next attempt says too.
             let _ = topology.refresh().await;

@@ -78,10 +78,7 @@ impl MemberStore {
                     let _ = self.topology.refresh().await;
                     Err(match failure {
                         Failure::NoLink(error) => error.to_string(),
-                        Failure::AskAt(address) => format!("the members are moving to {address}"),
-                        Failure::Refused(why) | Failure::NotOwner(why) | Failure::Unknown(why) => {
-                            format!("{}: {why}", server.address)
-                        }
+                        failure => format!("{}: {failure}", server.address),
                     })
                 }
             }

@@ -69,17 +69,22 @@ pub(super) enum Answer {
 }
 
 /// Why a call brought no answer.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     /// There was no connection: nothing was sent.
+    #[error(transparent)]
     NoLink(LinkError),
     /// The server refused: nothing was done.
+    #[error("{0}")]
     Refused(String),
     /// The server does not own the shard: nothing was done.
+    #[error("{0}")]
     NotOwner(String),
     /// The slot is moving, and this server has it already: to be asked there.
+    #[error("its slot is moving to {0}")]
     AskAt(String),
     /// It was sent and no answer came: it may have been done.
+    #[error("{0}")]
     Unknown(String),
 }
 

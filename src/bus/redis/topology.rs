@@ -2,23 +2,30 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use parking_lot::RwLock;
-use rand::seq::SliceRandom;
+use rand::seq::{IteratorRandom, SliceRandom};
 use redis::{ConnectionAddr, ConnectionInfo, Value};
 use tokio::sync::{Mutex, watch};
 
 use super::{link::Server, names::SLOTS, settings::Settings};
-use crate::bus::ShardId;
+use crate::{bus::ShardId, throttle::Throttle};
 
 /// A refresh is not repeated before this has passed.
 const LEAST_AGE: Duration = Duration::from_millis(100);
 
 /// How long one server may take to say how the cluster stands.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a replica that did not serve is left alone. Where it hangs, each attempt costs its time limit.
+const LEFT_ALONE: Duration = Duration::from_secs(10);
+
+/// Lines about replicas that do not serve.
+static REPLICA: Throttle = Throttle::repeated();
 
 /// The servers, and who owns what. One standalone server owns everything.
 pub(super) struct Topology {
@@ -28,6 +35,8 @@ pub(super) struct Topology {
     /// Servers are made once an address, so that their connections outlive a refresh.
     servers: RwLock<HashMap<String, Arc<Server>>>,
     map: RwLock<Map>,
+    /// Replicas that did not serve, by address, and when.
+    failed: RwLock<HashMap<String, Instant>>,
     /// Counts the changes of the map.
     version: watch::Sender<u64>,
     /// When the map was last read. Locked while it is being read, so that many who ask cause one reading.
@@ -71,6 +80,7 @@ impl Topology {
             slots,
             servers: RwLock::new(servers),
             map: RwLock::new(map),
+            failed: RwLock::default(),
             version: watch::Sender::new(0),
             last_refresh: Mutex::new(None),
         })
@@ -82,11 +92,24 @@ impl Topology {
         self.servers.read().get(&address).cloned()
     }
 
-    /// A replica of it, chosen at random, if there is one.
+    /// A replica of it, chosen at random among those that are not left alone, if there is one.
     pub(super) fn replica(&self, shard: ShardId) -> Option<Arc<Server>> {
-        use rand::seq::IndexedRandom;
-        let address = self.map.read().replicas[shard.index()].choose(&mut rand::rng()).cloned()?;
-        self.server(&address)
+        let failed = self.failed.read();
+        let serves = |address: &&String| {
+            failed.get(*address).is_none_or(|since| since.elapsed() >= LEFT_ALONE)
+        };
+        let map = self.map.read();
+        let address = map.replicas[shard.index()].iter().filter(serves).choose(&mut rand::rng())?;
+        self.server(address)
+    }
+
+    /// A replica did not serve, and is left alone for a while.
+    pub(super) fn leave_alone(&self, replica: &Server, why: &dyn fmt::Display) {
+        self.failed.write().insert(replica.address.clone(), Instant::now());
+        if let Some(left_out) = REPLICA.pass() {
+            tracing::warn!(server = replica.address, %why, left_out,
+                "a replica does not serve history: its master does");
+        }
     }
 
     /// Any server, the ones that own shards first.
@@ -178,6 +201,7 @@ impl Topology {
         for address in map.masters.iter().flatten() {
             self.server(address);
         }
+        self.failed.write().retain(|_, since| since.elapsed() < LEFT_ALONE);
         let changed = *self.map.read() != map;
         if changed {
             tracing::info!(masters = ?map.masters, "the shards' masters are known");
