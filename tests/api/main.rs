@@ -17,6 +17,7 @@ mod explain;
 mod filters;
 mod garbage;
 mod health;
+mod last_value;
 mod limits;
 mod passthrough;
 mod publishing;

@@ -1,9 +1,12 @@
-//! The client module against real gateways.
+//! Clients against real gateways: the client module and its example, the one in Python, grpcurl.
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod grpcurl;
+mod mail_server;
 mod publish;
+mod python;
 mod reconnect;
 mod subscribe;
 

@@ -1,10 +1,11 @@
-//! The bus over one standalone Redis server: how it is reached, what it keeps, and what its gateways agree on.
+//! The bus over real Redis servers, one or a cluster: how they are reached, what they keep, and what gateways agree on.
 
 #[path = "../support/mod.rs"]
 mod support;
 
 mod acl;
 mod agreement;
+mod cluster;
 mod doctor;
 mod history;
 mod promises;
@@ -12,6 +13,7 @@ mod reach;
 mod reconnect;
 mod sealed;
 mod tls;
+mod urls;
 
 use support::{Gateway, GatewayOptions, LIMIT, TestNode, events};
 

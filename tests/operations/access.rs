@@ -1,16 +1,14 @@
 //! Who may connect, and what they may do: every rule, and somebody who tries to get past it. Real sockets, real certificates.
 
-mod support;
-
 use std::path::Path;
 
-use serde_json::{Value, json};
-use support::{
-    Gateway, GatewayOptions, LIMIT, Ready, events, folder,
+use super::support::{
+    self, Gateway, GatewayOptions, LIMIT, Ready, events, folder,
     process::Program,
     tools,
     wait::{attempt, until},
 };
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{io::AsyncReadExt, net::TcpStream};
 use tonic::{

@@ -1,11 +1,9 @@
 //! The admin port of a real gateway: probes and metrics.
 
-mod support;
-
 use std::{collections::BTreeMap, time::Duration};
 
-use support::{
-    Data, Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer, TestNode, events,
+use super::support::{
+    self, Data, Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer, TestNode, events,
     gateway::{Ready, trunkline},
     shared, until,
     wait::attempt,
@@ -403,10 +401,10 @@ async fn dashboard_alerts_and_documentation_name_the_metrics_that_there_are() {
             .any(|family| scrape.types.get(family).is_some_and(|of| of == "histogram"));
         of_histogram || scrape.types.get(name).is_some_and(|of| of != "histogram")
     };
-    let dashboard = include_str!("../deploy/grafana/trunkline.json");
+    let dashboard = include_str!("../../deploy/grafana/trunkline.json");
     let dashboard: serde_json::Value = serde_json::from_str(dashboard).expect("JSON");
     let panels = dashboard["panels"].as_array().expect("panels");
-    let mut expressions = vec![include_str!("../deploy/prometheus/alerts.yaml")];
+    let mut expressions = vec![include_str!("../../deploy/prometheus/alerts.yaml")];
     for target in panels.iter().flat_map(|panel| panel["targets"].as_array().expect("targets")) {
         let expression = target["expr"].as_str().expect("an expression");
         assert!(!metrics_in(expression).is_empty(), "{expression}");
@@ -420,7 +418,7 @@ async fn dashboard_alerts_and_documentation_name_the_metrics_that_there_are() {
     assert!(named > 40, "{named}");
 
     // The documentation has a row for each, and for no other.
-    let documentation = include_str!("../docs/operations.md");
+    let documentation = include_str!("../../docs/operations.md");
     let rows = documentation.lines().filter_map(|line| line.strip_prefix("| `trunkline_"));
     let rows: Vec<_> = rows
         .map(|row| format!("trunkline_{}", row.split(['`', '{']).next().expect("a name")))

@@ -1,10 +1,8 @@
 //! The last value of `queue_status`: a new or resuming stream gets the current one first.
 
-mod support;
-
 use std::time::Duration;
 
-use support::{
+use super::support::{
     SharedRedis, TestNode, events,
     gateway::{Gateway, GatewayOptions},
 };

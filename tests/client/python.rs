@@ -1,17 +1,15 @@
 //! The client of examples/python, run by a real interpreter: the API is proven from outside Rust.
 
-mod support;
-
 use std::{path::Path, time::Duration};
 
-use serde_json::{Value, json};
-use support::{
-    Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer, TestNode, events,
+use super::support::{
+    self, Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer, TestNode, events,
     gateway::Ready,
     process::{Process, Program},
     shared, tools,
     wait::eventually,
 };
+use serde_json::{Value, json};
 
 /// `mail_node.py` as the node `python`, which knows these gateways.
 fn mail_node(gateways: &[&Gateway], args: &[&str]) -> Program {
@@ -323,7 +321,7 @@ async fn subscriber_sees_nothing_more(gateway: &Gateway, collector: &support::Co
 /// Without Python or its packages the tests fail, and say what to do. None is skipped.
 #[test]
 fn a_missing_interpreter_fails_the_tests_and_says_how_to_get_one() {
-    let test = "what_is_refused_is_not_tried_again";
+    let test = "python::what_is_refused_is_not_tried_again";
     let output = std::process::Command::new(std::env::current_exe().expect("this test"))
         .args(["--exact", test])
         .env("TRUNKLINE_TEST_PYTHON", "/bin/false")

@@ -1,14 +1,12 @@
 //! A real grpcurl, which knows nothing of ours but what reflection tells: the API reads and works without our own tools.
 
-mod support;
-
-use serde_json::{Value, json};
-use support::{
+use super::support::{
     Gateway, GatewayOptions, LIMIT,
     process::{Output, Process, Program},
     tools,
     wait::eventually,
 };
+use serde_json::{Value, json};
 
 const SERVICE: &str = "trunkline.v1.CoordinationService";
 
@@ -278,7 +276,7 @@ async fn errors_show_their_details() {
 /// What the README tells a reader to try, and what a gateway tells at its start, is run as it stands there.
 #[tokio::test]
 async fn the_lines_of_the_readme_do_what_it_says() {
-    let readme = include_str!("../README.md");
+    let readme = include_str!("../../README.md");
     let section = readme.split("\n## ").find(|section| section.starts_with("Try it\n"));
     let lines = grpcurl_lines(section.expect("a section \"Try it\""));
     for what in [" list", " describe ", "/Subscribe", "/Publish", "/Check"] {

@@ -1,7 +1,5 @@
 //! The example `mail_server`: real processes of it, over real gateways.
 
-mod support;
-
 use std::{
     path::{Path, PathBuf},
     process::Command,
@@ -9,14 +7,14 @@ use std::{
     time::SystemTime,
 };
 
-use serde_json::json;
-use support::{
-    Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer, TestNode,
+use super::support::{
+    self, Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer, TestNode,
     events::numbered,
     folder,
     process::{Process, Program},
     shared, until,
 };
+use serde_json::json;
 
 /// The example's binary: the one of this build, made now if it is not there or older than its source.
 fn binary() -> PathBuf {

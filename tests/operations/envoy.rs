@@ -3,8 +3,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::{
     fs,
     sync::{
@@ -14,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use support::{
+use super::support::{
     Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer,
     events::{mailbox_change, with_id},
     folder,
@@ -45,7 +43,7 @@ impl Envoy {
     /// Starts one in front of two gateways.
     async fn start(gateways: [&Gateway; 2]) -> Envoy {
         let (listen, admin, folder) = (Port::free(), Port::free(), folder::new());
-        let mut config = include_str!("../deploy/envoy/envoy.yaml").to_owned();
+        let mut config = include_str!("../../deploy/envoy/envoy.yaml").to_owned();
         let ports = [
             (9901, admin.number()),
             (7400, listen.number()),

@@ -4,15 +4,12 @@
 //!
 //! A whole gateway runs under valgrind, HTTP/2 and gRPC included, in the profile of the tests. The load is in lockstep (one request
 //! after the other, each delivered everywhere before the next), so that it is the same each time; what it takes to start and to
-//! connect is taken out by counting two loads of different length. `tests/instructions.json` has what is expected; to write it
-//! anew: `TRUNKLINE_TEST_INSTRUCTIONS=write ./test --test instructions`.
-
-mod support;
+//! connect is taken out by counting two loads of different length. `tests/house/instructions.json` has what is expected; to write it
+//! anew: `TRUNKLINE_TEST_INSTRUCTIONS=write ./test instructions`.
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
-use serde_json::json;
-use support::{
+use super::support::{
     events::mailbox_change,
     folder,
     gateway::{binary, client, connect},
@@ -20,6 +17,7 @@ use support::{
     process::{Process, Program},
     tools, until,
 };
+use serde_json::json;
 use tokio::time::timeout;
 use tonic::Streaming;
 use trunkline::proto::v1::{
@@ -144,14 +142,14 @@ async fn the_paths_of_events_take_no_more_instructions_than_they_did() {
         .collect();
     let text = serde_json::to_string_pretty(&counted).expect("JSON");
     println!("instructions: {text}");
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/instructions.json");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/house/instructions.json");
     if std::env::var("TRUNKLINE_TEST_INSTRUCTIONS").is_ok_and(|what| what == "write") {
         fs::write(&file, text + "\n").expect("a file");
         return;
     }
-    let expected = fs::read_to_string(&file).expect("tests/instructions.json");
+    let expected = fs::read_to_string(&file).expect("tests/house/instructions.json");
     let expected: BTreeMap<String, u64> = serde_json::from_str(&expected).expect("its form");
-    assert!(expected.keys().eq(counted.keys()), "tests/instructions.json has other keys");
+    assert!(expected.keys().eq(counted.keys()), "tests/house/instructions.json has other keys");
     for (what, expected) in expected {
         #[allow(clippy::cast_precision_loss)] // far below 2^52
         let (count, expected) = (counted[&what] as f64, expected as f64);

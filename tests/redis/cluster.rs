@@ -1,14 +1,12 @@
 //! A real Redis Cluster of three masters and three replicas, in both protocols; and what the gateways cost it.
 
-mod support;
-
 use std::{
     collections::{HashMap, HashSet},
     time::Duration,
 };
 
-use support::{
-    SharedCluster,
+use super::support::{
+    self, SharedCluster,
     cluster::RedisCluster,
     events,
     gateway::{Gateway, GatewayOptions},

@@ -1,18 +1,18 @@
 //! The report of the bench side by side: tables, targets and plots from figures that are known.
 
-#[path = "../benches/side_by_side/plots.rs"]
+#[path = "../../benches/side_by_side/plots.rs"]
 mod plots;
-#[path = "../benches/side_by_side/raw.rs"]
+#[path = "../../benches/side_by_side/raw.rs"]
 #[allow(dead_code)]
 mod raw;
-#[path = "../benches/side_by_side/report.rs"]
+#[path = "../../benches/side_by_side/report.rs"]
 #[allow(dead_code)]
 mod report;
-#[path = "../benches/side_by_side/svg.rs"]
+#[path = "../../benches/side_by_side/svg.rs"]
 mod svg;
-#[path = "../benches/side_by_side/tables.rs"]
+#[path = "../../benches/side_by_side/tables.rs"]
 mod tables;
-#[path = "../benches/side_by_side/targets.rs"]
+#[path = "../../benches/side_by_side/targets.rs"]
 mod targets;
 
 use prost::Message;

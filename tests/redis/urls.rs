@@ -1,9 +1,6 @@
 //! Every way to name a Redis, on real servers: schemes, passwords, databases, protocols, sockets and TLS.
 
-mod support;
-
-use serde_json::{Value, json};
-use support::{
+use super::support::{
     ClusterOptions, Gateway, GatewayOptions, LIMIT, Ready, RedisCluster, RedisOptions, RedisServer,
     TestNode,
     events::{mailbox_change, with_id},
@@ -11,6 +8,7 @@ use support::{
     ports::Port,
     shared,
 };
+use serde_json::{Value, json};
 use trunkline::proto::v1::GetStatusRequest;
 
 const PASSWORD: &str = "p/ss w0rd";

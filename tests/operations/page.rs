@@ -1,14 +1,12 @@
 //! The page of the admin port in a real browser: what it shows of real gateways over a real Redis.
 
-mod support;
-
 use std::time::Duration;
 
-use serde_json::json;
-use support::{
+use super::support::{
     Browser, Collector, Data, Gateway, GatewayOptions, Keep, LIMIT, RedisOptions, RedisServer,
     TestNode, events, shared,
 };
+use serde_json::json;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Code;
 use trunkline::proto::v1::{Filter, Overflow, SubscribeRequest};
@@ -305,7 +303,7 @@ async fn it_is_for_phones_keyboards_and_screen_readers_too() {
 }
 
 /// Not a test of its own: it makes the picture of the README from a cluster of mail servers at work, and takes minutes.
-/// `cargo test --test page -- --ignored`, then look at `target/tmp/page.png`.
+/// `cargo test --test operations -- --ignored page::`, then look at `target/tmp/page.png`.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "makes docs/images/page.png"]
 async fn the_picture_of_the_readme() {

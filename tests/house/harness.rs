@@ -1,7 +1,5 @@
 //! The harness keeps its own promises: what the other tests stand on is tested here.
 
-mod support;
-
 use std::{
     collections::HashSet,
     env,
@@ -17,8 +15,9 @@ use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 use trunkline::proto::v1::Event;
 
-use support::{
-    Data, Gateway, GatewayOptions, LIMIT, RedisCluster, RedisOptions, RedisServer, Seen, TestNode,
+use super::support::{
+    self, Data, Gateway, GatewayOptions, LIMIT, RedisCluster, RedisOptions, RedisServer, Seen,
+    TestNode,
     events::{one_of_each, with_id},
     ports::Port,
     process::Program,
@@ -197,7 +196,7 @@ async fn what_a_killed_test_started_dies_with_it() {
     let folder = support::folder::new();
     let note = folder.path().join("note");
     let mut victim = Command::new(env::current_exe().unwrap())
-        .args(["--exact", "victim", "--ignored"])
+        .args(["--exact", "harness::victim", "--ignored"])
         .env(VICTIM, &note)
         .spawn()
         .unwrap();

@@ -3,10 +3,13 @@
 // A test says what it expects by unwrapping it.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use super::support::{
+    Gateway, GatewayOptions, LIMIT, SharedCluster, SharedRedis, TestNode,
+    events::{mailbox_change, numbered, with_id},
+    wait::{eventually, until},
+};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -17,11 +20,6 @@ use opentelemetry_proto::tonic::{
 };
 use parking_lot::Mutex;
 use serde_json::{Value as Json, json};
-use support::{
-    Gateway, GatewayOptions, LIMIT, SharedCluster, SharedRedis, TestNode,
-    events::{mailbox_change, numbered, with_id},
-    wait::{eventually, until},
-};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,

@@ -3,16 +3,14 @@
 // A test says what it expects by unwrapping it.
 #![allow(clippy::unwrap_used)]
 
-mod support;
-
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use support::{
+use super::support::{
     Data, Gateway, GatewayOptions, LIMIT, Ready, RedisOptions, RedisServer, TestNode,
     events::{mailbox_change, numbered, with_id},
     wait::until,
 };
+use serde_json::{Value, json};
 use tonic_health::pb::health_check_response::ServingStatus;
 use trunkline::proto::v1::SubscribeRequest;
 

@@ -1,0 +1,11 @@
+//! What an operator does and sees: who may connect, the admin port and its page, logs and traces, a load balancer in front.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod access;
+mod admin;
+mod envoy;
+mod logs;
+mod page;
+mod traces;
