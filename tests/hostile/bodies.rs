@@ -1,16 +1,23 @@
 //! Requests that do not come whole, or are not what they seem.
 
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
     scene::{Scene, short},
     support::{LIMIT, until},
     wire::{
         ACK, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, RST_STREAM, Raw, SETTINGS,
-        WINDOW_UPDATE, call, field, frame, message,
+        Windows, call, field, frame, message,
     },
 };
 
@@ -85,58 +92,70 @@ async fn halves_of_large_requests_cannot_fill_the_memory() {
     let scene = Scene::new(limits).await;
     let bystander = scene.bystander().await;
     // Forty connections with ten halves of two megabytes each: 800 MB, if they were taken.
-    let mut attack = tokio::task::JoinSet::new();
+    let sent = Arc::new(AtomicUsize::new(0));
+    let mut attack = JoinSet::new();
     for _ in 0..40 {
-        let mut raw = Raw::greeted(&scene.gateway).await;
-        attack.spawn(async move {
-            // Its windows are as large as it says from when it knows that they were seen.
-            while raw.frame().await.is_some_and(|frame| frame.kind != SETTINGS) {}
-            raw.send(&frame(SETTINGS, ACK, 0, &[])).await.unwrap();
-            let chunk = vec![0; 16_384];
-            let mut open = vec![];
-            for stream in (1..20).step_by(2) {
-                let headers = frame(HEADERS, END_HEADERS, stream, &call("Publish"));
-                let body = frame(DATA, 0, stream, &message(4_000_000, &[]));
-                if raw.send(&[headers, body].concat()).await.is_err() {
-                    return raw;
-                }
-                open.push(stream);
-            }
-            // As much as the windows let through; whoever is answered is let be.
-            let (mut window, mut sent) = (1_000_000, 0);
-            while sent < 20_000_000 && !open.is_empty() {
-                while window >= chunk.len() {
-                    let stream = open[(sent / chunk.len()) % open.len()];
-                    if raw.send(&frame(DATA, 0, stream, &chunk)).await.is_err() {
-                        return raw;
-                    }
-                    sent += chunk.len();
-                    window -= chunk.len();
-                }
-                match timeout(Duration::from_millis(500), raw.frame()).await {
-                    Ok(Some(frame)) if frame.kind == WINDOW_UPDATE && frame.stream == 0 => {
-                        let more = u32::from_be_bytes(frame.payload[..4].try_into().unwrap());
-                        window += more as usize;
-                    }
-                    Ok(Some(frame)) if matches!(frame.kind, HEADERS | RST_STREAM) => {
-                        open.retain(|stream| *stream != frame.stream);
-                    }
-                    Ok(Some(frame)) if frame.kind == GOAWAY => return raw,
-                    Ok(Some(_)) => {}
-                    Ok(None) | Err(_) => return raw,
-                }
-            }
-            raw
-        });
+        let raw = Raw::greeted(&scene.gateway).await;
+        attack.spawn(halves(raw, sent.clone()));
     }
-    let held = attack.join_all().await;
-    assert!(scene.refused("maxPendingBytesPerIdentity").await >= 1.0);
+    until(LIMIT, "one half too many", async || {
+        scene.refused("maxPendingBytesPerIdentity").await >= 1.0
+    })
+    .await;
+    // Until the windows let nothing through any more.
+    let mut before = 0;
+    until(LIMIT, "the end of the attack", async || {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let now = sent.load(Ordering::Relaxed);
+        std::mem::replace(&mut before, now) == now
+    })
+    .await;
+    assert!(attack.try_join_next().is_none(), "no connection was at fault");
+    eprintln!("{} MiB were sent", before >> 20);
     let pending = scene.metric("pending_request_bytes").await;
     assert!(pending <= f64::from(9 << 20), "{pending}");
     scene.memory_is_bounded();
-    drop(held);
+    attack.shutdown().await;
     bystander.saw_nothing().await;
     scene.is_as_before().await;
+}
+
+/// Halves of ten requests at once, as fast as they are taken. Whoever is answered is let be. Ends when the connection does.
+async fn halves(mut raw: Raw, sent: Arc<AtomicUsize>) {
+    let chunk = [0; 16_384];
+    let mut windows = Windows::new();
+    let mut open: HashMap<u32, usize> = (1..20).step_by(2).map(|stream| (stream, 0)).collect();
+    for stream in (1..20).step_by(2) {
+        let headers = frame(HEADERS, END_HEADERS, stream, &call("Publish"));
+        let body = frame(DATA, 0, stream, &message(4_000_000, &[]));
+        assert!(windows.take(stream, 5));
+        if raw.send(&[headers, body].concat()).await.is_err() {
+            return;
+        }
+    }
+    loop {
+        for (stream, half) in &mut open {
+            while *half < 2_000_000 && windows.take(*stream, chunk.len()) {
+                if raw.send(&frame(DATA, 0, *stream, &chunk)).await.is_err() {
+                    return;
+                }
+                *half += chunk.len();
+                sent.fetch_add(chunk.len(), Ordering::Relaxed);
+            }
+        }
+        let Some(said) = raw.frame().await else { return };
+        windows.hear(&said);
+        match said.kind {
+            SETTINGS if said.flags & ACK == 0 => {
+                if raw.send(&frame(SETTINGS, ACK, 0, &[])).await.is_err() {
+                    return;
+                }
+            }
+            HEADERS | RST_STREAM => drop(open.remove(&said.stream)),
+            GOAWAY => return,
+            _ => {}
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! HTTP/2 by the byte (RFC 9113), for clients without manners.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -90,6 +90,49 @@ impl Raw {
         });
         assert!(end.await.is_ok(), "the gateway closes within {limit:?}; so far {}", frames.len());
         frames
+    }
+}
+
+/// How much of bodies a client may send by now (RFC 9113, 6.9).
+pub struct Windows {
+    connection: i64,
+    initial: i64,
+    streams: HashMap<u32, i64>,
+}
+
+impl Windows {
+    pub fn new() -> Windows {
+        Windows { connection: 65_535, initial: 65_535, streams: HashMap::new() }
+    }
+
+    /// Takes note of what the gateway says.
+    pub fn hear(&mut self, frame: &Frame) {
+        let number = |bytes: &[u8]| i64::from(u32::from_be_bytes(bytes.try_into().unwrap()));
+        if frame.kind == SETTINGS {
+            for setting in frame.payload.chunks(6).filter(|setting| setting[..2] == [0, 4]) {
+                let more = number(&setting[2..]) - self.initial;
+                self.initial += more;
+                self.streams.values_mut().for_each(|window| *window += more);
+            }
+        } else if frame.kind == WINDOW_UPDATE {
+            let window = match frame.stream {
+                0 => &mut self.connection,
+                stream => self.streams.entry(stream).or_insert(self.initial),
+            };
+            *window += number(&frame.payload);
+        }
+    }
+
+    /// Whether so many bytes may be sent of this stream. If so, they are taken.
+    pub fn take(&mut self, stream: u32, bytes: usize) -> bool {
+        let bytes = i64::try_from(bytes).unwrap();
+        let window = self.streams.entry(stream).or_insert(self.initial);
+        let fits = bytes <= *window && bytes <= self.connection;
+        if fits {
+            *window -= bytes;
+            self.connection -= bytes;
+        }
+        fits
     }
 }
 
