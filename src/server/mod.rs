@@ -281,6 +281,7 @@ async fn grpc(
         quotas: shared.quotas.clone(),
         counters: shared.counters.clone(),
         timeout: config.limits.request_timeout,
+        max_message: max_request_bytes,
     };
     let access =
         AccessLayer::new(shared.access.clone(), shared.counters.clone(), shared.recent.clone());

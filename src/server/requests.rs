@@ -1,7 +1,8 @@
 //! How much of a request may come, and how long it may take to.
 //!
 //! The bytes of every request are counted, from the first one on until it is answered, against what its identity and all of them
-//! together may have: half a request, a request that waits for the bus and the filter of an open stream are memory alike.
+//! together may have: half a request, a request that waits for the bus and the filter of an open stream are memory alike. What a
+//! message says that it has is counted as soon as it says so, since tonic makes room for all of it.
 
 use std::{
     pin::Pin,
@@ -35,6 +36,8 @@ pub struct RequestsLayer {
     pub counters: Arc<Counters>,
     /// How long a request may take to arrive.
     pub timeout: Duration,
+    /// How many bytes a message may have; one that says more is refused before room is made for it.
+    pub max_message: usize,
 }
 
 /// Puts a [`Pending`] into the extensions of each request, and counts its bytes there.
@@ -48,10 +51,41 @@ pub struct Requests<S> {
 pub struct Metered<B> {
     body: Pin<Box<B>>,
     pending: Arc<Pending>,
+    size: Size,
     counters: Arc<Counters>,
     timeout: Duration,
     /// Begins when the body is waited for: most come whole with their headers.
     timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// Bytes of gRPC before a message: whether it is compressed, and its length.
+const PREFIX: usize = 5;
+
+/// How large a request is, from what has come of it.
+#[derive(Debug, Default)]
+struct Size {
+    max_message: usize,
+    /// What came of the first message's prefix.
+    prefix: [u8; PREFIX],
+    came: usize,
+    /// The most that came or was announced.
+    known: usize,
+}
+
+impl Size {
+    /// Takes note of what came; returns by how much more the request is larger than was known.
+    fn take(&mut self, data: &[u8]) -> usize {
+        let rest = self.prefix.get_mut(self.came..).unwrap_or_default();
+        rest.iter_mut().zip(data).for_each(|(place, byte)| *place = *byte);
+        self.came += data.len();
+        let [_, length @ ..] = self.prefix;
+        let message = u32::from_be_bytes(length) as usize;
+        let announced = if self.came < PREFIX || message > self.max_message { 0 } else { message };
+        let known = self.came.max(PREFIX + announced);
+        let more = known - self.known;
+        self.known = known;
+        more
+    }
 }
 
 impl<S> Layer<S> for RequestsLayer {
@@ -77,7 +111,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let RequestsLayer { quotas, counters, timeout: limit } = &self.layer;
+        let RequestsLayer { quotas, counters, timeout: limit, max_message } = &self.layer;
         let share = match request.extensions().get().map(|caller: &Caller| &caller.identity) {
             Some(Identity::Anonymous(address)) => {
                 quotas.of(&Identity::Anonymous(peer_of(*address)))
@@ -92,6 +126,7 @@ where
         let request = request.map(|body| Metered {
             body: Box::pin(body),
             pending,
+            size: Size { max_message: *max_message, ..Size::default() },
             counters: counters.clone(),
             timeout: *limit,
             timer: None,
@@ -137,7 +172,7 @@ where
         };
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
-            && let Err(error) = this.pending.add(data.len())
+            && let Err(error) = this.pending.add(this.size.take(data))
         {
             return this.refuse(error);
         }
@@ -176,6 +211,21 @@ fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_is_as_large_as_it_says_or_as_what_came_of_it() {
+        let sizes = |parts: &[&[u8]]| -> Vec<usize> {
+            let mut size = Size { max_message: 1000, ..Size::default() };
+            parts.iter().map(|part| size.take(part)).collect()
+        };
+        // Whole; in parts, its prefix too; with more behind it than it said.
+        assert_eq!(sizes(&[&[0, 0, 0, 0, 2, 7, 7]]), [7]);
+        assert_eq!(sizes(&[&[0, 0], &[0, 3], &[232, 7], &[7; 900], &[7; 99]]), [5, 0, 1000, 0, 0]);
+        assert_eq!(sizes(&[&[], &[0, 0, 0, 0, 2, 7], &[7; 10]]), [5, 2, 9]);
+        // More than a message may have: no room is made.
+        assert_eq!(sizes(&[&[0, 0, 0, 3, 233], &[7; 10]]), [5, 10]);
+        assert_eq!(sizes(&[&[0, 255, 255, 255, 255, 7]]), [6]);
+    }
 
     #[test]
     fn deadlines_are_read_as_the_protocol_writes_them() {

@@ -158,6 +158,30 @@ async fn halves(mut raw: Raw, sent: Arc<AtomicUsize>) {
     }
 }
 
+/// Room is made for what a message says that it has, so that is what counts, whether it ever comes or not.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_announce_much_and_send_nothing_are_as_large_as_they_say() {
+    let limits = json!({ "maxPendingBytesPerIdentity": "8MiB", "requestTimeout": "10m" });
+    let scene = Scene::new(limits).await;
+    let bystander = scene.bystander().await;
+    let mut raw = Raw::greeted(&scene.gateway).await;
+    for stream in [1, 3, 5] {
+        let headers = frame(HEADERS, END_HEADERS, stream, &call("Publish"));
+        let body = frame(DATA, 0, stream, &message(4_000_000, &[]));
+        raw.send(&[headers, body].concat()).await.unwrap();
+    }
+    assert_eq!(answer(&mut raw, 5).await.unwrap().kind, HEADERS);
+    assert!(scene.refused("maxPendingBytesPerIdentity").await >= 1.0);
+    // The two that were let in, and what the nodes beside them have.
+    until(LIMIT, "two messages of four megabytes", async || {
+        (8_000_010.0..8_010_000.0).contains(&scene.metric("pending_request_bytes").await)
+    })
+    .await;
+    drop(raw);
+    bystander.saw_nothing().await;
+    scene.is_as_before().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn compressed_requests_are_refused_before_they_are_unpacked() {
     let scene = Scene::new(json!({})).await;
