@@ -147,7 +147,8 @@ async fn halves(mut raw: Raw, sent: Arc<AtomicUsize>) {
         windows.hear(&said);
         match said.kind {
             SETTINGS if said.flags & ACK == 0 => {
-                if raw.send(&frame(SETTINGS, ACK, 0, &[])).await.is_err() {
+                let seen = raw.send(&frame(SETTINGS, ACK, 0, &[])).await;
+                if seen.is_err() {
                     return;
                 }
             }

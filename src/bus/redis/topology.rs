@@ -1,7 +1,7 @@
 //! Which server owns which shard.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     sync::Arc,
     time::{Duration, Instant},
@@ -190,17 +190,24 @@ impl Topology {
     }
 
     fn adopt(&self, ranges: &[SlotRange]) {
+        let address = |(host, port): &(String, u16)| format!("{host}:{port}");
         let mut map = Map::default();
         for slot in &self.slots {
             let range = ranges.iter().find(|range| (range.first..=range.last).contains(slot));
             let mut nodes = range.map(|range| range.nodes.iter()).into_iter().flatten();
-            let mut next = || nodes.next().map(|(host, port)| format!("{host}:{port}"));
+            let mut next = || nodes.next().map(address);
             map.masters.push(next());
             map.replicas.push(std::iter::from_fn(next).collect());
         }
         for address in map.masters.iter().flatten() {
             self.server(address);
         }
+        // Those that left: where containers get new addresses, they would become ever more, and each costs a time limit when the
+        // cluster is looked for.
+        let mut kept: HashSet<String> =
+            ranges.iter().flat_map(|range| range.nodes.iter().map(address)).collect();
+        kept.extend(self.settings.seeds.iter().map(|seed| seed.addr().to_string()));
+        self.servers.write().retain(|address, _| kept.contains(address));
         self.failed.write().retain(|_, since| since.elapsed() < LEFT_ALONE);
         let changed = *self.map.read() != map;
         if changed {
@@ -278,6 +285,7 @@ fn parse_slots(value: &Value, asked: &str) -> Option<Vec<SlotRange>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Config, Sources};
 
     fn text(text: &str) -> Value {
         Value::BulkString(text.as_bytes().to_vec())
@@ -295,6 +303,51 @@ mod tests {
         let ranges = parse_slots(&Value::Array(vec![range]), "10.0.0.9").unwrap();
         assert_eq!((ranges[0].first, ranges[0].last), (0, 99));
         assert_eq!(ranges[0].nodes, [("10.0.0.9".into(), 7000), ("10.0.0.1".into(), 7001)]);
+    }
+
+    fn of_slots(slots: Vec<u16>) -> Topology {
+        let text = br#"{"coordinator":{"@type":"RedisCluster","urls":["redis://seed:7000"]}}"#;
+        let config = Config::load_text(text, &Sources::default()).unwrap();
+        let settings = Settings::from_config(&config).unwrap().unwrap();
+        Topology::new(settings, slots).unwrap()
+    }
+
+    #[test]
+    fn servers_that_left_are_forgotten_and_seeds_are_not() {
+        let topology = of_slots(vec![5, 16_000]);
+        let range = |first, last, hosts: [&str; 2]| SlotRange {
+            first,
+            last,
+            nodes: hosts.map(|host| (host.to_owned(), 7000)).to_vec(),
+        };
+        let known = |topology: &Topology| {
+            let mut all: Vec<_> = topology.any().iter().map(|s| s.address.clone()).collect();
+            all.sort();
+            all
+        };
+        topology.adopt(&[range(0, 9999, ["a", "b"]), range(10_000, 16_383, ["c", "d"])]);
+        let (first, second) = (ShardId(0), ShardId(1));
+        let kept = topology.master(second).unwrap();
+        assert_eq!(topology.replica(first).unwrap().address, "b:7000");
+        assert_eq!(known(&topology), ["a:7000", "b:7000", "c:7000", "seed:7000"]);
+        topology.adopt(&[range(0, 9999, ["e", "f"]), range(10_000, 16_383, ["c", "d"])]);
+        assert_eq!(known(&topology), ["c:7000", "e:7000", "seed:7000"]);
+        assert!(Arc::ptr_eq(&kept, &topology.master(second).unwrap()), "with its connections");
+    }
+
+    #[test]
+    fn a_replica_that_failed_is_left_alone_and_others_are_not() {
+        let topology = of_slots(vec![5]);
+        let nodes = ["a", "b", "c"].map(|host| (host.to_owned(), 7000)).to_vec();
+        topology.adopt(&[SlotRange { first: 0, last: 16_383, nodes }]);
+        let failed = topology.replica(ShardId(0)).unwrap();
+        topology.leave_alone(&failed, &"a test");
+        for _ in 0..20 {
+            let other = topology.replica(ShardId(0)).unwrap();
+            assert_ne!(other.address, failed.address);
+        }
+        topology.leave_alone(&topology.replica(ShardId(0)).unwrap(), &"a test");
+        assert!(topology.replica(ShardId(0)).is_none(), "the master serves");
     }
 
     #[test]
