@@ -25,6 +25,7 @@ use super::{
     error::Error,
     limit::Limit,
     quota::{Pending, Quotas},
+    wire::PREFIX,
 };
 
 /// Wraps the gRPC services of a port.
@@ -57,9 +58,6 @@ pub struct Metered<B> {
     /// Begins when the body is waited for: most come whole with their headers.
     timer: Option<Pin<Box<Sleep>>>,
 }
-
-/// Bytes of gRPC before a message: whether it is compressed, and its length.
-const PREFIX: usize = 5;
 
 /// How large a request is, from what has come of it.
 #[derive(Debug, Default)]

@@ -60,7 +60,7 @@ const RESPONSE_EVENTS: u32 = 2;
 const BATCH_TOKEN: u32 = 2;
 
 /// Bytes before a message of gRPC: whether it is compressed, and its length.
-const PREFIX: usize = 5;
+pub const PREFIX: usize = 5;
 
 /// Events are shared where their chunks have so many bytes on average. Smaller ones are sooner copied than gathered, and one that
 /// waits for a slow reader would keep a whole frame of up to 128 KiB in memory.

@@ -7,12 +7,15 @@ use std::{
     time::SystemTime,
 };
 
-use super::support::{
-    self, Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer, TestNode,
-    events::numbered,
-    folder,
-    process::{Process, Program},
-    shared, until,
+use super::{
+    Pair,
+    support::{
+        self, Gateway, GatewayOptions, LIMIT, TestNode,
+        events::numbered,
+        folder,
+        process::{Process, Program},
+        until,
+    },
 };
 use serde_json::json;
 
@@ -79,10 +82,7 @@ async fn says(node: &Process, line: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_one_node_does_the_other_hears_over_two_gateways() {
-    let redis = RedisServer::start(RedisOptions::default()).await;
-    let prefix = shared::prefix();
-    let options = || GatewayOptions::redis(&redis.url(), &prefix);
-    let (first, second) = tokio::join!(Gateway::start(options()), Gateway::start(options()));
+    let Pair { redis: _redis, first, second } = Pair::start().await;
 
     let mx2 = node(&["mx2", "--role", "mta"], &[&second], "idle alice\nlogin bob\nlogin bob\n");
     says(&mx2, "load: banned networks").await;

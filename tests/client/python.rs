@@ -2,12 +2,15 @@
 
 use std::{path::Path, time::Duration};
 
-use super::support::{
-    self, Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer, TestNode, events,
-    gateway::Ready,
-    process::{Process, Program},
-    shared, tools,
-    wait::eventually,
+use super::{
+    Pair,
+    support::{
+        self, Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer, TestNode, events,
+        gateway::Ready,
+        process::{Process, Program},
+        tools,
+        wait::eventually,
+    },
 };
 use serde_json::{Value, json};
 
@@ -140,10 +143,7 @@ async fn what_is_refused_is_not_tried_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_python_node_resumes_over_a_restart_of_its_gateway() {
-    let redis = RedisServer::start(RedisOptions::default()).await;
-    let prefix = shared::prefix();
-    let options = || GatewayOptions::redis(&redis.url(), &prefix);
-    let (own, other) = tokio::join!(Gateway::start(options()), Gateway::start(options()));
+    let Pair { redis: _redis, first: own, second: other } = Pair::start().await;
     let publisher = TestNode::connect(&other, "publisher").await;
     let python = Subscriber::start(&[&own], &[]).await;
     publisher.publish(events::numbered("before", 50, 7)).await.expect("published");
@@ -162,11 +162,8 @@ async fn a_python_node_resumes_over_a_restart_of_its_gateway() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_python_node_goes_to_another_gateway_when_its_own_is_drained() {
-    let redis = RedisServer::start(RedisOptions::default()).await;
-    let prefix = shared::prefix();
-    let options =
-        || GatewayOptions::redis(&redis.url(), &prefix).set("drain", json!({"spread": "100ms"}));
-    let (own, other) = tokio::join!(Gateway::start(options()), Gateway::start(options()));
+    let pair = Pair::with(|options| options.set("drain", json!({"spread": "100ms"}))).await;
+    let Pair { redis: _redis, first: own, second: other } = pair;
     let publisher = TestNode::connect(&other, "publisher").await;
     let python = Subscriber::start(&[&own, &other], &[]).await;
     let first = python.streams(1).await["gatewayId"].clone();
@@ -187,10 +184,7 @@ async fn a_python_node_goes_to_another_gateway_when_its_own_is_drained() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_python_node_leaves_a_gateway_that_is_silent() {
-    let redis = RedisServer::start(RedisOptions::default()).await;
-    let prefix = shared::prefix();
-    let options = || GatewayOptions::redis(&redis.url(), &prefix);
-    let (own, other) = tokio::join!(Gateway::start(options()), Gateway::start(options()));
+    let Pair { redis: _redis, first: own, second: other } = Pair::start().await;
     let publisher = TestNode::connect(&other, "publisher").await;
     let program = mail_node(&[&own, &other], &["--heartbeat", "1", "subscribe"]);
     let python = Subscriber(Process::start("mail_node.py", program));
@@ -210,10 +204,7 @@ async fn a_python_node_leaves_a_gateway_that_is_silent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_python_node_is_told_of_what_redis_has_lost() {
-    let redis = RedisServer::start(RedisOptions::default()).await;
-    let prefix = shared::prefix();
-    let options = || GatewayOptions::redis(&redis.url(), &prefix);
-    let (own, other) = tokio::join!(Gateway::start(options()), Gateway::start(options()));
+    let Pair { redis, first: own, second: other } = Pair::start().await;
     let publisher = TestNode::connect(&other, "publisher").await;
     let python = Subscriber::start(&[&own], &[]).await;
     publisher.publish(events::numbered("before", 5, 1)).await.expect("published");

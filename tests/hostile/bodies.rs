@@ -120,16 +120,21 @@ async fn halves_of_large_requests_cannot_fill_the_memory() {
     scene.is_as_before().await;
 }
 
+/// A request of four megabytes, of which nothing comes with it.
+fn announcement(stream: u32) -> Vec<u8> {
+    let headers = frame(HEADERS, END_HEADERS, stream, &call("Publish"));
+    let body = frame(DATA, 0, stream, &message(4_000_000, &[]));
+    [headers, body].concat()
+}
+
 /// Halves of ten requests at once, as fast as they are taken. Whoever is answered is let be. Ends when the connection does.
 async fn halves(mut raw: Raw, sent: Arc<AtomicUsize>) {
     let chunk = [0; 16_384];
     let mut windows = Windows::new();
     let mut open: HashMap<u32, usize> = (1..20).step_by(2).map(|stream| (stream, 0)).collect();
     for stream in (1..20).step_by(2) {
-        let headers = frame(HEADERS, END_HEADERS, stream, &call("Publish"));
-        let body = frame(DATA, 0, stream, &message(4_000_000, &[]));
         assert!(windows.take(stream, 5));
-        if raw.send(&[headers, body].concat()).await.is_err() {
+        if raw.send(&announcement(stream)).await.is_err() {
             return;
         }
     }
@@ -167,9 +172,7 @@ async fn requests_that_announce_much_and_send_nothing_are_as_large_as_they_say()
     let bystander = scene.bystander().await;
     let mut raw = Raw::greeted(&scene.gateway).await;
     for stream in [1, 3, 5] {
-        let headers = frame(HEADERS, END_HEADERS, stream, &call("Publish"));
-        let body = frame(DATA, 0, stream, &message(4_000_000, &[]));
-        raw.send(&[headers, body].concat()).await.unwrap();
+        raw.send(&announcement(stream)).await.unwrap();
     }
     assert_eq!(answer(&mut raw, 5).await.unwrap().kind, HEADERS);
     assert!(scene.refused("maxPendingBytesPerIdentity").await >= 1.0);

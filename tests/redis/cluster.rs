@@ -5,24 +5,23 @@ use std::{
     time::Duration,
 };
 
-use super::support::{
-    self, SharedCluster,
-    cluster::RedisCluster,
-    events,
-    gateway::{Gateway, GatewayOptions},
-    nodes::{Keep, TestNode},
-    redis::{RedisOptions, RedisServer},
-    shared,
-    view::slot,
-    wait,
+use super::{
+    support::{
+        self, SharedCluster,
+        cluster::RedisCluster,
+        events,
+        gateway::{Gateway, GatewayOptions},
+        nodes::{Keep, TestNode},
+        redis::{RedisOptions, RedisServer},
+        shared,
+        view::slot,
+        wait,
+    },
+    two_gateways,
 };
 use trunkline::proto::v1::{GetStatusRequest, Position, Start};
 
 const LIMIT: Duration = Duration::from_secs(30);
-
-async fn two_gateways(options: impl Fn() -> GatewayOptions) -> (Gateway, Gateway) {
-    tokio::join!(Gateway::start(options()), Gateway::start(options()))
-}
 
 /// Everything published on one gateway arrives on the other, from every shard.
 async fn crosses(cluster: &SharedCluster, protocol: &str) {

@@ -62,8 +62,8 @@ pub(super) async fn read(
             // It may be behind: whoever wants more than it has is better served by the master.
             Ok(Ok(reading)) if reading.entries.is_empty() => {}
             Ok(Ok(reading)) => return Ok(reading),
-            Ok(Err(failure)) => topology.leave_alone(&replica, &failure),
-            Err(_) => topology.leave_alone(&replica, &"no answer in time"),
+            Ok(Err(failure)) => topology.leave_alone(&replica, failure),
+            Err(_) => topology.leave_alone(&replica, "no answer in time"),
         }
     }
     let mut why = String::from("no master is known");

@@ -104,7 +104,7 @@ impl Topology {
     }
 
     /// A replica did not serve, and is left alone for a while.
-    pub(super) fn leave_alone(&self, replica: &Server, why: &dyn fmt::Display) {
+    pub(super) fn leave_alone(&self, replica: &Server, why: impl fmt::Display) {
         self.failed.write().insert(replica.address.clone(), Instant::now());
         if let Some(left_out) = REPLICA.pass() {
             tracing::warn!(server = replica.address, %why, left_out,
@@ -341,12 +341,12 @@ mod tests {
         let nodes = ["a", "b", "c"].map(|host| (host.to_owned(), 7000)).to_vec();
         topology.adopt(&[SlotRange { first: 0, last: 16_383, nodes }]);
         let failed = topology.replica(ShardId(0)).unwrap();
-        topology.leave_alone(&failed, &"a test");
+        topology.leave_alone(&failed, "a test");
         for _ in 0..20 {
             let other = topology.replica(ShardId(0)).unwrap();
             assert_ne!(other.address, failed.address);
         }
-        topology.leave_alone(&topology.replica(ShardId(0)).unwrap(), &"a test");
+        topology.leave_alone(&topology.replica(ShardId(0)).unwrap(), "a test");
         assert!(topology.replica(ShardId(0)).is_none(), "the master serves");
     }
 
