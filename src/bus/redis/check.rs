@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     bus::{Delivery, Epoch, Offset, Position, put_event},
-    hub::log::Indexed,
+    hub::log::IndexedFrame,
     proto::bus_v1,
 };
 
@@ -47,7 +47,7 @@ fn comes_back(envelope: &Envelope) {
             let frame = &stamped.frame;
             assert!(frame.count >= 1 && frame.first.0 >= 1);
             assert_eq!(frame.last(), position);
-            let indexed = Indexed::new(frame.clone());
+            let indexed = IndexedFrame::new(frame.clone());
             assert_eq!(indexed.events.len() as u64, frame.count);
             let header = Header {
                 writer: stamped.writer,
