@@ -8,7 +8,7 @@
 mod routing;
 mod stamp;
 mod target;
-pub mod wire;
+pub(crate) mod wire;
 
 use std::{fmt, ops::Range};
 
