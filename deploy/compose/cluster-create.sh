@@ -71,7 +71,8 @@ if all_are_alone; then
     addresses=
     for port in $PORTS; do addresses="$addresses $HOST:$port"; done
     # shellcheck disable=SC2086  # Several arguments.
-    redis-cli --cluster create $addresses --cluster-replicas 1 --cluster-yes || fail 'the cluster was not created'
+    redis-cli --cluster create $addresses --cluster-replicas 1 --cluster-yes ||
+        fail 'the cluster was not created'
 else
     say 'the cluster exists already'
 fi
