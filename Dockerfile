@@ -34,8 +34,8 @@ USER 65532:65532
 EXPOSE 7420 7421
 # Exit code 0 if the gateway serves, which it does not while its bus is not verified.
 HEALTHCHECK --interval=5s --timeout=6s --start-period=10s --retries=3 CMD ["trunkline", "status"]
-# The gateway is process 1: it receives SIGTERM and drains within `drain.delay` + `drain.timeout`, 10
-# s by default. `docker stop` waits 10 s too: raise that with `--time` or `stop_grace_period`.
+# The gateway is process 1: it receives SIGTERM and drains within `drain.delay` + `drain.timeout`,
+# 10 s by default. `docker stop` waits 10 s too: raise that with `--time` or `stop_grace_period`.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["trunkline"]
 # A container must listen on all addresses to be reachable. This default is in plain text and has no
