@@ -5,7 +5,6 @@
 //! Redis connections. See `ARCHITECTURE.md` for the way of the data.
 
 pub mod bus;
-pub mod client;
 pub mod config;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

@@ -10,10 +10,8 @@ use std::{
 };
 
 use tokio::task::JoinHandle;
-use trunkline::{
-    client::{Notification, SubscribeOptions, Subscription},
-    proto::v1::EventKind,
-};
+use trunkline_client::{Notification, SubscribeOptions, Subscription};
+use trunkline_proto::v1::EventKind;
 
 use super::{Pair, client_of, gaps, ids, next, subscribed, until, until_event};
 use crate::support::{

@@ -2,7 +2,7 @@
 
 use ::redis::{Value, streams::StreamRangeReply};
 use serde_json::json;
-use trunkline::proto::v1::{Event, GapReason, Overflow, Position, Start};
+use trunkline_proto::v1::{Event, GapReason, Overflow, Position, Start};
 
 use super::{
     ids,
@@ -197,7 +197,7 @@ async fn history_holds_no_more_bytes_than_it_may() {
 /// An event of about a kilobyte.
 fn large(number: u64) -> Event {
     let mut event = events::blocked_ip("192.0.2.7");
-    if let Some(trunkline::proto::v1::event::Kind::BlockedIp(blocked)) = &mut event.kind {
+    if let Some(trunkline_proto::v1::event::Kind::BlockedIp(blocked)) = &mut event.kind {
         blocked.reason = events::noise(number, 1000);
     }
     event

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
-use trunkline::proto::v1::{GetStatusRequest, GetStatusResponse, ListNodesRequest, Node};
+use trunkline_proto::v1::{GetStatusRequest, GetStatusResponse, ListNodesRequest, Node};
 
 use crate::cli::{Client, Failure, Gateway};
 

@@ -26,7 +26,7 @@ pub enum ErrorKind {
     Denied,
     /// What answered is no gateway, or an older one that does not know the method.
     Unsupported,
-    /// The stream fell too far behind and [`Overflow::Disconnect`](crate::proto::v1::Overflow) was asked for. Load
+    /// The stream fell too far behind and [`Overflow::Disconnect`](trunkline_proto::v1::Overflow) was asked for. Load
     /// everything again and subscribe without a token.
     TooSlow,
     /// No gateway took the events in time, and none can have published them.

@@ -1,6 +1,6 @@
 //! Events from their kinds: `client.publish([MailboxChange { .. }])`.
 
-use crate::proto::v1::{
+use crate::v1::{
     BlockedIp, CacheInvalidation, CalendarAlert, CertificateChange, CustomEvent, EmailDelivery,
     Event, MailboxChange, PushSubscriptionChange, QueueRefresh, QueueStatus, RegistryChange,
     Target, event::Kind,

@@ -9,7 +9,7 @@ use super::{
     backoff::{Backoff, asked},
     error::{final_kind, nothing_published},
 };
-use crate::proto::v1::{Event, Position, PublishRequest};
+use trunkline_proto::v1::{Event, Position, PublishRequest};
 
 impl Client {
     /// Publishes 1 to 1,000 events in one request, and returns their positions in the same order. Tries the gateways in turn

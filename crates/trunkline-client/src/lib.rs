@@ -1,12 +1,12 @@
 //! What a node in Rust uses: publishing that is safe to retry, and a stream that reconnects and resumes by itself.
 //!
 //! ```no_run
-//! use trunkline::{
-//!     client::{Client, Notification, SubscribeOptions},
-//!     proto::v1::{ChangedType, EventKind, MailboxChange},
+//! use trunkline_client::{
+//!     Client, Notification, SubscribeOptions,
+//!     v1::{ChangedType, EventKind, MailboxChange},
 //! };
 //!
-//! # async fn example() -> Result<(), trunkline::client::Error> {
+//! # async fn example() -> Result<(), trunkline_client::Error> {
 //! let client = Client::builder("mx1.example.org")
 //!     .gateway("http://10.0.0.1:7420")
 //!     .gateway("http://10.0.0.2:7420")
@@ -38,7 +38,6 @@
 mod backoff;
 mod credentials;
 mod error;
-mod event;
 mod publish;
 mod session;
 mod subscribe;
@@ -56,7 +55,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::proto::v1::coordination_service_client::CoordinationServiceClient;
+use trunkline_proto::v1::coordination_service_client::CoordinationServiceClient;
 
 pub use credentials::{Bearer, Credentials};
 pub use error::{Error, ErrorKind};

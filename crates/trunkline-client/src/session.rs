@@ -10,7 +10,7 @@ use super::{
     backoff::{Backoff, asked},
     error::{describe, final_kind, is},
 };
-use crate::proto::v1::{
+use trunkline_proto::v1::{
     Event, Gap, GapAction, GapReason, SubscribeRequest, SubscribeResponse,
     subscribe_response::Response,
 };

@@ -10,7 +10,7 @@ use std::{
 use futures_util::{Stream, StreamExt};
 
 use super::{Client, Error, session::Session};
-use crate::proto::v1::{
+use trunkline_proto::v1::{
     Draining, Event, EventKind, Filter, Gap, Heartbeat, Notice, Overflow, Start, SubscribeRequest,
     Subscribed,
 };
