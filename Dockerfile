@@ -16,6 +16,7 @@ WORKDIR /trunkline
 # The dependencies are a layer of their own: a change of the sources does not rebuild them.
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY proto proto
+COPY crates crates
 RUN mkdir src && : > src/lib.rs && echo 'fn main() {}' > src/main.rs && \
     cargo build --release --locked --bin trunkline && \
     rm -r src
