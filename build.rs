@@ -4,8 +4,8 @@ use std::error::Error;
 
 use tonic_prost_build::manual;
 
-const MESSAGES: &str = "crate::server::wire";
-const CODEC: &str = "crate::server::wire::WireCodec";
+const MESSAGES: &str = "crate::rpc::wire";
+const CODEC: &str = "crate::rpc::wire::WireCodec";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".trunkline.bus.v1.NodeRecord.node")
         .compile_fds(bus)?;
 
-    // The server takes events as bytes, and gives them as bytes beside this (`server::body`): it never decodes one to encode it
+    // The server takes events as bytes, and gives them as bytes beside this (`rpc::body`): it never decodes one to encode it
     // again.
     let method = |name: &str, route: &str, input: String, output: String| {
         manual::Method::builder()

@@ -182,16 +182,16 @@ async fn history_holds_no_more_frames_than_it_may() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn history_holds_no_more_bytes_than_it_may() {
-    const MOST: usize = 64 << 10;
+    const MAX: usize = 64 << 10;
     let redis = RedisServer::start(RedisOptions::default()).await;
     let options = GatewayOptions::redis(&redis.url(), "bytes");
-    let gateway = Gateway::start(options.set("history", json!({ "maxBytes": MOST }))).await;
+    let gateway = Gateway::start(options.set("history", json!({ "maxBytes": MAX }))).await;
     let publisher = TestNode::connect(&gateway, "publisher").await;
     let large = (0..300).map(|number| events::with_id("x".repeat(100), large(number))).collect();
     publish_each(&publisher, large).await;
     let bytes = kept_bytes(&redis, &history_key(&redis).await).await;
     // To a sixty-fourth, and a frame.
-    assert!((MOST / 2..MOST + MOST / 16).contains(&bytes), "{bytes}");
+    assert!((MAX / 2..MAX + MAX / 16).contains(&bytes), "{bytes}");
 }
 
 /// An event of about a kilobyte.

@@ -7,10 +7,10 @@ use tonic::Status;
 use tonic_types::StatusExt;
 
 const FIRST: Duration = Duration::from_millis(50);
-const MOST: Duration = Duration::from_secs(2);
+const MAX: Duration = Duration::from_secs(2);
 
 /// No gateway keeps a node away for longer.
-const MOST_ASKED: Duration = Duration::from_mins(1);
+const MAX_REQUESTED: Duration = Duration::from_mins(1);
 
 /// The wait before the next attempt.
 #[derive(Clone, Copy, Debug)]
@@ -26,8 +26,8 @@ impl Backoff {
     /// A random part of the bound, which doubles up to 2 s; and not less than the gateway asked for, up to a minute.
     pub(super) fn next(&mut self, asked: Option<Duration>) -> Duration {
         let wait = self.bound.mul_f64(rand::rng().random_range(0.0..=1.0));
-        self.bound = (self.bound * 2).min(MOST);
-        wait.max(asked.unwrap_or_default().min(MOST_ASKED))
+        self.bound = (self.bound * 2).min(MAX);
+        wait.max(asked.unwrap_or_default().min(MAX_REQUESTED))
     }
 }
 
@@ -45,17 +45,17 @@ mod tests {
         let mut backoff = Backoff::new();
         let waits: Vec<Duration> = (0..200).map(|_| backoff.next(None)).collect();
         assert!(waits[0] <= FIRST);
-        assert!(waits.iter().all(|wait| *wait <= MOST), "{waits:?}");
+        assert!(waits.iter().all(|wait| *wait <= MAX), "{waits:?}");
         // Full jitter: all of the range is used.
         let late = &waits[10..];
-        assert!(late.iter().any(|wait| *wait < MOST / 4), "{late:?}");
-        assert!(late.iter().any(|wait| *wait > MOST / 4 * 3), "{late:?}");
+        assert!(late.iter().any(|wait| *wait < MAX / 4), "{late:?}");
+        assert!(late.iter().any(|wait| *wait > MAX / 4 * 3), "{late:?}");
     }
 
     #[test]
     fn what_was_asked_for_is_kept_within_reason() {
         let mut backoff = Backoff::new();
         assert_eq!(backoff.next(Some(Duration::from_secs(5))), Duration::from_secs(5));
-        assert_eq!(backoff.next(Some(Duration::from_hours(24))), MOST_ASKED);
+        assert_eq!(backoff.next(Some(Duration::from_hours(24))), MAX_REQUESTED);
     }
 }
