@@ -82,9 +82,7 @@ async fn a_frozen_redis_is_found_and_causes_no_gap() {
     serving([&one, &two]).await;
     load.publishes(200).await;
     let history = load.finish().await;
-    Report::of("Redis frozen (SIGSTOP), then let go on", &history)
-        .healed(healed)
-        .check_without_gap();
+    Report::of("Redis frozen (SIGSTOP), then resumed", &history).healed(healed).check_without_gap();
 }
 
 /// Kills Redis under load and restarts it after both gateways noticed.
@@ -204,7 +202,7 @@ async fn a_deaf_subscription_is_found_and_renewed_without_a_gap() {
     assert!(load.now().checked_sub(start).unwrap() < NOTICED + SLACK);
     load.publishes(400).await;
     let history = load.finish().await;
-    Report::of("subscriptions deaf, all else well", &history).check_without_gap();
+    Report::of("subscriptions that receive nothing, all else works", &history).check_without_gap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -231,5 +229,5 @@ async fn garbage_and_unknown_versions_on_the_channel_are_counted_and_ignored() {
         assert!(gateway.stderr().contains("foreign bytes"), "and logged");
     }
     let history = load.finish().await;
-    Report::of("foreign garbage and frames of unknown versions", &history).check_without_gap();
+    Report::of("unreadable messages and frames of unknown versions", &history).check_without_gap();
 }

@@ -88,7 +88,7 @@ async fn nothing_is_lost_while_redis_is_a_replica() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_while_redis_requires_a_password() {
     refused(
-        "Redis wants a password (NOAUTH)",
+        "Redis demands a password (NOAUTH)",
         "NOAUTH",
         &[
             &["ACL", "SETUSER", "default", "resetpass", ">secret"],
@@ -102,7 +102,7 @@ async fn nothing_is_lost_while_redis_requires_a_password() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_while_redis_denies_the_script() {
     refused(
-        "Redis takes the right away (NOPERM)",
+        "Redis revokes the right (NOPERM)",
         "NOPERM",
         &[&["ACL", "SETUSER", "default", "-evalsha"]],
         &[&["ACL", "SETUSER", "default", "+evalsha"]],

@@ -8,8 +8,9 @@ use crate::{
 };
 
 /// The columns of the table.
-pub const HEAD: &str = "| fault | events acknowledged | deliveries | in gaps | lost | repeated | longest without OK | \
-                        serving again after |\n|---|---|---|---|---|---|---|---|";
+pub const HEAD: &str = "| fault | events acknowledged | deliveries | reported in gaps | lost | \
+    repeated | longest without OK | serving again after |
+|---|---|---|---|---|---|---|---|";
 
 /// The report of one fault.
 pub struct Report<'a> {
@@ -88,11 +89,12 @@ impl<'a> Report<'a> {
             reported += gaps.difference(&seen).count();
         }
         let lost = violations(history).iter().filter(|how| how.starts_with("NoSilentLoss")).count();
+        let longest = seconds(self.longest_silence());
         let again = self.serving_after.map_or_else(|| "-".into(), seconds);
         format!(
-            "| {} | {acknowledged} | {delivered} | {reported} | {lost} | {repeated} | {} | {again} |",
-            self.fault,
-            seconds(self.longest_silence())
+            "| {} | {acknowledged} | {delivered} | {reported} | {lost} | {repeated} | {longest} | \
+             {again} |",
+            self.fault
         )
     }
 
