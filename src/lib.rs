@@ -7,9 +7,6 @@
 mod access;
 pub mod bus;
 pub mod config;
-#[cfg(any(test, feature = "fuzzing"))]
-#[doc(hidden)]
-pub mod fuzz;
 pub mod gateway;
 pub mod hub;
 mod observe;

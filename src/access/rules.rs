@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use trunkline_proto::kinds;
+
 use crate::{
     config::{Auth, IdentityRules, Operation},
     hub::{event::EventView, scope::Scope},
@@ -135,17 +137,17 @@ impl Rules {
         &self,
         events: impl Iterator<Item = (u8, &'e [u8])>,
     ) -> Result<(), Error> {
-        let inside = self.publish.looks_inside();
+        let inside = self.publish.depends_on_subject();
         let mut violations = Vec::new();
         for (index, (kind, bytes)) in events.enumerate() {
             let path = |field: &str| format!("events[{index}]{field}");
             if !self.publish.allows_kind(kind) {
-                let kind = kind_name(i32::from(kind));
+                let kind = kinds::label(i32::from(kind));
                 violations.push(violation(path(""), format!("{kind} may not be published")));
             } else if inside
                 && !EventView::peek(bytes).is_ok_and(|event| self.publish.allows(&event))
             {
-                let kind = kind_name(i32::from(kind));
+                let kind = kinds::label(i32::from(kind));
                 let what = format!("{kind} of this account or type may not be published");
                 violations.push(violation(path(""), what));
             }
@@ -162,7 +164,7 @@ impl Rules {
         for (index, kind) in filter.kinds.iter().enumerate() {
             // Validation has said what is no kind.
             if !u8::try_from(*kind).is_ok_and(|kind| self.receive.allows_kind(kind)) {
-                forbidden(format!("filter.kinds[{index}]"), kind_name(*kind));
+                forbidden(format!("filter.kinds[{index}]"), kinds::label(*kind));
             }
         }
         for (index, account) in filter.accounts.iter().enumerate() {
@@ -200,14 +202,6 @@ pub fn refused(rule: Rule, violations: Vec<Violation>) -> Error {
 /// One thing that is not allowed.
 pub fn violation(field: impl Into<String>, description: impl Into<String>) -> Violation {
     Violation { field: field.into(), description: description.into() }
-}
-
-/// `mailbox_change`, or the number of a kind of a newer peer.
-fn kind_name(number: i32) -> String {
-    match v1::EventKind::try_from(number) {
-        Ok(kind) => kind.as_str_name().trim_start_matches("EVENT_KIND_").to_ascii_lowercase(),
-        Err(_) => format!("kind {number}"),
-    }
 }
 
 #[cfg(test)]

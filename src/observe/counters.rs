@@ -5,18 +5,19 @@ use std::{
     time::Duration,
 };
 
+use trunkline_proto::kinds;
+
 use crate::rpc::{
     error::{Error, REASONS},
     limit::Limit,
 };
 use crate::{
     bus::{GapCount, GapReason, unix_ms},
-    hub::event::KINDS,
     proto::v1::SERVICE,
 };
 
 /// One more than the highest number of a kind.
-const KIND_NUMBERS: usize = *KINDS.end() as usize + 1;
+const KIND_NUMBERS: usize = *kinds::NUMBERS.end() as usize + 1;
 
 /// Upper ends of the buckets in which times are counted, in microseconds: from an embedded bus to a failover.
 pub const BUCKETS: [u64; 15] = [

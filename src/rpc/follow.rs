@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use crate::rpc::{error::Error, validate::Publish};
 use crate::{
     bus::Batch,
-    hub::judged::Followed,
+    hub::cursor::TracedEvent,
     proto::v1,
     trace::{Carried, Context, Follow, Role, Span, Tracer},
 };
@@ -82,7 +82,7 @@ impl Publishing {
 }
 
 /// Tells that events were handed to the connection of a node.
-pub fn delivered(tracer: &Tracer, events: &[Followed], node: &v1::Node) {
+pub fn delivered(tracer: &Tracer, events: &[TracedEvent], node: &v1::Node) {
     for event in events {
         let mut span = tracer.span("deliver", Role::Consumer, Some(event.context), event.received);
         span.text("trunkline.node_id", &node.node_id);

@@ -15,6 +15,7 @@ use tonic::{
     Request, Status,
     metadata::{MetadataMap, MetadataValue},
 };
+use trunkline_proto::kinds;
 use uuid::Uuid;
 
 use crate::{
@@ -41,7 +42,7 @@ use crate::{
 use crate::{
     bus::{AppendError, Appended, Batch, Health, Position, ShardId},
     config::Limits,
-    hub::{Begin, Hub, LAST_VALUE_KINDS, Reading, event::shard_of},
+    hub::{Begin, Hub, ReadOptions, event::shard_of},
     proto::v1,
     trace::{Carried, Tracer},
 };
@@ -204,7 +205,7 @@ impl Service {
             kinds.add(event.kind);
             let (_, indexes, batch) = &mut by_shard[slot];
             indexes.push(index);
-            if LAST_VALUE_KINDS.contains(&event.kind) {
+            if kinds::of(event.kind).is_some_and(|row| row.keeps_last) {
                 batch.retain.push((batch.events.len(), event.kind));
             }
             publishing.follow(batch, event.followed);
@@ -275,13 +276,13 @@ impl Service {
             (None, v1::Start::Oldest) => Begin::Oldest,
             (None, _) => Begin::Latest,
         };
-        let reading = Reading {
+        let options = ReadOptions {
             max_events: subscribe.max_events,
             merge: subscribe.overflow == v1::Overflow::Merge,
             explain: subscribe.explain,
-            follow: shared.tracer.is_on(),
+            trace: shared.tracer.is_on(),
         };
-        let opened = hub.open(filter, &begin, reading).await?;
+        let opened = hub.open(filter, &begin, options).await?;
         let subscription_id = Uuid::now_v7().to_string();
         let kinds = subscribe.wire_filter.kinds.clone();
         let node = v1::Node {

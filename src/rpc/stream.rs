@@ -35,7 +35,7 @@ use crate::{
     bus::{AppendError, Gap, GapReason, Position, ShardId},
     hub::{
         cursor::{Cursor, Item},
-        judged::Judged,
+        explanation::Explanation,
         token,
     },
     proto::v1::{self, subscribe_response},
@@ -233,15 +233,15 @@ impl Subscription {
     fn item(&mut self, item: Result<Item, AppendError>) -> Option<Result<Piece, Status>> {
         Some(match item {
             Ok(Item::Events(mut events)) => {
-                if let Some(judged) = events.judged.take() {
-                    self.explain(*judged);
+                if let Some(explanation) = events.explanation.take() {
+                    self.explain(*explanation);
                 }
                 if events.count == 0 {
                     return None;
                 }
-                if !events.followed.is_empty() {
+                if !events.traced.is_empty() {
                     let node = self.listed.node();
-                    follow::delivered(&self.shared.tracer, &events.followed, node);
+                    follow::delivered(&self.shared.tracer, &events.traced, node);
                 }
                 self.terms.line.sent(events.count);
                 self.listed.delivered(events.count);
@@ -257,9 +257,9 @@ impl Subscription {
         })
     }
 
-    fn explain(&mut self, judged: Judged) {
+    fn explain(&mut self, explanation: Explanation) {
         let Some(explainer) = &mut self.explainer else { return };
-        explainer.add(judged);
+        explainer.add(explanation);
         if let Some(due) = explainer.due()
             && due < self.timer.deadline()
         {
@@ -270,7 +270,7 @@ impl Subscription {
     /// The explanation that is due, if one is. Looked at before each look at the cursor, which is told how many verdicts to bring.
     fn due_explanation(&mut self, now: Instant) -> Option<Piece> {
         let explainer = self.explainer.as_mut()?;
-        self.cursor.allow_verdicts(explainer.room(now));
+        self.cursor.limit_decisions(explainer.room(now));
         explainer.due().filter(|due| *due <= now)?;
         self.explanation()
     }

@@ -11,13 +11,14 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use prost::Message;
+use trunkline_proto::kinds;
 use uuid::Uuid;
 
 use self::path::Path;
 use crate::{
     config::Limits,
     hub::{
-        event::{EventView, KINDS, routing_key_hash, stamp, stamped_len},
+        event::{EventView, routing_key_hash, stamp, stamped_len},
         filter::Filter,
         token::{ResumeToken, TokenError},
     },
@@ -158,7 +159,7 @@ pub fn publish(
             check.wrong(path, "is not a valid protobuf message");
             continue;
         };
-        check.event(path, &event, view.kind());
+        check.event(path, &event, &view);
         if !check.violations.is_empty() {
             continue;
         }
@@ -353,7 +354,7 @@ impl Check {
         let custom_types = path.field("custom_types");
         for (index, kind) in filter.kinds.iter().enumerate() {
             // All numbers that are set apart for kinds: a newer peer may publish kinds that this gateway does not know.
-            if !u8::try_from(*kind).is_ok_and(|kind| KINDS.contains(&kind)) {
+            if !u8::try_from(*kind).is_ok_and(kinds::is_number) {
                 self.wrong(kinds.index(index), format!("{kind} is no kind"));
             }
         }

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitStatus,
     time::{Duration, Instant},
 };
@@ -55,6 +55,8 @@ pub struct GatewayOptions {
     pub config: Value,
     /// Arguments after `serve --config FILE`.
     pub args: Vec<String>,
+    /// The binary; None for that of this build.
+    pub binary: Option<PathBuf>,
     /// Environment variables; it sees no other whose name begins with `TRUNKLINE_`.
     pub env: Vec<(String, String)>,
     /// For what to wait.
@@ -63,7 +65,13 @@ pub struct GatewayOptions {
 
 impl Default for GatewayOptions {
     fn default() -> GatewayOptions {
-        GatewayOptions { config: json!({}), args: vec![], env: vec![], ready: Ready::Serving }
+        GatewayOptions {
+            config: json!({}),
+            args: vec![],
+            binary: None,
+            env: vec![],
+            ready: Ready::Serving,
+        }
     }
 }
 
@@ -100,6 +108,13 @@ impl GatewayOptions {
     #[must_use]
     pub fn set(mut self, key: &str, value: impl Into<Value>) -> GatewayOptions {
         self.config[key] = value.into();
+        self
+    }
+
+    /// With another binary.
+    #[must_use]
+    pub fn binary(mut self, binary: &Path) -> GatewayOptions {
+        self.binary = Some(binary.to_owned());
         self
     }
 
@@ -364,6 +379,9 @@ pub async fn client(url: &str) -> CoordinationServiceClient<Channel> {
 fn run(options: &GatewayOptions, folder: &TempDir, port: u16) -> std::sync::Arc<Process> {
     let file = folder.path().join("trunkline.json").display().to_string();
     let mut program = trunkline(["serve", "--config", &file]);
+    if let Some(binary) = &options.binary {
+        program.path.clone_from(binary);
+    }
     program.args.extend(options.args.iter().cloned());
     program.env.extend(options.env.iter().cloned());
     std::sync::Arc::new(Process::start(&format!("gateway on port {port}"), program))

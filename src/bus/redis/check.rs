@@ -9,12 +9,12 @@ use super::{
 };
 use crate::{
     bus::{Delivery, Epoch, Offset, Position, put_event},
-    hub::log::Indexed,
+    hub::log::IndexedFrame,
     proto::bus_v1,
 };
 
 /// Bytes as they come over a channel and, again, as an entry of history.
-pub(crate) fn frame(bytes: &[u8]) {
+pub fn frame(bytes: &[u8]) {
     let bytes = Bytes::copy_from_slice(bytes);
     for field in [&b"f"[..], b"e", b"x"] {
         if let Some(envelope) = Envelope::from_history(b"7-70", field, &bytes, None) {
@@ -47,7 +47,7 @@ fn comes_back(envelope: &Envelope) {
             let frame = &stamped.frame;
             assert!(frame.count >= 1 && frame.first.0 >= 1);
             assert_eq!(frame.last(), position);
-            let indexed = Indexed::new(frame.clone());
+            let indexed = IndexedFrame::new(frame.clone());
             assert_eq!(indexed.events.len() as u64, frame.count);
             let header = Header {
                 writer: stamped.writer,
@@ -71,7 +71,7 @@ fn channel(position: Position, body: &[u8]) -> Vec<u8> {
 
 /// A shard's order, whatever comes in whatever sequence: places only rise, and each delivery begins where the one before ended.
 /// Eight bytes make one arrival.
-pub(crate) fn order(bytes: &[u8]) {
+pub fn order(bytes: &[u8]) {
     let mut order = Order::default();
     for arrival in bytes.chunks_exact(8) {
         let before = order.position();

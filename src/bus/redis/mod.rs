@@ -5,8 +5,8 @@
 //! the redis crate.
 
 mod attempts;
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod check;
+#[doc(hidden)]
+pub mod check;
 pub mod doctor;
 mod envelope;
 mod history;

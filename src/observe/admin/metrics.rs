@@ -5,13 +5,14 @@
 
 use std::time::{Duration, SystemTime};
 
+use trunkline_proto::kinds;
+
 use crate::observe::admin::text::Text;
 use crate::{
     access::Rule,
     bus::{BusStatus, GapReason, ShardBusStatus},
     hub::log::{Capacity, Extent},
     observe::counters::{Counters, Method},
-    proto::v1::EventKind,
     rpc::service::Shared,
     trace::Tracer,
 };
@@ -76,8 +77,8 @@ fn events(text: &mut Text, counters: &Counters) {
     );
     let mut unknown = 0;
     for (number, count) in counters.published_by_kind() {
-        match kind_name(number) {
-            Some(kind) => family.sample(&[("kind", &kind)], count),
+        match kinds::name(number) {
+            Some(kind) => family.sample(&[("kind", kind)], count),
             None => unknown += count,
         }
     }
@@ -284,12 +285,6 @@ fn logs(text: &mut Text, shards: &[Shard]) {
             family.sample(&[("shard", &shard.name)], of(shard));
         }
     }
-}
-
-/// `mailbox_change`; none for a kind that this gateway does not know.
-pub fn kind_name(number: i32) -> Option<String> {
-    let kind = EventKind::try_from(number).ok().filter(|kind| *kind != EventKind::Unspecified)?;
-    Some(kind.as_str_name().trim_start_matches("EVENT_KIND_").to_ascii_lowercase())
 }
 
 pub fn reason_name(reason: GapReason) -> &'static str {

@@ -15,10 +15,9 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::observe::admin::{
-    metrics::kind_name,
-    view::{milliseconds, whole},
-};
+use trunkline_proto::kinds;
+
+use crate::observe::admin::view::{milliseconds, whole};
 use crate::{
     presence::list::Seen,
     proto::v1::{self, GatewayState, NodeState},
@@ -324,11 +323,7 @@ impl Column {
 
 /// A filter in words; nothing for the one that lets everything through.
 fn describe(filter: &v1::Filter) -> String {
-    let kinds: Vec<String> = filter
-        .kinds
-        .iter()
-        .map(|kind| kind_name(*kind).unwrap_or_else(|| format!("kind {kind}")))
-        .collect();
+    let kinds: Vec<String> = filter.kinds.iter().map(|kind| kinds::label(*kind)).collect();
     let mut text = String::new();
     for (what, values) in
         [("", &kinds), ("accounts ", &filter.accounts), ("types ", &filter.custom_types)]

@@ -9,12 +9,12 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::observe::admin::metrics::kind_name;
 use crate::{
     bus::unix_ms,
     observe::counters::{BUCKETS, Counters, Histogram},
     rpc::service::Shared,
 };
+use trunkline_proto::kinds;
 
 /// How far points are apart.
 pub const EVERY: Duration = Duration::from_secs(1);
@@ -150,9 +150,8 @@ impl Totals {
 
 /// The names of the kinds that are told apart. The last one is for all that this gateway does not know.
 pub fn kinds() -> Vec<String> {
-    let known = Counters::default();
-    let names = known.published_by_kind().filter_map(|(kind, _)| kind_name(kind));
-    names.chain(["unknown".to_owned()]).collect()
+    let names = kinds::TABLE.iter().map(|row| row.name);
+    names.chain(["unknown"]).map(str::to_owned).collect()
 }
 
 /// Events accepted, in the order of [`kinds`].
@@ -160,7 +159,7 @@ fn by_kind(counters: &Counters) -> Vec<u64> {
     let mut counts = Vec::new();
     let mut unknown = 0;
     for (kind, count) in counters.published_by_kind() {
-        if kind_name(kind).is_some() { counts.push(count) } else { unknown += count }
+        if kinds::name(kind).is_some() { counts.push(count) } else { unknown += count }
     }
     counts.push(unknown);
     counts
