@@ -7,11 +7,13 @@
 mod access;
 pub mod bus;
 pub mod config;
+mod errors;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;
 pub mod gateway;
 pub mod hub;
+mod lifecycle;
 mod observe;
 mod port;
 mod presence;

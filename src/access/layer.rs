@@ -8,23 +8,18 @@ use std::{
 
 use futures_util::future::Either;
 use http::{HeaderMap, Request, Response, header::AUTHORIZATION};
-use tonic::{Status, body::Body};
+use tonic::Status;
 use tower::{Layer, Service};
 
-use super::{Access, Caller, Identity, Permit};
+use super::{Access, Caller, Identity, Peer, Permit, quota::Quotas};
 use crate::access::{
     permit::Credential,
     rules::{Rule, refused, violation},
 };
 use crate::{
     config::{Operation, TokenHash},
-    observe::{
-        counters::{Counters, Method},
-        recent::Recent,
-    },
-    port::listener::Peer,
+    errors::{CredentialError, Error},
     proto::v1::SERVICE,
-    rpc::error::{Error, Unproven},
 };
 
 const BEARER: &str = "bearer ";
@@ -36,11 +31,14 @@ const MAX_TOKEN_LEN: usize = 1024;
 #[derive(Clone)]
 pub struct AccessLayer {
     access: Arc<Access>,
-    counters: Arc<Counters>,
-    recent: Arc<Recent>,
+    quotas: Arc<Quotas>,
+    on_refused: OnRefused,
 }
 
-/// Puts a [`Caller`] into the extensions of each request, and a [`Permit`] where there is authentication.
+/// Records a refused request: its path, and the error that it is answered with.
+pub type OnRefused = Arc<dyn Fn(&str, &Error) + Send + Sync>;
+
+/// Puts a [`Caller`] into the extensions of each request.
 #[derive(Clone)]
 pub struct Guard<S> {
     layer: AccessLayer,
@@ -61,9 +59,9 @@ enum Demand {
 }
 
 impl AccessLayer {
-    /// Lets through whom `access` does. Whom it does not, is counted, and shown among what was refused lately.
-    pub fn new(access: Arc<Access>, counters: Arc<Counters>, recent: Arc<Recent>) -> AccessLayer {
-        AccessLayer { access, counters, recent }
+    /// A layer that admits requests by the rules of `access`, and reports those that it refuses.
+    pub fn new(access: Arc<Access>, quotas: Arc<Quotas>, on_refused: OnRefused) -> AccessLayer {
+        AccessLayer { access, quotas, on_refused }
     }
 }
 
@@ -75,13 +73,14 @@ impl<S> Layer<S> for AccessLayer {
     }
 }
 
-impl<S, B> Service<Request<B>> for Guard<S>
+impl<S, B, O> Service<Request<B>> for Guard<S>
 where
-    S: Service<Request<B>, Response = Response<Body>>,
+    S: Service<Request<B>, Response = Response<O>>,
+    O: Default,
 {
-    type Response = Response<Body>;
+    type Response = Response<O>;
     type Error = S::Error;
-    type Future = Either<S::Future, Ready<Result<Response<Body>, S::Error>>>;
+    type Future = Either<S::Future, Ready<Result<Response<O>, S::Error>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -93,14 +92,12 @@ where
             let status = Status::internal("the request has no connection");
             return Either::Right(ready(Ok(status.into_http())));
         };
-        let AccessLayer { access, counters, recent } = &self.layer;
+        let AccessLayer { access, quotas, on_refused } = &self.layer;
         let path = request.uri().path();
         let permit = match access.admit(&peer, path, request.headers()) {
             Ok(permit) => permit,
             Err(error) => {
-                let method = Method::of(path);
-                counters.failed(method, &error);
-                recent.refused(method, &error);
+                on_refused(path, &error);
                 return Either::Right(ready(Ok(Status::from(error).into_http())));
             }
         };
@@ -108,11 +105,8 @@ where
             Some(permit) => Identity::Named(permit.identity.clone()),
             None => Identity::anonymous(peer.address),
         };
-        let caller = Caller { identity, connection: peer.connection, peer: peer.address };
-        request.extensions_mut().insert(caller);
-        if let Some(permit) = permit {
-            request.extensions_mut().insert(permit);
-        }
+        let pending = Arc::new(quotas.request(quotas.of(&identity)));
+        request.extensions_mut().insert(Caller { peer, permit, pending });
         // Nothing behind this has any use for it.
         request.headers_mut().remove(AUTHORIZATION);
         Either::Left(self.inner.call(request))
@@ -156,16 +150,18 @@ impl Access {
         let mut given = headers.get_all(AUTHORIZATION).iter();
         if let Some(given_first) = given.next() {
             let token = bearer(given_first.as_bytes()).filter(|_| given.next().is_none());
-            let hash = token.map(TokenHash::of).ok_or(Error::Unproven(Unproven::Wrong))?;
-            let rules = self.owner(&hash).ok_or(Error::Unproven(Unproven::Wrong))?;
+            let hash =
+                token.map(TokenHash::of).ok_or(Error::Unauthenticated(CredentialError::Wrong))?;
+            let rules = self.owner(&hash).ok_or(Error::Unauthenticated(CredentialError::Wrong))?;
             return Ok(permit(rules.name.clone(), rules, Credential::Token(hash)));
         }
-        let certificate = peer.certificate.as_ref().ok_or(Error::Unproven(Unproven::Missing))?;
+        let certificate =
+            peer.certificate.as_ref().ok_or(Error::Unauthenticated(CredentialError::Missing))?;
         if !self.holds(certificate) {
-            return Err(Error::Unproven(Unproven::Wrong));
+            return Err(Error::Unauthenticated(CredentialError::Wrong));
         }
         let known = certificate.name.as_ref().and_then(|name| Some((name, self.book.of(name)?)));
-        let (name, rules) = known.ok_or(Error::Unproven(Unproven::Wrong))?;
+        let (name, rules) = known.ok_or(Error::Unauthenticated(CredentialError::Wrong))?;
         Ok(permit(name.clone(), rules.clone(), Credential::Certificate(certificate.clone())))
     }
 }

@@ -1,8 +1,8 @@
 //! Who may connect, and what they may do.
 //!
 //! A connection may bring a certificate, each request a token. [`AccessLayer`] finds out whose they are, refuses who has none,
-//! and puts a [`Caller`] into the extensions of every request that it lets through; with authentication a [`Permit`] too, by which
-//! the service asks what its request may. [`watch`] follows the files of certificates and tokens.
+//! and puts a [`Caller`] into the extensions of every request that it lets through; with authentication a [`Permit`] in it, by
+//! which the service asks what its request may. [`watch`] follows the files of certificates and tokens.
 
 mod certificate;
 mod identity;
@@ -26,7 +26,7 @@ use self::{
 };
 pub use self::{
     certificate::PeerCertificate,
-    identity::{Caller, ConnectionId, Identity},
+    identity::{Caller, Identity, Peer, peer_network},
     layer::AccessLayer,
     permit::Permit,
     refusals::Refusals,
@@ -45,7 +45,7 @@ pub struct Access {
     /// The number of the proofs in force; who holds a stream open looks again when it changes.
     changed: tokio::sync::watch::Sender<u64>,
     /// Those who were turned away.
-    pub refusals: Refusals,
+    pub refusals: Arc<Refusals>,
 }
 
 /// What proves who somebody is. Exchanged as a whole when a file changes.
@@ -102,7 +102,7 @@ impl Access {
             tls: config.tls.clone(),
             proofs: RwLock::new(Arc::new(proofs)),
             changed: tokio::sync::watch::Sender::new(0),
-            refusals: Refusals::default(),
+            refusals: Arc::default(),
         })
     }
 

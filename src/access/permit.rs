@@ -6,9 +6,12 @@ use super::{Access, PeerCertificate};
 use crate::access::rules::{Rule, Rules, refused, violation};
 use crate::{
     config::{Operation, TokenHash},
-    hub::scope::Scope,
+    errors::Error,
+    hub::{
+        event::{EventView, Malformed},
+        scope::Scope,
+    },
     proto::v1,
-    rpc::{error::Error, validate::Stamped},
 };
 
 /// What proved who sends a request.
@@ -30,32 +33,37 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Whether events may be published in the name of a node.
-    pub fn check_publish(&self, node_id: &str, events: &[Stamped]) -> Result<(), Error> {
-        self.rules
-            .check_node_id(&self.identity, node_id)
-            .inspect_err(|_| self.note(Rule::NodeIds))?;
-        let events = events.iter().map(|event| (event.kind, &event.bytes[..]));
-        self.rules.check_publish(events).inspect_err(|_| self.note(Rule::Publish))
+    /// Checks that anything may be published in the name of a node.
+    pub fn check_publisher(&self, node_id: &str) -> Result<(), Error> {
+        self.check_node_id(node_id)?;
+        self.rules.check_publishes().inspect_err(|_| self.note(Rule::Publish))
     }
 
-    /// Whether a stream may be opened in the name of a node with these roles, with this filter.
-    pub fn check_subscribe(
-        &self,
-        node_id: &str,
-        roles: &[String],
-        filter: &v1::Filter,
-    ) -> Result<(), Error> {
+    /// Checks that events may be published. Malformed ones are left to validation.
+    pub fn check_events(&self, events: &[Result<EventView<'_>, Malformed>]) -> Result<(), Error> {
+        self.rules.check_events(events).inspect_err(|_| self.note(Rule::Publish))
+    }
+
+    /// Checks that a stream may be opened: its node id, its roles, its filter and its explanations.
+    /// What is invalid is left to validation.
+    pub fn check_subscribe(&self, request: &v1::SubscribeRequest) -> Result<(), Error> {
+        self.check_node_id(&request.node_id)?;
         self.rules
-            .check_node_id(&self.identity, node_id)
-            .inspect_err(|_| self.note(Rule::NodeIds))?;
-        self.rules.check_roles(&self.identity, roles).inspect_err(|_| self.note(Rule::Roles))?;
-        self.rules.check_filter(filter).inspect_err(|_| self.note(Rule::Receive))
+            .check_roles(&self.identity, &request.roles)
+            .inspect_err(|_| self.note(Rule::Roles))?;
+        if let Some(filter) = &request.filter {
+            self.rules.check_filter(filter).inspect_err(|_| self.note(Rule::Receive))?;
+        }
+        self.check_explain(request.explain)
+    }
+
+    fn check_node_id(&self, node_id: &str) -> Result<(), Error> {
+        self.rules.check_node_id(&self.identity, node_id).inspect_err(|_| self.note(Rule::NodeIds))
     }
 
     /// Whether a stream may explain itself. It tells of events that its filter leaves out, those among them that its identity
     /// may not receive, so that somebody sees why.
-    pub fn check_explain(&self, explain: bool) -> Result<(), Error> {
+    fn check_explain(&self, explain: bool) -> Result<(), Error> {
         if !explain || self.rules.allows(Operation::Explain) {
             return Ok(());
         }

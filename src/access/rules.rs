@@ -4,10 +4,16 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
     config::{Auth, IdentityRules, Operation},
-    hub::{event::EventView, scope::Scope},
+    errors::{Error, Violation},
+    hub::{
+        event::{EventView, KINDS, Malformed},
+        scope::Scope,
+    },
     proto::v1,
-    rpc::error::{Error, Violation},
 };
+
+/// Violations that are collected: a request that is not validated yet has room for millions.
+const MAX_VIOLATIONS: usize = 1000;
 
 /// Stands for the identity's name in a pattern of node ids or roles.
 const IDENTITY: &str = "{identity}";
@@ -125,30 +131,38 @@ impl Rules {
     pub fn check_roles(&self, identity: &str, roles: &[String]) -> Result<(), Error> {
         let forbidden = |(_, role): &(usize, &String)| !fits(&self.roles, identity, role);
         let violations: Vec<_> = (roles.iter().enumerate().filter(forbidden))
+            .take(MAX_VIOLATIONS)
             .map(|(index, _)| violation(format!("roles[{index}]"), "is not one of this identity's"))
             .collect();
         if violations.is_empty() { Ok(()) } else { Err(refused(Rule::Roles, violations)) }
     }
 
-    /// Whether all events may be published: their kinds and their bytes. The error names all that may not.
-    pub fn check_publish<'e>(
-        &self,
-        events: impl Iterator<Item = (u8, &'e [u8])>,
-    ) -> Result<(), Error> {
-        let inside = self.publish.looks_inside();
+    /// Checks that some event may be published.
+    pub fn check_publishes(&self) -> Result<(), Error> {
+        if self.publish.allows_some() {
+            return Ok(());
+        }
+        let what = "this identity may not publish";
+        Err(refused(Rule::Publish, vec![violation("events", what)]))
+    }
+
+    /// Checks that all events may be published. The error names those that may not; malformed ones
+    /// are left to validation.
+    pub fn check_events(&self, events: &[Result<EventView<'_>, Malformed>]) -> Result<(), Error> {
         let mut violations = Vec::new();
-        for (index, (kind, bytes)) in events.enumerate() {
-            let path = |field: &str| format!("events[{index}]{field}");
-            if !self.publish.allows_kind(kind) {
-                let kind = kind_name(i32::from(kind));
-                violations.push(violation(path(""), format!("{kind} may not be published")));
-            } else if inside
-                && !EventView::peek(bytes).is_ok_and(|event| self.publish.allows(&event))
-            {
-                let kind = kind_name(i32::from(kind));
-                let what = format!("{kind} of this account or type may not be published");
-                violations.push(violation(path(""), what));
+        for (index, event) in events.iter().enumerate() {
+            // An event without a kind is malformed too.
+            let Ok(event) = event else { continue };
+            if event.kind() == 0 || self.publish.allows(event) {
+                continue;
             }
+            let kind = kind_name(i32::from(event.kind()));
+            let what = if self.publish.allows_kind(event.kind()) {
+                format!("{kind} of this account or type may not be published")
+            } else {
+                format!("{kind} may not be published")
+            };
+            violations.push(violation(format!("events[{index}]"), what));
         }
         if violations.is_empty() { Ok(()) } else { Err(refused(Rule::Publish, violations)) }
     }
@@ -157,11 +171,14 @@ impl Rules {
     pub fn check_filter(&self, filter: &v1::Filter) -> Result<(), Error> {
         let mut violations = Vec::new();
         let mut forbidden = |field: String, what: String| {
-            violations.push(violation(field, format!("{what} may not be received")));
+            if violations.len() < MAX_VIOLATIONS {
+                violations.push(violation(field, format!("{what} may not be received")));
+            }
         };
         for (index, kind) in filter.kinds.iter().enumerate() {
-            // Validation has said what is no kind.
-            if !u8::try_from(*kind).is_ok_and(|kind| self.receive.allows_kind(kind)) {
+            // Numbers of no kind are left to validation.
+            let number = u8::try_from(*kind).ok().filter(|number| KINDS.contains(number));
+            if number.is_some_and(|number| !self.receive.allows_kind(number)) {
                 forbidden(format!("filter.kinds[{index}]"), kind_name(*kind));
             }
         }

@@ -1,18 +1,13 @@
 //! Answers who comes to the gRPC port with something else than gRPC, in words that a person reads in a browser or in curl.
 
 use std::{
-    pin::Pin,
+    future::{Ready, ready},
     task::{Context, Poll},
 };
 
+use futures_util::future::Either;
 use http::{Request, Response, StatusCode, Version, header};
-use tonic::body::Body;
 use tower::{Layer, Service};
-
-use crate::{
-    port::oversized,
-    rpc::body::{Outgoing, outgoing},
-};
 
 const ANSWER: &str = "This is a Trunkline gateway. It speaks gRPC, which needs HTTP/2.\n\
     Try: grpcurl -plaintext <this address> list\n";
@@ -35,15 +30,14 @@ impl<S> Layer<S> for Http1Layer {
     }
 }
 
-impl<S, B> Service<Request<B>> for Http1<S>
+impl<S, B, O> Service<Request<B>> for Http1<S>
 where
-    S: Service<Request<B>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
+    S: Service<Request<B>, Response = Response<O>>,
+    O: From<&'static str>,
 {
-    type Response = Response<Outgoing>;
+    type Response = S::Response;
     type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+    type Future = Either<S::Future, Ready<Result<S::Response, S::Error>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -51,11 +45,8 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         match refusal(&request) {
-            None => {
-                let answered = self.inner.call(request);
-                Box::pin(async move { Ok(outgoing(oversized::explain(answered.await?))) })
-            }
-            Some(status) => Box::pin(std::future::ready(Ok(outgoing(answer(status))))),
+            None => Either::Left(self.inner.call(request)),
+            Some(status) => Either::Right(ready(Ok(answer(status)))),
         }
     }
 }
@@ -69,8 +60,8 @@ fn refusal<B>(request: &Request<B>) -> Option<StatusCode> {
     (!is_grpc).then_some(StatusCode::UNSUPPORTED_MEDIA_TYPE)
 }
 
-fn answer(status: StatusCode) -> Response<Body> {
-    let mut response = Response::new(Body::new(ANSWER.to_owned()));
+fn answer<O: From<&'static str>>(status: StatusCode) -> Response<O> {
+    let mut response = Response::new(O::from(ANSWER));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(

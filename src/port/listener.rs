@@ -15,12 +15,12 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
+pub use self::stream::Connection;
 use self::stream::Transport;
-pub use self::stream::{Connection, Peer};
 use crate::{
-    access::{Access, ConnectionId, PeerCertificate, Rule},
-    observe::counters::Counters,
+    access::{Access, Peer, PeerCertificate, Rule},
     port::connections::{ConnectionSlot, ConnectionSlots, Refusals},
+    port::counters::Counters,
 };
 
 /// The wait after an error of the listener itself, which is the machine's: it has no file descriptors left, mostly.
@@ -32,8 +32,6 @@ const MAX_HANDSHAKES: usize = 1000;
 struct Acceptor {
     listener: TcpListener,
     access: Arc<Access>,
-    /// The number of the next connection.
-    next: u64,
     /// Those under way; dropping them ends them.
     handshakes: JoinSet<Option<Connection>>,
     /// The same ones, the oldest first, and some that have ended.
@@ -63,7 +61,6 @@ pub fn incoming(listener: TcpListener, admission: Admission) -> impl Stream<Item
     let acceptor = Acceptor {
         listener,
         access: admission.access.clone(),
-        next: 1,
         handshakes: JoinSet::new(),
         order: VecDeque::new(),
         handshake_timeout: admission.handshake_timeout,
@@ -108,8 +105,6 @@ impl Acceptor {
 
     /// Lets a new connection in: at once, or when its handshake is done.
     fn admit(&mut self, stream: TcpStream, address: SocketAddr) -> Option<Connection> {
-        let connection = ConnectionId(self.next);
-        self.next += 1;
         let Admission { slots, refusals, counters, .. } = &mut self.admission;
         let slot = match slots.take(address.ip()) {
             Ok(slot) => slot,
@@ -122,7 +117,7 @@ impl Acceptor {
         counters.connected();
         // What is small and urgent must not wait for more. An error is the client's, which has gone.
         stream.set_nodelay(true).ok()?;
-        let peer = Peer { connection, address, streams: Arc::default(), certificate: None };
+        let peer = Peer { address, streams: Arc::default(), certificate: None };
         let Some((acceptor, number)) = self.access.acceptor() else {
             return Some(Connection::new(Transport::Plain(stream), peer, slot));
         };

@@ -19,29 +19,26 @@ use tonic::Status;
 use tower::{BoxError, Layer, Service};
 
 use crate::{
-    access::{
-        Caller, Identity,
-        quota::{Pending, Quotas},
-    },
-    observe::counters::Counters,
-    port::connections::peer_of,
-    rpc::{error::Error, limit::Limit, wire::PREFIX},
+    access::{Caller, quota::Pending},
+    errors::{Error, Limit},
+    port::counters::Counters,
 };
+
+/// Bytes before a message of gRPC: whether it is compressed, and its length.
+pub const PREFIX: usize = 5;
 
 /// Wraps the gRPC services of a port.
 #[derive(Clone, Debug)]
 pub struct RequestsLayer {
-    /// Who has how much.
-    pub quotas: Arc<Quotas>,
     /// Where refusals are counted.
     pub counters: Arc<Counters>,
     /// How long a request may take to arrive.
     pub timeout: Duration,
-    /// How many bytes a message may have; one that says more is refused before room is made for it.
+    /// How many bytes a message may have; one that says more is refused at once.
     pub max_message: usize,
 }
 
-/// Puts a [`Pending`] into the extensions of each request, and counts its bytes there.
+/// Counts the bytes of each request.
 #[derive(Clone, Debug)]
 pub struct Requests<S> {
     inner: S,
@@ -76,13 +73,22 @@ impl Size {
         let rest = self.prefix.get_mut(self.came..).unwrap_or_default();
         rest.iter_mut().zip(data).for_each(|(slot, byte)| *slot = *byte);
         self.came += data.len();
-        let [_, length @ ..] = self.prefix;
-        let message = u32::from_be_bytes(length) as usize;
-        let announced = if self.came < PREFIX || message > self.max_message { 0 } else { message };
-        let known = self.came.max(PREFIX + announced);
+        let announced = self.announced().filter(|message| *message <= self.max_message);
+        let known = self.came.max(PREFIX + announced.unwrap_or(0));
         let more = known - self.known;
         self.known = known;
         more
+    }
+
+    /// The length that the first message announces, once its prefix has come.
+    fn announced(&self) -> Option<usize> {
+        let [_, length @ ..] = self.prefix;
+        (self.came >= PREFIX).then(|| u32::from_be_bytes(length) as usize)
+    }
+
+    /// The length of the first message, if it exceeds the limit.
+    fn too_large(&self) -> Option<usize> {
+        self.announced().filter(|message| *message > self.max_message)
     }
 }
 
@@ -94,11 +100,12 @@ impl<S> Layer<S> for RequestsLayer {
     }
 }
 
-impl<S, B> Service<Request<B>> for Requests<S>
+impl<S, B, O> Service<Request<B>> for Requests<S>
 where
-    S: Service<Request<Metered<B>>, Response = Response<tonic::body::Body>>,
+    S: Service<Request<Metered<B>>, Response = Response<O>>,
     S::Future: Send + 'static,
     S::Error: Send + 'static,
+    O: Default + Send + 'static,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -108,18 +115,12 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let RequestsLayer { quotas, counters, timeout: limit, max_message } = &self.layer;
-        let share = match request.extensions().get().map(|caller: &Caller| &caller.identity) {
-            Some(Identity::Anonymous(address)) => {
-                quotas.of(&Identity::Anonymous(peer_of(*address)))
-            }
-            Some(named) => quotas.of(named),
-            // Who comes from nowhere shares with all others who do.
-            None => quotas.of(&Identity::Named("".into())),
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let RequestsLayer { counters, timeout: limit, max_message } = &self.layer;
+        let pending = match Caller::of(request.extensions()) {
+            Ok(caller) => caller.pending.clone(),
+            Err(status) => return Box::pin(std::future::ready(Ok(status.into_http()))),
         };
-        let pending = Arc::new(quotas.request(share));
-        request.extensions_mut().insert(pending.clone());
         let deadline = grpc_timeout(request.headers());
         let request = request.map(|body| Metered {
             body: Box::pin(body),
@@ -170,9 +171,19 @@ where
         };
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
-            && let Err(error) = this.pending.add(this.size.take(data))
         {
-            return this.refuse(error);
+            let more = this.size.take(data);
+            if let Some(actual) = this.size.too_large() {
+                let limit = this.size.max_message;
+                return this.refuse(Error::PayloadTooLarge {
+                    what: "request".into(),
+                    limit,
+                    actual,
+                });
+            }
+            if let Err(error) = this.pending.add(more) {
+                return this.refuse(error);
+            }
         }
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }

@@ -16,10 +16,10 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use self::bucket::{Bucket, Rate};
-use crate::config::Limits;
 use crate::{
     access::Identity,
-    rpc::{error::Error, limit::Limit},
+    config::Limits,
+    errors::{Error, Limit},
 };
 
 /// Fewer identities than this are not looked through for those that have nothing.

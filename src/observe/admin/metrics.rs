@@ -5,14 +5,14 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::observe::admin::text::Text;
+use crate::observe::admin::{Sources, text::Text};
 use crate::{
     access::Rule,
     bus::{BusStatus, GapReason, ShardBusStatus},
+    errors::Limit,
     hub::log::{Capacity, Extent},
     observe::counters::{Counters, Method},
     proto::v1::EventKind,
-    rpc::service::Shared,
     trace::Tracer,
 };
 
@@ -25,9 +25,9 @@ struct Shard {
 }
 
 /// All metrics, now.
-pub fn render(shared: &Shared) -> String {
+pub fn render(sources: &Sources) -> String {
     let mut text = Text::default();
-    let hub = shared.hub.get();
+    let hub = sources.gateway.hub.get();
     let status = hub.map(|hub| hub.bus().status()).unwrap_or_default();
     let shards: Vec<Shard> = hub.map_or_else(Vec::new, |hub| {
         let each = status.shards.iter().zip(hub.logs()).enumerate();
@@ -39,33 +39,37 @@ pub fn render(shared: &Shared) -> String {
         })
         .collect()
     });
-    gateway(&mut text, shared);
-    events(&mut text, &shared.counters);
-    denied(&mut text, shared);
-    streams(&mut text, shared);
-    traces(&mut text, &shared.tracer);
-    connections(&mut text, shared);
+    gateway(&mut text, sources);
+    events(&mut text, &sources.records.counters);
+    denied(&mut text, sources);
+    streams(&mut text, sources);
+    traces(&mut text, &sources.tracer);
+    connections(&mut text, sources);
     bus(&mut text, &status);
     proofs(&mut text, &shards);
     logs(&mut text, &shards);
     text.finish()
 }
 
-fn gateway(text: &mut Text, shared: &Shared) {
-    let bus = shared.hub.get().map_or("", |hub| hub.bus().kind());
-    let labels =
-        [("version", env!("CARGO_PKG_VERSION")), ("gateway_id", &shared.gateway_id), ("bus", bus)];
+fn gateway(text: &mut Text, sources: &Sources) {
+    let bus = sources.gateway.hub.get().map_or("", |hub| hub.bus().kind());
+    let labels = [
+        ("version", env!("CARGO_PKG_VERSION")),
+        ("gateway_id", &sources.gateway.about.gateway_id),
+        ("bus", bus),
+    ];
     text.gauge("build_info", "1; its labels say what runs. The bus is empty until it has started.")
         .sample(&labels, 1);
-    let uptime = shared.started.elapsed().unwrap_or_default();
+    let uptime = sources.gateway.about.started.elapsed().unwrap_or_default();
     text.gauge("uptime_seconds", "Time since the start.").sample(&[], uptime.as_secs_f64());
-    let since = shared.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since =
+        sources.gateway.about.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     text.gauge("start_time_seconds", "When the gateway started, in seconds since 1970.")
         .sample(&[], since.as_secs_f64());
-    let serving = u8::from(shared.why_not_serving().is_none());
+    let serving = u8::from(sources.gateway.why_not_serving().is_none());
     text.gauge("serving", "Whether the gateway serves: 1 or 0. /readyz says why not.")
         .sample(&[], serving);
-    let draining = u8::from(shared.drain.borrow().is_some());
+    let draining = u8::from(sources.gateway.is_draining());
     text.gauge("draining", "Whether the gateway is going away: 1 or 0.").sample(&[], draining);
 }
 
@@ -108,32 +112,32 @@ fn events(text: &mut Text, counters: &Counters) {
     }
 }
 
-fn denied(text: &mut Text, shared: &Shared) {
+fn denied(text: &mut Text, sources: &Sources) {
     let mut family = text.counter(
         "denied_total",
         "Connections, requests and streams that were turned away, by the rule that they broke.",
     );
     for rule in Rule::ALL {
-        family.sample(&[("rule", rule.name())], shared.access.refusals.count(rule));
+        family.sample(&[("rule", rule.name())], sources.refusals.count(rule));
     }
 }
 
-fn streams(text: &mut Text, shared: &Shared) {
-    let counters = &shared.counters;
+fn streams(text: &mut Text, sources: &Sources) {
+    let counters = &sources.records.counters;
     let (mut open, mut sum, mut most) = (0u64, 0u64, 0u64);
-    for behind in shared.nodes.behind_each() {
+    for behind in sources.nodes.behind_each() {
         (open, sum, most) = (open + 1, sum + behind, most.max(behind));
     }
     text.gauge("streams", "Subscribe streams that are open.").sample(&[], open);
     text.gauge("streams_limit", "Streams that may be open: limits.maxStreams.")
-        .sample(&[], shared.limits.max_streams);
+        .sample(&[], sources.nodes.max_streams());
     text.gauge("gateways", "Gateways that this one knows of, itself included.")
-        .sample(&[], shared.gateways().len());
+        .sample(&[], sources.nodes.gateways().len());
     text.gauge(
         "duplicate_nodes",
         "Node ids that more than one live process has, on all gateways, as far as this one knows.",
     )
-    .sample(&[], shared.nodes.duplicate_ids());
+    .sample(&[], sources.nodes.duplicate_ids());
     text.gauge("behind_events", "Events that the streams have still to be offered, all together.")
         .sample(&[], sum);
     text.gauge("most_behind_events", "The same of the stream that is furthest behind.")
@@ -163,27 +167,28 @@ fn traces(text: &mut Text, tracer: &Tracer) {
     .sample(&[], tracer.dropped());
 }
 
-fn connections(text: &mut Text, shared: &Shared) {
+fn connections(text: &mut Text, sources: &Sources) {
     text.gauge("connections", "Connections that are open on the gRPC port.")
-        .sample(&[], shared.slots.taken());
+        .sample(&[], sources.slots.taken());
     text.gauge("connections_limit", "Connections that may be open: limits.maxConnections.")
-        .sample(&[], shared.slots.most());
+        .sample(&[], sources.slots.most());
     text.counter("connections_total", "Connections that were let in.")
-        .sample(&[], shared.counters.connections());
+        .sample(&[], sources.port.connections());
     text.gauge("requests_under_way", "Requests that are not wholly answered, streams included.")
-        .sample(&[], shared.counters.under_way());
+        .sample(&[], sources.port.under_way());
     text.gauge(
         "pending_request_bytes",
         "Bytes of requests that are not answered, streams included.",
     )
-    .sample(&[], shared.quotas.pending());
+    .sample(&[], sources.quotas.pending());
     text.gauge("pending_request_limit_bytes", "How many there may be: limits.maxPendingBytes.")
-        .sample(&[], shared.quotas.most_pending());
+        .sample(&[], sources.quotas.most_pending());
     let mut family = text.counter(
         "refused_total",
         "Connections and requests that were refused or ended because of a limit, by limit.",
     );
-    for (limit, count) in shared.counters.refusals() {
+    for limit in Limit::ALL {
+        let count = sources.port.refusals(limit) + sources.records.counters.refused(limit);
         family.sample(&[("limit", limit.key())], count);
     }
 }

@@ -36,8 +36,16 @@ use self::{
     nodes::{Board, Query},
     samples::Samples,
 };
-use crate::rpc::service::Shared;
-use crate::throttle::Throttle;
+use super::{Records, status::status};
+use crate::{
+    access::{Refusals, quota::Quotas},
+    lifecycle::Lifecycle,
+    port::{connections::ConnectionSlots, counters::Counters as PortCounters},
+    presence::Nodes,
+    proto::v1,
+    throttle::Throttle,
+    trace::Tracer,
+};
 
 /// Connections that may be open; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 256;
@@ -55,19 +63,46 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 const PLAIN: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 
-/// What the port shows.
+/// Everything that the port shows.
+pub struct Sources {
+    /// The state of this gateway.
+    pub gateway: Arc<Lifecycle>,
+    /// The open streams, and the other gateways.
+    pub nodes: Arc<Nodes>,
+    /// Requests, streams and failures.
+    pub records: Arc<Records>,
+    /// Connections, and requests in flight.
+    pub port: Arc<PortCounters>,
+    /// The connections that may be open.
+    pub slots: Arc<ConnectionSlots>,
+    /// Bytes of requests in flight.
+    pub quotas: Arc<Quotas>,
+    /// Refusals by access rule.
+    pub refusals: Arc<Refusals>,
+    /// Spans that were exported.
+    pub tracer: Tracer,
+}
+
+impl Sources {
+    /// The status of this gateway now.
+    fn status(&self) -> v1::GetStatusResponse {
+        status(&self.gateway, &self.nodes, &self.records.counters)
+    }
+}
+
+/// The port, with what it remembers.
 struct Admin {
-    shared: Arc<Shared>,
+    sources: Sources,
     samples: Samples,
     board: Board,
 }
 
 /// Serves until `stop`.
-pub async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
+pub async fn serve(listener: TcpListener, sources: Sources, stop: CancellationToken) {
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "the admin port listens");
     }
-    let admin = Arc::new(Admin { shared, samples: Samples::default(), board: Board::default() });
+    let admin = Arc::new(Admin { sources, samples: Samples::default(), board: Board::default() });
     let mut tick = tokio::time::interval(samples::EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let positions = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -81,7 +116,7 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: Cancellatio
         };
         tokio::select! {
             () = stop.cancelled() => break,
-            _ = tick.tick() => admin.samples.take(&admin.shared),
+            _ = tick.tick() => admin.samples.take(&admin.sources),
             (position, accepted) = accepted => match accepted {
                 Ok((stream, _)) => {
                     let admin = admin.clone();
@@ -131,13 +166,15 @@ impl Admin {
         }
         match request.uri().path() {
             "/livez" => response(StatusCode::OK, PLAIN, "live\n"),
-            "/readyz" => match self.shared.why_not_serving() {
+            "/readyz" => match self.sources.gateway.why_not_serving() {
                 None => response(StatusCode::OK, PLAIN, "ready\n"),
                 Some(why) => {
                     response(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("not ready: {why}\n"))
                 }
             },
-            "/metrics" => response(StatusCode::OK, text::MEDIA_TYPE, metrics::render(&self.shared)),
+            "/metrics" => {
+                response(StatusCode::OK, text::MEDIA_TYPE, metrics::render(&self.sources))
+            }
             path => self.for_people(path, request),
         }
     }
@@ -154,9 +191,9 @@ impl Admin {
             "/api/status" => {
                 let after = url::form_urlencoded::parse(query.as_bytes())
                     .find_map(|(key, value)| (key == "after").then(|| value.parse().ok())?);
-                json(&view::view(&self.shared, &self.samples, after.unwrap_or(0)))
+                json(&view::view(&self.sources, &self.samples, after.unwrap_or(0)))
             }
-            "/api/nodes" => json(&self.board.answer(&self.shared, &Query::parse(query))),
+            "/api/nodes" => json(&self.board.answer(&self.sources, &Query::parse(query))),
             path => page::asset(path).map_or_else(
                 || {
                     response(

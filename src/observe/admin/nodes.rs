@@ -16,13 +16,13 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::observe::admin::{
+    Sources,
     metrics::kind_name,
     view::{milliseconds, whole},
 };
 use crate::{
     presence::list::Seen,
     proto::v1::{self, GatewayState, NodeState},
-    rpc::service::Shared,
 };
 
 /// How old what is shown may be.
@@ -141,17 +141,17 @@ struct GatewayRow {
 
 impl Board {
     /// Answers a query.
-    pub fn answer(&self, shared: &Shared, query: &Query) -> Answer {
-        let (rows, total) = self.rows(shared);
+    pub fn answer(&self, sources: &Sources, query: &Query) -> Answer {
+        let (rows, total) = self.rows(sources);
         let mut does: HashMap<&str, (u64, f64)> = HashMap::new();
         for row in rows.iter() {
             let (behind, rate) = does.entry(&row.gateway).or_default();
             *behind += row.behind;
             *rate += row.rate.unwrap_or(0.0);
         }
-        let gateways = shared.gateways().into_iter().map(|gateway| {
+        let gateways = sources.nodes.gateways().into_iter().map(|gateway| {
             let (behind, rate) = does.get(&*gateway.gateway_id).copied().unwrap_or_default();
-            let this = gateway.gateway_id == shared.gateway_id;
+            let this = gateway.gateway_id == sources.gateway.about.gateway_id;
             GatewayRow { this, behind, rate, ..GatewayRow::from(gateway) }
         });
         let mut gateways: Vec<_> = gateways.collect();
@@ -175,7 +175,7 @@ impl Board {
     }
 
     /// The streams that were read, and how many there are.
-    fn rows(&self, shared: &Shared) -> (Arc<Vec<Row>>, usize) {
+    fn rows(&self, sources: &Sources) -> (Arc<Vec<Row>>, usize) {
         let mut state = self.0.lock();
         let now = Instant::now();
         if state.read_at.is_none_or(|at| now.duration_since(at) >= READ_EVERY) {
@@ -183,7 +183,7 @@ impl Board {
             let before = std::mem::take(&mut state.before);
             let (mut rows, mut sent) = (Vec::with_capacity(before.len()), HashMap::new());
             sent.reserve(before.len());
-            state.total = shared.each_node(MAX_READ, |seen| {
+            state.total = sources.nodes.each(MAX_READ, |seen| {
                 let id = &seen.node.subscription_id;
                 let now = match before.get(id) {
                     Some(then) => then.until(now, seen.delivered, seen.own),

@@ -9,11 +9,13 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::observe::admin::metrics::kind_name;
+use crate::observe::admin::{Sources, metrics::kind_name};
 use crate::{
     bus::unix_ms,
-    observe::counters::{BUCKETS, Counters, Histogram},
-    rpc::service::Shared,
+    observe::{
+        counters::Counters,
+        histogram::{BUCKETS, Histogram},
+    },
 };
 
 /// How far points are apart.
@@ -81,8 +83,8 @@ struct Totals {
 
 impl Samples {
     /// Makes the next point.
-    pub fn take(&self, shared: &Shared) {
-        self.add(Instant::now(), unix_ms(), Totals::read(shared));
+    pub fn take(&self, sources: &Sources) {
+        self.add(Instant::now(), unix_ms(), Totals::read(sources));
     }
 
     fn add(&self, now: Instant, at: u64, totals: Totals) {
@@ -114,9 +116,9 @@ impl Samples {
 }
 
 impl Totals {
-    fn read(shared: &Shared) -> Totals {
-        let counters = &shared.counters;
-        let logs = shared.hub.get().map(|hub| hub.logs());
+    fn read(sources: &Sources) -> Totals {
+        let counters = &sources.records.counters;
+        let logs = sources.gateway.hub.get().map(|hub| hub.logs());
         Totals {
             published: by_kind(counters),
             received: logs.map_or(0, |logs| logs.iter().map(|log| log.extent().total).sum()),

@@ -12,8 +12,8 @@ use std::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tonic::transport::server::Connected;
 
-use crate::observe::counters::Counters;
 use crate::port::connections::together::Arrivals;
+use crate::port::counters::Counters;
 
 /// What a client of HTTP/2 sends before anything else.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

@@ -29,7 +29,7 @@ use crate::port::connections::{
     activity::{Activity, Runner, Speaks, Watched},
     together::{self, Arrivals},
 };
-use crate::{observe::counters::Counters, rpc::limit::Limit};
+use crate::{errors::Limit, port::counters::Counters};
 
 /// How long a connection that was told to close may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -23,10 +23,10 @@ use tower::{BoxError, Service};
 
 pub use self::{
     refusal::Refusals,
-    slots::{ConnectionSlot, ConnectionSlots, Full, peer_of},
+    slots::{ConnectionSlot, ConnectionSlots, Full},
 };
 use crate::config::{Keepalive, Limits};
-use crate::observe::counters::Counters;
+use crate::port::counters::Counters;
 
 /// Bytes of requests that a client may send ahead on one stream, and on a whole connection, of what was not read yet.
 const STREAM_WINDOW: u32 = 256 * 1024;

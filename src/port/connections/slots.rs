@@ -1,14 +1,10 @@
 //! How many connections there may be: in all, and from one peer.
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
-    sync::Arc,
-};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use parking_lot::Mutex;
 
-use crate::rpc::limit::Limit;
+use crate::{access::peer_network, errors::Limit};
 
 /// The places for connections.
 #[derive(Debug)]
@@ -49,7 +45,7 @@ impl ConnectionSlots {
 
     /// Takes a place.
     pub fn take(self: &Arc<Self>, address: IpAddr) -> Result<ConnectionSlot, Full> {
-        let peer = peer_of(address);
+        let peer = peer_network(address);
         let mut taken = self.taken.lock();
         if taken.all >= self.most {
             return Err(Full { limit: Limit::Connections, allowed: self.most });
@@ -88,17 +84,6 @@ impl Drop for ConnectionSlot {
     }
 }
 
-/// Who counts as one peer: an address of IPv4, and the network of an address of IPv6, of which one host has all 2^64.
-pub fn peer_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            let network = u128::from(address) & !u128::from(u64::MAX);
-            IpAddr::V6(Ipv6Addr::from(network))
-        }
-        address @ IpAddr::V4(_) => address,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,13 +109,5 @@ mod tests {
         drop(third);
         // Nothing is remembered of who is gone.
         assert_eq!(slots.taken.lock().by_peer.len(), 1);
-    }
-
-    #[test]
-    fn a_host_of_ipv6_is_one_peer_whatever_address_it_takes() {
-        assert_eq!(peer_of(address("2001:db8:1:2:3:4:5:6")), address("2001:db8:1:2::"));
-        assert_eq!(peer_of(address("2001:db8:1:2::1")), address("2001:db8:1:2::"));
-        assert_ne!(peer_of(address("2001:db8:1:3::1")), address("2001:db8:1:2::"));
-        assert_eq!(peer_of(address("::ffff:10.1.2.3")), address("10.1.2.3"));
     }
 }

@@ -2,9 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -15,10 +13,7 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
-use crate::{
-    access::{ConnectionId, PeerCertificate, quota::Streams},
-    port::connections::ConnectionSlot,
-};
+use crate::{access::Peer, port::connections::ConnectionSlot};
 
 /// An open connection of a node.
 #[derive(Debug)]
@@ -36,19 +31,6 @@ pub enum Transport {
     Plain(TcpStream),
     /// Within TLS. Boxed: it is large.
     Tls(Box<TlsStream<TcpStream>>),
-}
-
-/// Whose connection it is. Stands in the extensions of each of its requests.
-#[derive(Clone, Debug)]
-pub struct Peer {
-    /// Its number.
-    pub connection: ConnectionId,
-    /// The other end.
-    pub address: SocketAddr,
-    /// The streams that are open on it.
-    pub streams: Arc<Streams>,
-    /// What the other end has shown, if that held.
-    pub certificate: Option<Arc<PeerCertificate>>,
 }
 
 impl Connection {

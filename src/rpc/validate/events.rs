@@ -1,4 +1,4 @@
-//! Checks an event, whatever its kind.
+//! Checks an event of any kind.
 
 use std::net::IpAddr;
 
@@ -16,11 +16,11 @@ const MAX_LABELS: usize = 32;
 const MAX_LABEL_VALUE: usize = 1024;
 
 impl Check {
-    /// Checks an event of the kind `kind`, which is 0 if it has none; `path` is what it is called in violations.
+    /// Checks an event of the kind `kind`, which is 0 if it has none; violations name it by `path`.
     pub(super) fn event(&mut self, path: Path<'_>, event: &v1::Event, kind: u8) {
         self.id(path.field("event_id"), &event.event_id);
         self.time(path.field("publish_time"), event.publish_time.as_ref());
-        // What is in them is nobody's business but that of who follows the event.
+        // Their content concerns only those who trace the event.
         self.at_most(path.field("traceparent"), &event.traceparent, MAX_TRACEPARENT);
         self.at_most(path.field("tracestate"), &event.tracestate, MAX_TRACESTATE);
         if let Some(target) = &event.target {
@@ -29,7 +29,7 @@ impl Check {
         }
         match &event.kind {
             Some(kind) => self.kind(path, kind),
-            // A kind of a newer peer: nothing is known of it.
+            // A kind of a newer peer, of which nothing is known.
             None if kind != 0 => {}
             None => self.wrong(path.field("kind"), "is required: exactly one kind"),
         }
@@ -42,7 +42,7 @@ impl Check {
                 self.required(path.field("account_id"), &e.account_id);
                 self.count(path.field("changed_types"), e.changed_types.len(), MAX_NAMES);
                 for (index, value) in e.changed_types.iter().enumerate() {
-                    self.value(path.field("changed_types").index(index), *value);
+                    self.enum_value(path.field("changed_types").index(index), *value);
                 }
             }
             Kind::EmailDelivery(e) => {
@@ -72,7 +72,7 @@ impl Check {
                         "must be an IPv4 or IPv6 address, or a network in CIDR form",
                     );
                 }
-                self.value(path.field("action"), e.action);
+                self.enum_value(path.field("action"), e.action);
                 self.time(path.field("expires_at"), e.expires_at.as_ref());
                 self.at_most(path.field("reason"), &e.reason, MAX_REASON);
             }
@@ -83,13 +83,13 @@ impl Check {
                 for (index, name) in e.domain_names.iter().enumerate().take(MAX_DOMAINS) {
                     self.at_most(path.field("domain_names").index(index), name, MAX_DOMAIN);
                 }
-                self.value(path.field("action"), e.action);
+                self.enum_value(path.field("action"), e.action);
             }
             Kind::RegistryChange(e) => {
                 let path = path.field("registry_change");
                 self.required(path.field("object_type"), &e.object_type);
                 self.id(path.field("object_id"), &e.object_id);
-                self.value(path.field("action"), e.action);
+                self.enum_value(path.field("action"), e.action);
             }
             Kind::CacheInvalidation(e) => self.cache_invalidation(path, e),
             Kind::QueueStatus(e) => {
@@ -140,6 +140,6 @@ fn is_network(text: &str) -> bool {
         None => (text, None),
     };
     let Ok(address) = address.parse::<IpAddr>() else { return false };
-    let most = if address.is_ipv4() { 32 } else { 128 };
-    bits.is_none_or(|bits| bits.parse::<u8>().is_ok_and(|bits| bits <= most))
+    let max_bits = if address.is_ipv4() { 32 } else { 128 };
+    bits.is_none_or(|bits| bits.parse::<u8>().is_ok_and(|bits| bits <= max_bits))
 }

@@ -2,11 +2,12 @@
 
 use std::time::SystemTime;
 
-use crate::rpc::{error::Error, validate::Publish};
 use crate::{
     bus::Batch,
+    errors::Error,
     hub::judged::Followed,
     proto::v1,
+    rpc::validate::ValidPublish,
     trace::{Carried, Context, Follow, Role, Span, Tracer},
 };
 
@@ -40,7 +41,7 @@ impl Publishing {
     }
 
     /// The events' own contexts: the first is the request's, if it has none, and the others are linked.
-    pub fn join(&mut self, publish: &Publish) {
+    pub fn join(&mut self, node_id: &str, publish: &ValidPublish) {
         if !self.tracer.is_on() {
             return;
         }
@@ -57,7 +58,7 @@ impl Publishing {
             span.text("rpc.system", "grpc");
             span.text("rpc.service", v1::SERVICE);
             span.text("rpc.method", "Publish");
-            span.text("trunkline.node_id", &publish.node_id);
+            span.text("trunkline.node_id", node_id);
             span.number("trunkline.events", publish.events.len() as u64);
         }
     }

@@ -1,6 +1,9 @@
-//! The limits at which something is refused or ended, by their keys in the configuration.
+//! Limits at which a request is refused or a connection is closed, by their keys in the
+//! configuration.
 
-/// One of them.
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// One limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
     /// `limits.maxConnections`.
@@ -28,7 +31,7 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// All of them.
+    /// All limits, in the order of their numbers.
     pub const ALL: [Limit; 11] = [
         Limit::Connections,
         Limit::ConnectionsPerPeer,
@@ -43,7 +46,7 @@ impl Limit {
         Limit::IdleTimeout,
     ];
 
-    /// Its key in the configuration.
+    /// The key in the configuration.
     pub fn key(self) -> &'static str {
         match self {
             Limit::Connections => "limits.maxConnections",
@@ -58,5 +61,21 @@ impl Limit {
             Limit::RequestTimeout => "limits.requestTimeout",
             Limit::IdleTimeout => "limits.idleTimeout",
         }
+    }
+}
+
+/// Refusals of one room, by limit.
+#[derive(Debug, Default)]
+pub struct LimitCounters([AtomicU64; Limit::ALL.len()]);
+
+impl LimitCounters {
+    /// Counts a request or connection that was refused or ended because of `limit`.
+    pub fn refused(&self, limit: Limit) {
+        self.0[limit as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The number of refusals because of `limit`.
+    pub fn count(&self, limit: Limit) -> u64 {
+        self.0[limit as usize].load(Ordering::Relaxed)
     }
 }
