@@ -32,16 +32,13 @@ use crate::{
     },
 };
 use crate::{
-    bus::{EmbeddedBus, Health, SharedBus, Sink, StartError, redis},
+    bus::{BusFactory, Health, SharedBus, Sink, StartError, Starting},
     config::{Config, Keepalive},
     hub::{Hub, log::Capacity, token::deployment_tag},
     proto::v1,
     throttle::Throttle,
     trace::{self, Tracer},
 };
-
-/// Shards of the embedded bus, where nothing else is set.
-const EMBEDDED_SHARDS: u16 = 1;
 
 /// The wait before the last values are asked for again.
 const LAST_VALUES_RETRY: Duration = Duration::from_millis(200);
@@ -82,13 +79,15 @@ pub enum ServeError {
     Bus(#[from] StartError),
 }
 
-/// Serves until `shutdown` is ready, then drains. `listening` is told the bound address.
+/// Serves over `bus` until `shutdown` is ready, then drains. `listening` is called with the bound
+/// address.
 ///
 /// # Errors
 ///
 /// The gateway cannot serve as it is configured.
 pub async fn serve(
     config: Config,
+    bus: &dyn BusFactory,
     listening: impl FnOnce(SocketAddr),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
@@ -129,10 +128,10 @@ pub async fn serve(
     tasks.spawn(access.watch(config.reload_interval, ended.clone()));
     let health = HealthState::new(ended.clone());
     let mut server = std::pin::pin!(grpc(listener, &config, &shared, &health, ended.clone()));
-    let mut start = std::pin::pin!(start_bus(&config, &shared));
+    let mut start = std::pin::pin!(start_bus(bus, &config, &shared));
     let mut shutdown = std::pin::pin!(shutdown);
 
-    // The port answers at once, and says NOT_SERVING until the bus is proven.
+    // The port answers at once, and says NOT_SERVING until the bus is verified.
     let bus = tokio::select! {
         bus = &mut start => bus?,
         () = &mut server => return Ok(()),
@@ -303,28 +302,24 @@ fn open_files() -> Option<usize> {
 }
 
 /// Starts the bus, and gives it to the service.
-async fn start_bus(config: &Config, shared: &Arc<Shared>) -> Result<SharedBus, StartError> {
+async fn start_bus(
+    bus: &dyn BusFactory,
+    config: &Config,
+    shared: &Arc<Shared>,
+) -> Result<SharedBus, StartError> {
     let capacity = Capacity { bytes: config.log.max_bytes, events: config.log.max_events };
-    let new_hub = |shards| Arc::new(Hub::new(shards, capacity));
-    let (hub, bus): (Arc<Hub>, SharedBus) = match redis::Settings::from_config(config)? {
-        None => {
-            let shards = config.shards.unwrap_or(EMBEDDED_SHARDS);
-            let hub = new_hub(shards);
-            let bus = EmbeddedBus::start(shards, config.request_id_window, hub.clone());
-            (hub, Arc::new(bus))
-        }
-        Some(settings) => {
-            let mut made = None;
-            let waiting = |why| *shared.waiting.write() = why;
-            let bus = redis::RedisBus::start(settings, waiting, |shards| {
-                let hub = new_hub(shards);
-                made = Some(hub.clone());
-                hub as Arc<dyn Sink>
-            });
-            let bus = bus.await?;
-            (made.expect("a bus that started has made its sink"), Arc::new(bus))
-        }
+    let mut made = None;
+    let starting = Starting {
+        config,
+        waiting: Box::new(|why| *shared.waiting.write() = why),
+        sink: Box::new(|shards| {
+            let hub = Arc::new(Hub::new(shards, capacity));
+            made = Some(hub.clone());
+            hub as Arc<dyn Sink>
+        }),
     };
+    let bus = bus.start(starting).await?;
+    let hub = made.ok_or_else(|| StartError("the bus started without a sink".into()))?;
     hub.attach(bus.clone());
     let throttle = Throttle::repeated();
     while let Err(error) = hub.load_last_values().await {
@@ -350,9 +345,9 @@ async fn follow_health(
         let state = bus.borrow_and_update().clone();
         let ready = state == Health::Ready;
         match state {
-            Health::Ready if !was_ready => tracing::info!("the bus is proven"),
+            Health::Ready if !was_ready => tracing::info!("the bus is verified"),
             Health::NotReady(why) if was_ready => {
-                tracing::warn!(why, "the bus is not proven any more");
+                tracing::warn!(why, "the bus is not verified any more");
             }
             _ => {}
         }

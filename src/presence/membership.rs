@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::Nodes;
 use crate::presence::pages::{Draft, FIGURES};
 use crate::{
-    bus::{AppendError, MemberId, Members, Part, SharedBus, unix_ms},
+    bus::{AppendError, MemberId, MemberUpdate, Members, SharedBus, unix_ms},
     proto::bus_v1::{MemberRecord, MemberStats},
     rpc::service::Shared,
 };
@@ -143,7 +143,7 @@ impl Membership {
     }
 
     /// What is to be put down, and the head that goes with it.
-    fn part(&mut self, draft: &Draft) -> Part {
+    fn part(&mut self, draft: &Draft) -> MemberUpdate {
         let mut pages = draft.pages.clone();
         let revision = self.figures.figures.revision;
         if revision != self.figures.told {
@@ -160,14 +160,14 @@ impl Membership {
             ..self.head()
         };
         self.number += 1;
-        Part {
+        MemberUpdate {
             member: self.id,
             ttl: TTL,
             number: self.number,
             follows: self.taken,
-            has_pages: self.taken.is_some(),
-            head: head.encode_to_vec().into(),
-            pages,
+            has_shards: self.taken.is_some(),
+            record: head.encode_to_vec().into(),
+            shards: pages,
         }
     }
 
@@ -194,7 +194,7 @@ impl Membership {
         for of_member in wanted.chunk_by(|(a, _), (b, _)| a == b) {
             for some in of_member.chunks(CALL_PAGES) {
                 let numbers = some.iter().map(|(_, page)| *page).collect();
-                let pages = members.pages(some[0].0, numbers).await?;
+                let pages = members.member_shards(some[0].0, numbers).await?;
                 for (wanted, page) in some.iter().zip(pages) {
                     nodes.take_page(*wanted, page);
                 }
@@ -208,14 +208,14 @@ impl Membership {
         let Some(members) = self.bus.members() else { return };
         self.number += 1;
         let head = MemberRecord { left: true, ..self.head() };
-        let part = Part {
+        let part = MemberUpdate {
             member: self.id,
             ttl: TTL,
             number: self.number,
             follows: None,
-            has_pages: false,
-            head: head.encode_to_vec().into(),
-            pages: vec![],
+            has_shards: false,
+            record: head.encode_to_vec().into(),
+            shards: vec![],
         };
         if let Err(error) = members.exchange(part).await {
             tracing::debug!(%error, "the last word was not heard");
