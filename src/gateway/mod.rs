@@ -12,7 +12,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::rooms::Rooms;
 use crate::{
     access::Access,
-    bus::{EmbeddedBus, SharedBus, Sink, StartError, redis},
+    bus::{BusFactory, SharedBus, Sink, StartError, Starting},
     config::Config,
     hub::{Hub, log::Capacity},
     lifecycle::Lifecycle,
@@ -22,9 +22,6 @@ use crate::{
     throttle::Throttle,
     trace,
 };
-
-/// Shards of the embedded bus, unless the configuration sets them.
-const EMBEDDED_SHARDS: u16 = 1;
 
 /// The pause before the last values are read again.
 const LAST_VALUES_RETRY: Duration = Duration::from_millis(200);
@@ -59,13 +56,15 @@ pub enum ServeError {
     Bus(#[from] StartError),
 }
 
-/// Serves until `shutdown` is ready, then drains. Calls `listening` with the bound address.
+/// Serves over `bus` until `shutdown` is ready, then drains. Calls `listening` with the bound
+/// address.
 ///
 /// # Errors
 ///
 /// The gateway cannot serve as it is configured.
 pub async fn serve(
     config: Config,
+    bus: &dyn BusFactory,
     listening: impl FnOnce(SocketAddr),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
@@ -108,7 +107,7 @@ pub async fn serve(
     tasks.spawn(access.watch(config.reload_interval, ended.clone()));
     let health = HealthState::new(ended.clone());
     let mut server = std::pin::pin!(grpc::serve(listener, &config, &rooms, &health, ended.clone()));
-    let mut start = std::pin::pin!(start_bus(&config, &rooms.gateway));
+    let mut start = std::pin::pin!(start_bus(bus, &config, &rooms.gateway));
     let mut shutdown = std::pin::pin!(shutdown);
 
     // The port answers at once, and reports NOT_SERVING until the bus is verified.
@@ -160,28 +159,24 @@ pub async fn serve(
 }
 
 /// Starts the bus, and gives it to the service.
-async fn start_bus(config: &Config, shared: &Lifecycle) -> Result<SharedBus, StartError> {
+async fn start_bus(
+    bus: &dyn BusFactory,
+    config: &Config,
+    shared: &Lifecycle,
+) -> Result<SharedBus, StartError> {
     let capacity = Capacity { bytes: config.log.max_bytes, events: config.log.max_events };
-    let new_hub = |shards| Arc::new(Hub::new(shards, capacity));
-    let (hub, bus): (Arc<Hub>, SharedBus) = match redis::Settings::from_config(config)? {
-        None => {
-            let shards = config.shards.unwrap_or(EMBEDDED_SHARDS);
-            let hub = new_hub(shards);
-            let bus = EmbeddedBus::start(shards, config.request_id_window, hub.clone());
-            (hub, Arc::new(bus))
-        }
-        Some(settings) => {
-            let mut made = None;
-            let waiting = |why| *shared.waiting.write() = why;
-            let bus = redis::RedisBus::start(settings, waiting, |shards| {
-                let hub = new_hub(shards);
-                made = Some(hub.clone());
-                hub as Arc<dyn Sink>
-            });
-            let bus = bus.await?;
-            (made.expect("a bus that started has made its sink"), Arc::new(bus))
-        }
+    let mut made = None;
+    let starting = Starting {
+        config,
+        waiting: Box::new(|why| *shared.waiting.write() = why),
+        sink: Box::new(|shards| {
+            let hub = Arc::new(Hub::new(shards, capacity));
+            made = Some(hub.clone());
+            hub as Arc<dyn Sink>
+        }),
     };
+    let bus = bus.start(starting).await?;
+    let hub = made.ok_or_else(|| StartError("the bus started without a sink".into()))?;
     hub.attach(bus.clone());
     let throttle = Throttle::repeated();
     while let Err(error) = hub.load_last_values().await {

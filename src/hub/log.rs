@@ -398,7 +398,7 @@ impl Entry {
                 let position = frame.last();
                 (Content::Frame(Indexed::new(frame)), position)
             }
-            Delivery::Again(frame) => {
+            Delivery::Restored(frame) => {
                 let position = frame.last();
                 (Content::Again(Indexed::new(frame)), position)
             }

@@ -63,9 +63,9 @@ fn describe_bus(hub: &Hub, response: &mut v1::GetStatusResponse) {
                 epoch: extent.end.epoch.0,
                 offset: extent.end.offset.0,
                 proof_age: shard
-                    .proof_age
+                    .verified_age
                     .and_then(|age| prost_types::Duration::try_from(age).ok()),
-                proven: shard.proven,
+                proven: shard.verified,
                 log_events: extent.events as u64,
                 log_bytes: extent.bytes as u64,
                 repairs: shard.repairs,

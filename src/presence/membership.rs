@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::Nodes;
 use crate::presence::pages::{Draft, FIGURES};
 use crate::{
-    bus::{AppendError, MemberId, Members, Part, SharedBus, unix_ms},
-    proto::bus_v1::{Figures, MemberHead},
+    bus::{AppendError, MemberId, MemberUpdate, Members, SharedBus, unix_ms},
+    proto::bus_v1::{MemberRecord, MemberStats},
 };
 
 /// How often a gateway renews its part and reads the heads of the others.
@@ -57,7 +57,7 @@ struct Membership {
 #[derive(Default)]
 struct OwnFigures {
     made: Option<Instant>,
-    figures: Figures,
+    figures: MemberStats,
     bytes: Bytes,
     /// The revision that the others can read; zero: none.
     told: u64,
@@ -142,7 +142,7 @@ impl Membership {
     }
 
     /// What is to be put down, and the head that goes with it.
-    fn part(&mut self, draft: &Draft) -> Part {
+    fn part(&mut self, draft: &Draft) -> MemberUpdate {
         let mut pages = draft.pages.clone();
         let revision = self.figures.figures.revision;
         if revision != self.figures.told {
@@ -150,30 +150,30 @@ impl Membership {
         }
         let readable = || [(FIGURES, revision)].into_iter().chain(draft.readable.iter().copied());
         let nodes = &self.nodes;
-        let head = MemberHead {
+        let head = MemberRecord {
             streams: u32::try_from(nodes.count()).unwrap_or(u32::MAX),
             unlisted_streams: u32::try_from(nodes.local.lock().pages.unlisted())
                 .unwrap_or(u32::MAX),
-            pages: readable().map(|(number, _)| number).collect(),
+            shards: readable().map(|(number, _)| number).collect(),
             revisions: readable().map(|(_, revision)| revision).collect(),
             ..self.head()
         };
         self.number += 1;
-        Part {
+        MemberUpdate {
             member: self.id,
             ttl: TTL,
             number: self.number,
             follows: self.taken,
-            has_pages: self.taken.is_some(),
-            head: head.encode_to_vec().into(),
-            pages,
+            has_shards: self.taken.is_some(),
+            record: head.encode_to_vec().into(),
+            shards: pages,
         }
     }
 
-    fn head(&self) -> MemberHead {
+    fn head(&self) -> MemberRecord {
         let about = &self.nodes.gateway.about;
         let since = about.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        MemberHead {
+        MemberRecord {
             gateway_id: about.gateway_id.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             address: about.address.clone(),
@@ -193,7 +193,7 @@ impl Membership {
         for of_member in wanted.chunk_by(|(a, _), (b, _)| a == b) {
             for some in of_member.chunks(CALL_PAGES) {
                 let numbers = some.iter().map(|(_, page)| *page).collect();
-                let pages = members.pages(some[0].0, numbers).await?;
+                let pages = members.member_shards(some[0].0, numbers).await?;
                 for (wanted, page) in some.iter().zip(pages) {
                     nodes.take_page(*wanted, page);
                 }
@@ -206,15 +206,15 @@ impl Membership {
     async fn leave(&mut self) {
         let Some(members) = self.bus.members() else { return };
         self.number += 1;
-        let head = MemberHead { left: true, ..self.head() };
-        let part = Part {
+        let head = MemberRecord { left: true, ..self.head() };
+        let part = MemberUpdate {
             member: self.id,
             ttl: TTL,
             number: self.number,
             follows: None,
-            has_pages: false,
-            head: head.encode_to_vec().into(),
-            pages: vec![],
+            has_shards: false,
+            record: head.encode_to_vec().into(),
+            shards: vec![],
         };
         if let Err(error) = members.exchange(part).await {
             tracing::debug!(%error, "the last word was not heard");
@@ -232,7 +232,7 @@ impl OwnFigures {
         let mut entries = nodes.all();
         entries.sort_by_key(|entry| entry.number);
         let now_ms = unix_ms();
-        let mut figures = Figures { revision: self.figures.revision, ..Default::default() };
+        let mut figures = MemberStats { revision: self.figures.revision, ..Default::default() };
         let mut last = 0;
         for entry in entries {
             let figure = entry.figure(now_ms);

@@ -228,8 +228,9 @@ async fn foreign_garbage_and_unknown_versions_on_the_channel() {
         let status =
             gateway.client().await.get_status(GetStatusRequest {}).await.expect("a status");
         assert!(status.into_inner().unreadable_frames >= 150, "they are counted");
-        assert!(gateway.stderr().contains("foreign bytes"), "and told");
+        assert!(gateway.stderr().contains("unknown writer"), "and reported");
     }
     let history = load.finish().await;
-    Report::of("foreign garbage and frames of unknown versions", &history).judge_without_gap();
+    Report::of("garbage of an unknown writer and frames of unknown versions", &history)
+        .judge_without_gap();
 }

@@ -97,14 +97,14 @@ async fn each_change_of_state_is_one_line_of_json() {
     ] {
         assert_eq!(count(&lines, message), expected, "{message}: {lines:#?}");
     }
-    let lost = count(&lines, "the bus is not proven any more");
+    let lost = count(&lines, "the bus is not verified any more");
     assert!(lost > 0);
-    assert_eq!(count(&lines, "the bus is proven"), lost + 1, "one line for each change");
+    assert_eq!(count(&lines, "the bus is verified"), lost + 1, "one line for each change");
     let first = line(&lines, "starting");
     assert_eq!((&first["gateway_id"], &first["level"]), (&json!("gw-1"), &json!("INFO")));
     let config: Value = serde_json::from_str(first["config"].as_str().unwrap()).unwrap();
     assert_eq!(config["logFormat"], "json");
-    assert!(line(&lines, "the bus is not proven any more")["why"].is_string());
+    assert!(line(&lines, "the bus is not verified any more")["why"].is_string());
     let closed: Vec<_> = lines.iter().filter(|line| line["message"] == "stream closed").collect();
     let reasons: Vec<_> = closed.iter().map(|line| line["reason"].as_str().unwrap()).collect();
     assert_eq!(
@@ -132,7 +132,7 @@ async fn the_text_for_people_says_the_same_and_no_secret() {
     let log = gateway.stderr();
     for expected in [
         "INFO trunkline::server: starting version=\"0.1.0\" gateway_id=\"gw-1\" config={",
-        "the bus is proven",
+        "the bus is verified",
         "stream opened node=\"n1\"",
         "stream closed node=\"n1\"",
         "draining streams=0",

@@ -213,7 +213,7 @@ fn bus(text: &mut Text, status: &BusStatus) {
         .sample(&[], status.unreadable);
     text.counter(
         "bus_forged_messages_total",
-        "Frames, beacons and last values in Redis whose seal does not hold.",
+        "Frames, probes and last values in Redis whose authentication tag does not verify.",
     )
     .sample(&[], status.forged);
     let mut family = text.gauge("link_up", "Whether a connection to Redis is up: 1 or 0.");
@@ -234,14 +234,14 @@ fn proofs(text: &mut Text, shards: &[Shard]) {
         "Whether the way through the bus is proven to work, in both directions: 1 or 0.",
     );
     for shard in shards {
-        family.sample(&[("shard", &shard.name)], u8::from(shard.bus.proven));
+        family.sample(&[("shard", &shard.name)], u8::from(shard.bus.verified));
     }
     let mut family = text.gauge(
         "shard_proof_age_seconds",
         "Time since the last beacon or frame of this gateway came back; absent before the first.",
     );
     for shard in shards {
-        if let Some(age) = shard.bus.proof_age.as_ref().map(Duration::as_secs_f64) {
+        if let Some(age) = shard.bus.verified_age.as_ref().map(Duration::as_secs_f64) {
             family.sample(&[("shard", &shard.name)], age);
         }
     }

@@ -1,13 +1,13 @@
-//! Looks at a deployment's Redis as a gateway would see it, and says what is wrong and what to do.
+//! Examination of a deployment's Redis, as a gateway would use it, for `trunkline doctor`.
 //!
-//! Nothing that gateways use is changed: what is written lies under names of its own below the prefix, is taken away again, and
-//! ends by itself if it is not. Every step has a time limit.
+//! Nothing that gateways use is changed: the doctor writes under names of its own below the prefix,
+//! removes them, and gives them a time to live in case it cannot. Every step has a time limit.
 
 mod path;
 mod rights;
 mod server;
 
-use std::{fmt, future::Future, time::Duration};
+use std::{future::Future, time::Duration};
 
 use redis::{
     AsyncConnectionConfig, Client, ConnectionInfo, RedisError, RedisResult,
@@ -16,85 +16,17 @@ use redis::{
 
 use self::server::Info;
 use super::{
-    SHARDS_A_MASTER, Settings,
+    Settings, deployment,
     names::{self, ShardNames},
     topology::Topology,
 };
-use crate::bus::ShardId;
+use crate::bus::{Finding, Level, Progress, ShardId};
 
-/// How long one step may take.
+/// The time limit of one step.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// How long a connection, and one answer, may take.
+/// The time limit of a connection, and of one answer.
 const CONNECT: Duration = Duration::from_secs(3);
-
-/// How bad it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    /// As it should be.
-    Ok,
-    /// It works, and will not always.
-    Warning,
-    /// A gateway does not serve like this, or loses events.
-    Failure,
-}
-
-/// What one check found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    /// The name of the check; a check may find several things.
-    pub check: &'static str,
-    /// How bad it is.
-    pub level: Level,
-    /// What was seen.
-    pub seen: String,
-    /// What to do; empty where nothing is to be done.
-    pub advice: String,
-}
-
-/// How an examination goes on.
-#[derive(Clone, Debug)]
-pub enum Progress {
-    /// A check begins.
-    Begins(&'static str),
-    /// It found something.
-    Found(Finding),
-}
-
-impl Finding {
-    /// As it should be.
-    pub fn ok(check: &'static str, seen: impl Into<String>) -> Finding {
-        Finding { check, level: Level::Ok, seen: seen.into(), advice: String::new() }
-    }
-
-    /// It works, and will not always.
-    pub fn warning(
-        check: &'static str,
-        seen: impl Into<String>,
-        advice: impl Into<String>,
-    ) -> Finding {
-        Finding { check, level: Level::Warning, seen: seen.into(), advice: advice.into() }
-    }
-
-    /// A gateway does not serve like this, or loses events.
-    pub fn failure(
-        check: &'static str,
-        seen: impl Into<String>,
-        advice: impl Into<String>,
-    ) -> Finding {
-        Finding { check, level: Level::Failure, seen: seen.into(), advice: advice.into() }
-    }
-}
-
-impl fmt::Display for Level {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Level::Ok => "ok",
-            Level::Warning => "warning",
-            Level::Failure => "failure",
-        })
-    }
-}
 
 /// A server that answers.
 struct Reached {
@@ -103,15 +35,20 @@ struct Reached {
     connection: MultiplexedConnection,
 }
 
-/// Looks at the Redis of `settings`. `largest`: the most bytes that one request may have, and with it one frame.
-pub async fn examine(settings: &Settings, largest: u64, tell: &mut (dyn FnMut(Progress) + Send)) {
+/// Examines the Redis of `settings`. `max_frame`: the limit of a request, and so of a frame, in
+/// bytes.
+pub(super) async fn examine(
+    settings: &Settings,
+    max_frame: u64,
+    report: &mut (dyn FnMut(Progress) + Send),
+) {
     let mut seeds = Vec::new();
-    tell(Progress::Begins("reach"));
+    report(Progress::Begins("reach"));
     for seed in &settings.seeds {
         match limited(reach(seed)).await {
             Ok(reached) => {
                 let seen = format!("{} answers", reached.address);
-                tell(Progress::Found(Finding::ok("reach", seen)));
+                report(Progress::Found(Finding::ok("reach", seen)));
                 seeds.push(reached);
             }
             Err(why) => {
@@ -120,33 +57,33 @@ pub async fn examine(settings: &Settings, largest: u64, tell: &mut (dyn FnMut(Pr
                     // The others may be enough.
                     finding.level = Level::Warning;
                 }
-                tell(Progress::Found(finding));
+                report(Progress::Found(finding));
             }
         }
     }
     let Some(seed) = seeds.first() else {
         if settings.seeds.len() > 1 {
             let seen = "no server of coordinator.urls can be used";
-            tell(Progress::Found(Finding::failure("reach", seen, "see above")));
+            report(Progress::Found(Finding::failure("reach", seen, "see above")));
         }
         return;
     };
-    tell(Progress::Begins("mode"));
+    report(Progress::Begins("mode"));
     let mode = server::mode(&seed.address, &seed.info, settings.cluster);
     let goes_on = mode.level != Level::Failure;
-    tell(Progress::Found(mode));
+    report(Progress::Found(mode));
     if !goes_on {
-        // What a gateway would do with such a server is of no interest.
+        // A gateway would not use such a server at all.
         return;
     }
-    tell(Progress::Begins("deployment"));
+    report(Progress::Begins("deployment"));
     let shards = match limited(Box::pin(path::deployment(settings))).await {
         Ok((finding, shards)) => {
-            tell(Progress::Found(finding));
+            report(Progress::Found(finding));
             shards
         }
         Err(why) => {
-            tell(Progress::Found(path::unknown_deployment(&why)));
+            report(Progress::Found(path::unknown_deployment(&why)));
             return;
         }
     };
@@ -154,45 +91,45 @@ pub async fn examine(settings: &Settings, largest: u64, tell: &mut (dyn FnMut(Pr
         Ok(found) => found,
         Err(why) => {
             let advice = "see that every slot has a master: redis-cli --cluster check";
-            tell(Progress::Found(Finding::failure("shards", why, advice)));
+            report(Progress::Found(Finding::failure("shards", why, advice)));
             return;
         }
     };
-    tell(Progress::Begins("shards"));
-    tell(Progress::Found(path::balance(&masters)));
+    report(Progress::Begins("shards"));
+    report(Progress::Found(path::balance(&masters)));
     for (address, info, shards) in by_server(&masters) {
         let mut reached = match limited(reach(&info)).await {
             Ok(reached) => reached,
             Err(why) => {
-                tell(Progress::Found(unreached(&info, &why)));
+                report(Progress::Found(unreached(&info, &why)));
                 continue;
             }
         };
-        server::examine(&mut reached, settings, largest, shards.len(), tell).await;
+        server::examine(&mut reached, settings, max_frame, shards.len(), report).await;
         let first = &names[shards[0].index()];
-        step("rights", tell, rights::examine(&reached, settings, first)).await;
+        step("rights", report, rights::examine(&reached, settings, first)).await;
         let server = Client::open(info);
         for shard in shards {
             let work = path::round_trip(&address, server.as_ref(), settings, shard, &names);
-            step("round trip", tell, work).await;
+            step("round trip", report, work).await;
         }
     }
 }
 
-/// Runs one check within its time.
+/// Runs one check within its time limit.
 async fn step(
     check: &'static str,
-    tell: &mut (dyn FnMut(Progress) + Send),
+    report: &mut (dyn FnMut(Progress) + Send),
     work: impl Future<Output = Vec<Finding>>,
 ) {
-    tell(Progress::Begins(check));
+    report(Progress::Begins(check));
     let late = || {
-        let advice = "see whether the server is overloaded, and what lies between";
+        let advice = "see whether the server is overloaded, or the network to it slow";
         vec![Finding::failure(check, format!("not done after {LIMIT:?}"), advice)]
     };
     let found = tokio::time::timeout(LIMIT, work).await.unwrap_or_else(|_| late());
     for finding in found {
-        tell(Progress::Found(finding));
+        report(Progress::Found(finding));
     }
 }
 
@@ -209,21 +146,21 @@ async fn connect(info: &ConnectionInfo) -> RedisResult<MultiplexedConnection> {
 }
 
 async fn reach(info: &ConnectionInfo) -> Result<Reached, String> {
-    let told = |error: RedisError| told(&error);
-    let mut connection = connect(info).await.map_err(told)?;
-    let text: String = redis::cmd("INFO").query_async(&mut connection).await.map_err(told)?;
-    Ok(Reached { address: info.addr().to_string(), info: Info::parse(&text), connection })
+    let text = |error: RedisError| error_text(&error);
+    let mut connection = connect(info).await.map_err(text)?;
+    let answer: String = redis::cmd("INFO").query_async(&mut connection).await.map_err(text)?;
+    Ok(Reached { address: info.addr().to_string(), info: Info::parse(&answer), connection })
 }
 
-/// An error with what caused it, in the words of the server where it has any.
-fn told(error: &RedisError) -> String {
+/// The text of an error: that of the server, if it has one.
+fn error_text(error: &RedisError) -> String {
     match (error.code(), error.detail()) {
         (Some(code), Some(detail)) => format!("{code} {detail}"),
         _ => error.to_string(),
     }
 }
 
-/// Why a server cannot be used, and what that mostly means.
+/// The finding for a server that cannot be reached, with the most likely remedy.
 fn unreached(info: &ConnectionInfo, why: &str) -> Finding {
     let has = |words: &[&str]| words.iter().any(|word| why.to_lowercase().contains(word));
     let advice = if has(&["wrongpass", "noauth", "authentication", "invalid username"]) {
@@ -237,9 +174,11 @@ fn unreached(info: &ConnectionInfo, why: &str) -> Finding {
     } else if has(&["unknownissuer", "unknown issuer"]) {
         "set coordinator.tls.caCertificate to the authority that signed the server's certificate"
     } else if has(&["certificate", "tls", "alert"]) {
-        "compare coordinator.tls with the server's tls-* settings: does it ask for a client certificate?"
+        "compare coordinator.tls with the server's tls-* settings: does it ask for a client \
+         certificate?"
     } else if has(&["refused"]) {
-        "see that Redis runs, listens on this address (bind, port, protected-mode), and that the port is right"
+        "see that Redis runs, listens on this address (bind, port, protected-mode), and that the port \
+         is right"
     } else if has(&["timed out", "no answer", "deadline"]) {
         "see that the address is right and that no firewall drops what is sent to it"
     } else if has(&["lookup", "resolve", "name or service"]) {
@@ -291,17 +230,13 @@ fn by_server(masters: &[Master]) -> Vec<(String, ConnectionInfo, Vec<ShardId>)> 
     servers
 }
 
-/// How many shards a deployment gets that has none yet.
+/// The number of shards that a new deployment would get.
 async fn default_shards(settings: &Settings) -> Result<u16, String> {
     if let Some(shards) = settings.shards {
         return Ok(shards);
     }
-    if !settings.cluster {
-        return Ok(1);
-    }
     let key = names::deployment(&settings.prefix);
     let topology = Topology::new(settings.clone(), vec![names::slot_of(&key)])
         .map_err(|error| error.to_string())?;
-    let masters = topology.count_masters().await.map_err(|error| error.to_string())?;
-    Ok(u16::try_from((masters * SHARDS_A_MASTER).min(256)).unwrap_or(256))
+    deployment::default_shards(settings, &topology).await.map_err(|error| error.to_string())
 }

@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 
 use super::settings::Settings;
 
-/// How long a connection may take to be made.
+/// The time limit for opening a connection.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One Redis server, and the connections to it that are not subscriptions.
@@ -20,29 +20,29 @@ pub(super) struct Server {
     pub address: String,
     pub info: ConnectionInfo,
     pool: Pool,
-    /// Whether the pool has room beside the command connection.
+    /// True if the pool has connections beside the command connection.
     pool_is_shared: bool,
-    /// What every shard's writer on this server shares. A checkout from the pool costs a round trip of its own, so it is
-    /// checked out once and kept until it fails.
+    /// The connection that all writers of this server share. A checkout from the pool costs a round
+    /// trip of its own, so it is checked out once and kept until it fails.
     command: Mutex<Option<Command>>,
 }
 
-/// A connection for commands, with the identity of the server process that it leads to: a process that ends closes its
-/// connections, so what was found at the start stays true.
+/// A connection for commands, with the identity of the server process at its other end: a process
+/// that ends closes its connections, so the identity stays true.
 #[derive(Clone)]
 pub(super) struct Command {
     pub connection: MultiplexedConnection,
-    /// `run_id` of the server. Empty where the server does not tell: then a restart without data is found by its missing
-    /// state alone.
+    /// `run_id` of the server. Empty if the server does not report it: then a restart without data
+    /// is found by the missing state alone.
     pub run: Arc<str>,
-    /// Keeps the connection's place in the pool.
+    /// Keeps the connection checked out of the pool.
     checkout: Arc<deadpool_redis::Connection>,
 }
 
-/// Why there is no connection. Nothing was sent.
+/// Reason why there is no connection. Nothing was sent.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("no connection to Redis at {address}: {why}")]
-pub(super) struct LinkError {
+pub(super) struct ConnectError {
     address: String,
     why: String,
 }
@@ -75,8 +75,8 @@ impl Server {
         })
     }
 
-    /// The connection that all writers share; made if there is none.
-    pub(super) async fn command(&self) -> Result<Command, LinkError> {
+    /// The connection that all writers share; opened if there is none.
+    pub(super) async fn command(&self) -> Result<Command, ConnectError> {
         let mut slot = self.command.lock().await;
         if let Some(command) = &*slot {
             return Ok(command.clone());
@@ -87,7 +87,7 @@ impl Server {
         Ok(command)
     }
 
-    async fn connect_command(&self) -> Result<Command, LinkError> {
+    async fn connect_command(&self) -> Result<Command, ConnectError> {
         let checkout = self.pool.get().await.map_err(|error| self.error(error))?;
         let mut connection = (*checkout).clone();
         let asked: Result<String, _> =
@@ -96,18 +96,18 @@ impl Server {
         Ok(Command { connection, run: run_id(&info).into(), checkout: Arc::new(checkout) })
     }
 
-    /// Gives up a command connection that failed; the next one is a new one. Another that took its place stays.
+    /// Closes a command connection that failed, unless a new one has replaced it already.
     pub(super) async fn discard(&self, failed: &Command) {
         let mut slot = self.command.lock().await;
         if slot.as_ref().is_some_and(|kept| Arc::ptr_eq(&kept.checkout, &failed.checkout)) {
             *slot = None;
-            // Idle ones lead to the same server process, which may be gone.
+            // Idle connections lead to the same server process, which may be gone.
             self.pool.retain(|_, _| false);
         }
     }
 
-    /// A connection for something longer, beside the writers' where the pool has room.
-    pub(super) async fn query(&self) -> Result<Query, LinkError> {
+    /// A connection for a long query: one of its own if the pool has one, else the writers'.
+    pub(super) async fn query(&self) -> Result<Query, ConnectError> {
         if self.pool_is_shared {
             let checkout = self.pool.get().await.map_err(|error| self.error(error))?;
             Ok(Query::Pooled(checkout))
@@ -116,18 +116,18 @@ impl Server {
         }
     }
 
-    /// A client for a connection of its own: a subscription.
+    /// A client for a connection outside the pool: a subscription.
     pub(super) fn client(&self) -> RedisResult<Client> {
         Client::open(self.info.clone())
     }
 
-    /// It did not let itself be connected to in time.
-    pub(super) fn slow(&self) -> LinkError {
+    /// The error of a connection that was not opened in time.
+    pub(super) fn slow(&self) -> ConnectError {
         self.error("no connection in time")
     }
 
-    fn error(&self, why: impl fmt::Display) -> LinkError {
-        LinkError { address: self.address.clone(), why: why.to_string() }
+    fn error(&self, why: impl fmt::Display) -> ConnectError {
+        ConnectError { address: self.address.clone(), why: why.to_string() }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The bus of a single gateway: the same contract in one process, without Redis.
+//! The bus of a single gateway: the rules of [`Bus`] in one process, without Redis.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,18 +12,45 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    AppendError, Appended, Batch, Bus, BusStatus, Delivery, Epoch, Frame, Health, History, Members,
-    Offset, Position, RequestId, ShardBusStatus, ShardId, Sink, put_event, unix_ms,
+    AppendError, Appended, Batch, Bus, BusFactory, BusStatus, Delivery, Epoch, Finding, Frame,
+    Health, History, Members, Offset, Position, Progress, RequestId, ShardBusStatus, ShardId,
+    SharedBus, Sink, StartError, Starting, append::record_append, put_event, unix_ms,
 };
-use crate::trace::Follow;
+use crate::{config::Config, trace::Follow};
 
-/// Hands every batch to the sink at once. Its history is the sink's log: it keeps nothing itself but request ids.
+/// The number of shards if none is configured.
+const DEFAULT_SHARDS: u16 = 1;
+
+/// `@type: Embedded`.
+pub struct EmbeddedFactory;
+
+impl BusFactory for EmbeddedFactory {
+    fn start<'a>(&'a self, starting: Starting<'a>) -> BoxFuture<'a, Result<SharedBus, StartError>> {
+        let shards = starting.config.shards.unwrap_or(DEFAULT_SHARDS);
+        let sink = (starting.sink)(shards);
+        let bus = EmbeddedBus::start(shards, starting.config.request_id_window, sink);
+        ready(Ok(Arc::new(bus) as SharedBus)).boxed()
+    }
+
+    fn examine<'a>(
+        &'a self,
+        _: &'a Config,
+        report: &'a mut (dyn FnMut(Progress) + Send),
+    ) -> BoxFuture<'a, ()> {
+        let seen = "the bus is embedded: there is no Redis";
+        report(Progress::Found(Finding::ok("reach", seen)));
+        ready(()).boxed()
+    }
+}
+
+/// Delivers every batch to the sink at once. Its history is the sink's log: it keeps nothing itself
+/// but request ids.
 pub struct EmbeddedBus {
-    /// Each shard's order is the order in which this lock is taken.
+    /// The order of a shard is the order in which its lock is taken.
     shards: Vec<Mutex<Shard>>,
-    /// One epoch a process: what an earlier process numbered is not known any more.
+    /// One epoch for each process: offsets of an earlier process are not known any more.
     epoch: Epoch,
-    /// How long a request id is remembered.
+    /// The time for which a request id is remembered.
     request_id_window: Duration,
     sink: Arc<dyn Sink>,
     health: watch::Sender<Health>,
@@ -32,8 +59,9 @@ pub struct EmbeddedBus {
 #[derive(Default)]
 struct Shard {
     end: Offset,
+    closed: bool,
     requests: HashMap<RequestId, Appended>,
-    /// The same ids by age, to forget them.
+    /// The same ids by age, to expire them.
     ages: VecDeque<(Instant, RequestId)>,
 }
 
@@ -53,11 +81,14 @@ impl EmbeddedBus {
         }
     }
 
-    fn append_now(&self, shard: ShardId, batch: &Batch) -> Appended {
+    fn append_now(&self, shard: ShardId, batch: &Batch) -> Result<Appended, AppendError> {
         let mut state = self.shards[shard.index()].lock();
-        state.forget(self.request_id_window);
+        if state.closed {
+            return Err(AppendError::Closed);
+        }
+        state.expire_requests(self.request_id_window);
         if let Some(before) = batch.request_id.and_then(|id| state.requests.get(&id)) {
-            return *before;
+            return Ok(*before);
         }
         let span = Follow::append(batch.follow.as_deref().into_iter());
         let appended = Appended { epoch: self.epoch, first: state.end.plus(1) };
@@ -84,8 +115,8 @@ impl EmbeddedBus {
                 events: Bytes::from(events),
             }),
         );
-        super::appended(span, shard, appended.epoch, appended.first, count);
-        appended
+        record_append(span, shard, appended, count);
+        Ok(appended)
     }
 
     fn end(&self, shard: ShardId) -> Position {
@@ -94,7 +125,7 @@ impl EmbeddedBus {
 }
 
 impl Shard {
-    fn forget(&mut self, window: Duration) {
+    fn expire_requests(&mut self, window: Duration) {
         while let Some((at, id)) = self.ages.front() {
             if at.elapsed() < window {
                 break;
@@ -115,7 +146,7 @@ impl Bus for EmbeddedBus {
     }
 
     fn append(&self, shard: ShardId, batch: Batch) -> BoxFuture<'_, Result<Appended, AppendError>> {
-        ready(Ok(self.append_now(shard, &batch))).boxed()
+        ready(self.append_now(shard, &batch)).boxed()
     }
 
     fn history(&self) -> Option<&dyn History> {
@@ -133,14 +164,17 @@ impl Bus for EmbeddedBus {
     fn status(&self) -> BusStatus {
         let shard = |id| ShardBusStatus {
             position: self.end(id),
-            proof_age: Some(Duration::ZERO),
-            proven: true,
+            verified_age: Some(Duration::ZERO),
+            verified: true,
             repairs: 0,
         };
         BusStatus { shards: ShardId::all(self.shards()).map(shard).collect(), ..Default::default() }
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
+        for shard in &self.shards {
+            shard.lock().closed = true;
+        }
         ready(()).boxed()
     }
 }

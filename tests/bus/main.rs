@@ -5,13 +5,14 @@ mod support;
 
 mod acl;
 mod agreement;
+mod authenticated;
 mod cluster;
 mod doctor;
 mod history;
 mod promises;
 mod reach;
 mod reconnect;
-mod sealed;
+
 mod tls;
 mod urls;
 
