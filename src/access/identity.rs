@@ -1,4 +1,5 @@
-//! Who a request comes from. Known of every request, with and without authentication: limits are counted by it.
+//! The caller of a request. Every request has one, with or without authentication: quotas are
+//! counted by its identity.
 
 use std::{
     fmt,
@@ -6,34 +7,34 @@ use std::{
     sync::Arc,
 };
 
-/// Who sends requests, as far as the gateway can tell.
+/// The identity of a caller.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Identity {
-    /// Proven, by a token or a certificate.
+    /// Authenticated, by a token or a client certificate.
     Named(Arc<str>),
-    /// Nobody asked: all that is known is where it comes from. Connections of one address are one such identity.
+    /// Without authentication: all connections from one address are one identity.
     Anonymous(IpAddr),
 }
 
-/// One connection of this process, never used twice.
+/// The number of a connection, unique in this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(pub u64);
 
-/// Where a request comes from. Stands in the extensions of every request that reaches a service.
+/// The caller of a request. In the extensions of every request that reaches a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// Who sent it.
+    /// Its identity.
     pub identity: Identity,
-    /// On which connection.
+    /// The connection of the request.
     pub connection: ConnectionId,
-    /// From which address.
+    /// The remote address of that connection.
     pub peer: SocketAddr,
 }
 
 impl Identity {
-    /// The identity of somebody who showed nothing.
+    /// The identity of a caller from this address that is not authenticated.
     pub fn anonymous(peer: SocketAddr) -> Identity {
-        // An IPv4 client of a wildcard listener of IPv6 is the same client.
+        // IPv4 clients of an IPv6 wildcard listener have IPv4-mapped addresses.
         Identity::Anonymous(peer.ip().to_canonical())
     }
 }

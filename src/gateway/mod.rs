@@ -17,10 +17,10 @@ use crate::{
     access::{Access, AccessLayer, quota::Quotas},
     observe::{admin, lines},
     port::{
-        connections::{self, ConnectionSlots, Refusals, Terms},
-        http1,
+        connections::{self, ConnectionLimits, ConnectionSlots, GoawaySender},
+        grpc_only::GrpcOnlyLayer,
         listener::{self, Admission},
-        requests::RequestsLayer,
+        requests::RequestLimitsLayer,
     },
     presence::{About, Nodes, membership},
     rpc::{
@@ -260,7 +260,7 @@ async fn grpc(
         .add_service(reflection_alpha.max_decoding_message_size(SMALL_REQUEST))
         .add_service(service)
         .prepare();
-    let requests = RequestsLayer {
+    let requests = RequestLimitsLayer {
         quotas: shared.quotas.clone(),
         counters: shared.counters.clone(),
         timeout: config.limits.request_timeout,
@@ -268,17 +268,17 @@ async fn grpc(
     };
     let access =
         AccessLayer::new(shared.access.clone(), shared.counters.clone(), shared.recent.clone());
-    let service = http1::Http1Layer.layer(access.layer(requests.layer(routes)));
+    let service = GrpcOnlyLayer.layer(access.layer(requests.layer(routes)));
     let admission = Admission {
         access: shared.access.clone(),
         handshake_timeout: config.limits.handshake_timeout,
         slots: shared.slots.clone(),
-        refusals: Refusals::new(config.tls.is_none()),
+        goaway: GoawaySender::new(config.tls.is_none()),
         counters: shared.counters.clone(),
     };
     let incoming = listener::incoming(listener, admission);
-    let terms = Terms::new(&config.limits, &config.keepalive);
-    connections::serve(incoming, service, terms, shared.counters.clone(), ended).await;
+    let limits = ConnectionLimits::new(&config.limits, &config.keepalive);
+    connections::serve(incoming, service, limits, shared.counters.clone(), ended).await;
 }
 
 /// As many connections as the process may have files open, in all and of one peer. Without room for other files, the way to Redis

@@ -19,8 +19,8 @@ use uuid::Uuid;
 
 use crate::{
     access::{
-        Access, Permit,
-        quota::{Pending, Quotas},
+        Access, Grant,
+        quota::{InFlightRequest, Quotas},
     },
     observe::{
         counters::{Counters, Kinds, Method},
@@ -157,15 +157,15 @@ impl Service {
     async fn publish(
         &self,
         request: wire::PublishRequest,
-        sender: &Pending,
-        permit: Option<&Permit>,
+        sender: &InFlightRequest,
+        grant: Option<&Grant>,
         mut trace: Option<Carried>,
     ) -> Result<v1::PublishResponse, Error> {
         self.shared.refuse_if_draining()?;
         let now = SystemTime::now();
         let mut publishing = Publishing::begin(&self.shared.tracer, &mut trace, now);
         let answer =
-            self.append(request, sender, permit, trace.as_ref(), now, &mut publishing).await;
+            self.append(request, sender, grant, trace.as_ref(), now, &mut publishing).await;
         publishing.end(&answer);
         answer
     }
@@ -173,20 +173,20 @@ impl Service {
     async fn append(
         &self,
         request: wire::PublishRequest,
-        sender: &Pending,
-        permit: Option<&Permit>,
+        sender: &InFlightRequest,
+        grant: Option<&Grant>,
         trace: Option<&Carried>,
         now: SystemTime,
         publishing: &mut Publishing,
     ) -> Result<v1::PublishResponse, Error> {
         let begun = Instant::now();
-        let node_id = permit.map(|_| request.node_id.clone());
+        let node_id = grant.map(|_| request.node_id.clone());
         let publish = validate::publish(request, &self.shared.limits, now, trace)?;
         publishing.join(&publish);
-        if let (Some(permit), Some(node_id)) = (permit, &node_id) {
-            permit.check_publish(node_id, &publish.events)?;
+        if let (Some(grant), Some(node_id)) = (grant, &node_id) {
+            grant.check_publish(node_id, &publish.events)?;
         }
-        self.shared.quotas.publish(sender.share(), publish.events.len())?;
+        self.shared.quotas.publish(sender.quota(), publish.events.len())?;
         let hub = self.shared.hub()?;
         let shards = hub.bus().shards();
         let count = publish.events.len();
@@ -247,27 +247,27 @@ impl Service {
     async fn subscribe(
         &self,
         request: v1::SubscribeRequest,
-        sender: Arc<Pending>,
+        sender: Arc<InFlightRequest>,
         peer: &Peer,
-        permit: Option<&Permit>,
+        grant: Option<&Grant>,
     ) -> Result<Subscription, Error> {
         let shared = &self.shared;
         shared.refuse_if_draining()?;
         let subscribe =
             validate::subscribe(request, &shared.limits, shared.heartbeat, shared.deployment)?;
-        let filter = match permit {
+        let filter = match grant {
             None => subscribe.filter,
-            Some(permit) => {
-                permit.check_subscribe(
+            Some(grant) => {
+                grant.check_subscribe(
                     &subscribe.node_id,
                     &subscribe.roles,
                     &subscribe.wire_filter,
                 )?;
-                permit.check_explain(subscribe.explain)?;
-                subscribe.filter.within(permit.receive())
+                grant.check_explain(subscribe.explain)?;
+                subscribe.filter.within(grant.receive())
             }
         };
-        let seat = shared.quotas.stream(sender.share(), &peer.streams)?;
+        let stream_permit = shared.quotas.stream(sender.quota(), &peer.streams)?;
         let hub = shared.proven_hub().await?;
         let with_token = subscribe.token.is_some();
         let begin = match (subscribe.token, subscribe.start) {
@@ -305,7 +305,7 @@ impl Service {
             heartbeat: subscribe.heartbeat,
             end: subscribe.max_duration.map(|duration| Instant::now() + duration),
             overflow: subscribe.overflow,
-            revoked: permit.map(|permit| -> Revoked { Box::pin(permit.clone().revoked()) }),
+            revoked: grant.map(|grant| -> Revoked { Box::pin(grant.clone().revoked()) }),
             explain: subscribe.explain,
             kinds,
             with_token,
@@ -319,7 +319,7 @@ impl Service {
                 resume_token: vec![],
             },
         };
-        Ok(stream(shared.clone(), opened.cursor, listed, terms, (seat, sender)))
+        Ok(stream(shared.clone(), opened.cursor, listed, terms, (stream_permit, sender)))
     }
 
     /// Counts what went wrong, and keeps the last of it.
@@ -342,9 +342,9 @@ fn trace_of(metadata: &MetadataMap) -> Option<Carried> {
 }
 
 /// What a request is counted with.
-fn pending<T>(request: &Request<T>) -> Result<Arc<Pending>, Status> {
-    let pending = request.extensions().get::<Arc<Pending>>().cloned();
-    pending.ok_or_else(|| Status::internal("a request that nobody counts"))
+fn in_flight<T>(request: &Request<T>) -> Result<Arc<InFlightRequest>, Status> {
+    let in_flight = request.extensions().get::<Arc<InFlightRequest>>().cloned();
+    in_flight.ok_or_else(|| Status::internal("the request did not pass the limits of the port"))
 }
 
 /// The generated server.
@@ -362,11 +362,11 @@ impl generated::coordination_service_server::CoordinationService for Service {
         &self,
         request: Request<wire::PublishRequest>,
     ) -> Result<tonic::Response<v1::PublishResponse>, Status> {
-        let permit = request.extensions().get::<Permit>().cloned();
-        let sender = pending(&request)?;
+        let grant = request.extensions().get::<Grant>().cloned();
+        let sender = in_flight(&request)?;
         let trace = trace_of(request.metadata());
         // What it is counted with stays until it is answered.
-        let answer = self.publish(request.into_inner(), &sender, permit.as_ref(), trace).await;
+        let answer = self.publish(request.into_inner(), &sender, grant.as_ref(), trace).await;
         Ok(tonic::Response::new(self.counted(Method::Publish, answer)?))
     }
 
@@ -374,11 +374,11 @@ impl generated::coordination_service_server::CoordinationService for Service {
         &self,
         request: Request<v1::SubscribeRequest>,
     ) -> Result<tonic::Response<Self::SubscribeStream>, Status> {
-        let permit = request.extensions().get::<Permit>().cloned();
-        let sender = pending(&request)?;
+        let grant = request.extensions().get::<Grant>().cloned();
+        let sender = in_flight(&request)?;
         let peer = request.extensions().get().cloned();
         let peer: Peer = peer.ok_or_else(|| Status::internal("a request from nowhere"))?;
-        let stream = self.subscribe(request.into_inner(), sender, &peer, permit.as_ref()).await;
+        let stream = self.subscribe(request.into_inner(), sender, &peer, grant.as_ref()).await;
         let stream = self.counted(Method::Subscribe, stream)?;
         Ok(body::carry(empty(), stream))
     }

@@ -20,7 +20,7 @@ use tokio::{
 use tonic::Status;
 
 use crate::{
-    access::quota::{Pending, Seat},
+    access::quota::{InFlightRequest, StreamPermit},
     observe::{counters::Method, lines::StreamLine, recent::Ending},
     presence::{Listed, timestamp},
     rpc::{
@@ -98,7 +98,7 @@ pub struct Subscription {
     positions: Vec<Position>,
     next: Next,
     /// What it counts as, while it lasts.
-    _held: (Seat, Arc<Pending>),
+    _held: (StreamPermit, Arc<InFlightRequest>),
 }
 
 /// What comes next.
@@ -116,7 +116,7 @@ pub fn stream(
     cursor: Cursor,
     listed: Listed,
     terms: Terms,
-    held: (Seat, Arc<Pending>),
+    held: (StreamPermit, Arc<InFlightRequest>),
 ) -> Subscription {
     let drain = shared.drain.subscribe();
     let begin = cursor.positions();

@@ -165,9 +165,9 @@ fn traces(text: &mut Text, tracer: &Tracer) {
 
 fn connections(text: &mut Text, shared: &Shared) {
     text.gauge("connections", "Connections that are open on the gRPC port.")
-        .sample(&[], shared.slots.taken());
+        .sample(&[], shared.slots.used());
     text.gauge("connections_limit", "Connections that may be open: limits.maxConnections.")
-        .sample(&[], shared.slots.most());
+        .sample(&[], shared.slots.max());
     text.counter("connections_total", "Connections that were let in.")
         .sample(&[], shared.counters.connections());
     text.gauge("requests_under_way", "Requests that are not wholly answered, streams included.")
@@ -176,9 +176,9 @@ fn connections(text: &mut Text, shared: &Shared) {
         "pending_request_bytes",
         "Bytes of requests that are not answered, streams included.",
     )
-    .sample(&[], shared.quotas.pending());
+    .sample(&[], shared.quotas.bytes_in_flight());
     text.gauge("pending_request_limit_bytes", "How many there may be: limits.maxPendingBytes.")
-        .sample(&[], shared.quotas.most_pending());
+        .sample(&[], shared.quotas.max_bytes_in_flight());
     let mut family = text.counter(
         "refused_total",
         "Connections and requests that were refused or ended because of a limit, by limit.",
