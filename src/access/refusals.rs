@@ -23,7 +23,7 @@ pub struct Refusals {
 #[derive(Default)]
 struct Log {
     last_line: Option<Instant>,
-    suppressed: u64,
+    left_out: u64,
 }
 
 impl Refusals {
@@ -33,13 +33,13 @@ impl Refusals {
         self.counts[rule as usize].fetch_add(1, Ordering::Relaxed);
         let mut log = self.log.lock();
         if log.last_line.is_some_and(|at| at.elapsed() < LINE_INTERVAL) {
-            log.suppressed += 1;
+            log.left_out += 1;
             return;
         }
-        let suppressed = std::mem::take(&mut log.suppressed);
+        let left_out = std::mem::take(&mut log.left_out);
         log.last_line = Some(Instant::now());
         drop(log);
-        tracing::warn!(rule = rule.name(), %caller, why, suppressed, "access refused");
+        tracing::warn!(rule = rule.name(), %caller, why, left_out, "access refused");
     }
 
     /// The number of refusals by this rule since the start.
