@@ -1,4 +1,5 @@
-//! Who a request comes from. Known of every request, with and without authentication: limits are counted by it.
+//! The caller of a request. Every request has one, with or without authentication: quotas are
+//! counted by its identity.
 
 use std::{
     fmt,
@@ -10,16 +11,16 @@ use http::Extensions;
 use tonic::Status;
 
 use super::{
-    PeerCertificate, Permit,
-    quota::{Pending, Streams},
+    Grant, PeerCertificate,
+    quota::{ConnectionStreams, InFlightRequest},
 };
 
-/// Who sends requests, as far as the gateway can tell.
+/// The identity of a caller.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Identity {
-    /// Proven, by a token or a certificate.
+    /// Authenticated, by a token or a client certificate.
     Named(Arc<str>),
-    /// Nobody asked: all that is known is where it comes from. Connections of one address are one such identity.
+    /// Without authentication: all connections from one peer are one identity.
     Anonymous(IpAddr),
 }
 
@@ -28,36 +29,34 @@ pub enum Identity {
 pub struct Peer {
     /// The remote address.
     pub address: SocketAddr,
-    /// The streams that are open on the connection.
-    pub streams: Arc<Streams>,
+    /// Counts the streams that are open on the connection.
+    pub streams: Arc<ConnectionStreams>,
     /// The client certificate of the TLS handshake, where a valid one was presented.
     pub certificate: Option<Arc<PeerCertificate>>,
 }
 
-/// The caller of a request: its connection, its permissions, and its share of the quotas. The access
-/// layer puts it into the extensions of every request that it admits.
+/// The caller of a request. In the extensions of every request that passes the access layer.
 #[derive(Clone)]
 pub struct Caller {
     /// The client of the connection.
     pub peer: Peer,
-    /// The permissions of a verified identity; none where authentication is off.
-    pub permit: Option<Permit>,
+    /// The rules of an authenticated caller; none where everything is allowed.
+    pub grant: Option<Grant>,
     /// Counts the bytes of the request until it is answered.
-    pub pending: Arc<Pending>,
+    pub in_flight: Arc<InFlightRequest>,
 }
 
 impl Caller {
-    /// The caller of a request with these extensions. Fails only where a service is not wrapped by
+    /// The caller of a request with these extensions. Fails only where a service is not wrapped in
     /// the access layer.
     pub fn of(extensions: &Extensions) -> Result<&Caller, Status> {
-        extensions
-            .get()
-            .ok_or_else(|| Status::internal("the request did not pass the access layer"))
+        let caller = extensions.get();
+        caller.ok_or_else(|| Status::internal("the request did not pass the access layer"))
     }
 }
 
 impl Identity {
-    /// The identity of a peer that is not authenticated.
+    /// The identity of a caller from this address that is not authenticated.
     pub fn anonymous(peer: SocketAddr) -> Identity {
         Identity::Anonymous(peer_network(peer.ip()))
     }
@@ -72,8 +71,8 @@ impl fmt::Display for Identity {
     }
 }
 
-/// The address that limits per peer count by: of IPv4 the address itself, of IPv6 the network, since
-/// one host has all of its 2^64 addresses.
+/// The address by which limits count a peer: of IPv4 the address itself, of IPv6 its network, since
+/// one host has all of the 2^64 addresses there.
 pub fn peer_network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {

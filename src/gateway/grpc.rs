@@ -19,10 +19,10 @@ use super::rooms::Rooms;
 use crate::{
     config::Config,
     port::{
-        connections::{self, Refusals, Terms},
-        http1,
+        connections::{self, ConnectionLimits, GoawaySender},
+        grpc_only::GrpcOnlyLayer,
         listener::{self, Admission},
-        requests::{Requests, RequestsLayer},
+        requests::{RequestLimits, RequestLimitsLayer},
     },
     proto::v1::{self, SERVICE},
     rpc::{self, ResponseBody, health::HealthState},
@@ -43,7 +43,7 @@ pub async fn serve(
     health: &HealthState,
     ended: CancellationToken,
 ) {
-    let requests = |max_message| RequestsLayer {
+    let requests = |max_message| RequestLimitsLayer {
         counters: rooms.port.clone(),
         timeout: config.limits.request_timeout,
         max_message,
@@ -53,17 +53,17 @@ pub async fn serve(
             .layer(rpc::Server::new(rooms.rpc_context(config))),
         others: requests(SMALL_REQUEST).layer(health_and_reflection(health)),
     };
-    let service = http1::Http1Layer.layer(rooms.access_layer().layer(services));
+    let service = GrpcOnlyLayer.layer(rooms.access_layer().layer(services));
     let admission = Admission {
         access: rooms.access.clone(),
         handshake_timeout: config.limits.handshake_timeout,
         slots: rooms.slots.clone(),
-        refusals: Refusals::new(config.tls.is_none()),
+        goaway: GoawaySender::new(config.tls.is_none()),
         counters: rooms.port.clone(),
     };
     let incoming = listener::incoming(listener, admission);
-    let terms = Terms::new(&config.limits, &config.keepalive);
-    connections::serve(incoming, service, terms, rooms.port.clone(), ended).await;
+    let limits = ConnectionLimits::new(&config.limits, &config.keepalive);
+    connections::serve(incoming, service, limits, rooms.port.clone(), ended).await;
 }
 
 fn health_and_reflection(health: &HealthState) -> Routes {
@@ -86,8 +86,8 @@ fn health_and_reflection(health: &HealthState) -> Routes {
 /// The services of the port, by the path of a request.
 #[derive(Clone)]
 struct Services {
-    coordination: Requests<rpc::Server>,
-    others: Requests<Routes>,
+    coordination: RequestLimits<rpc::Server>,
+    others: RequestLimits<Routes>,
 }
 
 impl<B> Service<Request<B>> for Services

@@ -59,16 +59,16 @@ impl Context {
         publishing: &mut Publishing,
     ) -> Result<v1::PublishResponse, Error> {
         let begun = Instant::now();
-        if let Some(permit) = &caller.permit {
-            permit.check_publisher(&request.node_id)?;
+        if let Some(grant) = &caller.grant {
+            grant.check_publisher(&request.node_id)?;
         }
         let views = peek(&request.events, self.limits.max_events_per_request);
-        if let Some(permit) = &caller.permit {
-            permit.check_events(&views)?;
+        if let Some(grant) = &caller.grant {
+            grant.check_events(&views)?;
         }
         let publish = validate::publish(&request, &views, &self.limits, now, trace)?;
         publishing.join(&request.node_id, &publish);
-        self.quotas.publish(caller.pending.share(), publish.events.len())?;
+        self.quotas.publish(caller.in_flight.quota(), publish.events.len())?;
         let hub = self.gateway.hub()?;
         let mut kinds = KindCounts::default();
         publish.events.iter().for_each(|event| kinds.add(event.kind));

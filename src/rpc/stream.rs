@@ -20,7 +20,7 @@ use tokio::{
 use tonic::Status;
 
 use crate::{
-    access::quota::{Pending, Seat},
+    access::quota::{InFlightRequest, StreamPermit},
     bus::{AppendError, Gap, GapReason, Position, ShardId},
     errors::{CredentialError, Error},
     hub::{
@@ -79,7 +79,7 @@ pub struct Subscription {
     positions: Vec<Position>,
     state: State,
     /// The permit of the stream, and the bytes of its request: both count until the stream ends.
-    _held: (Seat, Arc<Pending>),
+    _held: (StreamPermit, Arc<InFlightRequest>),
 }
 
 /// The next message.
@@ -102,7 +102,7 @@ impl Subscription {
         listed: Listed,
         record: StreamRecord,
         options: StreamOptions,
-        held: (Seat, Arc<Pending>),
+        held: (StreamPermit, Arc<InFlightRequest>),
     ) -> Subscription {
         let begin = cursor.positions();
         Subscription {

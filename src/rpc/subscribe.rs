@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
-    access::{Caller, Permit},
+    access::{Caller, Grant},
     errors::{Error, Limit},
     hub::{Begin, Reading, filter::Filter},
     observe::streams::StreamRecord,
@@ -27,13 +27,13 @@ impl Context {
         caller: &Caller,
     ) -> Result<Subscription, Error> {
         self.gateway.refuse_if_draining()?;
-        let permit = caller.permit.as_ref();
-        if let Some(permit) = permit {
-            permit.check_subscribe(&request)?;
+        let grant = caller.grant.as_ref();
+        if let Some(grant) = grant {
+            grant.check_subscribe(&request)?;
         }
         let subscribe =
             validate::subscribe(request, &self.limits, self.heartbeat, self.deployment)?;
-        let stream_permit = self.quotas.stream(caller.pending.share(), &caller.peer.streams)?;
+        let stream_permit = self.quotas.stream(caller.in_flight.quota(), &caller.peer.streams)?;
         let hub = self.gateway.verified_hub().await?;
         let with_token = subscribe.token.is_some();
         let begin = match (subscribe.token, subscribe.start) {
@@ -47,7 +47,7 @@ impl Context {
             explain: subscribe.explain,
             follow: self.tracer.is_on(),
         };
-        let filter = within(subscribe.filter, permit);
+        let filter = within(subscribe.filter, grant);
         let opened = hub.open(filter, &begin, reading).await?;
         let subscription_id = Uuid::now_v7().to_string();
         let kinds = subscribe.wire_filter.kinds.clone();
@@ -71,7 +71,7 @@ impl Context {
             heartbeat: subscribe.heartbeat,
             end: subscribe.max_duration.map(|duration| Instant::now() + duration),
             overflow: subscribe.overflow,
-            revoked: permit.map(|permit| -> Revoked { Box::pin(permit.clone().revoked()) }),
+            revoked: grant.map(|grant| -> Revoked { Box::pin(grant.clone().revoked()) }),
             explain: subscribe.explain,
             kinds,
             with_token,
@@ -85,15 +85,15 @@ impl Context {
                 resume_token: vec![],
             },
         };
-        let held = (stream_permit, caller.pending.clone());
+        let held = (stream_permit, caller.in_flight.clone());
         Ok(Subscription::new(self.clone(), opened.cursor, listed, record, options, held))
     }
 }
 
 /// The filter, narrowed to what the caller may receive.
-fn within(filter: Filter, permit: Option<&Permit>) -> Filter {
-    match permit {
+fn within(filter: Filter, grant: Option<&Grant>) -> Filter {
+    match grant {
         None => filter,
-        Some(permit) => filter.within(permit.receive()),
+        Some(grant) => filter.within(grant.receive()),
     }
 }

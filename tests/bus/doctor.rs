@@ -358,7 +358,7 @@ async fn a_server_that_is_not_there_or_does_not_answer() {
 
     let (redis, _) = redis(RedisOptions::default()).await;
     let proxy = Proxy::start(redis.port()).await;
-    proxy.swallow();
+    proxy.drop_bytes();
     let said = doctor(&GatewayOptions::redis(&proxy.url(), &shared::prefix())).await;
     said.fails("reach", &[&proxy.url()["redis://".len()..]]);
     assert!(said.took < Duration::from_secs(15), "{said}");

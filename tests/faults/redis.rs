@@ -172,12 +172,12 @@ async fn the_way_to_redis_is_half_open() {
         Gateway::start(GatewayOptions::redis(&redis.url(), &prefix)),
     );
     let load = Load::start(&[&one, &two], Shape::default()).await;
-    proxy.swallow();
+    proxy.drop_bytes();
     let cut = load.now();
     one.health_is("", ServingStatus::NotServing, NOTICED + SLACK).await;
     assert_eq!(two.health("").await.expect("an answer"), ServingStatus::Serving);
     tokio::time::sleep((cut + seconds(10, 4)).saturating_sub(load.now())).await;
-    proxy.pass();
+    proxy.forward();
     let healed = load.now();
     serving([&one, &two]).await;
     load.publishes(200).await;
@@ -196,7 +196,7 @@ async fn only_the_subscription_is_deaf() {
     let load = Load::start(&[&one, &two], Shape::default()).await;
     let (before, start) = (proxy.connections(), load.now());
     // What a middle box does that has forgotten a connection: it stays open, and nothing comes any more.
-    proxy.swallow_subscriptions();
+    proxy.drop_subscriptions();
     until(NOTICED + SLACK, "the subscriptions are made anew", async || {
         proxy.connections() >= before + 2
     })

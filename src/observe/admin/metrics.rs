@@ -169,9 +169,9 @@ fn traces(text: &mut Text, tracer: &Tracer) {
 
 fn connections(text: &mut Text, sources: &Sources) {
     text.gauge("connections", "Connections that are open on the gRPC port.")
-        .sample(&[], sources.slots.taken());
+        .sample(&[], sources.slots.used());
     text.gauge("connections_limit", "Connections that may be open: limits.maxConnections.")
-        .sample(&[], sources.slots.most());
+        .sample(&[], sources.slots.max());
     text.counter("connections_total", "Connections that were let in.")
         .sample(&[], sources.port.connections());
     text.gauge("requests_under_way", "Requests that are not wholly answered, streams included.")
@@ -180,9 +180,9 @@ fn connections(text: &mut Text, sources: &Sources) {
         "pending_request_bytes",
         "Bytes of requests that are not answered, streams included.",
     )
-    .sample(&[], sources.quotas.pending());
+    .sample(&[], sources.quotas.bytes_in_flight());
     text.gauge("pending_request_limit_bytes", "How many there may be: limits.maxPendingBytes.")
-        .sample(&[], sources.quotas.most_pending());
+        .sample(&[], sources.quotas.max_bytes_in_flight());
     let mut family = text.counter(
         "refused_total",
         "Connections and requests that were refused or ended because of a limit, by limit.",

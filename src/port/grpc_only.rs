@@ -1,4 +1,4 @@
-//! Answers who comes to the gRPC port with something else than gRPC, in words that a person reads in a browser or in curl.
+//! Refuses requests that are not gRPC, with a text that a person reads in a browser or in curl.
 
 use std::{
     future::{Ready, ready},
@@ -12,25 +12,25 @@ use tower::{Layer, Service};
 const ANSWER: &str = "This is a Trunkline gateway. It speaks gRPC, which needs HTTP/2.\n\
     Try: grpcurl -plaintext <this address> list\n";
 
-/// Wraps the gRPC services of a port.
+/// Wraps the gRPC services of a port in [`GrpcOnly`].
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Http1Layer;
+pub struct GrpcOnlyLayer;
 
-/// Passes gRPC requests on, and answers the others.
+/// Passes gRPC requests on. Answers others with 426 (not HTTP/2) or 415 (not `application/grpc`).
 #[derive(Clone, Debug)]
-pub struct Http1<S> {
+pub struct GrpcOnly<S> {
     inner: S,
 }
 
-impl<S> Layer<S> for Http1Layer {
-    type Service = Http1<S>;
+impl<S> Layer<S> for GrpcOnlyLayer {
+    type Service = GrpcOnly<S>;
 
-    fn layer(&self, inner: S) -> Http1<S> {
-        Http1 { inner }
+    fn layer(&self, inner: S) -> GrpcOnly<S> {
+        GrpcOnly { inner }
     }
 }
 
-impl<S, B, O> Service<Request<B>> for Http1<S>
+impl<S, B, O> Service<Request<B>> for GrpcOnly<S>
 where
     S: Service<Request<B>, Response = Response<O>>,
     O: From<&'static str>,
@@ -55,8 +55,8 @@ fn refusal<B>(request: &Request<B>) -> Option<StatusCode> {
     if request.version() != Version::HTTP_2 {
         return Some(StatusCode::UPGRADE_REQUIRED);
     }
-    let kind = request.headers().get(header::CONTENT_TYPE);
-    let is_grpc = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    let content_type = request.headers().get(header::CONTENT_TYPE);
+    let is_grpc = content_type.is_some_and(|text| text.as_bytes().starts_with(b"application/grpc"));
     (!is_grpc).then_some(StatusCode::UNSUPPORTED_MEDIA_TYPE)
 }
 
