@@ -13,9 +13,9 @@ use tokio::sync::watch;
 
 use super::{
     AppendError, Appended, Batch, Bus, BusStatus, Delivery, Epoch, Frame, Health, History, Members,
-    Offset, Position, RequestId, ShardBusStatus, ShardId, Sink, put_event, unix_ms,
+    Offset, Position, RequestId, ShardBusStatus, ShardId, Sink, put_event, traced::TracedAppend,
+    unix_ms,
 };
-use crate::trace::Follow;
 
 /// Hands every batch to the sink at once. Its history is the sink's log: it keeps nothing itself but request ids.
 pub struct EmbeddedBus {
@@ -59,7 +59,7 @@ impl EmbeddedBus {
         if let Some(before) = batch.request_id.and_then(|id| state.requests.get(&id)) {
             return *before;
         }
-        let span = Follow::append(batch.follow.as_deref().into_iter());
+        let traced = TracedAppend::start(batch.trace.as_deref().into_iter());
         let appended = Appended { epoch: self.epoch, first: state.end.plus(1) };
         let count = batch.events.len() as u64;
         state.end = state.end.plus(count);
@@ -84,7 +84,9 @@ impl EmbeddedBus {
                 events: Bytes::from(events),
             }),
         );
-        super::appended(span, shard, appended.epoch, appended.first, count);
+        if let Some(traced) = traced {
+            traced.succeeded(shard, appended, count);
+        }
         appended
     }
 

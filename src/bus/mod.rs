@@ -10,6 +10,7 @@ mod embedded;
 mod members;
 mod position;
 pub mod redis;
+mod traced;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -20,8 +21,7 @@ use tokio::sync::watch;
 pub use embedded::EmbeddedBus;
 pub use members::{Exchange, MemberHead, MemberId, Members, Part};
 pub use position::{Epoch, Offset, Position, ShardId};
-
-use crate::trace::{Follow, Span};
+pub use traced::{AppendOutcome, AppendRecord, AppendRecorder, BatchTrace};
 
 /// The events of one request for one shard; appended together, in order.
 #[derive(Clone, Debug)]
@@ -32,8 +32,8 @@ pub struct Batch {
     pub request_id: Option<RequestId>,
     /// Events whose bytes are kept beyond history as the last ones under a key: each its index, and the key.
     pub retain: Vec<(usize, u8)>,
-    /// The traces of its events that are recorded, if any is: who appends it tells there what it did.
-    pub follow: Option<Box<Follow>>,
+    /// The recorded traces of its events, if there are any: the bus reports the append to them.
+    pub trace: Option<Box<BatchTrace>>,
 }
 
 /// The last event under a key, as [`Batch::retain`] asked for it.
@@ -296,16 +296,6 @@ impl fmt::Display for GapReason {
             GapReason::Unreadable => "unreadable frame",
         })
     }
-}
-
-/// Ends the span of an append: `count` events from `first` on.
-fn appended(span: Option<Span>, shard: ShardId, epoch: Epoch, first: Offset, count: u64) {
-    let Some(mut span) = span else { return };
-    span.number("trunkline.shard", shard.0.into());
-    span.number("trunkline.epoch", epoch.0);
-    span.number("trunkline.offset", first.0);
-    span.number("trunkline.events", count);
-    span.end();
 }
 
 /// Milliseconds since 1970.

@@ -15,7 +15,10 @@ use tower::Layer;
 
 use crate::{
     access::{Access, AccessLayer, quota::Quotas},
-    observe::{admin, lines},
+    observe::{
+        admin, lines,
+        trace::{self, Tracer},
+    },
     port::{
         connections::{self, ConnectionSlots, Refusals, Terms},
         http1,
@@ -37,7 +40,6 @@ use crate::{
     hub::{Hub, log::Capacity, token::deployment_tag},
     proto::v1,
     throttle::Throttle,
-    trace::{self, Tracer},
 };
 
 /// Shards of the embedded bus, where nothing else is set.

@@ -1,6 +1,7 @@
-//! Counters, recent trouble, log lines, and the admin port with its page.
+//! Counters, recent trouble, log lines, traces, and the admin port with its page.
 
 pub mod admin;
 pub mod counters;
 pub mod lines;
 pub mod recent;
+pub mod trace;

@@ -26,6 +26,7 @@ use crate::{
         counters::{Counters, Kinds, Method},
         lines::StreamLine,
         recent::Recent,
+        trace::Tracer,
     },
     port::{connections::ConnectionSlots, listener::Peer},
     presence::{Nodes, timestamp},
@@ -43,7 +44,7 @@ use crate::{
     config::Limits,
     hub::{Begin, Hub, LAST_VALUE_KINDS, Reading, event::shard_of},
     proto::v1,
-    trace::{Carried, Tracer},
+    trace_context::IncomingTrace,
 };
 
 /// How long a new stream waits for a bus that is not proven, before it is refused.
@@ -81,7 +82,7 @@ pub struct Shared {
     pub counters: Arc<Counters>,
     /// What went wrong lately.
     pub recent: Arc<Recent>,
-    /// Who is told of the events of traces that are recorded.
+    /// Makes the spans of traces that are recorded.
     pub tracer: Tracer,
 }
 
@@ -159,7 +160,7 @@ impl Service {
         request: wire::PublishRequest,
         sender: &Pending,
         permit: Option<&Permit>,
-        mut trace: Option<Carried>,
+        mut trace: Option<IncomingTrace>,
     ) -> Result<v1::PublishResponse, Error> {
         self.shared.refuse_if_draining()?;
         let now = SystemTime::now();
@@ -175,7 +176,7 @@ impl Service {
         request: wire::PublishRequest,
         sender: &Pending,
         permit: Option<&Permit>,
-        trace: Option<&Carried>,
+        trace: Option<&IncomingTrace>,
         now: SystemTime,
         publishing: &mut Publishing,
     ) -> Result<v1::PublishResponse, Error> {
@@ -197,7 +198,7 @@ impl Service {
             let shard = shard_of(event.key_hash, shards);
             let slot = *slots[shard.index()].get_or_insert_with(|| {
                 let request_id = publish.request_id;
-                let batch = Batch { events: vec![], request_id, retain: vec![], follow: None };
+                let batch = Batch { events: vec![], request_id, retain: vec![], trace: None };
                 by_shard.push((shard, vec![], batch));
                 by_shard.len() - 1
             });
@@ -207,7 +208,7 @@ impl Service {
             if LAST_VALUE_KINDS.contains(&event.kind) {
                 batch.retain.push((batch.events.len(), event.kind));
             }
-            publishing.follow(batch, event.followed);
+            publishing.trace(batch, event.traced);
             batch.events.push(event.bytes);
         }
         let appends = by_shard.into_iter().map(|(shard, indexes, batch)| async move {
@@ -335,10 +336,10 @@ impl Service {
     }
 }
 
-/// The trace that a request belongs to, as its caller says.
-fn trace_of(metadata: &MetadataMap) -> Option<Carried> {
+/// The trace context in the metadata of a request.
+fn trace_of(metadata: &MetadataMap) -> Option<IncomingTrace> {
     let values = |name| metadata.get_all(name).iter().map(MetadataValue::as_bytes);
-    Carried::read(values("traceparent"), values("tracestate"))
+    IncomingTrace::read(values("traceparent"), values("tracestate"))
 }
 
 /// What a request is counted with.

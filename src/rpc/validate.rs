@@ -22,7 +22,7 @@ use crate::{
         token::{ResumeToken, TokenError},
     },
     proto::v1,
-    trace::{Carried, Context},
+    trace_context::{IncomingTrace, TraceContext},
 };
 use crate::{
     presence::{PageStart, Query},
@@ -67,7 +67,7 @@ pub struct Stamped {
     /// The number of its kind.
     pub kind: u8,
     /// Its trace, if that is recorded.
-    pub followed: Option<Context>,
+    pub traced: Option<TraceContext>,
 }
 
 /// A request to subscribe that is right.
@@ -112,7 +112,7 @@ pub fn publish(
     request: wire::PublishRequest,
     limits: &Limits,
     now: SystemTime,
-    trace: Option<&Carried>,
+    trace: Option<&IncomingTrace>,
 ) -> Result<Publish, Error> {
     for (index, event) in request.events.iter().enumerate() {
         if event.len() > limits.max_event_bytes {
@@ -165,9 +165,9 @@ pub fn publish(
         let (key_hash, kind) = (routing_key_hash(&view), view.kind());
         let context =
             if view.meta().has_trace() { view.trace() } else { trace.map(|trace| trace.context) };
-        let followed = context.filter(|context| context.sampled);
+        let traced = context.filter(|context| context.sampled);
         let bytes = stamp(&mut room, &view, &request.node_id, now, trace, Uuid::now_v7);
-        events.push(Stamped { bytes, key_hash, kind, followed });
+        events.push(Stamped { bytes, key_hash, kind, traced });
     }
     check.done()?;
     Ok(Publish { node_id: request.node_id, request_id, events })

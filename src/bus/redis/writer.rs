@@ -33,10 +33,10 @@ use super::{
 };
 use crate::{
     bus::{
-        self, AppendError, Appended, Batch, Epoch, Offset, Position, RequestId, ShardId, unix_ms,
+        AppendError, Appended, Batch, BatchTrace, Epoch, Offset, Position, RequestId, ShardId,
+        traced::TracedAppend, unix_ms,
     },
     throttle::Throttle,
-    trace::Follow,
 };
 
 /// Batches that may wait for a shard; more wait at the door, in their callers.
@@ -192,12 +192,12 @@ impl Writer {
     /// Appends a frame and answers its callers.
     async fn flush(&mut self, mut flush: Flush) {
         let mut why = String::from("the bus did not take it in time");
-        let span = Follow::append(flush.follows());
+        let traced = TracedAppend::start(flush.traces());
         loop {
             flush.give_up_late(Instant::now(), &why);
             if flush.jobs.is_empty() {
-                if let Some(span) = span {
-                    span.fail(why);
+                if let Some(traced) = traced {
+                    traced.failed(why);
                 }
                 return;
             }
@@ -206,7 +206,9 @@ impl Writer {
             match self.append(&flush).await {
                 Outcome::Appended { epoch, first } => {
                     self.keep(&flush, epoch, first);
-                    bus::appended(span, self.shard, epoch, first, flush.count);
+                    if let Some(traced) = traced {
+                        traced.succeeded(self.shard, Appended { epoch, first }, flush.count);
+                    }
                     flush.answer_all(epoch, first);
                     return;
                 }
@@ -218,8 +220,8 @@ impl Writer {
                     why = last;
                 }
                 Outcome::Failed(error) => {
-                    if let Some(span) = span {
-                        span.fail(error.to_string());
+                    if let Some(traced) = traced {
+                        traced.failed(error.to_string());
                     }
                     flush.fail(&error);
                     return;
@@ -565,9 +567,9 @@ impl Flush {
         self.events = encode_events(self.jobs.iter().flat_map(|job| &job.batch.events)).into();
     }
 
-    /// Who follows its events.
-    fn follows(&self) -> impl Iterator<Item = &Follow> {
-        self.jobs.iter().filter_map(|job| job.batch.follow.as_deref())
+    /// The recorded traces of its events.
+    fn traces(&self) -> impl Iterator<Item = &BatchTrace> {
+        self.jobs.iter().filter_map(|job| job.batch.trace.as_deref())
     }
 
     fn requests(&self) -> Vec<(RequestId, u64)> {

@@ -10,10 +10,12 @@ use crate::{
     access::Rule,
     bus::{BusStatus, GapReason, ShardBusStatus},
     hub::log::{Capacity, Extent},
-    observe::counters::{Counters, Method},
+    observe::{
+        counters::{Counters, Method},
+        trace::Tracer,
+    },
     proto::v1::EventKind,
     rpc::service::Shared,
-    trace::Tracer,
 };
 
 /// A shard as the bus and its log see it.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::{Check, MAX_NAMES, Path};
 use crate::{
     proto::v1::{self, event::Kind},
-    trace::{MAX_TRACEPARENT, MAX_TRACESTATE},
+    trace_context::{MAX_TRACEPARENT, MAX_TRACESTATE},
 };
 
 const MAX_REASON: usize = 1024;
@@ -20,7 +20,7 @@ impl Check {
     pub(super) fn event(&mut self, path: Path<'_>, event: &v1::Event, kind: u8) {
         self.id(path.field("event_id"), &event.event_id);
         self.time(path.field("publish_time"), event.publish_time.as_ref());
-        // What is in them is nobody's business but that of who follows the event.
+        // Their content concerns only those who trace the event.
         self.at_most(path.field("traceparent"), &event.traceparent, MAX_TRACEPARENT);
         self.at_most(path.field("tracestate"), &event.tracestate, MAX_TRACESTATE);
         if let Some(target) = &event.target {
