@@ -45,7 +45,7 @@ async fn rapid_resets_end_their_connection_or_cost_nothing() {
             send_until_closed(&mut raw, pieces).await;
             scene.memory_is_bounded();
             drop(raw);
-            scene.metric_is("requests_under_way", 1.0).await;
+            scene.metric_is("requests_in_flight", 1.0).await;
         }
     };
     bystander.endures(attack).await;
@@ -158,7 +158,7 @@ async fn more_streams_than_a_connection_may_have_are_refused_and_requests_pass_b
         });
         refused.await.expect("a refusal");
         // A connection may have 25, and the bystander has its stream, and publishes now and then.
-        let under_way = scene.metric("requests_under_way").await;
+        let under_way = scene.metric("requests_in_flight").await;
         assert!(under_way <= 27.0, "{under_way} are under way");
         drop(raw);
     };

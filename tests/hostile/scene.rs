@@ -135,7 +135,7 @@ impl Scene {
     pub async fn is_as_before(&self) {
         self.metric_is("connections", 0.0).await;
         self.metric_is("streams", 0.0).await;
-        self.metric_is("requests_under_way", 0.0).await;
+        self.metric_is("requests_in_flight", 0.0).await;
         self.metric_is("pending_request_bytes", 0.0).await;
         let what = format!("{} open files", self.files_before);
         until(LIMIT, &what, async || self.files() <= self.files_before).await;

@@ -1,4 +1,4 @@
-//! A real browser without a window, told what to do over the `WebDriver` protocol: JSON over HTTP.
+//! A real browser without a window, driven over the `WebDriver` protocol: JSON over HTTP.
 
 use std::time::Duration;
 
@@ -19,13 +19,13 @@ use super::{
     wait::{attempt, eventually},
 };
 
-/// How long the browser may take for one step, on a machine that does much else.
+/// The limit for one step of the browser, on a busy machine.
 const STEP: Duration = Duration::from_mins(1);
 
-/// A browser with one empty tab. Dropping it ends it.
+/// A browser with one empty tab. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Browser {
-    /// Its end is that of the browser too, which is connected to it by a pipe.
+    /// The browser is connected to it by a pipe and ends with it.
     driver: Process,
     port: Port,
     session: String,
@@ -33,7 +33,7 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts a browser whose window has this size.
+    /// Starts a browser with a window of this size.
     ///
     /// # Panics
     ///
@@ -63,9 +63,9 @@ impl Browser {
             "--disable-sync",
             "--disable-extensions",
             "--hide-scrollbars",
-            // So that it ends when its driver does.
+            // The browser ends with its driver.
             "--remote-debugging-pipe",
-            // Nothing but this machine can be reached, not even by the browser's own wish.
+            // Only this machine can be reached, also by requests of the browser itself.
             "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE localhost , EXCLUDE 127.0.0.1",
         ];
         let mut args: Vec<String> = args.map(str::to_owned).to_vec();
@@ -82,24 +82,24 @@ impl Browser {
         browser
     }
 
-    /// Opens a page, and returns when it is loaded.
+    /// Opens a page and waits until it is loaded.
     pub async fn open(&self, url: &str) {
         self.step("POST", "url", json!({ "url": url })).await;
     }
 
-    /// Runs the body of a function in the page; its value.
+    /// Runs the body of a function in the page and returns its value.
     pub async fn run(&self, script: &str) -> Value {
         self.step("POST", "execute/sync", json!({ "script": script, "args": [] })).await
     }
 
-    /// The text of the first element that matches, as it is rendered; empty where there is none.
+    /// The rendered text of the first element that matches; empty if none does.
     pub async fn text(&self, selector: &str) -> String {
         let selector = json!(selector);
         let script = format!("return document.querySelector({selector})?.innerText ?? '';");
         self.run(&script).await.as_str().expect("a text").to_owned()
     }
 
-    /// The rows of a table, each cell's text.
+    /// The texts of the cells of a table, row by row.
     pub async fn rows(&self, table: &str) -> Vec<Vec<String>> {
         let selector = json!(format!("{table} tbody tr"));
         let script = format!(
@@ -109,12 +109,12 @@ impl Browser {
         serde_json::from_value(self.run(&script).await).expect("rows of texts")
     }
 
-    /// Waits until `look` finds what it looks for in the page.
+    /// Waits until `look` returns a value.
     pub async fn wait<T>(&self, what: &str, look: impl AsyncFnMut() -> Option<T>) -> T {
         eventually(STEP, what, look).await
     }
 
-    /// Clicks on the first element that matches, as a mouse does.
+    /// Clicks on the first element that matches.
     pub async fn click(&self, selector: &str) {
         let element = self.find(selector).await;
         self.step("POST", &format!("element/{element}/click"), json!({})).await;
@@ -126,14 +126,14 @@ impl Browser {
         self.step("POST", &format!("element/{element}/value"), json!({ "text": text })).await;
     }
 
-    /// What the page and the browser have written to the console since the last look: errors of scripts, what the security
-    /// policy refused, what could not be loaded.
+    /// The console output of page and browser since the last call: errors of scripts, violations of
+    /// the security policy, failed loads.
     pub async fn console(&self) -> Vec<String> {
         let entries = self.log("browser").await;
         entries.iter().map(|entry| entry["message"].to_string()).collect()
     }
 
-    /// The addresses of all that was asked for since the last look; the browser's own first tab is not counted.
+    /// The URLs of all requests since the last call, without those of the browser's first tab.
     pub async fn requests(&self) -> Vec<String> {
         let mut urls = Vec::new();
         for entry in self.log("performance").await {
@@ -152,26 +152,26 @@ impl Browser {
         urls
     }
 
-    /// A command of the browser's own protocol.
+    /// Sends a command of the `DevTools` protocol.
     pub async fn devtools(&self, command: &str, params: Value) -> Value {
         self.step("POST", "goog/cdp/execute", json!({ "cmd": command, "params": params })).await
     }
 
-    /// Shows the page as a window of this size would, whatever the window is.
+    /// Emulates a screen of this size.
     pub async fn as_wide_as(&self, width: u32, height: u32, mobile: bool) {
         let params =
             json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile });
         self.devtools("Emulation.setDeviceMetricsOverride", params).await;
     }
 
-    /// The dark look of the page, or the light one.
+    /// Emulates the preference for dark or for light colours.
     pub async fn dark(&self, dark: bool) {
         let value = if dark { "dark" } else { "light" };
         let features = json!([{ "name": "prefers-color-scheme", "value": value }]);
         self.devtools("Emulation.setEmulatedMedia", json!({ "features": features })).await;
     }
 
-    /// The page as a PNG: what is in the window.
+    /// A PNG of the visible part of the page.
     pub async fn screenshot(&self) -> Vec<u8> {
         let shot = self.devtools("Page.captureScreenshot", json!({ "format": "png" })).await;
         STANDARD.decode(shot["data"].as_str().expect("a picture")).expect("base64")
@@ -207,7 +207,7 @@ impl Browser {
             );
             stream.write_all(request.as_bytes()).await?;
             let mut answer = Vec::new();
-            // It leaves the connection open, whatever it was asked.
+            // It keeps the connection open, even if asked to close it.
             while !is_whole(&answer) && stream.read_buf(&mut answer).await? > 0 {}
             Ok::<_, std::io::Error>(answer)
         };
@@ -225,7 +225,7 @@ impl Browser {
     }
 }
 
-/// Whether an answer is there with all the bytes that its headers promise.
+/// True when an answer has all the bytes that its headers announce.
 fn is_whole(answer: &[u8]) -> bool {
     let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") else { return false };
     let headers = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();

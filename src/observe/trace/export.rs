@@ -275,3 +275,26 @@ fn resource(gateway_id: &str) -> Resource {
         ])
         .build()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpListener, time::SystemTime};
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn every_span_that_is_not_exported_counts_as_dropped() {
+        // A port without a listener.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        drop(listener);
+        let (tracer, exporting) = start(Some(&Otlp { endpoint, ..Otlp::default() }), "gw-1");
+        for _ in 0..3 * MAX_QUEUE {
+            tracer.server_span("publish", None, SystemTime::now()).unwrap().end();
+        }
+        // The queue is bounded, and a batch may be on its way.
+        assert!(tracer.dropped() >= (2 * MAX_QUEUE - 2 * MAX_BATCH) as u64);
+        exporting.close().await;
+        assert_eq!((tracer.exported(), tracer.dropped()), (0, 3 * MAX_QUEUE as u64));
+    }
+}
