@@ -253,7 +253,7 @@ async fn the_events_of_a_request_are_traced_over_all_shards_of_a_cluster() {
         .map(|event| Event { traceparent: traceparent.clone(), ..event })
         .collect();
     let positions = publisher.publish(events).await.unwrap();
-    let shards: BTreeSet<_> = positions.iter().map(|place| place.shard.to_string()).collect();
+    let shards: BTreeSet<_> = positions.iter().map(|position| position.shard.to_string()).collect();
     assert_eq!(shards.len(), 6, "two shards a master, all in use");
     stream.events(60, LIMIT).await;
 

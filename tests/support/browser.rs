@@ -144,7 +144,7 @@ impl Browser {
                 let params = &message["params"];
                 let url = params["request"]["url"].as_str().expect("a URL");
                 let of = params["documentURL"].as_str().expect("a URL");
-                if !of.starts_with("chrome:") {
+                if !["chrome:", "chrome-untrusted:"].iter().any(|own| of.starts_with(own)) {
                     urls.push(url.to_owned());
                 }
             }

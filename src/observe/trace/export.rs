@@ -1,7 +1,7 @@
 //! Exports spans to a trace collector (OTLP over gRPC).
 //!
-//! The OpenTelemetry SDK queues, batches and encodes spans, on a thread of its own: whoever ends a
-//! span never waits. The request to the collector is made here and not by the exporter of
+//! The OpenTelemetry SDK queues, batches and encodes spans, on a thread of its own: ending a span
+//! never waits. The request to the collector is made here and not by the exporter of
 //! `opentelemetry-otlp`, because that one (0.33.1)
 //!
 //! - reports spans that the collector rejected (`partial_success`) as exported, while
