@@ -20,4 +20,4 @@ mod presence;
 pub mod proto;
 mod rpc;
 mod throttle;
-pub mod trace;
+pub mod trace_context;

@@ -12,7 +12,7 @@ use crate::{
         wire::{Fields, Span},
     },
     proto::v1::{self, event::Kind},
-    trace::{Carried, Context},
+    trace_context::{IncomingTrace, TraceContext},
 };
 
 /// What a node publishes: the peek finds what prost finds, and the stamp adds to it and changes nothing.
@@ -36,7 +36,8 @@ pub fn event(bytes: &[u8]) {
     let mut room = BytesMut::from(&b"another event"[..]);
     let _ = room.split();
     let mut stamped = |view: &EventView<'_>| {
-        let carried = Carried::new(Context { trace_id: [7; 16], span_id: [7; 8], sampled: true });
+        let carried =
+            IncomingTrace::new(TraceContext { trace_id: [7; 16], span_id: [7; 8], sampled: true });
         stamp(&mut room, view, "node", UNIX_EPOCH, Some(&carried), || Uuid::from_u128(7))
     };
     let once = stamped(view);
@@ -51,8 +52,8 @@ pub fn event(bytes: &[u8]) {
         assert!(!again.event_id.is_empty() && again.publish_time.is_some());
         assert_eq!((&again.kind, &again.target), (&decoded.kind, &decoded.target));
         assert!(decoded.event_id.is_empty() || again.event_id == decoded.event_id);
-        let own = Context::parse(decoded.traceparent.as_bytes());
-        assert_eq!(view.trace(), own.or(Context::parse(again.traceparent.as_bytes())));
+        let own = TraceContext::parse(decoded.traceparent.as_bytes());
+        assert_eq!(view.trace(), own.or(TraceContext::parse(again.traceparent.as_bytes())));
         assert!(view.meta().has_trace());
         assert!(own.is_none() || again.tracestate == decoded.tracestate);
         assert!(own.is_some() || again.tracestate.is_empty());
@@ -66,7 +67,7 @@ fn agrees(view: &EventView<'_>, event: &v1::Event) {
     assert_eq!(view.account().unwrap_or_default(), account(event).unwrap_or_default());
     assert_eq!(view.custom_type(), custom_type(event));
     assert_eq!(view.event_id(), event.event_id);
-    let context = Context::parse(event.traceparent.as_bytes());
+    let context = TraceContext::parse(event.traceparent.as_bytes());
     assert_eq!(view.trace(), context);
     let sampled = context.is_some_and(|context| context.sampled);
     assert_eq!((view.meta().has_trace(), view.meta().is_sampled()), (context.is_some(), sampled));

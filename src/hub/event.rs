@@ -15,7 +15,7 @@ pub use stamp::{stamp, stamped_len};
 pub use wire::Malformed;
 use wire::{Field, Fields, Span};
 
-use crate::trace::Context;
+use crate::trace_context::TraceContext;
 
 // Field numbers of `trunkline.v1.Event`, `Target`, and of what the kinds have in common.
 const EVENT_ID: u32 = 1;
@@ -252,8 +252,8 @@ impl<'a> EventView<'a> {
     }
 
     /// The trace that the event belongs to. It is looked up: ask [`EventMeta::has_trace`] first.
-    pub fn trace(&self) -> Option<Context> {
-        Context::parse(self.find(TRACEPARENT))
+    pub fn trace(&self) -> Option<TraceContext> {
+        TraceContext::parse(self.find(TRACEPARENT))
     }
 
     /// The content of a field, the last one of its number; empty if there is none.
@@ -295,7 +295,7 @@ impl<'a> EventView<'a> {
 
 impl Trace {
     fn of(traceparent: &[u8]) -> Trace {
-        match Context::parse(traceparent) {
+        match TraceContext::parse(traceparent) {
             None => Trace::None,
             Some(context) if context.sampled => Trace::Sampled,
             Some(_) => Trace::Unsampled,

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     bus::{Position, ShardId},
-    trace::Context,
+    trace_context::TraceContext,
 };
 
 /// All events that a stream passed in one go.
@@ -51,7 +51,7 @@ pub struct Verdict {
 #[derive(Clone, Copy, Debug)]
 pub struct Followed {
     /// Its trace.
-    pub context: Context,
+    pub context: TraceContext,
     /// The number of its kind.
     pub kind: u8,
     /// When this gateway got it, from the bus or from history.

@@ -10,7 +10,7 @@ pub struct Counters {
     /// Connections that were accepted.
     connections: AtomicU64,
     /// Requests that are not completely answered.
-    under_way: AtomicUsize,
+    in_flight: AtomicUsize,
     /// Connections and requests that were refused or ended because of a limit.
     limits: LimitCounters,
 }
@@ -23,12 +23,12 @@ impl Counters {
 
     /// A request has arrived.
     pub fn begun(&self) {
-        self.under_way.fetch_add(1, Ordering::Relaxed);
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A request is completely answered, or cancelled.
     pub fn over(&self) {
-        self.under_way.fetch_sub(1, Ordering::Relaxed);
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// A connection or request was refused or ended because of a limit.
@@ -42,8 +42,8 @@ impl Counters {
     }
 
     /// The number of requests that are not completely answered.
-    pub fn under_way(&self) -> usize {
-        self.under_way.load(Ordering::Relaxed)
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
     }
 
     /// The number of connections and requests that were refused or ended because of a limit.

@@ -23,7 +23,7 @@ use crate::{
         traces::Publishing,
         validate::{self, StampedEvent},
     },
-    trace::Carried,
+    trace_context::IncomingTrace,
 };
 
 /// The events of a request that go to one shard.
@@ -40,7 +40,7 @@ impl Context {
         &self,
         request: PublishRequest,
         caller: &Caller,
-        mut trace: Option<Carried>,
+        mut trace: Option<IncomingTrace>,
     ) -> Result<v1::PublishResponse, Error> {
         self.gateway.refuse_if_draining()?;
         let now = SystemTime::now();
@@ -54,7 +54,7 @@ impl Context {
         &self,
         request: PublishRequest,
         caller: &Caller,
-        trace: Option<&Carried>,
+        trace: Option<&IncomingTrace>,
         now: SystemTime,
         publishing: &mut Publishing,
     ) -> Result<v1::PublishResponse, Error> {
@@ -102,7 +102,7 @@ fn by_shard(
     for (index, event) in events.into_iter().enumerate() {
         let shard = shard_of(event.key_hash, shards);
         let at = *batch_of[shard.index()].get_or_insert_with(|| {
-            let batch = Batch { events: vec![], request_id, retain: vec![], follow: None };
+            let batch = Batch { events: vec![], request_id, retain: vec![], trace: None };
             batches.push(ShardBatch { shard, indexes: vec![], batch });
             batches.len() - 1
         });
@@ -111,7 +111,7 @@ fn by_shard(
         if LAST_VALUE_KINDS.contains(&event.kind) {
             batch.retain.push((batch.events.len(), event.kind));
         }
-        publishing.follow(batch, event.followed);
+        publishing.trace(batch, event.traced);
         batch.events.push(event.bytes);
     }
     batches

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::{Check, MAX_NAMES, Path};
 use crate::{
     proto::v1::{self, event::Kind},
-    trace::{MAX_TRACEPARENT, MAX_TRACESTATE},
+    trace_context::{MAX_TRACEPARENT, MAX_TRACESTATE},
 };
 
 const MAX_REASON: usize = 1024;
