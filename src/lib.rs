@@ -8,9 +8,6 @@ mod access;
 pub mod bus;
 pub mod config;
 mod errors;
-#[cfg(any(test, feature = "fuzzing"))]
-#[doc(hidden)]
-pub mod fuzz;
 pub mod gateway;
 pub mod hub;
 mod lifecycle;

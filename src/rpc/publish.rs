@@ -5,15 +5,13 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::time::Instant;
+use trunkline_proto::kinds;
 
 use crate::{
     access::Caller,
     bus::{AppendError, Appended, Batch, Position, ShardId},
     errors::Error,
-    hub::{
-        LAST_VALUE_KINDS,
-        event::{EventView, Malformed, shard_of},
-    },
+    hub::event::{EventView, Malformed, shard_of},
     observe::counters::KindCounts,
     proto::v1,
     rpc::{
@@ -70,8 +68,8 @@ impl Context {
         publishing.join(&request.node_id, &publish);
         self.quotas.publish(caller.in_flight.quota(), publish.events.len())?;
         let hub = self.gateway.hub()?;
-        let mut kinds = KindCounts::default();
-        publish.events.iter().for_each(|event| kinds.add(event.kind));
+        let mut counts = KindCounts::default();
+        publish.events.iter().for_each(|event| counts.add(event.kind));
         let count = publish.events.len();
         let shards = hub.bus().shards();
         let batches = by_shard(publish.events, publish.request_id, shards, publishing);
@@ -79,7 +77,7 @@ impl Context {
             (shard, indexes, hub.bus().append(shard, batch).await)
         });
         let positions = positions(count, join_all(appends).await)?;
-        self.records.counters.published(&kinds, begun.elapsed());
+        self.records.counters.published(&counts, begun.elapsed());
         Ok(v1::PublishResponse { positions })
     }
 }
@@ -108,7 +106,7 @@ fn by_shard(
         });
         let ShardBatch { indexes, batch, .. } = &mut batches[at];
         indexes.push(index);
-        if LAST_VALUE_KINDS.contains(&event.kind) {
+        if kinds::of(event.kind).is_some_and(|row| row.keeps_last) {
             batch.retain.push((batch.events.len(), event.kind));
         }
         publishing.trace(batch, event.traced);

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use crate::{
     bus::{Batch, BatchTrace},
     errors::Error,
-    hub::judged::Followed,
+    hub::cursor::TracedEvent,
     observe::trace::{Span, Tracer},
     proto::v1,
     rpc::validate::ValidPublish,
@@ -87,7 +87,7 @@ impl Publishing {
 }
 
 /// Records that events were handed to the connection of a node.
-pub fn delivered(tracer: &Tracer, events: &[Followed], node: &v1::Node) {
+pub fn delivered(tracer: &Tracer, events: &[TracedEvent], node: &v1::Node) {
     for event in events {
         let Some(mut span) = tracer.consumer_span("deliver", event.context, event.received) else {
             return;

@@ -5,6 +5,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use trunkline_proto::kinds;
+
 use super::{Sources, text::Text};
 use crate::{
     access::Rule,
@@ -15,7 +17,6 @@ use crate::{
         counters::{Counters, Method},
         trace::Tracer,
     },
-    proto::v1::EventKind,
 };
 
 /// A shard: the state of its bus side and of its log.
@@ -86,8 +87,8 @@ fn events(text: &mut Text, counters: &Counters) {
     );
     let mut unknown = 0;
     for (number, count) in counters.published_by_kind() {
-        match kind_name(number) {
-            Some(kind) => family.sample(&[("kind", &kind)], count),
+        match kinds::name(number) {
+            Some(kind) => family.sample(&[("kind", kind)], count),
             None => unknown += count,
         }
     }
@@ -302,12 +303,6 @@ fn logs(text: &mut Text, shards: &[Shard]) {
             family.sample(&[("shard", &shard.name)], of(shard));
         }
     }
-}
-
-/// The name of a kind, like `mailbox_change`; `None` for a kind that this gateway does not know.
-pub fn kind_name(number: i32) -> Option<String> {
-    let kind = EventKind::try_from(number).ok().filter(|kind| *kind != EventKind::Unspecified)?;
-    Some(kind.as_str_name().trim_start_matches("EVENT_KIND_").to_ascii_lowercase())
 }
 
 /// The name of the reason of a gap, like `history_expired`.

@@ -8,8 +8,9 @@ use std::{collections::VecDeque, time::Duration};
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::time::Instant;
+use trunkline_proto::kinds;
 
-use super::{Sources, metrics::kind_name};
+use super::Sources;
 use crate::{
     bus::unix_ms,
     observe::{
@@ -152,9 +153,8 @@ impl Totals {
 
 /// The names of the kinds. The last one stands for all kinds that this gateway does not know.
 pub fn kinds() -> Vec<String> {
-    let known = Counters::default();
-    let names = known.published_by_kind().filter_map(|(kind, _)| kind_name(kind));
-    names.chain(["unknown".to_owned()]).collect()
+    let names = kinds::TABLE.iter().map(|row| row.name);
+    names.chain(["unknown"]).map(str::to_owned).collect()
 }
 
 /// Events accepted, in the order of [`kinds`].
@@ -162,7 +162,7 @@ fn by_kind(counters: &Counters) -> Vec<u64> {
     let mut counts = Vec::new();
     let mut unknown = 0;
     for (kind, count) in counters.published_by_kind() {
-        if kind_name(kind).is_some() { counts.push(count) } else { unknown += count }
+        if kinds::name(kind).is_some() { counts.push(count) } else { unknown += count }
     }
     counts.push(unknown);
     counts

@@ -76,7 +76,7 @@ pub fn publish(
             check.wrong(path, "is not a valid protobuf message");
             continue;
         };
-        check.event(path, &event, view.kind());
+        check.event(path, &event, view);
         if !check.violations.is_empty() {
             continue;
         }
