@@ -7,12 +7,14 @@
 mod access;
 pub mod bus;
 pub mod config;
+mod errors;
 pub mod gateway;
 pub mod hub;
+mod lifecycle;
 mod observe;
 mod port;
 mod presence;
 pub mod proto;
 mod rpc;
 mod throttle;
-pub mod trace;
+pub mod trace_context;

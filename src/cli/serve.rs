@@ -9,6 +9,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use trunkline::{
+    bus::Registry,
     config::{Config, LogFormat, Sources},
     gateway::{self, ServeError},
 };
@@ -87,7 +88,11 @@ impl Serve {
         };
         let (tls, auth) = (config.tls.is_some(), config.auth.is_some());
         let listens = move |address| say_what_to_try(address, tls, auth);
-        gateway::serve(config, listens, shutdown).await.map_err(|error| match error {
+        let registry = Registry::default();
+        let bus = registry
+            .get(config.bus.type_name())
+            .map_err(|error| Failure::Configuration(error.to_string()))?;
+        gateway::serve(config, bus, listens, shutdown).await.map_err(|error| match error {
             ServeError::Bus(_) => Failure::Configuration(error.to_string()),
             _ => Failure::Other(error.to_string()),
         })

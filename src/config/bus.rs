@@ -96,6 +96,39 @@ pub struct Tls {
     pub client_key: Option<PathBuf>,
 }
 
+impl BusConfig {
+    /// Its `@type`, under which the registry has the bus.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            BusConfig::Embedded => "Embedded",
+            BusConfig::Redis(_) => "Redis",
+            BusConfig::RedisCluster(_) => "RedisCluster",
+        }
+    }
+
+    /// The certificates for its servers, if it has servers.
+    pub fn tls(&self) -> Option<&Tls> {
+        match self {
+            BusConfig::Embedded => None,
+            BusConfig::Redis(redis) => Some(&redis.tls),
+            BusConfig::RedisCluster(cluster) => Some(&cluster.tls),
+        }
+    }
+}
+
+impl fmt::Display for BusConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BusConfig::Embedded => f.write_str("the embedded bus"),
+            BusConfig::Redis(redis) => write!(f, "Redis at {}", redis.url),
+            BusConfig::RedisCluster(cluster) => {
+                let urls: Vec<_> = cluster.urls.iter().map(RedisUrl::to_string).collect();
+                write!(f, "a Redis Cluster at {}", urls.join(", "))
+            }
+        }
+    }
+}
+
 impl RedisCluster {
     /// User and password: of `authUsername` and `authSecret`, and without a secret there, of the URLs.
     pub fn credentials(&self) -> (Option<&str>, Option<&Secret>) {

@@ -64,6 +64,11 @@ impl Scope {
         self.kinds & kind_bit(kind) & all_kinds() != 0
     }
 
+    /// True if events of any kind may be among those that are allowed.
+    pub fn allows_some(&self) -> bool {
+        self.kinds & all_kinds() != 0
+    }
+
     /// True if events of the account are allowed.
     pub fn allows_account(&self, account: &[u8]) -> bool {
         self.accounts.contain(account)

@@ -86,7 +86,7 @@ impl TestBus {
 
 fn end(delivery: &Delivery) -> Position {
     match delivery {
-        Delivery::Frame(frame) | Delivery::Again(frame) => frame.last(),
+        Delivery::Frame(frame) | Delivery::Restored(frame) => frame.last(),
         Delivery::Gap(gap) => gap.to,
         Delivery::Start(position) | Delivery::Epoch(position) => *position,
     }

@@ -136,8 +136,10 @@ impl Nodes {
         let local: Vec<Arc<NodeEntry>> =
             self.local.lock().with_id(node_id).take(MAX_STREAMS).cloned().collect();
         for entry in local {
-            let stream =
-                Stream { node: entry.node.clone(), gateway_id: self.about.gateway_id.clone() };
+            let stream = Stream {
+                node: entry.node.clone(),
+                gateway_id: self.gateway.about.gateway_id.clone(),
+            };
             let since = entry.since;
             add(&mut processes, stream, since, now, Some(entry));
         }

@@ -12,9 +12,8 @@ use prost::Message;
 use super::{BEHIND, Figure, Key, NodeEntry, Nodes, duration, timestamp};
 use crate::presence::others::{Member, Other, View};
 use crate::{
-    bus::{Health, unix_ms},
+    bus::unix_ms,
     proto::v1::{self, GatewayState, NodeState},
-    rpc::service::Shared,
 };
 
 /// Parts node id and subscription id in a page token: no id has control characters.
@@ -73,38 +72,15 @@ enum Found {
     Other(Other),
 }
 
-impl Shared {
-    /// The nodes of all gateways that the query asks for, in the order of their ids, and the gateways.
-    pub fn list_nodes(&self, query: &Query) -> v1::ListNodesResponse {
-        let state = self.gateway_state();
-        let (nodes, next_page_token) = self.nodes.page(query, state);
-        v1::ListNodesResponse { nodes, next_page_token, gateways: self.nodes.gateways(state) }
-    }
-
-    /// Looks at the streams of all gateways, this one's first, but at no more than `most`. Returns how many there are.
-    pub fn each_node(&self, most: usize, see: impl FnMut(&Seen<'_>)) -> usize {
-        self.nodes.each(self.gateway_state(), most, see)
-    }
-
-    /// All gateways, by their ids.
-    pub fn gateways(&self) -> Vec<v1::Gateway> {
-        self.nodes.gateways(self.gateway_state())
-    }
-
-    /// How this gateway does.
-    pub(super) fn gateway_state(&self) -> GatewayState {
-        if self.drain.borrow().is_some() {
-            return GatewayState::Draining;
-        }
-        match self.hub.get() {
-            Some(hub) if *hub.bus().health().borrow() == Health::Ready => GatewayState::Serving,
-            _ => GatewayState::NotServing,
-        }
-    }
-}
-
 impl Nodes {
-    fn gateways(&self, own: GatewayState) -> Vec<v1::Gateway> {
+    /// The nodes of all gateways that match the query, in the order of their ids, and the gateways.
+    pub fn list(&self, query: &Query) -> v1::ListNodesResponse {
+        let (nodes, next_page_token) = self.page(query, self.gateway.state());
+        v1::ListNodesResponse { nodes, next_page_token, gateways: self.gateways() }
+    }
+
+    /// All gateways, in the order of their ids.
+    pub fn gateways(&self) -> Vec<v1::Gateway> {
         let mut gateways = self
             .others
             .view(|view| view.members.values().map(describe_gateway).collect::<Vec<_>>());
@@ -113,11 +89,11 @@ impl Nodes {
             (local.entries.len(), local.pages.unlisted())
         };
         gateways.push(v1::Gateway {
-            gateway_id: self.about.gateway_id.clone(),
+            gateway_id: self.gateway.about.gateway_id.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
-            address: self.about.address.clone(),
-            start_time: Some(timestamp(self.about.started)),
-            state: own.into(),
+            address: self.gateway.about.address.clone(),
+            start_time: Some(timestamp(self.gateway.about.started)),
+            state: self.gateway.state().into(),
             streams: u32::try_from(streams).unwrap_or(u32::MAX),
             age: Some(duration(Duration::ZERO)),
             unlisted_streams: u32::try_from(unlisted).unwrap_or(u32::MAX),
@@ -126,7 +102,9 @@ impl Nodes {
         gateways
     }
 
-    fn each(&self, own: GatewayState, most: usize, mut see: impl FnMut(&Seen<'_>)) -> usize {
+    /// Reads the streams of all gateways, this one's first, but at most `max`. Returns their number.
+    pub fn each(&self, max: usize, mut see: impl FnMut(&Seen<'_>)) -> usize {
+        let own = self.gateway.state();
         let mut show = |node: &v1::Node, gateway_id: &str, own, (state, figure): (_, Figure)| {
             let duplicate = self.duplicates.is_one(&node.node_id);
             let Figure { delivered, behind, .. } = figure;
@@ -134,11 +112,16 @@ impl Nodes {
         };
         let entries = self.all();
         let now_ms = unix_ms();
-        for entry in entries.iter().take(most) {
-            show(&entry.node, &self.about.gateway_id, true, state_of_own(entry, own, now_ms));
+        for entry in entries.iter().take(max) {
+            show(
+                &entry.node,
+                &self.gateway.about.gateway_id,
+                true,
+                state_of_own(entry, own, now_ms),
+            );
         }
         // They are read after the lock is given back.
-        let room = most.saturating_sub(entries.len());
+        let room = max.saturating_sub(entries.len());
         let (others, count) = self.others.view(|view| {
             let known = view.nodes.values().take(room).filter_map(|other| {
                 let member = view.members.get(&other.member)?;
@@ -174,7 +157,7 @@ impl Nodes {
                 .map(|(key, other)| ((**key).clone(), Found::Other(other.clone())))
                 .collect()
         });
-        if of_gateway(&self.about.gateway_id) {
+        if of_gateway(&self.gateway.about.gateway_id) {
             let local = self.local.lock();
             let range = local.entries.range::<Key, _>((from.as_ref(), Bound::Unbounded));
             let own = range.take_while(|(key, _)| of_id(key)).take(wanted);
@@ -205,9 +188,9 @@ impl Nodes {
     fn describe_own(&self, entry: &NodeEntry, own: GatewayState, now_ms: u64) -> v1::Node {
         let (state, figure) = state_of_own(entry, own, now_ms);
         v1::Node {
-            gateway_id: self.about.gateway_id.clone(),
+            gateway_id: self.gateway.about.gateway_id.clone(),
             gateway_version: env!("CARGO_PKG_VERSION").into(),
-            gateway_address: self.about.address.clone(),
+            gateway_address: self.gateway.about.address.clone(),
             ..self.described(entry.node.clone(), state, figure)
         }
     }

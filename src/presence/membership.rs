@@ -15,9 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::Nodes;
 use crate::presence::pages::{Draft, FIGURES};
 use crate::{
-    bus::{AppendError, MemberId, Members, Part, SharedBus, unix_ms},
+    bus::{AppendError, MemberId, MemberUpdate, Members, SharedBus, unix_ms},
     proto::bus_v1::{MemberRecord, MemberStats},
-    rpc::service::Shared,
 };
 
 /// How often a gateway renews its part and reads the heads of the others.
@@ -43,7 +42,7 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// What is remembered between two exchanges.
 struct Membership {
-    shared: Arc<Shared>,
+    nodes: Arc<Nodes>,
     bus: SharedBus,
     id: MemberId,
     /// The number of the last exchange, and of the last one that was taken.
@@ -65,10 +64,10 @@ struct OwnFigures {
 }
 
 /// Runs until told to stop; then says that this gateway is gone.
-pub async fn run(shared: Arc<Shared>, bus: SharedBus, stop: CancellationToken) {
-    let mut drain = shared.drain.subscribe();
+pub async fn run(nodes: Arc<Nodes>, bus: SharedBus, stop: CancellationToken) {
+    let mut drain = nodes.gateway.drain();
     let mut membership = Membership {
-        shared: shared.clone(),
+        nodes: nodes.clone(),
         bus,
         id: MemberId(rand::random()),
         number: 0,
@@ -82,10 +81,10 @@ pub async fn run(shared: Arc<Shared>, bus: SharedBus, stop: CancellationToken) {
             () = membership.round() => {}
             () = stop.cancelled() => break,
         }
-        shared.nodes.find_duplicates();
+        nodes.find_duplicates();
         tokio::select! {
             () = tokio::time::sleep_until((round + INTERVAL).into()) => {}
-            () = shared.nodes.changed.notified() => {}
+            () = nodes.changed.notified() => {}
             _ = drain.changed() => {}
             () = stop.cancelled() => break,
         }
@@ -118,7 +117,7 @@ impl Membership {
     }
 
     async fn exchange(&mut self, members: &dyn Members) -> Result<(), AppendError> {
-        let nodes = self.shared.nodes.clone();
+        let nodes = self.nodes.clone();
         self.figures.refresh(&nodes);
         loop {
             let draft = nodes.local.lock().pages.draft(CALL_BYTES);
@@ -143,14 +142,14 @@ impl Membership {
     }
 
     /// What is to be put down, and the head that goes with it.
-    fn part(&mut self, draft: &Draft) -> Part {
+    fn part(&mut self, draft: &Draft) -> MemberUpdate {
         let mut pages = draft.pages.clone();
         let revision = self.figures.figures.revision;
         if revision != self.figures.told {
             pages.push((FIGURES, Some(self.figures.bytes.clone())));
         }
         let readable = || [(FIGURES, revision)].into_iter().chain(draft.readable.iter().copied());
-        let nodes = &self.shared.nodes;
+        let nodes = &self.nodes;
         let head = MemberRecord {
             streams: u32::try_from(nodes.count()).unwrap_or(u32::MAX),
             unlisted_streams: u32::try_from(nodes.local.lock().pages.unlisted())
@@ -160,26 +159,26 @@ impl Membership {
             ..self.head()
         };
         self.number += 1;
-        Part {
+        MemberUpdate {
             member: self.id,
             ttl: TTL,
             number: self.number,
             follows: self.taken,
-            has_pages: self.taken.is_some(),
-            head: head.encode_to_vec().into(),
-            pages,
+            has_shards: self.taken.is_some(),
+            record: head.encode_to_vec().into(),
+            shards: pages,
         }
     }
 
     fn head(&self) -> MemberRecord {
-        let about = &self.shared.nodes.about;
+        let about = &self.nodes.gateway.about;
         let since = about.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         MemberRecord {
             gateway_id: about.gateway_id.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             address: about.address.clone(),
             start_time_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
-            state: self.shared.gateway_state().into(),
+            state: self.nodes.gateway.state().into(),
             ..Default::default()
         }
     }
@@ -190,11 +189,11 @@ impl Membership {
         members: &dyn Members,
         wanted: &[(MemberId, u32)],
     ) -> Result<(), AppendError> {
-        let nodes = &self.shared.nodes;
+        let nodes = &self.nodes;
         for of_member in wanted.chunk_by(|(a, _), (b, _)| a == b) {
             for some in of_member.chunks(CALL_PAGES) {
                 let numbers = some.iter().map(|(_, page)| *page).collect();
-                let pages = members.pages(some[0].0, numbers).await?;
+                let pages = members.member_shards(some[0].0, numbers).await?;
                 for (wanted, page) in some.iter().zip(pages) {
                     nodes.take_page(*wanted, page);
                 }
@@ -208,14 +207,14 @@ impl Membership {
         let Some(members) = self.bus.members() else { return };
         self.number += 1;
         let head = MemberRecord { left: true, ..self.head() };
-        let part = Part {
+        let part = MemberUpdate {
             member: self.id,
             ttl: TTL,
             number: self.number,
             follows: None,
-            has_pages: false,
-            head: head.encode_to_vec().into(),
-            pages: vec![],
+            has_shards: false,
+            record: head.encode_to_vec().into(),
+            shards: vec![],
         };
         if let Err(error) = members.exchange(part).await {
             tracing::debug!(%error, "the last word was not heard");

@@ -23,8 +23,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use self::{duplicates::Duplicates, notices::Notices, others::Others, pages::Pages};
-use crate::observe::recent::{EndedStream, Ending, Recent};
-use crate::{hub::cursor::Progress, proto::v1};
+use crate::{hub::cursor::Progress, lifecycle::Lifecycle, proto::v1};
 
 pub use self::list::{PageStart, Query};
 
@@ -37,20 +36,10 @@ const SHOWN: usize = 16;
 /// A stream whose lag is this or more counts as behind.
 const BEHIND: Duration = Duration::from_secs(5);
 
-/// What a gateway says of itself.
-#[derive(Clone, Debug)]
-pub struct About {
-    /// Its id.
-    pub gateway_id: String,
-    /// Where it listens; empty if that says nothing to others.
-    pub address: String,
-    /// When it started.
-    pub started: SystemTime,
-}
-
 /// The streams of this gateway, and what is known of the others'.
 pub struct Nodes {
-    about: About,
+    gateway: Arc<Lifecycle>,
+    max_streams: usize,
     local: Mutex<Local>,
     others: Others,
     duplicates: Duplicates,
@@ -93,9 +82,6 @@ pub struct Listed {
     nodes: Arc<Nodes>,
     key: Key,
     entry: Arc<NodeEntry>,
-    recent: Arc<Recent>,
-    /// Why the stream ends, once that is known.
-    ending: Ending,
 }
 
 /// More streams are open than may be.
@@ -105,9 +91,10 @@ pub struct TooMany;
 impl Nodes {
     /// An empty list. Two processes with one node id are told so when both have been there for `takeover`: the time after which
     /// a connection that died has been found.
-    pub fn new(about: About, takeover: Duration) -> Nodes {
+    pub fn new(gateway: Arc<Lifecycle>, max_streams: usize, takeover: Duration) -> Nodes {
         Nodes {
-            about,
+            gateway,
+            max_streams,
             local: Mutex::default(),
             others: Others::default(),
             duplicates: Duplicates::new(takeover),
@@ -115,18 +102,16 @@ impl Nodes {
         }
     }
 
-    /// Lists a stream, unless `most` are listed. Its end is told to `recent`.
+    /// Lists a stream, unless as many as may be open are listed.
     pub fn enter(
         self: &Arc<Self>,
         mut node: v1::Node,
         progress: Progress,
-        most: usize,
-        recent: Arc<Recent>,
     ) -> Result<Listed, TooMany> {
         show_part(&mut node);
         let key = (node.node_id.clone(), node.subscription_id.clone());
         let mut local = self.local.lock();
-        if local.entries.len() >= most {
+        if local.entries.len() >= self.max_streams {
             return Err(TooMany);
         }
         local.last_number += 1;
@@ -147,10 +132,15 @@ impl Nodes {
             self.duplicates.suspect(&key.0);
         }
         self.changed.notify_one();
-        Ok(Listed { nodes: self.clone(), key, entry, recent, ending: Ending::ClientWent })
+        Ok(Listed { nodes: self.clone(), key, entry })
     }
 
-    /// How many streams are open on this gateway.
+    /// The number of streams that may be open.
+    pub fn max_streams(&self) -> usize {
+        self.max_streams
+    }
+
+    /// The number of streams that are open on this gateway.
     pub fn count(&self) -> usize {
         self.local.lock().entries.len()
     }
@@ -213,11 +203,6 @@ impl Listed {
         self.entry.delivered.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Says why the stream is about to end. Where nobody does, its client went.
-    pub fn ends(&mut self, why: Ending) {
-        self.ending = why;
-    }
-
     /// The stream, as it is listed.
     pub fn node(&self) -> &v1::Node {
         &self.entry.node
@@ -236,16 +221,6 @@ impl Drop for Listed {
         local.pages.remove(self.entry.number);
         drop(local);
         self.nodes.changed.notify_one();
-        let (at, node) = (SystemTime::now(), &self.entry.node);
-        let since = node.connect_time.and_then(|time| SystemTime::try_from(time).ok());
-        self.recent.ended(EndedStream {
-            at,
-            node_id: node.node_id.clone(),
-            peer: node.peer.clone(),
-            lasted: since.and_then(|since| at.duration_since(since).ok()).unwrap_or_default(),
-            delivered: self.entry.delivered(),
-            why: self.ending,
-        });
     }
 }
 

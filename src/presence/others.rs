@@ -111,14 +111,14 @@ impl Others {
             }
             let heard = now.checked_sub(found.age).unwrap_or(now);
             match view.members.get_mut(&id) {
-                Some(member) if member.raw_head == found.head => member.heard = heard,
+                Some(member) if member.raw_head == found.record => member.heard = heard,
                 // One that cannot be read is a later version's, or nobody's.
-                _ => match MemberRecord::decode(found.head.clone()) {
+                _ => match MemberRecord::decode(found.record.clone()) {
                     Ok(head) if head.left => {
                         view.forget(id);
                         continue;
                     }
-                    Ok(head) => view.adopt(id, head, found.head, heard),
+                    Ok(head) => view.adopt(id, head, found.record, heard),
                     Err(_) => {}
                 },
             }

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::rpc::stream::wire_position;
 use crate::{
     hub::{
         explanation::{Decision, Explanation},
         filter::Exclusion,
     },
     proto::v1,
+    rpc::messages::wire_position,
 };
 
 /// Verdicts a second, and how many may come at once. The protocol promises this number.

@@ -6,3 +6,4 @@ mod support;
 mod bench_report;
 mod harness;
 mod instructions;
+mod rooms;
