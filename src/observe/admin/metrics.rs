@@ -175,7 +175,7 @@ fn connections(text: &mut Text, sources: &Sources) {
     text.counter("connections_total", "Connections that were let in.")
         .sample(&[], sources.port.connections());
     text.gauge("requests_under_way", "Requests that are not wholly answered, streams included.")
-        .sample(&[], sources.port.under_way());
+        .sample(&[], sources.port.in_flight());
     text.gauge(
         "pending_request_bytes",
         "Bytes of requests that are not answered, streams included.",
