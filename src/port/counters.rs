@@ -16,7 +16,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// A connection was accepted.
+    /// Records a connection that was accepted.
     pub fn connected(&self) {
         self.connections.fetch_add(1, Ordering::Relaxed);
     }
@@ -31,7 +31,7 @@ impl Counters {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// A connection or request was refused or ended because of a limit.
+    /// Records a connection or request that was refused or ended because of a limit.
     pub fn refused(&self, limit: Limit) {
         self.limits.refused(limit);
     }
