@@ -1,14 +1,22 @@
-//! Bearer tokens. What is kept of them is their SHA-256 hashes.
+//! Bearer tokens, of which only the SHA-256 hashes are kept.
 
 use std::{fmt, path::PathBuf};
 
-use crate::config::secret::{MASK, SecretSource, is_mask};
+use serde_json::{Map, Value, json};
 
-/// A token of fewer bytes can be guessed.
-const SHORTEST: usize = 16;
-const LONGEST: usize = 1024;
+use crate::config::{
+    declaration::{Declaration, Shape},
+    error::{Problem, wrong_type},
+    fields::{Element, Fields},
+    secret::{self, MASK, SecretSource, is_mask},
+    settings::Declared,
+};
 
-/// What a hash begins with, where one stands in place of a token.
+/// A shorter token could be guessed.
+const MIN_BYTES: usize = 16;
+const MAX_BYTES: usize = 1024;
+
+/// The beginning of a hash that stands in place of a token.
 const HASH_PREFIX: &str = "sha256:";
 
 /// The SHA-256 hash of a token. `Debug` shows nothing of it.
@@ -18,13 +26,13 @@ pub struct TokenHash([u8; 32]);
 /// One entry of an identity's `tokens`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
-    /// Hashes of what was found there, at least one; more than one in a file only.
+    /// The hashes of its tokens: at least one; more than one in a file only.
     pub hashes: Vec<TokenHash>,
-    /// Where it was found.
+    /// The source of the tokens.
     pub source: TokenSource,
 }
 
-/// Where a token was found.
+/// The source of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenSource {
     /// Its hash stands in the configuration.
@@ -61,10 +69,10 @@ impl TokenHash {
                 .map(TokenHash)
                 .ok_or_else(|| format!("{HASH_PREFIX} must be followed by 64 hexadecimal digits"));
         }
-        if !(SHORTEST..=LONGEST).contains(&text.len()) {
+        if !(MIN_BYTES..=MAX_BYTES).contains(&text.len()) {
             let length = text.len();
             return Err(format!(
-                "the token has {length} bytes; it must have {SHORTEST} to {LONGEST}"
+                "the token has {length} bytes; it must have {MIN_BYTES} to {MAX_BYTES}"
             ));
         }
         if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -73,8 +81,8 @@ impl TokenHash {
         Ok(TokenHash::of(text.as_bytes()))
     }
 
-    /// The tokens of a file: one a line, or its hash; empty lines and those that begin with `#` are passed over. None may be
-    /// left. The error names the line, and repeats nothing of it.
+    /// The tokens of a file: one token or hash a line; empty lines and those that begin with `#` are
+    /// ignored. There may be none. The error names the line, and repeats nothing of it.
     pub fn parse_file(text: &str) -> Result<Vec<TokenHash>, String> {
         let lines = text.lines().map(str::trim).zip(1..);
         lines
@@ -96,6 +104,72 @@ impl fmt::Display for TokenHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
     }
+}
+
+/// A list of tokens.
+pub(super) struct Tokens(&'static str);
+
+pub(super) fn tokens(name: &'static str) -> Tokens {
+    Tokens(name)
+}
+
+const EXPECTED: &str =
+    "a secret such as {\"@type\": \"File\", \"filePath\": ...}, or sha256: and a hash";
+
+impl Declared for Tokens {
+    type Value = Vec<Token>;
+
+    fn read(&self, fields: &mut Fields<'_>) -> Vec<Token> {
+        let tokens = fields.list(self.0, EXPECTED, |element| match element {
+            Element::Text(fields, text) if text.starts_with(HASH_PREFIX) => {
+                let hash = TokenHash::parse(text).map_err(|why| {
+                    fields.fail("", Problem::Invalid(why));
+                });
+                Some(Token { hashes: vec![hash.ok()?], source: TokenSource::Hash })
+            }
+            // The text may be a token, so it is not repeated.
+            Element::Text(fields, _) => {
+                fields.fail("", wrong_type("a string", EXPECTED));
+                None
+            }
+            Element::Object(fields) => read_token(fields),
+        });
+        tokens.into_iter().flatten().flatten().collect()
+    }
+
+    fn show(&self, value: &Vec<Token>, object: &mut Map<String, Value>) {
+        let shown = value.iter().map(|token| match &token.source {
+            TokenSource::Hash => json!(format!("{HASH_PREFIX}{MASK}")),
+            TokenSource::Value => secret::show_source(Some(&SecretSource::Value)),
+            TokenSource::EnvironmentVariable(name) => {
+                secret::show_source(Some(&SecretSource::EnvironmentVariable(name.clone())))
+            }
+            TokenSource::File(path) => secret::show_source(Some(&SecretSource::File(path.clone()))),
+        });
+        object.insert(self.0.to_owned(), shown.collect());
+    }
+
+    fn describe(&self, doc: &'static str) -> Vec<Declaration> {
+        let item = Box::new(Shape::Variants(secret::variants(false)));
+        let text = Some("^sha256:[0-9A-Fa-f]{64}$");
+        vec![Declaration::new(self.0, doc, Shape::List { item, text })]
+    }
+}
+
+fn read_token(fields: &mut Fields<'_>) -> Option<Token> {
+    let secret = secret::read(fields)?;
+    let one = || TokenHash::parse(secret.expose()).map(|hash| vec![hash]);
+    let (key, hashes) = match secret.source() {
+        SecretSource::File(_) => ("filePath", TokenHash::parse_file(secret.expose())),
+        SecretSource::EnvironmentVariable(_) => ("variableName", one()),
+        SecretSource::Value => ("secret", one()),
+    };
+    let hashes = hashes.and_then(|hashes| match hashes.is_empty() {
+        true => Err("the file holds no token".to_owned()),
+        false => Ok(hashes),
+    });
+    let hashes = hashes.map_err(|why| fields.fail(key, Problem::Invalid(why))).ok()?;
+    Some(Token { hashes, source: TokenSource::from(secret.source()) })
 }
 
 impl From<&SecretSource> for TokenSource {

@@ -322,7 +322,8 @@ fn number_of(limit: &str) -> u64 {
 fn every_range_holds_at_both_ends() {
     let mut ranges = 0;
     for key in keys() {
-        let Some(range) = &key.range else { continue };
+        // The length of a text has a range too: see `names_have_their_rules`.
+        let Some(range) = key.range.as_ref().filter(|_| key.type_name != "text") else { continue };
         ranges += 1;
         let (least, most) = range.split_once(" to ").unwrap();
         let document = place_of(key);

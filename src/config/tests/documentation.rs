@@ -1,14 +1,131 @@
-//! docs/configuration.md says what is true.
+//! The tables of docs/configuration.md are made from the declarations, and its examples are real.
+//!
+//! `UPDATE_DOCS=1 cargo nextest run --lib -E 'test(/tables_are_those/)'` writes the tables anew.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write};
 
 use serde_json::json;
 
 use super::load;
-use crate::config::{Config, keys};
+use crate::config::{
+    Config, Key,
+    declaration::{Shape, declarations},
+    keys,
+};
 
 const DOCUMENT: &str = include_str!("../../../docs/configuration.md");
 
+/// The table that a comment of the document asks for: `<!-- keys: history -->`.
+enum Table<'d> {
+    /// The keys at the prefixes; with `variants`, those that exactly these types of the bus have. A
+    /// prefix that ends with a dot leaves out the key itself.
+    Keys { prefixes: Vec<&'d str>, variants: Vec<&'d str> },
+    /// The variants of the key.
+    Variants(&'d str),
+}
+
+impl<'d> Table<'d> {
+    fn parse(line: &'d str) -> Option<Table<'d>> {
+        let text = line.strip_prefix("<!-- ")?.strip_suffix("-->")?;
+        let list = |text: &'d str| text.split(',').map(str::trim).collect();
+        match text.split_once(':')? {
+            ("keys", text) => {
+                let (prefixes, variants) = text.split_once(" of ").unwrap_or((text, ""));
+                let variants = if variants.is_empty() { vec![] } else { list(variants) };
+                Some(Table::Keys { prefixes: list(prefixes), variants })
+            }
+            ("variants", key) => Some(Table::Variants(key.trim())),
+            _ => None,
+        }
+    }
+
+    /// How well the table fits a key: the length of the prefix, and whether the variants agree.
+    fn fit(&self, key: &Key) -> Option<(usize, bool)> {
+        let Table::Keys { prefixes, variants } = self else { return None };
+        if !variants.is_empty() && *variants != key.variants {
+            return None;
+        }
+        let fits = |prefix: &&&str| {
+            let rest = key.path.strip_prefix(**prefix);
+            prefix.is_empty()
+                || rest.is_some_and(|rest| {
+                    prefix.ends_with('.') || rest.is_empty() || rest.starts_with(['.', '['])
+                })
+        };
+        let longest = prefixes.iter().filter(fits).map(|prefix| prefix.len()).max()?;
+        Some((longest, !variants.is_empty()))
+    }
+}
+
+/// Keys of the store that the coordinator has too are listed once.
+fn is_listed(key: &Key) -> bool {
+    let of_store = key.path.strip_prefix("inMemoryStore.");
+    of_store.is_none_or(|name| name == "@type")
+}
+
+fn row(key: &Key) -> String {
+    let default = key.default_text().map(|text| format!(" `{text}`")).unwrap_or_default();
+    let range = key.range.as_ref().map(|range| format!(" {range}")).unwrap_or_default();
+    let Key { path, type_name, meaning, .. } = key;
+    format!("| `{path}` | {type_name} |{default} |{range} | {meaning} |\n")
+}
+
+/// The document with all tables made anew.
+fn made() -> String {
+    let tables: Vec<Table<'_>> = DOCUMENT.lines().filter_map(Table::parse).collect();
+    let mut bodies = vec![String::new(); tables.len()];
+    for key in keys().iter().filter(|key| is_listed(key)) {
+        let fits = tables.iter().enumerate().filter_map(|(i, table)| Some((table.fit(key)?, i)));
+        let (_, best) = fits.max().unwrap_or_else(|| panic!("no table for {}", key.path));
+        bodies[best] += &row(key);
+    }
+    for (table, body) in tables.iter().zip(&mut bodies) {
+        *body = match table {
+            Table::Keys { .. } => {
+                format!("| key | type | default | range | meaning |\n|---|---|---|---|---|\n{body}")
+            }
+            Table::Variants(key) => variants(key),
+        };
+    }
+    let mut document = String::new();
+    let mut bodies = bodies.into_iter();
+    let mut of_table = false;
+    for line in DOCUMENT.lines() {
+        if of_table && (line.is_empty() || line.starts_with('|')) {
+            continue;
+        }
+        if of_table {
+            document.push('\n');
+        }
+        writeln!(document, "{line}").unwrap();
+        of_table = Table::parse(line).is_some();
+        if of_table {
+            write!(document, "\n{}", bodies.next().unwrap()).unwrap();
+        }
+    }
+    document
+}
+
+fn variants(key: &str) -> String {
+    let declared = declarations().iter().find(|declaration| declaration.name == key).unwrap();
+    let Shape::Variants(variants) = &declared.shape else { panic!("{key} has no variants") };
+    let rows = variants.known.iter().map(|v| format!("| `{}` | {} |\n", v.name, v.meaning));
+    format!("| `@type` | meaning |\n|---|---|\n{}", rows.collect::<String>())
+}
+
+#[test]
+fn the_tables_are_those_of_the_declarations() {
+    let made = made();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
+        std::fs::write(path, &made).unwrap();
+        return;
+    }
+    for (line, made) in DOCUMENT.lines().zip(made.lines()) {
+        assert_eq!(line, made, "make the tables anew with UPDATE_DOCS=1");
+    }
+    assert_eq!(DOCUMENT.len(), made.len(), "make the tables anew with UPDATE_DOCS=1");
+}
 /// The rows about keys: key, default and range.
 fn rows() -> BTreeMap<&'static str, (&'static str, &'static str)> {
     let mut rows = BTreeMap::new();
@@ -20,8 +137,8 @@ fn rows() -> BTreeMap<&'static str, (&'static str, &'static str)> {
         } else if cells[0] == "key" {
             of_keys = true;
         } else if of_keys && !cells[0].starts_with('-') {
-            let [key, default, range, what] = cells[..] else { panic!("four cells: {line}") };
-            assert!(!what.is_empty(), "{line}");
+            let [key, _, default, range, meaning] = cells[..] else { panic!("five cells: {line}") };
+            assert!(!meaning.is_empty(), "{line}");
             let twice = rows.insert(key.trim_matches('`'), (default.trim_matches('`'), range));
             assert!(twice.is_none(), "twice: {line}");
         }
