@@ -1,36 +1,26 @@
-//! Compiles the protocol: messages and client from the descriptors, and a server whose events stay bytes.
+//! Generates the messages of the bus, and the server stub of the wire API, whose events stay bytes.
 
-use std::{env, error::Error, fs, path::PathBuf};
+use std::error::Error;
 
-use prost::Message;
 use tonic_prost_build::manual;
 
-const MESSAGES: &str = "crate::server::wire";
-const CODEC: &str = "crate::server::wire::WireCodec";
+const MESSAGES: &str = "crate::rpc::wire";
+const CODEC: &str = "crate::rpc::wire::WireCodec";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let out = PathBuf::from(env::var("OUT_DIR")?);
-
     // protox is a protobuf compiler in Rust: no protoc is needed.
-    let api = protox::compile(["trunkline/v1/coordination_service.proto"], ["proto"])?;
-    fs::write(out.join("trunkline.v1.descriptor.bin"), api.encode_to_vec())?;
-    tonic_prost_build::configure()
-        .build_server(false)
-        .compile_well_known_types(false)
-        .compile_fds(api)?;
-
     let bus = ["trunkline/bus/v1/frame.proto", "trunkline/bus/v1/members.proto"];
     let bus = protox::compile(bus, ["proto"])?;
     let bus = prost_build_only_package(bus, "trunkline.bus.v1");
     tonic_prost_build::configure()
         .build_server(false)
         .build_client(false)
-        .extern_path(".trunkline.v1", "crate::proto::v1")
+        .extern_path(".trunkline.v1", "::trunkline_proto::v1")
         .bytes(".trunkline.bus.v1.NodeRecord.node")
         .compile_fds(bus)?;
 
-    // The server takes events as bytes, and gives them as bytes beside this (`server::body`): it never decodes one to encode it
+    // The server takes events as bytes, and gives them as bytes beside this (`rpc::body`): it never decodes one to encode it
     // again.
     let method = |name: &str, route: &str, input: String, output: String| {
         manual::Method::builder()

@@ -33,15 +33,13 @@ use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines, Stdin},
     signal::unix::{SignalKind, signal},
 };
-use trunkline::{
-    client::{Client, Notification, SubscribeOptions},
-    proto::v1::{
-        BlockedIp, CacheInvalidation, CertificateChange, ChangedType, EmailDelivery, Event,
-        EventKind, Gap, MailboxChange, QueueRefresh, blocked_ip,
-        cache_invalidation::{Entry, Scope},
-        certificate_change,
-        event::Kind,
-    },
+use trunkline_client::{Client, Notification, SubscribeOptions};
+use trunkline_proto::v1::{
+    BlockedIp, CacheInvalidation, CertificateChange, ChangedType, EmailDelivery, Event, EventKind,
+    Gap, MailboxChange, QueueRefresh, blocked_ip,
+    cache_invalidation::{Entry, Scope},
+    certificate_change,
+    event::Kind,
 };
 
 /// The kinds that this node does something about. It is not sent any other.

@@ -47,7 +47,7 @@ pub fn token(bytes: &[u8]) {
                     Err(TokenError::ForeignDeployment)
                 );
                 // Two places take two bytes at least: nobody makes a gateway hold more than was sent.
-                assert!(read.places.len() * 2 <= token.len());
+                assert!(read.positions.len() * 2 <= token.len());
             }
             Err(error) => assert!(!error.to_string().is_empty()),
         }

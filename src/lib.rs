@@ -4,14 +4,18 @@
 //! Nodes publish typed events and hold one stream of everybody's; gateways carry all of those streams over a few shared
 //! Redis connections. See `ARCHITECTURE.md` for the way of the data.
 
+mod access;
 pub mod bus;
-pub mod client;
 pub mod config;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;
+pub mod gateway;
 pub mod hub;
+mod observe;
+mod port;
+mod presence;
 pub mod proto;
-pub mod server;
+mod rpc;
 mod throttle;
 pub mod trace;

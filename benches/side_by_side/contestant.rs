@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Connections that a gateway takes from one address: all nodes of the bench are there.
-const MOST: u32 = 15_000;
+const MAX: u32 = 15_000;
 
 /// One of those that are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,7 +218,7 @@ impl System {
         let options = if limits_are_settable() {
             options
                 .clone()
-                .set("limits", json!({ "maxConnections": MOST, "maxConnectionsPerPeer": MOST }))
+                .set("limits", json!({ "maxConnections": MAX, "maxConnectionsPerPeer": MAX }))
         } else {
             options.clone()
         };
@@ -288,7 +288,7 @@ impl System {
 fn limits_are_settable() -> bool {
     static KNOWN: OnceLock<bool> = OnceLock::new();
     *KNOWN.get_or_init(|| {
-        let limit = |name: &str| format!("limits.{name}={MOST}");
+        let limit = |name: &str| format!("limits.{name}={MAX}");
         let mut check = std::process::Command::new(binary());
         // The bench's own variables are no keys of a gateway.
         for (name, _) in std::env::vars_os() {

@@ -13,7 +13,7 @@ use redis::{
 };
 use tokio::{sync::oneshot, task::JoinSet};
 use tonic::{Streaming, client::Grpc, transport::Channel};
-use trunkline::proto::v1::{Filter, SubscribeRequest};
+use trunkline_proto::v1::{Filter, SubscribeRequest};
 
 use crate::{
     contestant::{Contestant, System},

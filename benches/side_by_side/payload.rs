@@ -2,7 +2,7 @@
 
 use prost::Message;
 use prost_types::{Any, Timestamp};
-use trunkline::proto::v1::{ChangedType, CustomEvent, Event, MailboxChange, event::Kind};
+use trunkline_proto::v1::{ChangedType, CustomEvent, Event, MailboxChange, event::Kind};
 
 use super::{heard::id, raw::stamp};
 

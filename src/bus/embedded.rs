@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::{
     AppendError, Appended, Batch, Bus, BusStatus, Delivery, Epoch, Frame, Health, History, Members,
-    Offset, Place, RequestId, ShardBusStatus, ShardId, Sink, put_event, unix_ms,
+    Offset, Position, RequestId, ShardBusStatus, ShardId, Sink, put_event, unix_ms,
 };
 use crate::trace::Follow;
 
@@ -42,7 +42,7 @@ impl EmbeddedBus {
     pub fn start(shards: u16, request_id_window: Duration, sink: Arc<dyn Sink>) -> EmbeddedBus {
         let epoch = Epoch(unix_ms());
         for shard in ShardId::all(shards) {
-            sink.deliver(shard, Delivery::Start(Place { epoch, offset: Offset(0) }));
+            sink.deliver(shard, Delivery::Start(Position { epoch, offset: Offset(0) }));
         }
         EmbeddedBus {
             shards: ShardId::all(shards).map(|_| Mutex::default()).collect(),
@@ -88,8 +88,8 @@ impl EmbeddedBus {
         appended
     }
 
-    fn end(&self, shard: ShardId) -> Place {
-        Place { epoch: self.epoch, offset: self.shards[shard.index()].lock().end }
+    fn end(&self, shard: ShardId) -> Position {
+        Position { epoch: self.epoch, offset: self.shards[shard.index()].lock().end }
     }
 }
 
@@ -132,7 +132,7 @@ impl Bus for EmbeddedBus {
 
     fn status(&self) -> BusStatus {
         let shard = |id| ShardBusStatus {
-            place: self.end(id),
+            position: self.end(id),
             proof_age: Some(Duration::ZERO),
             proven: true,
             repairs: 0,

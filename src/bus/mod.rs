@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 pub use embedded::EmbeddedBus;
 pub use members::{Exchange, MemberHead, MemberId, Members, Part};
-pub use position::{Epoch, Offset, Place, ShardId};
+pub use position::{Epoch, Offset, Position, ShardId};
 
 use crate::trace::{Follow, Span};
 
@@ -42,7 +42,7 @@ pub struct Retained {
     /// The key.
     pub key: u8,
     /// Where it stands.
-    pub place: Place,
+    pub position: Position,
     /// The encoded event.
     pub event: Bytes,
 }
@@ -85,15 +85,15 @@ pub struct Frame {
     /// When the frame was made, in milliseconds since 1970, by its writer's clock.
     pub time_ms: u64,
     /// Where its last event stood before, if the frame was appended again because the bus had lost it.
-    pub origin: Option<Place>,
+    pub origin: Option<Position>,
     /// The events as they stand in `trunkline.v1.EventBatch`: each with the tag of field 1 and its length.
     pub events: Bytes,
 }
 
 impl Frame {
     /// The place of the last event.
-    pub fn last(&self) -> Place {
-        Place { epoch: self.epoch, offset: self.first.plus(self.count - 1) }
+    pub fn last(&self) -> Position {
+        Position { epoch: self.epoch, offset: self.first.plus(self.count - 1) }
     }
 }
 
@@ -103,9 +103,9 @@ pub struct Gap {
     /// Why.
     pub reason: GapReason,
     /// The last place before the gap.
-    pub from: Place,
+    pub from: Position,
     /// The last place in the gap.
-    pub to: Place,
+    pub to: Position,
     /// How many events are missing, where that is known.
     pub missed: Option<u64>,
     /// When the last event before the gap was published, in milliseconds since 1970, where known.
@@ -146,11 +146,11 @@ impl GapReason {
 #[derive(Clone, Debug)]
 pub enum Delivery {
     /// Events follow from here; nothing is known of what came before. Once a shard, and first.
-    Start(Place),
+    Start(Position),
     /// The next events.
     Frame(Frame),
     /// A new epoch goes on where the last one ended: nothing is missing. Its first event follows.
-    Epoch(Place),
+    Epoch(Position),
     /// Events are missing; the next one follows `gap.to`.
     Gap(Gap),
     /// These events were handed on before, at the frame's origin; Redis lost them, and they were appended again. Only who comes
@@ -170,7 +170,7 @@ pub struct HistoryPage {
     /// What follows the place asked for, in order, and without a hole that is not told.
     pub deliveries: Vec<Delivery>,
     /// The place after the last delivery: ask from here for more.
-    pub next: Place,
+    pub next: Position,
     /// Whether `next` was the shard's end when the page was read.
     pub at_end: bool,
 }
@@ -230,7 +230,7 @@ pub struct LinkStatus {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ShardBusStatus {
     /// The last place handed on.
-    pub place: Place,
+    pub position: Position,
     /// How long ago the way through the bus was last proven.
     pub proof_age: Option<Duration>,
     /// Whether it counts as proven.
@@ -273,7 +273,7 @@ pub trait History: Send + Sync {
     fn page(
         &self,
         shard: ShardId,
-        after: Place,
+        after: Position,
         max_bytes: usize,
     ) -> BoxFuture<'_, Result<HistoryPage, AppendError>>;
 
@@ -281,7 +281,7 @@ pub trait History: Send + Sync {
     fn retained(&self, shard: ShardId) -> BoxFuture<'_, Result<Vec<Retained>, AppendError>>;
 
     /// The end of a shard, as the bus's servers know it now.
-    fn tip(&self, shard: ShardId) -> BoxFuture<'_, Result<Place, AppendError>>;
+    fn tip(&self, shard: ShardId) -> BoxFuture<'_, Result<Position, AppendError>>;
 }
 
 /// A bus that others share.

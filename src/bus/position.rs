@@ -41,20 +41,20 @@ impl Offset {
 
 /// A place in one shard: the event with this epoch and offset, and everything before it. Later places are greater.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place {
+pub struct Position {
     /// The run of offsets.
     pub epoch: Epoch,
     /// The number in it.
     pub offset: Offset,
 }
 
-impl Place {
+impl Position {
     /// Nothing is known of the shard yet.
-    pub const UNKNOWN: Place = Place { epoch: Epoch::NONE, offset: Offset(0) };
+    pub const UNKNOWN: Position = Position { epoch: Epoch::NONE, offset: Offset(0) };
 
     /// The place of an epoch and an offset.
-    pub fn new(epoch: u64, offset: u64) -> Place {
-        Place { epoch: Epoch(epoch), offset: Offset(offset) }
+    pub fn new(epoch: u64, offset: u64) -> Position {
+        Position { epoch: Epoch(epoch), offset: Offset(offset) }
     }
 
     /// Whether an epoch is known.
@@ -69,7 +69,7 @@ impl fmt::Display for ShardId {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.epoch.0, self.offset.0)
     }

@@ -4,10 +4,8 @@ use std::io::{self, Write};
 
 use clap::Args;
 use prost::Message;
-use trunkline::{
-    hub::{event::EventView, filter},
-    proto::v1::{EventKind, Exclusion, Explanation, Position, Verdict},
-};
+use trunkline::hub::{event::EventView, filter};
+use trunkline_proto::v1::{EventKind, Exclusion, Explanation, Position, Verdict};
 
 use super::{Failure, Node, json, subscribe::Wanted};
 

@@ -9,7 +9,7 @@ use prost_reflect::{
 };
 use prost_types::Any;
 use serde_json::{Value, json};
-use trunkline::proto::v1::{
+use trunkline_proto::v1::{
     CustomEvent, DESCRIPTORS, Event, SubscribeResponse, event::Kind, subscribe_response::Response,
 };
 
@@ -129,7 +129,7 @@ fn type_name(type_url: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use trunkline::proto::v1::EventBatch;
+    use trunkline_proto::v1::EventBatch;
 
     use super::*;
 

@@ -6,7 +6,7 @@
 use std::time::{Duration, SystemTime};
 
 use clap::{Subcommand, ValueEnum};
-use trunkline::proto::v1::{
+use trunkline_proto::v1::{
     self, ChangedType, blocked_ip, cache_invalidation, certificate_change, event::Kind,
     queue_status, registry_change,
 };

@@ -27,10 +27,8 @@ use tonic::{
     service::interceptor::InterceptedService,
     transport::{Channel, Endpoint},
 };
-use trunkline::{
-    client::{Bearer, Credentials},
-    proto::v1::coordination_service_client::CoordinationServiceClient,
-};
+use trunkline_client::{Bearer, Credentials};
+use trunkline_proto::v1::coordination_service_client::CoordinationServiceClient;
 
 /// How long a connection to a gateway may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::Args;
-use trunkline::proto::v1::{self, GatewayState, ListNodesRequest, NodeState};
+use trunkline_proto::v1::{self, GatewayState, ListNodesRequest, NodeState};
 
 use super::{Failure, json};
 

@@ -8,10 +8,8 @@ use tokio::{
     io::{AsyncBufReadExt, BufReader},
     sync::mpsc,
 };
-use trunkline::{
-    client::{Client, Error, ErrorKind},
-    proto::v1::{Event, Target},
-};
+use trunkline_client::{Client, Error, ErrorKind};
+use trunkline_proto::v1::{Event, Target};
 
 use super::{Failure, Gateway, Node, json, kinds::What};
 

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use trunkline::{
     config::{Config, Key, LogFormat, Sources},
-    server::{self, ServeError},
+    gateway::{self, ServeError},
 };
 
 use super::Failure;
@@ -90,7 +90,7 @@ impl Serve {
         };
         let (tls, auth) = (config.tls.is_some(), config.auth.is_some());
         let listens = move |address| say_what_to_try(address, tls, auth);
-        server::serve(config, listens, shutdown).await.map_err(|error| match error {
+        gateway::serve(config, listens, shutdown).await.map_err(|error| match error {
             ServeError::Bus(_) => Failure::Configuration(error.to_string()),
             _ => Failure::Other(error.to_string()),
         })

@@ -3,7 +3,7 @@
 use std::{io::Write, time::Duration};
 
 use clap::Args;
-use trunkline::proto::v1::GetStatusRequest;
+use trunkline_proto::v1::GetStatusRequest;
 
 use super::{Failure, Gateway, json};
 

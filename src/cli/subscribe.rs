@@ -13,7 +13,7 @@ use tokio::{
     net::unix::pipe::Sender,
     signal::unix::{SignalKind, signal},
 };
-use trunkline::proto::v1::{
+use trunkline_proto::v1::{
     EventKind, Filter, Overflow, Start, SubscribeRequest, SubscribeResponse,
     subscribe_response::Response,
 };

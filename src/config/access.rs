@@ -26,13 +26,13 @@ const MAX_NAME_BYTES: usize = 512;
 settings! {
     /// TLS of the gRPC port.
     pub struct ServerTls checked by check_server_tls {
-        /// The gateway's own certificate, then those that lead to an authority. Without one, the port
-        /// is plain text.
+        /// The gateway's own certificate, then those that lead to an authority. Without one, the
+        /// port is plain text.
         pub certificate: PathBuf = key("certificate", pem("CERTIFICATE"), ""),
         /// The key of the certificate.
         pub private_key: PathBuf = key("privateKey", pem("PRIVATE KEY"), ""),
-        /// The authorities that sign the certificates of nodes. Without one, nodes are not asked for
-        /// a certificate. Needs `auth`.
+        /// The authorities that sign the certificates of nodes. Without one, nodes are not asked
+        /// for a certificate. Needs `auth`.
         pub client_ca: Option<PathBuf> = optional("clientCa", pem("CERTIFICATE")),
         /// `required`: every connection needs a certificate, those of load balancers that ask for
         /// health too. `optional`: a connection without a certificate needs a token.
@@ -61,29 +61,29 @@ settings! {
     /// The rights of one identity, or of all whose names have one beginning.
     pub struct IdentityRules checked by check_identity {
         /// The name in a certificate (its first URI, such as a SPIFFE id, else its first DNS name,
-        /// else its common name), or the name that a token stands for. With `*` at its end it stands
-        /// for all certificates whose name has that beginning; an exact name is matched first, then
-        /// the longest.
+        /// else its common name), or the name that a token stands for. With `*` at its end it
+        /// stands for all certificates whose name has that beginning; an exact name is matched
+        /// first, then the longest.
         pub name: String = required("name", text(check_name), "the identity's name"),
-        /// Tokens of the identity, all valid at once: objects as [Secrets](#secrets) has them (a file
-        /// holds one token or `sha256:` hash a line; lines that begin with `#` are ignored), or the
-        /// text `sha256:` and the hash of a token (`sha256sum` of it without a line feed, in
+        /// Tokens of the identity, all valid at once: objects as [Secrets](#secrets) has them (a
+        /// file holds one token or `sha256:` hash a line; lines that begin with `#` are ignored),
+        /// or the text `sha256:` and the hash of a token (`sha256sum` of it without a line feed, in
         /// hexadecimal). A token has 16 to 1024 visible characters, and one owner.
         pub tokens: Vec<Token> = tokens("tokens"),
-        /// The node ids that it may publish and subscribe as. `*` may stand at the end; `{identity}`
-        /// is its name.
+        /// The node ids that it may publish and subscribe as. `*` may stand at the end;
+        /// `{identity}` is its name.
         pub node_ids: Vec<String> = key("nodeIds", set(names()), []),
-        /// The roles that its nodes may have, written as `nodeIds` are. Events that are targeted at a
-        /// role are delivered to the nodes that have it.
+        /// The roles that its nodes may have, written as `nodeIds` are. Events that are targeted at
+        /// a role are delivered to the nodes that have it.
         pub roles: Vec<String> = key("roles", set(names()), []),
         /// The events that it may publish.
         pub publish: EventRules = group("publish"),
         /// The events that it may receive.
         pub receive: EventRules = group("receive"),
-        /// `listNodes`, `getStatus`, `reflection` (the description of the API) and `explain`: streams
-        /// that report of every event whether it is delivered, `subscribe --explain`. These report
-        /// kind, id, source, account and type of events that the identity may not receive, too, and
-        /// nothing else of them.
+        /// `listNodes`, `getStatus`, `reflection` (the description of the API) and `explain`:
+        /// streams that report of every event whether it is delivered, `subscribe --explain`. These
+        /// report kind, id, source, account and type of events that the identity may not receive,
+        /// too, and nothing else of them.
         pub operations: BTreeSet<Operation> = key("operations", set(operations()), []),
     }
 }

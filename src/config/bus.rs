@@ -49,8 +49,8 @@ settings! {
 settings! {
     /// A Redis Cluster.
     pub struct RedisCluster checked by check_cluster {
-        /// Some of the cluster's servers, at least one; the others are discovered. They agree in TLS,
-        /// user, password and protocol, and name no database.
+        /// Some of the cluster's servers, at least one; the others are discovered. They agree in
+        /// TLS, user, password and protocol, and name no database.
         pub urls: Vec<RedisUrl> = key("urls", cluster_urls(), ()),
         /// Limit of the time that a publish waits for the bus, failover included.
         pub timeout: Duration = timeout(),
@@ -58,26 +58,27 @@ settings! {
         pub min_replicas: u32 = min_replicas(),
         /// The user. Has no effect without `coordinator.authSecret`.
         pub username: Option<String> = optional("authUsername", text(check_username)),
-        /// The password: see [Secrets](#secrets). Without one, user and password of the URLs are used.
+        /// The password: see [Secrets](#secrets). Without one, user and password of the URLs are
+        /// used.
         pub secret: Option<Secret> = secret("authSecret"),
         /// Limit of the number of times that events whose answer did not arrive are sent again,
-        /// within `coordinator.timeout`; the bus accepts them once. Events that the bus certainly did
-        /// not accept are sent until `coordinator.timeout` is over.
+        /// within `coordinator.timeout`; the bus accepts them once. Events that the bus certainly
+        /// did not accept are sent until `coordinator.timeout` is over.
         pub max_retries: u32 = key("maxRetries", number(1..=1024), 3),
-        /// The first wait before events are sent again; not more than `coordinator.maxRetryWait`, and
-        /// the default is lower where that is.
+        /// The first wait before events are sent again; not more than `coordinator.maxRetryWait`,
+        /// and the default is lower where that is.
         pub min_retry_wait: Duration =
             key("minRetryWait", duration(MILLISECOND..=MINUTE), SECOND / 2),
         /// The longest wait before events are sent again. The default is higher where
         /// `coordinator.minRetryWait` is.
         pub max_retry_wait: Duration = key("maxRetryWait", duration(MILLISECOND..=MINUTE), SECOND),
-        /// True: replicas serve reads of history; a master serves what its replica does not have, or
-        /// does not answer within a second. Subscriptions are always at the masters, which receive a
-        /// frame first.
+        /// True: replicas serve reads of history; a master serves what its replica does not have,
+        /// or does not answer within a second. Subscriptions are always at the masters, which
+        /// receive a frame first.
         pub read_from_replicas: bool = key("readFromReplicas", boolean(), true),
-        /// `resp3` uses sharded pub/sub, spread over the masters; `resp2` uses classic pub/sub, which
-        /// sends every message to every server of the cluster. All gateways of one prefix must agree.
-        /// Where the key is missing, `?protocol=` of the URLs counts.
+        /// `resp3` uses sharded pub/sub, spread over the masters; `resp2` uses classic pub/sub,
+        /// which sends every message to every server of the cluster. All gateways of one prefix
+        /// must agree. Where the key is missing, `?protocol=` of the URLs counts.
         pub protocol: Protocol = key("protocolVersion", choice(&Protocol::WORDS), Protocol::Resp3),
         /// Limits of the connection pool of each server.
         pub pool: Pool = flatten(),
@@ -168,8 +169,8 @@ settings! {
 }
 
 impl RedisCluster {
-    /// User and password: those of `authUsername` and `authSecret`, and without a secret there those
-    /// of the URLs.
+    /// User and password: those of `authUsername` and `authSecret`, and without a secret there
+    /// those of the URLs.
     pub fn credentials(&self) -> (Option<&str>, Option<&Secret>) {
         let in_url = self.urls.iter().find(|url| url.password().is_some());
         match (&self.secret, in_url) {

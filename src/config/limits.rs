@@ -30,8 +30,9 @@ settings! {
         /// allow.
         pub max_connections: usize =
             key("maxConnections", number(1..=1_000_000), 10_000),
-        /// Open connections from one address; not more than `limits.maxConnections`, and the default
-        /// is lower where that is. Behind a proxy all connections have the address of the proxy.
+        /// Open connections from one address; not more than `limits.maxConnections`, and the
+        /// default is lower where that is. Behind a proxy all connections have the address of the
+        /// proxy.
         pub max_connections_per_peer: usize =
             key("maxConnectionsPerPeer", number(1..=1_000_000), 4000),
         /// Open `Subscribe` streams on this gateway.
@@ -61,9 +62,9 @@ settings! {
         /// Events per second that one identity may publish on this gateway. `null`: no limit.
         pub events_per_second: Option<usize> =
             optional("eventsPerSecond", number(1..=100_000_000)),
-        /// Events that one identity may publish at once after a pause; a `Publish` with more is never
-        /// accepted. With `limits.eventsPerSecond` the default is that rate; without, it has no
-        /// effect.
+        /// Events that one identity may publish at once after a pause; a `Publish` with more is
+        /// never accepted. With `limits.eventsPerSecond` the default is that rate; without, it has
+        /// no effect.
         pub event_burst: usize =
             key("eventBurst", number(1..=100_000_000), 1000),
         /// Limit of the time in which a new connection completes the handshakes of TLS and HTTP/2.
@@ -85,8 +86,8 @@ settings! {
         /// A connection is pinged when nothing arrived on it for this time. `null`: never.
         pub interval: Option<Duration> =
             nullable("interval", duration(SECOND..=DAY), 30 * SECOND),
-        /// A connection is closed, and all that it holds is freed, when nothing arrived for this time
-        /// after a ping.
+        /// A connection is closed, and all that it holds is freed, when nothing arrived for this
+        /// time after a ping.
         pub timeout: Duration = key("timeout", duration(SECOND..=HOUR), 20 * SECOND),
     }
 }

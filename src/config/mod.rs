@@ -2,10 +2,10 @@
 //!
 //! A configuration is a JSON document: the file, overlaid with what the environment and the command
 //! line set ([`Sources`]). A reader of our own finds all violations at once, each with its path and
-//! its limit ([`ConfigErrors`]). Each key is declared once, as a field of a struct with its name, type,
-//! default, limits and meaning; see `settings.rs`. The reader, [`Config::effective`], [`keys()`] with
-//! the names of the environment variables, the JSON [`schema()`], the help of flags and the tables of
-//! `docs/configuration.md` are made from that declaration.
+//! its limit ([`ConfigErrors`]). Each key is declared once, as a field of a struct with its name,
+//! type, default, limits and meaning; see `settings.rs`. The reader, [`Config::effective`],
+//! [`keys()`] with the names of the environment variables, the JSON [`schema()`], the help of flags
+//! and the tables of `docs/configuration.md` are made from that declaration.
 //!
 //! The comments of fields are those declarations: they speak of the JSON document, where `null` is
 //! None in Rust.
@@ -77,14 +77,14 @@ settings! {
     pub struct Config checked by check_config {
         /// The address for nodes. Any other than one of loopback needs `tls` or `insecure`.
         pub listen: SocketAddr = key("listen", address(), LISTEN),
-        /// The address for operators: [a page, metrics and probes](operations.md). `null`: none. Must
-        /// not have the port of `listen`.
+        /// The address for operators: [a page, metrics and probes](operations.md). `null`: none.
+        /// Must not have the port of `listen`.
         pub admin: Option<SocketAddr> = nullable("admin", address(), ADMIN),
         /// TLS of the port for nodes. All are PEM files.
         pub tls: Option<ServerTls> = group_if("tls", ServerTls::is_set),
         /// The rights of each identity. With it all requests but those of the health service need
-        /// credentials, and nothing is allowed that is not named here. `null`: everything is allowed
-        /// to everybody.
+        /// credentials, and nothing is allowed that is not named here. `null`: everything is
+        /// allowed to everybody.
         pub auth: Option<Auth> = optional_group("auth"),
         /// True: nodes may connect from other machines in plain text, tokens included. The gateway
         /// warns of it when it starts.
@@ -96,26 +96,27 @@ settings! {
         /// The name of this gateway, without white space; no two gateways of one bus have the same.
         /// `null`: a random one at each start.
         pub gateway_id: String = gateway_id(),
-        /// True when `gatewayId` was made up for this process. [`Config::effective`] leaves it out then.
+        /// True when `gatewayId` was made up for this process. [`Config::effective`] leaves it out
+        /// then.
         pub gateway_id_is_random: bool = IsRandom,
         /// The bus between gateways. Without it: `{"@type": "Embedded"}`.
         pub bus: BusConfig = bus(),
-        /// Keys that authenticate frames in a Redis that others use too, at least 32 bytes each, with
-        /// white space between them: see [Authenticated frames](#authenticated-frames).
+        /// Keys that authenticate frames in a Redis that others use too, at least 32 bytes each,
+        /// with white space between them: see [Authenticated frames](#authenticated-frames).
         pub frame_key: Option<Secret> = frame_key("frameKey"),
-        /// The beginning of the names of all keys and channels in Redis: letters, digits and `._-:/`.
-        /// Gateways that share a prefix are one system; two systems on one Redis need two.
+        /// The beginning of the names of all keys and channels in Redis: letters, digits and
+        /// `._-:/`. Gateways that share a prefix are one system; two systems on one Redis need two.
         pub prefix: String = key("prefix", short_text(64, check_prefix), "trunkline"),
-        /// The number of shards, the ordered channels of the bus. `null`: the bus decides, one for a
-        /// standalone server, two for each master of a cluster. The first gateway records it in Redis,
-        /// and the others must agree.
+        /// The number of shards, the ordered channels of the bus. `null`: the bus decides, one for
+        /// a standalone server, two for each master of a cluster. The first gateway records it in
+        /// Redis, and the others must agree.
         pub shards: Option<u16> = optional("shards", number(1..=256)),
         /// What the bus keeps of each shard. The first limit that is reached counts.
         pub history: History = group("history"),
         /// What this gateway keeps of each shard in memory. The first limit that is reached counts.
         pub log: Log = group("log"),
-        /// The interval of heartbeats on a stream on which nothing else is sent, unless its node asks
-        /// for another one.
+        /// The interval of heartbeats on a stream on which nothing else is sent, unless its node
+        /// asks for another one.
         pub heartbeat: Duration = key("heartbeat", duration(SECOND..=HOUR), 15 * SECOND),
         /// Limits of what nodes may ask for.
         pub limits: Limits = group("limits"),
@@ -123,8 +124,8 @@ settings! {
         pub keepalive: Keepalive = group("keepalive"),
         /// The steps in which a gateway stops.
         pub drain: Drain = group("drain"),
-        /// A repeated `request_id` is recognised for this time, so that a retried `Publish` does not
-        /// publish twice.
+        /// A repeated `request_id` is recognised for this time, so that a retried `Publish` does
+        /// not publish twice.
         pub request_id_window: Duration =
             key("requestIdWindow", duration(SECOND..=HOUR), MINUTE),
         /// The collector of traces.
@@ -163,13 +164,15 @@ settings! {
 settings! {
     /// The steps in which a gateway stops.
     pub struct Drain checked by check_drain {
-        /// The gateway keeps serving for this time with its health NOT_SERVING, so that load balancers
-        /// send no new connections.
+        /// The gateway keeps serving for this time with its health NOT_SERVING, so that load
+        /// balancers send no new connections.
         pub delay: Duration = key("delay", duration(0..=5 * MINUTE), 0),
-        /// The time over which the notifications to streams are spread, so that their nodes do not all
-        /// reconnect at once. Not more than `drain.timeout`; the default is lower where that is.
+        /// The time over which the notifications to streams are spread, so that their nodes do not
+        /// all reconnect at once. Not more than `drain.timeout`; the default is lower where that
+        /// is.
         pub spread: Duration = key("spread", duration(0..=5 * MINUTE), SECOND),
-        /// Streams that are still open are ended after this time, counted from the end of the delay.
+        /// Streams that are still open are ended after this time, counted from the end of the
+        /// delay.
         pub timeout: Duration = key("timeout", duration(SECOND..=HOUR), 10 * SECOND),
     }
 }
@@ -190,7 +193,8 @@ impl LogFormat {
 impl Config {
     /// Reads `sources`; the error holds every violation.
     ///
-    /// Reads the file, and the files that hold secrets and certificates; nothing else of the machine.
+    /// Reads the file, and the files that hold secrets and certificates; nothing else of the
+    /// machine.
     pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
         Config::decode(Layers::of(sources), sources)
     }
@@ -212,8 +216,8 @@ impl Config {
     }
 
     /// The effective configuration as a document in which every key is set. Secrets are masked
-    /// (`***`); apart from those, loading it gives the same configuration again. `Default` is replaced
-    /// by the bus that it stands for.
+    /// (`***`); apart from those, loading it gives the same configuration again. `Default` is
+    /// replaced by the bus that it stands for.
     pub fn effective(&self) -> Value {
         Value::Object(self.show())
     }

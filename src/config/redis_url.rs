@@ -14,7 +14,8 @@ use super::{
 const DEFAULT_PORT: u16 = 6379;
 
 /// A validated URL of a Redis or Valkey server, in its parts:
-/// `redis://[user][:password]@host[:port][/database][?protocol=resp3]`, `rediss://...[#insecure]`, `unix:///path[?db=1]`.
+/// `redis://[user][:password]@host[:port][/database][?protocol=resp3]`, `rediss://...[#insecure]`,
+/// `unix:///path[?db=1]`.
 ///
 /// `Debug` and `Display` mask the password.
 #[derive(Clone, PartialEq, Eq)]
@@ -56,15 +57,15 @@ pub enum TlsMode {
     Insecure,
 }
 
-/// The reason why a URL cannot be used. It repeats nothing of the URL, since a password with a stray
-/// `/`, `?` or `#` can end up in any part.
+/// The reason why a URL cannot be used. It repeats nothing of the URL, since a password with a
+/// stray `/`, `?` or `#` can end up in any part.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RedisUrlError {
     /// It does not parse as a URL.
     #[error(
-        "{0} (the form is redis://host:port; other characters of a password than letters and digits \
-         are written %XX)"
+        "{0} (the form is redis://host:port; other characters of a password than letters and \
+         digits are written %XX)"
     )]
     Syntax(String),
     /// White space or a control character, which the parser would remove silently.

@@ -50,8 +50,8 @@ fn check_plain_text(config: &Config, fields: &Fields<'_>) {
         "anybody who reaches it could read and publish everything, in plain text"
     };
     let problem = format!(
-        "{listen} can be reached from other machines: {danger}. Set tls, listen on 127.0.0.1, or set \
-         \"insecure\": true"
+        "{listen} can be reached from other machines: {danger}. Set tls, listen on 127.0.0.1, or \
+         set \"insecure\": true"
     );
     fields.fail("listen", Problem::Invalid(problem));
 }

@@ -139,8 +139,8 @@ pub(super) fn variants(none_is_default: bool) -> Variants {
     }
 }
 
-/// Reads the object of a secret. Without [`Fields::lookups`] variables and files are left alone, and
-/// the secret in one of them is None.
+/// Reads the object of a secret. Without [`Fields::lookups`] variables and files are left alone,
+/// and the secret in one of them is None.
 pub(super) fn read(fields: &mut Fields<'_>) -> Option<Secret> {
     match fields.variant(&["None", "Value", "EnvironmentVariable", "File"])? {
         "Value" => {

@@ -15,7 +15,8 @@
 //! A key is declared by [`key`] (a default stands in for a missing value and for `null`),
 //! [`optional`] (None without a value), [`nullable`] (a default, and None for `null`),
 //! [`required`], [`group`], [`group_if`], [`optional_group`], [`flatten`] or [`list`]; the types of
-//! values are in [`super::types`]. `checked by` names a function that compares keys with one another.
+//! values are in [`super::types`]. `checked by` names a function that compares keys with one
+//! another.
 
 use std::marker::PhantomData;
 
@@ -65,7 +66,9 @@ macro_rules! settings {
             fn read(fields: &mut $crate::config::fields::Fields<'_>) -> $name {
                 use $crate::config::settings::{Declared, of_type};
                 #[allow(unused_mut)] // without a check nothing changes them
-                let mut settings = $name { $( $field: of_type::<$type, _>($declared).read(fields), )* };
+                let mut settings = $name {
+                    $( $field: of_type::<$type, _>($declared).read(fields), )*
+                };
                 $( $check(&mut settings, fields); )?
                 settings
             }

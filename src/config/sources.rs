@@ -1,4 +1,4 @@
-//! File, environment and command line, laid over each other into one document.
+//! File, environment and command line, merged into one document.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +16,7 @@ use super::{
 };
 
 /// Variables that the command line reads itself.
-const OF_THE_COMMAND_LINE: [&str; 7] = [
+const CLI_VARIABLES: [&str; 7] = [
     "TRUNKLINE_CONFIG",
     "TRUNKLINE_GATEWAY",
     "TRUNKLINE_TLS_CA",
@@ -26,21 +26,23 @@ const OF_THE_COMMAND_LINE: [&str; 7] = [
     "TRUNKLINE_TOKEN_FILE",
 ];
 
-/// What the names of the variables begin with that are the tests' own.
-const OF_THE_TESTS: &str = "TRUNKLINE_TEST_";
+/// The prefix of the variables of the tests.
+const TEST_PREFIX: &str = "TRUNKLINE_TEST_";
 
-/// The name of the key that says which variant an object is.
+/// The key that names the variant of an object.
 const TYPE: &str = "@type";
 
-/// Where a configuration comes from. A later one overrides an earlier one: file, environment, command line.
+/// The sources of a configuration. A later one overrides an earlier one: file, environment,
+/// command line.
 #[derive(Clone, Default)]
 pub struct Sources {
-    /// The JSON file; None is an empty one.
+    /// The JSON file; None: the same as an empty one.
     pub file: Option<PathBuf>,
-    /// The environment: name and value. Those whose name begins with `TRUNKLINE_` set keys; secrets may lie in any. An empty
-    /// value counts as not set.
+    /// The environment: name and value. Those whose name begins with `TRUNKLINE_` set keys; secrets
+    /// may lie in any. An empty value counts as not set.
     pub env: Vec<(String, String)>,
-    /// What the command line sets: the path of a key (`coordinator.timeout`) and its value. A later one wins.
+    /// The settings of the command line: the path of a key (`coordinator.timeout`) and its value. A later
+    /// one wins.
     pub overrides: Vec<(String, String)>,
 }
 
@@ -73,9 +75,9 @@ impl fmt::Debug for Sources {
 
 /// All sources in one document.
 pub(super) struct Layers {
-    /// None if the file cannot be read: then nothing can be said about the keys.
+    /// None if the file cannot be read: then the keys are not checked.
     pub(super) document: Option<Value>,
-    /// Where the values come from that are not the file's, by path.
+    /// The sources of the values that do not come from the file, by path.
     pub(super) origins: BTreeMap<String, Origin>,
     pub(super) violations: Vec<Violation>,
 }
@@ -86,7 +88,7 @@ impl Layers {
         if let Some(path) = &sources.file {
             layers.document = layers.read_file(path);
         }
-        layers.lay_all(sources)
+        layers.merge_all(sources)
     }
 
     /// As `of`, with a `text` of that name in place of the file.
@@ -94,7 +96,7 @@ impl Layers {
     pub(super) fn over(name: &str, text: &[u8], sources: &Sources) -> Layers {
         let mut layers = Layers::empty();
         layers.document = layers.read_text(name, text);
-        layers.lay_all(sources)
+        layers.merge_all(sources)
     }
 
     fn empty() -> Layers {
@@ -102,12 +104,13 @@ impl Layers {
         Layers { document, origins: BTreeMap::new(), violations: Vec::new() }
     }
 
-    fn lay_all(self, sources: &Sources) -> Layers {
+    fn merge_all(self, sources: &Sources) -> Layers {
         let mut layers = self;
-        // The command line may say which variables hold secrets, so it is laid over the rest before strangers are named.
-        let variables = layers.lay_environment(&sources.env);
-        layers.lay_overrides(&sources.overrides);
-        layers.name_strangers(&variables);
+        // The command line may say which variables hold secrets, so it is laid over the rest before
+        // strangers are named.
+        let variables = layers.merge_environment(&sources.env);
+        layers.merge_overrides(&sources.overrides);
+        layers.report_unknown_variables(&variables);
         layers
     }
 
@@ -138,23 +141,24 @@ impl Layers {
         }
     }
 
-    /// Lays the variables over the document that set a key. Returns the names of those that seem to and do not.
-    fn lay_environment<'e>(&mut self, environment: &'e [(String, String)]) -> Vec<&'e str> {
+    /// Lays the variables over the document that set a key. Returns the names of those that seem to
+    /// and do not.
+    fn merge_environment<'e>(&mut self, environment: &'e [(String, String)]) -> Vec<&'e str> {
         let by_variable: BTreeMap<String, &Key> =
             keys().iter().filter_map(|key| Some((key.variable()?, key))).collect();
         let ours = environment.iter().filter(|(name, value)| {
-            name.starts_with(VARIABLE_PREFIX) && !value.is_empty() && !is_of_others(name, value)
+            name.starts_with(VARIABLE_PREFIX) && !value.is_empty() && !is_foreign(name, value)
         });
         let (known, strange): (Vec<_>, Vec<_>) =
             ours.partition(|(name, _)| by_variable.contains_key(name));
         let pairs = known.into_iter().map(|(name, value)| {
             (by_variable[name].path.as_str(), value.as_str(), Origin::Variable(name.clone()))
         });
-        self.lay(pairs.collect());
+        self.merge(pairs.collect());
         strange.into_iter().map(|(name, _)| name.as_str()).collect()
     }
 
-    fn lay_overrides(&mut self, overrides: &[(String, String)]) {
+    fn merge_overrides(&mut self, overrides: &[(String, String)]) {
         let mut pairs = Vec::new();
         for (path, value) in overrides {
             match keys().iter().find(|key| key.path == *path) {
@@ -174,11 +178,12 @@ impl Layers {
                 }
             }
         }
-        self.lay(pairs);
+        self.merge(pairs);
     }
 
-    /// Lays one source's pairs of path and value over the document; types first, since a new type empties its object.
-    fn lay(&mut self, mut pairs: Vec<(&str, &str, Origin)>) {
+    /// Lays one source's pairs of path and value over the document; types first, since a new type
+    /// empties its object.
+    fn merge(&mut self, mut pairs: Vec<(&str, &str, Origin)>) {
         let is_type = |path: &str| path.rsplit('.').next() == Some(TYPE);
         pairs.sort_by_key(|(path, ..)| !is_type(path));
         for (path, value, origin) in pairs {
@@ -194,7 +199,7 @@ impl Layers {
     }
 
     /// Reports the variables that set nothing, but for those that a secret lies in.
-    fn name_strangers(&mut self, variables: &[&str]) {
+    fn report_unknown_variables(&mut self, variables: &[&str]) {
         let mut secrets = BTreeSet::new();
         if let Some(document) = &self.document {
             collect_secret_variables(document, &mut secrets);
@@ -221,9 +226,10 @@ impl Layers {
     }
 }
 
-/// Puts `text` at the place that `segments` name, and makes the objects on the way. A type that differs from the one that
-/// stands there empties its object first: the other keys were another variant's. Some(true) if that was so; None if something
-/// else than an object stands in the way, which the decoder will say.
+/// Puts `text` at the place that `segments` name, and makes the objects on the way. A type that
+/// differs from the one that stands there empties its object first: the other keys were another
+/// variant's. Some(true) if that was so; None if something else than an object stands in the way,
+/// which the decoder will say.
 fn patch(document: &mut Value, segments: &[&str], text: &str) -> Option<bool> {
     let (last, parents) = segments.split_last()?;
     let mut object = document.as_object_mut()?;
@@ -289,10 +295,11 @@ fn unknown(nearest: Option<&str>, some: &[String]) -> Problem {
     Problem::Unknown { nearest: nearest.map(str::to_owned), known }
 }
 
-/// Whether a variable is nobody's mistake: the command line's, the tests', or one of those that Kubernetes and Docker make for
-/// a service whose name begins with `trunkline` (`TRUNKLINE_SERVICE_HOST`, `TRUNKLINE_PORT_7420_TCP_ADDR`, ...).
-fn is_of_others(name: &str, value: &str) -> bool {
-    if OF_THE_COMMAND_LINE.contains(&name) || name.starts_with(OF_THE_TESTS) {
+/// Whether a variable is nobody's mistake: the command line's, the tests', or one of those that
+/// Kubernetes and Docker make for a service whose name begins with `trunkline`
+/// (`TRUNKLINE_SERVICE_HOST`, `TRUNKLINE_PORT_7420_TCP_ADDR`, ...).
+fn is_foreign(name: &str, value: &str) -> bool {
+    if CLI_VARIABLES.contains(&name) || name.starts_with(TEST_PREFIX) {
         return true;
     }
     let protocol = |text: &str| ["TCP", "UDP", "SCTP"].iter().any(|p| text.starts_with(p));
@@ -350,7 +357,7 @@ mod tests {
             ("TRUNKLINE_GATEWAY", "http://127.0.0.1:7420"),
             ("TRUNKLINE_TEST_REDIS_URL", "redis://127.0.0.1"),
         ] {
-            assert!(is_of_others(name, value), "{name}");
+            assert!(is_foreign(name, value), "{name}");
         }
         for (name, value) in [
             ("TRUNKLINE_PORT", "7420"),
@@ -358,14 +365,14 @@ mod tests {
             ("TRUNKLINE_PORT_RANGE", "7420"),
             ("TRUNKLINE_CONFIGURATION", "/etc/trunkline.json"),
         ] {
-            assert!(!is_of_others(name, value), "{name}");
+            assert!(!is_foreign(name, value), "{name}");
         }
     }
 
     #[test]
     fn no_key_is_taken_for_an_orchestrators() {
         for variable in keys().iter().filter_map(Key::variable) {
-            assert!(!is_of_others(&variable, "tcp://10.0.0.1:7420"), "{variable}");
+            assert!(!is_foreign(&variable, "tcp://10.0.0.1:7420"), "{variable}");
         }
     }
 }

@@ -27,8 +27,8 @@ const DECIMAL: [(&str, u64); 5] =
 /// The duration that `text` names: numbers with units, the larger unit first (`10s`, `500ms`,
 /// `1h30m`). None if it is not a duration, or more than 2^64 milliseconds.
 ///
-/// Stricter than humantime, which accepts `10 s`, `1w`, `1month` and units in any order: whatever is
-/// accepted once has to be accepted for ever.
+/// Stricter than humantime, which accepts `10 s`, `1w`, `1month` and units in any order: whatever
+/// is accepted once has to be accepted for ever.
 pub(super) fn parse_duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut total = 0_u64;
@@ -46,7 +46,7 @@ pub(super) fn parse_duration(text: &str) -> Option<Duration> {
     (!text.is_empty()).then(|| Duration::from_millis(total))
 }
 
-/// The shortest way to write `duration`, to the millisecond.
+/// The shortest form of `duration`, to the millisecond.
 pub(crate) fn format_duration(duration: Duration) -> String {
     let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     if millis == 0 {
@@ -66,7 +66,7 @@ pub(super) fn parse_size(text: &str) -> Option<u64> {
     number.checked_mul(*length)
 }
 
-/// The shortest way to write `bytes`.
+/// The shortest form of `bytes`.
 pub(super) fn format_size(bytes: u64) -> String {
     match BINARY.iter().find(|(_, length)| bytes > 0 && bytes.is_multiple_of(*length)) {
         Some((unit, length)) => format!("{}{unit}", bytes / length),
@@ -74,7 +74,7 @@ pub(super) fn format_size(bytes: u64) -> String {
     }
 }
 
-/// The number that `text` begins with, and what follows.
+/// The number at the beginning of `text`, and the rest.
 fn split_number(text: &str) -> Option<(u64, &str)> {
     let (number, rest) =
         text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
@@ -146,12 +146,14 @@ mod tests {
         }
 
         #[test]
-        fn no_near_miss_makes_the_parsers_panic(text in "([0-9]{0,30}(d|h|m|s|ms|MiB|TiB|kb|B|é)?){0,4}") {
+        fn no_near_miss_makes_the_parsers_panic(
+            text in "([0-9]{0,30}(d|h|m|s|ms|MiB|TiB|kb|B|é)?){0,4}",
+        ) {
             let _ = (parse_duration(&text), parse_size(&text));
         }
 
         #[test]
-        fn what_is_written_is_read_back(millis: u64, bytes: u64) {
+        fn formatted_durations_and_sizes_parse_to_the_same(millis: u64, bytes: u64) {
             let duration = Duration::from_millis(millis);
             prop_assert_eq!(parse_duration(&format_duration(duration)), Some(duration));
             prop_assert_eq!(parse_size(&format_size(bytes)), Some(bytes));

@@ -23,7 +23,7 @@ use super::{
     merge,
     router::{Interest, Registration},
 };
-use crate::bus::{AppendError, Gap, GapReason, HistoryPage, Place, ShardId, put_event, unix_ms};
+use crate::bus::{AppendError, Gap, GapReason, HistoryPage, Position, ShardId, put_event, unix_ms};
 
 /// A batch is closed when it holds this much. Larger ones gain little, and a node's client may refuse them.
 const BATCH_BYTES: usize = 64 * 1024;
@@ -120,9 +120,9 @@ impl Progress {
 /// The place in one shard.
 struct Lane {
     /// Everything up to here was handed on, or was not wanted.
-    place: Place,
+    position: Position,
     /// Where the stream resumed; none if it did not.
-    resumed: Option<Place>,
+    resumed: Option<Position>,
     source: Source,
 }
 
@@ -145,9 +145,9 @@ struct Scan {
 /// How a shard is opened.
 pub(super) enum Opening {
     /// In the log: `place` was handed on, and the entries from `next` to `end` may lie behind it.
-    Log { place: Place, next: u64, end: u64, resumed: bool },
+    Log { position: Position, next: u64, end: u64, resumed: bool },
     /// In history, after `place`.
-    History { place: Place },
+    History { position: Position },
     /// With a gap, then in the log.
     Gap { gap: Gap, next: u64, end: u64 },
 }
@@ -200,8 +200,8 @@ impl Cursor {
     }
 
     /// The place in each shard, for the resume token: everything up to there was handed on.
-    pub fn places(&self) -> Vec<Place> {
-        self.lanes.iter().map(|lane| lane.place).collect()
+    pub fn positions(&self) -> Vec<Position> {
+        self.lanes.iter().map(|lane| lane.position).collect()
     }
 
     /// How many verdicts may come with the next events, if the stream explains itself.
@@ -215,9 +215,9 @@ impl Cursor {
     }
 
     /// Writes the same places over what `places` held.
-    pub fn places_into(&self, places: &mut Vec<Place>) {
-        places.clear();
-        places.extend(self.lanes.iter().map(|lane| lane.place));
+    pub fn positions_into(&self, positions: &mut Vec<Position>) {
+        positions.clear();
+        positions.extend(self.lanes.iter().map(|lane| lane.position));
     }
 
     /// Whether the subscriber has had all the events that it wanted.
@@ -386,7 +386,7 @@ impl Cursor {
             return scan.next < scan.end;
         }
         *scan = Scan { next: extent.next, end: extent.next };
-        lane.place = lane.place.max(extent.end);
+        lane.position = lane.position.max(extent.end);
         false
     }
 
@@ -400,16 +400,16 @@ impl Cursor {
         let interest = &self.registration.interest;
         let (extent, _) = self.hub.logs[shard].extent_with(|| interest.take_mark(shard));
         let scan = Scan { next: extent.base, end: extent.next };
-        let gap = gap_to(lane.place, extent.start);
+        let gap = gap_to(lane.position, extent.start);
         lane.source = Source::Gap(gap, scan);
     }
 
     /// Returns to the log, if it has everything after the lane's place.
     fn back_in_log(&mut self, shard: usize) -> bool {
         let interest = &self.registration.interest;
-        let place = self.lanes[shard].place;
+        let position = self.lanes[shard].position;
         let log = &self.hub.logs[shard];
-        let Some((next, _)) = log.locate(place) else { return false };
+        let Some((next, _)) = log.locate(position) else { return false };
         let (extent, _) = log.extent_with(|| interest.take_mark(shard));
         self.lanes[shard].source = Source::Log(Scan { next, end: extent.next });
         true
@@ -425,7 +425,7 @@ impl Cursor {
         let (extent, _) = self.hub.logs[shard].extent_with(|| interest.take_mark(shard));
         let lane = &mut self.lanes[shard];
         let scan = Scan { next: extent.base, end: extent.next };
-        if lane.place >= extent.start {
+        if lane.position >= extent.start {
             lane.source = Source::Log(scan);
             return None;
         }
@@ -436,7 +436,7 @@ impl Cursor {
 
     fn pass_gap(&mut self, shard: usize, gap: &Gap) {
         let lane = &mut self.lanes[shard];
-        lane.place = lane.place.max(gap.to);
+        lane.position = lane.position.max(gap.to);
         match &mut lane.source {
             Source::Log(scan) => scan.next += 1,
             Source::History(entries) => {
@@ -444,17 +444,17 @@ impl Cursor {
             }
             Source::Gap(_, scan) => {
                 // A place of an unknown epoch may be beyond all that is here: nothing would ever follow it.
-                lane.place = gap.to;
+                lane.position = gap.to;
                 lane.source = Source::Log(*scan);
             }
         }
     }
 
     fn read_page(&self, shard: usize) -> BoxFuture<'static, Result<HistoryPage, AppendError>> {
-        let (hub, place) = (self.hub.clone(), self.lanes[shard].place);
+        let (hub, position) = (self.hub.clone(), self.lanes[shard].position);
         let id = ShardId(u16::try_from(shard).unwrap_or(u16::MAX));
         let read = async move {
-            let page = hub.history_page(id, place, PAGE_BYTES).await?;
+            let page = hub.history_page(id, position, PAGE_BYTES).await?;
             if page.deliveries.is_empty() {
                 // History has no more, and the log is not there yet, or the other way round: what comes next is on its way.
                 tokio::time::sleep(PAGE_PAUSE).await;
@@ -467,7 +467,7 @@ impl Cursor {
     fn turn_page(&mut self, shard: usize, page: HistoryPage) {
         let lane = &mut self.lanes[shard];
         if page.deliveries.is_empty() {
-            lane.place = lane.place.max(page.next);
+            lane.position = lane.position.max(page.next);
         }
         lane.source = Source::History(page.deliveries.into_iter().map(Entry::new).collect());
     }
@@ -476,18 +476,18 @@ impl Cursor {
 impl Lane {
     fn open(opening: Opening) -> Lane {
         match opening {
-            Opening::Log { place, next, end, resumed } => Lane {
-                place,
-                resumed: resumed.then_some(place),
+            Opening::Log { position, next, end, resumed } => Lane {
+                position,
+                resumed: resumed.then_some(position),
                 source: Source::Log(Scan { next, end }),
             },
-            Opening::History { place } => Lane {
-                place,
-                resumed: place.is_known().then_some(place),
+            Opening::History { position } => Lane {
+                position,
+                resumed: position.is_known().then_some(position),
                 source: Source::History(VecDeque::new()),
             },
             Opening::Gap { gap, next, end } => Lane {
-                place: gap.from,
+                position: gap.from,
                 resumed: None,
                 source: Source::Gap(gap, Scan { next, end }),
             },
@@ -521,19 +521,19 @@ impl Lane {
         events: &mut Events,
         left: &mut u64,
     ) -> Offered {
-        if entry.place <= self.place {
+        if entry.position <= self.position {
             return Offered::Whole;
         }
         let indexed = match &entry.content {
             Content::Gap(gap) => {
-                let from = gap.from.max(self.place);
+                let from = gap.from.max(self.position);
                 let missed = if from == gap.from { gap.missed } else { missed(from, gap.to) };
                 return Offered::Gap(Gap { from, missed, ..gap.clone() });
             }
             Content::Frame(indexed) if !self.had_elsewhere(indexed) => indexed,
             Content::Again(indexed) if self.came_from_elsewhere(indexed) => indexed,
             Content::Frame(_) | Content::Again(_) | Content::Epoch => {
-                self.place = entry.place;
+                self.position = entry.position;
                 return Offered::Whole;
             }
         };
@@ -548,8 +548,8 @@ impl Lane {
         left: &mut u64,
     ) -> Offered {
         let frame = &indexed.frame;
-        let done = if self.place.epoch == frame.epoch {
-            (self.place.offset.0 + 1).saturating_sub(frame.first.0)
+        let done = if self.position.epoch == frame.epoch {
+            (self.position.offset.0 + 1).saturating_sub(frame.first.0)
         } else {
             0
         };
@@ -568,8 +568,8 @@ impl Lane {
             let view = event.meta.view(&frame.events);
             let matches = filter.matches(&view);
             if let Some(judged) = &mut events.judged {
-                let place = Place { epoch: frame.epoch, offset: indexed.offset(index) };
-                judged.note(place, &view, filter, matches);
+                let position = Position { epoch: frame.epoch, offset: indexed.offset(index) };
+                judged.note(position, &view, filter, matches);
             }
             if matches {
                 run = match run {
@@ -584,13 +584,13 @@ impl Lane {
                 events.bytes += (event.end - event.start) as usize;
                 *left -= 1;
             }
-            self.place = Place { epoch: frame.epoch, offset: indexed.offset(index) };
+            self.position = Position { epoch: frame.epoch, offset: indexed.offset(index) };
         }
         if let Some(run) = run {
             events.push(indexed, run);
         }
         if matches!(offered, Offered::Whole) {
-            self.place = frame.last();
+            self.position = frame.last();
         }
         offered
     }
@@ -605,7 +605,7 @@ impl Lane {
     ) -> Offered {
         let rest = &indexed.events[done..];
         let Some(start) = rest.first().map(|first| first.start as usize) else {
-            self.place = indexed.frame.last();
+            self.position = indexed.frame.last();
             return Offered::Whole;
         };
         // The event with which the batch is full is the last one in it.
@@ -622,7 +622,7 @@ impl Lane {
             events.count += taken as u64;
             events.bytes += indexed.events[last].end as usize - start;
             *left -= taken as u64;
-            self.place = Place { epoch: indexed.frame.epoch, offset: indexed.offset(last) };
+            self.position = Position { epoch: indexed.frame.epoch, offset: indexed.offset(last) };
         }
         if taken == rest.len() { Offered::Whole } else { Offered::Part }
     }
@@ -686,12 +686,12 @@ impl Events {
 }
 
 /// The gap between what was handed on and where the log begins.
-pub(super) fn gap_to(from: Place, to: Place) -> Gap {
+pub(super) fn gap_to(from: Position, to: Position) -> Gap {
     let missed = missed(from, to);
     let reason = if missed.is_some() { GapReason::HistoryExpired } else { GapReason::UnknownEpoch };
     Gap { reason, from, to, missed, from_ms: None, to_ms: unix_ms() }
 }
 
-fn missed(from: Place, to: Place) -> Option<u64> {
+fn missed(from: Position, to: Position) -> Option<u64> {
     (from.epoch == to.epoch).then(|| to.offset.0.saturating_sub(from.offset.0))
 }

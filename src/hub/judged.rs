@@ -7,7 +7,7 @@ use super::{
     filter::{Exclusion, Filter},
 };
 use crate::{
-    bus::{Place, ShardId},
+    bus::{Position, ShardId},
     trace::Context,
 };
 
@@ -32,7 +32,7 @@ pub struct Verdict {
     /// The event's shard.
     pub shard: ShardId,
     /// Where it stands there.
-    pub place: Place,
+    pub position: Position,
     /// The number of its kind.
     pub kind: u8,
     /// Its id.
@@ -76,7 +76,7 @@ impl Judged {
     /// Notes an event that the filter has judged: `matches` is what it said.
     pub(super) fn note(
         &mut self,
-        place: Place,
+        position: Position,
         event: &EventView<'_>,
         filter: &Filter,
         matches: bool,
@@ -86,7 +86,7 @@ impl Judged {
         if self.verdicts.len() < self.most {
             self.verdicts.push(Verdict {
                 shard: self.shard,
-                place,
+                position,
                 kind: event.kind(),
                 event_id: event.event_id().to_owned(),
                 source: event.source().to_owned(),

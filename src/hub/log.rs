@@ -12,7 +12,7 @@ use super::{
     event::{CUSTOM, EventMeta, EventView},
     filter::kind_bit,
 };
-use crate::bus::{Delivery, Epoch, Frame, Gap, Offset, Place};
+use crate::bus::{Delivery, Epoch, Frame, Gap, Offset, Position};
 
 /// How much a log may hold.
 #[derive(Clone, Copy, Debug)]
@@ -38,9 +38,9 @@ struct Ring {
     /// The number of the first entry.
     base: u64,
     /// Everything after this place is here, or is told to be missing.
-    start: Place,
+    start: Position,
     /// The place of the last entry.
-    end: Place,
+    end: Position,
     /// Epochs of which the log has, or had, something.
     epochs: Vec<Epoch>,
     /// Events ever appended.
@@ -61,7 +61,7 @@ pub struct Entry {
     /// What it is.
     pub content: Content,
     /// The place that is reached with it.
-    pub place: Place,
+    pub position: Position,
     /// Events ever appended to the log, up to and including it.
     pub total: u64,
 }
@@ -114,7 +114,7 @@ struct Distinct {
 }
 
 /// Values that a summary lists of one thing.
-const MOST_VALUES: usize = 4;
+const MAX_VALUES: usize = 4;
 
 /// One event of a frame.
 #[derive(Debug)]
@@ -131,9 +131,9 @@ pub struct IndexedEvent {
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {
     /// Everything after this place is in the log.
-    pub start: Place,
+    pub start: Position,
     /// The place of the last entry.
-    pub end: Place,
+    pub end: Position,
     /// The number of the first entry.
     pub base: u64,
     /// The number that the next entry will get.
@@ -219,7 +219,7 @@ impl Distinct {
         if self.more || self.events.iter().any(|known| value(*known) == value(event)) {
             return;
         }
-        if self.events.len() < MOST_VALUES {
+        if self.events.len() < MAX_VALUES {
             self.events.push(event);
         } else {
             self.more = true;
@@ -245,8 +245,8 @@ impl Log {
         delivery: Delivery,
         announce: impl FnOnce(&Entry, u64) -> T,
     ) -> T {
-        if let Delivery::Start(place) = delivery {
-            self.ring.write().begin(place);
+        if let Delivery::Start(position) = delivery {
+            self.ring.write().begin(position);
             return T::default();
         }
         // Indexed before the lock is taken.
@@ -319,30 +319,30 @@ impl Log {
 
     /// The number of the first entry that lies after `place`, if everything after `place` is in the log; and how many events
     /// the log had up to there.
-    pub fn locate(&self, place: Place) -> Option<(u64, u64)> {
+    pub fn locate(&self, position: Position) -> Option<(u64, u64)> {
         let ring = self.ring.read();
-        let known = ring.epochs.contains(&place.epoch);
-        if place < ring.start || place > ring.end || !known {
+        let known = ring.epochs.contains(&position.epoch);
+        if position < ring.start || position > ring.end || !known {
             return None;
         }
-        let index = ring.entries.partition_point(|entry| entry.place <= place);
+        let index = ring.entries.partition_point(|entry| entry.position <= position);
         let mut before = match index.checked_sub(1) {
             Some(before) => ring.entries[before].total,
             None => ring.total - ring.events as u64,
         };
         if let Some(Content::Frame(indexed)) = ring.entries.get(index).map(|entry| &entry.content)
-            && indexed.frame.epoch == place.epoch
+            && indexed.frame.epoch == position.epoch
         {
-            before += (place.offset.0 + 1).saturating_sub(indexed.frame.first.0);
+            before += (position.offset.0 + 1).saturating_sub(indexed.frame.first.0);
         }
         Some((ring.base + index as u64, before))
     }
 }
 
 impl Ring {
-    fn begin(&mut self, place: Place) {
-        (self.start, self.end, self.started) = (place, place, true);
-        self.epochs.push(place.epoch);
+    fn begin(&mut self, position: Position) {
+        (self.start, self.end, self.started) = (position, position, true);
+        self.epochs.push(position.epoch);
     }
 
     fn next(&self) -> u64 {
@@ -350,12 +350,12 @@ impl Ring {
     }
 
     fn push(&mut self, entry: Entry) {
-        if self.end.epoch != entry.place.epoch {
-            self.epochs.push(entry.place.epoch);
+        if self.end.epoch != entry.position.epoch {
+            self.epochs.push(entry.position.epoch);
             self.epoch_changes += 1;
         }
         self.frames += u64::from(matches!(entry.content, Content::Frame(_)));
-        self.end = entry.place;
+        self.end = entry.position;
         self.total = entry.total;
         self.events += entry.events();
         self.bytes += entry.bytes();
@@ -366,7 +366,7 @@ impl Ring {
         while self.bytes > capacity.bytes || self.events > capacity.events {
             let Some(entry) = self.entries.pop_front() else { return };
             self.base += 1;
-            self.start = entry.place;
+            self.start = entry.position;
             self.events -= entry.events();
             self.bytes -= entry.bytes();
         }
@@ -393,22 +393,22 @@ impl Ring {
 impl Entry {
     /// The entry of a delivery that is not a start.
     pub fn new(delivery: Delivery) -> Entry {
-        let (content, place) = match delivery {
+        let (content, position) = match delivery {
             Delivery::Frame(frame) => {
-                let place = frame.last();
-                (Content::Frame(Indexed::new(frame)), place)
+                let position = frame.last();
+                (Content::Frame(Indexed::new(frame)), position)
             }
             Delivery::Again(frame) => {
-                let place = frame.last();
-                (Content::Again(Indexed::new(frame)), place)
+                let position = frame.last();
+                (Content::Again(Indexed::new(frame)), position)
             }
             Delivery::Gap(gap) => {
-                let place = gap.to;
-                (Content::Gap(gap), place)
+                let position = gap.to;
+                (Content::Gap(gap), position)
             }
-            Delivery::Epoch(place) | Delivery::Start(place) => (Content::Epoch, place),
+            Delivery::Epoch(position) | Delivery::Start(position) => (Content::Epoch, position),
         };
-        Entry { content, place, total: 0 }
+        Entry { content, position, total: 0 }
     }
 
     /// Bytes of events in it.

@@ -46,7 +46,7 @@ enum Out {
 /// Merges a batch. Each merged event stands where the last of its events stood, so that nothing is shown before its time.
 pub(super) fn merge(events: &Events) -> Events {
     let mut out: Vec<Option<Out>> = Vec::new();
-    let mut places: HashMap<Key, usize> = HashMap::new();
+    let mut positions: HashMap<Key, usize> = HashMap::new();
     let mut invalidations = 0;
     for chunk in &events.chunks {
         for bytes in events_of(chunk) {
@@ -54,7 +54,7 @@ pub(super) fn merge(events: &Events) -> Events {
                 out.push(Some(Out::Untouched(bytes)));
                 continue;
             };
-            if let Some(before) = places.get(&key) {
+            if let Some(before) = positions.get(&key) {
                 let Some(Out::Merged(earlier)) = out[*before].take() else { continue };
                 if let Some(earlier) = join(*earlier, &mut event) {
                     // Full: the earlier one stays as it is, and another union begins.
@@ -63,7 +63,7 @@ pub(super) fn merge(events: &Events) -> Events {
                     key.subject = Subject::Invalidation(invalidations);
                 }
             }
-            places.insert(key, out.len());
+            positions.insert(key, out.len());
             out.push(Some(Out::Merged(Box::new(event))));
         }
     }

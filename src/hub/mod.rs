@@ -30,8 +30,8 @@ use self::{
     router::Router,
 };
 use crate::bus::{
-    AppendError, Delivery, Gap, GapReason, HistoryPage, Place, Retained, ShardId, SharedBus, Sink,
-    unix_ms,
+    AppendError, Delivery, Gap, GapReason, HistoryPage, Position, Retained, ShardId, SharedBus,
+    Sink, unix_ms,
 };
 
 /// Readings of history under way at once, so that many who resume together do not weigh on the bus.
@@ -59,7 +59,7 @@ pub enum Begin {
     /// With the oldest event that is kept.
     Oldest,
     /// After these places, one a shard.
-    After(Vec<Place>),
+    After(Vec<Position>),
 }
 
 /// How a stream is read.
@@ -143,17 +143,18 @@ impl Hub {
 
     fn keep_last(&self, shard: ShardId, retained: Retained) {
         let mut kept = self.last_values[shard.index()].lock();
-        let newer = kept.get(&retained.key).is_none_or(|before| before.place < retained.place);
+        let newer =
+            kept.get(&retained.key).is_none_or(|before| before.position < retained.position);
         if newer {
             kept.insert(retained.key, retained);
         }
     }
 
     /// The last values that a stream would not get by itself, since they lie before its places.
-    fn last_values(&self, filter: &Filter, cursor: &[Place]) -> Vec<Bytes> {
+    fn last_values(&self, filter: &Filter, cursor: &[Position]) -> Vec<Bytes> {
         let mut values = Vec::new();
-        for (kept, place) in self.last_values.iter().zip(cursor) {
-            for retained in kept.lock().values().filter(|retained| retained.place <= *place) {
+        for (kept, position) in self.last_values.iter().zip(cursor) {
+            for retained in kept.lock().values().filter(|retained| retained.position <= *position) {
                 if EventView::peek(&retained.event).is_ok_and(|event| filter.matches(&event)) {
                     values.push(retained.event.clone());
                 }
@@ -182,35 +183,37 @@ impl Hub {
             let extent = log.extent();
             let opening = match begin {
                 Begin::Latest => Opening::Log {
-                    place: extent.end,
+                    position: extent.end,
                     next: extent.next,
                     end: extent.next,
                     resumed: false,
                 },
                 Begin::Oldest if self.bus().history().is_some() => {
-                    Opening::History { place: Place::UNKNOWN }
+                    Opening::History { position: Position::UNKNOWN }
                 }
                 Begin::Oldest => Opening::Log {
-                    place: extent.start,
+                    position: extent.start,
                     next: extent.base,
                     end: extent.next,
                     resumed: false,
                 },
-                Begin::After(places) => {
-                    let place =
-                        places.get(shard).copied().filter(|_| places.len() == self.logs.len());
-                    self.resume(id, place.unwrap_or(Place::UNKNOWN)).await?
+                Begin::After(positions) => {
+                    let position = positions
+                        .get(shard)
+                        .copied()
+                        .filter(|_| positions.len() == self.logs.len());
+                    self.resume(id, position.unwrap_or(Position::UNKNOWN)).await?
                 }
             };
             match &opening {
                 Opening::Gap { .. } => resumed = false,
-                Opening::Log { next, end, place, .. } if next < end => {
-                    let before = log.locate(*place).map_or(0, |(_, before)| before);
+                Opening::Log { next, end, position, .. } if next < end => {
+                    let before = log.locate(*position).map_or(0, |(_, before)| before);
                     replayed += log.extent().total.saturating_sub(before);
                 }
                 Opening::Log { .. } => {}
-                Opening::History { place } => {
-                    let (lost, events) = self.preview(id, *place).await?;
+                Opening::History { position } => {
+                    let (lost, events) = self.preview(id, *position).await?;
                     resumed &= !lost;
                     replayed += events;
                 }
@@ -219,17 +222,17 @@ impl Hub {
         }
         let interest = registration.interest.clone();
         let mut cursor = Cursor::new(self.clone(), registration, openings, reading);
-        let first = self.last_values(&interest.filter, &cursor.places());
+        let first = self.last_values(&interest.filter, &cursor.positions());
         cursor.begin_with(&first);
         Ok(Opened { cursor, resumed, replayed })
     }
 
     /// Finds the place where a stream goes on.
-    async fn resume(&self, shard: ShardId, place: Place) -> Result<Opening, AppendError> {
+    async fn resume(&self, shard: ShardId, position: Position) -> Result<Opening, AppendError> {
         let log = &self.logs[shard.index()];
         let in_log = || {
-            let (next, _) = log.locate(place)?;
-            Some(Opening::Log { place, next, end: log.extent().next, resumed: true })
+            let (next, _) = log.locate(position)?;
+            Some(Opening::Log { position, next, end: log.extent().next, resumed: true })
         };
         if let Some(opening) = in_log() {
             return Ok(opening);
@@ -238,7 +241,7 @@ impl Hub {
             let extent = log.extent();
             let gap = Gap {
                 reason: GapReason::UnknownEpoch,
-                from: place,
+                from: position,
                 to: extent.end,
                 missed: None,
                 from_ms: None,
@@ -246,33 +249,42 @@ impl Hub {
             };
             Opening::Gap { gap, next: extent.next, end: extent.next }
         };
-        if !place.is_known() {
+        if !position.is_known() {
             return Ok(unknown());
         }
         let Some(history) = self.bus().history() else {
             let extent = log.extent();
-            if place.epoch == extent.start.epoch && place < extent.start {
-                let gap = gap_to(place, extent.start);
+            if position.epoch == extent.start.epoch && position < extent.start {
+                let gap = gap_to(position, extent.start);
                 return Ok(Opening::Gap { gap, next: extent.base, end: extent.next });
             }
             return Ok(unknown());
         };
-        if place <= log.extent().end {
-            return Ok(Opening::History { place });
+        if position <= log.extent().end {
+            return Ok(Opening::History { position });
         }
         // The other gateway was ahead of this one, or the place is a fiction.
         let tip = history.tip(shard).await?;
-        if place.epoch == tip.epoch && place.offset <= tip.offset {
+        if position.epoch == tip.epoch && position.offset <= tip.offset {
             let extent = log.extent();
-            return Ok(Opening::Log { place, next: extent.base, end: extent.next, resumed: true });
+            return Ok(Opening::Log {
+                position,
+                next: extent.base,
+                end: extent.next,
+                resumed: true,
+            });
         }
         // The gateway may have got there while it asked.
         Ok(in_log().unwrap_or_else(unknown))
     }
 
     /// What history says of a place: whether anything after it is lost, and about how many events come again.
-    async fn preview(&self, shard: ShardId, place: Place) -> Result<(bool, u64), AppendError> {
-        let page = self.history_page(shard, place, 64 * 1024).await?;
+    async fn preview(
+        &self,
+        shard: ShardId,
+        position: Position,
+    ) -> Result<(bool, u64), AppendError> {
+        let page = self.history_page(shard, position, 64 * 1024).await?;
         let lost = matches!(page.deliveries.first(), Some(Delivery::Gap(_)));
         let mut events = 0;
         for delivery in &page.deliveries {
@@ -290,7 +302,7 @@ impl Hub {
     async fn history_page(
         &self,
         shard: ShardId,
-        after: Place,
+        after: Position,
         max_bytes: usize,
     ) -> Result<HistoryPage, AppendError> {
         let Some(history) = self.bus().history() else {
@@ -306,10 +318,10 @@ impl Hub {
     fn note_last_values(&self, shard: ShardId, indexed: &Indexed) {
         for (nth, event) in indexed.events.iter().enumerate() {
             if LAST_VALUE_KINDS.contains(&event.meta.kind()) {
-                let place = Place { epoch: indexed.frame.epoch, offset: indexed.offset(nth) };
+                let position = Position { epoch: indexed.frame.epoch, offset: indexed.offset(nth) };
                 // A copy of its own: a slice would keep the whole frame.
                 let bytes = Bytes::copy_from_slice(&indexed.frame.events[event.meta.range()]);
-                self.keep_last(shard, Retained { key: event.meta.kind(), place, event: bytes });
+                self.keep_last(shard, Retained { key: event.meta.kind(), position, event: bytes });
             }
         }
     }

@@ -18,7 +18,8 @@ use super::{
 use crate::{
     bus::{
         AppendError, Appended, Batch, Bus, BusStatus, Delivery, Epoch, Frame, Gap, GapReason,
-        Health, History, HistoryPage, Members, Offset, Place, Retained, ShardId, Sink, put_event,
+        Health, History, HistoryPage, Members, Offset, Position, Retained, ShardId, Sink,
+        put_event,
     },
     proto::v1::{self, event::Kind},
 };
@@ -52,7 +53,7 @@ impl TestBus {
         });
         hub.attach(bus.clone());
         for shard in ShardId::all(shards) {
-            hub.deliver(shard, Delivery::Start(Place::new(7, 0)));
+            hub.deliver(shard, Delivery::Start(Position::new(7, 0)));
         }
         (hub, bus)
     }
@@ -83,11 +84,11 @@ impl TestBus {
     }
 }
 
-fn end(delivery: &Delivery) -> Place {
+fn end(delivery: &Delivery) -> Position {
     match delivery {
         Delivery::Frame(frame) | Delivery::Again(frame) => frame.last(),
         Delivery::Gap(gap) => gap.to,
-        Delivery::Start(place) | Delivery::Epoch(place) => *place,
+        Delivery::Start(position) | Delivery::Epoch(position) => *position,
     }
 }
 
@@ -123,7 +124,7 @@ impl History for TestBus {
     fn page(
         &self,
         shard: ShardId,
-        after: Place,
+        after: Position,
         _: usize,
     ) -> BoxFuture<'_, Result<HistoryPage, AppendError>> {
         let state = self.state.lock();
@@ -131,7 +132,7 @@ impl History for TestBus {
         let mut deliveries: Vec<_> =
             kept.iter().filter(|d| end(d) > after).take(3).cloned().collect();
         if let Some(Delivery::Frame(frame)) = deliveries.first() {
-            let before = Place { epoch: frame.epoch, offset: Offset(frame.first.0 - 1) };
+            let before = Position { epoch: frame.epoch, offset: Offset(frame.first.0 - 1) };
             if after.is_known() && before > after {
                 deliveries.insert(
                     0,
@@ -147,15 +148,15 @@ impl History for TestBus {
             }
         }
         let next = deliveries.last().map_or(after, end);
-        let tip = Place::new(state.epoch, state.ends[shard.index()]);
+        let tip = Position::new(state.epoch, state.ends[shard.index()]);
         ready(Ok(HistoryPage { deliveries, next, at_end: next == tip })).boxed()
     }
     fn retained(&self, _: ShardId) -> BoxFuture<'_, Result<Vec<Retained>, AppendError>> {
         ready(Ok(vec![])).boxed()
     }
-    fn tip(&self, shard: ShardId) -> BoxFuture<'_, Result<Place, AppendError>> {
+    fn tip(&self, shard: ShardId) -> BoxFuture<'_, Result<Position, AppendError>> {
         let state = self.state.lock();
-        ready(Ok(Place::new(state.epoch, state.ends[shard.index()]))).boxed()
+        ready(Ok(Position::new(state.epoch, state.ends[shard.index()]))).boxed()
     }
 }
 
@@ -231,7 +232,7 @@ async fn who_is_overtaken_without_history_is_told_exactly_how_much() {
     let (events, gaps) = drain(&mut cursor);
     assert_eq!(events, vec![8, 9, 10, 11, 12]);
     assert_eq!(gaps.len(), 1);
-    assert_eq!((gaps[0].missed, gaps[0].to), (Some(7), Place::new(7, 7)));
+    assert_eq!((gaps[0].missed, gaps[0].to), (Some(7), Position::new(7, 7)));
 }
 
 #[tokio::test]
@@ -265,7 +266,7 @@ async fn a_place_inside_a_frame_is_resumed_there() {
     let (hub, bus) = TestBus::start(1, 0, LARGE);
     bus.publish(0, &[event(1, "a", "x"), event(2, "a", "x"), event(3, "a", "x")]);
     let opened = hub
-        .open(everything("n"), &Begin::After(vec![Place::new(7, 2)]), Reading::default())
+        .open(everything("n"), &Begin::After(vec![Position::new(7, 2)]), Reading::default())
         .await
         .unwrap();
     assert!(opened.resumed);
@@ -290,22 +291,22 @@ async fn a_stream_of_few_events_stops_inside_a_frame_and_its_token_says_where() 
     let Ok(Item::Events(batch)) = cursor.next().await else { panic!("no events") };
     assert_eq!(ids(&batch.chunks), vec![1, 2]);
     assert!(cursor.is_finished());
-    assert_eq!(cursor.places(), vec![Place::new(7, 2)]);
+    assert_eq!(cursor.positions(), vec![Position::new(7, 2)]);
 }
 
 #[tokio::test]
 async fn a_place_that_nobody_knows_is_a_gap_and_then_the_newest() {
     let (hub, bus) = TestBus::start(1, 0, LARGE);
     bus.publish(0, &[event(1, "a", "x")]);
-    for place in [Place::new(3, 9), Place::new(9, 1), Place::new(7, 50)] {
+    for position in [Position::new(3, 9), Position::new(9, 1), Position::new(7, 50)] {
         let opened = hub
-            .open(everything("n"), &Begin::After(vec![place]), Reading::default())
+            .open(everything("n"), &Begin::After(vec![position]), Reading::default())
             .await
             .unwrap();
-        assert!(!opened.resumed, "{place}");
+        assert!(!opened.resumed, "{position}");
         let mut cursor = opened.cursor;
         let (events, gaps) = drain(&mut cursor);
-        assert_eq!((events.len(), gaps.len()), (0, 1), "{place}");
+        assert_eq!((events.len(), gaps.len()), (0, 1), "{position}");
         assert_eq!((gaps[0].reason, gaps[0].missed), (GapReason::UnknownEpoch, None));
     }
 }
@@ -313,7 +314,7 @@ async fn a_place_that_nobody_knows_is_a_gap_and_then_the_newest() {
 #[tokio::test]
 async fn a_token_of_another_number_of_shards_is_a_gap_on_each() {
     let (hub, _bus) = TestBus::start(2, 0, LARGE);
-    let begin = Begin::After(vec![Place::new(7, 0)]);
+    let begin = Begin::After(vec![Position::new(7, 0)]);
     let opened = hub.open(everything("n"), &begin, Reading::default()).await.unwrap();
     assert!(!opened.resumed);
     let mut cursor = opened.cursor;
@@ -388,7 +389,7 @@ async fn check(acts: Vec<Act>, log: usize, keep: usize) {
             }
             Act::Read { node } => read(&mut cursors[node], &mut seen[node]),
             Act::Resume { node } => {
-                let begin = Begin::After(cursors[node].places());
+                let begin = Begin::After(cursors[node].positions());
                 let filter = filters()[node].clone();
                 cursors[node] = open(&hub, filter, begin).await;
             }

@@ -17,7 +17,7 @@ use super::event::{
     Fnv32,
     wire::{get_varint, put_varint, varint_len},
 };
-use crate::bus::Place;
+use crate::bus::Position;
 
 const VERSION: u8 = 1;
 const TAG: usize = 4;
@@ -40,7 +40,7 @@ pub struct ResumeToken {
     /// [`deployment_tag`] of the deployment that made the token.
     pub deployment: u32,
     /// Everything up to and including these was delivered or told as a gap; by shard.
-    pub places: Vec<Place>,
+    pub positions: Vec<Position>,
 }
 
 impl ResumeToken {
@@ -65,27 +65,27 @@ impl ResumeToken {
         }
         let mut number = || get_varint(&mut body).map_err(|_| Malformed("cut off"));
         let shards = u16::try_from(number()?).map_err(|_| Malformed("too many shards"))?;
-        let mut places = Vec::new();
+        let mut positions = Vec::new();
         let mut epoch = 0u64;
         for shard in 0..shards {
             let value = number()?;
             epoch = if shard == 0 { value } else { epoch.wrapping_add(unzigzag(value)) };
-            places.push(Place::new(epoch, number()?));
+            positions.push(Position::new(epoch, number()?));
         }
         if !body.is_empty() {
             return Err(Malformed("bytes after the end"));
         }
-        Ok(ResumeToken { deployment, places })
+        Ok(ResumeToken { deployment, positions })
     }
 
     /// How many bytes [`encode`](Self::encode) appends.
     pub fn encoded_len(&self) -> usize {
-        encoded_len(&self.places)
+        encoded_len(&self.positions)
     }
 
     /// Appends the token to `buf`.
     pub fn encode(&self, buf: &mut impl BufMut) {
-        encode(self.deployment, &self.places, buf);
+        encode(self.deployment, &self.positions, buf);
     }
 
     /// The token in bytes of its own.
@@ -97,20 +97,21 @@ impl ResumeToken {
 }
 
 /// Appends the token of `places` (one per shard, from shard 0) to `buf`: for who keeps places of its own. Allocates nothing.
-pub fn encode(deployment: u32, places: &[Place], buf: &mut impl BufMut) {
+pub fn encode(deployment: u32, positions: &[Position], buf: &mut impl BufMut) {
     let mut buf = Summed { buf, sum: Fnv32::new() };
     buf.put(&[VERSION]);
     buf.put(&deployment.to_be_bytes());
-    buf.put_varint(places.len() as u64);
-    for value in values(places) {
+    buf.put_varint(positions.len() as u64);
+    for value in values(positions) {
         buf.put_varint(value);
     }
     buf.buf.put_slice(&buf.sum.finish().to_be_bytes());
 }
 
 /// How many bytes [`encode`] appends for `places`.
-pub fn encoded_len(places: &[Place]) -> usize {
-    let numbers = varint_len(places.len() as u64) + values(places).map(varint_len).sum::<usize>();
+pub fn encoded_len(positions: &[Position]) -> usize {
+    let numbers =
+        varint_len(positions.len() as u64) + values(positions).map(varint_len).sum::<usize>();
     1 + TAG + numbers + CHECKSUM
 }
 
@@ -130,12 +131,13 @@ pub(crate) fn with_checksum(body: &[u8]) -> Vec<u8> {
 }
 
 /// The numbers of all places, as they are written.
-fn values(places: &[Place]) -> impl Iterator<Item = u64> {
-    let before = std::iter::once(None).chain(places.iter().map(|place| Some(place.epoch.0)));
-    places.iter().zip(before).flat_map(|(place, before)| {
-        let epoch = place.epoch.0;
+fn values(positions: &[Position]) -> impl Iterator<Item = u64> {
+    let before =
+        std::iter::once(None).chain(positions.iter().map(|position| Some(position.epoch.0)));
+    positions.iter().zip(before).flat_map(|(position, before)| {
+        let epoch = position.epoch.0;
         let epoch = before.map_or(epoch, |before| zigzag(epoch.wrapping_sub(before)));
-        [epoch, place.offset.0]
+        [epoch, position.offset.0]
     })
 }
 
@@ -176,13 +178,13 @@ mod tests {
 
     const HERE: u32 = 0x0102_0304;
 
-    fn token(places: Vec<Place>) -> ResumeToken {
-        ResumeToken { deployment: HERE, places }
+    fn token(positions: Vec<Position>) -> ResumeToken {
+        ResumeToken { deployment: HERE, positions }
     }
 
     #[test]
     fn the_layout_is_pinned() {
-        let token = token(vec![Place::new(5, 300), Place::new(4, 0)]);
+        let token = token(vec![Position::new(5, 300), Position::new(4, 0)]);
         let bytes = token.to_bytes();
         assert_eq!(bytes[..5], [VERSION, 1, 2, 3, 4]);
         assert_eq!(bytes[5..11], [2, 5, 0xac, 0x02, 1, 0], "2 shards; 5-300; 1 back, 0");
@@ -193,13 +195,13 @@ mod tests {
     #[test]
     fn a_token_is_small() {
         let epoch = 1_700_000_000_000;
-        let places = (0..6).map(|shard| Place::new(epoch + shard % 3, 1_000_000)).collect();
-        assert!(token(places).encoded_len() <= 40);
+        let positions = (0..6).map(|shard| Position::new(epoch + shard % 3, 1_000_000)).collect();
+        assert!(token(positions).encoded_len() <= 40);
     }
 
     #[test]
     fn errors_say_what_is_wrong() {
-        let bytes = token(vec![Place::new(1, 2)]).to_bytes();
+        let bytes = token(vec![Position::new(1, 2)]).to_bytes();
         assert_eq!(ResumeToken::decode(&bytes, HERE + 1), Err(TokenError::ForeignDeployment));
         assert_eq!(ResumeToken::decode(b"abc", HERE), Err(TokenError::Malformed("too short")));
         assert_eq!(
@@ -225,25 +227,25 @@ mod tests {
     }
 
     /// Epochs near each other, and epochs anywhere.
-    fn some_places() -> impl Strategy<Value = Vec<Place>> {
+    fn some_positions() -> impl Strategy<Value = Vec<Position>> {
         let epoch = prop_oneof![0u64..200, any::<u64>()];
-        prop::collection::vec((epoch, any::<u64>()), 0..9).prop_map(|places| {
-            places.into_iter().map(|(epoch, offset)| Place::new(epoch, offset)).collect()
+        prop::collection::vec((epoch, any::<u64>()), 0..9).prop_map(|positions| {
+            positions.into_iter().map(|(epoch, offset)| Position::new(epoch, offset)).collect()
         })
     }
 
     proptest! {
         #[test]
-        fn tokens_come_back(deployment in any::<u32>(), places in some_places()) {
-            let token = ResumeToken { deployment, places };
+        fn tokens_come_back(deployment in any::<u32>(), positions in some_positions()) {
+            let token = ResumeToken { deployment, positions };
             let bytes = token.to_bytes();
             prop_assert_eq!(bytes.len(), token.encoded_len());
             prop_assert_eq!(ResumeToken::decode(&bytes, deployment), Ok(token));
         }
 
         #[test]
-        fn one_wrong_byte_is_found(places in some_places(), flip in 1u8..=255) {
-            let bytes = token(places).to_bytes();
+        fn one_wrong_byte_is_found(positions in some_positions(), flip in 1u8..=255) {
+            let bytes = token(positions).to_bytes();
             for at in 0..bytes.len() {
                 let mut wrong = bytes.to_vec();
                 wrong[at] ^= flip;
@@ -252,8 +254,8 @@ mod tests {
         }
 
         #[test]
-        fn a_cut_is_found(places in some_places()) {
-            let bytes = token(places).to_bytes();
+        fn a_cut_is_found(positions in some_positions()) {
+            let bytes = token(positions).to_bytes();
             for end in 0..bytes.len() {
                 prop_assert!(ResumeToken::decode(&bytes[..end], HERE).is_err(), "cut at {}", end);
             }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use prost_types::Timestamp;
 use tonic::{Code, Status};
-use trunkline::proto::v1::{
+use trunkline_proto::v1::{
     BlockedIp, CacheInvalidation, CalendarAlert, CertificateChange, CustomEvent, EmailDelivery,
     Event, MailboxChange, PublishRequest, QueueStatus, RegistryChange, Target,
     cache_invalidation::{Entry, Scope},

@@ -2,7 +2,7 @@
 
 use prost_types::Duration;
 use tonic::{Code, Status};
-use trunkline::proto::v1::{Filter, GapAction, GapReason, SubscribeRequest};
+use trunkline_proto::v1::{Filter, GapAction, GapReason, SubscribeRequest};
 
 use crate::{
     bench::Bench,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use tonic::{Code, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
-use trunkline::proto::v1::SubscribeRequest;
+use trunkline_proto::v1::SubscribeRequest;
 
 use crate::{
     bench::Bench,

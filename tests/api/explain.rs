@@ -1,8 +1,6 @@
 //! A stream that explains itself: why each event reaches a node or does not.
 
-use trunkline::proto::v1::{
-    Event, EventKind, Exclusion, Filter, SubscribeRequest, Target, Verdict,
-};
+use trunkline_proto::v1::{Event, EventKind, Exclusion, Filter, SubscribeRequest, Target, Verdict};
 
 use crate::{
     bench::Bench,
@@ -104,7 +102,7 @@ async fn who_explains_gets_what_it_would_have_got(bench: Bench) {
     let other = bench.node("other").await;
     for batch in numbered("e", 3_000, 3).chunks(50) {
         let mine = |event: Event| match event.kind {
-            Some(trunkline::proto::v1::event::Kind::MailboxChange(ref change))
+            Some(trunkline_proto::v1::event::Kind::MailboxChange(ref change))
                 if change.account_id == "account-0" =>
             {
                 Event { kind: mailbox_change("a", change.change_id).kind, ..event }

@@ -1,6 +1,6 @@
 //! What a filter includes and excludes: promises Filtered and NoEcho, on the way through a gateway and between two.
 
-use trunkline::proto::v1::{Event, EventKind, Filter, SubscribeRequest, Target};
+use trunkline_proto::v1::{Event, EventKind, Filter, SubscribeRequest, Target};
 
 use crate::{
     bench::Bench,

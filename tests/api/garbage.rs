@@ -2,7 +2,7 @@
 //! acknowledge arrives.
 
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
-use trunkline::proto::v1::{GapReason, GetStatusRequest, Position, Start, SubscribeRequest};
+use trunkline_proto::v1::{GapReason, GetStatusRequest, Position, Start, SubscribeRequest};
 
 use crate::{
     bench::Bench,

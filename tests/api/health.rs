@@ -8,7 +8,7 @@ use tonic_health::pb::{
     health_client::HealthClient,
 };
 use tonic_reflection::pb::{v1, v1alpha};
-use trunkline::proto::v1::GetStatusRequest;
+use trunkline_proto::v1::GetStatusRequest;
 
 use crate::{
     bench::Bench,

@@ -6,7 +6,7 @@ use super::support::{
     SharedRedis, TestNode, events,
     gateway::{Gateway, GatewayOptions},
 };
-use trunkline::proto::v1::{Event, QueueStatus, event::Kind, queue_status::State};
+use trunkline_proto::v1::{Event, QueueStatus, event::Kind, queue_status::State};
 
 const LIMIT: Duration = Duration::from_secs(15);
 
@@ -47,7 +47,7 @@ async fn who_does_not_want_queue_status_does_not_get_it() {
     publisher.publish(vec![status("current", State::Paused)]).await.expect("published");
     let node = TestNode::connect(&gateway, "node").await;
     let mut request = node.request();
-    request.filter = Some(trunkline::proto::v1::Filter { kinds: vec![10], ..Default::default() });
+    request.filter = Some(trunkline_proto::v1::Filter { kinds: vec![10], ..Default::default() });
     let collector = node.subscribe(request).await;
     let own = publisher.subscribe(publisher.request()).await;
     publisher.publish(events::numbered("e", 1, 1)).await.expect("published");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tonic::Code;
-use trunkline::proto::v1::{GapReason, Overflow, SubscribeRequest};
+use trunkline_proto::v1::{GapReason, Overflow, SubscribeRequest};
 
 use crate::{
     bench::Bench,

@@ -3,7 +3,7 @@
 
 use prost::Message;
 use tonic::{Code, Status};
-use trunkline::proto::v1::{
+use trunkline_proto::v1::{
     Event, EventKind, Filter, GetStatusRequest, ListNodesResponse, PublishResponse,
     SubscribeRequest,
 };
@@ -53,7 +53,7 @@ async fn fields_of_newer_peers_arrive_untouched(bench: Bench) {
     assert_eq!((known.event_id.as_str(), known.source.as_str()), ("id", "p"));
     assert_eq!(known.kind, {
         let mut expected = events::mailbox_change("account", 0);
-        if let Some(trunkline::proto::v1::event::Kind::MailboxChange(change)) = &mut expected.kind {
+        if let Some(trunkline_proto::v1::event::Kind::MailboxChange(change)) = &mut expected.kind {
             change.changed_types.clear();
         }
         expected.kind

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use prost_types::Timestamp;
-use trunkline::proto::v1::{Event, Position};
+use trunkline_proto::v1::{Event, Position};
 use uuid::Uuid;
 
 use crate::{

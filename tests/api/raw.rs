@@ -5,7 +5,7 @@ use tonic::{
     Status, Streaming, client::Grpc, codegen::http::uri::PathAndQuery, transport::Channel,
 };
 use tonic_prost::ProstCodec;
-use trunkline::proto::v1::{PublishResponse, SubscribeRequest};
+use trunkline_proto::v1::{PublishResponse, SubscribeRequest};
 
 use crate::support::Gateway;
 

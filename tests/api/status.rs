@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use tonic::Code;
-use trunkline::proto::v1::{
+use trunkline_proto::v1::{
     Filter, GetStatusRequest, GetStatusResponse, ListNodesRequest, ListNodesResponse,
     SubscribeRequest,
 };

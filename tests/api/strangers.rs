@@ -11,7 +11,7 @@ use tokio::{
 };
 use tonic::{body::Body, client::Grpc, codegen::Service};
 use tonic_prost::ProstCodec;
-use trunkline::proto::v1::{PublishRequest, PublishResponse};
+use trunkline_proto::v1::{PublishRequest, PublishResponse};
 
 use crate::{
     bench::Bench,
@@ -119,7 +119,7 @@ async fn http_2_that_is_not_grpc_gets_an_answer_for_people() {
     // The connection is as good as before.
     let mut node = bench.node("n1").await;
     node.client =
-        trunkline::proto::v1::coordination_service_client::CoordinationServiceClient::new(channel);
+        trunkline_proto::v1::coordination_service_client::CoordinationServiceClient::new(channel);
     node.publish(vec![events::queue_refresh()]).await.unwrap();
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use trunkline::proto::v1::{Event, Start, SubscribeRequest};
+use trunkline_proto::v1::{Event, Start, SubscribeRequest};
 
 use crate::{
     bench::Bench,

@@ -1,7 +1,7 @@
 //! Events and requests that are too large: `INVALID_ARGUMENT`, with the limit and the size, however large they are.
 
 use tonic::{Code, Status};
-use trunkline::proto::v1::{Filter, PublishRequest, SubscribeRequest};
+use trunkline_proto::v1::{Filter, PublishRequest, SubscribeRequest};
 
 use crate::{
     bench::Bench,

@@ -1,7 +1,7 @@
 //! The trace that an event belongs to: where it comes from, and that it never gets in the way.
 
 use tonic::{Code, Request};
-use trunkline::proto::v1::{Event, PublishRequest};
+use trunkline_proto::v1::{Event, PublishRequest};
 
 use crate::{
     bench::Bench,

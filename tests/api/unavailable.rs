@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
-use trunkline::proto::v1::SubscribeRequest;
+use trunkline_proto::v1::SubscribeRequest;
 use uuid::Uuid;
 
 use crate::{

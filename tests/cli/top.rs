@@ -90,7 +90,7 @@ async fn a_terminal_shows_the_nodes_obeys_keys_and_is_given_back() {
         TestNode::connect(&gateway, "xbusy-1").await,
     );
     let mut request = quiet.request();
-    request.filter = Some(trunkline::proto::v1::Filter { kinds: vec![14], ..Default::default() });
+    request.filter = Some(trunkline_proto::v1::Filter { kinds: vec![14], ..Default::default() });
     let _quiet = quiet.subscribe(request).await;
     let _busy = busy.subscribe(busy.request()).await;
 

@@ -13,7 +13,7 @@ mod subscribe;
 use std::time::Duration;
 
 use support::{Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer, shared};
-use trunkline::client::{Client, Notification, Subscription};
+use trunkline_client::{Client, Notification, Subscription};
 
 /// Two gateways on one Redis.
 struct Pair {
@@ -99,7 +99,7 @@ fn ids(seen: &[Notification]) -> Vec<&str> {
 }
 
 /// The gaps, in order.
-fn gaps(seen: &[Notification]) -> Vec<&trunkline::proto::v1::Gap> {
+fn gaps(seen: &[Notification]) -> Vec<&trunkline_proto::v1::Gap> {
     seen.iter()
         .filter_map(|seen| match seen {
             Notification::Gap(gap) => Some(gap),
@@ -109,15 +109,19 @@ fn gaps(seen: &[Notification]) -> Vec<&trunkline::proto::v1::Gap> {
 }
 
 #[test]
-fn it_stands_on_the_generated_code_alone() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/client");
-    let mut files = 0;
-    for entry in std::fs::read_dir(folder).expect("the module").flatten() {
-        let text = std::fs::read_to_string(entry.path()).expect("a source file");
-        files += 1;
-        for line in text.lines().filter(|line| line.contains("crate::")) {
-            assert!(line.contains("crate::proto::v1"), "{}: {line}", entry.path().display());
-        }
+fn the_client_crate_brings_no_redis_no_server_and_no_command_line() {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let tree = std::process::Command::new(cargo)
+        .args(["tree", "--package", "trunkline-client", "--edges", "normal", "--prefix", "none"])
+        .args(["--format", "{p}", "--offline", "--locked"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo runs");
+    assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+    let tree = String::from_utf8(tree.stdout).expect("UTF-8");
+    let crates: Vec<_> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(crates.contains(&"trunkline-proto") && crates.contains(&"tonic"), "{crates:?}");
+    for unwanted in ["trunkline", "redis", "deadpool-redis", "axum", "clap", "ratatui"] {
+        assert!(!crates.contains(&unwanted), "{unwanted} is in the tree of trunkline-client");
     }
-    assert!(files >= 5, "{files} files");
 }

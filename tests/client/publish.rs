@@ -4,10 +4,8 @@ use std::time::{Duration, Instant};
 
 use tokio::{io::AsyncReadExt, net::TcpListener};
 use tonic::Code;
-use trunkline::{
-    client::{Client, ErrorKind},
-    proto::v1::{BlockedIp, Event, MailboxChange, QueueRefresh},
-};
+use trunkline_client::{Client, ErrorKind};
+use trunkline_proto::v1::{BlockedIp, Event, MailboxChange, QueueRefresh};
 
 use super::{Pair, client_of};
 use crate::support::{

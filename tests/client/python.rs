@@ -120,7 +120,7 @@ async fn python_and_rust_nodes_receive_from_each_other() {
     let recording = collector.event("p-1", LIMIT).await;
     assert_eq!(recording.event_ids, ids("p", 2));
     assert!(recording.events.iter().all(|event| event.source == "python"));
-    let Some(trunkline::proto::v1::event::Kind::MailboxChange(change)) = &recording.events[0].kind
+    let Some(trunkline_proto::v1::event::Kind::MailboxChange(change)) = &recording.events[0].kind
     else {
         panic!("{:?}", recording.events[0]);
     };

@@ -10,10 +10,8 @@ use std::{
 };
 
 use tokio::task::JoinHandle;
-use trunkline::{
-    client::{Notification, SubscribeOptions, Subscription},
-    proto::v1::EventKind,
-};
+use trunkline_client::{Notification, SubscribeOptions, Subscription};
+use trunkline_proto::v1::EventKind;
 
 use super::{Pair, client_of, gaps, ids, next, subscribed, until, until_event};
 use crate::support::{
@@ -22,7 +20,7 @@ use crate::support::{
 };
 
 /// A reconnection waits no longer than this, unless the gateway asked for it.
-const MOST: Duration = Duration::from_secs(2);
+const MAX: Duration = Duration::from_secs(2);
 
 /// Publishes events `e0`, `e1`, ... of one account one after the other, until it is told to stop.
 struct Flow {
@@ -100,7 +98,7 @@ async fn its_gateway_is_killed_and_started_again_while_events_flow() {
     seen.extend(resumed(&mut subscription).await);
 
     let waits = waits(&seen);
-    assert!(waits.len() >= 3 && waits.iter().all(|wait| *wait <= MOST), "{waits:?}");
+    assert!(waits.len() >= 3 && waits.iter().all(|wait| *wait <= MAX), "{waits:?}");
     let count = flow.end().await;
     seen.extend(until_event(&mut subscription, "last").await);
     assert_whole(&seen, 0, count);
@@ -157,7 +155,7 @@ async fn its_gateway_drains_and_it_goes_to_the_next_after_the_wait_it_was_told()
     let Notification::Reconnecting { wait, reason } = next(&mut subscription).await else {
         panic!("reconnecting comes next")
     };
-    assert!(wait >= asked && wait <= MOST, "{wait:?}");
+    assert!(wait >= asked && wait <= MAX, "{wait:?}");
     assert!(reason.contains("going away"), "{reason}");
     let before = std::time::Instant::now();
     let Notification::Subscribed(second) = next(&mut subscription).await else {

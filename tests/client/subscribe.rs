@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use serde_json::json;
-use trunkline::{
-    client::{Client, ErrorKind, Notification, SubscribeOptions, Subscription},
-    proto::v1::{Event, EventKind, GapReason, ListNodesRequest, QueueRefresh, Start},
-};
+use trunkline_client::{Client, ErrorKind, Notification, SubscribeOptions, Subscription};
+use trunkline_proto::v1::{Event, EventKind, GapReason, ListNodesRequest, QueueRefresh, Start};
 
 use super::{client_of, gaps, ids, next, subscribed, until_event};
 use crate::support::{
@@ -28,7 +26,7 @@ async fn forgetful() -> Gateway {
 }
 
 /// How many nodes hold a stream.
-async fn nodes(gateway: &Gateway) -> Vec<trunkline::proto::v1::Node> {
+async fn nodes(gateway: &Gateway) -> Vec<trunkline_proto::v1::Node> {
     let answer = gateway.client().await.list_nodes(ListNodesRequest::default()).await;
     answer.expect("an answer").into_inner().nodes
 }
@@ -163,7 +161,7 @@ async fn what_was_forgotten_is_told_as_a_gap_with_its_count() {
 }
 
 /// The error with which it ends, and nothing after it.
-async fn fails(subscription: &mut Subscription) -> trunkline::client::Error {
+async fn fails(subscription: &mut Subscription) -> trunkline_client::Error {
     let error = loop {
         let next = tokio::time::timeout(LIMIT, subscription.next()).await.expect("in time");
         match next.expect("no end without an error") {

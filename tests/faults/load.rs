@@ -19,7 +19,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 use tonic_types::StatusExt;
-use trunkline::proto::v1::{
+use trunkline_proto::v1::{
     Event, Filter, Gap as WireGap, GapReason, PublishRequest, SubscribeRequest, SubscribeResponse,
     coordination_service_client::CoordinationServiceClient, event::Kind,
     subscribe_response::Response,
@@ -395,7 +395,7 @@ fn take(shared: &Shared, place: usize, response: SubscribeResponse, token: &mut 
 }
 
 fn told(gap: &WireGap) -> Gap {
-    let place = |position: &Option<trunkline::proto::v1::Position>| {
+    let place = |position: &Option<trunkline_proto::v1::Position>| {
         position.as_ref().map(|position| (position.epoch, position.offset)).unwrap_or_default()
     };
     Gap {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tonic::Code;
 use tonic_types::StatusExt;
-use trunkline::proto::v1::Start;
+use trunkline_proto::v1::Start;
 
 use crate::{
     load::{Load, Shape},

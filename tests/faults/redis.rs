@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tonic_health::pb::health_check_response::ServingStatus;
-use trunkline::proto::v1::GetStatusRequest;
+use trunkline_proto::v1::GetStatusRequest;
 
 use crate::{
     load::{Load, Shape},

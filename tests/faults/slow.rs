@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tonic::{Code, Streaming};
-use trunkline::proto::v1::{
+use trunkline_proto::v1::{
     CustomEvent, Event, Gap, Overflow, SubscribeResponse, event::Kind, subscribe_response::Response,
 };
 

@@ -113,7 +113,7 @@ async fn the_filters_of_open_streams_count_until_they_end() {
     let node = scene.hostile_node("n").await;
     let mut request = node.request();
     let accounts = (0..5000).map(|n| format!("{n:060}")).collect();
-    request.filter = Some(trunkline::proto::v1::Filter { accounts, ..Default::default() });
+    request.filter = Some(trunkline_proto::v1::Filter { accounts, ..Default::default() });
     // Each has 310 KB.
     let mut held = Vec::new();
     for _ in 0..3 {

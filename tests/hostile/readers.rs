@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use prost::Message;
 use serde_json::json;
-use trunkline::proto::v1::{ListNodesRequest, SubscribeRequest};
+use trunkline_proto::v1::{ListNodesRequest, SubscribeRequest};
 
 use crate::{
     scene::Scene,

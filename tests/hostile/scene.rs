@@ -12,7 +12,7 @@ use std::{
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tonic::transport::Endpoint;
-use trunkline::proto::v1::coordination_service_client::CoordinationServiceClient;
+use trunkline_proto::v1::coordination_service_client::CoordinationServiceClient;
 
 use crate::{
     support::{

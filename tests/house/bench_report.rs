@@ -19,7 +19,7 @@ use prost::Message;
 use raw::{Response, id_of, read_response, stamp};
 use report::{Metrics, Report, short};
 use serde_json::json;
-use trunkline::proto::v1::{
+use trunkline_proto::v1::{
     Event, EventBatch, Gap, SubscribeResponse, subscribe_response::Response as Arm,
 };
 

@@ -13,7 +13,7 @@ use std::{
 use serde_json::json;
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
-use trunkline::proto::v1::Event;
+use trunkline_proto::v1::Event;
 
 use super::support::{
     self, Data, Gateway, GatewayOptions, LIMIT, RedisCluster, RedisOptions, RedisServer, Seen,

@@ -20,7 +20,7 @@ use super::support::{
 use serde_json::json;
 use tokio::time::timeout;
 use tonic::Streaming;
-use trunkline::proto::v1::{
+use trunkline_proto::v1::{
     PublishRequest, SubscribeRequest, SubscribeResponse,
     coordination_service_client::CoordinationServiceClient, subscribe_response::Response,
 };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use trunkline::proto::v1::SubscribeRequest;
+use trunkline_proto::v1::SubscribeRequest;
 
 use super::{
     node_ids, redis,

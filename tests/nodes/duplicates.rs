@@ -6,7 +6,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-use trunkline::proto::v1::{Notice, NoticeReason, SubscribeRequest};
+use trunkline_proto::v1::{Notice, NoticeReason, SubscribeRequest};
 
 use super::{
     node_ids, nodes, one_more, redis,

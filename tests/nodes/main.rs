@@ -12,7 +12,7 @@ mod membership;
 
 use serde_json::json;
 use support::{Gateway, GatewayOptions, RedisOptions, RedisServer};
-use trunkline::proto::v1::{ListNodesRequest, ListNodesResponse, Node};
+use trunkline_proto::v1::{ListNodesRequest, ListNodesResponse, Node};
 
 /// A gateway of this id. Connections that died are found soon, and so are duplicates: after 7 s.
 fn named(options: GatewayOptions, id: &str) -> GatewayOptions {

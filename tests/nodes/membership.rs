@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use trunkline::proto::v1::{GatewayState, ListNodesRequest, NodeState, SubscribeRequest};
+use trunkline_proto::v1::{GatewayState, ListNodesRequest, NodeState, SubscribeRequest};
 
 use super::{
     gateway_ids, named, node_ids, nodes, one_more, page, redis,

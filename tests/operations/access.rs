@@ -17,14 +17,12 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 use tonic_types::StatusExt;
-use trunkline::{
-    client::{Bearer, Client, Credentials},
-    proto::v1::{
-        Event, EventKind, Exclusion, Filter, GetStatusRequest, ListNodesRequest, PublishRequest,
-        Start, SubscribeRequest, SubscribeResponse, Target,
-        coordination_service_client::CoordinationServiceClient, event::Kind,
-        subscribe_response::Response,
-    },
+use trunkline_client::{Bearer, Client, Credentials};
+use trunkline_proto::v1::{
+    Event, EventKind, Exclusion, Filter, GetStatusRequest, ListNodesRequest, PublishRequest, Start,
+    SubscribeRequest, SubscribeResponse, Target,
+    coordination_service_client::CoordinationServiceClient, event::Kind,
+    subscribe_response::Response,
 };
 
 const MX_TOKEN: &str = "token-of-the-mail-exchangers";
@@ -823,5 +821,5 @@ async fn grpcurl_the_command_line_and_the_client_bring_a_token() {
     client.publish([events::queue_refresh()]).await.expect("published");
     let stranger = Client::builder("web-7").gateway(&there).credentials(files.token(WEB_TOKEN));
     let error = stranger.build().expect("a client").publish([events::queue_refresh()]).await;
-    assert_eq!(error.expect_err("an error").kind(), trunkline::client::ErrorKind::Denied);
+    assert_eq!(error.expect_err("an error").kind(), trunkline_client::ErrorKind::Denied);
 }

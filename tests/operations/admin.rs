@@ -12,7 +12,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-use trunkline::proto::v1::SubscribeRequest;
+use trunkline_proto::v1::SubscribeRequest;
 
 /// How long the admin port may take to answer, whatever happens to Redis.
 const ANSWER: Duration = Duration::from_secs(5);

@@ -26,7 +26,7 @@ use tokio::{
     net::TcpStream,
     task::JoinHandle,
 };
-use trunkline::client::{Client, Notification, SubscribeOptions, Subscription};
+use trunkline_client::{Client, Notification, SubscribeOptions, Subscription};
 
 /// How many nodes subscribe through Envoy.
 const NODES: usize = 6;
@@ -163,7 +163,7 @@ async fn record(mut subscription: Subscription) -> Vec<Notification> {
 
 async fn streams(gateway: &Gateway) -> u32 {
     let mut client = gateway.client().await;
-    client.get_status(trunkline::proto::v1::GetStatusRequest {}).await.unwrap().into_inner().streams
+    client.get_status(trunkline_proto::v1::GetStatusRequest {}).await.unwrap().into_inner().streams
 }
 
 #[tokio::test(flavor = "multi_thread")]

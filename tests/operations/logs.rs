@@ -12,7 +12,7 @@ use super::support::{
 };
 use serde_json::{Value, json};
 use tonic_health::pb::health_check_response::ServingStatus;
-use trunkline::proto::v1::SubscribeRequest;
+use trunkline_proto::v1::SubscribeRequest;
 
 /// The lines of a gateway's log, of which the text for people at its start is none.
 fn lines(gateway: &Gateway) -> Vec<Value> {

@@ -9,7 +9,7 @@ use super::support::{
 use serde_json::json;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Code;
-use trunkline::proto::v1::{Filter, Overflow, SubscribeRequest};
+use trunkline_proto::v1::{Filter, Overflow, SubscribeRequest};
 
 /// Everything that a node may call itself and that would be code, were it taken for markup.
 const HOSTILE: &str = r#"<script>hit=1</script><img src=x onerror="hit=1">"#;

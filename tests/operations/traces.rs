@@ -29,7 +29,7 @@ use tonic::{
     Request, Response, Status,
     transport::{Server, server::TcpIncoming},
 };
-use trunkline::proto::v1::{Event, SubscribeRequest};
+use trunkline_proto::v1::{Event, SubscribeRequest};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
@@ -292,7 +292,7 @@ async fn what_failed_is_told_as_failed() {
     let options = GatewayOptions::embedded().set("otlp", otlp(&collector.url));
     let gateway = Gateway::start(options).await;
     let node = TestNode::connect(&gateway, "n1").await;
-    let mut request = Request::new(trunkline::proto::v1::PublishRequest {
+    let mut request = Request::new(trunkline_proto::v1::PublishRequest {
         node_id: "n1".into(),
         events: vec![mailbox_change("", 1)],
         ..Default::default()

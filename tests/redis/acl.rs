@@ -4,7 +4,7 @@ use std::{collections::HashSet, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use serde_json::json;
-use trunkline::proto::v1::{Event, QueueStatus, event::Kind, queue_status::State};
+use trunkline_proto::v1::{Event, QueueStatus, event::Kind, queue_status::State};
 
 use super::{
     crosses, ids,

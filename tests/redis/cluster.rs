@@ -19,7 +19,7 @@ use super::{
     },
     two_gateways,
 };
-use trunkline::proto::v1::{GetStatusRequest, Position, Start};
+use trunkline_proto::v1::{GetStatusRequest, Position, Start};
 
 const LIMIT: Duration = Duration::from_secs(30);
 

@@ -2,7 +2,7 @@
 
 use ::redis::{Value, streams::StreamRangeReply};
 use serde_json::json;
-use trunkline::proto::v1::{Event, GapReason, Overflow, Position, Start};
+use trunkline_proto::v1::{Event, GapReason, Overflow, Position, Start};
 
 use super::{
     ids,
@@ -182,22 +182,22 @@ async fn history_holds_no_more_frames_than_it_may() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn history_holds_no_more_bytes_than_it_may() {
-    const MOST: usize = 64 << 10;
+    const MAX: usize = 64 << 10;
     let redis = RedisServer::start(RedisOptions::default()).await;
     let options = GatewayOptions::redis(&redis.url(), "bytes");
-    let gateway = Gateway::start(options.set("history", json!({ "maxBytes": MOST }))).await;
+    let gateway = Gateway::start(options.set("history", json!({ "maxBytes": MAX }))).await;
     let publisher = TestNode::connect(&gateway, "publisher").await;
     let large = (0..300).map(|number| events::with_id("x".repeat(100), large(number))).collect();
     publish_each(&publisher, large).await;
     let bytes = kept_bytes(&redis, &history_key(&redis).await).await;
     // To a sixty-fourth, and a frame.
-    assert!((MOST / 2..MOST + MOST / 16).contains(&bytes), "{bytes}");
+    assert!((MAX / 2..MAX + MAX / 16).contains(&bytes), "{bytes}");
 }
 
 /// An event of about a kilobyte.
 fn large(number: u64) -> Event {
     let mut event = events::blocked_ip("192.0.2.7");
-    if let Some(trunkline::proto::v1::event::Kind::BlockedIp(blocked)) = &mut event.kind {
+    if let Some(trunkline_proto::v1::event::Kind::BlockedIp(blocked)) = &mut event.kind {
         blocked.reason = events::noise(number, 1000);
     }
     event

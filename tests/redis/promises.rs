@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use trunkline::proto::v1::Position;
+use trunkline_proto::v1::Position;
 
 use super::{
     support::{

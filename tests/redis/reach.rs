@@ -115,7 +115,7 @@ async fn a_wrong_password_is_said_and_healed_when_it_is_right() {
     gateway.stderr_has("WRONGPASS", LIMIT).await;
     assert_eq!(gateway.health("").await.unwrap(), ServingStatus::NotServing);
     let mut client = gateway.client().await;
-    let status = client.get_status(trunkline::proto::v1::GetStatusRequest {}).await;
+    let status = client.get_status(trunkline_proto::v1::GetStatusRequest {}).await;
     let reason = status.expect("a status").into_inner().reason;
     assert!(reason.contains("WRONGPASS"), "{reason}");
 

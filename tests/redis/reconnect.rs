@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_types::StatusExt;
-use trunkline::proto::v1::{GapReason, GetStatusRequest};
+use trunkline_proto::v1::{GapReason, GetStatusRequest};
 
 use super::{
     ids,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ::redis::{AsyncTypedCommands, Client, Value, aio::MultiplexedConnection, cmd};
 use serde_json::json;
-use trunkline::proto::v1::{Event, Gap, GapReason, QueueStatus, event::Kind, queue_status::State};
+use trunkline_proto::v1::{Event, Gap, GapReason, QueueStatus, event::Kind, queue_status::State};
 
 use super::{
     crosses, ids,

@@ -9,7 +9,7 @@ use super::support::{
     shared,
 };
 use serde_json::{Value, json};
-use trunkline::proto::v1::GetStatusRequest;
+use trunkline_proto::v1::GetStatusRequest;
 
 const PASSWORD: &str = "p/ss w0rd";
 const ENCODED: &str = "p%2Fss%20w0rd";

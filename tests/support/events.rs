@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use prost_types::{Any, Timestamp};
-use trunkline::proto::v1::{
+use trunkline_proto::v1::{
     BlockedIp, CacheInvalidation, CalendarAlert, CertificateChange, ChangedType, CustomEvent,
     EmailDelivery, Event, MailboxChange, PushSubscriptionChange, QueueRefresh, QueueStatus,
     RegistryChange, blocked_ip, cache_invalidation, certificate_change, event::Kind, queue_status,

@@ -21,7 +21,7 @@ use tonic::{
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
-use trunkline::proto::v1::coordination_service_client::CoordinationServiceClient;
+use trunkline_proto::v1::coordination_service_client::CoordinationServiceClient;
 
 use super::{
     folder,

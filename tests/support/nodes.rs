@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc, time::Duration};
 use parking_lot::Mutex;
 use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 use tonic::{Status, Streaming, transport::Channel};
-use trunkline::proto::v1::{
+use trunkline_proto::v1::{
     Draining, Event, Explanation, Gap, Heartbeat, Notice, Position, PublishRequest,
     SubscribeRequest, SubscribeResponse, Subscribed,
     coordination_service_client::CoordinationServiceClient, subscribe_response::Response,

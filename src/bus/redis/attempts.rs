@@ -9,10 +9,10 @@ use crate::bus::AppendError;
 
 /// What is sent in the last moment is waited for this long, beyond the deadline: its outcome would be in doubt for nothing.
 /// Shorter than the grace that callers give the writer's answer.
-const LEAST_ANSWER: Duration = Duration::from_millis(150);
+const MIN_ANSWER_TIME: Duration = Duration::from_millis(150);
 
 /// How often a call follows a slot that is moving.
-const MOST_REDIRECTS: u32 = 16;
+const MAX_REDIRECTS: u32 = 16;
 
 /// How often and how long something may be tried.
 pub(super) struct Attempts {
@@ -39,7 +39,7 @@ impl Attempts {
             first_deadline,
             last_deadline,
             resends_left: settings.max_retries,
-            redirects_left: MOST_REDIRECTS,
+            redirects_left: MAX_REDIRECTS,
             wait: settings.retry_wait.0,
             most_wait: settings.retry_wait.1,
             once: false,
@@ -53,7 +53,7 @@ impl Attempts {
 
     /// How long one call may take.
     pub(super) fn limit(&self, response_timeout: Duration) -> Duration {
-        response_timeout.min(self.left().max(LEAST_ANSWER))
+        response_timeout.min(self.left().max(MIN_ANSWER_TIME))
     }
 
     fn left(&self) -> Duration {
@@ -111,7 +111,7 @@ mod tests {
             first_deadline: after(first),
             last_deadline: after(last),
             resends_left: max_retries,
-            redirects_left: MOST_REDIRECTS,
+            redirects_left: MAX_REDIRECTS,
             wait: Duration::from_millis(wait.0),
             most_wait: Duration::from_millis(wait.1),
             once: false,

@@ -8,7 +8,7 @@ use super::{
     order::{Order, Step},
 };
 use crate::{
-    bus::{Delivery, Epoch, Offset, Place, put_event},
+    bus::{Delivery, Epoch, Offset, Position, put_event},
     hub::log::Indexed,
     proto::bus_v1,
 };
@@ -18,7 +18,7 @@ pub(crate) fn frame(bytes: &[u8]) {
     let bytes = Bytes::copy_from_slice(bytes);
     for field in [&b"f"[..], b"e", b"x"] {
         if let Some(envelope) = Envelope::from_history(b"7-70", field, &bytes, None) {
-            assert_eq!(envelope.place, Place::new(7, 70));
+            assert_eq!(envelope.position, Position::new(7, 70));
             comes_back(&envelope);
         }
     }
@@ -38,15 +38,15 @@ pub(crate) fn frame(bytes: &[u8]) {
 
 /// What was read is read again, the same, from what it is encoded to.
 fn comes_back(envelope: &Envelope) {
-    let place = envelope.place;
+    let position = envelope.position;
     let encoded = match &envelope.body {
         Body::Unreadable | Body::Forged => return,
-        Body::Beacon { writer, number } => channel(place, &encode_beacon(*writer, *number, 2)),
-        Body::EpochStart { previous } => format!("E1 {place} {previous}").into_bytes(),
+        Body::Beacon { writer, number } => channel(position, &encode_beacon(*writer, *number, 2)),
+        Body::EpochStart { previous } => format!("E1 {position} {previous}").into_bytes(),
         Body::Frame(stamped) => {
             let frame = &stamped.frame;
             assert!(frame.count >= 1 && frame.first.0 >= 1);
-            assert_eq!(frame.last(), place);
+            assert_eq!(frame.last(), position);
             let indexed = Indexed::new(frame.clone());
             assert_eq!(indexed.events.len() as u64, frame.count);
             let header = Header {
@@ -58,15 +58,15 @@ fn comes_back(envelope: &Envelope) {
                     .origin
                     .map(|last| (last.epoch, Offset(last.offset.0 - (frame.count - 1)))),
             };
-            channel(place, &encode_frame(&header, &frame.events))
+            channel(position, &encode_frame(&header, &frame.events))
         }
     };
     let again = Envelope::parse(encoded.into()).expect("an envelope of ours");
     assert_eq!(format!("{again:?}"), format!("{envelope:?}"));
 }
 
-fn channel(place: Place, body: &[u8]) -> Vec<u8> {
-    [format!("T1 {place} ").as_bytes(), body].concat()
+fn channel(position: Position, body: &[u8]) -> Vec<u8> {
+    [format!("T1 {position} ").as_bytes(), body].concat()
 }
 
 /// A shard's order, whatever comes in whatever sequence: places only rise, and each delivery begins where the one before ended.
@@ -74,10 +74,10 @@ fn channel(place: Place, body: &[u8]) -> Vec<u8> {
 pub(crate) fn order(bytes: &[u8]) {
     let mut order = Order::default();
     for arrival in bytes.chunks_exact(8) {
-        let before = order.place();
+        let before = order.position();
         let mut out = Vec::new();
         if arrival[0] & 0x30 == 0x30 {
-            order.finish_history(place(arrival[1], arrival[2]), &mut out);
+            order.finish_history(position(arrival[1], arrival[2]), &mut out);
         } else if let Some(envelope) = arrival_of(arrival) {
             if arrival[0] & 0x10 == 0 {
                 order.take_history(&envelope, &mut out);
@@ -87,17 +87,17 @@ pub(crate) fn order(bytes: &[u8]) {
         }
         let end = out.iter().fold(before, follows);
         // Until a place is known, there is nothing that could be missing.
-        assert!(end == order.place() || !before.is_known(), "{end} is not {}", order.place());
-        assert!(order.place() >= before);
+        assert!(end == order.position() || !before.is_known(), "{end} is not {}", order.position());
+        assert!(order.position() >= before);
     }
 }
 
 fn arrival_of(bytes: &[u8]) -> Option<Envelope> {
-    let at = place(bytes[1], bytes[2]);
+    let at = position(bytes[1], bytes[2]);
     let body = match bytes[0] & 3 {
-        0 => return Some(Envelope { place: at, body: Body::Unreadable }),
+        0 => return Some(Envelope { position: at, body: Body::Unreadable }),
         1 => {
-            let previous = place(bytes[6], bytes[7]);
+            let previous = position(bytes[6], bytes[7]);
             return Envelope::parse(format!("E1 {at} {previous}").into());
         }
         2 => encode_beacon(u64::from(bytes[4]), 1, 2),
@@ -121,24 +121,24 @@ fn arrival_of(bytes: &[u8]) -> Option<Envelope> {
 }
 
 /// A place in one of a few epochs; some are at the very end.
-fn place(epoch: u8, offset: u8) -> Place {
+fn position(epoch: u8, offset: u8) -> Position {
     let far = if epoch & 0x80 == 0 { 0 } else { u64::MAX - 255 };
-    Place::new(u64::from(epoch % 4), far + u64::from(offset))
+    Position::new(u64::from(epoch % 4), far + u64::from(offset))
 }
 
 /// Where a delivery ends, which must begin at `at`.
-fn follows(at: Place, delivery: &Delivery) -> Place {
+fn follows(at: Position, delivery: &Delivery) -> Position {
     match delivery {
-        Delivery::Start(place) => *place,
-        Delivery::Epoch(place) => {
-            assert!(*place > at);
-            *place
+        Delivery::Start(position) => *position,
+        Delivery::Epoch(position) => {
+            assert!(*position > at);
+            *position
         }
         Delivery::Frame(frame) | Delivery::Again(frame) => {
             if at.is_known() {
                 assert_eq!(
-                    Place { epoch: frame.epoch, offset: frame.first },
-                    Place { epoch: at.epoch, offset: at.offset.plus(1) }
+                    Position { epoch: frame.epoch, offset: frame.first },
+                    Position { epoch: at.epoch, offset: at.offset.plus(1) }
                 );
             }
             frame.last()

@@ -11,7 +11,7 @@ use super::{
     seal::{self, Kind, Seal},
 };
 use crate::{
-    bus::{Epoch, Frame, Offset, Place, put_event},
+    bus::{Epoch, Frame, Offset, Position, put_event},
     proto::bus_v1,
 };
 
@@ -22,7 +22,7 @@ pub(super) type WriterId = u64;
 #[derive(Clone, Debug)]
 pub(super) struct Envelope {
     /// The place of the last event in it; for a beacon and the start of an epoch, where the shard stands.
-    pub place: Place,
+    pub position: Position,
     /// What it holds.
     pub body: Body,
 }
@@ -34,7 +34,7 @@ pub(super) enum Body {
     /// No events.
     Beacon { writer: WriterId, number: u64 },
     /// The first entry of an epoch: how the one before ended. Unknown: Redis remembers none.
-    EpochStart { previous: Place },
+    EpochStart { previous: Position },
     /// Bytes that this gateway cannot read, with a place that it can.
     Unreadable,
     /// Bytes whose seal does not hold for the place.
@@ -78,22 +78,23 @@ impl Envelope {
         bytes.advance(3);
         // Two numbers of at most 20 digits, a hyphen, and the space behind them.
         let end = bytes.iter().take(42).position(|byte| *byte == b' ')?;
-        let place = parse_place(&bytes.split_to(end))?;
+        let position = parse_position(&bytes.split_to(end))?;
         bytes.advance(1);
         let body = if is_frame {
-            Body::decode(place, &bytes, seal)
+            Body::decode(position, &bytes, seal)
         } else {
-            Body::epoch_start(place, &bytes)?
+            Body::epoch_start(position, &bytes)?
         };
-        Some(Envelope { place, body })
+        Some(Envelope { position, body })
     }
 
     /// The last place that can stand before it; none if it does not say.
-    pub(super) fn follows(&self) -> Option<Place> {
+    pub(super) fn follows(&self) -> Option<Position> {
         match &self.body {
-            Body::Frame(stamped) => {
-                Some(Place { epoch: self.place.epoch, offset: Offset(stamped.frame.first.0 - 1) })
-            }
+            Body::Frame(stamped) => Some(Position {
+                epoch: self.position.epoch,
+                offset: Offset(stamped.frame.first.0 - 1),
+            }),
             Body::EpochStart { previous } => previous.is_known().then_some(*previous),
             Body::Beacon { .. } | Body::Unreadable | Body::Forged => None,
         }
@@ -114,31 +115,31 @@ impl Envelope {
         value: &Bytes,
         seal: Option<&Seal>,
     ) -> Option<Envelope> {
-        let place = parse_place(id)?;
+        let position = parse_position(id)?;
         let body = match field {
-            b"f" => Body::decode(place, value, seal),
-            b"e" => Body::epoch_start(place, value).unwrap_or(Body::Unreadable),
+            b"f" => Body::decode(position, value, seal),
+            b"e" => Body::epoch_start(position, value).unwrap_or(Body::Unreadable),
             _ => Body::Unreadable,
         };
-        Some(Envelope { place, body })
+        Some(Envelope { position, body })
     }
 }
 
 impl Body {
     /// Reads a frame whose last event stands at `place`. The events are checked for their boundaries and no further: each
     /// was checked by the gateway that accepted it.
-    fn decode(place: Place, bytes: &Bytes, seal: Option<&Seal>) -> Body {
-        Self::try_decode(place, bytes, seal).unwrap_or(Body::Unreadable)
+    fn decode(position: Position, bytes: &Bytes, seal: Option<&Seal>) -> Body {
+        Self::try_decode(position, bytes, seal).unwrap_or(Body::Unreadable)
     }
 
     /// Reads the start of the epoch of `place`. Epochs rise: anything else is not the script's.
-    fn epoch_start(place: Place, text: &[u8]) -> Option<Body> {
-        let previous = parse_place(text)?;
-        let rises = previous.epoch < place.epoch;
+    fn epoch_start(position: Position, text: &[u8]) -> Option<Body> {
+        let previous = parse_position(text)?;
+        let rises = previous.epoch < position.epoch;
         Some(if rises { Body::EpochStart { previous } } else { Body::Unreadable })
     }
 
-    fn try_decode(place: Place, bytes: &Bytes, seal: Option<&Seal>) -> Option<Body> {
+    fn try_decode(position: Position, bytes: &Bytes, seal: Option<&Seal>) -> Option<Body> {
         let head = || {
             let (header, last) = bytes.split_at_checked(last_field(bytes)?)?;
             Some((bus_v1::Frame::decode(header).ok()?, last))
@@ -152,7 +153,7 @@ impl Body {
         let beacon = header.sequence == 0;
         if let Some(seal) = seal {
             let (kind, at) =
-                if beacon { (Kind::Beacon, Place::UNKNOWN) } else { (Kind::Frame, place) };
+                if beacon { (Kind::Beacon, Position::UNKNOWN) } else { (Kind::Frame, position) };
             let there = bytes.split_at_checked(seal::LENGTH);
             if there.is_none_or(|(there, rest)| !seal.holds(there, kind, at, &[rest])) {
                 return Some(Body::Forged);
@@ -170,14 +171,14 @@ impl Body {
         if count == 0 || count_events(&events)? != count {
             return None;
         }
-        let first = place.offset.0.checked_sub(count)? + 1;
+        let first = position.offset.0.checked_sub(count)? + 1;
         let origin = match header.origin_epoch {
             0 => None,
             // Foreign bytes may say any number.
-            epoch => Some(Place::new(epoch, header.origin_first.checked_add(count - 1)?)),
+            epoch => Some(Position::new(epoch, header.origin_first.checked_add(count - 1)?)),
         };
         let frame = Frame {
-            epoch: place.epoch,
+            epoch: position.epoch,
             first: Offset(first),
             count,
             time_ms: header.time_ms,
@@ -226,9 +227,9 @@ pub(super) fn encode_beacon(writer: WriterId, number: u64, time_ms: u64) -> Vec<
 }
 
 /// Puts the seal of a frame or beacon before it.
-pub(super) fn sealed(seal: &Seal, kind: Kind, place: Place, frame: &[u8]) -> Vec<u8> {
+pub(super) fn sealed(seal: &Seal, kind: Kind, position: Position, frame: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(seal::LENGTH + frame.len());
-    bytes.extend_from_slice(&seal.of(kind, place, &[frame]));
+    bytes.extend_from_slice(&seal.of(kind, position, &[frame]));
     bytes.extend_from_slice(frame);
     bytes
 }
@@ -291,9 +292,9 @@ fn count_events(mut events: &[u8]) -> Option<u64> {
 }
 
 /// Reads `<epoch>-<offset>`.
-pub(super) fn parse_place(text: &[u8]) -> Option<Place> {
+pub(super) fn parse_position(text: &[u8]) -> Option<Position> {
     let (epoch, offset) = std::str::from_utf8(text).ok()?.split_once('-')?;
-    Some(Place::new(epoch.parse().ok()?, offset.parse().ok()?))
+    Some(Position::new(epoch.parse().ok()?, offset.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -304,8 +305,8 @@ mod tests {
         Header { writer: 7, sequence: 3, count: 2, time_ms: 1_700_000_000_000, origin: None }
     }
 
-    fn on_the_channel(place: &str, frame: &[u8]) -> Bytes {
-        [b"T1 ", place.as_bytes(), b" ", frame].concat().into()
+    fn on_the_channel(position: &str, frame: &[u8]) -> Bytes {
+        [b"T1 ", position.as_bytes(), b" ", frame].concat().into()
     }
 
     #[test]
@@ -313,11 +314,11 @@ mod tests {
         let events = encode_events([Bytes::from("one"), Bytes::from("two")].iter());
         let frame = encode_frame(&header(), &events);
         let envelope = Envelope::parse(on_the_channel("99-12", &frame)).unwrap();
-        assert_eq!(envelope.place, Place::new(99, 12));
+        assert_eq!(envelope.position, Position::new(99, 12));
         let Body::Frame(stamped) = envelope.body else { panic!("no frame") };
         assert_eq!((stamped.writer, stamped.sequence), (7, 3));
         assert_eq!(stamped.frame.first, Offset(11));
-        assert_eq!(stamped.frame.last(), Place::new(99, 12));
+        assert_eq!(stamped.frame.last(), Position::new(99, 12));
         assert_eq!(stamped.frame.events, events);
     }
 
@@ -345,15 +346,15 @@ mod tests {
         let frame = encode_frame(&Header { origin, ..header() }, &events);
         let envelope = Envelope::parse(on_the_channel("99-12", &frame)).unwrap();
         let Body::Frame(stamped) = envelope.body else { panic!("no frame") };
-        assert_eq!(stamped.frame.origin, Some(Place::new(5, 41)));
+        assert_eq!(stamped.frame.origin, Some(Position::new(5, 41)));
     }
 
     #[test]
     fn a_place_that_no_script_gives_is_unreadable() {
         let events = encode_events([Bytes::from("one"), Bytes::from("two")].iter());
-        let unreadable = |place: &str, header: Header, events: &[u8]| {
+        let unreadable = |position: &str, header: Header, events: &[u8]| {
             let frame = encode_frame(&header, events);
-            let envelope = Envelope::parse(on_the_channel(place, &frame)).unwrap();
+            let envelope = Envelope::parse(on_the_channel(position, &frame)).unwrap();
             matches!(envelope.body, Body::Unreadable)
         };
         let far = Header { origin: Some((Epoch(5), Offset(u64::MAX))), ..header() };
@@ -370,9 +371,9 @@ mod tests {
     #[test]
     fn an_epoch_says_how_the_one_before_ended() {
         let envelope = Envelope::parse(Bytes::from("E1 100-0 99-12")).unwrap();
-        assert_eq!(envelope.place, Place::new(100, 0));
+        assert_eq!(envelope.position, Position::new(100, 0));
         let Body::EpochStart { previous } = envelope.body else { panic!("no epoch") };
-        assert_eq!(previous, Place::new(99, 12));
+        assert_eq!(previous, Position::new(99, 12));
     }
 
     #[test]

@@ -10,14 +10,14 @@ use bytes::{Buf, Bytes};
 use redis::Value;
 
 use super::{
-    envelope::{Body, Envelope, parse_place},
+    envelope::{Body, Envelope, parse_position},
     link::Server,
     names::ShardNames,
     script::{Failure, classify},
     seal::{self, Kind, Seal},
     topology::Topology,
 };
-use crate::bus::{Epoch, Offset, Place, Retained, ShardId};
+use crate::bus::{Epoch, Offset, Position, Retained, ShardId};
 
 /// Entries a reading. Frames are of some hundred KiB at most, so a reading stays within some MiB.
 const ENTRIES: usize = 128;
@@ -37,7 +37,7 @@ pub(super) struct Reading {
     /// Entries after the place asked for, in order.
     pub entries: Vec<Envelope>,
     /// Where the shard stood at the same instant. Unknown: Redis has nothing of the shard.
-    pub tip: Place,
+    pub tip: Position,
     /// Whether there may be more entries than these.
     pub more: bool,
 }
@@ -54,7 +54,7 @@ pub(super) async fn read(
     topology: &Topology,
     names: &ShardNames,
     shard: ShardId,
-    after: Place,
+    after: Position,
     prefer_replica: bool,
 ) -> Result<Reading, String> {
     if prefer_replica && let Some(replica) = topology.replica(shard) {
@@ -96,8 +96,8 @@ pub(super) async fn retained(
     let fields = answer.map_err(|error| error.to_string())?;
     let read = |(key, value): (u8, Vec<u8>)| {
         let space = value.iter().position(|byte| *byte == b' ')?;
-        let place = parse_place(&value[..space])?;
-        Some(Retained { key, place, event: Bytes::from(value).slice(space + 1..) })
+        let position = parse_position(&value[..space])?;
+        Some(Retained { key, position, event: Bytes::from(value).slice(space + 1..) })
     };
     // What cannot be read is another version's; what is not sealed as it should be is a stranger's.
     let kept = fields.into_iter().filter_map(read);
@@ -107,7 +107,7 @@ pub(super) async fn retained(
             forged.fetch_add(1, Ordering::Relaxed);
             return None;
         };
-        if !seal.holds(there, Kind::Retained, retained.place, &[&[retained.key], event]) {
+        if !seal.holds(there, Kind::Retained, retained.position, &[&[retained.key], event]) {
             forged.fetch_add(1, Ordering::Relaxed);
             return None;
         }
@@ -130,13 +130,13 @@ pub(super) async fn end_of_epoch(
     let value: Value =
         cmd.query_async(query.connection()).await.map_err(|error| error.to_string())?;
     let entries = parse_entries(value, None).ok_or("an unknown form of XREVRANGE")?;
-    Ok(entries.first().map(|entry| entry.place.offset))
+    Ok(entries.first().map(|entry| entry.position.offset))
 }
 
 async fn read_once(
     server: &Server,
     names: &ShardNames,
-    after: Place,
+    after: Position,
     from_replica: bool,
 ) -> Result<Reading, Failure> {
     let mut query = server.query().await.map_err(Failure::NoLink)?;
@@ -154,18 +154,18 @@ async fn read_once(
     let (entries, tip) = answer.map_err(|error| classify(&error))?;
     let form = || Failure::Refused("an unknown form of XRANGE and HMGET".into());
     let entries = parse_entries(entries, names.seal.as_deref()).ok_or_else(form)?;
-    let tip = parse_tip(&tip).unwrap_or(Place::UNKNOWN);
+    let tip = parse_tip(&tip).unwrap_or(Position::UNKNOWN);
     let more = entries.len() >= ENTRIES;
     Ok(Reading { more, entries: without_foreign(entries, tip), tip })
 }
 
 /// The entries that gateways wrote. Whoever else adds to the stream adds behind the place where the shard stands, or where the
 /// next entry shows that nothing stood.
-fn without_foreign(entries: Vec<Envelope>, tip: Place) -> Vec<Envelope> {
+fn without_foreign(entries: Vec<Envelope>, tip: Position) -> Vec<Envelope> {
     let mut limit = tip.is_known().then_some(tip);
     let mut kept: Vec<Envelope> = Vec::with_capacity(entries.len());
     for entry in entries.into_iter().rev() {
-        if limit.is_some_and(|limit| entry.place > limit) {
+        if limit.is_some_and(|limit| entry.position > limit) {
             continue;
         }
         limit = entry.follows().or(limit);
@@ -195,13 +195,13 @@ fn parse_entries(value: Value, seal: Option<&Seal>) -> Option<Vec<Envelope>> {
         .collect()
 }
 
-fn parse_tip(value: &Value) -> Option<Place> {
+fn parse_tip(value: &Value) -> Option<Position> {
     let Value::Array(parts) = value else { return None };
     let number = |index: usize| match parts.get(index)? {
         Value::BulkString(bytes) => std::str::from_utf8(bytes).ok()?.parse().ok(),
         _ => None,
     };
-    Some(Place::new(number(0)?, number(1)?))
+    Some(Position::new(number(0)?, number(1)?))
 }
 
 #[cfg(test)]
@@ -213,8 +213,8 @@ mod tests {
             .unwrap()
     }
 
-    fn kept(entries: Vec<Envelope>, tip: Place) -> Vec<String> {
-        without_foreign(entries, tip).iter().map(|entry| entry.place.to_string()).collect()
+    fn kept(entries: Vec<Envelope>, tip: Position) -> Vec<String> {
+        without_foreign(entries, tip).iter().map(|entry| entry.position.to_string()).collect()
     }
 
     #[test]
@@ -238,8 +238,8 @@ mod tests {
             ]
         };
         let own = ["7-0", "7-1", "7-3", "7-5", "9-0", "9-1"];
-        assert_eq!(kept(entries(), Place::new(9, 1)), own);
+        assert_eq!(kept(entries(), Position::new(9, 1)), own);
         // Where nobody knows how far the shard has come, nobody can tell.
-        assert_eq!(kept(entries(), Place::UNKNOWN)[6..], ["9-7", "10-0"]);
+        assert_eq!(kept(entries(), Position::UNKNOWN)[6..], ["9-7", "10-0"]);
     }
 }

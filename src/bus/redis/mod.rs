@@ -52,7 +52,7 @@ use self::{
 };
 use super::{
     AppendError, Appended, Batch, Bus, BusStatus, Exchange, Health, History, HistoryPage, MemberId,
-    Members, Part, Place, Retained, ShardId, Sink, StartError,
+    Members, Part, Position, Retained, ShardId, Sink, StartError,
 };
 
 use crate::throttle::Throttle;
@@ -235,7 +235,7 @@ impl RedisBus {
     async fn read_page(
         &self,
         shard: ShardId,
-        after: Place,
+        after: Position,
         max_bytes: usize,
     ) -> Result<HistoryPage, AppendError> {
         let names = &self.names[shard.index()];
@@ -244,7 +244,7 @@ impl RedisBus {
         let mut bytes = 0;
         loop {
             let replica = self.settings.read_from_replicas && self.settings.cluster;
-            let from = order.place();
+            let from = order.position();
             let reading = history::read(&self.topology, names, shard, from, replica)
                 .await
                 .map_err(AppendError::Unavailable)?;
@@ -257,7 +257,7 @@ impl RedisBus {
                 order.finish_history(reading.tip, &mut deliveries);
             }
             if !reading.more || bytes >= max_bytes {
-                let next = order.place();
+                let next = order.position();
                 return Ok(HistoryPage { deliveries, next, at_end: !reading.more });
             }
         }
@@ -315,7 +315,7 @@ impl History for RedisBus {
     fn page(
         &self,
         shard: ShardId,
-        after: Place,
+        after: Position,
         max_bytes: usize,
     ) -> BoxFuture<'_, Result<HistoryPage, AppendError>> {
         self.read_page(shard, after, max_bytes).boxed()
@@ -332,11 +332,11 @@ impl History for RedisBus {
         .boxed()
     }
 
-    fn tip(&self, shard: ShardId) -> BoxFuture<'_, Result<Place, AppendError>> {
+    fn tip(&self, shard: ShardId) -> BoxFuture<'_, Result<Position, AppendError>> {
         async move {
             let names = &self.names[shard.index()];
             // Nothing lies behind this place, so the reading brings the tip alone.
-            let end = Place::new(u64::MAX, u64::MAX - 1);
+            let end = Position::new(u64::MAX, u64::MAX - 1);
             let reading = history::read(&self.topology, names, shard, end, false).await;
             reading.map(|reading| reading.tip).map_err(AppendError::Unavailable)
         }

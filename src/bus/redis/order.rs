@@ -7,26 +7,26 @@
 use std::collections::HashMap;
 
 use super::envelope::{Body, Envelope, StampedFrame, WriterId};
-use crate::bus::{Delivery, Gap, GapReason, Place, unix_ms};
+use crate::bus::{Delivery, Gap, GapReason, Position, unix_ms};
 
 /// How many writers are remembered; a gateway that restarts is a new one. Forgetting one costs nothing unless its frames are
 /// appended again after that.
-const MOST_WRITERS: usize = 1024;
+const MAX_WRITERS: usize = 1024;
 
 /// How many ended epochs are remembered.
-const MOST_EPOCHS: usize = 64;
+const MAX_EPOCHS: usize = 64;
 
 /// The order of one shard, up to a place.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Order {
     /// The last place handed on.
-    place: Place,
+    position: Position,
     /// When the last frame was made, in milliseconds since 1970.
     time_ms: Option<u64>,
     /// Each writer's last frame, to know again what is appended a second time after Redis lost it.
     writers: HashMap<WriterId, u64>,
     /// The last place handed on of each epoch that has ended: a frame that stood at or before it was handed on.
-    ended: Vec<Place>,
+    ended: Vec<Position>,
     /// Whether `place` may lie within a frame: no frame was handed on yet.
     within: bool,
 }
@@ -44,28 +44,30 @@ pub(super) enum Step {
 
 impl Order {
     /// An order of which everything up to `place` was handed on.
-    pub(super) fn after(place: Place) -> Order {
-        Order { place, ended: vec![place], ..Order::default() }
+    pub(super) fn after(position: Position) -> Order {
+        Order { position, ended: vec![position], ..Order::default() }
     }
 
     /// The order of a subscriber, who may have had a part of the next frame.
-    pub(super) fn within(place: Place) -> Order {
-        Order { within: true, ..Order::after(place) }
+    pub(super) fn within(position: Position) -> Order {
+        Order { within: true, ..Order::after(position) }
     }
 
-    pub(super) fn place(&self) -> Place {
-        self.place
+    pub(super) fn position(&self) -> Position {
+        self.position
     }
 
     /// Takes what came over the channel.
     pub(super) fn offer(&mut self, envelope: &Envelope) -> Step {
-        let at = envelope.place;
-        if at <= self.place {
+        let at = envelope.position;
+        if at <= self.position {
             return Step::Nothing;
         }
         match &envelope.body {
             Body::Frame(frame) if self.follows(frame) => Step::Next(self.take(frame)),
-            Body::EpochStart { previous } if self.place.is_known() && *previous == self.place => {
+            Body::EpochStart { previous }
+                if self.position.is_known() && *previous == self.position =>
+            {
                 Step::Next(self.begin(at))
             }
             _ => Step::Hole,
@@ -74,8 +76,8 @@ impl Order {
 
     /// Takes the next entry of history. What lies between is lost.
     pub(super) fn take_history(&mut self, envelope: &Envelope, out: &mut Vec<Delivery>) {
-        let at = envelope.place;
-        if at <= self.place {
+        let at = envelope.position;
+        if at <= self.position {
             return;
         }
         match &envelope.body {
@@ -85,16 +87,16 @@ impl Order {
             }
             Body::Frame(frame) => {
                 if !self.joins(frame) {
-                    let before = Place::new(at.epoch.0, frame.frame.first.0 - 1);
+                    let before = Position::new(at.epoch.0, frame.frame.first.0 - 1);
                     self.skip(before, GapReason::HistoryExpired, out);
                 }
                 out.push(self.take(frame));
             }
             Body::EpochStart { previous } => {
-                let ended_with_us = previous.epoch == self.place.epoch;
-                if !self.place.is_known() {
-                    self.place = at;
-                } else if ended_with_us && previous.offset <= self.place.offset {
+                let ended_with_us = previous.epoch == self.position.epoch;
+                if !self.position.is_known() {
+                    self.position = at;
+                } else if ended_with_us && previous.offset <= self.position.offset {
                     // Redis may have lost what was handed on; its publishers append it again, and it is known by its writer.
                     out.push(self.begin(at));
                 } else {
@@ -105,7 +107,7 @@ impl Order {
                     } else {
                         self.skip(at, GapReason::EpochChanged, out);
                     }
-                    if at > self.place {
+                    if at > self.position {
                         out.push(self.begin(at));
                     }
                 }
@@ -116,9 +118,9 @@ impl Order {
     }
 
     /// Says that history ends, and that the shard stands at `tip`: what lies between is lost.
-    pub(super) fn finish_history(&mut self, tip: Place, out: &mut Vec<Delivery>) {
-        if tip > self.place {
-            let reason = if tip.epoch == self.place.epoch {
+    pub(super) fn finish_history(&mut self, tip: Position, out: &mut Vec<Delivery>) {
+        if tip > self.position {
+            let reason = if tip.epoch == self.position.epoch {
                 GapReason::HistoryExpired
             } else {
                 GapReason::EpochChanged
@@ -128,32 +130,33 @@ impl Order {
     }
 
     fn follows(&self, frame: &StampedFrame) -> bool {
-        frame.frame.epoch == self.place.epoch && frame.frame.first == self.place.offset.plus(1)
+        frame.frame.epoch == self.position.epoch
+            && frame.frame.first == self.position.offset.plus(1)
     }
 
     /// Whether nothing lies between. A subscriber may stand within a frame: it takes the rest of it.
     fn joins(&self, frame: &StampedFrame) -> bool {
-        let next = self.place.offset.plus(1);
-        frame.frame.epoch == self.place.epoch
+        let next = self.position.offset.plus(1);
+        frame.frame.epoch == self.position.epoch
             && (frame.frame.first == next || self.within && frame.frame.first < next)
     }
 
     /// Whether a part of it was handed on as other frames.
     fn overlaps(&self, frame: &StampedFrame) -> bool {
         !self.within
-            && frame.frame.epoch == self.place.epoch
-            && frame.frame.first <= self.place.offset
+            && frame.frame.epoch == self.position.epoch
+            && frame.frame.first <= self.position.offset
     }
 
     fn take(&mut self, stamped: &StampedFrame) -> Delivery {
         let frame = &stamped.frame;
-        (self.place, self.within) = (frame.last(), false);
+        (self.position, self.within) = (frame.last(), false);
         let again = self.writers.get(&stamped.writer).is_some_and(|last| stamped.sequence <= *last)
             || frame.origin.is_some_and(|origin| self.handed_on(origin));
         if again {
             return Delivery::Again(frame.clone());
         }
-        if self.writers.len() >= MOST_WRITERS && !self.writers.contains_key(&stamped.writer) {
+        if self.writers.len() >= MAX_WRITERS && !self.writers.contains_key(&stamped.writer) {
             self.writers.clear();
         }
         self.writers.insert(stamped.writer, stamped.sequence);
@@ -162,39 +165,40 @@ impl Order {
     }
 
     /// Whether what stood at `origin` was handed on there.
-    fn handed_on(&self, origin: Place) -> bool {
+    fn handed_on(&self, origin: Position) -> bool {
         self.ended.iter().any(|last| last.epoch == origin.epoch && origin.offset <= last.offset)
     }
 
-    fn begin(&mut self, start: Place) -> Delivery {
+    fn begin(&mut self, start: Position) -> Delivery {
         self.end_epoch();
-        self.place = start;
+        self.position = start;
         Delivery::Epoch(start)
     }
 
     fn end_epoch(&mut self) {
-        if self.ended.len() >= MOST_EPOCHS {
+        if self.ended.len() >= MAX_EPOCHS {
             self.ended.remove(0);
         }
-        self.ended.push(self.place);
+        self.ended.push(self.position);
     }
 
-    fn skip(&mut self, to: Place, reason: GapReason, out: &mut Vec<Delivery>) {
-        if self.place.is_known() {
-            let missed = (to.epoch == self.place.epoch).then(|| to.offset.0 - self.place.offset.0);
+    fn skip(&mut self, to: Position, reason: GapReason, out: &mut Vec<Delivery>) {
+        if self.position.is_known() {
+            let missed =
+                (to.epoch == self.position.epoch).then(|| to.offset.0 - self.position.offset.0);
             out.push(Delivery::Gap(Gap {
                 reason,
-                from: self.place,
+                from: self.position,
                 to,
                 missed,
                 from_ms: self.time_ms,
                 to_ms: unix_ms(),
             }));
         }
-        if to.epoch != self.place.epoch {
+        if to.epoch != self.position.epoch {
             self.end_epoch();
         }
-        self.place = to;
+        self.position = to;
     }
 }
 
@@ -214,11 +218,11 @@ mod tests {
             origin: None,
             events: Bytes::new(),
         };
-        let place = frame.last();
-        Envelope { place, body: Body::Frame(StampedFrame { frame, writer: 1, sequence }) }
+        let position = frame.last();
+        Envelope { position, body: Body::Frame(StampedFrame { frame, writer: 1, sequence }) }
     }
 
-    fn again(mut envelope: Envelope, writer: WriterId, origin: Place) -> Envelope {
+    fn again(mut envelope: Envelope, writer: WriterId, origin: Position) -> Envelope {
         if let Body::Frame(stamped) = &mut envelope.body {
             stamped.writer = writer;
             stamped.frame.origin = Some(origin);
@@ -226,41 +230,44 @@ mod tests {
         envelope
     }
 
-    fn epoch(epoch: u64, previous: Place) -> Envelope {
-        Envelope { place: Place::new(epoch, 0), body: Body::EpochStart { previous } }
+    fn epoch(epoch: u64, previous: Position) -> Envelope {
+        Envelope { position: Position::new(epoch, 0), body: Body::EpochStart { previous } }
     }
 
     fn beacon(epoch: u64, offset: u64) -> Envelope {
-        Envelope { place: Place::new(epoch, offset), body: Body::Beacon { writer: 9, number: 1 } }
+        Envelope {
+            position: Position::new(epoch, offset),
+            body: Body::Beacon { writer: 9, number: 1 },
+        }
     }
 
-    fn is_gap(delivery: &Delivery, from: Place, to: Place, missed: Option<u64>) -> bool {
+    fn is_gap(delivery: &Delivery, from: Position, to: Position, missed: Option<u64>) -> bool {
         matches!(delivery, Delivery::Gap(gap) if gap.from == from && gap.to == to && gap.missed == missed)
     }
 
     #[test]
     fn frames_follow_each_other_and_repeats_are_nothing() {
-        let mut order = Order::after(Place::new(5, 0));
+        let mut order = Order::after(Position::new(5, 0));
         assert!(matches!(order.offer(&frame(5, 1, 2, 1)), Step::Next(Delivery::Frame(_))));
         assert!(matches!(order.offer(&frame(5, 1, 2, 1)), Step::Nothing));
         assert!(matches!(order.offer(&frame(5, 4, 1, 3)), Step::Hole));
         assert!(matches!(order.offer(&frame(5, 3, 1, 2)), Step::Next(Delivery::Frame(_))));
-        assert_eq!(order.place(), Place::new(5, 3));
+        assert_eq!(order.position(), Position::new(5, 3));
     }
 
     #[test]
     fn who_stands_within_a_frame_takes_it_from_history_without_a_gap() {
-        let mut order = Order::within(Place::new(5, 3));
+        let mut order = Order::within(Position::new(5, 3));
         let mut out = Vec::new();
         order.take_history(&frame(5, 1, 6, 1), &mut out);
         order.take_history(&frame(5, 7, 1, 2), &mut out);
         assert!(matches!(&out[..], [Delivery::Frame(_), Delivery::Frame(_)]), "{out:?}");
-        assert_eq!(order.place(), Place::new(5, 7));
+        assert_eq!(order.position(), Position::new(5, 7));
     }
 
     #[test]
     fn a_beacon_shows_a_lost_last_event() {
-        let mut order = Order::after(Place::new(5, 3));
+        let mut order = Order::after(Position::new(5, 3));
         assert!(matches!(order.offer(&beacon(5, 3)), Step::Nothing));
         assert!(matches!(order.offer(&beacon(5, 4)), Step::Hole));
         assert!(matches!(order.offer(&beacon(6, 0)), Step::Hole));
@@ -268,41 +275,43 @@ mod tests {
 
     #[test]
     fn an_epoch_that_goes_on_where_the_last_ended_is_no_gap() {
-        let mut order = Order::after(Place::new(5, 3));
-        let step = order.offer(&epoch(9, Place::new(5, 3)));
-        assert!(matches!(step, Step::Next(Delivery::Epoch(place)) if place == Place::new(9, 0)));
+        let mut order = Order::after(Position::new(5, 3));
+        let step = order.offer(&epoch(9, Position::new(5, 3)));
+        assert!(
+            matches!(step, Step::Next(Delivery::Epoch(position)) if position == Position::new(9, 0))
+        );
         assert!(matches!(order.offer(&frame(9, 1, 1, 1)), Step::Next(Delivery::Frame(_))));
     }
 
     #[test]
     fn history_that_lacks_events_tells_how_many() {
-        let mut order = Order::after(Place::new(5, 3));
+        let mut order = Order::after(Position::new(5, 3));
         let mut out = vec![];
         order.take_history(&frame(5, 10, 2, 8), &mut out);
-        assert!(is_gap(&out[0], Place::new(5, 3), Place::new(5, 9), Some(6)));
+        assert!(is_gap(&out[0], Position::new(5, 3), Position::new(5, 9), Some(6)));
         assert!(matches!(&out[1], Delivery::Frame(_)));
-        order.finish_history(Place::new(5, 20), &mut out);
-        assert!(is_gap(&out[2], Place::new(5, 11), Place::new(5, 20), Some(9)));
+        order.finish_history(Position::new(5, 20), &mut out);
+        assert!(is_gap(&out[2], Position::new(5, 11), Position::new(5, 20), Some(9)));
     }
 
     #[test]
     fn a_redis_that_lost_everything_is_one_gap_of_unknown_size() {
-        let mut order = Order::after(Place::new(5, 3));
+        let mut order = Order::after(Position::new(5, 3));
         let mut out = vec![];
-        order.take_history(&epoch(9, Place::UNKNOWN), &mut out);
+        order.take_history(&epoch(9, Position::UNKNOWN), &mut out);
         assert_eq!(out.len(), 1);
-        assert!(is_gap(&out[0], Place::new(5, 3), Place::new(9, 0), None));
-        order.finish_history(Place::new(9, 0), &mut out);
+        assert!(is_gap(&out[0], Position::new(5, 3), Position::new(9, 0), None));
+        order.finish_history(Position::new(9, 0), &mut out);
         assert_eq!(out.len(), 1);
     }
 
     #[test]
     fn a_redis_that_lost_what_was_handed_on_is_no_gap_and_its_second_coming_is_skipped() {
-        let mut order = Order::after(Place::new(5, 0));
+        let mut order = Order::after(Position::new(5, 0));
         let mut out = vec![];
         order.offer(&frame(5, 1, 1, 1));
         order.offer(&frame(5, 2, 1, 2));
-        order.take_history(&epoch(9, Place::new(5, 1)), &mut out);
+        order.take_history(&epoch(9, Position::new(5, 1)), &mut out);
         assert!(matches!(out[..], [Delivery::Epoch(_)]));
         assert!(matches!(order.offer(&frame(9, 1, 1, 2)), Step::Next(Delivery::Again(_))));
         assert!(matches!(order.offer(&frame(9, 2, 1, 3)), Step::Next(Delivery::Frame(_))));
@@ -310,30 +319,30 @@ mod tests {
 
     #[test]
     fn whoever_resumes_elsewhere_knows_by_the_origin_what_it_had() {
-        let mut order = Order::after(Place::new(5, 7));
+        let mut order = Order::after(Position::new(5, 7));
         let mut out = vec![];
-        order.take_history(&epoch(9, Place::new(5, 4)), &mut out);
-        order.take_history(&again(frame(9, 1, 3, 40), 2, Place::new(5, 7)), &mut out);
-        order.take_history(&again(frame(9, 4, 1, 41), 2, Place::new(5, 8)), &mut out);
+        order.take_history(&epoch(9, Position::new(5, 4)), &mut out);
+        order.take_history(&again(frame(9, 1, 3, 40), 2, Position::new(5, 7)), &mut out);
+        order.take_history(&again(frame(9, 4, 1, 41), 2, Position::new(5, 8)), &mut out);
         assert!(matches!(out[..], [Delivery::Epoch(_), Delivery::Again(_), Delivery::Frame(_)]));
     }
 
     #[test]
     fn a_frame_that_overlaps_what_was_handed_on_is_told_as_unreadable() {
-        let mut order = Order::after(Place::new(5, 10));
+        let mut order = Order::after(Position::new(5, 10));
         let mut out = vec![];
         assert!(matches!(order.offer(&frame(5, 6, 15, 1)), Step::Hole));
         order.take_history(&frame(5, 6, 15, 1), &mut out);
-        assert!(is_gap(&out[0], Place::new(5, 10), Place::new(5, 20), Some(10)));
-        assert_eq!((out.len(), order.place()), (1, Place::new(5, 20)));
+        assert!(is_gap(&out[0], Position::new(5, 10), Position::new(5, 20), Some(10)));
+        assert_eq!((out.len(), order.position()), (1, Position::new(5, 20)));
     }
 
     #[test]
     fn the_rest_of_an_ended_epoch_is_counted() {
-        let mut order = Order::after(Place::new(5, 3));
+        let mut order = Order::after(Position::new(5, 3));
         let mut out = vec![];
-        order.take_history(&epoch(9, Place::new(5, 8)), &mut out);
-        assert!(is_gap(&out[0], Place::new(5, 3), Place::new(5, 8), Some(5)));
+        order.take_history(&epoch(9, Position::new(5, 8)), &mut out);
+        assert!(is_gap(&out[0], Position::new(5, 3), Position::new(5, 8), Some(5)));
         assert!(matches!(out[1], Delivery::Epoch(_)));
     }
 }

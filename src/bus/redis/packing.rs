@@ -7,17 +7,17 @@
 use bytes::Bytes;
 
 /// Fewer bytes are not worth while.
-const LEAST: usize = 512;
+const MIN: usize = 512;
 
 /// More bytes than the largest request has, several times over: what claims more is no frame of ours.
-const MOST: usize = 64 * 1024 * 1024;
+const MAX: usize = 64 * 1024 * 1024;
 
 /// LZ4 cannot make less than this of so many bytes, so that a small lie cannot ask for much memory.
 const GREATEST_RATIO: usize = 256;
 
 /// The events as one LZ4 block, if that saves at least an eighth.
 pub(super) fn pack(events: &[u8]) -> Option<Vec<u8>> {
-    if !(LEAST..=MOST).contains(&events.len()) {
+    if !(MIN..=MAX).contains(&events.len()) {
         return None;
     }
     let packed = lz4_flex::block::compress(events);
@@ -26,7 +26,7 @@ pub(super) fn pack(events: &[u8]) -> Option<Vec<u8>> {
 
 /// The events that [`pack`] packed; none if it was not, or not `size` bytes.
 pub(super) fn unpack(packed: &[u8], size: usize) -> Option<Bytes> {
-    if size > MOST || size > packed.len().saturating_mul(GREATEST_RATIO) {
+    if size > MAX || size > packed.len().saturating_mul(GREATEST_RATIO) {
         return None;
     }
     let events = lz4_flex::block::decompress(packed, size).ok()?;
@@ -41,8 +41,8 @@ mod tests {
 
     #[test]
     fn little_and_random_events_stay_as_they_are() {
-        assert!(pack(&[7; LEAST - 1]).is_none());
-        assert!(pack(&[7; LEAST]).is_some());
+        assert!(pack(&[7; MIN - 1]).is_none());
+        assert!(pack(&[7; MIN]).is_some());
         let random: Vec<u8> = (0..4096).map(|_| rand::random()).collect();
         assert!(pack(&random).is_none());
     }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::bus::{Place, ShardBusStatus};
+use crate::bus::{Position, ShardBusStatus};
 
 /// A path whose last proof is older than this is not proven: two beacons were missed.
 pub(super) const PROOF_AGE: Duration = Duration::from_millis(2500);
@@ -21,7 +21,7 @@ pub(super) struct Proof {
 #[derive(Default)]
 struct State {
     /// The last place that the reader handed on.
-    place: Place,
+    position: Position,
     /// When Redis last accepted something from this gateway.
     accepted: Option<Instant>,
     /// When something from this gateway last came back over the channel.
@@ -50,16 +50,16 @@ impl Proof {
     }
 
     /// The reader has handed on everything up to `place`.
-    pub(super) fn reached(&self, place: Place) {
-        self.state.lock().place = place;
+    pub(super) fn reached(&self, position: Position) {
+        self.state.lock().position = position;
     }
 
     pub(super) fn repaired(&self) {
         self.state.lock().repairs += 1;
     }
 
-    pub(super) fn place(&self) -> Place {
-        self.state.lock().place
+    pub(super) fn position(&self) -> Position {
+        self.state.lock().position
     }
 
     /// Whether Redis accepts what the subscription does not bring. `since`: when the subscription was made.
@@ -88,7 +88,7 @@ impl Proof {
         let state = self.state.lock();
         let age = state.returned.map(|returned| returned.elapsed());
         ShardBusStatus {
-            place: state.place,
+            position: state.position,
             proof_age: age,
             proven: age.is_some_and(|age| age <= PROOF_AGE),
             repairs: state.repairs,

@@ -47,7 +47,7 @@ const PENDING: usize = 4096;
 const PENDING_BYTES: usize = 8 * 1024 * 1024;
 
 /// How many writers' beacons are remembered.
-const MOST_WRITERS: usize = 1024;
+const MAX_WRITERS: usize = 1024;
 
 /// Lines about what is tried again and again.
 static HISTORY: Throttle = Throttle::repeated();
@@ -275,7 +275,7 @@ impl Reader {
                 if beacons.get(writer).is_some_and(|last| number <= last) {
                     return self.forged(id, 1);
                 }
-                if beacons.len() >= MOST_WRITERS && !beacons.contains_key(writer) {
+                if beacons.len() >= MAX_WRITERS && !beacons.contains_key(writer) {
                     beacons.clear();
                 }
                 beacons.insert(*writer, *number);
@@ -285,7 +285,7 @@ impl Reader {
                 let shard = &mut self.shards[id.index()];
                 match &mut shard.pending {
                     Some(pending) => pending.overflowed = true,
-                    None if shard.started && envelope.place > shard.order.place() => {
+                    None if shard.started && envelope.position > shard.order.position() => {
                         self.repair(id);
                     }
                     None => {}
@@ -317,8 +317,8 @@ impl Reader {
             // A beacon says where the shard stands, and that what follows will be heard.
             if own && matches!(envelope.body, Body::Beacon { .. }) {
                 shard.started = true;
-                shard.order = Order::after(envelope.place);
-                self.deliver(id, Delivery::Start(envelope.place));
+                shard.order = Order::after(envelope.position);
+                self.deliver(id, Delivery::Start(envelope.position));
                 self.proven(id);
             }
             return;
@@ -357,7 +357,7 @@ impl Reader {
     fn read_history(&mut self, shard: ShardId, delay: Duration) {
         let topology = self.parts.topology.clone();
         let names = self.parts.names[shard.index()].clone();
-        let after = self.shards[shard.index()].order.place();
+        let after = self.shards[shard.index()].order.position();
         self.tasks.spawn(async move {
             tokio::time::sleep(delay).await;
             Done::Repair(shard, history::read(&topology, &names, shard, after, false).await)
@@ -428,11 +428,11 @@ impl Reader {
             tracing::warn!(%shard, reason = %gap.reason, from = %gap.from, to = %gap.to,
                 missed = gap.missed, "events are missing");
         }
-        if let Delivery::Epoch(place) = &delivery {
-            tracing::info!(%shard, place = %place, "a new epoch; nothing is missing");
+        if let Delivery::Epoch(position) = &delivery {
+            tracing::info!(%shard, position = %position, "a new epoch; nothing is missing");
         }
         self.parts.sink.deliver(shard, delivery);
-        self.parts.proofs[shard.index()].reached(self.shards[shard.index()].order.place());
+        self.parts.proofs[shard.index()].reached(self.shards[shard.index()].order.position());
     }
 
     /// Finds deaf subscriptions and old proofs.

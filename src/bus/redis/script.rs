@@ -12,7 +12,7 @@ use super::{
     names::ShardNames,
     settings::Settings,
 };
-use crate::bus::{Epoch, Offset, Place, RequestId};
+use crate::bus::{Epoch, Offset, Position, RequestId};
 
 static APPEND: LazyLock<redis::Script> =
     LazyLock::new(|| redis::Script::new(include_str!("append.lua")));
@@ -34,7 +34,7 @@ pub(super) struct Call<'a> {
     /// The writer's key.
     pub writer: &'a str,
     /// The last place that the caller has seen. For a frame its epoch is the one that the caller appends to.
-    pub seen: Place,
+    pub seen: Position,
     /// Whether the frame is for the place behind `seen` and for no other.
     pub exact: bool,
     /// 0: a beacon.
@@ -61,11 +61,11 @@ pub(super) enum Answer {
     /// A later frame of the writer was appended, and this one was not.
     Overtaken,
     /// The epoch is over, or an exact place is taken; nothing was done.
-    EpochOver(Place),
+    EpochOver(Position),
     /// These requests (by index) were accepted before, at these places; nothing was done.
     Seen(Vec<(usize, Epoch, Offset)>),
     /// The beacon was published; the shard stands here.
-    Tip(Place),
+    Tip(Position),
 }
 
 /// Why a call brought no answer.
@@ -260,12 +260,12 @@ fn parse(value: &Value) -> Option<Answer> {
         _ => None,
     };
     let number = |index: usize| text(index)?.parse::<u64>().ok();
-    let place = || Some(Place::new(number(1)?, number(2)?));
+    let position = || Some(Position::new(number(1)?, number(2)?));
     Some(match text(0)? {
         "ok" | "dup" => Answer::Appended { epoch: Epoch(number(1)?), first: Offset(number(2)?) },
         "old" => Answer::Overtaken,
-        "epoch" => Answer::EpochOver(place()?),
-        "tip" => Answer::Tip(place()?),
+        "epoch" => Answer::EpochOver(position()?),
+        "tip" => Answer::Tip(position()?),
         "seen" => {
             let pairs = (1..parts.len()).step_by(2).map(|at| {
                 let (epoch, first) = text(at + 1)?.split_once(' ')?;
@@ -296,8 +296,11 @@ mod tests {
         assert_eq!(parse(&reply(&["ok", "9", "4"])), appended);
         assert_eq!(parse(&reply(&["dup", "9", "4"])), appended);
         assert_eq!(parse(&reply(&["old"])), Some(Answer::Overtaken));
-        assert_eq!(parse(&reply(&["epoch", "9", "4"])), Some(Answer::EpochOver(Place::new(9, 4))));
-        assert_eq!(parse(&reply(&["tip", "9", "4"])), Some(Answer::Tip(Place::new(9, 4))));
+        assert_eq!(
+            parse(&reply(&["epoch", "9", "4"])),
+            Some(Answer::EpochOver(Position::new(9, 4)))
+        );
+        assert_eq!(parse(&reply(&["tip", "9", "4"])), Some(Answer::Tip(Position::new(9, 4))));
         let seen = Answer::Seen(vec![(0, Epoch(9), Offset(4)), (2, Epoch(9), Offset(7))]);
         assert_eq!(parse(&reply(&["seen", "0", "9 4", "2", "9 7"])), Some(seen));
         assert_eq!(parse(&reply(&["what", "9", "4"])), None);

@@ -9,7 +9,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use ring::hmac;
 
 use crate::{
-    bus::{Epoch, Place, StartError, unix_ms},
+    bus::{Epoch, Position, StartError, unix_ms},
     config::Secret,
 };
 
@@ -97,23 +97,29 @@ pub(super) struct Seal(Vec<([u8; ID], hmac::Context)>);
 
 impl Seal {
     /// The seal of `parts`, one behind the other.
-    pub(super) fn of(&self, kind: Kind, place: Place, parts: &[&[u8]]) -> [u8; LENGTH] {
+    pub(super) fn of(&self, kind: Kind, position: Position, parts: &[&[u8]]) -> [u8; LENGTH] {
         let (id, begun) = &self.0[0];
         let mut seal = [0; LENGTH];
         seal[..2].copy_from_slice(&HEAD);
         seal[2..2 + ID].copy_from_slice(id);
-        let code = code(begun, kind, place, parts);
+        let code = code(begun, kind, position, parts);
         seal[2 + ID..].copy_from_slice(&code.as_ref()[..CODE]);
         seal
     }
 
     /// Whether `seal` is one of these keys' for `parts`.
-    pub(super) fn holds(&self, seal: &[u8], kind: Kind, place: Place, parts: &[&[u8]]) -> bool {
+    pub(super) fn holds(
+        &self,
+        seal: &[u8],
+        kind: Kind,
+        position: Position,
+        parts: &[&[u8]],
+    ) -> bool {
         let Some((head, code_there)) = seal.split_at_checked(2 + ID) else { return false };
         // More than one key may have the same id.
         head.starts_with(&HEAD)
             && self.0.iter().filter(|(id, _)| head[2..] == id[..]).any(|(_, begun)| {
-                let code = code(begun, kind, place, parts);
+                let code = code(begun, kind, position, parts);
                 let equal = subtle::ConstantTimeEq::ct_eq(&code.as_ref()[..CODE], code_there);
                 bool::from(equal)
             })
@@ -126,12 +132,12 @@ impl fmt::Debug for Seal {
     }
 }
 
-fn code(begun: &hmac::Context, kind: Kind, place: Place, parts: &[&[u8]]) -> hmac::Tag {
+fn code(begun: &hmac::Context, kind: Kind, position: Position, parts: &[&[u8]]) -> hmac::Tag {
     let mut context = begun.clone();
     let mut head = [0; 17];
     head[0] = kind as u8;
-    head[1..9].copy_from_slice(&place.epoch.0.to_be_bytes());
-    head[9..].copy_from_slice(&place.offset.0.to_be_bytes());
+    head[1..9].copy_from_slice(&position.epoch.0.to_be_bytes());
+    head[9..].copy_from_slice(&position.offset.0.to_be_bytes());
     context.update(&head);
     for part in parts {
         context.update(part);
@@ -167,36 +173,36 @@ mod tests {
     #[test]
     fn a_seal_holds_for_what_it_was_made_for_and_for_nothing_else() {
         let seal = on(NEW, "p:{0}:channel");
-        let place = Place::new(7, 3);
-        let made = seal.of(Kind::Frame, place, &[b"some ", b"bytes"]);
+        let position = Position::new(7, 3);
+        let made = seal.of(Kind::Frame, position, &[b"some ", b"bytes"]);
         let holds =
-            |seal: &Seal, kind, place, bytes: &[u8]| seal.holds(&made, kind, place, &[bytes]);
-        assert!(holds(&seal, Kind::Frame, place, b"some bytes"));
-        assert!(!holds(&seal, Kind::Frame, place, b"some bytez"));
-        assert!(!holds(&seal, Kind::Frame, Place::new(7, 4), b"some bytes"));
-        assert!(!holds(&seal, Kind::Frame, Place::new(8, 3), b"some bytes"));
-        assert!(!holds(&seal, Kind::Retained, place, b"some bytes"));
-        assert!(!holds(&on(NEW, "p:{1}:channel"), Kind::Frame, place, b"some bytes"));
-        assert!(!holds(&on(NEW, "q:{0}:channel"), Kind::Frame, place, b"some bytes"));
-        assert!(!holds(&on(OLD, "p:{0}:channel"), Kind::Frame, place, b"some bytes"));
+            |seal: &Seal, kind, position, bytes: &[u8]| seal.holds(&made, kind, position, &[bytes]);
+        assert!(holds(&seal, Kind::Frame, position, b"some bytes"));
+        assert!(!holds(&seal, Kind::Frame, position, b"some bytez"));
+        assert!(!holds(&seal, Kind::Frame, Position::new(7, 4), b"some bytes"));
+        assert!(!holds(&seal, Kind::Frame, Position::new(8, 3), b"some bytes"));
+        assert!(!holds(&seal, Kind::Retained, position, b"some bytes"));
+        assert!(!holds(&on(NEW, "p:{1}:channel"), Kind::Frame, position, b"some bytes"));
+        assert!(!holds(&on(NEW, "q:{0}:channel"), Kind::Frame, position, b"some bytes"));
+        assert!(!holds(&on(OLD, "p:{0}:channel"), Kind::Frame, position, b"some bytes"));
         for bit in 0..LENGTH * 8 {
             let mut flipped = made;
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(!seal.holds(&flipped, Kind::Frame, place, &[b"some bytes"]), "bit {bit}");
+            assert!(!seal.holds(&flipped, Kind::Frame, position, &[b"some bytes"]), "bit {bit}");
         }
-        assert!(!seal.holds(&made[..LENGTH - 1], Kind::Frame, place, &[b"some bytes"]));
-        assert!(!seal.holds(b"", Kind::Frame, place, &[b"some bytes"]));
+        assert!(!seal.holds(&made[..LENGTH - 1], Kind::Frame, position, &[b"some bytes"]));
+        assert!(!seal.holds(b"", Kind::Frame, position, &[b"some bytes"]));
     }
 
     #[test]
     fn while_keys_are_rotated_both_open_and_the_first_seals() {
         let (old, both) = (on(OLD, "c"), on(&format!("{NEW}\n{OLD}\n"), "c"));
-        let (place, bytes) = (Place::new(1, 1), [&b"bytes"[..]]);
-        let by_old = old.of(Kind::Frame, place, &bytes);
-        let by_both = both.of(Kind::Frame, place, &bytes);
-        assert!(both.holds(&by_old, Kind::Frame, place, &bytes));
-        assert!(on(NEW, "c").holds(&by_both, Kind::Frame, place, &bytes));
-        assert!(!old.holds(&by_both, Kind::Frame, place, &bytes));
+        let (position, bytes) = (Position::new(1, 1), [&b"bytes"[..]]);
+        let by_old = old.of(Kind::Frame, position, &bytes);
+        let by_both = both.of(Kind::Frame, position, &bytes);
+        assert!(both.holds(&by_old, Kind::Frame, position, &bytes));
+        assert!(on(NEW, "c").holds(&by_both, Kind::Frame, position, &bytes));
+        assert!(!old.holds(&by_both, Kind::Frame, position, &bytes));
     }
 
     #[test]
@@ -218,8 +224,8 @@ mod tests {
             for _ in 0..20 {
                 let started = std::time::Instant::now();
                 for round in 0..rounds / 20 {
-                    let place = Place::new(1, round as u64);
-                    std::hint::black_box(seal.of(Kind::Frame, place, &[&frame]));
+                    let position = Position::new(1, round as u64);
+                    std::hint::black_box(seal.of(Kind::Frame, position, &[&frame]));
                 }
                 best = best.min(started.elapsed() / u32::try_from(rounds / 20).unwrap());
             }

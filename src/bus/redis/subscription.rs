@@ -27,8 +27,8 @@ use crate::bus::{LinkStatus, ShardId};
 pub(super) const QUEUE: usize = 8192;
 
 /// The longest wait before the next attempt to connect.
-const MOST_WAIT: Duration = Duration::from_millis(700);
-const LEAST_WAIT: Duration = Duration::from_millis(20);
+const MAX_WAIT: Duration = Duration::from_millis(700);
+const MIN_WAIT: Duration = Duration::from_millis(20);
 
 /// What a subscription tells the reader.
 #[derive(Debug)]
@@ -127,7 +127,7 @@ enum End {
 impl Subscription {
     /// Listens until told to stop.
     pub(super) async fn run(self) {
-        let mut wait = LEAST_WAIT;
+        let mut wait = MIN_WAIT;
         loop {
             let started = Instant::now();
             let end = tokio::select! {
@@ -136,8 +136,8 @@ impl Subscription {
             };
             let was_up = self.link.since().is_some();
             self.link.down();
-            if was_up && started.elapsed() > MOST_WAIT {
-                wait = LEAST_WAIT;
+            if was_up && started.elapsed() > MAX_WAIT {
+                wait = MIN_WAIT;
             }
             match &end {
                 End::Renewed => {}
@@ -156,7 +156,7 @@ impl Subscription {
                 () = self.stop.cancelled() => break,
                 () = tokio::time::sleep(pause) => {}
             }
-            wait = (wait * 2).min(MOST_WAIT);
+            wait = (wait * 2).min(MAX_WAIT);
         }
         self.link.down();
     }

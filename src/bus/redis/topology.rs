@@ -16,7 +16,7 @@ use super::{link::Server, names::SLOTS, settings::Settings};
 use crate::{bus::ShardId, throttle::Throttle};
 
 /// A refresh is not repeated before this has passed.
-const LEAST_AGE: Duration = Duration::from_millis(100);
+const MIN_AGE: Duration = Duration::from_millis(100);
 
 /// How long one server may take to say how the cluster stands.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -144,7 +144,7 @@ impl Topology {
             return Ok(());
         }
         let mut last = self.last_refresh.lock().await;
-        if last.is_some_and(|at| at.elapsed() < LEAST_AGE) {
+        if last.is_some_and(|at| at.elapsed() < MIN_AGE) {
             return Ok(());
         }
         let mut why = String::from("no server of the cluster is known");

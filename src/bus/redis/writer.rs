@@ -32,7 +32,9 @@ use super::{
     topology::Topology,
 };
 use crate::{
-    bus::{self, AppendError, Appended, Batch, Epoch, Offset, Place, RequestId, ShardId, unix_ms},
+    bus::{
+        self, AppendError, Appended, Batch, Epoch, Offset, Position, RequestId, ShardId, unix_ms,
+    },
     throttle::Throttle,
     trace::Follow,
 };
@@ -91,7 +93,7 @@ pub(super) struct State {
     /// The epoch that it appends to. None before the first answer.
     epoch: Epoch,
     /// The last place of the shard that an answer told. Kept where frames are sealed for their places.
-    tip: Place,
+    tip: Position,
     /// Number of the last frame.
     sequence: u64,
     beacons: u64,
@@ -284,10 +286,10 @@ impl Writer {
         let mut asked = None;
         loop {
             // Only the epoch counts for a frame; what the reader has seen of it tells a Redis that went back in time.
-            let seen = self.proof.place();
+            let seen = self.proof.position();
             let epoch = self.state.epoch;
             let mut seen =
-                if seen.epoch == epoch { seen } else { Place { epoch, offset: Offset(0) } };
+                if seen.epoch == epoch { seen } else { Position { epoch, offset: Offset(0) } };
             let mut sealed = None;
             if let Some(seal) = &self.names.seal {
                 match self.sealed_behind(seen) {
@@ -358,9 +360,9 @@ impl Writer {
     }
 
     /// Where what is sealed next is to stand: behind the last place known. Its first epoch is one that nobody sealed for before.
-    fn sealed_behind(&self, seen: Place) -> Result<Place, String> {
+    fn sealed_behind(&self, seen: Position) -> Result<Position, String> {
         if self.state.epoch == Epoch::NONE {
-            return Ok(Place { epoch: seal::first_epoch(), offset: Offset(0) });
+            return Ok(Position { epoch: seal::first_epoch(), offset: Offset(0) });
         }
         if seal::is_beyond(seen.epoch) {
             return Err("the shard's epoch is far beyond this gateway's clock: the clocks differ, or somebody wrote it".into());
@@ -372,7 +374,7 @@ impl Writer {
     fn note(&mut self, answer: &Answer, count: u64) {
         match answer {
             Answer::Appended { epoch, first } if count > 0 => {
-                let last = Place { epoch: *epoch, offset: first.plus(count - 1) };
+                let last = Position { epoch: *epoch, offset: first.plus(count - 1) };
                 self.state.tip = self.state.tip.max(last);
             }
             Answer::EpochOver(tip) | Answer::Tip(tip) => self.state.tip = *tip,
@@ -511,12 +513,12 @@ struct Sealed {
 }
 
 impl Sealed {
-    fn new(seal: &Seal, out: &Outgoing<'_>, seen: Place) -> Sealed {
+    fn new(seal: &Seal, out: &Outgoing<'_>, seen: Position) -> Sealed {
         if out.sequence == 0 {
-            let frame = sealed(seal, Kind::Beacon, Place::UNKNOWN, out.frame);
+            let frame = sealed(seal, Kind::Beacon, Position::UNKNOWN, out.frame);
             return Sealed { frame, retain: vec![] };
         }
-        let at = |events: u64| Place { epoch: seen.epoch, offset: seen.offset.plus(events) };
+        let at = |events: u64| Position { epoch: seen.epoch, offset: seen.offset.plus(events) };
         let retain = out.retain.iter().map(|retain| {
             let parts = [&[retain.key][..], retain.event];
             let seal = seal.of(Kind::Retained, at(retain.index + 1), &parts);

@@ -11,14 +11,14 @@ use parking_lot::Mutex;
 use super::clock;
 
 /// Latencies are told apart from a microsecond to a minute, with three digits.
-const LEAST: u64 = 1_000;
-const MOST: u64 = 60_000_000_000;
+const MIN: u64 = 1_000;
+const MAX: u64 = 60_000_000_000;
 const DIGITS: u8 = 3;
 
 /// A histogram of nanoseconds.
 pub fn histogram() -> Histogram<u64> {
     // It refuses no bounds but a least of 0, a most of less than twice the least, and more than 5 digits.
-    Histogram::new_with_bounds(LEAST, MOST, DIGITS).expect("good bounds")
+    Histogram::new_with_bounds(MIN, MAX, DIGITS).expect("good bounds")
 }
 
 /// An event id that is a time.

@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 use tonic::Status;
-use trunkline::proto::v1::{
+use trunkline_proto::v1::{
     CustomEvent, Event, EventKind, Filter, PublishRequest, SubscribeRequest, event::Kind,
     subscribe_response::Response,
 };

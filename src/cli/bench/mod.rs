@@ -13,7 +13,7 @@ mod tests;
 use std::time::Duration;
 
 use clap::Args;
-use trunkline::proto::v1::ListNodesRequest;
+use trunkline_proto::v1::ListNodesRequest;
 
 use self::load::Load;
 use super::{Failure, Gateway, subscribe::parse_duration};

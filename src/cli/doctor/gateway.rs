@@ -17,10 +17,10 @@ use tonic_health::pb::{
 use trunkline::{
     bus::redis::doctor::Finding,
     config::{Config, ServerTls},
-    proto::v1::{
-        GetStatusRequest, GetStatusResponse, SERVICE,
-        coordination_service_client::CoordinationServiceClient,
-    },
+};
+use trunkline_proto::v1::{
+    GetStatusRequest, GetStatusResponse, SERVICE,
+    coordination_service_client::CoordinationServiceClient,
 };
 
 use super::{Report, pinned};

@@ -9,7 +9,7 @@ use ratatui::{
     text::{Line, Span},
     widgets::{Cell, Paragraph, Row, Sparkline, Table, Widget},
 };
-use trunkline::proto::v1::{GetStatusResponse, ShardStatus};
+use trunkline_proto::v1::{GetStatusResponse, ShardStatus};
 
 use super::view::{Sort, View};
 
@@ -339,7 +339,7 @@ mod tests {
         crossterm::event::{Event, KeyCode, KeyEvent},
     };
     use tokio::time::Instant;
-    use trunkline::proto::v1::{BusLink, Node};
+    use trunkline_proto::v1::{BusLink, Node};
 
     use super::{super::poll::Snapshot, *};
 

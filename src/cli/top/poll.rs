@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
-use trunkline::proto::v1::{GetStatusRequest, GetStatusResponse, ListNodesRequest, Node};
+use trunkline_proto::v1::{GetStatusRequest, GetStatusResponse, ListNodesRequest, Node};
 
 use crate::cli::{Client, Failure, Gateway};
 
@@ -12,7 +12,7 @@ use crate::cli::{Client, Failure, Gateway};
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Nodes that are asked for at most: nobody scrolls through more.
-const MOST_NODES: usize = 5000;
+const MAX_NODES: usize = 5000;
 
 /// What one look brought.
 #[derive(Clone, Debug, Default)]
@@ -91,7 +91,7 @@ pub async fn look(client: &mut Client) -> Result<Snapshot, Failure> {
         snapshot.nodes.extend(page.nodes);
         page_token = page.next_page_token;
         snapshot.more = !page_token.is_empty();
-        if !snapshot.more || snapshot.nodes.len() >= MOST_NODES {
+        if !snapshot.more || snapshot.nodes.len() >= MAX_NODES {
             return Ok(snapshot);
         }
     }

@@ -8,7 +8,7 @@ use std::{
 use clap::ValueEnum;
 use ratatui::crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers};
 use tokio::time::Instant;
-use trunkline::proto::v1::{GetStatusResponse, Node};
+use trunkline_proto::v1::{GetStatusResponse, Node};
 
 use super::poll::Snapshot;
 

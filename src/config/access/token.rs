@@ -59,7 +59,8 @@ impl TokenHash {
         &self.0
     }
 
-    /// Reads a token, or `sha256:` and its hash in 64 hexadecimal digits. The error repeats nothing of it.
+    /// Reads a token, or `sha256:` and its hash in 64 hexadecimal digits. The error repeats nothing
+    /// of it.
     pub(super) fn parse(text: &str) -> Result<TokenHash, String> {
         if let Some(digits) = text.strip_prefix(HASH_PREFIX) {
             if is_mask(digits) {
@@ -81,8 +82,8 @@ impl TokenHash {
         Ok(TokenHash::of(text.as_bytes()))
     }
 
-    /// The tokens of a file: one token or hash a line; empty lines and those that begin with `#` are
-    /// ignored. There may be none. The error names the line, and repeats nothing of it.
+    /// The tokens of a file: one token or hash a line; empty lines and those that begin with `#`
+    /// are ignored. There may be none. The error names the line, and repeats nothing of it.
     pub fn parse_file(text: &str) -> Result<Vec<TokenHash>, String> {
         let lines = text.lines().map(str::trim).zip(1..);
         lines

@@ -61,8 +61,8 @@ impl Declared for Bus {
                 BusConfig::default()
             }
             None => {
-                let problem = "is Default, which uses the Redis of inMemoryStore, and there is none; \
-                               it must be Redis or RedisCluster";
+                let problem = "is Default, which uses the Redis of inMemoryStore, and there is \
+                               none; it must be Redis or RedisCluster";
                 fields.fail_in(COORDINATOR, "@type", Problem::Invalid(problem.to_owned()));
                 BusConfig::default()
             }
@@ -82,9 +82,10 @@ impl Declared for Bus {
     }
 
     fn describe(&self, doc: &'static str) -> Vec<Declaration> {
-        let store = "The store whose Redis is shared, for `\"coordinator\": {\"@type\": \"Default\"}`. \
-                     Any other `@type` may stand here, with any keys, while the coordinator is not \
-                     `Default`; the store has no effect then, and its secrets and files are not read.";
+        let store = "The store whose Redis is shared, for `\"coordinator\": \
+                     {\"@type\": \"Default\"}`. Any other `@type` may stand here, with any keys, \
+                     while the coordinator is not `Default`; the store has no effect then, and its \
+                     secrets and files are not read.";
         vec![
             Declaration::new(COORDINATOR, doc, Shape::Variants(coordinator())),
             Declaration::new(STORE, store, Shape::Variants(self::store())),
@@ -92,8 +93,9 @@ impl Declared for Bus {
     }
 }
 
-/// Reads an `inMemoryStore`: its bus, or its type if a bus cannot share it. A store of another server
-/// may stand in the document without being `used`: its secrets and files are left alone then.
+/// Reads an `inMemoryStore`: its bus, or its type if a bus cannot share it. A store of another
+/// server may stand in the document without being `used`: its secrets and files are left alone
+/// then.
 fn read_store(fields: &mut Fields<'_>, used: bool) -> Result<BusConfig, String> {
     fields.value("id");
     if !used {

@@ -92,7 +92,8 @@ fn keys_of_another_variant_are_unknown() {
     assert_eq!(line, "coordinator.url: is not known; did you mean urls?");
 }
 
-/// As other servers write it: sets as objects, durations both ways, null for what is not set, and an id.
+/// As other servers write it: sets as objects, durations both ways, null for what is not set, and
+/// an id.
 #[test]
 fn an_object_of_an_existing_deployment_is_taken_as_it_is() {
     let found = cluster(load(&json!({ "coordinator": {

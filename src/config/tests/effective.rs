@@ -43,7 +43,8 @@ fn it_holds_every_key() {
     let single = json!({ "coordinator": { "@type": "Redis" } });
     let documents = [load(&single).effective(), load(&cluster).effective()];
     for key in keys() {
-        // What Default took from the store stands under coordinator; of a secret only what its type has is there.
+        // What Default took from the store stands under coordinator; of a secret only what its type
+        // has is there.
         let elsewhere = key.path.starts_with("inMemoryStore") || key.kind == Kind::Ignored;
         // Nobody has rights by default.
         let of_auth = key.path.starts_with("auth.");

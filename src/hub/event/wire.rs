@@ -96,15 +96,19 @@ impl<'a> Fields<'a> {
         {
             let start = self.at;
             self.at += 2 + usize::from(length);
-            let content = Some(Span { start: place(start + 2), end: place(self.at) });
-            return Ok(Some(Field { number: u32::from(key >> 3), start: place(start), content }));
+            let content = Some(Span { start: position(start + 2), end: position(self.at) });
+            return Ok(Some(Field {
+                number: u32::from(key >> 3),
+                start: position(start),
+                content,
+            }));
         }
         self.next_of_any().map(Some)
     }
 
     /// The next field, which there is.
     fn next_of_any(&mut self) -> Result<Field, Malformed> {
-        let start = place(self.at);
+        let start = position(self.at);
         let key = u32::try_from(self.varint()?).map_err(|_| Malformed::FieldNumber)?;
         let number = key >> 3;
         if number == 0 {
@@ -121,9 +125,9 @@ impl<'a> Fields<'a> {
             }
             2 => {
                 let length = self.varint()?;
-                let start = place(self.at);
+                let start = position(self.at);
                 self.skip(length)?;
-                Some(Span { start, end: place(self.at) })
+                Some(Span { start, end: position(self.at) })
             }
             5 => {
                 self.skip(4)?;
@@ -156,7 +160,7 @@ impl<'a> Fields<'a> {
 /// A place in the bytes of a message as the 32 bits that a span has for it: those bytes end where a span does.
 #[inline]
 #[allow(clippy::cast_possible_truncation)] // see above
-fn place(at: usize) -> u32 {
+fn position(at: usize) -> u32 {
     at as u32
 }
 

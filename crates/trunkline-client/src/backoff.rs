@@ -1,0 +1,61 @@
+//! Waits between attempts: exponential, with full jitter, so that nodes do not come back in step.
+
+use std::time::Duration;
+
+use rand::Rng;
+use tonic::Status;
+use tonic_types::StatusExt;
+
+const FIRST: Duration = Duration::from_millis(50);
+const MAX: Duration = Duration::from_secs(2);
+
+/// No gateway keeps a node away for longer.
+const MAX_REQUESTED: Duration = Duration::from_mins(1);
+
+/// The wait before the next attempt.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Backoff {
+    bound: Duration,
+}
+
+impl Backoff {
+    pub(super) fn new() -> Backoff {
+        Backoff { bound: FIRST }
+    }
+
+    /// A random part of the bound, which doubles up to 2 s; and not less than the gateway asked for, up to a minute.
+    pub(super) fn next(&mut self, asked: Option<Duration>) -> Duration {
+        let wait = self.bound.mul_f64(rand::rng().random_range(0.0..=1.0));
+        self.bound = (self.bound * 2).min(MAX);
+        wait.max(asked.unwrap_or_default().min(MAX_REQUESTED))
+    }
+}
+
+/// How long a status asks to wait.
+pub(super) fn asked(status: &Status) -> Option<Duration> {
+    status.get_details_retry_info()?.retry_delay
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_are_random_and_bounded() {
+        let mut backoff = Backoff::new();
+        let waits: Vec<Duration> = (0..200).map(|_| backoff.next(None)).collect();
+        assert!(waits[0] <= FIRST);
+        assert!(waits.iter().all(|wait| *wait <= MAX), "{waits:?}");
+        // Full jitter: all of the range is used.
+        let late = &waits[10..];
+        assert!(late.iter().any(|wait| *wait < MAX / 4), "{late:?}");
+        assert!(late.iter().any(|wait| *wait > MAX / 4 * 3), "{late:?}");
+    }
+
+    #[test]
+    fn what_was_asked_for_is_kept_within_reason() {
+        let mut backoff = Backoff::new();
+        assert_eq!(backoff.next(Some(Duration::from_secs(5))), Duration::from_secs(5));
+        assert_eq!(backoff.next(Some(Duration::from_hours(24))), MAX_REQUESTED);
+    }
+}

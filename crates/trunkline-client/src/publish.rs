@@ -1,0 +1,80 @@
+//! Publishing: one request id over all attempts, so that a retry never publishes twice.
+
+use tokio::time::{Instant, timeout_at};
+use tonic::Status;
+use uuid::Uuid;
+
+use super::{
+    Client, Error, ErrorKind,
+    backoff::{Backoff, asked},
+    error::{final_kind, nothing_published},
+};
+use trunkline_proto::v1::{Event, Position, PublishRequest};
+
+impl Client {
+    /// Publishes 1 to 1,000 events in one request, and returns their positions in the same order. Tries the gateways in turn
+    /// until the publish timeout, under one request id: however often it is tried, it is published once.
+    ///
+    /// Dropping the future leaves open whether the events were published.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`], [`ErrorKind::Denied`] and [`ErrorKind::Unsupported`] at once;
+    /// [`ErrorKind::Unavailable`] and [`ErrorKind::OutcomeUnknown`] after the publish timeout.
+    pub async fn publish<E: Into<Event>>(
+        &self,
+        events: impl IntoIterator<Item = E>,
+    ) -> Result<Vec<Position>, Error> {
+        self.publish_as(&Uuid::new_v4().to_string(), events).await
+    }
+
+    /// As [`Client::publish`], under a request id of the caller's: a UUID. For who keeps it with the events, and publishes
+    /// them again under it after [`ErrorKind::OutcomeUnknown`] or a restart.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::publish`].
+    pub async fn publish_as<E: Into<Event>>(
+        &self,
+        request_id: &str,
+        events: impl IntoIterator<Item = E>,
+    ) -> Result<Vec<Position>, Error> {
+        let request = PublishRequest {
+            node_id: self.node_id.clone(),
+            request_id: request_id.to_owned(),
+            events: events.into_iter().map(Into::into).collect(),
+        };
+        let deadline = Instant::now() + self.publish_timeout;
+        let mut backoff = Backoff::new();
+        let mut number = self.preferred();
+        let mut kind = ErrorKind::Unavailable;
+        loop {
+            let limit = deadline.min(Instant::now() + self.attempt_timeout);
+            let mut gateway = self.gateway(number);
+            let status = match timeout_at(limit, gateway.publish(request.clone())).await {
+                Ok(Ok(response)) => {
+                    self.works(number);
+                    return Ok(response.into_inner().positions);
+                }
+                Ok(Err(status)) => status,
+                Err(_) => Status::deadline_exceeded(format!(
+                    "no answer in time from {}",
+                    self.address(number)
+                )),
+            };
+            if let Some(kind) = final_kind(&status) {
+                return Err(Error::new(kind, status));
+            }
+            if !nothing_published(&status) {
+                kind = ErrorKind::OutcomeUnknown;
+            }
+            let wait = backoff.next(asked(&status));
+            if Instant::now() + wait >= deadline {
+                return Err(Error::new(kind, status));
+            }
+            tracing::debug!(gateway = self.address(number), %status, ?wait, "publishing again");
+            tokio::time::sleep(wait).await;
+            number += 1;
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! What stands behind a subscription: one stream after the other, each resumed where the one before ended.
+
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::time::timeout;
+use tonic::{Status, Streaming};
+
+use super::{
+    Client, Error, Notification,
+    backoff::{Backoff, asked},
+    error::{describe, final_kind, is},
+};
+use trunkline_proto::v1::{
+    Event, Gap, GapAction, GapReason, SubscribeRequest, SubscribeResponse,
+    subscribe_response::Response,
+};
+
+/// Heartbeats that may be missed before a connection counts as dead.
+const MISSED_HEARTBEATS: u32 = 3;
+
+/// What is kept between two notifications.
+pub(super) struct Session {
+    client: Client,
+    /// What the next stream is opened with; its token stands for all that was handed out.
+    request: SubscribeRequest,
+    /// The open stream.
+    stream: Option<Streaming<SubscribeResponse>>,
+    /// Which gateway is used, or tried next.
+    number: usize,
+    /// Events that were received and not taken yet, and the token after the last of them.
+    events: VecDeque<Event>,
+    batch_token: Vec<u8>,
+    backoff: Backoff,
+    /// A wait that was announced, and not yet waited.
+    wait: Option<Duration>,
+    /// How long a draining gateway asked to wait.
+    asked_wait: Option<Duration>,
+    /// The interval in force.
+    heartbeat: Duration,
+    ended: bool,
+}
+
+impl Session {
+    pub(super) fn new(client: Client, request: SubscribeRequest, heartbeat: Duration) -> Session {
+        let number = client.preferred();
+        Session {
+            client,
+            request,
+            stream: None,
+            number,
+            events: VecDeque::new(),
+            batch_token: vec![],
+            backoff: Backoff::new(),
+            wait: None,
+            asked_wait: None,
+            heartbeat,
+            ended: false,
+        }
+    }
+
+    /// Stands for everything that was handed out, in whole batches.
+    pub(super) fn resume_token(&self) -> &[u8] {
+        &self.request.resume_token
+    }
+
+    pub(super) async fn next(&mut self) -> Option<Result<Notification, Error>> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                if self.events.is_empty() {
+                    // The token stands for the whole batch, so it moves with the batch's last event.
+                    self.request.resume_token = std::mem::take(&mut self.batch_token);
+                }
+                return Some(Ok(Notification::Event(Box::new(event))));
+            }
+            if self.ended {
+                return None;
+            }
+            if let Some(wait) = self.wait.take() {
+                tokio::time::sleep(wait).await;
+            }
+            let Some(stream) = &mut self.stream else {
+                match self.open().await {
+                    Ok(()) => continue,
+                    Err(status) => return Some(self.lost(status)),
+                }
+            };
+            let limit = self.heartbeat * MISSED_HEARTBEATS;
+            let lost = match timeout(limit, stream.message()).await {
+                Ok(Ok(Some(response))) => match self.take(response) {
+                    Some(notification) => return Some(Ok(notification)),
+                    None => continue,
+                },
+                Ok(Ok(None)) => Status::unavailable("the stream ended"),
+                Ok(Err(status)) => status,
+                Err(_) => Status::unavailable(format!("nothing came for {limit:?}")),
+            };
+            return Some(self.lost(lost));
+        }
+    }
+
+    async fn open(&mut self) -> Result<(), Status> {
+        let mut gateway = self.client.gateway(self.number);
+        let opening = gateway.subscribe(self.request.clone());
+        let response = timeout(self.client.attempt_timeout, opening)
+            .await
+            .map_err(|_| Status::unavailable("no answer in time"))??;
+        self.stream = Some(response.into_inner());
+        self.asked_wait = None;
+        Ok(())
+    }
+
+    fn take(&mut self, response: SubscribeResponse) -> Option<Notification> {
+        let response = response.response?;
+        if !matches!(response, Response::Subscribed(_) | Response::Draining(_)) {
+            // The stream does more than open: the next loss is a new one.
+            self.backoff = Backoff::new();
+        }
+        match response {
+            Response::Subscribed(subscribed) => {
+                self.client.works(self.number);
+                self.request.resume_token.clone_from(&subscribed.resume_token);
+                let interval =
+                    subscribed.heartbeat_interval.and_then(|i| Duration::try_from(i).ok());
+                self.heartbeat = interval.unwrap_or(self.heartbeat);
+                Some(Notification::Subscribed(subscribed))
+            }
+            Response::Events(batch) if batch.events.is_empty() => {
+                self.request.resume_token = batch.resume_token;
+                None
+            }
+            Response::Events(batch) => {
+                self.batch_token = batch.resume_token;
+                self.events = batch.events.into();
+                None
+            }
+            Response::Gap(gap) => {
+                self.request.resume_token.clone_from(&gap.resume_token);
+                Some(Notification::Gap(gap))
+            }
+            Response::Heartbeat(heartbeat) => {
+                self.request.resume_token.clone_from(&heartbeat.resume_token);
+                Some(Notification::Heartbeat(heartbeat))
+            }
+            Response::Notice(notice) => Some(Notification::Notice(notice)),
+            // For people who look for an event; a node does not ask for it.
+            Response::Explanation(explanation) => {
+                self.request.resume_token = explanation.resume_token;
+                None
+            }
+            Response::Draining(draining) => {
+                self.asked_wait = draining.reconnect_delay.and_then(|d| Duration::try_from(d).ok());
+                Some(Notification::Draining(draining))
+            }
+        }
+    }
+
+    /// What is handed out when a stream was lost or refused.
+    fn lost(&mut self, status: Status) -> Result<Notification, Error> {
+        self.stream = None;
+        if is(&status, "RESUME_TOKEN_MALFORMED") {
+            // It is another deployment's, or damaged: begin anew, and say that events may be missing.
+            self.request.resume_token.clear();
+            return Ok(Notification::Gap(Gap {
+                reason: GapReason::UnknownEpoch.into(),
+                kinds: self.request.filter.as_ref().map(|f| f.kinds.clone()).unwrap_or_default(),
+                action: GapAction::Resync.into(),
+                ..Default::default()
+            }));
+        }
+        if let Some(kind) = final_kind(&status) {
+            self.ended = true;
+            return Err(Error::new(kind, status));
+        }
+        let address = self.client.address(self.number);
+        let reason = format!("{address}: {}", describe(&status));
+        self.number += 1;
+        let told = self.asked_wait.take().max(asked(&status));
+        let wait = self.backoff.next(told);
+        self.wait = Some(wait);
+        tracing::debug!(%reason, ?wait, "the subscription reconnects");
+        Ok(Notification::Reconnecting { reason, wait })
+    }
+}

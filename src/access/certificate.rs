@@ -1,0 +1,160 @@
+//! Certificates: the gateway's own, and those that nodes show.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        RootCertStore, ServerConfig,
+        crypto::{CryptoProvider, ring},
+        pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
+        server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
+    },
+};
+use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
+
+use crate::config::ServerTls;
+
+/// What nodes and gateway agree upon within TLS.
+const ALPN: &[u8] = b"h2";
+
+/// The longest name that is taken from a certificate.
+const MAX_NAME_LEN: usize = 512;
+
+/// What is needed to answer a handshake, and to look at certificates again later.
+#[derive(Clone)]
+pub struct Certificates {
+    /// Answers handshakes.
+    pub acceptor: TlsAcceptor,
+    /// Says whether a node's certificate is one; none: they are not asked for any.
+    pub verifier: Option<Arc<dyn ClientCertVerifier>>,
+}
+
+/// What a node has shown, and proven to be its own.
+#[derive(Debug)]
+pub struct PeerCertificate {
+    /// The identity in it. None: it names nobody.
+    pub name: Option<Arc<str>>,
+    chain: Vec<CertificateDer<'static>>,
+    not_after: SystemTime,
+    /// For which authorities it was last found to hold: the number that [`PeerCertificate::holds`] was given.
+    verified_for: AtomicU64,
+}
+
+impl Certificates {
+    /// Reads the files. The error names the key of the configuration.
+    pub fn load(tls: &ServerTls) -> Result<Certificates, String> {
+        let provider = Arc::new(ring::default_provider());
+        let verifier = match &tls.client_ca {
+            Some(path) => Some(verifier(path, tls.client_certificate_required, provider.clone())?),
+            None => None,
+        };
+        let chain = certificates("tls.certificate", &tls.certificate)?;
+        let key = PrivateKeyDer::from_pem_file(&tls.private_key)
+            .map_err(|error| format!("tls.privateKey: {error}"))?;
+        let builder = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| format!("tls: {error}"))?;
+        let builder = match &verifier {
+            Some(verifier) => builder.with_client_cert_verifier(verifier.clone()),
+            None => builder.with_no_client_auth(),
+        };
+        let mut config = builder
+            .with_single_cert(chain, key)
+            .map_err(|error| format!("tls.certificate does not go with tls.privateKey: {error}"))?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        // Connections are few and long. Each one proves anew who it is.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(Certificates { acceptor: TlsAcceptor::from(Arc::new(config)), verifier })
+    }
+}
+
+fn verifier(
+    path: &Path,
+    required: bool,
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates("tls.clientCa", path)? {
+        roots.add(certificate).map_err(|error| format!("tls.clientCa: {error}"))?;
+    }
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    let builder = if required { builder } else { builder.allow_unauthenticated() };
+    builder.build().map_err(|error| format!("tls.clientCa: {error}"))
+}
+
+fn certificates(key: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    match read {
+        Ok(chain) if chain.is_empty() => Err(format!("{key}: the file holds no certificate")),
+        Ok(chain) => Ok(chain),
+        Err(error) => Err(format!("{key}: {error}")),
+    }
+}
+
+impl PeerCertificate {
+    /// What a handshake has brought; it was found to hold for authorities of this number. None: it is no certificate.
+    pub fn new(chain: &[CertificateDer<'_>], verified_for: u64) -> Option<PeerCertificate> {
+        let (_, certificate) = X509Certificate::from_der(chain.first()?).ok()?;
+        let not_after = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+        Some(PeerCertificate {
+            name: name(&certificate).map(Arc::from),
+            chain: chain.iter().map(|each| each.clone().into_owned()).collect(),
+            not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(not_after),
+            verified_for: AtomicU64::new(verified_for),
+        })
+    }
+
+    /// Whether it still holds, for the authorities of this number.
+    pub fn holds(&self, verifier: Option<&dyn ClientCertVerifier>, number: u64) -> bool {
+        let (Some(verifier), Some((own, others))) = (verifier, self.chain.split_first()) else {
+            return false;
+        };
+        if self.not_after <= SystemTime::now() {
+            return false;
+        }
+        if self.verified_for.load(Ordering::Relaxed) == number {
+            return true;
+        }
+        let holds = verifier.verify_client_cert(own, others, UnixTime::now()).is_ok();
+        if holds {
+            self.verified_for.store(number, Ordering::Relaxed);
+        }
+        holds
+    }
+
+    /// How long it holds at the most.
+    pub fn time_left(&self) -> Duration {
+        self.not_after.duration_since(SystemTime::now()).unwrap_or_default()
+    }
+}
+
+/// The identity in a certificate: its first URI (a SPIFFE id is one), else its first DNS name, else its common name.
+fn name(certificate: &X509Certificate<'_>) -> Option<String> {
+    let extension = certificate.subject_alternative_name().ok().flatten();
+    let names = extension.map_or(&[][..], |extension| &extension.value.general_names);
+    let uri = names.iter().find_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    let dns = || {
+        names.iter().find_map(|name| match name {
+            GeneralName::DNSName(name) => Some(*name),
+            _ => None,
+        })
+    };
+    let common = || certificate.subject().iter_common_name().next()?.as_str().ok();
+    let name = uri.or_else(dns).or_else(common)?;
+    let usable = !name.is_empty()
+        && name.len() <= MAX_NAME_LEN
+        && !name.chars().any(|c| c.is_control() || c.is_whitespace());
+    usable.then(|| name.to_owned())
+}

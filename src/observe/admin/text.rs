@@ -1,0 +1,115 @@
+//! The text format of Prometheus, version 0.0.4: what every scraper reads, and a person too.
+
+use std::fmt::{Display, Write};
+
+use crate::observe::counters::{BUCKETS, Histogram};
+
+/// The media type of the format.
+pub const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// What all names begin with.
+const PREFIX: &str = "trunkline_";
+
+/// Labels with their values.
+pub type Labels<'a> = &'a [(&'a str, &'a str)];
+
+/// Metrics, one family after the other.
+#[derive(Default)]
+pub struct Text(String);
+
+/// The samples of one family follow.
+pub struct Family<'a> {
+    text: &'a mut String,
+    name: &'static str,
+}
+
+impl Text {
+    /// A total that only rises: its name ends with `_total`.
+    pub fn counter(&mut self, name: &'static str, help: &str) -> Family<'_> {
+        debug_assert!(name.ends_with("_total"), "{name}");
+        self.family(name, "counter", help)
+    }
+
+    /// A value that rises and falls.
+    pub fn gauge(&mut self, name: &'static str, help: &str) -> Family<'_> {
+        self.family(name, "gauge", help)
+    }
+
+    /// How often something took how long: its name ends with `_seconds`.
+    pub fn histogram(&mut self, name: &'static str, help: &str, of: &Histogram) {
+        debug_assert!(name.ends_with("_seconds"), "{name}");
+        let Family { text, name } = self.family(name, "histogram", help);
+        let counts = of.cumulative();
+        let ends = BUCKETS.iter().map(|end| seconds(*end)).chain(["+Inf".to_owned()]);
+        for (end, count) in ends.zip(&counts) {
+            line(text, &format!("{name}_bucket"), &[("le", &end)], count);
+        }
+        line(text, &format!("{name}_sum"), &[], of.sum().as_secs_f64());
+        line(text, &format!("{name}_count"), &[], counts.last().unwrap_or(&0));
+    }
+
+    /// The text.
+    pub fn finish(self) -> String {
+        self.0
+    }
+
+    fn family(&mut self, name: &'static str, kind: &str, help: &str) -> Family<'_> {
+        let text = &mut self.0;
+        let help = help.replace('\\', "\\\\").replace('\n', "\\n");
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}");
+        Family { text, name }
+    }
+}
+
+impl Family<'_> {
+    /// One value.
+    pub fn sample(&mut self, labels: Labels<'_>, value: impl Display) {
+        line(self.text, self.name, labels, value);
+    }
+}
+
+fn line(text: &mut String, name: &str, labels: Labels<'_>, value: impl Display) {
+    let _ = write!(text, "{PREFIX}{name}");
+    for (nth, (label, value)) in labels.iter().enumerate() {
+        let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        let _ = write!(text, "{}{label}=\"{value}\"", if nth == 0 { '{' } else { ',' });
+    }
+    let _ = writeln!(text, "{} {value}", if labels.is_empty() { "" } else { "}" });
+}
+
+/// Microseconds as seconds, exactly.
+fn seconds(micros: u64) -> String {
+    let text = format!("{}.{:06}", micros / 1_000_000, micros % 1_000_000);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_stand_under_their_family_and_labels_are_escaped() {
+        let mut text = Text::default();
+        text.gauge("streams", "Streams\nopen \\ now.").sample(&[], 3);
+        let mut family = text.counter("gaps_total", "Gaps.");
+        family.sample(&[("reason", "a\"b\\c\nd"), ("shard", "0")], 7);
+        family.sample(&[("reason", "e")], 0.5);
+        assert_eq!(
+            text.finish(),
+            "# HELP trunkline_streams Streams\\nopen \\\\ now.\n\
+             # TYPE trunkline_streams gauge\n\
+             trunkline_streams 3\n\
+             # HELP trunkline_gaps_total Gaps.\n\
+             # TYPE trunkline_gaps_total counter\n\
+             trunkline_gaps_total{reason=\"a\\\"b\\\\c\\nd\",shard=\"0\"} 7\n\
+             trunkline_gaps_total{reason=\"e\"} 0.5\n"
+        );
+    }
+
+    #[test]
+    fn the_ends_of_buckets_are_exact() {
+        let ends = [100, 2_500, 1_000_000, 10_000_000].map(seconds);
+        assert_eq!(ends, ["0.0001", "0.0025", "1", "10"]);
+    }
+}
