@@ -10,14 +10,14 @@ use std::{
 
 pub use self::token::{Token, TokenHash, TokenSource};
 use self::{
-    members::{kinds, names, operations},
-    token::tokens,
+    members::{KindNames, Names, Operations},
+    token::Tokens,
 };
 use super::{
     error::{Problem, shown},
     fields::Fields,
     settings::{Declared, described, group, key, list, optional, required, settings},
-    types::{choice, pem, set, text},
+    types::{Choice, Pem, Set, text},
 };
 
 /// Names are those of certificates, which hold long URIs.
@@ -28,16 +28,16 @@ settings! {
     pub struct ServerTls checked by check_server_tls {
         /// The gateway's own certificate, then those that lead to an authority. Without one, the
         /// port is plain text.
-        pub certificate: PathBuf = key("certificate", pem("CERTIFICATE"), ""),
+        pub certificate: PathBuf = key("certificate", Pem("CERTIFICATE"), ""),
         /// The key of the certificate.
-        pub private_key: PathBuf = key("privateKey", pem("PRIVATE KEY"), ""),
+        pub private_key: PathBuf = key("privateKey", Pem("PRIVATE KEY"), ""),
         /// The authorities that sign the certificates of nodes. Without one, nodes are not asked
         /// for a certificate. Needs `auth`.
-        pub client_ca: Option<PathBuf> = optional("clientCa", pem("CERTIFICATE")),
+        pub client_ca: Option<PathBuf> = optional("clientCa", Pem("CERTIFICATE")),
         /// `required`: every connection needs a certificate, those of load balancers that ask for
         /// health too. `optional`: a connection without a certificate needs a token.
         pub client_certificate_required: bool =
-            key("clientCertificates", choice(&[("required", true), ("optional", false)]), true),
+            key("clientCertificates", Choice(&[("required", true), ("optional", false)]), true),
     }
 }
 
@@ -69,13 +69,13 @@ settings! {
         /// file holds one token or `sha256:` hash a line; lines that begin with `#` are ignored),
         /// or the text `sha256:` and the hash of a token (`sha256sum` of it without a line feed, in
         /// hexadecimal). A token has 16 to 1024 visible characters, and one owner.
-        pub tokens: Vec<Token> = tokens("tokens"),
+        pub tokens: Vec<Token> = Tokens("tokens"),
         /// The node ids that it may publish and subscribe as. `*` may stand at the end;
         /// `{identity}` is its name.
-        pub node_ids: Vec<String> = key("nodeIds", set(names()), []),
+        pub node_ids: Vec<String> = key("nodeIds", Set(Names), []),
         /// The roles that its nodes may have, written as `nodeIds` are. Events that are targeted at
         /// a role are delivered to the nodes that have it.
-        pub roles: Vec<String> = key("roles", set(names()), []),
+        pub roles: Vec<String> = key("roles", Set(Names), []),
         /// The events that it may publish.
         pub publish: EventRules = group("publish"),
         /// The events that it may receive.
@@ -84,7 +84,7 @@ settings! {
         /// streams that report of every event whether it is delivered, `subscribe --explain`. These
         /// report kind, id, source, account and type of events that the identity may not receive,
         /// too, and nothing else of them.
-        pub operations: BTreeSet<Operation> = key("operations", set(operations()), []),
+        pub operations: BTreeSet<Operation> = key("operations", Set(Operations), []),
     }
 }
 
@@ -106,9 +106,9 @@ settings! {
         /// Kinds of events.
         pub kinds: Kinds = kinds_key(),
         /// Accounts, with `*` at the end for all that have that beginning. `null`: all.
-        pub accounts: Option<Vec<String>> = optional("accounts", set(names())),
+        pub accounts: Option<Vec<String>> = optional("accounts", Set(Names)),
         /// Custom types, with `*` at the end for all that have that beginning. `null`: all.
-        pub custom_types: Option<Vec<String>> = optional("customTypes", set(names())),
+        pub custom_types: Option<Vec<String>> = optional("customTypes", Set(Names)),
     }
 }
 
@@ -118,16 +118,16 @@ settings! {
         /// Kinds of events.
         pub kinds: Kinds = kinds_key(),
         /// Accounts, with `*` at the end for all that have that beginning.
-        pub accounts: Vec<String> = key("accounts", set(names()), []),
+        pub accounts: Vec<String> = key("accounts", Set(Names), []),
         /// Custom types, with `*` at the end for all that have that beginning.
-        pub custom_types: Vec<String> = key("customTypes", set(names()), []),
+        pub custom_types: Vec<String> = key("customTypes", Set(Names), []),
     }
 }
 
 fn kinds_key() -> impl Declared<Value = Kinds> {
     described(
         "Kinds (`mailbox_change`), numbers of kinds of a later version, or `*`.",
-        key("kinds", set(kinds()), []),
+        key("kinds", Set(KindNames), []),
     )
 }
 

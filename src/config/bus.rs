@@ -6,15 +6,15 @@ mod urls;
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-pub(super) use self::keys::bus;
-use self::urls::{cluster_urls, redis_url};
+pub(super) use self::keys::Bus;
+use self::urls::{ClusterUrls, OneUrl};
 use super::{
     error::Problem,
     fields::Fields,
     redis_url::{RedisUrl, TlsMode},
-    secret::{Secret, secret},
+    secret::{Secret, SecretKey},
     settings::{Declared, described, flatten, group, key, nullable, optional, settings},
-    types::{boolean, choice, duration, number, pem, text},
+    types::{Boolean, Choice, Pem, duration, number, text},
     units::{HOUR, MILLISECOND, MINUTE, SECOND, format_duration},
 };
 
@@ -34,7 +34,7 @@ settings! {
     /// One Redis server.
     pub struct Redis checked by check_redis {
         /// The server: see [Redis URLs](#redis-urls).
-        pub url: RedisUrl = key("url", redis_url(), ()),
+        pub url: RedisUrl = key("url", OneUrl, ()),
         /// Limit of the time that a publish waits for the bus, failover included.
         pub timeout: Duration = timeout(),
         /// Replicas that must have an event before its publish is answered OK.
@@ -51,7 +51,7 @@ settings! {
     pub struct RedisCluster checked by check_cluster {
         /// Some of the cluster's servers, at least one; the others are discovered. They agree in
         /// TLS, user, password and protocol, and name no database.
-        pub urls: Vec<RedisUrl> = key("urls", cluster_urls(), ()),
+        pub urls: Vec<RedisUrl> = key("urls", ClusterUrls, ()),
         /// Limit of the time that a publish waits for the bus, failover included.
         pub timeout: Duration = timeout(),
         /// Replicas that must have an event before its publish is answered OK.
@@ -60,7 +60,7 @@ settings! {
         pub username: Option<String> = optional("authUsername", text(check_username)),
         /// The password: see [Secrets](#secrets). Without one, user and password of the URLs are
         /// used.
-        pub secret: Option<Secret> = secret("authSecret"),
+        pub secret: Option<Secret> = SecretKey("authSecret"),
         /// Limit of the number of times that events whose answer did not arrive are sent again,
         /// within `coordinator.timeout`; the bus accepts them once. Events that the bus certainly
         /// did not accept are sent until `coordinator.timeout` is over.
@@ -75,11 +75,11 @@ settings! {
         /// True: replicas serve reads of history; a master serves what its replica does not have,
         /// or does not answer within a second. Subscriptions are always at the masters, which
         /// receive a frame first.
-        pub read_from_replicas: bool = key("readFromReplicas", boolean(), true),
+        pub read_from_replicas: bool = key("readFromReplicas", Boolean, true),
         /// `resp3` uses sharded pub/sub, spread over the masters; `resp2` uses classic pub/sub,
         /// which sends every message to every server of the cluster. All gateways of one prefix
         /// must agree. Where the key is missing, `?protocol=` of the URLs counts.
-        pub protocol: Protocol = key("protocolVersion", choice(&Protocol::WORDS), Protocol::Resp3),
+        pub protocol: Protocol = key("protocolVersion", Choice(&Protocol::WORDS), Protocol::Resp3),
         /// Limits of the connection pool of each server.
         pub pool: Pool = flatten(),
         /// Certificates. All None unless the URLs are those of TLS.
@@ -160,11 +160,11 @@ settings! {
     /// Certificates in PEM files, for TLS.
     pub struct Tls checked by check_client_certificate {
         /// The authorities that sign the server's certificate, in place of those of the system.
-        pub ca_certificate: Option<PathBuf> = optional("caCertificate", pem("CERTIFICATE")),
+        pub ca_certificate: Option<PathBuf> = optional("caCertificate", Pem("CERTIFICATE")),
         /// The gateway's own certificate. Needs `coordinator.tls.clientKey`.
-        pub client_certificate: Option<PathBuf> = optional("clientCertificate", pem("CERTIFICATE")),
+        pub client_certificate: Option<PathBuf> = optional("clientCertificate", Pem("CERTIFICATE")),
         /// The key of the client certificate. Needs `coordinator.tls.clientCertificate`.
-        pub client_key: Option<PathBuf> = optional("clientKey", pem("PRIVATE KEY")),
+        pub client_key: Option<PathBuf> = optional("clientKey", Pem("PRIVATE KEY")),
     }
 }
 

@@ -116,7 +116,7 @@ pub enum Problem {
         keys: Vec<String>,
     },
     /// A key that occurs twice in its JSON object: one of the two would be lost.
-    #[error("is there twice")]
+    #[error("occurs twice")]
     Duplicate,
     /// A key that must be there.
     #[error("is missing: {expected}")]
@@ -143,7 +143,7 @@ pub enum Problem {
         max: String,
     },
     /// A word that is not one of those allowed.
-    #[error("{found} is none of {}{}", .allowed.join(", "), meant(.nearest.as_deref()))]
+    #[error("{found} is not one of {}{}", .allowed.join(", "), meant(.nearest.as_deref()))]
     Choice {
         /// The word.
         found: String,
@@ -191,7 +191,7 @@ pub(super) fn wrong_type(found: &'static str, expected: &str) -> Problem {
     Problem::Type { found, expected: expected.to_owned() }
 }
 
-/// The problem of a word that is none of `allowed`.
+/// The problem of a word that is not one of `allowed`.
 pub(super) fn wrong_choice(word: &str, allowed: &[&str]) -> Problem {
     Problem::Choice {
         found: shown(word),

@@ -14,11 +14,9 @@ use super::{
 const MIN_KEY_BYTES: usize = 32;
 
 /// `frameKey`, a secret with rules of its own.
-pub(super) struct FrameKey(SecretKey);
+pub(super) struct FrameKey;
 
-pub(super) fn frame_key(name: &'static str) -> FrameKey {
-    FrameKey(secret::secret(name))
-}
+const NAME: &str = "frameKey";
 
 impl Declared for FrameKey {
     type Value = Option<Secret>;
@@ -27,8 +25,7 @@ impl Declared for FrameKey {
         let coordinator = fields.peek("coordinator");
         let bus = coordinator.and_then(|coordinator| coordinator.get("@type"));
         let embedded = coordinator.is_none() || bus.is_some_and(|bus| bus == "Embedded");
-        let key = self.0.name();
-        let secret = fields.optional_group(key, |fields| {
+        let secret = fields.optional_group(NAME, |fields| {
             if embedded {
                 fields.skip_lookups();
             }
@@ -45,16 +42,16 @@ impl Declared for FrameKey {
         let (set, secret) = secret?;
         if set && embedded {
             let problem = "has no effect: the bus is embedded, and nothing lies in Redis";
-            fields.fail(key, Problem::Invalid(problem.to_owned()));
+            fields.fail(NAME, Problem::Invalid(problem.to_owned()));
         }
         secret
     }
 
     fn show(&self, value: &Option<Secret>, object: &mut Map<String, Value>) {
-        self.0.show(value, object);
+        SecretKey(NAME).show(value, object);
     }
 
     fn describe(&self, doc: &'static str) -> Vec<Declaration> {
-        self.0.describe(doc)
+        SecretKey(NAME).describe(doc)
     }
 }

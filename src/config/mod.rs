@@ -57,14 +57,14 @@ pub use self::{
     sources::Sources,
 };
 use self::{
-    bus::bus,
+    bus::Bus,
     fields::Context,
-    frame_key::frame_key,
+    frame_key::FrameKey,
     gateway_id::{IsRandom, gateway_id},
     rules::{check_config, check_drain, check_log_level, check_prefix},
     settings::{Settings, group, group_if, key, nullable, optional, optional_group, settings},
     sources::Layers,
-    types::{address, boolean, choice, duration, number, short_text, size, text},
+    types::{Address, Boolean, Choice, duration, number, short_text, size, text},
     units::{DAY, GIB, HOUR, KIB, MIB, MINUTE, SECOND},
 };
 
@@ -76,10 +76,10 @@ settings! {
     /// assembled by hand is not checked.
     pub struct Config checked by check_config {
         /// The address for nodes. Any other than one of loopback needs `tls` or `insecure`.
-        pub listen: SocketAddr = key("listen", address(), LISTEN),
+        pub listen: SocketAddr = key("listen", Address, LISTEN),
         /// The address for operators: [a page, metrics and probes](operations.md). `null`: none.
         /// Must not have the port of `listen`.
-        pub admin: Option<SocketAddr> = nullable("admin", address(), ADMIN),
+        pub admin: Option<SocketAddr> = nullable("admin", Address, ADMIN),
         /// TLS of the port for nodes. All are PEM files.
         pub tls: Option<ServerTls> = group_if("tls", ServerTls::is_set),
         /// The rights of each identity. With it all requests but those of the health service need
@@ -88,7 +88,7 @@ settings! {
         pub auth: Option<Auth> = optional_group("auth"),
         /// True: nodes may connect from other machines in plain text, tokens included. The gateway
         /// warns of it when it starts.
-        pub insecure: bool = key("insecure", boolean(), false),
+        pub insecure: bool = key("insecure", Boolean, false),
         /// How often the files of certificates and tokens are checked for changes. A change takes
         /// effect when two checks have found the same.
         pub reload_interval: Duration =
@@ -100,10 +100,10 @@ settings! {
         /// then.
         pub gateway_id_is_random: bool = IsRandom,
         /// The bus between gateways. Without it: `{"@type": "Embedded"}`.
-        pub bus: BusConfig = bus(),
+        pub bus: BusConfig = Bus,
         /// Keys that authenticate frames in a Redis that others use too, at least 32 bytes each,
         /// with white space between them: see [Authenticated frames](#authenticated-frames).
-        pub frame_key: Option<Secret> = frame_key("frameKey"),
+        pub frame_key: Option<Secret> = FrameKey,
         /// The beginning of the names of all keys and channels in Redis: letters, digits and
         /// `._-:/`. Gateways that share a prefix are one system; two systems on one Redis need two.
         pub prefix: String = key("prefix", short_text(64, check_prefix), "trunkline"),
@@ -132,7 +132,7 @@ settings! {
         pub otlp: Option<Otlp> = group_if("otlp", Otlp::is_set),
         /// `text`, or `json` for one JSON object a line.
         pub log_format: LogFormat =
-            key("logFormat", choice(&LogFormat::WORDS), LogFormat::Text),
+            key("logFormat", Choice(&LogFormat::WORDS), LogFormat::Text),
         /// `off`, `error`, `warn`, `info`, `debug` or `trace`; also for single modules,
         /// `info,trunkline::bus=debug`.
         pub log_level: String = key("logLevel", text(check_log_level), "info"),

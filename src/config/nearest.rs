@@ -3,8 +3,8 @@
 /// Words that are less similar are not suggested: 0 is nothing in common, 1 the same.
 const MIN_SIMILARITY: f64 = 0.5;
 
-/// Longer words are not compared: it takes time and memory by the product of the lengths, and no key
-/// is as long as this.
+/// Longer words are not compared: it takes time and memory by the product of the lengths, and no
+/// key is as long as this.
 const MAX_LENGTH: usize = 100;
 
 /// The one of `known` that is most similar to `given`, if any is similar. Case, `_` and `-` do not

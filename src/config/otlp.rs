@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     error::{Problem, shown},
     fields::Fields,
-    secret::{Secret, secret},
+    secret::{Secret, SecretKey},
     settings::{key, settings},
     types::{duration, number, text},
     units::{MINUTE, SECOND},
@@ -25,7 +25,7 @@ settings! {
         /// The name of the header that carries `otlp.headerSecret`.
         pub header: String = key("header", text(check_header), "authorization"),
         /// The value of that header, for example `Bearer ...`: see [Secrets](#secrets).
-        pub secret: Option<Secret> = secret("headerSecret"),
+        pub secret: Option<Secret> = SecretKey("headerSecret"),
     }
 }
 

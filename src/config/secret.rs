@@ -70,19 +70,8 @@ impl fmt::Display for Secret {
     }
 }
 
-/// A key whose object names a secret.
-pub(super) struct SecretKey(&'static str);
-
-impl SecretKey {
-    pub(super) fn name(&self) -> &'static str {
-        self.0
-    }
-}
-
 /// A key whose object names a secret; None where it names none.
-pub(super) fn secret(name: &'static str) -> SecretKey {
-    SecretKey(name)
-}
+pub(super) struct SecretKey(pub(super) &'static str);
 
 impl Declared for SecretKey {
     type Value = Option<Secret>;

@@ -41,8 +41,8 @@ pub struct Sources {
     /// The environment: name and value. Those whose name begins with `TRUNKLINE_` set keys; secrets
     /// may lie in any. An empty value counts as not set.
     pub env: Vec<(String, String)>,
-    /// The settings of the command line: the path of a key (`coordinator.timeout`) and its value. A later
-    /// one wins.
+    /// The settings of the command line: the path of a key (`coordinator.timeout`) and its value. A
+    /// later one wins.
     pub overrides: Vec<(String, String)>,
 }
 
@@ -106,8 +106,8 @@ impl Layers {
 
     fn merge_all(self, sources: &Sources) -> Layers {
         let mut layers = self;
-        // The command line may say which variables hold secrets, so it is laid over the rest before
-        // strangers are named.
+        // The command line may name the variables that hold secrets, so unknown variables are
+        // reported after it.
         let variables = layers.merge_environment(&sources.env);
         layers.merge_overrides(&sources.overrides);
         layers.report_unknown_variables(&variables);
@@ -141,21 +141,20 @@ impl Layers {
         }
     }
 
-    /// Lays the variables over the document that set a key. Returns the names of those that seem to
-    /// and do not.
+    /// Sets the keys that variables name. Returns the names of variables that name none.
     fn merge_environment<'e>(&mut self, environment: &'e [(String, String)]) -> Vec<&'e str> {
         let by_variable: BTreeMap<String, &Key> =
             keys().iter().filter_map(|key| Some((key.variable()?, key))).collect();
         let ours = environment.iter().filter(|(name, value)| {
             name.starts_with(VARIABLE_PREFIX) && !value.is_empty() && !is_foreign(name, value)
         });
-        let (known, strange): (Vec<_>, Vec<_>) =
+        let (known, unknown): (Vec<_>, Vec<_>) =
             ours.partition(|(name, _)| by_variable.contains_key(name));
         let pairs = known.into_iter().map(|(name, value)| {
             (by_variable[name].path.as_str(), value.as_str(), Origin::Variable(name.clone()))
         });
         self.merge(pairs.collect());
-        strange.into_iter().map(|(name, _)| name.as_str()).collect()
+        unknown.into_iter().map(|(name, _)| name.as_str()).collect()
     }
 
     fn merge_overrides(&mut self, overrides: &[(String, String)]) {
@@ -181,8 +180,8 @@ impl Layers {
         self.merge(pairs);
     }
 
-    /// Lays one source's pairs of path and value over the document; types first, since a new type
-    /// empties its object.
+    /// Sets the keys of one source, given as path and value; types first, since a new type empties
+    /// its object.
     fn merge(&mut self, mut pairs: Vec<(&str, &str, Origin)>) {
         let is_type = |path: &str| path.rsplit('.').next() == Some(TYPE);
         pairs.sort_by_key(|(path, ..)| !is_type(path));
@@ -198,15 +197,15 @@ impl Layers {
         }
     }
 
-    /// Reports the variables that set nothing, but for those that a secret lies in.
+    /// Reports the variables that set nothing, except those that hold a secret.
     fn report_unknown_variables(&mut self, variables: &[&str]) {
         let mut secrets = BTreeSet::new();
         if let Some(document) = &self.document {
             collect_secret_variables(document, &mut secrets);
         }
-        let strangers: Vec<_> =
+        let unknown_names: Vec<_> =
             variables.iter().filter(|name| !secrets.contains(**name)).copied().collect();
-        for name in strangers {
+        for name in unknown_names {
             let group = keys().iter().find(|key| {
                 matches!(key.kind, Kind::Group | Kind::List) && variable_name(&key.path) == *name
             });
@@ -226,10 +225,10 @@ impl Layers {
     }
 }
 
-/// Puts `text` at the place that `segments` name, and makes the objects on the way. A type that
-/// differs from the one that stands there empties its object first: the other keys were another
-/// variant's. Some(true) if that was so; None if something else than an object stands in the way,
-/// which the decoder will say.
+/// Sets the value at the path `segments` to `text`, and makes missing objects. A `@type` that
+/// differs from the present one empties its object first: the other keys belong to another variant.
+/// Returns whether it did; None if the path leads through a value that is not an object, which the
+/// reader will report.
 fn patch(document: &mut Value, segments: &[&str], text: &str) -> Option<bool> {
     let (last, parents) = segments.split_last()?;
     let mut object = document.as_object_mut()?;
@@ -250,7 +249,7 @@ fn patch(document: &mut Value, segments: &[&str], text: &str) -> Option<bool> {
     Some(emptied)
 }
 
-/// What is wrong with a single value for the group of these keys, or for a list, which has none.
+/// The problem of a single value for a group with these keys, or for a list, which has none.
 fn group_problem(keys: Vec<String>) -> Problem {
     if keys.is_empty() {
         Problem::Invalid("is a list of objects; it can stand in the file alone".to_owned())
@@ -259,7 +258,7 @@ fn group_problem(keys: Vec<String>) -> Problem {
     }
 }
 
-/// The names of all variables that the document says a secret lies in.
+/// The names of all variables in which the document's secrets are.
 fn collect_secret_variables<'v>(value: &'v Value, names: &mut BTreeSet<&'v str>) {
     let object = match value {
         Value::Object(object) => object,
@@ -284,7 +283,7 @@ fn members(path: &str) -> impl Iterator<Item = &'static Key> {
     keys().iter().filter(move |key| key.kind == Kind::Value && key.path.starts_with(&prefix))
 }
 
-/// The keys to name where nothing is like what was given.
+/// The keys to name where none is similar.
 fn top_level() -> Vec<String> {
     let single = |key: &&Key| key.kind == Kind::Value && !key.path.contains('.');
     keys().iter().filter(single).map(|key| key.path.clone()).collect()
@@ -295,8 +294,8 @@ fn unknown(nearest: Option<&str>, some: &[String]) -> Problem {
     Problem::Unknown { nearest: nearest.map(str::to_owned), known }
 }
 
-/// Whether a variable is nobody's mistake: the command line's, the tests', or one of those that
-/// Kubernetes and Docker make for a service whose name begins with `trunkline`
+/// True for a variable that is not meant to set a key: one of the command line, of the tests, or of
+/// those that Kubernetes and Docker make for a service whose name begins with `trunkline`
 /// (`TRUNKLINE_SERVICE_HOST`, `TRUNKLINE_PORT_7420_TCP_ADDR`, ...).
 fn is_foreign(name: &str, value: &str) -> bool {
     if CLI_VARIABLES.contains(&name) || name.starts_with(TEST_PREFIX) {
@@ -317,7 +316,7 @@ fn is_foreign(name: &str, value: &str) -> bool {
 }
 
 fn syntax_problem(error: &serde_json::Error) -> Problem {
-    // serde_json appends the place, which the problem holds by itself.
+    // serde_json appends line and column, which the problem holds in fields of their own.
     let text = error.to_string();
     let why = text.split(" at line ").next().unwrap_or_default().to_owned();
     Problem::Syntax { line: error.line(), column: error.column(), why }
@@ -328,7 +327,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn debug_shows_no_values() {
+    fn debug_output_has_no_values() {
         let mut sources =
             Sources { env: vec![("SECRET_NAME".into(), "hunter2".into())], ..Sources::default() };
         sources.set("coordinator.url", "redis://:hunter2@localhost");
@@ -343,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_of_an_orchestrator_are_not_ours() {
+    fn variables_of_an_orchestrator_are_ignored() {
         for (name, value) in [
             ("TRUNKLINE_SERVICE_HOST", "10.0.0.1"),
             ("TRUNKLINE_SERVICE_PORT", "7420"),
@@ -370,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn no_key_is_taken_for_an_orchestrators() {
+    fn no_key_has_a_variable_that_an_orchestrator_makes() {
         for variable in keys().iter().filter_map(Key::variable) {
             assert!(!is_foreign(&variable, "tcp://10.0.0.1:7420"), "{variable}");
         }

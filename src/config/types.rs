@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 pub(super) use self::{
     quantity::{duration, number, size},
-    set::{Members, set, set_schema},
+    set::{Members, Set, set_schema},
 };
 use super::{
     error::{Problem, mismatch, shown, wrong_choice},
@@ -44,10 +44,6 @@ pub(super) trait ValueType {
 /// `true` or `false`.
 pub(super) struct Boolean;
 
-pub(super) fn boolean() -> Boolean {
-    Boolean
-}
-
 impl ValueType for Boolean {
     type Value = bool;
     type Literal = bool;
@@ -80,10 +76,6 @@ impl ValueType for Boolean {
 
 /// An IP address with a port.
 pub(super) struct Address;
-
-pub(super) fn address() -> Address {
-    Address
-}
 
 impl ValueType for Address {
     type Value = SocketAddr;
@@ -180,13 +172,8 @@ impl ValueType for Text {
     }
 }
 
-/// One of some words.
-pub(super) struct Choice<T: 'static>(&'static [(&'static str, T)]);
-
-/// One of `words`, each with its value.
-pub(super) fn choice<T>(words: &'static [(&'static str, T)]) -> Choice<T> {
-    Choice(words)
-}
+/// One of some words, each with its value.
+pub(super) struct Choice<T: 'static>(pub(super) &'static [(&'static str, T)]);
 
 impl<T> Choice<T> {
     fn words(&self) -> Vec<&'static str> {
@@ -223,13 +210,8 @@ impl<T: Copy + PartialEq> ValueType for Choice<T> {
     }
 }
 
-/// The path of a PEM file.
-pub(super) struct Pem(&'static str);
-
-/// The path of a PEM file with a block whose label ends with `label`.
-pub(super) fn pem(label: &'static str) -> Pem {
-    Pem(label)
-}
+/// The path of a PEM file, with a block whose label ends with this text.
+pub(super) struct Pem(pub(super) &'static str);
 
 impl ValueType for Pem {
     type Value = PathBuf;

@@ -22,10 +22,6 @@ const KIND_NUMBERS: RangeInclusive<u8> = 10..=99;
 /// Names, some with `*` at the end.
 pub(super) struct Names;
 
-pub(super) fn names() -> Names {
-    Names
-}
-
 impl Members for Names {
     type Member = String;
     type All = Vec<String>;
@@ -49,10 +45,6 @@ impl Members for Names {
 
 /// Kinds of events.
 pub(super) struct KindNames;
-
-pub(super) fn kinds() -> KindNames {
-    KindNames
-}
 
 impl Members for KindNames {
     /// None is `*`.
@@ -99,10 +91,6 @@ impl Members for KindNames {
 
 /// Operations.
 pub(super) struct Operations;
-
-pub(super) fn operations() -> Operations {
-    Operations
-}
 
 impl Members for Operations {
     type Member = Operation;

@@ -107,12 +107,8 @@ impl fmt::Display for TokenHash {
     }
 }
 
-/// A list of tokens.
-pub(super) struct Tokens(&'static str);
-
-pub(super) fn tokens(name: &'static str) -> Tokens {
-    Tokens(name)
-}
+/// A key with a list of tokens.
+pub(super) struct Tokens(pub(super) &'static str);
 
 const EXPECTED: &str =
     "a secret such as {\"@type\": \"File\", \"filePath\": ...}, or sha256: and a hash";
@@ -204,7 +200,7 @@ mod tests {
     const HASH: &str = "sha256:95bbbfbb56c5af2b3eac9b6c4d4ab5dfb0b2a0d1b39dc2bfbdcf9f33d2cd2a3a";
 
     #[test]
-    fn what_is_too_short_or_cannot_travel_in_a_header_is_no_token() {
+    fn short_tokens_and_those_that_no_header_can_carry_are_refused() {
         for token in ["", "short", "fifteen-letters", "has a space in it", "umlauts-f\u{fc}r-alle"]
         {
             let why = TokenHash::parse(token).unwrap_err();
@@ -218,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_is_that_of_its_token_and_shows_to_nobody() {
+    fn a_hash_is_that_of_its_token_and_is_masked() {
         // The published test vector of SHA-256 for "abc".
         let abc = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(TokenHash::parse(abc).unwrap(), TokenHash::of(b"abc"));
@@ -226,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_has_one_token_a_line() {
+    fn a_token_file_has_one_token_a_line() {
         let text = format!("# of May\nfirst-token-of-the-file\r\n\n  {HASH}\n");
         let hashes = TokenHash::parse_file(&text).unwrap();
         assert_eq!(hashes.len(), 2);

@@ -22,10 +22,6 @@ const STORE_TYPES: [&str; 2] = ["Redis", "RedisCluster"];
 /// The bus: the keys `coordinator` and `inMemoryStore`.
 pub(in crate::config) struct Bus;
 
-pub(in crate::config) fn bus() -> Bus {
-    Bus
-}
-
 impl Declared for Bus {
     type Value = BusConfig;
 

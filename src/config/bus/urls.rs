@@ -12,10 +12,6 @@ use crate::config::{
 /// The URL of one server.
 pub(super) struct OneUrl;
 
-pub(super) fn redis_url() -> OneUrl {
-    OneUrl
-}
-
 impl ValueType for OneUrl {
     type Value = RedisUrl;
     type Literal = ();
@@ -44,10 +40,6 @@ impl ValueType for OneUrl {
 
 /// The URLs of a cluster.
 pub(super) struct ClusterUrls;
-
-pub(super) fn cluster_urls() -> ClusterUrls {
-    ClusterUrls
-}
 
 impl ValueType for ClusterUrls {
     type Value = Vec<RedisUrl>;

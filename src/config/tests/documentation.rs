@@ -1,6 +1,6 @@
 //! The tables of docs/configuration.md are made from the declarations, and its examples are real.
 //!
-//! `UPDATE_DOCS=1 cargo nextest run --lib -E 'test(/tables_are_those/)'` writes the tables anew.
+//! `UPDATE_DOCS=1 cargo nextest run --lib -E 'test(/tables_are_those/)'` rewrites the tables.
 
 use std::{collections::BTreeMap, fmt::Write};
 
@@ -63,14 +63,14 @@ fn is_listed(key: &Key) -> bool {
     of_store.is_none_or(|name| name == "@type")
 }
 
-fn row(key: &Key) -> String {
+pub(super) fn row(key: &Key) -> String {
     let default = key.default_text().map(|text| format!(" `{text}`")).unwrap_or_default();
     let range = key.range.as_ref().map(|range| format!(" {range}")).unwrap_or_default();
     let Key { path, type_name, meaning, .. } = key;
     format!("| `{path}` | {type_name} |{default} |{range} | {meaning} |\n")
 }
 
-/// The document with all tables made anew.
+/// The document with new tables.
 fn made() -> String {
     let tables: Vec<Table<'_>> = DOCUMENT.lines().filter_map(Table::parse).collect();
     let mut bodies = vec![String::new(); tables.len()];
@@ -122,9 +122,9 @@ fn the_tables_are_those_of_the_declarations() {
         return;
     }
     for (line, made) in DOCUMENT.lines().zip(made.lines()) {
-        assert_eq!(line, made, "make the tables anew with UPDATE_DOCS=1");
+        assert_eq!(line, made, "rewrite the tables with UPDATE_DOCS=1");
     }
-    assert_eq!(DOCUMENT.len(), made.len(), "make the tables anew with UPDATE_DOCS=1");
+    assert_eq!(DOCUMENT.len(), made.len(), "rewrite the tables with UPDATE_DOCS=1");
 }
 /// The rows about keys: key, default and range.
 fn rows() -> BTreeMap<&'static str, (&'static str, &'static str)> {
@@ -174,7 +174,7 @@ fn every_row_has_a_key() {
 }
 
 #[test]
-fn every_default_is_the_one_in_effect() {
+fn every_documented_default_is_the_effective_one() {
     let mut documents = vec![Config::default().effective()];
     for variant in ["RedisCluster", "Redis"] {
         documents.push(load(&json!({ "coordinator": { "@type": variant } })).effective());
@@ -195,13 +195,13 @@ fn every_default_is_the_one_in_effect() {
 }
 
 #[test]
-fn the_variables_and_the_json_in_it_are_real() {
+fn the_documented_variables_and_examples_load() {
     for variable in DOCUMENT.lines().filter_map(|line| line.strip_prefix("    TRUNKLINE_")) {
         let Some((name, _)) = variable.split_once('=') else { continue };
         let name = format!("TRUNKLINE_{name}");
         assert!(keys().iter().any(|key| key.variable().as_deref() == Some(&name)), "{name}");
     }
-    // Their files are those of the tests.
+    // In place of the files of the examples, those of the tests.
     let folder = tempfile::tempdir().unwrap();
     let tokens = folder.path().join("webmail.tokens");
     std::fs::write(&tokens, "a-token-of-the-webmail\n").unwrap();
@@ -222,7 +222,7 @@ fn the_variables_and_the_json_in_it_are_real() {
 }
 
 #[test]
-fn the_errors_shown_in_it_are_the_real_ones() {
+fn the_documented_errors_are_those_of_the_loader() {
     let text = r#"{"coordinator": {"@type": "Redis", "poolMaxConection": 1}}"#;
     let env = [("TRUNKLINE_COORDINATOR__TIMEOUT", "0s"), ("TRUNKLINE_LISTN", "x")];
     let lines = super::load_all(text, &env, &[("history.maxAge", "5 minutes")]).unwrap_err();

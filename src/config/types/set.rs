@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use super::ValueType;
 use crate::config::{error::Problem, fields::Found};
 
-/// A set, whose members have a type of their own.
-pub(in crate::config) struct Set<M>(M);
+/// A set of members of one type, empty by default.
+pub(in crate::config) struct Set<M>(pub(in crate::config) M);
 
 /// The members of a set.
 pub(in crate::config) trait Members {
@@ -19,11 +19,6 @@ pub(in crate::config) trait Members {
     fn show(&self, all: &Self::All) -> Vec<String>;
     /// JSON Schema of one member.
     fn schema(&self) -> Value;
-}
-
-/// A set, empty by default.
-pub(in crate::config) fn set<M: Members>(members: M) -> Set<M> {
-    Set(members)
 }
 
 impl<M: Members> ValueType for Set<M> {
