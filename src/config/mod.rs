@@ -164,7 +164,7 @@ settings! {
 settings! {
     /// The steps in which a gateway stops.
     pub struct Drain checked by check_drain {
-        /// The gateway keeps serving for this time with its health NOT_SERVING, so that load
+        /// The gateway keeps serving for this time with its health `NOT_SERVING`, so that load
         /// balancers send no new connections.
         pub delay: Duration = key("delay", duration(0..=5 * MINUTE), 0),
         /// The time over which the notifications to streams are spread, so that their nodes do not

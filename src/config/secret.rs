@@ -14,7 +14,7 @@ use super::{
     error::{Problem, shown},
     fields::Fields,
     settings::{Declared, Required, required},
-    types::{Text, any_text, text},
+    types::{Text, any_text},
 };
 
 /// Shown in place of every secret.
@@ -90,15 +90,15 @@ impl Declared for SecretKey {
 }
 
 fn value_key() -> Required<Text> {
-    required("secret", text(any_text), "the secret")
+    required("secret", any_text(), "the secret")
 }
 
 fn variable_key() -> Required<Text> {
-    required("variableName", text(any_text), "the name of a variable")
+    required("variableName", any_text(), "the name of a variable")
 }
 
 fn file_key() -> Required<Text> {
-    required("filePath", text(any_text), "the path of a file")
+    required("filePath", any_text(), "the path of a file")
 }
 
 /// The ways to name a secret.

@@ -161,9 +161,8 @@ fn read_token(fields: &mut Fields<'_>) -> Option<Token> {
         SecretSource::EnvironmentVariable(_) => ("variableName", one()),
         SecretSource::Value => ("secret", one()),
     };
-    let hashes = hashes.and_then(|hashes| match hashes.is_empty() {
-        true => Err("the file holds no token".to_owned()),
-        false => Ok(hashes),
+    let hashes = hashes.and_then(|hashes| {
+        if hashes.is_empty() { Err("the file holds no token".to_owned()) } else { Ok(hashes) }
     });
     let hashes = hashes.map_err(|why| fields.fail(key, Problem::Invalid(why))).ok()?;
     Some(Token { hashes, source: TokenSource::from(secret.source()) })

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use serde_json::{Value, json};
 
-use super::{cluster, load, load_text, redis, with};
+use super::{cluster, load, redis, with};
 use crate::config::{
     BusConfig, Config, Drain, History, Keepalive, Key, Limits, Log, LogFormat, Otlp, Pool, Problem,
     Protocol, Redis, RedisCluster, RedisUrl, Secret, Sources, Tls, keys,

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::schema::Validator;
 use crate::config::{
+    Key,
     fields::Context,
     keys::keys_of,
     schema::object_schema,
@@ -38,7 +39,7 @@ fn one_declaration_makes_the_reader_with_its_default_and_its_limits() {
     let wait = Duration::from_secs(2);
     assert_eq!(Example::default(), Example { max_attempts: 3, wait });
     let set = read(&json!({ "maxAttempts": 5, "wait": "1m" }));
-    assert_eq!(set, Ok(Example { max_attempts: 5, wait: Duration::from_secs(60) }));
+    assert_eq!(set, Ok(Example { max_attempts: 5, wait: Duration::from_mins(1) }));
     let lines = read(&json!({ "maxAttempts": 6, "wait": "2h", "maxAttempt": 1 })).unwrap_err();
     let expected = [
         "maxAttempts: 6 is out of range: at least 0, at most 5",
@@ -57,7 +58,7 @@ fn one_declaration_makes_the_effective_configuration() {
 #[test]
 fn one_declaration_makes_the_variable_the_flag_and_the_row_of_the_reference() {
     let keys = keys_of(&Example::describe());
-    let variables: Vec<_> = keys.iter().filter_map(|key| key.variable()).collect();
+    let variables: Vec<_> = keys.iter().filter_map(Key::variable).collect();
     assert_eq!(variables, ["TRUNKLINE_MAX_ATTEMPTS", "TRUNKLINE_WAIT"]);
     assert_eq!(keys[0].help(), "Limit of attempts, see Retries. 0 is none. [default: 3]");
     let row = "| `wait` | duration | `2s` | 1s to 1h | The wait between two attempts. |\n";

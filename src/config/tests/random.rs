@@ -19,7 +19,7 @@ fn name() -> impl Strategy<Value = String> {
     prop_oneof![4 => select(known), 1 => "\\PC{0,8}"]
 }
 
-fn leaf() -> impl Strategy<Value = Value> {
+pub(super) fn leaf() -> impl Strategy<Value = Value> {
     let word = select(vec![
         "Redis",
         "RedisCluster",

@@ -1,10 +1,15 @@
 //! The JSON Schema: it accepts what the loader accepts, and refuses keys and numbers that it refuses.
 
 use boon::{Compiler, SchemaIndex, Schemas};
-use proptest::prelude::*;
+use proptest::{collection::vec, prelude::*, sample::select};
 use serde_json::{Value, json};
 
-use super::{all_keys::shape_with, load_text, random::placed, with};
+use super::{
+    all_keys::{number_of, shape_with},
+    load_text,
+    random::{leaf, placed},
+    with,
+};
 use crate::config::{Key, keys, keys::Kind, schema};
 
 /// A validator of draft 2020-12. It checks the schema itself against that draft's own schema.
@@ -103,16 +108,12 @@ fn every_key_is_in_the_schema_with_its_default_its_limits_and_its_meaning() {
             else {
                 continue;
             };
-            let number = super::all_keys::number_of;
-            match key.type_name {
-                "text" => {
-                    let max = max.trim_end_matches(" bytes").parse::<u64>().unwrap();
-                    assert_eq!(found["maxLength"], max, "{}", key.path);
-                }
-                _ => {
-                    assert_eq!(found["minimum"], number(min), "{}", key.path);
-                    assert_eq!(found["maximum"], number(max), "{}", key.path);
-                }
+            if key.type_name == "text" {
+                let max = max.trim_end_matches(" bytes").parse::<u64>().unwrap();
+                assert_eq!(found["maxLength"], max, "{}", key.path);
+            } else {
+                assert_eq!(found["minimum"], number_of(min), "{}", key.path);
+                assert_eq!(found["maximum"], number_of(max), "{}", key.path);
             }
         }
     }
@@ -133,15 +134,12 @@ fn find<'s>(schema: &'s Value, path: &str) -> Vec<&'s Value> {
     }
 }
 
-/// True for keys that are not those of a list's objects.
-fn can_be_set(key: &&Key) -> bool {
-    matches!(key.kind, Kind::Value | Kind::Group)
-}
-
 #[test]
 fn a_misspelt_key_is_refused_everywhere() {
     let validator = validator();
-    for key in keys().iter().filter(can_be_set) {
+    // A key of a list's objects has no path that a document could be made from.
+    let settable = |key: &&Key| matches!(key.kind, Kind::Value | Kind::Group);
+    for key in keys().iter().filter(settable) {
         let document = shape_with(key);
         assert_eq!(validator.refuses(&document), None, "{document}");
         let wrong = with(document, &format!("{}x", key.path), Value::Null);
@@ -159,7 +157,7 @@ fn a_number_is_refused_beyond_its_limits_and_accepted_at_them() {
         let Some((min, max)) = key.range.as_ref().and_then(|range| range.split_once(" to ")) else {
             continue;
         };
-        let (min, max) = (super::all_keys::number_of(min), super::all_keys::number_of(max));
+        let (min, max) = (number_of(min), number_of(max));
         let refuses =
             |value: Value| validator.refuses(&with(shape_with(key), &key.path, value)).is_some();
         assert!(!refuses(json!(min)) && !refuses(json!(max)), "{}", key.path);
@@ -199,6 +197,28 @@ fn words_and_types_are_refused_that_are_none() {
     }
 }
 
+/// A document that is valid but for one value, perhaps: the loader accepts many of these.
+fn one_value() -> impl Strategy<Value = Value> {
+    let settable: Vec<&Key> = keys().iter().filter(|key| key.kind != Kind::OfList).collect();
+    let value = prop_oneof![
+        leaf(),
+        word().prop_map(Value::String),
+        vec(leaf(), 0..3).prop_map(Value::Array),
+        word().prop_map(set)
+    ];
+    (select(settable), value).prop_map(|(key, value)| with(shape_with(key), &key.path, value))
+}
+
+/// A word that some key accepts.
+fn word() -> impl Strategy<Value = String> {
+    let units = "[0-9]{1,3}(ms|s|m|h|d|B|KB|kib|MiB|GB)?";
+    prop_oneof![units, "[a-z0-9*]{0,3}", select(vec!["redis://h".to_owned(), "text".to_owned()])]
+}
+
+fn set(member: String) -> Value {
+    json!({ (member): true })
+}
+
 thread_local! {
     static VALIDATOR: Validator = validator();
 }
@@ -207,18 +227,22 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn no_document_is_refused_that_the_loader_accepts(document in placed()) {
+    fn no_document_is_refused_that_the_loader_accepts(
+        document in prop_oneof![placed(), one_value()],
+    ) {
         if load_text(&document.to_string()).is_ok() {
             let refused = VALIDATOR.with(|validator| validator.refuses(&document));
             prop_assert_eq!(refused, None);
         }
     }
 
-    /// Documents of valid keys, so that many are accepted.
     #[test]
     fn limits_of_the_schema_and_of_the_loader_agree(
-        key in proptest::sample::select(
-            keys().iter().filter(|key| key.range.is_some() && key.type_name != "text").collect::<Vec<_>>()
+        key in select(
+            keys()
+                .iter()
+                .filter(|key| key.range.is_some() && key.type_name != "text")
+                .collect::<Vec<_>>()
         ),
         number in prop_oneof![0..70_u64, 0..200_000_u64, any::<u64>()],
     ) {

@@ -103,9 +103,9 @@ impl<T: Amount> ValueType for Quantity<T> {
                 ),
             })
         });
-        found.or_report(units.and_then(|units| match self.range.contains(&units) {
-            true => Ok(T::from_units(units)),
-            false => Err(outside(self.unit.format(units))),
+        found.or_report(units.and_then(|units| {
+            let inside = self.range.contains(&units);
+            inside.then(|| T::from_units(units)).ok_or_else(|| outside(self.unit.format(units)))
         }))
     }
 
