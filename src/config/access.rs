@@ -61,7 +61,7 @@ settings! {
     /// The rights of one identity, or of all whose names have one beginning.
     pub struct IdentityRules checked by check_identity {
         /// The name in a certificate (its first URI, such as a SPIFFE id, else its first DNS name,
-        /// else its common name), or the name that a token stands for. With `*` at its end it
+        /// else its common name), or the name that a token proves. With `*` at its end it
         /// stands for all certificates whose name has that beginning; an exact name is matched
         /// first, then the longest.
         pub name: String = required("name", text(check_name), "the identity's name"),
@@ -182,7 +182,7 @@ fn check_server_tls(_: &mut ServerTls, fields: &Fields<'_>) {
 
 fn check_identities(auth: &mut Auth, fields: &Fields<'_>) {
     if auth.identities.is_empty() && fields.has("identities") && fields.sound(&["identities"]) {
-        let expected = "at least one identity; without one nobody could do anything".to_owned();
+        let expected = "at least one identity; without one no node could do anything".to_owned();
         fields.fail("identities", Problem::Missing { expected });
     }
     let mut names = BTreeSet::new();
@@ -206,7 +206,7 @@ fn check_identities(auth: &mut Auth, fields: &Fields<'_>) {
 
 fn check_identity(identity: &mut IdentityRules, fields: &Fields<'_>) {
     if !identity.tokens.is_empty() && identity.name.ends_with('*') {
-        let problem = "cannot stand for a name that ends with *, which is one of certificates";
+        let problem = "cannot authenticate a name that ends with *, which matches certificates";
         fields.fail("tokens", Problem::Invalid(problem.to_owned()));
     }
 }

@@ -10,19 +10,19 @@ use super::{Config, settings::Settings};
 /// One key of an object.
 pub(super) struct Declaration {
     pub(super) name: &'static str,
-    /// What the key does: Markdown, one paragraph.
+    /// Its meaning: Markdown, one paragraph.
     pub(super) meaning: String,
     pub(super) shape: Shape,
 }
 
-/// What stands at a key.
+/// The shape of a key's value.
 pub(super) enum Shape {
     /// A single value, or a set.
     Value(ValueShape),
     /// An object.
     Group {
         keys: Vec<Declaration>,
-        /// What a missing object means, where that is something else than an empty one.
+        /// The meaning of a missing object, where that is not the same as an empty one.
         default: Option<Value>,
     },
     /// An object whose `@type` says which keys it has.
@@ -31,7 +31,7 @@ pub(super) enum Shape {
     List {
         /// The shape of its objects.
         item: Box<Shape>,
-        /// The pattern of the strings that may stand in place of objects.
+        /// The pattern of the strings that are accepted in place of objects.
         text: Option<&'static str>,
     },
     /// Anything. Other programs write the key, and Trunkline has no use for it.
@@ -56,7 +56,7 @@ pub(super) struct Variants {
     pub(super) meaning: &'static str,
     /// The variant where the whole object is missing, if that is one of them.
     pub(super) default: Option<&'static str>,
-    /// Keys that stand beside every `@type`.
+    /// Keys of every variant.
     pub(super) common: Vec<Declaration>,
     pub(super) known: Vec<Variant>,
     /// True when objects of any other `@type`, with any keys, are accepted too.
@@ -71,6 +71,13 @@ pub(super) struct Variant {
     pub(super) keys: Option<Vec<Declaration>>,
 }
 
+impl Variants {
+    /// The names of all known variants.
+    pub(super) fn names(&self) -> Vec<&'static str> {
+        self.known.iter().map(|variant| variant.name).collect()
+    }
+}
+
 impl Declaration {
     /// A declaration with the text of a doc comment as its meaning.
     pub(super) fn new(name: &'static str, doc: &str, shape: Shape) -> Declaration {
@@ -79,7 +86,7 @@ impl Declaration {
     }
 }
 
-/// A key of the document with which its author tells an editor where the schema is.
+/// A key of the document that names the schema for editors.
 pub(super) const SCHEMA: &str = "$schema";
 
 /// The declarations of the whole configuration.

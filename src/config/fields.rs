@@ -126,7 +126,7 @@ impl<'d> Fields<'d> {
         self.context.environment
     }
 
-    /// Whether the files and variables that are named here are to be read.
+    /// True when the files and variables that are named here are to be read.
     pub(super) fn lookups(&self) -> bool {
         self.lookups
     }

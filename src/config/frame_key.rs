@@ -41,7 +41,7 @@ impl Declared for FrameKey {
         });
         let (set, secret) = secret?;
         if set && embedded {
-            let problem = "has no effect: the bus is embedded, and nothing lies in Redis";
+            let problem = "has no effect: the bus is embedded, without Redis";
             fields.fail(NAME, Problem::Invalid(problem.to_owned()));
         }
         secret

@@ -26,13 +26,13 @@ pub struct Key {
     pub default: Option<Value>,
     /// The limits of a number, a size, a duration or the length of a text: `1s to 1h`.
     pub range: Option<String>,
-    /// What the key does, in Markdown.
+    /// Its meaning, in Markdown.
     pub meaning: String,
     /// The types of the bus that have this key; empty for all other keys.
     pub(super) variants: Vec<&'static str>,
 }
 
-/// What can stand at a key.
+/// Kinds of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A single value, or a set.
@@ -200,8 +200,8 @@ fn without_indices(path: &str) -> String {
     general
 }
 
-/// The key that the unknown `key` of the object at `parent` stands for: one of its `siblings` by
-/// name, or one of another object by path; and if none is similar, all siblings.
+/// The key that the unknown `key` of the object at `parent` most likely means: one of its
+/// `siblings` by name, or one of another object by path; and if none is similar, all siblings.
 pub(super) fn suggest(
     parent: &str,
     key: &str,

@@ -1,4 +1,4 @@
-//! The known word that an unknown one most likely stands for.
+//! The known word that an unknown one most likely means.
 
 /// Words that are less similar are not suggested: 0 is nothing in common, 1 the same.
 const MIN_SIMILARITY: f64 = 0.5;
@@ -8,7 +8,7 @@ const MIN_SIMILARITY: f64 = 0.5;
 const MAX_LENGTH: usize = 100;
 
 /// The one of `known` that is most similar to `given`, if any is similar. Case, `_` and `-` do not
-/// count: `max_age` stands for `maxAge`.
+/// count: `max_age` means `maxAge`.
 pub(super) fn nearest<'k>(
     given: &str,
     known: impl IntoIterator<Item = &'k str>,

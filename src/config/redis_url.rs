@@ -100,7 +100,7 @@ pub enum RedisUrlError {
     /// A query parameter that does not exist.
     #[error("it has a parameter that is not known; known are {0}")]
     Parameter(&'static str),
-    /// A query parameter that stands twice.
+    /// A query parameter that occurs twice.
     #[error("it has a parameter twice")]
     ParameterTwice,
     /// `?protocol=` of something else.
@@ -334,7 +334,7 @@ fn checked(password: String) -> Result<Secret, RedisUrlError> {
     if is_mask(&password) { Err(RedisUrlError::Masked) } else { Ok(Secret::new(password)) }
 }
 
-/// `text` with each `%XX` as the byte that it stands for.
+/// `text`, percent-decoded.
 fn decode_percent(text: &str) -> Result<String, RedisUrlError> {
     let decoded = percent_decode_str(text).decode_utf8();
     decoded.map(Cow::into_owned).map_err(|_| RedisUrlError::Credentials)

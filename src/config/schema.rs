@@ -42,7 +42,7 @@ pub(super) fn object_schema(keys: &[Declaration], type_name: Option<&str>) -> Va
     })
 }
 
-/// What can stand at a key; `null` is the same as a missing key.
+/// JSON Schema of a key's value; `null` is the same as a missing key.
 fn shape_schema(shape: &Shape) -> Value {
     match shape {
         Shape::Value(value) if value.default.is_none() => value.schema.clone(),
@@ -98,8 +98,7 @@ fn variants_schemas(variants: &Variants) -> Vec<Value> {
     };
     let mut schemas: Vec<Value> = variants.known.iter().filter_map(one).collect();
     if variants.open {
-        let names: Vec<&str> = variants.known.iter().map(|variant| variant.name).collect();
-        let other = json!({ "type": "string", "not": { "enum": names } });
+        let other = json!({ "type": "string", "not": { "enum": variants.names() } });
         schemas.push(json!({
             "type": "object", "properties": { "@type": other }, "required": ["@type"],
         }));

@@ -42,7 +42,7 @@ pub enum SecretSource {
 }
 
 impl Secret {
-    /// A secret that stands in the configuration itself.
+    /// A secret of the configuration itself.
     pub fn new(value: impl Into<String>) -> Secret {
         Secret { value: value.into(), source: SecretSource::Value }
     }
@@ -114,7 +114,7 @@ pub(super) fn variants(none_is_default: bool) -> Variants {
             variant("None", "There is no secret.", vec![]),
             variant(
                 "Value",
-                "The secret stands in the configuration.",
+                "The configuration has the secret itself.",
                 value_key().describe("Of `Value`: the secret itself."),
             ),
             variant(
@@ -131,7 +131,7 @@ pub(super) fn variants(none_is_default: bool) -> Variants {
 /// Reads the object of a secret. Without [`Fields::lookups`] variables and files are left alone,
 /// and the secret in one of them is None.
 pub(super) fn read(fields: &mut Fields<'_>) -> Option<Secret> {
-    match fields.variant(&["None", "Value", "EnvironmentVariable", "File"])? {
+    match fields.variant(&variants(true).names())? {
         "Value" => {
             let value = value_key().read(fields);
             if !fields.sound(&["secret"]) {

@@ -229,7 +229,7 @@ pub(super) struct Described<D> {
     declared: D,
 }
 
-/// A key of several structs, whose meaning stands with its declaration and not in each struct.
+/// A key of several structs, with its meaning beside its declaration and not in each struct.
 pub(super) fn described<D: Declared>(meaning: &'static str, declared: D) -> Described<D> {
     Described { meaning, declared }
 }
@@ -326,7 +326,7 @@ impl<T: Settings + Default> Declared for OptionalGroup<T> {
 /// See [`flatten`].
 pub(super) struct Flatten<T>(PhantomData<T>);
 
-/// Keys that make a struct of their own and stand beside the others all the same.
+/// Keys that make a struct of their own, but are in the same object as the others.
 pub(super) fn flatten<T: Settings>() -> Flatten<T> {
     Flatten(PhantomData)
 }

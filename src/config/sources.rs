@@ -39,7 +39,7 @@ pub struct Sources {
     /// The JSON file; None: the same as an empty one.
     pub file: Option<PathBuf>,
     /// The environment: name and value. Those whose name begins with `TRUNKLINE_` set keys; secrets
-    /// may lie in any. An empty value counts as not set.
+    /// may be in any. An empty value counts as not set.
     pub env: Vec<(String, String)>,
     /// The settings of the command line: the path of a key (`coordinator.timeout`) and its value. A
     /// later one wins.
@@ -252,7 +252,7 @@ fn patch(document: &mut Value, segments: &[&str], text: &str) -> Option<bool> {
 /// The problem of a single value for a group with these keys, or for a list, which has none.
 fn group_problem(keys: Vec<String>) -> Problem {
     if keys.is_empty() {
-        Problem::Invalid("is a list of objects; it can stand in the file alone".to_owned())
+        Problem::Invalid("is a list of objects; it can be set in the file only".to_owned())
     } else {
         Problem::Group { keys }
     }

@@ -154,7 +154,7 @@ impl ValueType for Text {
         (*literal).to_owned()
     }
 
-    /// An empty text stands for none.
+    /// An empty text is shown as `null`.
     fn show(&self, value: &String) -> Value {
         if value.is_empty() { Value::Null } else { json!(value) }
     }
@@ -233,7 +233,7 @@ impl ValueType for Pem {
         PathBuf::from(*literal)
     }
 
-    /// An empty path stands for none.
+    /// An empty path is shown as `null`.
     fn show(&self, value: &PathBuf) -> Value {
         let path = value.to_string_lossy();
         if path.is_empty() { Value::Null } else { json!(path) }

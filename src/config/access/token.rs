@@ -16,7 +16,7 @@ use crate::config::{
 const MIN_BYTES: usize = 16;
 const MAX_BYTES: usize = 1024;
 
-/// The beginning of a hash that stands in place of a token.
+/// The prefix of a hash that is given in place of a token.
 const HASH_PREFIX: &str = "sha256:";
 
 /// The SHA-256 hash of a token. `Debug` shows nothing of it.
@@ -35,9 +35,9 @@ pub struct Token {
 /// The source of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenSource {
-    /// Its hash stands in the configuration.
+    /// The configuration has its hash.
     Hash,
-    /// The token itself stands in the configuration.
+    /// The configuration has the token itself.
     Value,
     /// In the environment variable of this name.
     EnvironmentVariable(String),

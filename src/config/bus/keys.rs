@@ -13,9 +13,6 @@ use crate::config::{
 const COORDINATOR: &str = "coordinator";
 const STORE: &str = "inMemoryStore";
 
-/// The types of a coordinator.
-const BUS_TYPES: [&str; 5] = ["Embedded", "Redis", "RedisCluster", "Default", "Disabled"];
-
 /// The types of a store that a bus can share.
 const STORE_TYPES: [&str; 2] = ["Redis", "RedisCluster"];
 
@@ -29,7 +26,7 @@ impl Declared for Bus {
         let mut shares_store = false;
         let bus = fields.optional_group(COORDINATOR, |fields| {
             fields.value("id");
-            match fields.variant(&BUS_TYPES)? {
+            match fields.variant(&coordinator().names())? {
                 "Redis" => return Some(BusConfig::Redis(Redis::read(fields))),
                 "RedisCluster" => return Some(BusConfig::RedisCluster(RedisCluster::read(fields))),
                 "Default" => shares_store = true,
@@ -79,7 +76,7 @@ impl Declared for Bus {
 
     fn describe(&self, doc: &'static str) -> Vec<Declaration> {
         let store = "The store whose Redis is shared, for `\"coordinator\": \
-                     {\"@type\": \"Default\"}`. Any other `@type` may stand here, with any keys, \
+                     {\"@type\": \"Default\"}`. Any other `@type` is accepted, with any keys, \
                      while the coordinator is not `Default`; the store has no effect then, and its \
                      secrets and files are not read.";
         vec![
@@ -90,7 +87,7 @@ impl Declared for Bus {
 }
 
 /// Reads an `inMemoryStore`: its bus, or its type if a bus cannot share it. A store of another
-/// server may stand in the document without being `used`: its secrets and files are left alone
+/// server may be in the document without being `used`: its secrets and files are left alone
 /// then.
 fn read_store(fields: &mut Fields<'_>, used: bool) -> Result<BusConfig, String> {
     fields.value("id");

@@ -114,7 +114,7 @@ fn an_object_of_an_existing_deployment_is_accepted_unchanged() {
     assert_eq!((found.max_retries, found.protocol), (3, Protocol::Resp2));
     assert_eq!(found.pool.timeout_wait, found.pool.timeout_create);
     assert_eq!(found.pool.timeout_recycle, None);
-    assert_eq!(found.credentials(), (None, None), "a user alone logs nobody in");
+    assert_eq!(found.credentials(), (None, None), "a user without a secret does not log in");
 
     let found = redis(load(&json!({
         "coordinator": { "@type": "Default", "id": "singleton" },

@@ -39,7 +39,7 @@ impl<'d> Table<'d> {
         }
     }
 
-    /// How well the table fits a key: the length of the prefix, and whether the variants agree.
+    /// The fit of the table for a key: the length of the prefix, and whether the variants agree.
     fn fit(&self, key: &Key) -> Option<(usize, bool)> {
         let Table::Keys { prefixes, variants } = self else { return None };
         if !variants.is_empty() && *variants != key.variants {
@@ -146,7 +146,7 @@ fn rows() -> BTreeMap<&'static str, (&'static str, &'static str)> {
     rows
 }
 
-/// The row that stands for a key: the keys of the store are those of the coordinator.
+/// The row of a key: the keys of the store have those of the coordinator.
 fn documented(path: &str) -> String {
     match path.strip_prefix("inMemoryStore.") {
         Some("@type") | None => path.to_owned(),

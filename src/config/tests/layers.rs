@@ -97,17 +97,17 @@ fn every_key_can_be_set_by_its_variable_and_by_a_flag() {
         if [".secret", ".authUsername"].iter().any(|free| key.path.ends_with(free)) {
             continue;
         }
-        let tells = |env: &[(&str, &str)], flags: &[(&str, &str)], origin: &str| {
+        let reports = |env: &[(&str, &str)], flags: &[(&str, &str)], origin: &str| {
             let start = format!("{} (from {origin}): ", key.path);
-            let told = shapes(key.path.split('.').next().unwrap()).iter().any(|shape| {
+            let reported = shapes(key.path.split('.').next().unwrap()).iter().any(|shape| {
                 let lines = load_all(&shape.to_string(), env, flags).unwrap_err();
                 let unknown = |line: &String| line.contains("is not known");
                 !lines.iter().any(unknown) && lines.iter().any(|line| line.starts_with(&start))
             });
-            assert!(told, "{start}");
+            assert!(reported, "{start}");
         };
-        tells(&[(&variable, "\u{7f} wrong")], &[], &variable);
-        tells(&[], &[(&key.path, "\u{7f} wrong")], "the command line");
+        reports(&[(&variable, "\u{7f} wrong")], &[], &variable);
+        reports(&[], &[(&key.path, "\u{7f} wrong")], "the command line");
     }
     assert!(seen.contains("TRUNKLINE_COORDINATOR__TYPE"));
     assert!(seen.contains("TRUNKLINE_HISTORY__MAX_AGE"));
@@ -257,6 +257,6 @@ fn a_variable_with_an_odd_name_is_reported_in_one_line() {
         let lines = load_all("{}", &[(name, "x")], &[]).expect_err("an error");
         assert_eq!(lines.len(), 1, "{lines:?}");
         assert!(!lines[0].contains("hunter2") && !lines[0].contains('\u{1b}'), "{lines:?}");
-        assert!(!lines[0].contains("(from"), "its name stands there once: {lines:?}");
+        assert!(!lines[0].contains("(from"), "its name is there once: {lines:?}");
     }
 }

@@ -1,4 +1,5 @@
-//! The JSON Schema: it accepts what the loader accepts, and refuses keys and numbers that it refuses.
+//! The JSON Schema: it accepts what the loader accepts, and refuses keys and numbers that it
+//! refuses.
 
 use boon::{Compiler, SchemaIndex, Schemas};
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -188,7 +189,9 @@ fn words_and_types_are_refused_that_are_none() {
         json!({ "heartbeat": "5 minutes" }),
         json!({ "auth": { "identities": [{}] } }),
         json!({ "auth": { "identities": [{ "name": "a", "operations": ["listNode"] }] } }),
-        json!({ "auth": { "identities": [{ "name": "a", "publish": { "allow": { "kinds": ["x"] } } }] } }),
+        json!({ "auth": { "identities": [
+            { "name": "a", "publish": { "allow": { "kinds": ["x"] } } }
+        ] } }),
         json!({ "auth": { "identities": [{ "name": "a", "tokens": ["plain"] }] } }),
         json!([]),
     ] {
