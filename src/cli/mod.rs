@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod config;
 mod doctor;
 mod explain;
 mod json;
@@ -67,8 +68,10 @@ struct Cli {
 enum Command {
     /// Runs a gateway (what `trunkline` alone does)
     Serve(serve::Serve),
-    /// Says all that is wrong with a configuration, or prints what is in force, without secrets
+    /// Reports all errors of a configuration, or prints the effective one, without secrets
     Check(check::Check),
+    /// Prints the JSON Schema of the configuration, or the effective configuration
+    Config(config::Config),
     /// Looks at a deployment from here, and says what is wrong and what to do
     Doctor(doctor::Doctor),
     /// Publishes events
@@ -230,6 +233,7 @@ async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(serve) => serve.run().await,
         Command::Check(check) => check.run(),
+        Command::Config(config) => config.run(),
         Command::Doctor(doctor) => doctor.run().await,
         Command::Publish(publish) => publish.run().await,
         Command::Subscribe(subscribe) => subscribe.run().await,

@@ -10,23 +10,26 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use trunkline::{
     bus::Registry,
-    config::{Config, LogFormat, Sources},
+    config::{Config, Key, LogFormat, Sources},
     gateway::{self, ServeError},
 };
 
 use super::Failure;
 
-/// Where a configuration comes from.
+/// The help of a flag that sets the key at `path`.
+fn help(path: &str) -> String {
+    Key::at(path).map(Key::help).unwrap_or_default()
+}
+
+/// The sources of a configuration.
 #[derive(Args)]
 pub(super) struct From {
     /// Configuration file (JSON); docs/configuration.md lists its keys
     #[arg(long, env = "TRUNKLINE_CONFIG")]
     config: Option<PathBuf>,
-    /// Address to listen on [default: 127.0.0.1:7420]
-    #[arg(long)]
+    #[arg(long, help = help("listen"))]
     listen: Option<String>,
-    /// Address of the admin port [default: 127.0.0.1:7421]
-    #[arg(long)]
+    #[arg(long, help = help("admin"))]
     admin: Option<String>,
     /// URL of a standalone Redis, in place of the file's coordinator
     #[arg(long)]
