@@ -32,6 +32,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 pub(crate) use self::units::format_duration;
+pub use self::units::parse_duration;
 pub use self::{
     access::{
         Allow, Auth, Deny, EventRules, IdentityRules, Kinds, Operation, ServerTls, Token,

@@ -14,9 +14,9 @@ const BINARY: [(&str, u64); 4] =
 const DECIMAL: [(&str, u64); 5] =
     [("TB", 1_000_000_000_000), ("GB", 1_000_000_000), ("MB", 1_000_000), ("KB", 1000), ("B", 1)];
 
-/// The duration that `text` names: numbers with units, the larger unit first (`10s`, `500ms`, `1h30m`). None if it is none,
-/// or more than 2^64 milliseconds.
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+/// The duration that `text` names: numbers with units, the larger unit first (`10s`, `500ms`,
+/// `1h30m`). None if it is not a duration, or more than 2^64 milliseconds.
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut total = 0_u64;
     let mut allowed = &TIMES[..];

@@ -64,7 +64,7 @@ fn report() -> Report {
         ("trunkline redis", 5.0),
         ("floor: tonic unary round trip", 3.0),
         ("floor: redis, one connection", 2.0),
-        ("floor: redis, one connection, kept in its place", 2.6),
+        ("floor: redis, one connection, with positions", 2.6),
         ("floor: the sender itself", 1.0),
     ] {
         report.add("latency, 1000/s, 1 to 1, open loop", contestant, latency(factor));

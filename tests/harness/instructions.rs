@@ -1,12 +1,12 @@
 #![forbid(unsafe_code)]
-//! Instructions that a gateway executes to publish and deliver an event, counted by callgrind. The count
-//! hardly varies between runs, so that a change that makes a path slower is noticed.
+//! Instructions that a gateway executes to publish and deliver an event, counted by callgrind. The
+//! count hardly varies between runs, so that a change that makes a path slower is noticed.
 //!
-//! A whole gateway runs under valgrind, HTTP/2 and gRPC included, in the profile of the tests. The load is
-//! in lockstep (each request is answered and delivered everywhere before the next), so that it is the same
-//! each time. Two loads of different length are counted and subtracted, which removes the cost of the
-//! start and of the connections. `tests/harness/instructions.json` has the expected counts; to write them
-//! anew: `TRUNKLINE_TEST_INSTRUCTIONS=write ./test instructions`.
+//! A whole gateway runs under valgrind, HTTP/2 and gRPC included, in the profile of the tests. The
+//! load is in lockstep (each request is answered and delivered everywhere before the next), so that
+//! it is the same each time. Two loads of different length are counted and subtracted, which
+//! removes the cost of the start and of the connections. `tests/harness/instructions.json` has the
+//! expected counts; to write them anew: `TRUNKLINE_TEST_INSTRUCTIONS=write ./test instructions`.
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 

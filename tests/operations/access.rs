@@ -737,11 +737,11 @@ async fn doctor_asks_a_gateway_over_tls_and_looks_at_its_files() {
     assert!(code == Some(0) && said.contains("serves 0 streams on 1 shards"), "{said}");
     let (code, said) = doctor(&optional, &shown).await;
     assert!(code == Some(0) && said.contains("serves (PermissionDenied"), "{said}");
-    assert!(said.contains("server.pem (localhost) holds for "), "{said}");
+    assert!(said.contains("server.pem (localhost) is valid for "), "{said}");
 
     let required = files.start(files.options("required")).await;
     let (code, said) = doctor(&required, &token).await;
-    assert!(code == Some(0) && said.contains("show one with --tls-cert"), "{said}");
+    assert!(code == Some(0) && said.contains("give one with --tls-cert"), "{said}");
     let (code, said) = doctor(&required, &shown).await;
     assert!(code == Some(0) && said.contains("serves (PermissionDenied"), "{said}");
 
@@ -756,7 +756,7 @@ async fn doctor_asks_a_gateway_over_tls_and_looks_at_its_files() {
     assert!(code == Some(1) && said.contains("server.pem (localhost) expired"), "{said}");
     std::fs::write(files.path("server.key"), files.read("other.key")).expect("a file");
     let (code, said) = doctor(&optional, &token).await;
-    assert!(code == Some(1) && said.contains("do not belong together"), "{said}");
+    assert!(code == Some(1) && said.contains("do not match"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
