@@ -3,7 +3,7 @@
 //! ```no_run
 //! use trunkline_client::{
 //!     Client, Notification, SubscribeOptions,
-//!     v1::{ChangedType, EventKind, MailboxChange},
+//!     proto::v1::{ChangedType, EventKind, MailboxChange},
 //! };
 //!
 //! # async fn example() -> Result<(), trunkline_client::Error> {
@@ -60,6 +60,8 @@ use trunkline_proto::v1::coordination_service_client::CoordinationServiceClient;
 pub use credentials::{Bearer, Credentials};
 pub use error::{Error, ErrorKind};
 pub use subscribe::{Notification, SubscribeOptions, Subscription};
+/// The messages of the wire API, so that a node needs no other dependency.
+pub use trunkline_proto as proto;
 
 /// The gateway that is used where none is given.
 const DEFAULT_GATEWAY: &str = "http://127.0.0.1:7420";
