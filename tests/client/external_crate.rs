@@ -36,7 +36,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 "#;
 
-/// Builds the crate in `folder`, without the network, with the versions of this repository's lock file.
+/// Builds the crate in `folder`, without the network, with the versions of this repository's lock
+/// file.
 fn build(folder: &Path) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let client = root.join("crates/trunkline-client");

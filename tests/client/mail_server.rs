@@ -78,17 +78,17 @@ async fn each_node_receives_the_events_of_the_other_over_two_gateways() {
     let mx2 = node(&["mx2", "--role", "mta"], &[&second], "idle alice\nlogin bob\nlogin bob\n");
     says(&mx2, "load: banned networks").await;
     says(&mx2, "alice: IDLE").await;
-    says(&mx2, "bob: rights looked up").await;
-    says(&mx2, "bob: rights remembered").await;
+    says(&mx2, "bob: permissions looked up").await;
+    says(&mx2, "bob: permissions cached").await;
 
     let commands =
         "idle alice\ndeliver alice\nban 192.0.2.7\npassword bob\nrenew example.org\nwhat\n";
     let mx1 = node(&["mx1"], &[&first], commands);
     says(&mx2, "alice: wake 1 IDLE (change ").await;
     says(&mx2, "alice: push message-").await;
-    says(&mx2, "read the queue again (mx1)").await;
+    says(&mx2, "reread the queue (mx1)").await;
     says(&mx2, "refuse 192.0.2.7: too many failed logins (mx1)").await;
-    says(&mx2, "forget the rights of bob").await;
+    says(&mx2, "drop the cached permissions of bob").await;
     says(&mx2, "load certificate acme-example.org for example.org (mx1)").await;
     // Its own client is woken directly, and its own events do not come back.
     says(&mx1, "idle|deliver|").await;

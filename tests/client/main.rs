@@ -110,8 +110,8 @@ fn gaps(seen: &[Notification]) -> Vec<&trunkline_proto::v1::Gap> {
         .collect()
 }
 
-/// Cargo, without the variables that it has set for this test: build scripts that depend on them would
-/// run again, now and in the next build.
+/// Cargo, without the variables that it has set for this test: build scripts that depend on them
+/// would run again, now and in the next build.
 fn cargo() -> Command {
     let mut cargo = Command::new(env!("CARGO"));
     for (name, _) in std::env::vars_os() {

@@ -138,7 +138,7 @@ async fn a_refused_request_is_not_retried() {
     assert_eq!(output.status.code(), Some(1));
     let stderr = output.stderr;
     assert!(stderr.contains("INVALID_ARGUMENT: events[0].mailbox_change.account_id"), "{stderr}");
-    assert!(!stderr.contains("again in"), "{stderr}");
+    assert!(!stderr.contains("retrying in"), "{stderr}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -279,7 +279,7 @@ async fn a_python_node_publishes_once_however_often_it_retries() {
         async move {
             eventually(LIMIT, "attempts", async || {
                 let stderr = publishing.stderr();
-                (stderr.matches("again in").count() >= count).then_some(stderr)
+                (stderr.matches("retrying in").count() >= count).then_some(stderr)
             })
             .await
         }
@@ -290,9 +290,9 @@ async fn a_python_node_publishes_once_however_often_it_retries() {
     assert!(status.success(), "{}", publishing.stderr());
     assert_eq!(publishing.stdout().lines().count(), 1);
 
-    for line in stderr.lines().filter(|line| line.contains("again in")) {
+    for line in stderr.lines().filter(|line| line.contains("retrying in")) {
         assert!(line.contains("UNAVAILABLE"), "{line}");
-        let wait = line.rsplit_once("again in ").and_then(|(_, rest)| rest.strip_suffix(" s"));
+        let wait = line.rsplit_once("retrying in ").and_then(|(_, rest)| rest.strip_suffix(" s"));
         let wait: f64 = wait.expect("a wait").parse().expect("seconds");
         // The gateway asks for half a second (RetryInfo).
         assert!((0.5..=2.0).contains(&wait), "{line}");
