@@ -7,6 +7,8 @@ mod pace;
 mod publishers;
 mod received;
 mod subscribers;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 

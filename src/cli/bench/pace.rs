@@ -44,30 +44,7 @@ pub fn paced(
 
 /// Nanoseconds from the first send to send number `number`.
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-fn due(number: u64, rate: f64) -> u64 {
+pub fn due(number: u64, rate: f64) -> u64 {
     // Far below 2^53, and not negative.
     (number as f64 * 1e9 / rate) as u64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sends_are_due_at_even_distances() {
-        let due: Vec<u64> = (0..4).map(|number| due(number, 2_000.0)).collect();
-        assert_eq!(due, [0, 500_000, 1_000_000, 1_500_000]);
-    }
-
-    #[test]
-    fn pacing_ends_when_it_is_stopped() {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (sender, sent) = std::sync::mpsc::sync_channel(1);
-        let thread = paced(1.0, 1_000_000, stop.clone(), move |number, _| {
-            let _ = sender.try_send(number);
-        });
-        assert_eq!(sent.recv().ok(), Some(0));
-        stop.store(true, Ordering::Relaxed);
-        assert!(thread.join().is_ok());
-    }
 }

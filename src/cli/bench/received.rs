@@ -95,37 +95,3 @@ pub fn take_latencies(subscribers: &[Arc<Received>]) -> Histogram<u64> {
     }
     all
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_event_id_encodes_a_time() {
-        for at in [0, 7, u64::MAX] {
-            assert_eq!((id(at).len(), time(&id(at))), (16, Some(at)));
-        }
-        assert_eq!(time("of another"), None);
-    }
-
-    #[test]
-    fn events_messages_and_gaps_are_counted() {
-        let received = Received::new();
-        received.count_message(3);
-        received.count_message(1);
-        received.count_gap();
-        assert_eq!((received.events(), received.messages(), received.gaps()), (4, 2, 1));
-    }
-
-    #[test]
-    fn each_latency_is_taken_once() {
-        let subscribers = [Received::new(), Received::new()];
-        assert_eq!(take_latencies(&subscribers).len(), 0);
-        subscribers[0].record_latency(0);
-        assert_eq!(take_latencies(&subscribers).len(), 1);
-        subscribers[0].record_latency(0);
-        subscribers[1].record_latency(0);
-        assert_eq!(take_latencies(&subscribers).len(), 2);
-        assert_eq!(take_latencies(&subscribers).len(), 0);
-    }
-}
