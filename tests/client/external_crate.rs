@@ -40,11 +40,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// file.
 fn build(folder: &Path) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let client = root.join("crates/trunkline-client");
+    let client = root.join("crates/trunkline-client").display().to_string();
     let manifest = format!(
         "[workspace]\n\
          [package]\nname = \"external-node\"\nedition = \"2024\"\n\
-         [dependencies]\ntrunkline-client.path = {client:?}\n\
+         [dependencies]\ntrunkline-client.path = '{client}'\n\
          tokio = {{ version = \"1\", features = [\"macros\", \"rt\"] }}\n\
          [profile.dev]\ndebug = false\n"
     );
