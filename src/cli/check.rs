@@ -4,7 +4,7 @@ use std::io::Write;
 
 use clap::Args;
 
-use super::{Failure, serve::From};
+use super::{Failure, serve::ConfigArgs};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -14,12 +14,12 @@ Examples:
   trunkline check                           checks the defaults and the environment")]
 pub(super) struct Check {
     #[command(flatten)]
-    from: From,
+    config: ConfigArgs,
 }
 
 impl Check {
     pub(super) fn run(&self) -> Result<(), Failure> {
-        let config = self.from.load()?;
+        let config = self.config.load()?;
         Ok(writeln!(std::io::stdout(), "{:#}", config.effective())?)
     }
 }

@@ -41,6 +41,7 @@ use std::{
 use serde_json::Value;
 
 pub(crate) use self::units::format_duration;
+pub use self::units::parse_duration;
 pub use self::{
     access::{
         Allow, Auth, Deny, EventRules, IdentityRules, Kinds, Operation, ServerTls, Token,

@@ -29,7 +29,7 @@ const DECIMAL: [(&str, u64); 5] =
 ///
 /// Stricter than humantime, which accepts `10 s`, `1w`, `1month` and units in any order: whatever
 /// is accepted once has to be accepted for ever.
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut total = 0_u64;
     let mut allowed = &TIMES[..];

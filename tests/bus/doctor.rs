@@ -322,7 +322,7 @@ async fn certificates_that_do_not_hold() {
     let expired = |failure: &String| failure.contains("old.pem") && failure.contains("expired");
     assert!(said.at("failure").iter().any(expired), "{said}");
     let said = doctor(&client("client.pem", "other.key")).await;
-    let mixed = |failure: &String| failure.contains("do not belong together");
+    let mixed = |failure: &String| failure.contains("do not match");
     assert!(said.at("failure").iter().any(mixed), "{said}");
 
     // With a certificate that holds, all is well.
@@ -342,7 +342,7 @@ async fn certificates_that_do_not_hold() {
     assert_eq!(server.cli(&pair).await, "OK");
     let said = doctor(&client("client.pem", "client.key")).await;
     assert_eq!(said.code, Some(0), "{said}");
-    assert!(said.at("ok").iter().any(|ok| ok.contains("client.pem (gateway) holds")), "{said}");
+    assert!(said.at("ok").iter().any(|ok| ok.contains("client.pem (gateway) is valid")), "{said}");
     // A name that it is not for.
     let other =
         client("client.pem", "client.key").set_bus("url", url.replace("127.0.0.1", "localhost"));

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use super::{code, run};
 use crate::support::{LIMIT, folder, gateway::trunkline, process::Output};
 
-/// A file with a configuration, and the folder that holds it.
+/// A configuration file, and the folder that contains it.
 fn file(config: &Value) -> (TempDir, String) {
     let folder = folder::new();
     let path = folder.path().join("trunkline.json");

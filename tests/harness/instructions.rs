@@ -1,11 +1,12 @@
 #![forbid(unsafe_code)]
-//! How many instructions a gateway takes for what it does most, counted by callgrind: what noise does not touch, so that a later
-//! change that makes it slower is seen.
+//! Instructions that a gateway executes to publish and deliver an event, counted by callgrind. The
+//! count hardly varies between runs, so that a change that makes a path slower is noticed.
 //!
-//! A whole gateway runs under valgrind, HTTP/2 and gRPC included, in the profile of the tests. The load is in lockstep (one request
-//! after the other, each delivered everywhere before the next), so that it is the same each time; what it takes to start and to
-//! connect is taken out by counting two loads of different length. `tests/house/instructions.json` has what is expected; to write it
-//! anew: `TRUNKLINE_TEST_INSTRUCTIONS=write ./test instructions`.
+//! A whole gateway runs under valgrind, HTTP/2 and gRPC included, in the profile of the tests. The
+//! load is in lockstep (each request is answered and delivered everywhere before the next), so that
+//! it is the same each time. Two loads of different length are counted and subtracted, which
+//! removes the cost of the start and of the connections. `tests/harness/instructions.json` has the
+//! expected counts; to write them anew: `TRUNKLINE_TEST_INSTRUCTIONS=write ./test instructions`.
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
@@ -25,24 +26,24 @@ use trunkline_proto::v1::{
     coordination_service_client::CoordinationServiceClient, subscribe_response::Response,
 };
 
-/// More than expected by this part is a defect. The same build counts the same within a few percent.
+/// The test fails above the expected count by this part. Runs of one build differ by a few percent.
 const TOLERANCE: f64 = 0.10;
 
-/// Requests of the shorter load, and how many more the longer one has.
+/// Requests of the shorter load, and the additional requests of the longer one.
 const FEW: usize = 60;
 const MORE: usize = 240;
 
-/// How long anything may take under valgrind.
+/// Time limit of one step under valgrind.
 const SLOW: Duration = Duration::from_mins(1);
 
-/// What a gateway is made to do.
+/// Load of one request: its events, and the streams that each is delivered to.
 #[derive(Clone, Copy)]
 struct Load {
     events: usize,
     subscribers: usize,
 }
 
-/// Waits until a stream has brought so many events.
+/// Waits until a stream has delivered so many events.
 async fn receive(stream: &mut Streaming<SubscribeResponse>, mut events: usize) {
     while events > 0 {
         let message = timeout(SLOW, stream.message()).await.expect("in time").expect("a message");
@@ -52,7 +53,7 @@ async fn receive(stream: &mut Streaming<SubscribeResponse>, mut events: usize) {
     }
 }
 
-/// Instructions of a gateway from its start to its end, with so many requests between.
+/// Instructions of a gateway from start to exit, with so many requests in between.
 async fn count(load: Load, requests: usize) -> u64 {
     let folder = folder::new();
     let port = Port::free();
@@ -70,7 +71,7 @@ async fn count(load: Load, requests: usize) -> u64 {
         "--config".to_owned(),
         config.display().to_string(),
     ];
-    // One worker: with two, it is chance who steals work from whom.
+    // With two workers, work stealing would make the count vary.
     let program = Program::new(tools::valgrind(), args).env("TOKIO_WORKER_THREADS", "1");
     let gateway = Process::start("gateway under callgrind", program);
     let url = format!("http://{listen}");
@@ -105,14 +106,14 @@ async fn count(load: Load, requests: usize) -> u64 {
     total(&counts)
 }
 
-/// The sum that callgrind wrote.
+/// The total in a file that callgrind wrote.
 fn total(file: &Path) -> u64 {
-    let text = fs::read_to_string(file).expect("what callgrind counted");
+    let text = fs::read_to_string(file).expect("the file of callgrind");
     let line = text.lines().find_map(|line| line.strip_prefix("totals: "));
     line.and_then(|count| count.trim().parse().ok()).expect("a sum")
 }
 
-/// Instructions for one request of a load.
+/// Instructions of one request of a load.
 async fn of_one_request(load: Load) -> f64 {
     let few = count(load, FEW).await;
     let many = count(load, FEW + MORE).await;
@@ -122,7 +123,7 @@ async fn of_one_request(load: Load) -> f64 {
 }
 
 #[tokio::test]
-async fn the_paths_of_events_take_no_more_instructions_than_they_did() {
+async fn publishing_and_delivering_take_no_more_instructions_than_recorded() {
     let one = of_one_request(Load { events: 1, subscribers: 0 }).await;
     let hundred = of_one_request(Load { events: 100, subscribers: 0 }).await;
     let one_to_ten = of_one_request(Load { events: 1, subscribers: 10 }).await;
@@ -135,27 +136,28 @@ async fn the_paths_of_events_take_no_more_instructions_than_they_did() {
     ]);
     let counted: BTreeMap<String, u64> = counted
         .into_iter()
-        .map(|(what, count)| {
+        .map(|(path, count)| {
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // rounded, positive
-            (what.to_owned(), count.round() as u64)
+            (path.to_owned(), count.round() as u64)
         })
         .collect();
     let text = serde_json::to_string_pretty(&counted).expect("JSON");
     println!("instructions: {text}");
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/house/instructions.json");
-    if std::env::var("TRUNKLINE_TEST_INSTRUCTIONS").is_ok_and(|what| what == "write") {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/harness/instructions.json");
+    if std::env::var("TRUNKLINE_TEST_INSTRUCTIONS").is_ok_and(|mode| mode == "write") {
         fs::write(&file, text + "\n").expect("a file");
         return;
     }
-    let expected = fs::read_to_string(&file).expect("tests/house/instructions.json");
+    let expected = fs::read_to_string(&file).expect("tests/harness/instructions.json");
     let expected: BTreeMap<String, u64> = serde_json::from_str(&expected).expect("its form");
-    assert!(expected.keys().eq(counted.keys()), "tests/house/instructions.json has other keys");
-    for (what, expected) in expected {
+    assert!(expected.keys().eq(counted.keys()), "tests/harness/instructions.json has other keys");
+    for (path, expected) in expected {
         #[allow(clippy::cast_precision_loss)] // far below 2^52
-        let (count, expected) = (counted[&what] as f64, expected as f64);
+        let (count, expected) = (counted[&path] as f64, expected as f64);
         assert!(
             count <= expected * (1.0 + TOLERANCE),
-            "to {what} takes {count} instructions; it took {expected}. If it has to be so, write them anew"
+            "to {path} takes {count} instructions, expected {expected}; \
+             if that is justified, write the counts anew"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! The report of the bench side by side: tables, targets and plots from figures that are known.
+//! The report of the side-by-side benchmark: tables, targets and plots from known figures.
 
 #[path = "../../benches/side_by_side/plots.rs"]
 mod plots;
@@ -39,7 +39,7 @@ fn fan_out(delivered: f64, server: f64, redis: f64) -> Metrics {
     ])
 }
 
-/// A run of three rounds, of which the medians are round numbers.
+/// A run of three rounds whose medians are round numbers.
 fn report() -> Report {
     let conditions = json!({ "cores": 2, "load_before": "0.1 0.2 0.3", "debug_build": true });
     let mut report = Report { conditions, ..Report::default() };
@@ -64,7 +64,7 @@ fn report() -> Report {
         ("trunkline redis", 5.0),
         ("floor: tonic unary round trip", 3.0),
         ("floor: redis, one connection", 2.0),
-        ("floor: redis, one connection, kept in its place", 2.6),
+        ("floor: redis, one connection, with positions", 2.6),
         ("floor: the sender itself", 1.0),
     ] {
         report.add("latency, 1000/s, 1 to 1, open loop", contestant, latency(factor));
@@ -112,25 +112,25 @@ fn targets_are_ratios_of_medians() {
 }
 
 #[test]
-fn tables_show_the_median_and_what_lies_around_it() {
+fn tables_show_the_median_with_the_least_and_the_greatest() {
     let text = tables::all(&report());
     let trunkline = row(&text, "| trunkline redis | 12.00 M (9.00 M to 30.00 M) | 0.080 | 0.010 |");
     assert!(!trunkline.is_empty());
     let share = text.split_once("Redis' share").expect("a table of its own").1;
     assert!(row(share, "| plain redis | 0.400 |").ends_with("| 3.00 |"), "{share}");
-    let places: Vec<_> = ["growth, 10 nodes", "Growth, 100 nodes", "Growth, 2000 nodes"]
+    let positions: Vec<_> = ["growth, 10 nodes", "Growth, 100 nodes", "Growth, 2000 nodes"]
         .map(|name| text.find(&name[1..]))
         .into();
-    assert!(places.is_sorted() && places[0].is_some(), "by size: {places:?}");
+    assert!(positions.is_sorted() && positions[0].is_some(), "by size: {positions:?}");
     let conditions = tables::conditions(&report());
     assert!(conditions.contains("**failed**: idle: something: it panicked"), "{conditions}");
     assert!(conditions.contains("debug build"), "{conditions}");
 }
 
 #[test]
-fn the_file_holds_everything() {
+fn a_report_read_from_its_file_is_unchanged() {
     let report = report();
-    let read = Report::parse(&report.to_json()).expect("it was written so");
+    let read = Report::parse(&report.to_json()).expect("a report reads what it wrote");
     assert_eq!(read.to_json(), report.to_json());
     assert_eq!(tables::all(&read), tables::all(&report));
     assert_eq!(read.figure(BATCHES, "trunkline redis", 1, "delivered_per_second"), Some(30e6));
@@ -141,7 +141,7 @@ fn the_file_holds_everything() {
 }
 
 #[test]
-fn plots_hold_every_contestant_and_are_well_formed() {
+fn plots_show_every_contestant_and_are_well_formed() {
     let plots = plots::all(&report());
     let names: Vec<&str> = plots.iter().map(|plot| plot.name.as_str()).collect();
     assert_eq!(names, ["fan-out-100", "fan-out-1", "latency", "growth"]);
@@ -160,13 +160,13 @@ fn plots_hold_every_contestant_and_are_well_formed() {
 }
 
 #[test]
-fn figures_have_three_digits() {
+fn figures_are_shown_with_three_digits() {
     let texts = [0.0, 0.0123, 1.234, 45.67, 890.1, 12_345.0, 6_789_000.0].map(short);
     assert_eq!(texts, ["0", "0.012", "1.23", "45.7", "890", "12.3 k", "6.79 M"]);
 }
 
 #[test]
-fn events_are_found_without_decoding() {
+fn events_of_a_response_are_found_without_decoding_it() {
     let event = |id: &str| Event { event_id: id.to_owned(), ..Event::default() };
     let events = vec![event("a"), event("0123456789abcdef")];
     let batch = EventBatch { events: events.clone(), resume_token: vec![1, 2, 3] };

@@ -1,4 +1,4 @@
-//! The harness keeps its own promises: what the other tests stand on is tested here.
+//! The harness keeps its own promises: it starts, kills and cleans up what the other tests rely on.
 
 use std::{
     collections::HashSet,
@@ -24,11 +24,12 @@ use super::support::{
     tools, until, view,
 };
 
-/// Set for the process that is to be killed by `what_a_killed_test_started_dies_with_it`.
+/// Set in the environment of the process that `servers_die_with_the_test_process_that_started_them`
+/// kills.
 const VICTIM: &str = "TRUNKLINE_TEST_VICTIM";
 
 #[tokio::test]
-async fn a_killed_server_comes_back_on_its_port_with_or_without_its_data() {
+async fn a_killed_server_restarts_on_its_port_with_or_without_its_data() {
     let options = RedisOptions { append_only: true, ..RedisOptions::default() };
     let server = RedisServer::start(options).await;
     let (pid, url) = (server.pid(), server.url());
@@ -48,7 +49,7 @@ async fn a_killed_server_comes_back_on_its_port_with_or_without_its_data() {
 }
 
 #[tokio::test]
-async fn a_frozen_server_answers_nobody_until_it_is_let_go() {
+async fn a_paused_server_answers_nothing_until_it_is_resumed() {
     let server = RedisServer::start(RedisOptions::default()).await;
     server.pause().await;
     let ping = server.command::<String>(&["PING"]);
@@ -60,7 +61,7 @@ async fn a_frozen_server_answers_nobody_until_it_is_let_go() {
 }
 
 #[tokio::test]
-async fn a_server_has_the_options_that_the_test_asked_for() {
+async fn a_server_is_started_with_the_options_of_the_test() {
     let server = RedisServer::start(RedisOptions {
         max_memory: Some(("8mb".to_owned(), "allkeys-lru".to_owned())),
         password: Some("secret".to_owned()),
@@ -75,13 +76,13 @@ async fn a_server_has_the_options_that_the_test_asked_for() {
     assert_eq!(setting("maxclients").await, "maxclients\n77");
     assert_eq!(support::redis::cli(&server.unix_url(), &["PING"]).await, "PONG");
 
-    let stranger = format!("redis://127.0.0.1:{}", server.port());
-    let refused = support::redis::command::<String>(&stranger, &["PING"]).await;
+    let no_password = format!("redis://127.0.0.1:{}", server.port());
+    let refused = support::redis::command::<String>(&no_password, &["PING"]).await;
     assert!(refused.is_err_and(|error| error.to_string().contains("NOAUTH")));
 }
 
 #[tokio::test]
-async fn the_clients_of_a_server_are_listed_without_the_one_that_asks() {
+async fn the_clients_of_a_server_are_listed_without_the_one_that_lists_them() {
     let server = RedisServer::start(RedisOptions::default()).await;
     assert_eq!(server.clients().await.len(), 0);
     let client = ::redis::Client::open(server.url()).unwrap();
@@ -94,7 +95,7 @@ async fn the_clients_of_a_server_are_listed_without_the_one_that_asks() {
 }
 
 #[tokio::test]
-async fn a_cluster_forms_and_a_replica_takes_over_from_a_killed_master() {
+async fn a_replica_of_a_cluster_takes_over_from_a_killed_master() {
     let start = Instant::now();
     let cluster = RedisCluster::start().await;
     eprintln!("the cluster formed in {:?}", start.elapsed());
@@ -123,7 +124,7 @@ async fn a_cluster_moves_a_slot_with_its_keys_and_fails_over_on_demand() {
     let mut cluster = RedisCluster::start().await;
     let slot = view::slot("account-7");
     let old = cluster.master_of_slot(slot).await;
-    // More than move at once.
+    // More keys than one MIGRATE moves.
     for number in 0..250 {
         cluster.node(old).cli(&["SET", &format!("{{account-7}}:{number}"), "x"]).await;
     }
@@ -162,7 +163,7 @@ async fn a_cluster_with_a_password_forms_and_moves_slots() {
 }
 
 #[tokio::test]
-async fn nothing_is_left_of_a_server_that_is_dropped() {
+async fn dropping_a_server_ends_its_process_and_removes_its_folder() {
     let server = RedisServer::start(RedisOptions::default()).await;
     let (pid, port, folder) = (server.pid(), server.port(), server.folder().to_owned());
     assert!(is_alive(pid) && folder.exists());
@@ -173,7 +174,7 @@ async fn nothing_is_left_of_a_server_that_is_dropped() {
 }
 
 #[test]
-fn nothing_is_left_of_a_cluster_whose_test_panics() {
+fn a_panic_ends_the_servers_of_a_cluster_and_removes_their_folders() {
     let mut left: Vec<(u32, PathBuf)> = Vec::new();
     let test = AssertUnwindSafe(|| {
         tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -192,11 +193,11 @@ fn nothing_is_left_of_a_cluster_whose_test_panics() {
 }
 
 #[tokio::test]
-async fn what_a_killed_test_started_dies_with_it() {
+async fn servers_die_with_the_test_process_that_started_them() {
     let folder = support::folder::new();
     let note = folder.path().join("note");
     let mut victim = Command::new(env::current_exe().unwrap())
-        .args(["--exact", "harness::victim", "--ignored"])
+        .args(["--exact", "self_test::victim", "--ignored"])
         .env(VICTIM, &note)
         .spawn()
         .unwrap();
@@ -211,13 +212,13 @@ async fn what_a_killed_test_started_dies_with_it() {
     victim.kill().unwrap();
     victim.wait().unwrap();
     until(LIMIT, "the end of its servers", async || !pids.into_iter().any(is_alive)).await;
-    assert!(left.exists(), "nobody could remove it");
+    assert!(left.exists(), "the killed process could not remove its folder");
     support::folder::sweep();
-    assert!(!left.exists(), "the next test process does");
+    assert!(!left.exists(), "the next test process removes it");
 }
 
 #[tokio::test]
-#[ignore = "is run, to be killed, by what_a_killed_test_started_dies_with_it"]
+#[ignore = "started, to be killed, by servers_die_with_the_test_process_that_started_them"]
 async fn victim() {
     let Some(note) = env::var_os(VICTIM) else { return };
     let running = RedisServer::start(RedisOptions::default()).await;
@@ -225,7 +226,7 @@ async fn victim() {
     frozen.pause().await;
     let folder = running.folder().display();
     let text = format!("{} {} {folder}", running.pid(), frozen.pid());
-    // Whole or not there: the reader waits for the name.
+    // Renamed into place, so that the reader never sees half of it.
     let draft = Path::new(&note).with_extension("draft");
     std::fs::write(&draft, text).unwrap();
     std::fs::rename(draft, note).unwrap();
@@ -233,7 +234,7 @@ async fn victim() {
 }
 
 #[tokio::test]
-async fn a_gateway_serves_is_frozen_comes_back_and_ends_when_it_is_told() {
+async fn a_gateway_can_be_paused_killed_restarted_and_terminated() {
     let gateway = Gateway::start(GatewayOptions::embedded()).await;
     let (pid, folder) = (gateway.pid(), gateway.config_file());
     assert_eq!(gateway.health("").await.unwrap(), ServingStatus::Serving);
@@ -256,7 +257,7 @@ async fn a_gateway_serves_is_frozen_comes_back_and_ends_when_it_is_told() {
 }
 
 #[tokio::test]
-async fn a_collector_records_what_a_node_is_sent_in_order() {
+async fn a_collector_records_the_messages_of_a_stream_in_order() {
     let gateway = Gateway::start(GatewayOptions::embedded()).await;
     let publisher = TestNode::connect(&gateway, "publisher").await;
     let subscriber = TestNode::connect(&gateway, "subscriber").await;
@@ -281,7 +282,7 @@ async fn a_collector_records_what_a_node_is_sent_in_order() {
 }
 
 #[test]
-fn a_gateway_that_ends_instead_of_serving_fails_its_test_at_once() {
+fn a_gateway_that_exits_instead_of_serving_fails_its_test_at_once() {
     let start = Instant::now();
     let test = || {
         let options = GatewayOptions::coordinator(json!({ "@type": "Disabled" }));
@@ -309,7 +310,7 @@ fn a_port_is_leased_once_until_it_is_dropped() {
 }
 
 #[tokio::test]
-async fn a_program_is_given_its_input_and_told_by_how_it_ended() {
+async fn a_program_gets_its_input_and_its_exit_is_reported() {
     let sort = Program::new("sort", ["-r"]).stdin("a\nb\n").run(LIMIT).await;
     assert_eq!(sort.success(), "b\na\n");
     let output = Program::new("sh", ["-c", "echo no >&2; exit 3"]).run(LIMIT).await;
@@ -317,7 +318,7 @@ async fn a_program_is_given_its_input_and_told_by_how_it_ended() {
 }
 
 #[tokio::test]
-async fn the_tools_that_tests_need_are_there() {
+async fn the_tools_that_the_tests_need_are_installed() {
     let version = Program::new(tools::grpcurl(), ["-version"]).run(LIMIT).await;
     assert!(version.stderr.contains("grpcurl"), "{version:?}");
     let python = ["-c", "import grpc; print(grpc.__version__)"];
@@ -328,7 +329,7 @@ fn numbered_id((number, event): (usize, Event)) -> Event {
     with_id(format!("event-{number}"), event)
 }
 
-/// Whether a process runs; one that has ended but is not reaped does not.
+/// True while a process runs; a zombie does not.
 fn is_alive(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
