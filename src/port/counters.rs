@@ -9,7 +9,7 @@ use crate::errors::{Limit, LimitCounters};
 pub struct Counters {
     /// Connections that were accepted.
     connections: AtomicU64,
-    /// Requests that are not completely answered.
+    /// Requests in flight: not completely answered yet.
     in_flight: AtomicUsize,
     /// Connections and requests that were refused or ended because of a limit.
     limits: LimitCounters,
@@ -21,13 +21,13 @@ impl Counters {
         self.connections.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A request has arrived.
-    pub fn begun(&self) {
+    /// Records a request that has arrived.
+    pub fn request_started(&self) {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A request is completely answered, or cancelled.
-    pub fn over(&self) {
+    /// Records that a request is completely answered or cancelled.
+    pub fn request_finished(&self) {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
@@ -41,7 +41,7 @@ impl Counters {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// The number of requests that are not completely answered.
+    /// The number of requests in flight.
     pub fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
     }
