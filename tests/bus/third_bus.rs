@@ -1,6 +1,6 @@
 //! Real gateways over a bus that only the tests know: it needs its folder and one registered line.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use serde_json::json;
 use tokio::{sync::oneshot, task::JoinHandle};
@@ -23,7 +23,7 @@ struct InProcess {
 impl InProcess {
     async fn start(memory: &MemoryFactory) -> InProcess {
         let registry = Registry::default().with("Memory", memory.clone());
-        let content = json!({"listen": "127.0.0.1:0", "shards": 3, "drain": {"delay": "0s"}});
+        let content = json!({"listen": "127.0.0.1:0", "admin": "127.0.0.1:0", "shards": 3});
         let config = config(&content);
         let (listening, address) = oneshot::channel::<SocketAddr>();
         let stop = CancellationToken::new();
@@ -55,14 +55,10 @@ async fn gateways_over_a_third_bus_deliver_each_event_once_through_its_faults() 
     let subscriber = two.node("subscriber").await;
     let collector = subscriber.subscribe(subscriber.request()).await;
     let publish = async |name: &str| {
-        for (number, batch) in events::numbered(name, 60, 20).chunks(6).enumerate() {
+        for batch in events::numbered(name, 60, 20).chunks(6) {
             let id = uuid::Uuid::new_v4().to_string();
             eventually(LIMIT, "a publish", async || {
-                let sent = publisher.publish_as(id.as_str(), batch.to_vec()).await;
-                if number == 3 {
-                    memory.heal();
-                }
-                sent.ok()
+                publisher.publish_as(id.as_str(), batch.to_vec()).await.ok()
             })
             .await;
         }
@@ -76,11 +72,10 @@ async fn gateways_over_a_third_bus_deliver_each_event_once_through_its_faults() 
     ] {
         memory.inject(fault);
         let healed = async {
-            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
             memory.heal();
         };
         tokio::join!(publish(name), healed);
-        collector.events(collector.event_ids().len(), LIMIT).await;
     }
     // Every event is delivered; then the store loses the last frames, and gateways restore them.
     collector.events(4 * 60, LIMIT).await;

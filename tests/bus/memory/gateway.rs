@@ -91,8 +91,7 @@ impl Shared {
             }
             for shard in ShardId::all(self.store.shards()) {
                 let mut reader = self.readers[shard.index()].lock();
-                let page = self.store.read(shard, &mut reader, usize::MAX);
-                for delivery in page.deliveries {
+                for delivery in self.store.live(shard, &mut reader) {
                     self.sink.deliver(shard, delivery);
                 }
             }
@@ -174,7 +173,7 @@ impl History for MemoryBus {
         after: Position,
         max_bytes: usize,
     ) -> BoxFuture<'_, Result<HistoryPage, AppendError>> {
-        let page = || self.shared.store.read(shard, &mut Reader::after(after), max_bytes);
+        let page = || self.shared.store.page(shard, after, max_bytes);
         ready(self.unavailable().map(|()| page())).boxed()
     }
 

@@ -18,6 +18,9 @@ use trunkline::{
     config::Config,
 };
 
+/// The number of entries for gateways that are behind.
+const MAX_ENTRIES: usize = 100_000;
+
 pub struct Store {
     shards: Vec<Mutex<Shard>>,
     members: Mutex<HashMap<MemberId, Stored>>,
@@ -28,7 +31,8 @@ pub struct Store {
 struct Shard {
     end: Position,
     entries: VecDeque<Entry>,
-    max_entries: usize,
+    /// The number of entries that a page of history can have.
+    max_history: usize,
     requests: HashMap<RequestId, (Instant, Appended)>,
     request_id_window: Duration,
     retained: BTreeMap<u8, (Position, Bytes)>,
@@ -73,7 +77,7 @@ impl Store {
             Mutex::new(Shard {
                 end,
                 entries: VecDeque::from([start]),
-                max_entries: usize::try_from(config.history.max_frames).unwrap_or(usize::MAX),
+                max_history: usize::try_from(config.history.max_frames).unwrap_or(usize::MAX),
                 requests: HashMap::new(),
                 request_id_window: config.request_id_window,
                 retained: BTreeMap::new(),
@@ -140,29 +144,17 @@ impl Store {
         self.version.send_modify(|version| *version += 1);
     }
 
-    /// The deliveries that follow what a reader has had.
-    pub fn read(&self, shard: ShardId, reader: &mut Reader, max_bytes: usize) -> HistoryPage {
+    /// Everything that follows what a gateway has had.
+    pub fn live(&self, shard: ShardId, reader: &mut Reader) -> Vec<Delivery> {
         let state = self.shards[shard.index()].lock();
-        let mut deliveries = Vec::new();
-        let mut bytes = 0;
-        for entry in &state.entries {
-            if entry.position() <= reader.at {
-                continue;
-            }
-            if bytes >= max_bytes {
-                return HistoryPage { deliveries, next: reader.at, at_end: false };
-            }
-            match entry {
-                Entry::Frame(frame) => {
-                    bytes += frame.events.len();
-                    reader.frame(frame, &mut deliveries);
-                }
-                Entry::EpochStart { at, previous } => {
-                    reader.epoch(*at, *previous, &mut deliveries);
-                }
-            }
-        }
-        HistoryPage { deliveries, next: reader.at, at_end: true }
+        reader.page(state.entries.iter(), usize::MAX).deliveries
+    }
+
+    /// A page of what history keeps.
+    pub fn page(&self, shard: ShardId, after: Position, max_bytes: usize) -> HistoryPage {
+        let state = self.shards[shard.index()].lock();
+        let expired = state.entries.len().saturating_sub(state.max_history);
+        Reader::after(after).page(state.entries.iter().skip(expired), max_bytes)
     }
 
     pub fn retained(&self, shard: ShardId) -> Vec<Retained> {
@@ -234,7 +226,7 @@ impl Shard {
             origin,
             events,
         }));
-        while self.entries.len() > self.max_entries {
+        if self.entries.len() > MAX_ENTRIES {
             self.entries.pop_front();
         }
         appended
@@ -245,6 +237,34 @@ impl Reader {
     /// A reader that has had everything up to a position, or begins with the oldest entry.
     pub fn after(at: Position) -> Reader {
         Reader { at, ended: vec![at] }
+    }
+
+    /// The deliveries that follow, from entries in their order.
+    fn page<'a>(
+        &mut self,
+        entries: impl Iterator<Item = &'a Entry>,
+        max_bytes: usize,
+    ) -> HistoryPage {
+        let mut deliveries = Vec::new();
+        let mut bytes = 0;
+        for entry in entries {
+            if entry.position() <= self.at {
+                continue;
+            }
+            if bytes >= max_bytes {
+                return HistoryPage { deliveries, next: self.at, at_end: false };
+            }
+            match entry {
+                Entry::Frame(frame) => {
+                    bytes += frame.events.len();
+                    self.frame(frame, &mut deliveries);
+                }
+                Entry::EpochStart { at, previous } => {
+                    self.epoch(*at, *previous, &mut deliveries);
+                }
+            }
+        }
+        HistoryPage { deliveries, next: self.at, at_end: true }
     }
 
     fn frame(&mut self, frame: &Frame, out: &mut Vec<Delivery>) {
