@@ -1,11 +1,17 @@
 //! The load: publishers and subscribers over gRPC, run for a time and summed up.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
-use super::{Bench, outcome::Outcome, publishers::Publishers, subscribers::Subscribers};
+use super::{
+    Bench, outcome::Outcome, publishers::Publishers, received::take_latencies,
+    subscribers::Subscribers,
+};
 use crate::cli::Failure;
 
 /// Time limit for the opening of a stream and for the answer to a request.
@@ -33,14 +39,14 @@ impl Load {
         let pacing = self.publishers.rate;
         let pacing = pacing.map(|rate| self.publishers.start_at_rate(rate, length, &tasks));
         if pacing.is_none() {
-            self.publishers.start_closed_loop(self.subscribers.count() > 0, &tasks);
+            self.publishers.start_closed_loop(!self.subscribers.all.is_empty(), &tasks);
         }
         tokio::select! {
             () = sleep(length) => {}
             _ = tokio::signal::ctrl_c() => {}
             () = self.report_progress(begun) => {}
         }
-        self.publishers.progress.stop();
+        self.publishers.progress.stop.store(true, Ordering::Relaxed);
         let took = begun.elapsed();
         if let Some(pacing) = pacing {
             // It notices the stop within 50 ms.
@@ -54,27 +60,27 @@ impl Load {
     /// Waits for the events that are still on their way, and sums up.
     pub(super) async fn finish(self, took: Duration) -> Outcome {
         let Load { publishers, subscribers } = self;
-        let progress = &publishers.progress;
-        let acknowledged = progress.acknowledged();
+        let (progress, all) = (&publishers.progress, &subscribers.all);
+        let acknowledged = get(&progress.acknowledged);
         let lost = subscribers.wait_for(acknowledged).await;
         let outcome = Outcome {
             took,
             publishers: publishers.count(),
-            subscribers: subscribers.count(),
+            subscribers: all.len(),
             rate: publishers.rate,
             batch: progress.batch,
             acknowledged,
-            unsent: progress.unsent(),
-            failed: progress.failed(),
-            first_failure: progress.first_failure(),
+            unsent: get(&progress.unsent),
+            failed: get(&progress.failed),
+            first_failure: progress.first_failure.lock().clone(),
             delivered: subscribers.delivered(),
-            messages: subscribers.messages(),
-            gaps: subscribers.gaps(),
-            missed: subscribers.missed(),
-            ended: subscribers.ended(),
+            messages: all.iter().map(|received| received.messages()).sum(),
+            gaps: all.iter().map(|received| received.gaps()).sum(),
+            missed: get(&subscribers.totals.missed),
+            ended: get(&subscribers.totals.ended),
             lost,
-            latency: subscribers.take_latencies(),
-            answers: progress.answers(),
+            latency: take_latencies(all),
+            answers: progress.answers.lock().clone(),
         };
         subscribers.close().await;
         outcome
@@ -88,18 +94,21 @@ impl Load {
         let mut tick = interval(Duration::from_millis(1));
         loop {
             tick.tick().await;
-            progress.set_received(self.subscribers.average());
+            let delivered = self.subscribers.delivered();
+            let subscribers = self.subscribers.all.len() as u64;
+            let average = delivered.checked_div(subscribers).unwrap_or(0);
+            progress.received.store(average, Ordering::Relaxed);
             if reported.elapsed() < Duration::from_secs(1) {
                 continue;
             }
             reported = Instant::now();
-            let now = (progress.acknowledged(), self.subscribers.delivered());
+            let now = (get(&progress.acknowledged), delivered);
             eprintln!(
                 "{:>4.0} s  {:>9} acknowledged/s  {:>11} delivered/s{}",
                 begun.elapsed().as_secs_f64(),
                 now.0 - last.0,
                 now.1 - last.1,
-                match progress.failed() {
+                match get(&progress.failed) {
                     0 => String::new(),
                     failed => format!("  {failed} requests failed"),
                 }
@@ -107,4 +116,8 @@ impl Load {
             last = now;
         }
     }
+}
+
+fn get(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
 }

@@ -58,15 +58,19 @@ pub(super) struct Progress {
     event_type: String,
     pub(super) batch: u32,
     payload: Vec<u8>,
-    acknowledged: AtomicU64,
-    // Events that were due and not sent, since too many requests were in flight.
-    unsent: AtomicU64,
-    failed: AtomicU64,
-    first_failure: Mutex<Option<Status>>,
-    answers: Mutex<Histogram<u64>>,
-    // Events that subscribers have received on average.
-    received: AtomicU64,
-    stop: Arc<AtomicBool>,
+    /// Events that were acknowledged.
+    pub(super) acknowledged: AtomicU64,
+    /// Events that were due and not sent, since too many requests were in flight.
+    pub(super) unsent: AtomicU64,
+    /// Requests that failed, and the error of the first.
+    pub(super) failed: AtomicU64,
+    pub(super) first_failure: Mutex<Option<Status>>,
+    /// Nanoseconds from each request to its answer.
+    pub(super) answers: Mutex<Histogram<u64>>,
+    /// Events that subscribers have received on average.
+    pub(super) received: AtomicU64,
+    /// Set to make all publishers stop.
+    pub(super) stop: Arc<AtomicBool>,
 }
 
 impl Publishers {
@@ -110,7 +114,7 @@ impl Publishers {
                 let (mut client, node, progress) =
                     (client.clone(), node.clone(), self.progress.clone());
                 tasks.spawn(async move {
-                    while !progress.is_stopped() {
+                    while !progress.stop.load(Ordering::Relaxed) {
                         if subscribed && progress.is_far_ahead() {
                             sleep(Duration::from_millis(1)).await;
                         } else if !progress.publish(&mut client, &node, clock::now()).await {
@@ -155,47 +159,9 @@ impl Publishers {
 }
 
 impl Progress {
-    /// Tells all publishers to stop.
-    pub(super) fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-
-    fn is_stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-
     fn is_far_ahead(&self) -> bool {
-        self.acknowledged() > self.received.load(Ordering::Relaxed) + MAX_AHEAD
-    }
-
-    /// Sets the events that subscribers have received on average.
-    pub(super) fn set_received(&self, average: u64) {
-        self.received.store(average, Ordering::Relaxed);
-    }
-
-    /// Events acknowledged.
-    pub(super) fn acknowledged(&self) -> u64 {
-        self.acknowledged.load(Ordering::Relaxed)
-    }
-
-    /// Events that were due and not sent, since too many requests were in flight.
-    pub(super) fn unsent(&self) -> u64 {
-        self.unsent.load(Ordering::Relaxed)
-    }
-
-    /// Requests that failed.
-    pub(super) fn failed(&self) -> u64 {
-        self.failed.load(Ordering::Relaxed)
-    }
-
-    /// The error of the first request that failed.
-    pub(super) fn first_failure(&self) -> Option<Status> {
-        self.first_failure.lock().clone()
-    }
-
-    /// Nanoseconds from each request to its answer.
-    pub(super) fn answers(&self) -> Histogram<u64> {
-        self.answers.lock().clone()
+        let received = self.received.load(Ordering::Relaxed);
+        self.acknowledged.load(Ordering::Relaxed) > received + MAX_AHEAD
     }
 
     /// Publishes one request of events that were due at this time. False if it failed.

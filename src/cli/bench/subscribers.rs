@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use hdrhistogram::Histogram;
 use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
@@ -22,7 +21,7 @@ use super::{
     Bench,
     load::ANSWER_TIMEOUT,
     publishers::event_type,
-    received::{Received, take_latencies, time},
+    received::{Received, time},
 };
 use crate::cli::{Client, Failure};
 
@@ -31,25 +30,25 @@ const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// All subscribers. Dropping it ends their streams.
 pub(super) struct Subscribers {
-    all: Vec<Arc<Received>>,
+    pub(super) all: Vec<Arc<Received>>,
+    pub(super) totals: Arc<Totals>,
     tasks: JoinSet<()>,
-    totals: Arc<Totals>,
 }
 
 /// Counts of all subscribers together.
 #[derive(Default)]
-struct Totals {
-    // Streams that ended before the benchmark did.
-    ended: AtomicU64,
-    // Events that gaps reported as missed.
-    missed: AtomicU64,
+pub(super) struct Totals {
+    /// Streams that ended before the benchmark did.
+    pub(super) ended: AtomicU64,
+    /// Events that gaps reported as missed.
+    pub(super) missed: AtomicU64,
 }
 
 impl Subscribers {
     /// Opens all streams; returns when every subscription is confirmed.
     pub(super) async fn connect(bench: &Bench, id: &str) -> Result<Subscribers, Failure> {
         let totals = Arc::new(Totals::default());
-        let mut subscribers = Subscribers { all: vec![], tasks: JoinSet::new(), totals };
+        let mut subscribers = Subscribers { all: vec![], totals, tasks: JoinSet::new() };
         let mut last = None;
         for number in 0..bench.subscribers {
             let shares_connection = number % bench.per_connection != 0;
@@ -68,44 +67,9 @@ impl Subscribers {
         Ok(subscribers)
     }
 
-    /// The number of subscribers.
-    pub(super) fn count(&self) -> usize {
-        self.all.len()
-    }
-
     /// Events received, counted once per subscriber.
     pub(super) fn delivered(&self) -> u64 {
         self.all.iter().map(|received| received.events()).sum()
-    }
-
-    /// Events received by a subscriber on average.
-    pub(super) fn average(&self) -> u64 {
-        self.delivered().checked_div(self.all.len() as u64).unwrap_or(0)
-    }
-
-    /// Messages received.
-    pub(super) fn messages(&self) -> u64 {
-        self.all.iter().map(|received| received.messages()).sum()
-    }
-
-    /// Gaps received.
-    pub(super) fn gaps(&self) -> u64 {
-        self.all.iter().map(|received| received.gaps()).sum()
-    }
-
-    /// Events that gaps reported as missed.
-    pub(super) fn missed(&self) -> u64 {
-        self.totals.missed.load(Ordering::Relaxed)
-    }
-
-    /// Streams that ended before the benchmark did.
-    pub(super) fn ended(&self) -> u64 {
-        self.totals.ended.load(Ordering::Relaxed)
-    }
-
-    /// Latencies of all events.
-    pub(super) fn take_latencies(&self) -> Histogram<u64> {
-        take_latencies(&self.all)
     }
 
     /// Waits until each subscriber has received, or been told to have missed, `acknowledged`
@@ -113,9 +77,9 @@ impl Subscribers {
     /// missed.
     pub(super) async fn wait_for(&self, acknowledged: u64) -> u64 {
         let wanted = acknowledged * self.all.len() as u64;
-        let known = || self.delivered() + self.missed();
+        let known = || self.delivered() + self.totals.missed.load(Ordering::Relaxed);
         let complete = async {
-            while known() < wanted && self.ended() == 0 {
+            while known() < wanted && self.totals.ended.load(Ordering::Relaxed) == 0 {
                 sleep(Duration::from_millis(5)).await;
             }
         };
