@@ -40,7 +40,7 @@ const EXAMPLES: &str = "\
 Examples:
   trunkline                                          serve on 127.0.0.1:7420 with the embedded bus
   trunkline serve --redis redis://127.0.0.1:6379     serve, with other gateways, over Redis
-  trunkline check --config trunkline.json            say what is wrong with a file, or what is in force
+  trunkline check --config trunkline.json            all errors, or the effective configuration
   trunkline doctor --config trunkline.json           look at Redis and all else, and say what to do
   trunkline subscribe | jq .mailboxChange            watch events, one JSON object a line
   trunkline publish mailbox-change --account a1 --change-id 7 --types email

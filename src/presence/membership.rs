@@ -16,7 +16,7 @@ use super::Nodes;
 use crate::presence::pages::{Draft, FIGURES};
 use crate::{
     bus::{AppendError, MemberId, Members, Part, SharedBus, unix_ms},
-    proto::bus_v1::{Figures, MemberHead},
+    proto::bus_v1::{MemberRecord, MemberStats},
     rpc::service::Shared,
 };
 
@@ -58,7 +58,7 @@ struct Membership {
 #[derive(Default)]
 struct OwnFigures {
     made: Option<Instant>,
-    figures: Figures,
+    figures: MemberStats,
     bytes: Bytes,
     /// The revision that the others can read; zero: none.
     told: u64,
@@ -151,11 +151,11 @@ impl Membership {
         }
         let readable = || [(FIGURES, revision)].into_iter().chain(draft.readable.iter().copied());
         let nodes = &self.shared.nodes;
-        let head = MemberHead {
+        let head = MemberRecord {
             streams: u32::try_from(nodes.count()).unwrap_or(u32::MAX),
             unlisted_streams: u32::try_from(nodes.local.lock().pages.unlisted())
                 .unwrap_or(u32::MAX),
-            pages: readable().map(|(number, _)| number).collect(),
+            shards: readable().map(|(number, _)| number).collect(),
             revisions: readable().map(|(_, revision)| revision).collect(),
             ..self.head()
         };
@@ -171,10 +171,10 @@ impl Membership {
         }
     }
 
-    fn head(&self) -> MemberHead {
+    fn head(&self) -> MemberRecord {
         let about = &self.shared.nodes.about;
         let since = about.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        MemberHead {
+        MemberRecord {
             gateway_id: about.gateway_id.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             address: about.address.clone(),
@@ -207,7 +207,7 @@ impl Membership {
     async fn leave(&mut self) {
         let Some(members) = self.bus.members() else { return };
         self.number += 1;
-        let head = MemberHead { left: true, ..self.head() };
+        let head = MemberRecord { left: true, ..self.head() };
         let part = Part {
             member: self.id,
             ttl: TTL,
@@ -233,7 +233,7 @@ impl OwnFigures {
         let mut entries = nodes.all();
         entries.sort_by_key(|entry| entry.number);
         let now_ms = unix_ms();
-        let mut figures = Figures { revision: self.figures.revision, ..Default::default() };
+        let mut figures = MemberStats { revision: self.figures.revision, ..Default::default() };
         let mut last = 0;
         for entry in entries {
             let figure = entry.figure(now_ms);

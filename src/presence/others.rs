@@ -17,7 +17,7 @@ use crate::presence::pages::FIGURES;
 use crate::{
     bus::{Exchange, MemberId},
     proto::{
-        bus_v1::{self, MemberHead, NodePage},
+        bus_v1::{self, MemberRecord, MemberShard},
         v1,
     },
 };
@@ -50,7 +50,7 @@ pub struct View {
 
 /// Another gateway.
 pub struct Member {
-    pub head: MemberHead,
+    pub head: MemberRecord,
     /// When it last renewed its part.
     pub heard: Instant,
     raw_head: Bytes,
@@ -113,7 +113,7 @@ impl Others {
             match view.members.get_mut(&id) {
                 Some(member) if member.raw_head == found.head => member.heard = heard,
                 // One that cannot be read is a later version's, or nobody's.
-                _ => match MemberHead::decode(found.head.clone()) {
+                _ => match MemberRecord::decode(found.head.clone()) {
                     Ok(head) if head.left => {
                         view.forget(id);
                         continue;
@@ -148,7 +148,7 @@ impl Others {
         if number == FIGURES {
             view.take_figures(id, &bytes);
         } else if bytes.len() <= MAX_PAGE_BYTES
-            && let Ok(page) = NodePage::decode(bytes)
+            && let Ok(page) = MemberShard::decode(bytes)
         {
             view.take_page(id, number, page, now, new);
         }
@@ -162,12 +162,12 @@ impl View {
         self.nodes.range(from..).take_while(move |(key, _)| key.0 == node_id)
     }
 
-    fn adopt(&mut self, id: MemberId, head: MemberHead, raw_head: Bytes, heard: Instant) {
+    fn adopt(&mut self, id: MemberId, head: MemberRecord, raw_head: Bytes, heard: Instant) {
         if !self.members.contains_key(&id) && self.members.len() >= MAX_GATEWAYS {
             return;
         }
         let member = self.members.entry(id).or_insert_with(|| Member {
-            head: MemberHead::default(),
+            head: MemberRecord::default(),
             heard,
             raw_head: Bytes::new(),
             pages: HashMap::new(),
@@ -175,7 +175,7 @@ impl View {
             figures: HashMap::new(),
         });
         let no_more: Vec<u32> =
-            member.pages.keys().filter(|page| !head.pages.contains(page)).copied().collect();
+            member.pages.keys().filter(|page| !head.shards.contains(page)).copied().collect();
         (member.head, member.raw_head, member.heard) = (head, raw_head, heard);
         for page in no_more {
             self.drop_page(id, page);
@@ -186,7 +186,7 @@ impl View {
     fn wanted(&self) -> Vec<Wanted> {
         let mut wanted = Vec::new();
         for (id, member) in &self.members {
-            let told = member.head.pages.iter().zip(&member.head.revisions);
+            let told = member.head.shards.iter().zip(&member.head.revisions);
             let old = |(page, revision): &(&u32, &u64)| match **page {
                 FIGURES => member.figures_revision < **revision,
                 page => member.pages.get(&page).is_none_or(|known| known.revision < **revision),
@@ -201,7 +201,7 @@ impl View {
         if bytes.len() > MAX_FIGURES_BYTES {
             return;
         }
-        let Ok(figures) = bus_v1::Figures::decode(bytes) else { return };
+        let Ok(figures) = bus_v1::MemberStats::decode(bytes) else { return };
         member.figures_revision = figures.revision;
         let mut number = 0_u64;
         let numbers = figures.numbers.iter().map(|difference| {
@@ -222,7 +222,7 @@ impl View {
         &mut self,
         id: MemberId,
         number: u32,
-        page: NodePage,
+        page: MemberShard,
         now: Instant,
         mut new: impl FnMut(&str),
     ) {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::NodeEntry;
-use crate::proto::bus_v1::{NodePage, NodeRecord};
+use crate::proto::bus_v1::{MemberShard, NodeRecord};
 
 /// The number of the page of figures; the others follow.
 pub const FIGURES: u32 = 0;
@@ -164,7 +164,7 @@ impl Page {
             node: entry.node.encode_to_vec().into(),
         };
         let nodes = self.nodes.iter().map(record).collect();
-        Some(NodePage { revision: self.revision, nodes }.encode_to_vec().into())
+        Some(MemberShard { revision: self.revision, nodes }.encode_to_vec().into())
     }
 }
 

@@ -160,7 +160,7 @@ impl Body {
             }
         }
         if beacon {
-            return Some(Body::Beacon { writer: header.writer, number: header.beacon });
+            return Some(Body::Beacon { writer: header.writer, number: header.probe });
         }
         let events = if last.first() == Some(&PACKED_KEY) {
             packing::unpack(packed(last)?, usize::try_from(header.events_size).ok()?)?
@@ -200,8 +200,8 @@ pub(super) fn encode_frame(header: &Header, events: &[u8]) -> Vec<u8> {
         time_ms: header.time_ms,
         origin_epoch: origin_epoch.0,
         origin_first: origin_first.0,
-        beacon: 0,
-        seal: vec![],
+        probe: 0,
+        auth_tag: vec![],
         packed_events: vec![],
         events_size: 0,
     };
@@ -223,7 +223,7 @@ pub(super) fn encode_frame(header: &Header, events: &[u8]) -> Vec<u8> {
 
 /// Encodes a beacon.
 pub(super) fn encode_beacon(writer: WriterId, number: u64, time_ms: u64) -> Vec<u8> {
-    bus_v1::Frame { writer, beacon: number, time_ms, ..Default::default() }.encode_to_vec()
+    bus_v1::Frame { writer, probe: number, time_ms, ..Default::default() }.encode_to_vec()
 }
 
 /// Puts the seal of a frame or beacon before it.
