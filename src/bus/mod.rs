@@ -140,9 +140,7 @@ pub trait History: Send + Sync {
 
 /// Milliseconds since 1970.
 pub(crate) fn unix_ms() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| millis(since))
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, millis)
 }
 
 /// A duration in whole milliseconds.
