@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_the_table_has_a_command_with_its_name() {
-        let commands = What::augment_subcommands(clap::Command::new("publish"));
+        let commands = EventArgs::augment_subcommands(clap::Command::new("publish"));
         let names = commands.get_subcommands().map(|command| command.get_name().to_owned());
         assert!(names.eq(kinds::TABLE.iter().map(kinds::Row::cli_name)));
     }
