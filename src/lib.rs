@@ -8,9 +8,6 @@ mod access;
 pub mod bus;
 pub mod config;
 mod errors;
-#[cfg(any(test, feature = "fuzzing"))]
-#[doc(hidden)]
-pub mod fuzz;
 pub mod gateway;
 pub mod hub;
 mod lifecycle;
@@ -20,4 +17,4 @@ mod presence;
 pub mod proto;
 mod rpc;
 mod throttle;
-pub mod trace;
+pub mod trace_context;

@@ -2,11 +2,13 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use trunkline_proto::kinds;
+
 use crate::{
     config::{Auth, IdentityRules, Operation},
     errors::{Error, Violation},
     hub::{
-        event::{EventView, KINDS, Malformed},
+        event::{EventView, Malformed},
         scope::Scope,
     },
     proto::v1,
@@ -163,7 +165,7 @@ impl Rules {
             if kind == 0 || self.publish.allows(event) {
                 continue;
             }
-            let name = kind_name(i32::from(kind));
+            let name = kinds::label(i32::from(kind));
             let what = if self.publish.allows_kind(kind) {
                 format!("{name} of this account or type may not be published")
             } else {
@@ -186,9 +188,9 @@ impl Rules {
         };
         for (index, kind) in filter.kinds.iter().enumerate() {
             // Validation refuses numbers that cannot be a kind.
-            let number = u8::try_from(*kind).ok().filter(|number| KINDS.contains(number));
+            let number = u8::try_from(*kind).ok().filter(|number| kinds::NUMBERS.contains(number));
             if number.is_some_and(|number| !self.receive.allows_kind(number)) {
-                forbidden(format!("filter.kinds[{index}]"), kind_name(*kind));
+                forbidden(format!("filter.kinds[{index}]"), kinds::label(*kind));
             }
         }
         for (index, account) in filter.accounts.iter().enumerate() {
@@ -226,14 +228,6 @@ pub fn refused(rule: Rule, violations: Vec<Violation>) -> Error {
 /// One thing that is not allowed.
 pub fn violation(field: impl Into<String>, description: impl Into<String>) -> Violation {
     Violation { field: field.into(), description: description.into() }
-}
-
-/// The name of a kind, such as `mailbox_change`, or its number where a newer peer defines it.
-fn kind_name(number: i32) -> String {
-    match v1::EventKind::try_from(number) {
-        Ok(kind) => kind.as_str_name().trim_start_matches("EVENT_KIND_").to_ascii_lowercase(),
-        Err(_) => format!("kind {number}"),
-    }
 }
 
 #[cfg(test)]

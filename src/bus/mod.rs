@@ -18,6 +18,7 @@ mod position;
 pub mod redis;
 mod registry;
 mod status;
+mod traced;
 
 use std::sync::Arc;
 
@@ -33,6 +34,7 @@ pub use self::{
     position::{Epoch, Offset, Position, ShardId},
     registry::{BusFactory, Registry, StartError, Starting},
     status::{BusStatus, GapCount, Health, LinkStatus, ShardBusStatus},
+    traced::{AppendOutcome, AppendRecord, AppendRecorder, BatchTrace},
 };
 
 /// A bus that several tasks share.

@@ -5,7 +5,10 @@ use std::io::{self, Write};
 use clap::Args;
 use prost::Message;
 use trunkline::hub::{event::EventView, filter};
-use trunkline_proto::v1::{EventKind, Exclusion, Explanation, Position, Verdict};
+use trunkline_proto::{
+    kinds,
+    v1::{Exclusion, Explanation, Position, Verdict},
+};
 
 use super::{Failure, Node, json, subscribe::Wanted};
 
@@ -103,7 +106,7 @@ fn describe(verdict: &Verdict) -> String {
             line.extend(value.chars().filter(|c| !c.is_control()));
         }
     };
-    add("", &kind_name(verdict.kind));
+    add("", &kinds::label(verdict.kind).replace('_', "-"));
     add("type=", &verdict.custom_type);
     add("account=", &verdict.account_id);
     add("source=", &verdict.source);
@@ -117,15 +120,6 @@ fn describe(verdict: &Verdict) -> String {
         line.push_str(&reasons.join("; "));
     }
     line
-}
-
-fn kind_name(kind: i32) -> String {
-    EventKind::try_from(kind).map_or_else(
-        |_| format!("kind {kind}"),
-        |kind| {
-            kind.as_str_name().trim_start_matches("EVENT_KIND_").to_lowercase().replace('_', "-")
-        },
-    )
 }
 
 fn reason(exclusion: Exclusion) -> &'static str {

@@ -148,8 +148,7 @@ impl Config {
     }
 
     /// As [`Config::load`], with `text` in place of the file.
-    #[cfg(any(test, feature = "fuzzing"))]
-    pub(crate) fn load_text(text: &[u8], sources: &Sources) -> Result<Config, ConfigErrors> {
+    pub fn load_text(text: &[u8], sources: &Sources) -> Result<Config, ConfigErrors> {
         Config::decode(Layers::over("text", text, sources), sources)
     }
 

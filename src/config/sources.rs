@@ -90,7 +90,6 @@ impl Layers {
     }
 
     /// As `of`, with a `text` of that name in place of the file.
-    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn over(name: &str, text: &[u8], sources: &Sources) -> Layers {
         let mut layers = Layers::empty();
         layers.document = layers.read_text(name, text);

@@ -16,11 +16,10 @@ use crate::{
     config::Config,
     hub::{Hub, log::Capacity},
     lifecycle::Lifecycle,
-    observe::{admin, streams},
+    observe::{admin, streams, trace},
     presence::membership,
     rpc::health::HealthState,
     throttle::Throttle,
-    trace,
 };
 
 /// The pause before the last values are read again.

@@ -7,11 +7,10 @@ use crate::{
     config::{Config, Keepalive},
     hub::token::deployment_tag,
     lifecycle::{About, Lifecycle},
-    observe::{Records, admin, counters::Method},
+    observe::{Records, admin, counters::Method, trace::Tracer},
     port::{connections::ConnectionSlots, counters::Counters},
     presence::Nodes,
     rpc,
-    trace::Tracer,
 };
 
 /// One of everything that several rooms share.

@@ -6,16 +6,17 @@ use std::{
     time::Duration,
 };
 
+use trunkline_proto::kinds;
+
 use super::histogram::{Histogram, Totals};
 use crate::{
     bus::{GapCount, GapReason, unix_ms},
     errors::{Error, Limit, LimitCounters, REASONS},
-    hub::event::KINDS,
     proto::v1::SERVICE,
 };
 
 /// One more than the highest number of a kind.
-const KIND_NUMBERS: usize = *KINDS.end() as usize + 1;
+const KIND_NUMBERS: usize = *kinds::NUMBERS.end() as usize + 1;
 
 /// The method of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

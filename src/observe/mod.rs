@@ -1,5 +1,5 @@
-//! What the gateway does, for operators: counters, recent failures, the log lines of streams, the
-//! answer of `GetStatus`, and the admin port with its page.
+//! What the gateway does, for operators: counters, recent failures, the log lines of streams,
+//! traces, the answer of `GetStatus`, and the admin port with its page.
 
 pub mod admin;
 pub mod counters;
@@ -7,6 +7,7 @@ pub mod histogram;
 pub mod recent;
 pub mod status;
 pub mod streams;
+pub mod trace;
 
 use crate::errors::Error;
 

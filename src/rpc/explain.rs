@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use crate::{
     hub::{
+        explanation::{Decision, Explanation},
         filter::Exclusion,
-        judged::{Judged, Verdict},
     },
     proto::v1,
     rpc::messages::wire_position,
@@ -48,14 +48,15 @@ impl Explainer {
         self.room as usize
     }
 
-    /// Takes what became of the events that were passed.
-    pub fn add(&mut self, judged: Judged) {
-        let verdicts = judged.verdicts.len();
+    /// Adds the decisions about the events that were passed.
+    pub fn add(&mut self, explanation: Explanation) {
+        let verdicts = explanation.decisions.len();
         self.room -= f64::from(u32::try_from(verdicts).unwrap_or(VERDICTS_A_SECOND));
-        self.pending.delivered_events += judged.delivered;
-        self.pending.withheld_events += judged.withheld;
-        self.pending.omitted_verdicts += judged.delivered + judged.withheld - verdicts as u64;
-        self.pending.verdicts.extend(judged.verdicts.into_iter().map(verdict));
+        self.pending.delivered_events += explanation.delivered;
+        self.pending.withheld_events += explanation.withheld;
+        let passed = explanation.delivered + explanation.withheld;
+        self.pending.omitted_verdicts += passed - verdicts as u64;
+        self.pending.verdicts.extend(explanation.decisions.into_iter().map(verdict));
     }
 
     /// When the next explanation is to be told; none if there is nothing to explain.
@@ -75,17 +76,17 @@ impl Explainer {
     }
 }
 
-fn verdict(verdict: Verdict) -> v1::Verdict {
+fn verdict(decision: Decision) -> v1::Verdict {
     let exclusion = |exclusion: Exclusion| v1::Exclusion::from(exclusion).into();
     v1::Verdict {
-        position: Some(wire_position(verdict.shard, verdict.position)),
-        kind: verdict.kind.into(),
-        event_id: verdict.event_id,
-        source: verdict.source,
-        account_id: verdict.account.unwrap_or_default(),
-        custom_type: verdict.custom_type.unwrap_or_default(),
-        delivered: verdict.exclusions.is_empty(),
-        exclusions: verdict.exclusions.into_iter().map(exclusion).collect(),
+        position: Some(wire_position(decision.shard, decision.position)),
+        kind: decision.kind.into(),
+        event_id: decision.event_id,
+        source: decision.source,
+        account_id: decision.account.unwrap_or_default(),
+        custom_type: decision.custom_type.unwrap_or_default(),
+        delivered: decision.exclusions.is_empty(),
+        exclusions: decision.exclusions.into_iter().map(exclusion).collect(),
     }
 }
 
@@ -94,8 +95,8 @@ mod tests {
     use super::*;
     use crate::bus::{Position, ShardId};
 
-    fn judged(verdicts: usize, withheld: u64) -> Judged {
-        let verdict = Verdict {
+    fn explanation(decisions: usize, withheld: u64) -> Explanation {
+        let decision = Decision {
             shard: ShardId(3),
             position: Position::new(7, 9),
             kind: 10,
@@ -105,7 +106,7 @@ mod tests {
             custom_type: None,
             exclusions: vec![Exclusion::Account],
         };
-        Judged::with(vec![verdict; verdicts], 0, withheld)
+        Explanation::with(vec![decision; decisions], 0, withheld)
     }
 
     #[test]
@@ -114,16 +115,16 @@ mod tests {
         let mut explainer = Explainer::new(start);
         assert_eq!(explainer.due(), None);
         assert_eq!(explainer.room(start), 200);
-        explainer.add(judged(150, 150));
+        explainer.add(explanation(150, 150));
         assert_eq!(explainer.room(start), 50);
-        explainer.add(judged(50, 1000));
+        explainer.add(explanation(50, 1000));
         assert_eq!(explainer.room(start), 0);
         assert_eq!(explainer.due(), Some(start), "verdicts are told at once");
         let told = explainer.take(start, vec![1]);
         assert_eq!((told.verdicts.len(), told.withheld_events), (200, 1150));
         assert_eq!((told.omitted_verdicts, told.resume_token), (950, vec![1]));
         assert_eq!(told.verdicts[0].exclusions, [v1::Exclusion::Account as i32]);
-        explainer.add(judged(0, 5));
+        explainer.add(explanation(0, 5));
         assert_eq!(explainer.due(), Some(start + PAUSE), "counts alone wait a little");
         assert_eq!(explainer.take(start, vec![]).omitted_verdicts, 5);
         assert_eq!(explainer.due(), None);

@@ -16,8 +16,11 @@ mod validate;
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    access::quota::Quotas, config::Limits, lifecycle::Lifecycle, observe::Records, presence::Nodes,
-    trace::Tracer,
+    access::quota::Quotas,
+    config::Limits,
+    lifecycle::Lifecycle,
+    observe::{Records, trace::Tracer},
+    presence::Nodes,
 };
 
 pub use self::{body::ResponseBody, server::Server};

@@ -5,15 +5,13 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::time::Instant;
+use trunkline_proto::kinds;
 
 use crate::{
     access::Caller,
     bus::{AppendError, Appended, Batch, Position, ShardId},
     errors::Error,
-    hub::{
-        LAST_VALUE_KINDS,
-        event::{EventView, Malformed, shard_of},
-    },
+    hub::event::{EventView, Malformed, shard_of},
     observe::counters::KindCounts,
     proto::v1,
     rpc::{
@@ -23,7 +21,7 @@ use crate::{
         traces::Publishing,
         validate::{self, StampedEvent},
     },
-    trace::Carried,
+    trace_context::IncomingTrace,
 };
 
 /// The events of a request that go to one shard.
@@ -40,7 +38,7 @@ impl Context {
         &self,
         request: PublishRequest,
         caller: &Caller,
-        mut trace: Option<Carried>,
+        mut trace: Option<IncomingTrace>,
     ) -> Result<v1::PublishResponse, Error> {
         self.gateway.refuse_if_draining()?;
         let now = SystemTime::now();
@@ -54,7 +52,7 @@ impl Context {
         &self,
         request: PublishRequest,
         caller: &Caller,
-        trace: Option<&Carried>,
+        trace: Option<&IncomingTrace>,
         now: SystemTime,
         publishing: &mut Publishing,
     ) -> Result<v1::PublishResponse, Error> {
@@ -70,8 +68,8 @@ impl Context {
         publishing.join(&request.node_id, &publish);
         self.quotas.publish(caller.in_flight.quota(), publish.events.len())?;
         let hub = self.gateway.hub()?;
-        let mut kinds = KindCounts::default();
-        publish.events.iter().for_each(|event| kinds.add(event.kind));
+        let mut counts = KindCounts::default();
+        publish.events.iter().for_each(|event| counts.add(event.kind));
         let count = publish.events.len();
         let shards = hub.bus().shards();
         let batches = by_shard(publish.events, publish.request_id, shards, publishing);
@@ -79,7 +77,7 @@ impl Context {
             (shard, indexes, hub.bus().append(shard, batch).await)
         });
         let positions = positions(count, join_all(appends).await)?;
-        self.records.counters.published(&kinds, begun.elapsed());
+        self.records.counters.published(&counts, begun.elapsed());
         Ok(v1::PublishResponse { positions })
     }
 }
@@ -102,16 +100,16 @@ fn by_shard(
     for (index, event) in events.into_iter().enumerate() {
         let shard = shard_of(event.key_hash, shards);
         let at = *batch_of[shard.index()].get_or_insert_with(|| {
-            let batch = Batch { events: vec![], request_id, retain: vec![], follow: None };
+            let batch = Batch { events: vec![], request_id, retain: vec![], trace: None };
             batches.push(ShardBatch { shard, indexes: vec![], batch });
             batches.len() - 1
         });
         let ShardBatch { indexes, batch, .. } = &mut batches[at];
         indexes.push(index);
-        if LAST_VALUE_KINDS.contains(&event.kind) {
+        if kinds::of(event.kind).is_some_and(|row| row.keeps_last) {
             batch.retain.push((batch.events.len(), event.kind));
         }
-        publishing.follow(batch, event.followed);
+        publishing.trace(batch, event.traced);
         batch.events.push(event.bytes);
     }
     batches

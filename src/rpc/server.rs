@@ -22,7 +22,7 @@ use crate::{
     observe::{counters::Method, status::status},
     proto::v1,
     rpc::{Context, body::ResponseBody, request::read, validate},
-    trace::Carried,
+    trace_context::IncomingTrace,
 };
 
 /// The gRPC service. Every request must have passed the access layer.
@@ -99,7 +99,7 @@ where
 }
 
 /// The trace context that a request brings.
-fn trace_of(headers: &HeaderMap) -> Option<Carried> {
+fn trace_of(headers: &HeaderMap) -> Option<IncomingTrace> {
     let values = |name| headers.get_all(name).iter().map(HeaderValue::as_bytes);
-    Carried::read(values("traceparent"), values("tracestate"))
+    IncomingTrace::read(values("traceparent"), values("tracestate"))
 }

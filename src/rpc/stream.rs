@@ -25,7 +25,7 @@ use crate::{
     errors::{CredentialError, Error},
     hub::{
         cursor::{Cursor, Item},
-        judged::Judged,
+        explanation::Explanation,
     },
     lifecycle::Drain,
     observe::{recent::Ending, streams::StreamRecord},
@@ -224,15 +224,15 @@ impl Subscription {
     fn item(&mut self, item: Result<Item, AppendError>) -> Option<Result<EncodedMessage, Status>> {
         Some(match item {
             Ok(Item::Events(mut events)) => {
-                if let Some(judged) = events.judged.take() {
-                    self.explain(*judged);
+                if let Some(explanation) = events.explanation.take() {
+                    self.explain(*explanation);
                 }
                 if events.count == 0 {
                     return None;
                 }
-                if !events.followed.is_empty() {
+                if !events.traced.is_empty() {
                     let node = self.listed.node();
-                    traces::delivered(&self.context.tracer, &events.followed, node);
+                    traces::delivered(&self.context.tracer, &events.traced, node);
                 }
                 self.record.delivered(events.count, events.oldest_ms);
                 self.listed.delivered(events.count);
@@ -244,9 +244,9 @@ impl Subscription {
         })
     }
 
-    fn explain(&mut self, judged: Judged) {
+    fn explain(&mut self, explanation: Explanation) {
         let Some(explainer) = &mut self.explainer else { return };
-        explainer.add(judged);
+        explainer.add(explanation);
         if let Some(due) = explainer.due()
             && due < self.timer.deadline()
         {
@@ -258,7 +258,7 @@ impl Subscription {
     /// verdicts that may bring.
     fn due_explanation(&mut self, now: Instant) -> Option<EncodedMessage> {
         let explainer = self.explainer.as_mut()?;
-        self.cursor.allow_verdicts(explainer.room(now));
+        self.cursor.limit_decisions(explainer.room(now));
         explainer.due().filter(|due| *due <= now)?;
         self.explanation()
     }

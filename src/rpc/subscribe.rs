@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::{
     access::{Caller, Grant},
     errors::{Error, Limit},
-    hub::{Begin, Reading, filter::Filter},
+    hub::{Begin, ReadOptions, filter::Filter},
     observe::streams::StreamRecord,
     presence::timestamp,
     proto::v1,
@@ -41,14 +41,14 @@ impl Context {
             (None, v1::Start::Oldest) => Begin::Oldest,
             (None, _) => Begin::Latest,
         };
-        let reading = Reading {
+        let read_options = ReadOptions {
             max_events: subscribe.max_events,
             merge: subscribe.overflow == v1::Overflow::Merge,
             explain: subscribe.explain,
-            follow: self.tracer.is_on(),
+            trace: self.tracer.is_on(),
         };
         let filter = within(subscribe.filter, grant);
-        let opened = hub.open(filter, &begin, reading).await?;
+        let opened = hub.open(filter, &begin, read_options).await?;
         let subscription_id = Uuid::now_v7().to_string();
         let kinds = subscribe.wire_filter.kinds.clone();
         let node = v1::Node {

@@ -1,19 +1,20 @@
-//! What is told of the events of traces that are recorded: how they were published, and to whom they were delivered.
+//! Spans of the events of recorded traces: their publishing and their deliveries.
 
 use std::time::SystemTime;
 
 use crate::{
-    bus::Batch,
+    bus::{Batch, BatchTrace},
     errors::Error,
-    hub::judged::Followed,
+    hub::cursor::TracedEvent,
+    observe::trace::{Span, Tracer},
     proto::v1,
     rpc::validate::ValidPublish,
-    trace::{Carried, Context, Follow, Role, Span, Tracer},
+    trace_context::{IncomingTrace, TraceContext},
 };
 
 const PUBLISH: &str = "trunkline.v1.CoordinationService/Publish";
 
-/// The span of a request to publish, if it is followed.
+/// The span of a request to publish, if its trace is recorded.
 pub struct Publishing {
     tracer: Tracer,
     began: SystemTime,
@@ -21,37 +22,37 @@ pub struct Publishing {
 }
 
 impl Publishing {
-    /// A request that came at `began` with the context `trace`. One that has none may be chosen to begin a trace, which its events
-    /// then carry.
-    pub fn begin(tracer: &Tracer, trace: &mut Option<Carried>, began: SystemTime) -> Publishing {
-        let mut publishing = Publishing { tracer: tracer.clone(), began, span: None };
-        match trace {
-            Some(carried) if carried.context.sampled && tracer.is_on() => {
-                let parent = Some(carried.context);
-                publishing.span = Some(tracer.span(PUBLISH, Role::Server, parent, began));
+    /// A request that came at `began` with the context `trace`. One without a context may be
+    /// sampled: then it begins a trace, which its events carry.
+    pub fn begin(
+        tracer: &Tracer,
+        trace: &mut Option<IncomingTrace>,
+        began: SystemTime,
+    ) -> Publishing {
+        let span = match trace {
+            Some(trace) if trace.context.sampled => {
+                tracer.server_span(PUBLISH, Some(trace.context), began)
             }
             None if tracer.samples() => {
-                let span = tracer.span(PUBLISH, Role::Server, None, began);
-                *trace = Some(Carried::new(span.context()));
-                publishing.span = Some(span);
+                let span = tracer.server_span(PUBLISH, None, began);
+                *trace = span.as_ref().map(|span| IncomingTrace::new(span.context()));
+                span
             }
-            _ => {}
-        }
-        publishing
+            _ => None,
+        };
+        Publishing { tracer: tracer.clone(), began, span }
     }
 
-    /// The events' own contexts: the first is the request's, if it has none, and the others are linked.
+    /// Adds the events' own contexts: the first is the parent of a request without a context, the
+    /// others are linked.
     pub fn join(&mut self, node_id: &str, publish: &ValidPublish) {
         if !self.tracer.is_on() {
             return;
         }
-        for context in publish.events.iter().filter_map(|event| event.followed) {
+        for context in publish.events.iter().filter_map(|event| event.traced) {
             match &mut self.span {
                 Some(span) => span.link(context),
-                none => {
-                    let parent = Some(context);
-                    *none = Some(self.tracer.span(PUBLISH, Role::Server, parent, self.began));
-                }
+                none => *none = self.tracer.server_span(PUBLISH, Some(context), self.began),
             }
         }
         if let Some(span) = &mut self.span {
@@ -63,12 +64,15 @@ impl Publishing {
         }
     }
 
-    /// Has an event followed on its way to the bus.
-    pub fn follow(&self, batch: &mut Batch, context: Option<Context>) {
-        if let Some(context) = context
-            && self.tracer.is_on()
-        {
-            batch.follow.get_or_insert_with(|| Box::new(Follow::new(&self.tracer))).add(context);
+    /// Has the append of an event recorded.
+    pub fn trace(&self, batch: &mut Batch, context: Option<TraceContext>) {
+        let Some(context) = context else { return };
+        if batch.trace.is_none() {
+            let recorder = self.tracer.append_recorder();
+            batch.trace = recorder.map(|recorder| Box::new(BatchTrace::new(recorder)));
+        }
+        if let Some(trace) = &mut batch.trace {
+            trace.add(context);
         }
     }
 
@@ -82,10 +86,12 @@ impl Publishing {
     }
 }
 
-/// Tells that events were handed to the connection of a node.
-pub fn delivered(tracer: &Tracer, events: &[Followed], node: &v1::Node) {
+/// Records that events were handed to the connection of a node.
+pub fn delivered(tracer: &Tracer, events: &[TracedEvent], node: &v1::Node) {
     for event in events {
-        let mut span = tracer.span("deliver", Role::Consumer, Some(event.context), event.received);
+        let Some(mut span) = tracer.consumer_span("deliver", event.context, event.received) else {
+            return;
+        };
         span.text("trunkline.node_id", &node.node_id);
         span.text("trunkline.subscription_id", &node.subscription_id);
         span.number("trunkline.kind", event.kind.into());

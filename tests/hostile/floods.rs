@@ -45,7 +45,7 @@ async fn rapid_resets_close_the_connection_or_do_not_affect_other_clients() {
             send_until_closed(&mut raw, pieces).await;
             target.memory_is_bounded();
             drop(raw);
-            target.metric_is("requests_under_way", 1.0).await;
+            target.metric_is("requests_in_flight", 1.0).await;
         }
     };
     target.withstands(attack).await;
@@ -146,7 +146,7 @@ async fn streams_beyond_the_limit_of_a_connection_are_refused_and_requests_still
         });
         refused.await.expect("a refusal");
         // A connection may have 25; the bystander has a stream and sometimes a publish.
-        let in_flight = target.metric("requests_under_way").await;
+        let in_flight = target.metric("requests_in_flight").await;
         assert!(in_flight <= 27.0, "{in_flight} are in flight");
         drop(raw);
     };

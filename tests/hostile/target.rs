@@ -152,7 +152,7 @@ impl Target {
     pub async fn is_freed(&self) {
         self.metric_is("connections", 0.0).await;
         self.metric_is("streams", 0.0).await;
-        self.metric_is("requests_under_way", 0.0).await;
+        self.metric_is("requests_in_flight", 0.0).await;
         self.metric_is("pending_request_bytes", 0.0).await;
         let what = format!("{} open files", self.files_before);
         until(LIMIT, &what, async || self.files() <= self.files_before).await;

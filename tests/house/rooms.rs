@@ -8,70 +8,31 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Each room and the rooms that it may import, the lowest first: every import points upwards in this
-/// table. A room that is not needed any more must be taken out.
-const ROOMS: &[(&str, &[&str])] = &[
-    ("proto", &[]),
-    ("throttle", &[]),
-    ("config", &["proto"]),
-    ("trace", &["config"]),
-    ("bus", &["proto", "throttle", "config", "trace"]),
-    ("hub", &["proto", "config", "trace", "bus"]),
-    ("errors", &["config", "bus"]),
-    ("access", &["proto", "config", "hub", "errors"]),
-    ("port", &["config", "errors", "access"]),
-    ("lifecycle", &["proto", "bus", "hub", "errors"]),
-    ("presence", &["proto", "bus", "hub", "lifecycle"]),
+/// Each room and the rooms that it imports, the lowest first: every import points upwards in this
+/// table. A room that is not imported any more must be taken out.
+const ROOMS: &[(&str, &str)] = &[
+    ("proto", ""),
+    ("throttle", ""),
+    ("trace_context", ""),
+    ("config", ""),
+    ("bus", "proto throttle trace_context config"),
+    ("hub", "proto trace_context config bus"),
+    ("errors", "config bus"),
+    ("access", "proto config hub errors"),
+    ("port", "config errors access"),
+    ("lifecycle", "proto bus hub errors"),
+    ("presence", "proto bus hub lifecycle"),
     (
         "observe",
-        &[
-            "proto",
-            "throttle",
-            "trace",
-            "bus",
-            "hub",
-            "errors",
-            "access",
-            "port",
-            "lifecycle",
-            "presence",
-        ],
+        "proto throttle trace_context config bus hub errors access port lifecycle presence",
     ),
-    (
-        "rpc",
-        &[
-            "proto",
-            "config",
-            "trace",
-            "bus",
-            "hub",
-            "errors",
-            "access",
-            "port",
-            "lifecycle",
-            "presence",
-            "observe",
-        ],
-    ),
-    (
-        "gateway",
-        &[
-            "proto",
-            "throttle",
-            "config",
-            "trace",
-            "bus",
-            "hub",
-            "access",
-            "port",
-            "lifecycle",
-            "presence",
-            "observe",
-            "rpc",
-        ],
-    ),
-    ("cli", &["proto", "config", "bus", "hub", "gateway"]),
+    ("rpc", "proto trace_context config bus hub errors access port lifecycle presence observe"),
+    ("gateway", "proto throttle config bus hub access port lifecycle presence observe rpc"),
+    ("cli", "config bus hub gateway"),
 ];
+
+/// Rooms in which some modules still import one another in circles.
+const WITH_CIRCLES: &[&str] = &["config", "hub", "cli"];
 
 /// A module: its path below the crate, such as `["hub", "cursor"]`.
 type Module = Vec<String>;
@@ -212,8 +173,8 @@ fn use_tree<'a>(mut text: &'a str, mut base: Module, paths: &mut Vec<Module>) ->
 fn rooms_import_only_the_rooms_below_them() {
     let names: Vec<&str> = ROOMS.iter().map(|(room, _)| *room).collect();
     for (at, (room, imports)) in ROOMS.iter().enumerate() {
-        for import in *imports {
-            assert!(names[..at].contains(import), "{room} stands above {import} in the table");
+        for import in imports.split_whitespace() {
+            assert!(names[..at].contains(&import), "{room} stands above {import} in the table");
         }
     }
     let mut used: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
@@ -228,13 +189,15 @@ fn rooms_import_only_the_rooms_below_them() {
                 continue;
             }
             let of = module.join("::");
-            assert!(may_import.contains(&other), "{of} imports {other}: see ROOMS");
+            let allowed = may_import.split_whitespace().any(|import| import == other);
+            assert!(allowed, "{of} imports {other}: see ROOMS");
             used.entry(room).or_default().insert(other);
         }
     }
     for (room, imports) in ROOMS {
         let used = used.get(room).cloned().unwrap_or_default();
-        let unused: Vec<_> = imports.iter().filter(|import| !used.contains(*import)).collect();
+        let unused: Vec<_> =
+            imports.split_whitespace().filter(|import| !used.contains(import)).collect();
         assert!(unused.is_empty(), "{room} imports {unused:?} no more: take it out of ROOMS");
     }
 }
@@ -253,6 +216,7 @@ fn modules_of_a_room_do_not_import_one_another_in_circles() {
             }
         }
     }
+    let mut with_circles = BTreeSet::new();
     for module in modules.keys() {
         let mut reached = BTreeSet::new();
         let mut next: Vec<&Module> = edges.get(module).into_iter().flatten().copied().collect();
@@ -263,8 +227,14 @@ fn modules_of_a_room_do_not_import_one_another_in_circles() {
         }
         let circle: Vec<String> = reached.iter().map(|module| module.join("::")).collect();
         let name = module.join("::");
-        assert!(!reached.contains(module), "{name} imports itself by way of {circle:?}");
+        if reached.contains(module) {
+            with_circles.insert(module[0].as_str());
+            let known = WITH_CIRCLES.contains(&module[0].as_str());
+            assert!(known, "{name} imports itself by way of {circle:?}");
+        }
     }
+    let known: BTreeSet<&str> = WITH_CIRCLES.iter().copied().collect();
+    assert_eq!(with_circles, known, "rooms without circles are taken out of WITH_CIRCLES");
 }
 
 #[test]

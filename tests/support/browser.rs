@@ -22,7 +22,7 @@ use super::{
 /// How long the browser may take for one step, on a busy machine.
 const STEP: Duration = Duration::from_mins(1);
 
-/// A browser with one empty tab. Dropping it ends it.
+/// A browser with one empty tab. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Browser {
     /// The browser is connected to it by a pipe, and ends with it.
@@ -33,7 +33,7 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts a browser whose window has this size.
+    /// Starts a browser with a window of this size.
     ///
     /// # Panics
     ///
@@ -63,7 +63,7 @@ impl Browser {
             "--disable-sync",
             "--disable-extensions",
             "--hide-scrollbars",
-            // So that it ends when its driver does.
+            // The browser ends with its driver.
             "--remote-debugging-pipe",
             // Only this machine can be reached, even by the browser's own services.
             "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE localhost , EXCLUDE 127.0.0.1",
@@ -82,7 +82,7 @@ impl Browser {
         browser
     }
 
-    /// Opens a page, and returns when it is loaded.
+    /// Opens a page and waits until it is loaded.
     pub async fn open(&self, url: &str) {
         self.step("POST", "url", json!({ "url": url })).await;
     }
@@ -92,14 +92,14 @@ impl Browser {
         self.step("POST", "execute/sync", json!({ "script": script, "args": [] })).await
     }
 
-    /// The text of the first element that matches, as it is rendered; empty where there is none.
+    /// The rendered text of the first element that matches; empty if none does.
     pub async fn text(&self, selector: &str) -> String {
         let selector = json!(selector);
         let script = format!("return document.querySelector({selector})?.innerText ?? '';");
         self.run(&script).await.as_str().expect("a text").to_owned()
     }
 
-    /// The rows of a table, each cell's text.
+    /// The texts of the cells of a table, row by row.
     pub async fn rows(&self, table: &str) -> Vec<Vec<String>> {
         let selector = json!(format!("{table} tbody tr"));
         let script = format!(
@@ -114,7 +114,7 @@ impl Browser {
         eventually(STEP, what, look).await
     }
 
-    /// Clicks on the first element that matches, as a mouse does.
+    /// Clicks on the first element that matches.
     pub async fn click(&self, selector: &str) {
         let element = self.find(selector).await;
         self.step("POST", &format!("element/{element}/click"), json!({})).await;
@@ -144,7 +144,7 @@ impl Browser {
                 let params = &message["params"];
                 let url = params["request"]["url"].as_str().expect("a URL");
                 let of = params["documentURL"].as_str().expect("a URL");
-                if !of.starts_with("chrome:") {
+                if !["chrome:", "chrome-untrusted:"].iter().any(|own| of.starts_with(own)) {
                     urls.push(url.to_owned());
                 }
             }

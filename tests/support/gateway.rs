@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitStatus,
     time::{Duration, Instant},
 };
@@ -55,7 +55,9 @@ pub struct GatewayOptions {
     pub config: Value,
     /// Arguments after `serve --config FILE`.
     pub args: Vec<String>,
-    /// Environment variables. The gateway gets no other variables that begin with `TRUNKLINE_`.
+    /// The binary; None for that of this build.
+    pub binary: Option<PathBuf>,
+    /// Environment variables; it sees no other whose name begins with `TRUNKLINE_`.
     pub env: Vec<(String, String)>,
     /// What `Gateway::start` waits for.
     pub ready: Ready,
@@ -63,7 +65,13 @@ pub struct GatewayOptions {
 
 impl Default for GatewayOptions {
     fn default() -> GatewayOptions {
-        GatewayOptions { config: json!({}), args: vec![], env: vec![], ready: Ready::Serving }
+        GatewayOptions {
+            config: json!({}),
+            args: vec![],
+            binary: None,
+            env: vec![],
+            ready: Ready::Serving,
+        }
     }
 }
 
@@ -103,7 +111,14 @@ impl GatewayOptions {
         self
     }
 
-    /// Waits for something else at the start.
+    /// With another binary.
+    #[must_use]
+    pub fn binary(mut self, binary: &Path) -> GatewayOptions {
+        self.binary = Some(binary.to_owned());
+        self
+    }
+
+    /// With another thing to wait for.
     #[must_use]
     pub fn ready(mut self, ready: Ready) -> GatewayOptions {
         self.ready = ready;
@@ -365,6 +380,9 @@ pub async fn client(url: &str) -> CoordinationServiceClient<Channel> {
 fn run(options: &GatewayOptions, folder: &TempDir, port: u16) -> std::sync::Arc<Process> {
     let file = folder.path().join("trunkline.json").display().to_string();
     let mut program = trunkline(["serve", "--config", &file]);
+    if let Some(binary) = &options.binary {
+        program.path.clone_from(binary);
+    }
     program.args.extend(options.args.iter().cloned());
     program.env.extend(options.env.iter().cloned());
     std::sync::Arc::new(Process::start(&format!("gateway on port {port}"), program))

@@ -15,7 +15,7 @@ pub fn slot(key: &str) -> u16 {
 /// The cluster as one node sees it.
 #[derive(Clone, Debug)]
 pub struct View {
-    /// All nodes that it knows.
+    /// All known nodes.
     pub nodes: Vec<NodeView>,
 }
 

@@ -1,5 +1,6 @@
 #![forbid(unsafe_code)]
-//! The wire API of Trunkline, generated from `proto/trunkline/v1`: messages, and the gRPC stubs behind features.
+//! The wire API of Trunkline, generated from `proto/trunkline/v1`: messages, and the gRPC stubs
+//! behind features.
 //!
 //! | feature | what it adds |
 //! |---|---|
@@ -17,6 +18,7 @@
 //! ```
 
 mod event;
+pub mod kinds;
 
 /// The messages and stubs of `trunkline.v1`.
 #[allow(clippy::pedantic, clippy::all)]

@@ -6,8 +6,8 @@
 
 mod attempts;
 mod auth;
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod check;
+#[doc(hidden)]
+pub mod check;
 mod deployment;
 mod doctor;
 mod envelope;

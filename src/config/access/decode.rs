@@ -2,19 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use trunkline_proto::kinds;
+
 use super::{
     Allow, Auth, Deny, EventRules, IdentityRules, Kinds, Operation, ServerTls, Token, TokenHash,
     TokenSource,
 };
-use crate::{
-    config::{
-        bus::check_pem,
-        error::{Problem, shown},
-        fields::{Element, Fields},
-        nearest::nearest,
-        secret,
-    },
-    proto::v1::EventKind,
+use crate::config::{
+    bus::check_pem,
+    error::{Problem, shown},
+    fields::{Element, Fields},
+    nearest::nearest,
+    secret,
 };
 
 /// Names are those of certificates, which hold long URIs.
@@ -22,9 +21,6 @@ const LONGEST_NAME: usize = 512;
 
 /// Ids are opaque strings of at most this many bytes, everywhere.
 const LONGEST_ID: usize = 128;
-
-/// Kinds, of this gateway's time or a later one's.
-const KIND_NUMBERS: std::ops::RangeInclusive<u8> = 10..=99;
 
 /// What `clientCertificates` may say.
 pub(in crate::config) const REQUIRED: &str = "required";
@@ -247,14 +243,10 @@ fn check_pattern(pattern: &str, most: usize) -> Result<(), Problem> {
 
 /// `mailbox_change`, and the number of that kind: the names of the arms of an event.
 pub(in crate::config) fn kind_names() -> impl Iterator<Item = (String, u8)> {
-    KIND_NUMBERS.filter_map(|number| {
-        let kind = EventKind::try_from(i32::from(number)).ok()?;
-        let name = kind.as_str_name().trim_start_matches("EVENT_KIND_").to_ascii_lowercase();
-        Some((name, number))
-    })
+    kinds::TABLE.iter().map(|row| (row.name.to_owned(), row.number))
 }
 
 fn kind_number(word: &str) -> Option<u8> {
     let named = kind_names().find(|(name, _)| name == word).map(|(_, number)| number);
-    named.or_else(|| word.parse().ok().filter(|number| KIND_NUMBERS.contains(number)))
+    named.or_else(|| word.parse().ok().filter(|number| kinds::is_number(*number)))
 }

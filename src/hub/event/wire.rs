@@ -157,7 +157,8 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// A place in the bytes of a message as the 32 bits that a span has for it: those bytes end where a span does.
+/// A place in the bytes of a message as the 32 bits that a span has for it: those bytes end where a
+/// span does.
 #[inline]
 #[allow(clippy::cast_possible_truncation)] // see above
 fn position(at: usize) -> u32 {

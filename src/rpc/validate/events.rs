@@ -2,10 +2,13 @@
 
 use std::net::IpAddr;
 
+use trunkline_proto::kinds;
+
 use super::{Check, MAX_NAMES, Path};
 use crate::{
+    hub::event::EventView,
     proto::v1::{self, event::Kind},
-    trace::{MAX_TRACEPARENT, MAX_TRACESTATE},
+    trace_context::{MAX_TRACEPARENT, MAX_TRACESTATE},
 };
 
 const MAX_REASON: usize = 1024;
@@ -16,8 +19,8 @@ const MAX_LABELS: usize = 32;
 const MAX_LABEL_VALUE: usize = 1024;
 
 impl Check {
-    /// Checks an event of the kind `kind`, which is 0 if it has none; violations name it by `path`.
-    pub(super) fn event(&mut self, path: Path<'_>, event: &v1::Event, kind: u8) {
+    /// Checks an event, decoded and peeked at. `path` is the name of the event in violations.
+    pub(super) fn event(&mut self, path: Path<'_>, event: &v1::Event, view: &EventView<'_>) {
         self.id(path.field("event_id"), &event.event_id);
         self.time(path.field("publish_time"), event.publish_time.as_ref());
         // Their content concerns only those who trace the event.
@@ -27,19 +30,25 @@ impl Check {
             self.names(path.field("target").field("node_ids"), &target.node_ids);
             self.names(path.field("target").field("roles"), &target.roles);
         }
-        match &event.kind {
-            Some(kind) => self.kind(path, kind),
-            // A kind of a newer peer, of which nothing is known.
-            None if kind != 0 => {}
-            None => self.wrong(path.field("kind"), "is required: exactly one kind"),
+        if view.kind() == 0 || view.meta().has_several_kinds() {
+            self.wrong(path.field("kind"), "is required: exactly one kind");
+            return;
+        }
+        // Of a kind of a newer peer, nothing is known but whether it concerns an account.
+        if kinds::concerns_account(view.kind()) {
+            let kind = path.field(kinds::name(view.kind().into()).unwrap_or("kind"));
+            self.required(kind.field("account_id"), view.account().unwrap_or_default());
+        }
+        if let Some(kind) = &event.kind {
+            self.kind(path, kind);
         }
     }
 
+    /// Checks the fields of a kind, except for the account.
     fn kind(&mut self, path: Path<'_>, kind: &Kind) {
         match kind {
             Kind::MailboxChange(e) => {
                 let path = path.field("mailbox_change");
-                self.required(path.field("account_id"), &e.account_id);
                 self.count(path.field("changed_types"), e.changed_types.len(), MAX_NAMES);
                 for (index, value) in e.changed_types.iter().enumerate() {
                     self.enum_value(path.field("changed_types").index(index), *value);
@@ -47,22 +56,14 @@ impl Check {
             }
             Kind::EmailDelivery(e) => {
                 let path = path.field("email_delivery");
-                self.required(path.field("account_id"), &e.account_id);
                 self.id(path.field("email_id"), &e.email_id);
             }
             Kind::CalendarAlert(e) => {
                 let path = path.field("calendar_alert");
-                self.required(path.field("account_id"), &e.account_id);
                 self.id(path.field("event_id"), &e.event_id);
                 self.id(path.field("recurrence_id"), &e.recurrence_id);
                 self.at_most(path.field("uid"), &e.uid, MAX_REASON);
                 self.id(path.field("alert_id"), &e.alert_id);
-            }
-            Kind::PushSubscriptionChange(e) => {
-                self.required(
-                    path.field("push_subscription_change").field("account_id"),
-                    &e.account_id,
-                );
             }
             Kind::BlockedIp(e) => {
                 let path = path.field("blocked_ip");
@@ -92,15 +93,11 @@ impl Check {
                 self.enum_value(path.field("action"), e.action);
             }
             Kind::CacheInvalidation(e) => self.cache_invalidation(path, e),
-            Kind::QueueStatus(e) => {
-                if e.state == v1::queue_status::State::Unspecified as i32 || e.state < 0 {
-                    self.wrong(
-                        path.field("queue_status").field("state"),
-                        "must be running or paused",
-                    );
-                }
+            Kind::QueueStatus(e)
+                if e.state == v1::queue_status::State::Unspecified as i32 || e.state < 0 =>
+            {
+                self.wrong(path.field("queue_status").field("state"), "must be running or paused");
             }
-            Kind::QueueRefresh(_) => {}
             Kind::Custom(e) => {
                 let path = path.field("custom");
                 self.type_name(path.field("type"), &e.r#type);
@@ -110,6 +107,8 @@ impl Check {
                     self.at_most(path.field("labels").key(key), value, MAX_LABEL_VALUE);
                 }
             }
+            // The other kinds have no fields to check.
+            _ => {}
         }
     }
 

@@ -13,7 +13,7 @@ use crate::{
     hub::event::{EventView, Malformed, routing_key_hash, stamp, stamped_len},
     proto::v1,
     rpc::request::PublishRequest,
-    trace::{Carried, Context},
+    trace_context::{IncomingTrace, TraceContext},
 };
 
 /// A valid request.
@@ -35,7 +35,7 @@ pub struct StampedEvent {
     /// The number of its kind.
     pub kind: u8,
     /// Its trace, if that is recorded.
-    pub followed: Option<Context>,
+    pub traced: Option<TraceContext>,
 }
 
 /// Checks a request, and stamps its events. `views` has a peek at each of them, of as many as a
@@ -45,7 +45,7 @@ pub fn publish(
     views: &[Result<EventView<'_>, Malformed>],
     limits: &Limits,
     now: SystemTime,
-    trace: Option<&Carried>,
+    trace: Option<&IncomingTrace>,
 ) -> Result<ValidPublish, Error> {
     let PublishRequest { node_id, request_id, events } = request;
     let too_large = |event: &Bytes| event.len() > limits.max_event_bytes;
@@ -76,16 +76,16 @@ pub fn publish(
             check.wrong(path, "is not a valid protobuf message");
             continue;
         };
-        check.event(path, &event, view.kind());
+        check.event(path, &event, view);
         if !check.violations.is_empty() {
             continue;
         }
         let (key_hash, kind) = (routing_key_hash(view), view.kind());
         let context =
             if view.meta().has_trace() { view.trace() } else { trace.map(|trace| trace.context) };
-        let followed = context.filter(|context| context.sampled);
+        let traced = context.filter(|context| context.sampled);
         let bytes = stamp(&mut buffer, view, node_id, now, trace, Uuid::now_v7);
-        stamped.push(StampedEvent { bytes, key_hash, kind, followed });
+        stamped.push(StampedEvent { bytes, key_hash, kind, traced });
     }
     check.done()?;
     Ok(ValidPublish { request_id, events: stamped })

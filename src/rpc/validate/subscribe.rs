@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use trunkline_proto::kinds;
+
 use super::{Check, path::Path};
 use crate::{
     config::Limits,
     errors::Error,
     hub::{
-        event::KINDS,
         filter::Filter,
         token::{ResumeToken, TokenError},
     },
@@ -142,7 +143,7 @@ impl Check {
         let custom_types = path.field("custom_types");
         for (index, kind) in filter.kinds.iter().enumerate() {
             // All reserved numbers: a newer peer may publish kinds that this gateway does not know.
-            if !u8::try_from(*kind).is_ok_and(|kind| KINDS.contains(&kind)) {
+            if !u8::try_from(*kind).is_ok_and(kinds::is_number) {
                 self.wrong(kinds.index(index), format!("{kind} is not a kind"));
             }
         }

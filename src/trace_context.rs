@@ -1,42 +1,47 @@
-//! W3C Trace Context: where in which trace an event, or a request, belongs.
+//! W3C Trace Context: the trace that an event, or a request, belongs to.
+//!
+//! The bus and the hub carry contexts and look at one flag; `observe::trace` makes spans of them.
 
 use std::fmt::Write as _;
 
-/// A longer `traceparent` is none of the versions that there are: the one of today has 55 bytes.
+/// Bytes of a `traceparent`. Version 00 has 55; a longer one is of no version that exists.
 pub const MAX_TRACEPARENT: usize = 128;
 
-/// What the recommendation asks everybody to carry; who writes more must expect to lose it.
+/// Bytes of a `tracestate`: what the recommendation asks everybody to carry.
 pub const MAX_TRACESTATE: usize = 512;
+
+/// Links of one span to the traces of other events.
+pub const MAX_LINKS: u32 = 32;
 
 /// The length of a `traceparent` of version 00.
 const LENGTH: usize = 55;
 
-/// What a `traceparent` says.
+/// A `traceparent`, read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Context {
+pub struct TraceContext {
     /// The trace; not zero.
     pub trace_id: [u8; 16],
-    /// The span that what follows belongs under; not zero.
+    /// The parent of the spans to come; not zero.
     pub span_id: [u8; 8],
-    /// Whether the trace is recorded.
+    /// True when the trace is recorded.
     pub sampled: bool,
 }
 
-/// The context of a request, as it is carried by the events that have none of their own.
+/// The trace context of a request. Its events that have none of their own carry it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Carried {
-    /// What it says.
-    pub context: Context,
-    /// As it is written.
+pub struct IncomingTrace {
+    /// The `traceparent`, read.
+    pub context: TraceContext,
+    /// The `traceparent`, as it came.
     pub traceparent: String,
-    /// What tracing systems say beside it; empty where they say nothing.
+    /// The `tracestate`; empty if there is none.
     pub tracestate: String,
 }
 
-impl Context {
-    /// Reads a `traceparent` of any version, as the recommendation wants it: of a newer version, what version 00 knows. `None` if
-    /// it is malformed or empty.
-    pub fn parse(text: &[u8]) -> Option<Context> {
+impl TraceContext {
+    /// Reads a `traceparent` of any version; of a newer one the fields of version 00, as the
+    /// recommendation wants it. `None` if it is malformed or empty.
+    pub fn parse(text: &[u8]) -> Option<TraceContext> {
         if text.len() < LENGTH || text.len() > MAX_TRACEPARENT {
             return None;
         }
@@ -52,16 +57,16 @@ impl Context {
         let span_id = hex(&known[36..52])?;
         let [flags] = hex(&known[53..])?;
         let valid = dashes && ends && trace_id != [0; 16] && span_id != [0; 8];
-        valid.then_some(Context { trace_id, span_id, sampled: flags & 1 == 1 })
+        valid.then_some(TraceContext { trace_id, span_id, sampled: flags & 1 == 1 })
     }
 
-    /// As it is written, in version 00.
+    /// The `traceparent` of version 00.
     pub fn traceparent(&self) -> String {
         let mut text = String::with_capacity(LENGTH);
         text.push_str("00-");
         let mut put = |bytes: &[u8]| {
             for byte in bytes {
-                // A String takes all that is written to it.
+                // Writing to a String does not fail.
                 let _ = write!(text, "{byte:02x}");
             }
             text.push('-');
@@ -73,29 +78,30 @@ impl Context {
     }
 }
 
-impl Carried {
-    /// What the headers of a request say. Where they are malformed, or stand there twice, the request has no context: whoever
-    /// publishes must not fail by its tracing.
+impl IncomingTrace {
+    /// Reads the headers of a request. Malformed or repeated ones count as none: a publish must not
+    /// fail because of its trace.
     pub fn read<'a>(
         mut parents: impl Iterator<Item = &'a [u8]>,
         states: impl Iterator<Item = &'a [u8]>,
-    ) -> Option<Carried> {
+    ) -> Option<IncomingTrace> {
         let parent = parents.next()?;
         if parents.next().is_some() {
             return None;
         }
-        let context = Context::parse(parent)?;
+        let context = TraceContext::parse(parent)?;
         let traceparent = String::from_utf8(parent.to_vec()).ok()?;
-        Some(Carried { context, traceparent, tracestate: join(states) })
+        Some(IncomingTrace { context, traceparent, tracestate: join(states) })
     }
 
-    /// A context that begins here.
-    pub fn new(context: Context) -> Carried {
-        Carried { context, traceparent: context.traceparent(), tracestate: String::new() }
+    /// A trace that begins at this gateway.
+    pub fn new(context: TraceContext) -> IncomingTrace {
+        IncomingTrace { context, traceparent: context.traceparent(), tracestate: String::new() }
     }
 }
 
-/// Several `tracestate` headers are one list; one that is too long or not plain text is left out as a whole.
+/// Joins several `tracestate` headers to one list. It is left out as a whole if it is too long or
+/// not plain text.
 fn join<'a>(states: impl Iterator<Item = &'a [u8]>) -> String {
     let mut joined = String::new();
     for state in states {
@@ -117,7 +123,7 @@ fn join<'a>(states: impl Iterator<Item = &'a [u8]>) -> String {
     joined
 }
 
-/// Lower case only, says the recommendation.
+/// Reads hexadecimal digits. The recommendation allows lower case only.
 fn hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     let digit = |byte: u8| match byte {
         b'0'..=b'9' => Some(byte - b'0'),
@@ -137,37 +143,37 @@ mod tests {
 
     const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-    fn read(parents: &[&str], states: &[&str]) -> Option<Carried> {
+    fn read(parents: &[&str], states: &[&str]) -> Option<IncomingTrace> {
         let bytes =
             |texts: &[&str]| texts.iter().map(|t| t.as_bytes().to_vec()).collect::<Vec<_>>();
         let (parents, states) = (bytes(parents), bytes(states));
-        Carried::read(parents.iter().map(|p| &p[..]), states.iter().map(|s| &s[..]))
+        IncomingTrace::read(parents.iter().map(|p| &p[..]), states.iter().map(|s| &s[..]))
     }
 
     #[test]
-    fn a_context_is_read_and_written() {
-        let context = Context::parse(PARENT.as_bytes()).unwrap();
+    fn a_traceparent_is_read_and_written_back() {
+        let context = TraceContext::parse(PARENT.as_bytes()).unwrap();
         assert_eq!(context.trace_id[..2], [0x4b, 0xf9]);
         assert_eq!(context.span_id[6..], [0x02, 0xb7]);
         assert!(context.sampled);
         assert_eq!(context.traceparent(), PARENT);
         let unsampled = PARENT.replace("-01", "-00");
-        assert!(!Context::parse(unsampled.as_bytes()).unwrap().sampled);
-        assert!(Context::parse(PARENT.replace("-01", "-03").as_bytes()).unwrap().sampled);
+        assert!(!TraceContext::parse(unsampled.as_bytes()).unwrap().sampled);
+        assert!(TraceContext::parse(PARENT.replace("-01", "-03").as_bytes()).unwrap().sampled);
     }
 
     #[test]
-    fn newer_versions_are_read_as_far_as_they_are_known() {
+    fn newer_versions_are_read_up_to_the_known_fields() {
         for newer in ["cc-", "01-"] {
             let newer = PARENT.replacen("00-", newer, 1);
-            assert!(Context::parse(newer.as_bytes()).is_some());
-            assert!(Context::parse(format!("{newer}-more").as_bytes()).is_some());
-            assert!(Context::parse(format!("{newer}more").as_bytes()).is_none());
+            assert!(TraceContext::parse(newer.as_bytes()).is_some());
+            assert!(TraceContext::parse(format!("{newer}-more").as_bytes()).is_some());
+            assert!(TraceContext::parse(format!("{newer}more").as_bytes()).is_none());
         }
     }
 
     #[test]
-    fn what_is_malformed_is_none() {
+    fn a_malformed_traceparent_is_no_context() {
         let zero_trace = PARENT.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32));
         let zero_span = PARENT.replace("00f067aa0ba902b7", &"0".repeat(16));
         for text in [
@@ -183,15 +189,15 @@ mod tests {
             &zero_span,
             &format!("cc{}-{}", &PARENT[2..], "x".repeat(MAX_TRACEPARENT)),
         ] {
-            assert_eq!(Context::parse(text.as_bytes()), None, "{text}");
+            assert_eq!(TraceContext::parse(text.as_bytes()), None, "{text}");
         }
     }
 
     #[test]
-    fn headers_are_one_context_or_none() {
-        let carried = read(&[PARENT], &["a=1", " b=2 ", ""]).unwrap();
+    fn repeated_or_malformed_headers_are_no_context() {
+        let incoming = read(&[PARENT], &["a=1", " b=2 ", ""]).unwrap();
         assert_eq!(
-            (carried.traceparent.as_str(), carried.tracestate.as_str()),
+            (incoming.traceparent.as_str(), incoming.tracestate.as_str()),
             (PARENT, "a=1,b=2")
         );
         assert_eq!(read(&[], &["a=1"]), None);
