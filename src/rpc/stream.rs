@@ -178,8 +178,8 @@ impl Subscription {
                 self.last_sent = now;
                 return Poll::Ready(Some(Ok(explanation)));
             }
-            if self.listed.notices().is_waiting()
-                && let Poll::Ready(notice) = self.listed.notices().poll_take(cx)
+            if self.listed.notifications().is_pending()
+                && let Poll::Ready(notice) = self.listed.notifications().poll_take(cx)
             {
                 self.last_sent = now;
                 let notice = EncodedMessage::response(Response::Notice(notice));
@@ -196,7 +196,7 @@ impl Subscription {
                 return Poll::Ready(Some(Ok(self.heartbeat())));
             }
             // After the events, so that they do not pay for registering this waker.
-            if let Poll::Ready(notice) = self.listed.notices().poll_take(cx) {
+            if let Poll::Ready(notice) = self.listed.notifications().poll_take(cx) {
                 self.last_sent = now;
                 let notice = EncodedMessage::response(Response::Notice(notice));
                 return Poll::Ready(Some(Ok(notice)));
@@ -258,7 +258,7 @@ impl Subscription {
     /// verdicts that may bring.
     fn due_explanation(&mut self, now: Instant) -> Option<EncodedMessage> {
         let explainer = self.explainer.as_mut()?;
-        self.cursor.limit_decisions(explainer.room(now));
+        self.cursor.limit_decisions(explainer.available(now));
         explainer.due().filter(|due| *due <= now)?;
         self.explanation()
     }

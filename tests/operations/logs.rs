@@ -55,7 +55,7 @@ async fn scenario(redis: &RedisServer, options: GatewayOptions) -> Gateway {
     stream.event("after", LIMIT).await;
     drop(stream);
     until(LIMIT, "the stream's end is in the log", async || {
-        gateway.stderr().contains("the node went away")
+        gateway.stderr().contains("the client disconnected")
     })
     .await;
     let last = node.subscribe(node.request()).await;
@@ -109,7 +109,7 @@ async fn each_change_of_state_is_one_json_line() {
     let reasons: Vec<_> = closed.iter().map(|line| line["reason"].as_str().unwrap()).collect();
     assert_eq!(
         reasons,
-        ["it had all the events that it asked for", "the node went away", "DRAINING"]
+        ["max_events is reached", "the client disconnected", "DRAINING"]
     );
     assert_eq!((&closed[0]["node"], &closed[0]["events"]), (&json!("n1"), &json!(500)));
     assert_eq!(closed[1]["events"], 501);
@@ -156,7 +156,7 @@ async fn lines_of_streams_are_limited_and_those_left_out_are_counted() {
     gateway.terminate(LIMIT).await;
     let lines = lines(&gateway);
     let suppressed = |field: &str| -> u64 {
-        let left_out = lines.iter().filter(|l| l["message"] == "lines of streams were left out");
+        let left_out = lines.iter().filter(|l| l["message"] == "log lines of streams were suppressed");
         left_out.map(|line| line[field].as_u64().unwrap()).sum()
     };
     for (message, field) in [("stream opened", "opened"), ("stream closed", "closed")] {
@@ -194,8 +194,8 @@ async fn a_gap_on_a_stream_is_one_line() {
     drop(late);
     gateway.terminate(LIMIT).await;
     let lines = lines(&gateway);
-    assert_eq!(count(&lines, "stream told a gap"), 1, "{lines:#?}");
-    let gap = line(&lines, "stream told a gap");
+    assert_eq!(count(&lines, "gap sent"), 1, "{lines:#?}");
+    let gap = line(&lines, "gap sent");
     assert_eq!((&gap["node"], &gap["shard"]), (&json!("n1"), &json!("0")), "{gap}");
     assert_eq!((&gap["reason"], &gap["missed"]), (&json!("history expired"), &json!(missed)));
 }

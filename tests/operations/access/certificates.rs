@@ -179,6 +179,6 @@ async fn plain_text_beyond_loopback_requires_insecure() {
     }
     let gateway =
         Gateway::start(everywhere(json!({ "listen": "0.0.0.0:0", "insecure": true }))).await;
-    gateway.stderr_has("nobody is asked who he is", LIMIT).await;
+    gateway.stderr_has("authentication is off", LIMIT).await;
     gateway.stderr_has("insecure: nodes connect in plain text", LIMIT).await;
 }
