@@ -2,7 +2,8 @@
 //! Trunkline: a gRPC gateway that keeps the servers of a cluster in step.
 //!
 //! Nodes publish typed events, and each receives those of all others on one stream. Gateways carry
-//! all streams over a few shared Redis connections. `ARCHITECTURE.md` describes the path of an event.
+//! all streams over a few shared Redis connections. `ARCHITECTURE.md` describes the path of an
+//! event.
 
 mod access;
 pub mod bus;

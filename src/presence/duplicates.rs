@@ -231,8 +231,8 @@ fn started(node_id: &str, others: &[&Process]) -> Notice {
         severity: NoticeSeverity::Warning.into(),
         reason: NoticeReason::DuplicateNodeId.into(),
         text: format!(
-            "another live process uses the node id {node_id:?}: {}. Each process needs a node id of \
-             its own; a process states the same incarnation on all of its streams",
+            "another live process uses the node id {node_id:?}: {}. Each process needs a node id \
+             of its own; a process states the same incarnation on all of its streams",
             names.join(", ")
         ),
         notice_time: Some(timestamp(SystemTime::now())),

@@ -105,7 +105,8 @@ impl Nodes {
         gateways
     }
 
-    /// Reads the streams of all gateways, this one's first, but at most `max`. Returns their number.
+    /// Reads the streams of all gateways, this one's first, but at most `max`. Returns the number
+    /// of all.
     pub fn each(&self, max: usize, mut see: impl FnMut(&ListedNode<'_>)) -> usize {
         let own = self.gateway.state();
         let mut show =
@@ -236,7 +237,8 @@ impl PageStart {
         Some(PageStart { after: Some((node.to_owned(), subscription.to_owned())) })
     }
 
-    /// The token of the page that begins after this node: opaque to clients, and safe in a URL (AIP-158).
+    /// The token of the page that begins after this node: opaque to clients, and safe in a URL
+    /// (AIP-158).
     fn encode_after((node, subscription): &Key) -> String {
         URL_SAFE_NO_PAD.encode(format!("{node}{SEPARATOR}{subscription}"))
     }

@@ -1,8 +1,8 @@
 //! The nodes that are connected to this gateway and to the others.
 //!
-//! The streams of this gateway are listed while they are open. Gateways publish their streams to one
-//! another in the store of the bus ([`membership`]); a list of all of them is made when a request
-//! asks for it ([`list`]).
+//! The streams of this gateway are listed while they are open. Gateways publish their streams to
+//! one another in the store of the bus ([`membership`]); a list of all of them is made when a
+//! request asks for it ([`list`]).
 
 mod duplicates;
 pub mod list;
@@ -227,8 +227,8 @@ impl Drop for Listed {
     }
 }
 
-/// Keeps of a filter only what a list shows: a page of nodes must not carry ten thousand accounts of
-/// each.
+/// Keeps of a filter only what a list shows: a page of nodes must not carry ten thousand accounts
+/// of each.
 fn show_part(node: &mut v1::Node) {
     let Some(filter) = &mut node.filter else { return };
     let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);

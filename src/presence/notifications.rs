@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 
 use crate::proto::v1;
 
-/// The latest notification that a stream has not sent yet. A stream whose client does not read holds
-/// one, however many there were.
+/// The latest notification that a stream has not sent yet. A stream whose client does not read
+/// holds one, however many there were.
 #[derive(Debug, Default)]
 pub struct Notifications {
     latest: Mutex<Latest>,

@@ -70,8 +70,8 @@ pub struct Subscription {
     /// When this stream is asked to leave, in a drain.
     leave: Option<(Instant, Drain)>,
     last_sent: Instant,
-    /// Fires when something may be due that no event wakes the stream for. It is not reset with each
-    /// message: when it fires, the stream looks at what is due.
+    /// Fires when something may be due that no event wakes the stream for. It is not reset with
+    /// each message: when it fires, the stream looks at what is due.
     timer: Pin<Box<Sleep>>,
     /// Collects explanations; none unless the request asks for them.
     explainer: Option<Explainer>,
@@ -254,8 +254,8 @@ impl Subscription {
         }
     }
 
-    /// The explanation that is due, if one is. Comes before each poll of the cursor, and sets how many
-    /// verdicts that may bring.
+    /// The explanation that is due, if one is. Comes before each poll of the cursor, and sets how
+    /// many verdicts that may bring.
     fn due_explanation(&mut self, now: Instant) -> Option<EncodedMessage> {
         let explainer = self.explainer.as_mut()?;
         self.cursor.limit_decisions(explainer.available(now));

@@ -107,10 +107,7 @@ async fn each_change_of_state_is_one_json_line() {
     assert!(line(&lines, "the bus is not verified any more")["why"].is_string());
     let closed: Vec<_> = lines.iter().filter(|line| line["message"] == "stream closed").collect();
     let reasons: Vec<_> = closed.iter().map(|line| line["reason"].as_str().unwrap()).collect();
-    assert_eq!(
-        reasons,
-        ["max_events is reached", "the client disconnected", "DRAINING"]
-    );
+    assert_eq!(reasons, ["max_events is reached", "the client disconnected", "DRAINING"]);
     assert_eq!((&closed[0]["node"], &closed[0]["events"]), (&json!("n1"), &json!(500)));
     assert_eq!(closed[1]["events"], 501);
     // 551 events and a dozen requests made no line.
@@ -156,7 +153,8 @@ async fn lines_of_streams_are_limited_and_those_left_out_are_counted() {
     gateway.terminate(LIMIT).await;
     let lines = lines(&gateway);
     let suppressed = |field: &str| -> u64 {
-        let left_out = lines.iter().filter(|l| l["message"] == "log lines of streams were suppressed");
+        let left_out =
+            lines.iter().filter(|l| l["message"] == "log lines of streams were suppressed");
         left_out.map(|line| line[field].as_u64().unwrap()).sum()
     };
     for (message, field) in [("stream opened", "opened"), ("stream closed", "closed")] {
