@@ -26,7 +26,7 @@ pub enum Credential {
 /// The rules of an authenticated caller, where `auth` is configured.
 ///
 /// The checks count what they refuse. Their errors name everything in a request that is not
-/// allowed.
+/// allowed; validation, which comes later, refuses what is invalid.
 #[derive(Clone)]
 pub struct Grant {
     pub(super) access: Arc<Access>,

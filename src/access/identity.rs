@@ -20,7 +20,7 @@ use super::{
 pub enum Identity {
     /// Authenticated, by a token or a client certificate.
     Named(Arc<str>),
-    /// Without authentication: all connections from one peer are one identity.
+    /// Without authentication: all connections of one peer, an IPv4 address or an IPv6 network.
     Anonymous(IpAddr),
 }
 

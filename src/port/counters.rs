@@ -9,29 +9,29 @@ use crate::errors::{Limit, LimitCounters};
 pub struct Counters {
     /// Connections that were accepted.
     connections: AtomicU64,
-    /// Requests that are not completely answered.
+    /// Requests in flight: not completely answered yet.
     in_flight: AtomicUsize,
     /// Connections and requests that were refused or ended because of a limit.
     limits: LimitCounters,
 }
 
 impl Counters {
-    /// A connection was accepted.
+    /// Records a connection that was accepted.
     pub fn connected(&self) {
         self.connections.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A request has arrived.
-    pub fn begun(&self) {
+    /// Records a request that has arrived.
+    pub fn request_started(&self) {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A request is completely answered, or cancelled.
-    pub fn over(&self) {
+    /// Records that a request is completely answered or cancelled.
+    pub fn request_finished(&self) {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// A connection or request was refused or ended because of a limit.
+    /// Records a connection or request that was refused or ended because of a limit.
     pub fn refused(&self, limit: Limit) {
         self.limits.refused(limit);
     }
@@ -41,7 +41,7 @@ impl Counters {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// The number of requests that are not completely answered.
+    /// The number of requests in flight.
     pub fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
     }

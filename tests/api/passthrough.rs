@@ -113,6 +113,22 @@ async fn an_event_that_is_not_protobuf_is_reported_by_its_index() {
 }
 
 #[tokio::test]
+async fn an_event_has_exactly_one_kind_field_known_or_not() {
+    let deployment = Deployment::embedded().await;
+    let kind = |number| field(number, &field(1, b"account"));
+    for (first, second) in [(10, 42), (42, 10), (10, 11), (10, 10), (42, 43), (55, 10)] {
+        let events = vec![[kind(first), kind(second)].concat()];
+        let status = raw::publish(&deployment.gateway, "p", events).await.unwrap_err();
+        assert_eq!(wrong_fields(&status), ["events[0].kind"], "{first} and {second}");
+    }
+    // The account of an unknown kind that concerns one is required, as that of a known kind.
+    let events = vec![field(10, b""), field(42, b""), field(55, b"")];
+    let status = raw::publish(&deployment.gateway, "p", events).await.unwrap_err();
+    let fields = ["events[0].mailbox_change.account_id", "events[1].kind.account_id"];
+    assert_eq!(wrong_fields(&status), fields);
+}
+
+#[tokio::test]
 async fn a_request_that_is_not_protobuf_is_an_invalid_argument() {
     let deployment = Deployment::embedded().await;
     let garbage = Bytes(vec![0xff; 50]);

@@ -128,7 +128,7 @@ async fn text_lines_have_the_same_content_and_no_secret() {
     gateway.terminate(LIMIT).await;
     let log = gateway.stderr();
     for expected in [
-        "INFO trunkline::server: starting version=\"0.1.0\" gateway_id=\"gw-1\" config={",
+        "INFO trunkline::gateway: starting version=\"0.1.0\" gateway_id=\"gw-1\" config={",
         "the bus is verified",
         "stream opened node=\"n1\"",
         "stream closed node=\"n1\"",
@@ -141,7 +141,7 @@ async fn text_lines_have_the_same_content_and_no_secret() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lines_of_streams_are_limited_and_those_left_out_are_counted() {
+async fn lines_of_streams_are_limited_and_suppressed_ones_are_counted() {
     let options = GatewayOptions::embedded().set("logFormat", "json");
     let gateway = Gateway::start(options).await;
     let node = TestNode::connect(&gateway, "n1").await;
@@ -153,9 +153,9 @@ async fn lines_of_streams_are_limited_and_those_left_out_are_counted() {
     gateway.terminate(LIMIT).await;
     let lines = lines(&gateway);
     let suppressed = |field: &str| -> u64 {
-        let left_out =
+        let suppressed =
             lines.iter().filter(|l| l["message"] == "log lines of streams were suppressed");
-        left_out.map(|line| line[field].as_u64().unwrap()).sum()
+        suppressed.map(|line| line[field].as_u64().unwrap()).sum()
     };
     for (message, field) in [("stream opened", "opened"), ("stream closed", "closed")] {
         let written = count(&lines, message);
@@ -163,7 +163,7 @@ async fn lines_of_streams_are_limited_and_those_left_out_are_counted() {
         assert_eq!(
             written as u64 + suppressed(field),
             400,
-            "{message}: what is left out is counted"
+            "{message}: suppressed lines are counted"
         );
     }
 }

@@ -44,7 +44,7 @@ impl InFlightGuard {
     fn new(activity: &Arc<Activity>, counters: &Arc<Counters>) -> InFlightGuard {
         activity.started.fetch_add(1, Ordering::Relaxed);
         activity.in_flight.fetch_add(1, Ordering::Relaxed);
-        counters.begun();
+        counters.request_started();
         InFlightGuard { activity: activity.clone(), counters: counters.clone() }
     }
 }
@@ -52,7 +52,7 @@ impl InFlightGuard {
 impl Drop for InFlightGuard {
     fn drop(&mut self) {
         self.activity.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.counters.over();
+        self.counters.request_finished();
     }
 }
 
