@@ -17,8 +17,8 @@ pub struct Frame {
     pub count: u64,
     /// The time at which the writer made the frame, by its own clock, in milliseconds since 1970.
     pub time_ms: u64,
-    /// The first position of its last event, if the bus lost the frame and a gateway appended it
-    /// again.
+    /// The first position of its last event, if the bus lost the frame and a gateway
+    /// re-appended it.
     pub origin: Option<Position>,
     /// The events as they are encoded in `trunkline.v1.EventBatch`: each with the tag of field 1
     /// and its length.
@@ -102,7 +102,7 @@ pub enum Delivery {
     /// Events are missing; the next event follows `gap.to`.
     Gap(Gap),
     /// Events that this sink has had at the frame's origin; the bus lost them and a gateway
-    /// appended them again. Only a stream that comes from another gateway may not have them.
+    /// re-appended them. Only a stream that comes from another gateway may not have them.
     Restored(Frame),
 }
 

@@ -66,7 +66,7 @@ pub type SharedBus = Arc<dyn Bus>;
 ///   epoch with a higher number; nothing is appended to an earlier one after that. A new epoch that
 ///   follows directly on what a sink has is [`Delivery::Epoch`]; one before which events are
 ///   missing is a gap. A position never stands for two events.
-/// - **Restored.** Events that the bus lost and a gateway appended again keep their first position
+/// - **Restored.** Events that the bus lost and a gateway re-appended keep their first position
 ///   as [`Frame::origin`]. A sink that has them already gets them as [`Delivery::Restored`].
 /// - **Last values.** The event of [`Batch::retain`] with the highest position under a key is kept,
 ///   whatever becomes of history; see [`History::retained`].
@@ -140,9 +140,7 @@ pub trait History: Send + Sync {
 
 /// Milliseconds since 1970.
 pub(crate) fn unix_ms() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| millis(since))
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, millis)
 }
 
 /// A duration in whole milliseconds.

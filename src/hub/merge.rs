@@ -185,7 +185,10 @@ mod tests {
         /// rule are all delivered, in order.
         #[test]
         fn merging_keeps_every_state_and_every_event_without_a_rule(
-            acts in proptest::collection::vec((0..4_usize, 0..5_usize, 1..1000_u64, 1..10_i32), 1..60)
+            acts in proptest::collection::vec(
+                (0..4_usize, 0..5_usize, 1..1000_u64, 1..10_i32),
+                1..60,
+            )
         ) {
             let mut kinds = Vec::new();
             let mut wanted: HashMap<String, (u64, Vec<i32>, u64)> = HashMap::new();

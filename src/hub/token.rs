@@ -6,7 +6,7 @@
 //! | 1 | version of this layout: 1 |
 //! | 4 | tag of the deployment, big endian |
 //! | varint | number of shards |
-//! | per shard, from 0 | epoch (the first whole, each other as its distance to the one before, zigzag), offset; varints |
+//! | per shard, from 0 | varints: the epoch (as distance to the one before, zigzag), the offset |
 //! | 4 | FNV-1a of all before, big endian |
 //!
 //! Epochs of one deployment are mostly close together, so a shard takes about as many bytes as its
@@ -233,7 +233,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_token_decodes_to_what_was_encoded(deployment in any::<u32>(), positions in some_positions()) {
+        fn a_token_decodes_to_what_was_encoded(
+            deployment in any::<u32>(),
+            positions in some_positions(),
+        ) {
             let token = ResumeToken { deployment, positions };
             let bytes = token.to_bytes();
             prop_assert_eq!(bytes.len(), token.encoded_len());
@@ -259,7 +262,10 @@ mod tests {
         }
 
         #[test]
-        fn decoding_any_bytes_does_not_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..64), sum in any::<bool>()) {
+        fn decoding_any_bytes_does_not_panic(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..64),
+            sum in any::<bool>(),
+        ) {
             if sum {
                 let mut fnv = Fnv32::new();
                 fnv.write(&bytes);

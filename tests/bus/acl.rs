@@ -1,4 +1,4 @@
-//! The smallest rights that are enough: the users of deploy/redis, as they stand there.
+//! The users of deploy/redis have all rights that a gateway needs, and no others.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -21,25 +21,25 @@ use super::{
 pub const STANDALONE: &str = include_str!("../../deploy/redis/standalone.acl");
 const CLUSTER: &str = include_str!("../../deploy/redis/cluster.acl");
 
-/// What the user of the file may do, for another prefix.
+/// The rights of a file's user, for another prefix.
 pub fn rights(file: &str, prefix: &str) -> Vec<String> {
     let line = file.trim().strip_prefix("user gateway ").expect("the user `gateway`");
     let line = line.replace("trunkline:", &format!("{prefix}:"));
     line.split(' ').map(str::to_owned).collect()
 }
 
-/// Makes the user on a server.
+/// Creates the user on a server.
 pub async fn make_user(server: &RedisServer, name: &str, rights: &[String]) {
     let mut args = vec!["ACL", "SETUSER", name];
     args.extend(rights.iter().map(String::as_str));
     assert_eq!(server.cli(&args).await, "OK");
 }
 
-/// What was refused to the user on this server: the commands and the keys.
+/// The commands and keys that the server refused to the user.
 async fn refused(server: &RedisServer, user: &str) -> Vec<String> {
     let log = server.cli(&["ACL", "LOG", "1000"]).await;
     let lines: Vec<_> = log.lines().collect();
-    // Each entry is a list of names and values, one a line.
+    // Each entry is a list of names and values, one on each line.
     let of = |chunk: &[&str]| -> Option<String> {
         let value = |name: &str| {
             let at = chunk.iter().position(|line| *line == name)?;
@@ -57,8 +57,9 @@ fn queue_status(id: &str) -> Event {
     Event { event_id: id.into(), kind, ..Default::default() }
 }
 
-/// A log that keeps next to nothing, so that streams read from Redis; and a history that is soon full, so that it is trimmed.
-fn hungry(options: GatewayOptions) -> GatewayOptions {
+/// A log of one event, so that streams read from Redis, and a history that is soon full, so that it
+/// is trimmed.
+fn small_limits(options: GatewayOptions) -> GatewayOptions {
     options
         .set("shards", 1)
         .set("log", json!({"maxEvents": 1}))
@@ -66,10 +67,11 @@ fn hungry(options: GatewayOptions) -> GatewayOptions {
         .set_bus("minReplicas", 1)
 }
 
-/// Everything that a gateway does with Redis. `server` owns the shard's `key`, which is taken away in the midst.
+/// Makes a gateway do everything that it does with Redis. `server` owns the shard's `key`, which is
+/// deleted halfway.
 async fn everything(options: &GatewayOptions, server: &RedisServer, key: &str) {
     let (one, two) = tokio::join!(Gateway::start(options.clone()), Gateway::start(options.clone()));
-    // Publishing and subscribing; what a stream resumes with comes from history.
+    // Publish, subscribe, and resume from history.
     let node = TestNode::connect(&two, "node").await;
     let first = node.subscribe(node.request()).await;
     crosses(&one, &two).await;
@@ -81,29 +83,29 @@ async fn everything(options: &GatewayOptions, server: &RedisServer, key: &str) {
         let resumed = node.subscribe(resume).await.event("e-299", LIMIT).await;
         assert_eq!((&resumed.event_ids, resumed.gaps().len()), (&sent, 0));
     }
-    // A retry.
+    // Retry a publish.
     let publisher = TestNode::connect(&one, "publisher").await;
     let request = "0190d2a0-0000-7000-8000-000000000001";
-    let again = async || {
+    let retry = async || {
         publisher.publish_as(request, events::numbered("r", 1, 1)).await.expect("published")
     };
-    assert_eq!(again().await, again().await);
-    // A last value, for a gateway that never heard it.
+    assert_eq!(retry().await, retry().await);
+    // Read a last value on a gateway that did not receive it.
     publisher.publish(vec![queue_status("paused")]).await.expect("published");
     one.restart().await;
     let late = TestNode::connect(&one, "late").await;
     let late = late.subscribe(late.request()).await;
     late.event("paused", LIMIT).await;
-    // A lost subscription is repaired.
+    // Repair a lost subscription.
     server.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
     let publisher = TestNode::connect(&one, "publisher").await;
     publisher.publish(events::numbered("k", 1, 1)).await.expect("published");
     first.event("k-0", LIMIT).await;
-    // A lost state is a new epoch.
+    // Open a new epoch after the state was lost.
     server.cli(&["DEL", key]).await;
     publisher.publish(events::numbered("d", 1, 1)).await.expect("published");
     first.event("d-0", LIMIT).await;
-    // A full history is trimmed.
+    // Trim a full history.
     for number in 0..40 {
         let event = events::with_id(format!("large-{number}"), events::large(16 << 10));
         publisher.publish(vec![event]).await.expect("published");
@@ -126,11 +128,11 @@ async fn with_replica() -> (RedisServer, RedisServer) {
 
 fn as_user(redis: &RedisServer, user: &str, prefix: &str) -> GatewayOptions {
     let url = format!("redis://{user}:change-me@127.0.0.1:{}", redis.port());
-    hungry(GatewayOptions::redis(&url, prefix))
+    small_limits(GatewayOptions::redis(&url, prefix))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_user_of_the_file_may_do_all_that_a_gateway_does() {
+async fn the_rights_of_the_acl_file_are_enough() {
     let (redis, _replica) = with_replica().await;
     let prefix = shared::prefix();
     make_user(&redis, "gateway", &rights(STANDALONE, &prefix)).await;
@@ -146,7 +148,7 @@ async fn the_user_of_the_file_may_do_all_that_a_gateway_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_any_one_of_its_rights_something_is_refused() {
+async fn every_right_of_the_acl_file_is_needed() {
     let (redis, _replica) = with_replica().await;
     let all = rights(STANDALONE, "p");
     let commands: Vec<String> =
@@ -166,7 +168,7 @@ async fn without_any_one_of_its_rights_something_is_refused() {
         let seen = eventually(LIMIT * 2, taken, async || refused(&redis, &user).await.pop());
         let seen = tokio::select! {
             seen = seen => seen,
-            // In vain, or in part: what counts is what was refused.
+            // It need not succeed: the test counts refusals.
             () = stubborn(&options, &redis, &state) => unreachable!("it goes on"),
         };
         let command = taken.trim_start_matches('+');
@@ -179,7 +181,7 @@ async fn without_any_one_of_its_rights_something_is_refused() {
     stream::iter(without.enumerate()).map(check).buffer_unordered(4).collect::<Vec<()>>().await;
 }
 
-/// As [`everything`], for a user to whom something is refused: nothing is expected, and it does not end.
+/// As [`everything`], for a user without some right: errors are ignored, and it does not end.
 async fn stubborn(options: &GatewayOptions, server: &RedisServer, key: &str) {
     let options = options.clone().ready(Ready::Started).set_bus("timeout", "2s");
     let gateway = Gateway::start(options).await;
@@ -203,14 +205,15 @@ async fn stubborn(options: &GatewayOptions, server: &RedisServer, key: &str) {
         {
             token = stream.recording().last_token().map(<[u8]>::to_vec).unwrap_or_default();
         }
-        // Not too often: a history that begins anew is not trimmed, and what is trimmed is older than a second.
+        // Not too often: a history that begins anew is not trimmed, and trimmed entries are older
+        // than a second.
         if round % 48 == 47 {
-            // Where the slot is on its way they lie elsewhere.
+            // While the slot moves, its keys are on the other server.
             let _ = server.command::<i64>(&["DEL", key]).await;
             let _ = server.command::<String>(&["SCRIPT", "FLUSH"]).await;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
-        // Now and then nobody is there for so long that the other gateways are told.
+        // Now and then no node is connected for so long that the other gateways get a new record.
         if round % 48 == 23 {
             drop(stream);
             tokio::time::sleep(Duration::from_millis(1500)).await;
@@ -219,19 +222,19 @@ async fn stubborn(options: &GatewayOptions, server: &RedisServer, key: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_user_of_the_file_is_enough_in_a_cluster() {
+async fn the_rights_of_the_cluster_acl_file_are_enough_and_needed() {
     let cluster = RedisCluster::with(ClusterOptions::default()).await;
     let prefix = shared::prefix();
-    // What the file of a cluster has beside that of a standalone server; each is needed.
+    // The rights that only the file of a cluster has; each is needed.
     let (file, alone) = (rights(CLUSTER, &prefix), rights(STANDALONE, &prefix));
     let alone: HashSet<_> = alone.iter().collect();
     let mut more: Vec<_> = file.iter().filter(|right| !alone.contains(right)).cloned().collect();
     let options = |user: &str| {
-        hungry(GatewayOptions::redis_cluster(&cluster.urls(), &prefix))
+        small_limits(GatewayOptions::redis_cluster(&cluster.urls(), &prefix))
             .set_bus("authUsername", user)
             .set_bus("authSecret", json!({"@type": "Value", "secret": "change-me"}))
     };
-    // Numbered as they are taken away below.
+    // In the order in which they are removed below.
     more.sort_by_key(|right| right == "+asking");
     for node in cluster.nodes() {
         make_user(node, "gateway", &file).await;
@@ -247,7 +250,8 @@ async fn the_user_of_the_file_is_enough_in_a_cluster() {
     // Without its right to READONLY nothing is refused before a gateway knows a replica.
     cluster.replica_is_named(cluster.replicas_of(owner).await[0]).await;
 
-    // A slot on its way, last of all: what is no longer there is asked for where it goes, which takes it when it has all.
+    // A moving slot comes last: keys that have left are asked for at the destination, which owns
+    // the slot when it has all of them.
     assert_eq!(more.last().map(String::as_str), Some("+asking"), "{more:?}");
     let mut moving = None;
     for (number, taken) in more.iter().enumerate() {
@@ -281,7 +285,7 @@ async fn the_user_of_the_file_is_enough_in_a_cluster() {
     moving.expect("it was moved").end(&cluster).await;
 }
 
-/// A slot that is being moved and has lost its keys, so that every command about it is sent on.
+/// A moving slot without keys, so that every command about it is redirected.
 struct Moving {
     slot: String,
     from: usize,
@@ -313,7 +317,7 @@ impl Moving {
 }
 
 #[test]
-fn the_readme_shows_the_rights_as_they_stand_in_the_file() {
+fn the_documentation_shows_the_rights_of_the_acl_files() {
     let readme = include_str!("../../README.md");
     let one_line: String = readme.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(one_line.contains(STANDALONE.trim()), "{STANDALONE}");

@@ -1,4 +1,5 @@
-//! What all gateways of a prefix must agree on; and systems of different prefixes, which have nothing to do with each other.
+//! Settings that all gateways of a prefix must have in common; systems of different prefixes are
+//! independent.
 
 use tonic_health::pb::health_check_response::ServingStatus;
 
@@ -10,10 +11,10 @@ use super::{
     },
 };
 
-/// What `sysexits.h` calls `EX_CONFIG`.
+/// `EX_CONFIG` of `sysexits.h`.
 const WRONG_CONFIGURATION: i32 = 78;
 
-/// Starts a gateway that refuses to serve, and returns what it said.
+/// Starts a gateway that refuses to serve, and returns its standard error.
 async fn refuses(options: GatewayOptions) -> String {
     let gateway = Gateway::start(options.ready(Ready::Started)).await;
     let ended = gateway.ends(LIMIT).await;
@@ -22,7 +23,7 @@ async fn refuses(options: GatewayOptions) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_with_another_shard_count_says_so_and_ends() {
+async fn a_gateway_with_another_shard_count_reports_it_and_exits() {
     let redis = SharedRedis::get().await;
     let options = || GatewayOptions::redis(&redis.url, &redis.prefix);
     let first = Gateway::start(options().set("shards", 4)).await;
@@ -30,7 +31,7 @@ async fn a_gateway_with_another_shard_count_says_so_and_ends() {
     assert!(said.contains("shards is 3 here"), "{said}");
     assert!(said.contains("set shards to 4 or leave it out"), "{said}");
 
-    // The first is not disturbed; and who names the same number, or none, joins it.
+    // The first is not disturbed; gateways with the same number, or none, join it.
     assert_eq!(first.health("").await.unwrap(), ServingStatus::Serving);
     let same = Gateway::start(options().set("shards", 4)).await;
     let silent = Gateway::start(options()).await;
@@ -51,11 +52,11 @@ async fn a_gateway_with_another_shard_count_says_so_and_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_of_another_mode_says_so_and_ends() {
+async fn a_gateway_of_another_mode_reports_it_and_exits() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let options = || GatewayOptions::redis(&redis.url(), "mode");
     let first = Gateway::start(options()).await;
-    // As gateways of a cluster would have recorded it.
+    // The record that gateways of a cluster would have written.
     assert_eq!(redis.cli(&["HGET", "mode:deployment", "mode"]).await, "standalone");
     redis.cli(&["HSET", "mode:deployment", "mode", "sharded"]).await;
     let said = refuses(options()).await;
@@ -65,16 +66,16 @@ async fn a_gateway_of_another_mode_says_so_and_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_that_cannot_be_read_is_not_written_over() {
+async fn a_record_that_cannot_be_read_is_not_overwritten() {
     let redis = RedisServer::start(RedisOptions::default()).await;
-    redis.cli(&["HSET", "strange:deployment", "shards", "many"]).await;
-    let said = refuses(GatewayOptions::redis(&redis.url(), "strange")).await;
-    assert!(said.contains("strange:deployment"), "{said}");
-    assert_eq!(redis.cli(&["HGET", "strange:deployment", "shards"]).await, "many");
+    redis.cli(&["HSET", "unreadable:deployment", "shards", "many"]).await;
+    let said = refuses(GatewayOptions::redis(&redis.url(), "unreadable")).await;
+    assert!(said.contains("unreadable:deployment"), "{said}");
+    assert_eq!(redis.cli(&["HGET", "unreadable:deployment", "shards"]).await, "many");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_prefixes_on_one_redis_are_two_systems() {
+async fn two_prefixes_on_one_redis_are_independent_systems() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let options = |prefix| GatewayOptions::redis(&redis.url(), prefix);
     let (a, b) = tokio::join!(Gateway::start(options("a")), Gateway::start(options("b")));

@@ -1,4 +1,5 @@
-//! `frameKey`: another tenant of the same Redis can write whatever it likes where gateways write, and no stream brings it.
+//! `frameKey`: another tenant of the same Redis can write anything under the names of the gateways,
+//! and no stream delivers it.
 
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ fn keyed(options: GatewayOptions, keys: &str) -> GatewayOptions {
     options.set("frameKey", json!({"@type": "Value", "secret": keys}))
 }
 
-/// Somebody else on the same server, who may do anything but does not have the key.
+/// Another tenant of the same server, who has all rights but not the key.
 struct Tenant {
     redis: MultiplexedConnection,
     prefix: String,
@@ -74,22 +75,22 @@ impl Tenant {
         asked.query_async(&mut self.redis).await.expect("a state")
     }
 
-    /// Puts a frame of one event behind the last one, as the script would: state, history and channel.
+    /// Appends a frame of one event as the script would: state, history and channel.
     async fn append(&mut self, shard: &str, frame: &[u8]) {
         let (epoch, offset) = self.tip(shard).await;
-        let place = format!("{epoch}-{}", offset + 1);
+        let position = format!("{epoch}-{}", offset + 1);
         let next = (offset + 1).to_string();
         let state = self.name(shard, "state");
         let history = self.name(shard, "history");
         let channel = self.name(shard, "channel");
         self.run(&[b"HSET", state.as_bytes(), b"offset", next.as_bytes()]).await;
-        self.run(&[b"XADD", history.as_bytes(), place.as_bytes(), b"f", frame]).await;
-        let message = [b"T1 ", place.as_bytes(), b" ", frame].concat();
+        self.run(&[b"XADD", history.as_bytes(), position.as_bytes(), b"f", frame]).await;
+        let message = [b"T1 ", position.as_bytes(), b" ", frame].concat();
         self.run(&[b"PUBLISH", channel.as_bytes(), &message]).await;
     }
 }
 
-/// A gateway with a subscriber and a publisher, and who has no business there.
+/// A gateway with a subscriber and a publisher, and another tenant.
 struct Scene {
     redis: RedisServer,
     prefix: String,
@@ -118,8 +119,8 @@ impl Scene {
         self.collector.event(id, LIMIT).await;
     }
 
-    /// Exactly so many gaps were told, each of one event that could not be read; and it goes on.
-    async fn told(&self, gaps: usize, next: &str) {
+    /// The stream has had exactly so many gaps, each of one unreadable event, and goes on.
+    async fn has_gaps(&self, gaps: usize, next: &str) {
         self.publish(next, "a0").await;
         let what = format!("{gaps} gaps");
         until(LIMIT, &what, async || self.collector.with(|r| r.gaps().len()) == gaps).await;
@@ -149,7 +150,7 @@ impl Scene {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sealed_events_cross_gateways_and_come_from_history() {
+async fn authenticated_events_cross_gateways_and_come_from_history() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let prefix = shared::prefix();
     let options = || {
@@ -163,7 +164,7 @@ async fn sealed_events_cross_gateways_and_come_from_history() {
     resume.resume_token = first.recording().subscribed().expect("subscribed").resume_token.clone();
     let resumed = node.subscribe(resume).await.event("e-299", LIMIT).await;
     assert_eq!((resumed.event_ids.clone(), resumed.gaps().len()), (ids("e", 0..300), 0));
-    // Both at once, so that each often finds its place taken by the other.
+    // Both at once, so that each often finds its position taken by the other.
     let publishers = [&one, &two].map(async |gateway| {
         let name = format!("p{}", gateway.port());
         let node = TestNode::connect(gateway, name.as_str()).await;
@@ -174,11 +175,11 @@ async fn sealed_events_cross_gateways_and_come_from_history() {
     futures_util::future::join_all(publishers).await;
     let all = first.events(300 + 800, LIMIT).await;
     assert!(all.gaps().is_empty(), "{:?}", all.gaps());
-    assert!(!one.stderr().contains("a seal does not hold"), "{}", one.stderr());
+    assert!(!one.stderr().contains("an authentication tag does not verify"), "{}", one.stderr());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sealed_events_cross_a_cluster_through_a_failover() {
+async fn authenticated_events_cross_a_cluster_through_a_failover() {
     let cluster = RedisCluster::start().await;
     let prefix = shared::prefix();
     let options =
@@ -205,19 +206,19 @@ async fn forged_and_altered_frames_are_gaps_and_are_counted() {
     scene.publish("e-0", "a0").await;
     let real = scene.tenant.last("0").await;
     assert_eq!(scene.forged().await, 0);
-    // Without a seal: as it was before there was a key.
+    // Without a tag, as it was before there was a key.
     scene.tenant.append("0", &real.frame[22..]).await;
-    scene.told(1, "e-1").await;
-    // A bit of the event, of the header, of the seal.
+    scene.has_gaps(1, "e-1").await;
+    // A bit of the event, of the header, of the tag.
     let length = real.frame.len();
     for (number, at) in [length - 1, 23, 10, 3].into_iter().enumerate() {
         let mut altered = scene.tenant.last("0").await.frame;
         let last = altered.len() - 1;
         altered[at.min(last)] ^= 1;
         scene.tenant.append("0", &altered).await;
-        scene.told(2 + number, &format!("f-{number}")).await;
+        scene.has_gaps(2 + number, &format!("f-{number}")).await;
     }
-    // Nonsense on the channel alone takes no place, and disturbs nobody.
+    // Nonsense on the channel alone takes no position and has no effect.
     let channel = scene.tenant.name("0", "channel");
     let (epoch, offset) = scene.tenant.tip("0").await;
     for message in [
@@ -228,15 +229,15 @@ async fn forged_and_altered_frames_are_gaps_and_are_counted() {
     ] {
         scene.tenant.run(&[b"PUBLISH", channel.as_bytes(), message.as_bytes()]).await;
     }
-    scene.told(5, "g-0").await;
+    scene.has_gaps(5, "g-0").await;
     assert!(scene.forged().await >= 5 + 2, "{}", scene.forged().await);
     let seen = scene.collector.event_ids();
     assert_eq!(seen, ["e-0", "e-1", "f-0", "f-1", "f-2", "f-3", "g-0"]);
-    assert!(scene.gateway.stderr().contains("a seal does not hold"));
+    assert!(scene.gateway.stderr().contains("an authentication tag does not verify"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn replayed_frames_are_gaps_on_whatever_shard_and_prefix() {
+async fn replayed_frames_are_gaps_on_any_shard_and_prefix() {
     let mut scene = Scene::set(2).await;
     // An event for each of the two shards.
     scene.publish("e-0", "a0").await;
@@ -252,7 +253,7 @@ async fn replayed_frames_are_gaps_on_whatever_shard_and_prefix() {
     });
     let one = scene.tenant.last(&tags[0]).await;
     let two = scene.tenant.last(&tags[1]).await;
-    // The same shard, and the other.
+    // On the same shard, and on the other.
     scene.tenant.append(&tags[0], &one.frame).await;
     scene.tenant.append(&tags[1], &one.frame).await;
     scene.tenant.append(&tags[0], &two.frame).await;
@@ -262,7 +263,7 @@ async fn replayed_frames_are_gaps_on_whatever_shard_and_prefix() {
         })
     })
     .await;
-    // At its own place once more, on the channel: everybody has had it.
+    // A second time at its own position, on the channel: every stream has had it.
     let channel = scene.tenant.name(&tags[0], "channel");
     let message = [format!("T1 {}-{} ", one.epoch, one.offset).as_bytes(), &one.frame].concat();
     scene.tenant.run(&[b"PUBLISH", channel.as_bytes(), &message]).await;
@@ -283,7 +284,7 @@ async fn replayed_frames_are_gaps_on_whatever_shard_and_prefix() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_put_back_brings_nothing_to_a_gateway_that_starts_anew() {
+async fn a_server_reset_to_an_earlier_state_replays_nothing_to_a_new_gateway() {
     let mut scene = Scene::set(1).await;
     scene.publish("e-0", "a0").await;
     let (epoch, offset) = scene.tenant.tip("0").await;
@@ -294,7 +295,7 @@ async fn a_server_that_is_put_back_brings_nothing_to_a_gateway_that_starts_anew(
     scene.publish("e-1", "a0").await;
     let played = scene.tenant.last("0").await;
     scene.gateway.kill_9();
-    // As it was before the last frame, to the letter.
+    // Exactly the state before the last frame.
     for name in ["state", "history", "marks"] {
         let key = scene.tenant.name("0", name);
         scene.tenant.run(&[b"DEL", key.as_bytes()]).await;
@@ -317,7 +318,7 @@ async fn a_server_that_is_put_back_brings_nothing_to_a_gateway_that_starts_anew(
     scene.gateway.restart().await;
     let node = TestNode::connect(&scene.gateway, "node").await;
     let collector = node.subscribe(node.request()).await;
-    // What was heard then is sent again, where it stood and behind what is there now.
+    // The tenant replays the frame, at its own position and after the shard's current end.
     let channel = scene.tenant.name("0", "channel");
     let message =
         [format!("T1 {}-{} ", played.epoch, played.offset).as_bytes(), &played.frame].concat();
@@ -337,7 +338,7 @@ fn queue_status(id: &str, state: State) -> Event {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_last_value_is_taken_from_whoever_has_the_key() {
+async fn a_last_value_is_accepted_only_with_a_valid_tag() {
     let mut scene = Scene::set(1).await;
     scene.publisher.publish(vec![queue_status("real", State::Paused)]).await.expect("published");
     let options = || keyed(GatewayOptions::redis(&scene.redis.url(), &scene.prefix), KEY);
@@ -353,7 +354,7 @@ async fn a_last_value_is_taken_from_whoever_has_the_key() {
     let second = Gateway::start(options()).await;
     assert_eq!(first(&second).await, ["real"]);
 
-    // Its bytes altered; and the whole of it under another place.
+    // With altered bytes, and unaltered at another position.
     let retained = scene.tenant.name("0", "retained");
     let fields: Vec<(Vec<u8>, Vec<u8>)> = cmd("HGETALL")
         .arg(&retained)
@@ -363,7 +364,7 @@ async fn a_last_value_is_taken_from_whoever_has_the_key() {
     let (field, value) = &fields[0];
     let mut altered = value.clone();
     *altered.last_mut().expect("bytes") ^= 1;
-    let space = value.iter().position(|byte| *byte == b' ').expect("a place");
+    let space = value.iter().position(|byte| *byte == b' ').expect("a position");
     let (epoch, _) = scene.tenant.tip("0").await;
     let moved = [format!("{epoch}-1000").as_bytes(), &value[space..]].concat();
     for forged in [altered, moved] {
@@ -374,7 +375,7 @@ async fn a_last_value_is_taken_from_whoever_has_the_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_are_changed_without_a_loss() {
+async fn keys_are_rotated_without_loss() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let prefix = shared::prefix();
     let with = |keys: &str| keyed(GatewayOptions::redis(&redis.url(), &prefix), keys);
@@ -383,7 +384,8 @@ async fn keys_are_changed_without_a_loss() {
     let node = TestNode::connect(&stays, "node").await;
     let collector = node.subscribe(node.request()).await;
     let mut sent = Vec::new();
-    // One gateway after another: the old key alone, both, both with the new one first, the new one alone.
+    // One gateway after another: the old key alone, both, both with the new one first, the new key
+    // alone.
     let steps = [KEY.to_owned(), both(KEY, OTHER), both(OTHER, KEY), OTHER.to_owned()];
     for (number, keys) in steps.iter().enumerate() {
         let gateway = Gateway::start(with(keys)).await;
@@ -391,7 +393,7 @@ async fn keys_are_changed_without_a_loss() {
         let prefix = format!("k{number}");
         publisher.publish(events::numbered(&prefix, 20, 5)).await.expect("published");
         sent.extend(ids(&prefix, 0..20));
-        // And back: what the one that stays seals, the others open.
+        // And back: the others verify the tags of the one that stays.
         let stream = TestNode::connect(&gateway, "other").await;
         let stream = stream.subscribe(stream.request()).await;
         let back = TestNode::connect(&stays, "back").await;
@@ -408,7 +410,7 @@ async fn keys_are_changed_without_a_loss() {
     assert!(recording.gaps().is_empty(), "{:?}", recording.gaps());
 }
 
-/// Starts a gateway that refuses to serve, and returns what it said.
+/// Starts a gateway that refuses to serve, and returns its standard error.
 async fn refuses(options: GatewayOptions) -> String {
     let gateway = Gateway::start(options.ready(Ready::Started)).await;
     let ended = gateway.ends(LIMIT).await;
@@ -417,13 +419,13 @@ async fn refuses(options: GatewayOptions) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn gateways_that_differ_in_their_key_say_so_and_do_not_serve() {
+async fn gateways_with_different_keys_report_it_and_do_not_serve() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let options = |prefix: &str| GatewayOptions::redis(&redis.url(), prefix);
-    let _sealed = Gateway::start(keyed(options("sealed"), KEY)).await;
-    let said = refuses(options("sealed")).await;
+    let _keyed = Gateway::start(keyed(options("keyed"), KEY)).await;
+    let said = refuses(options("keyed")).await;
     assert!(said.contains("frameKey is not set here"), "{said}");
-    let said = refuses(keyed(options("sealed"), OTHER)).await;
+    let said = refuses(keyed(options("keyed"), OTHER)).await;
     assert!(said.contains("all gateways need a key in common"), "{said}");
     assert!(!said.contains(OTHER) && !said.contains(KEY), "{said}");
 
@@ -434,7 +436,7 @@ async fn gateways_that_differ_in_their_key_say_so_and_do_not_serve() {
         "{said}"
     );
     assert_eq!(redis.cli(&["HEXISTS", "open:deployment", "key"]).await, "0");
-    // As it is told: all stop, the record goes, they come with the key.
+    // As documented: stop all, delete the record, start them with the key.
     open.terminate(Duration::from_secs(15)).await;
     redis.cli(&["DEL", "open:deployment"]).await;
     let (one, two) = two_gateways(|| keyed(options("open"), KEY)).await;

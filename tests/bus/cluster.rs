@@ -1,4 +1,5 @@
-//! A real Redis Cluster of three masters and three replicas, in both protocols; and what the gateways cost it.
+//! A real Redis Cluster of three masters and three replicas, in both protocols; and the load that
+//! gateways put on it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,7 +24,7 @@ use trunkline_proto::v1::{GetStatusRequest, Position, Start};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Everything published on one gateway arrives on the other, from every shard.
+/// All events published on one gateway arrive on the other, from every shard.
 async fn crosses(cluster: &SharedCluster, protocol: &str) {
     let options = || {
         GatewayOptions::redis_cluster(&cluster.urls, &cluster.prefix)
@@ -53,7 +54,7 @@ async fn events_cross_gateways_over_classic_channels_in_resp2() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_in_the_other_mode_says_why_and_does_not_serve() {
+async fn a_gateway_of_a_cluster_in_the_other_mode_reports_it_and_does_not_serve() {
     let cluster = SharedCluster::get().await;
     let options = || GatewayOptions::redis_cluster(&cluster.urls, &cluster.prefix);
     let _first = Gateway::start(options()).await;
@@ -66,7 +67,8 @@ async fn a_gateway_in_the_other_mode_says_why_and_does_not_serve() {
     assert!(said.contains("classic") && said.contains("sharded"), "it says which: {said}");
 }
 
-/// Client connections of all servers that are not the cluster's own, and how many of them subscribe.
+/// The number of client connections of all servers, without those of the cluster itself; and the
+/// number of those that subscribe.
 async fn connections(servers: &[&RedisServer]) -> (usize, usize) {
     let (mut all, mut subscribers) = (0, 0);
     for server in servers {
@@ -81,9 +83,10 @@ async fn connections(servers: &[&RedisServer]) -> (usize, usize) {
     (all, subscribers)
 }
 
-// The tests that count connections, or cut them, have servers of their own: in a shared one they would meet others.
+// The tests that count or close connections have servers of their own: a shared one also has the
+// connections of other tests.
 
-/// What Redis sees of two gateways is the same with 2 nodes and with 500.
+/// Redis sees the same number of connections with 2 nodes and with 500.
 async fn multiplexes(
     options: impl Fn() -> GatewayOptions,
     servers: &[&RedisServer],
@@ -103,7 +106,7 @@ async fn multiplexes(
     let few = connections(servers).await;
     assert_eq!(few.1, subscriptions, "subscription connections of two gateways");
     for gateway in [&one, &two] {
-        // Fifty nodes a connection, as a mail server's processes would share one.
+        // Fifty nodes on each connection, as the processes of a mail server would share one.
         for connection in 0..5 {
             let node = TestNode::connect(gateway, "many").await;
             for stream in 0..50 {
@@ -134,15 +137,15 @@ async fn redis_sees_no_more_connections_with_500_nodes_than_with_2() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_sees_one_subscription_connection_a_master_and_gateway() {
+async fn a_cluster_sees_one_subscription_connection_for_each_master_and_gateway() {
     let cluster = RedisCluster::start().await;
     let prefix = shared::prefix();
     let servers: Vec<_> = cluster.nodes().iter().collect();
     multiplexes(|| GatewayOptions::redis_cluster(&cluster.urls(), &prefix), &servers, 6).await;
 }
 
-/// 100,000 events from 4 publishers on 2 gateways to 20 subscribers on 2 gateways: every subscriber has all of them, none
-/// twice, the same order per shard.
+/// 100,000 events from 4 publishers on 2 gateways to 20 subscribers on 2 gateways: every subscriber
+/// has all of them, none twice, the same order per shard.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_thousand_events_reach_twenty_subscribers_once_and_in_one_order() {
     const EVENTS: usize = 100_000;
@@ -183,7 +186,7 @@ async fn a_hundred_thousand_events_reach_twenty_subscribers_once_and_in_one_orde
             })
             .await;
     }
-    // Anything that comes twice would come at the latest now.
+    // A repeated event would have arrived before the end of this wait.
     let last = TestNode::connect(&one, "last").await;
     last.publish(events::numbered("last", 200, 200)).await.expect("published");
     for collector in &collectors {
@@ -197,19 +200,19 @@ async fn a_hundred_thousand_events_reach_twenty_subscribers_once_and_in_one_orde
         let mut count = 0;
         for id in numbered {
             count += 1;
-            // One order for all: that of the places.
+            // One order for all: that of the positions.
             let position = &accepted[id];
-            let place = (position.epoch, position.offset);
+            let at = (position.epoch, position.offset);
             let end = ends.entry(position.shard).or_default();
-            assert!(*end < place, "{id} at {place:?} came after {end:?}");
-            *end = place;
+            assert!(*end < at, "{id} at {at:?} came after {end:?}");
+            *end = at;
         }
         assert_eq!(count, EVENTS, "all of them");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn shards_and_their_masters_stand_in_the_status() {
+async fn the_status_has_the_shards_of_a_cluster_and_their_masters() {
     let cluster = RedisCluster::start().await;
     let prefix = shared::prefix();
     let gateway = Gateway::start(GatewayOptions::redis_cluster(&cluster.urls(), &prefix)).await;
@@ -232,16 +235,17 @@ async fn shards_and_their_masters_stand_in_the_status() {
     .await;
 }
 
-/// How many history reads a server has answered.
+/// The number of history reads that a server has answered.
 async fn readings(server: &RedisServer) -> u64 {
     let Some(stats) = server.info("commandstats", "cmdstat_xrange").await else { return 0 };
     let calls = stats.strip_prefix("calls=").and_then(|rest| rest.split(',').next());
     calls.and_then(|calls| calls.parse().ok()).expect("the calls")
 }
 
-/// History of more readings than one, by two gateways: one reads it from the replica, the other is told not to.
+/// A history of more than one reading, by two gateways: one reads from the replica, the other is
+/// configured not to.
 #[tokio::test(flavor = "multi_thread")]
-async fn replicas_of_a_cluster_serve_history_and_one_that_hangs_holds_up_nobody() {
+async fn replicas_of_a_cluster_serve_history_and_one_that_hangs_delays_no_stream() {
     const EVENTS: usize = 1000;
     let cluster = RedisCluster::start().await;
     let prefix = shared::prefix();
@@ -280,7 +284,7 @@ async fn replicas_of_a_cluster_serve_history_and_one_that_hangs_holds_up_nobody(
     all_through(&second, LIMIT).await;
     assert!(readings(replica).await >= between.1 + 7, "with it");
 
-    // It hangs once, not for each reading of a hundred entries.
+    // It costs one time limit, not one for each reading of a hundred entries.
     replica.pause().await;
     all_through(&second, Duration::from_secs(8)).await;
     second.stderr_has("a replica does not serve history", LIMIT).await;

@@ -1,4 +1,5 @@
-//! `trunkline doctor` finds what is wrong with a deployment: each set-up here is broken on purpose, in one way.
+//! `trunkline doctor` finds the faults of a deployment: each deployment here has one fault on
+//! purpose.
 
 use std::{fmt, time::Duration};
 
@@ -14,7 +15,7 @@ use super::{
     tls,
 };
 
-/// What doctor said.
+/// Report of the doctor.
 struct Said {
     code: Option<i32>,
     report: Value,
@@ -44,7 +45,7 @@ impl Said {
             .collect()
     }
 
-    /// The only failure is of this check, and says all of this.
+    /// The only failure is of this check, and contains all of these texts.
     fn fails(&self, check: &str, words: &[&str]) {
         let failures = self.at("failure");
         assert_eq!(self.code, Some(1), "{self}");
@@ -59,7 +60,7 @@ impl Said {
     }
 }
 
-/// A configuration as a file, on a port where no gateway is.
+/// A configuration as a file, with a port on which no gateway listens.
 fn file(options: &GatewayOptions) -> (TempDir, Port, String) {
     let (folder, port) = (folder::new(), Port::free());
     let mut config = options.config.clone();
@@ -92,7 +93,7 @@ fn with_args<const N: usize>(args: [&str; N]) -> RedisOptions {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sound_deployment_is_said_to_be_sound_and_left_as_it_was() {
+async fn a_sound_deployment_is_reported_as_sound_and_left_unchanged() {
     let (redis, options) = redis(RedisOptions { append_only: true, ..Default::default() }).await;
     let said = doctor(&options).await;
     assert_eq!(said.code, Some(0), "{said}");
@@ -120,10 +121,10 @@ async fn a_sound_deployment_is_said_to_be_sound_and_left_as_it_was() {
             "{check}: {said}"
         );
     }
-    // Not even the record of the deployment: a gateway makes it.
+    // Not even the record of the deployment: only a gateway writes it.
     assert_eq!(redis.cli(&["DBSIZE"]).await, "0");
 
-    // And so is one with a gateway, for people.
+    // The same with a gateway, as text.
     let gateway = Gateway::start(options).await;
     let path = gateway.config_file().display().to_string();
     let output = trunkline(["doctor", "--config", &path]).run(LIMIT).await.success();
@@ -132,7 +133,7 @@ async fn a_sound_deployment_is_said_to_be_sound_and_left_as_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_with_the_smallest_rights_is_enough_and_sees_less() {
+async fn the_rights_of_the_acl_file_are_enough_and_show_fewer_settings() {
     let (redis, options) = redis(RedisOptions::default()).await;
     let prefix = options.config["prefix"].as_str().expect("text").to_owned();
     acl::make_user(&redis, "gateway", &acl::rights(acl::STANDALONE, &prefix)).await;
@@ -160,7 +161,7 @@ async fn a_user_with_the_smallest_rights_is_enough_and_sees_less() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_password() {
+async fn a_wrong_password_is_found() {
     let (redis, options) =
         redis(RedisOptions { password: Some("right".into()), ..Default::default() }).await;
     assert_eq!(doctor(&options).await.code, Some(0));
@@ -173,7 +174,7 @@ async fn a_wrong_password() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_eviction_policy_that_loses_events() {
+async fn an_eviction_policy_that_loses_events_is_found() {
     let limit = |policy: &str| Some(("1gb".to_owned(), policy.to_owned()));
     let evicting = RedisOptions { max_memory: limit("allkeys-lru"), ..Default::default() };
     let (_redis, options) = redis(evicting).await;
@@ -185,14 +186,14 @@ async fn an_eviction_policy_that_loses_events() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_output_buffer_that_is_too_small() {
+async fn an_output_buffer_that_is_too_small_is_found() {
     let (redis, options) = redis(RedisOptions::default()).await;
     redis.cli(&["CONFIG", "SET", "client-output-buffer-limit", "pubsub 64kb 32kb 5"]).await;
     doctor(&options).await.fails("output buffer", &["65536", "pubsub 32mb 8mb 60"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_in_place_of_its_master() {
+async fn a_replica_in_place_of_its_master_is_found() {
     let (master, _) = redis(RedisOptions::default()).await;
     let port = master.port().to_string();
     let (replica, options) = redis(with_args(["--replicaof", "127.0.0.1", &port])).await;
@@ -205,8 +206,8 @@ async fn a_replica_in_place_of_its_master() {
     assert!(role.contains("role: ") && role.contains(&format!("127.0.0.1:{port}")), "{said}");
     assert_eq!(said.code, Some(1));
 
-    // Fewer replicas than minReplicas asks for. The master counts a replica from its first acknowledgement on, which comes
-    // after the replica itself calls the link up.
+    // Fewer replicas than minReplicas asks for. The master counts a replica from its first
+    // acknowledgement on, which comes after the replica itself calls the link up.
     until(LIMIT, "the master counts the replica", async || {
         let counted = master.info("replication", "slave0").await;
         counted.is_some_and(|counted| counted.contains("state=online"))
@@ -219,7 +220,7 @@ async fn a_replica_in_place_of_its_master() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_in_place_of_a_server_and_the_other_way_round() {
+async fn a_cluster_in_place_of_a_server_and_the_reverse_are_found() {
     let (server, _) = redis(RedisOptions::default()).await;
     let options = GatewayOptions::redis_cluster(&[server.url()], &shared::prefix());
     doctor(&options).await.fails("mode", &["is a standalone server", "coordinator.@type to Redis"]);
@@ -228,7 +229,7 @@ async fn a_cluster_in_place_of_a_server_and_the_other_way_round() {
     let options = GatewayOptions::redis(&cluster.urls()[0], &shared::prefix());
     doctor(&options).await.fails("mode", &["belongs to a cluster", "RedisCluster"]);
 
-    // As it should be, it is sound but for what every cluster without disks is told.
+    // The right configuration is sound, but for the warning about a cluster without persistence.
     let options = GatewayOptions::redis_cluster(&cluster.urls(), &shared::prefix());
     let said = doctor(&options).await;
     assert_eq!(said.code, Some(0), "{said}");
@@ -236,14 +237,14 @@ async fn a_cluster_in_place_of_a_server_and_the_other_way_round() {
     assert_eq!(trips, 6, "two shards a master: {said}");
     assert!(said.at("warning").iter().all(|warning| warning.contains("disk")), "{said}");
 
-    // A server that is down is told, and the others are enough.
+    // A server that is down is reported, and the others are enough.
     let mut urls = cluster.urls();
     urls.push(format!("redis://127.0.0.1:{}", Port::free().number()));
     let said = doctor(&GatewayOptions::redis_cluster(&urls, &shared::prefix())).await;
     assert_eq!(said.code, Some(0), "{said}");
     assert!(said.at("warning")[0].contains("refused"), "{said}");
 
-    // Shards that lie unevenly.
+    // Shards that are spread unevenly.
     for slot in 0..5461 {
         if slot % 1000 == 0 {
             let end = (slot + 999).min(5460);
@@ -269,7 +270,7 @@ async fn give(cluster: &RedisCluster, first: u16, last: u16) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_other_gateways_recorded() {
+async fn differences_from_the_recorded_deployment_are_found() {
     let (redis, options) = redis(RedisOptions::default()).await;
     let _gateway = Gateway::start(options.clone().set("shards", 4)).await;
     let said = doctor(&options.clone().set("shards", 3)).await;
@@ -287,7 +288,7 @@ async fn what_the_other_gateways_recorded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn certificates_that_do_not_hold() {
+async fn invalid_certificates_are_found() {
     let (folder, port) = (folder::new(), Port::free());
     tls::authority(folder.path()).await;
     tls::expired(folder.path(), "server", "IP:127.0.0.1").await;
@@ -313,7 +314,7 @@ async fn certificates_that_do_not_hold() {
     let with = |tls: Value| GatewayOptions::redis(&url, &shared::prefix()).set_bus("tls", tls);
     let said = doctor(&with(json!({"caCertificate": path("ca.pem")}))).await;
     said.fails("reach", &["expired", "renew"]);
-    // Its own, and one that is another's.
+    // Of the client: an expired one, and a key of another one.
     let client = |certificate: &str, key: &str| {
         with(json!({"caCertificate": path("ca.pem"), "clientCertificate": path(certificate),
             "clientKey": path(key)}))
@@ -322,13 +323,13 @@ async fn certificates_that_do_not_hold() {
     let expired = |failure: &String| failure.contains("old.pem") && failure.contains("expired");
     assert!(said.at("failure").iter().any(expired), "{said}");
     let said = doctor(&client("client.pem", "other.key")).await;
-    let mixed = |failure: &String| failure.contains("do not belong together");
+    let mixed = |failure: &String| failure.contains("do not match");
     assert!(said.at("failure").iter().any(mixed), "{said}");
 
-    // With a certificate that holds, all is well.
+    // A valid certificate has no finding.
     tls::certificate(folder.path(), "server", "IP:127.0.0.1").await;
     for (name, file) in [("tls-cert-file", "server.pem"), ("tls-key-file", "server.key")] {
-        // A key alone does not belong to the certificate yet.
+        // Redis refuses the first of the two, because the pair does not match yet.
         let _ = server.command::<String>(&["CONFIG", "SET", name, &path(file)]).await;
     }
     let pair = [
@@ -342,17 +343,17 @@ async fn certificates_that_do_not_hold() {
     assert_eq!(server.cli(&pair).await, "OK");
     let said = doctor(&client("client.pem", "client.key")).await;
     assert_eq!(said.code, Some(0), "{said}");
-    assert!(said.at("ok").iter().any(|ok| ok.contains("client.pem (gateway) holds")), "{said}");
-    // A name that it is not for.
+    assert!(said.at("ok").iter().any(|ok| ok.contains("client.pem (gateway) is valid")), "{said}");
+    // A name that the certificate does not have.
     let other =
         client("client.pem", "client.key").set_bus("url", url.replace("127.0.0.1", "localhost"));
     doctor(&other).await.fails("reach", &["not valid for name"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_not_there_or_does_not_answer() {
-    let nobody = Port::free();
-    let url = format!("redis://127.0.0.1:{}", nobody.number());
+async fn a_server_that_is_down_or_does_not_answer_is_found() {
+    let unused = Port::free();
+    let url = format!("redis://127.0.0.1:{}", unused.number());
     let options = GatewayOptions::redis(&url, &shared::prefix());
     doctor(&options).await.fails("reach", &["refused", "bind"]);
 
@@ -365,7 +366,7 @@ async fn a_server_that_is_not_there_or_does_not_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_full() {
+async fn a_server_that_is_full_is_found() {
     let full = RedisOptions {
         max_memory: Some(("4mb".into(), "noeviction".into())),
         ..RedisOptions::default()
@@ -385,7 +386,7 @@ async fn a_server_that_is_full() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_configuration_that_is_wrong_and_a_gateway_that_does_not_serve() {
+async fn an_invalid_configuration_and_a_gateway_that_does_not_serve_are_found() {
     let said = doctor(&GatewayOptions::embedded().set("shards", 0)).await;
     said.fails("configuration", &["shards", "out of range", "docs/configuration.md"]);
 

@@ -1,4 +1,4 @@
-//! What Redis keeps of a shard, within its limits; and streams that go on from there.
+//! The history of a shard within its limits, and streams that resume from it.
 
 use ::redis::{Value, streams::StreamRangeReply};
 use serde_json::json;
@@ -42,7 +42,7 @@ async fn kept_bytes(redis: &RedisServer, key: &str) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_is_good_on_another_gateway_and_on_one_that_is_younger_than_it() {
+async fn a_token_resumes_on_another_gateway_and_on_one_that_started_later() {
     let redis = SharedRedis::get().await;
     let options = || GatewayOptions::redis(&redis.url, &redis.prefix);
     let (one, two) = two_gateways(options).await;
@@ -66,7 +66,7 @@ async fn a_token_is_good_on_another_gateway_and_on_one_that_is_younger_than_it()
         let subscribed = recording.subscribed().expect("subscribed");
         assert!(subscribed.resumed);
         assert_eq!(subscribed.replayed_events, expected.len() as u64);
-        // And it goes on with what is new.
+        // The stream continues with new events.
         let live = format!("live-{}", gateway.port());
         publisher.publish(events::numbered(&live, 5, 5)).await.expect("published");
         expected.extend(ids(&live, 0..5));
@@ -76,7 +76,7 @@ async fn a_token_is_good_on_another_gateway_and_on_one_that_is_younger_than_it()
     }
 }
 
-/// History of 100 frames, and a log that is no longer.
+/// A history of 100 frames, and a log of the same length.
 fn short_history(url: &str, prefix: &str) -> GatewayOptions {
     GatewayOptions::redis(url, prefix)
         .set("history", json!({"maxFrames": 100}))
@@ -84,7 +84,7 @@ fn short_history(url: &str, prefix: &str) -> GatewayOptions {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_falls_off_the_kept_history_is_told_how_much_is_missing() {
+async fn a_token_older_than_history_gets_a_gap_with_the_count() {
     const MISSED: usize = 600;
     let redis = RedisServer::start(RedisOptions::default()).await;
     let prefix = shared::prefix();
@@ -118,9 +118,10 @@ async fn who_falls_off_the_kept_history_is_told_how_much_is_missing() {
     }
 }
 
-/// A stream that is to be ended when it is too slow can still be opened with an old token: else its node could never come back.
+/// A stream with overflow `DISCONNECT` can still be opened with an expired token: else its node
+/// could never come back.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_expired_token_is_told_as_a_gap_to_who_wants_no_gaps_later_too() {
+async fn an_expired_token_is_a_gap_even_if_overflow_is_disconnect() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let prefix = shared::prefix();
     let gateway = Gateway::start(short_history(&redis.url(), &prefix)).await;
@@ -138,7 +139,7 @@ async fn an_expired_token_is_told_as_a_gap_to_who_wants_no_gaps_later_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_may_begin_with_the_oldest_event_that_is_kept() {
+async fn a_stream_can_begin_with_the_oldest_event_that_is_kept() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let prefix = shared::prefix();
     let one = Gateway::start(short_history(&redis.url(), &prefix)).await;
@@ -149,7 +150,7 @@ async fn a_stream_may_begin_with_the_oldest_event_that_is_kept() {
         request.start = Start::Oldest.into();
         let collector = node.subscribe(request).await;
         let recording = collector.event(last, LIMIT).await;
-        assert!(recording.gaps().is_empty(), "who asks for what is kept misses nothing");
+        assert!(recording.gaps().is_empty(), "a stream of what is kept misses nothing");
         recording.event_ids
     };
     publish_each(&publisher, events::numbered("e", 50, 1)).await;
@@ -168,20 +169,20 @@ async fn a_stream_may_begin_with_the_oldest_event_that_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn history_holds_no_more_frames_than_it_may() {
+async fn history_keeps_its_limit_of_frames() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let options = GatewayOptions::redis(&redis.url(), "frames");
     let gateway = Gateway::start(options.set("history", json!({"maxFrames": 100}))).await;
     let publisher = TestNode::connect(&gateway, "publisher").await;
     publish_each(&publisher, events::numbered("e", 500, 5)).await;
     let key = history_key(&redis).await;
-    // Redis drops whole nodes of a stream, of 100 entries each.
+    // Redis trims a stream by whole nodes of 100 entries.
     let length = length(&redis, &key).await;
     assert!((100..=200).contains(&length), "{length}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn history_holds_no_more_bytes_than_it_may() {
+async fn history_keeps_its_limit_of_bytes() {
     const MAX: usize = 64 << 10;
     let redis = RedisServer::start(RedisOptions::default()).await;
     let options = GatewayOptions::redis(&redis.url(), "bytes");
@@ -190,7 +191,7 @@ async fn history_holds_no_more_bytes_than_it_may() {
     let large = (0..300).map(|number| events::with_id("x".repeat(100), large(number))).collect();
     publish_each(&publisher, large).await;
     let bytes = kept_bytes(&redis, &history_key(&redis).await).await;
-    // To a sixty-fourth, and a frame.
+    // Exact to a sixty-fourth, and a frame.
     assert!((MAX / 2..MAX + MAX / 16).contains(&bytes), "{bytes}");
 }
 
@@ -204,7 +205,7 @@ fn large(number: u64) -> Event {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn history_holds_nothing_that_is_older_than_it_may_be() {
+async fn history_keeps_its_limit_of_age() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let options = GatewayOptions::redis(&redis.url(), "age");
     let gateway = Gateway::start(options.set("history", json!({"maxAge": "1s"}))).await;
@@ -212,6 +213,6 @@ async fn history_holds_nothing_that_is_older_than_it_may_be() {
     publish_each(&publisher, events::numbered("e", 200, 5)).await;
     let key = history_key(&redis).await;
     assert!(length(&redis, &key).await > 1);
-    // Nobody has to publish for it: the gateway's beacons trim. The last frame stays.
+    // No publish is needed: the gateway's probes trim. The last frame stays.
     until(LIMIT, "an empty history", async || length(&redis, &key).await <= 1).await;
 }

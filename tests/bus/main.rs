@@ -1,4 +1,5 @@
-//! The bus over real Redis servers, one or a cluster: how they are reached, what they keep, and what gateways agree on.
+//! The buses: conformance of each to the rules of a bus, and the bus over real Redis servers: how
+//! they are reached, what they keep, and what gateways agree on.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -7,16 +8,28 @@ mod acl;
 mod agreement;
 mod authenticated;
 mod cluster;
+mod conformance;
 mod doctor;
 mod history;
+mod memory;
 mod promises;
 mod reach;
 mod reconnect;
-
+mod third_bus;
 mod tls;
 mod urls;
 
 use support::{Gateway, GatewayOptions, LIMIT, TestNode, events};
+use trunkline::config::{Config, Sources};
+
+/// The configuration of a file with this content.
+fn config(content: &serde_json::Value) -> Config {
+    let folder = support::folder::new();
+    let file = folder.path().join("trunkline.json");
+    std::fs::write(&file, content.to_string()).expect("a file");
+    let sources = Sources { file: Some(file), ..Sources::default() };
+    Config::load(&sources).expect("a configuration")
+}
 
 /// Two gateways, started at once.
 async fn two_gateways(options: impl Fn() -> GatewayOptions) -> (Gateway, Gateway) {

@@ -1,4 +1,4 @@
-//! Confirmed and Ordered, on two gateways, under load.
+//! The promises Confirmed and Ordered, on two gateways, under load.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -21,8 +21,8 @@ use super::{
     two_gateways,
 };
 
-/// Within a shard all subscribers of all gateways see the same order, which is that of the positions; and what one node
-/// publishes of one account stays in its order.
+/// Within a shard all subscribers of all gateways see the same order, which is that of the
+/// positions; and what one node publishes of one account stays in its order.
 #[tokio::test(flavor = "multi_thread")]
 async fn ordered_on_two_gateways() {
     const EVENTS: usize = 2000;
@@ -56,9 +56,9 @@ async fn ordered_on_two_gateways() {
         let mut latest: HashMap<(String, usize), usize> = HashMap::new();
         for id in &recording.event_ids {
             let position = &accepted[id];
-            let place = (position.epoch, position.offset);
-            let end = ends.insert(position.shard, place).unwrap_or_default();
-            assert!(end < place, "{id} at {place:?} came after {end:?}");
+            let at = (position.epoch, position.offset);
+            let end = ends.insert(position.shard, at).unwrap_or_default();
+            assert!(end < at, "{id} at {at:?} came after {end:?}");
             let (publisher, number) = id.split_once('-').expect("an id of ours");
             let number: usize = number.parse().expect("a number");
             let key = (publisher.to_owned(), number % ACCOUNTS);
@@ -69,9 +69,9 @@ async fn ordered_on_two_gateways() {
     }
 }
 
-/// A publisher that goes on until it is told to stop, an event at a time.
+/// A publisher that publishes one event after the other until it is stopped.
 struct Publisher {
-    /// How many events are known to be accepted: `e-0` to the one before this.
+    /// The number of events that are known to be accepted: `e-0` to the one before this.
     accepted: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
     task: tokio::task::JoinHandle<()>,
@@ -100,7 +100,7 @@ impl Publisher {
         self.accepted.load(Ordering::Acquire)
     }
 
-    /// Waits for so many more.
+    /// Waits for so many more events.
     async fn more(&self, count: usize) {
         let enough = self.accepted() + count;
         eventually(LIMIT, "events to be published", async || {
@@ -109,7 +109,7 @@ impl Publisher {
         .await;
     }
 
-    /// Stops, and returns how many were accepted in all.
+    /// Stops, and returns the number of all accepted events.
     async fn stop(self) -> usize {
         self.stop.store(true, Ordering::Release);
         self.task.await.expect("no panic");
@@ -117,14 +117,14 @@ impl Publisher {
     }
 }
 
-/// A stream that was opened while the publisher was at work, and from which event on it must have all.
+/// A stream that was opened during publishing, and the first event that it must have.
 struct Confirmed {
     collector: Collector,
     from: usize,
 }
 
 impl Confirmed {
-    /// Opens a stream as soon as the gateway gives one.
+    /// Opens a stream as soon as the gateway accepts one.
     async fn open(gateway: &Gateway, publisher: &Publisher, name: usize) -> Confirmed {
         let collector = eventually(LIMIT, "a stream", async || {
             gateway.connect().await.ok()?;
@@ -133,14 +133,14 @@ impl Confirmed {
         })
         .await;
         collector.subscribed().await;
-        // The event that is under way may have been accepted before; the one after it is not even sent.
+        // The event under way may have been accepted before; the next one is not sent yet.
         Confirmed { collector, from: publisher.accepted() + 1 }
     }
 
     /// Every event from `from` up to `count` was delivered, and none twice.
     async fn check(&self, count: usize) {
         let last = format!("e-{}", count - 1);
-        // Other shards may still be on their way when the last one is there.
+        // Events of other shards may arrive after the last one.
         let all = |seen: &HashSet<&str>| {
             (self.from..count).all(|number| seen.contains(format!("e-{number}").as_str()))
         };
@@ -157,8 +157,8 @@ impl Confirmed {
     }
 }
 
-/// Whoever has seen `subscribed` gets every event that is accepted afterwards: in quiet times, after the gateway's
-/// subscription was cut, and from a gateway that has just started.
+/// A stream gets every event that is accepted after its `subscribed`: in quiet times, after the
+/// gateway's subscription was cut, and from a gateway that has just started.
 #[tokio::test(flavor = "multi_thread")]
 async fn confirmed_on_two_gateways() {
     let redis = RedisServer::start(RedisOptions::default()).await;

@@ -1,4 +1,4 @@
-//! Ways to a server: protocol, password, user, socket, database.
+//! Connections to a server: protocol, password, user, socket, database.
 
 use serde_json::json;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -13,7 +13,7 @@ use super::{
     two_gateways,
 };
 
-/// Crosses over this URL, and returns the gateways, so that the server can be asked about them.
+/// Checks that events cross two gateways over this URL, and returns the gateways.
 async fn reached_by(url: &str) -> (Gateway, Gateway) {
     let prefix = shared::prefix();
     let (one, two) = two_gateways(|| GatewayOptions::redis(url, &prefix)).await;
@@ -29,7 +29,7 @@ async fn events_cross_two_gateways() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_url_says_which_protocol() {
+async fn the_url_selects_the_protocol() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     for (query, resp) in [("", "3"), ("?protocol=resp3", "3"), ("?protocol=resp2", "2")] {
         let _gateways = reached_by(&format!("{}/{query}", redis.url())).await;
@@ -55,7 +55,7 @@ async fn gateways_of_both_protocols_work_together() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_password_of_the_server_stands_in_the_url() {
+async fn a_password_in_the_url_is_used() {
     let options = RedisOptions { password: Some("s3cret".into()), ..RedisOptions::default() };
     let redis = RedisServer::start(options).await;
     let (one, _two) = reached_by(&redis.url()).await;
@@ -63,13 +63,13 @@ async fn a_password_of_the_server_stands_in_the_url() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn valkey_is_another_name_for_redis() {
+async fn valkey_urls_are_accepted() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let _gateways = reached_by(&redis.url().replace("redis://", "valkey://")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_redis_of_the_in_memory_store_may_be_used() {
+async fn the_redis_of_the_in_memory_store_can_be_shared() {
     let redis = SharedRedis::get().await;
     let options = || {
         GatewayOptions::coordinator(json!({"@type": "Default"}))
@@ -77,13 +77,13 @@ async fn the_redis_of_the_in_memory_store_may_be_used() {
             .set("prefix", redis.prefix.as_str())
     };
     let (one, _) = two_gateways(options).await;
-    // It is the same bus as one that is configured by itself.
+    // It is the same bus as one that is configured directly.
     let other = Gateway::start(GatewayOptions::redis(&redis.url, &redis.prefix)).await;
     crosses(&one, &other).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_unix_socket_is_as_good_as_a_port() {
+async fn a_unix_socket_can_be_used() {
     let options = RedisOptions {
         unix_socket: true,
         password: Some("s3cret".into()),
@@ -99,14 +99,14 @@ async fn a_unix_socket_is_as_good_as_a_port() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_url_says_which_database() {
+async fn the_url_selects_the_database() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let _gateways = reached_by(&format!("{}/3", redis.url())).await;
-    assert_eq!(redis.cli(&["DBSIZE"]).await, "0", "nothing lies in the default database");
+    assert_eq!(redis.cli(&["DBSIZE"]).await, "0", "the default database is empty");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_password_is_said_and_healed_when_it_is_right() {
+async fn a_wrong_password_is_reported_until_it_is_corrected() {
     let options = RedisOptions { password: Some("right".into()), ..RedisOptions::default() };
     let redis = RedisServer::start(options).await;
     let url = format!("redis://:wr0ng@127.0.0.1:{}", redis.port());

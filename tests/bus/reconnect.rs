@@ -1,4 +1,4 @@
-//! A server that is not there yet, and one that comes back.
+//! A server that starts after the gateway, and one that restarts.
 
 use std::time::{Duration, Instant};
 
@@ -16,13 +16,14 @@ use super::{
     two_gateways,
 };
 
-/// How soon gateways serve again once Redis answers. One second is promised; a busy machine is slow.
+/// The time limit until gateways serve again once Redis answers. One second is promised; a busy
+/// machine is slow.
 const BACK: Duration = Duration::from_secs(2);
 
-/// How long a gateway may take to notice that Redis is gone.
+/// The time limit until a gateway notices that Redis is down.
 const NOTICED: Duration = Duration::from_secs(5);
 
-/// Restarts Redis, and returns how long after its first answer the gateways serve.
+/// Restarts Redis, and returns the time from its first answer until the gateways serve.
 async fn serving_again(redis: &RedisServer, data: Data, gateways: &[&Gateway]) -> Duration {
     redis.restart(data).await;
     let back = Instant::now();
@@ -33,7 +34,7 @@ async fn serving_again(redis: &RedisServer, data: Data, gateways: &[&Gateway]) -
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_waits_for_a_redis_that_is_not_there() {
+async fn a_gateway_waits_for_a_redis_that_is_down() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     redis.kill_9();
     let options = GatewayOptions::redis(&redis.url(), "early").ready(Ready::Listening);
@@ -43,7 +44,7 @@ async fn a_gateway_waits_for_a_redis_that_is_not_there() {
         assert_eq!(gateway.health(service).await.unwrap(), ServingStatus::NotServing);
     }
 
-    // It answers, and says why it does nothing.
+    // It answers, and reports why it does not serve.
     let node = TestNode::connect(&gateway, "node").await;
     let refused = node.publish(vec![events::queue_refresh()]).await.expect_err("no bus");
     assert_eq!(refused.code(), Code::Unavailable);
@@ -65,8 +66,8 @@ async fn a_gateway_waits_for_a_redis_that_is_not_there() {
     collector.event("e-0", LIMIT).await;
 }
 
-/// Kills Redis until both gateways have noticed, restarts it, and returns how long they took to serve again. Streams that
-/// stayed open go on without gap or repeat.
+/// Kills Redis until both gateways have noticed, restarts it, and returns the time until they serve
+/// again. Open streams continue without gap or repeat.
 async fn killed_and_back(options: RedisOptions, data: Data) -> Duration {
     let redis = RedisServer::start(options).await;
     let timeout = Duration::from_millis(300);
@@ -94,18 +95,18 @@ async fn killed_and_back(options: RedisOptions, data: Data) -> Duration {
     publisher.publish(events::numbered("after", 20, 5)).await.expect("published");
     let recording = collector.event("after-19", LIMIT).await;
     let mut seen = recording.event_ids.clone();
-    // What was not acknowledged may come or not.
+    // Events that were not acknowledged may arrive or not.
     seen.retain(|id| id.starts_with("before") || id.starts_with("after"));
     assert_eq!(seen, [ids("before", 0..20), ids("after", 0..20)].concat());
-    // A Redis that came back empty cannot say what it had: that is told, once.
+    // A Redis that came back empty does not know what it had: one gap.
     let reasons: Vec<_> = recording.gaps().iter().map(|gap| gap.reason()).collect();
-    let told = if data == Data::Wiped { vec![GapReason::EpochChanged] } else { vec![] };
-    assert_eq!(reasons, told);
+    let expected = if data == Data::Wiped { vec![GapReason::EpochChanged] } else { vec![] };
+    assert_eq!(reasons, expected);
     took
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn gateways_serve_again_when_a_killed_redis_is_back_with_its_data() {
+async fn gateways_serve_again_after_redis_restarts_with_its_data() {
     let options = RedisOptions { append_only: true, ..RedisOptions::default() };
     let took = killed_and_back(options, Data::Kept).await;
     eprintln!("serving {took:?} after Redis was back with its data");
@@ -113,15 +114,15 @@ async fn gateways_serve_again_when_a_killed_redis_is_back_with_its_data() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn gateways_serve_again_when_a_killed_redis_is_back_empty() {
+async fn gateways_serve_again_after_redis_restarts_empty() {
     let took = killed_and_back(RedisOptions::default(), Data::Wiped).await;
     eprintln!("serving {took:?} after Redis was back, empty");
     assert!(took < BACK, "{took:?}");
 }
 
-/// An outage that is shorter than `timeout` is not seen by publishers.
+/// Publishers do not notice an outage that is shorter than `timeout`.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_short_outage_delays_a_publish_and_fails_none() {
+async fn a_short_outage_delays_publishes_and_fails_none() {
     let options = RedisOptions { append_only: true, ..RedisOptions::default() };
     let redis = RedisServer::start(options).await;
     let (one, two) = two_gateways(|| GatewayOptions::redis(&redis.url(), "short")).await;
@@ -135,7 +136,7 @@ async fn a_short_outage_delays_a_publish_and_fails_none() {
         let publisher = publisher.clone();
         tokio::spawn(async move { publisher.publish(events::numbered("while", 5, 5)).await })
     };
-    // Long enough for a first attempt to have failed: the gateway says that the connection is lost.
+    // Long enough for a first attempt to fail: the gateway reports that the connection is lost.
     eventually(LIMIT, "the loss in both logs", async || {
         [&one, &two]
             .iter()

@@ -1,4 +1,4 @@
-//! TLS to the server: a CA of one's own, a client certificate, and what is said when a certificate does not hold.
+//! TLS to the server: a private CA, client certificates, and errors of invalid certificates.
 
 use std::path::Path;
 
@@ -15,7 +15,8 @@ use super::{
     two_gateways,
 };
 
-/// A server that listens with TLS, besides the harness' own port, and the folder of its certificates.
+/// A server that listens with TLS, beside the port of the harness, and the folder of its
+/// certificates.
 struct TlsServer {
     redis: RedisServer,
     folder: TempDir,
@@ -36,7 +37,7 @@ fn with_tls(folder: &TempDir, asks_clients: bool) -> RedisOptions {
 }
 
 impl TlsServer {
-    /// `name`: for whom its certificate is. `client`: whether it wants one of its clients.
+    /// `name`: the name in its certificate. `client`: true if it asks for client certificates.
     async fn start(name: &str, client: bool) -> TlsServer {
         let folder = files(name).await;
         TlsServer { redis: RedisServer::start(with_tls(&folder, client)).await, folder }
@@ -80,26 +81,28 @@ pub async fn certificate(folder: &Path, file: &str, name: &str) {
     let request = format!("req {KEY} -keyout {file}.key -out {file}.csr -subj /CN={file}");
     openssl(folder, &request).await;
     let sign = format!(
-        "x509 -req -in {file}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {file}.pem -days 60 -extfile {file}.ext"
+        "x509 -req -in {file}.csr -CA ca.pem -CAkey ca.key -CAcreateserial \
+         -out {file}.pem -days 60 -extfile {file}.ext"
     );
     openssl(folder, &sign).await;
 }
 
-/// As [`certificate`], and it expired long ago.
+/// As [`certificate`], but expired long ago.
 pub async fn expired(folder: &Path, file: &str, name: &str) {
     certificate(folder, file, name).await;
     std::fs::write(folder.join("index.txt"), "").expect("a file");
-    let config = "[ca]\ndefault_ca = own\n[own]\ndatabase = index.txt\nnew_certs_dir = .\nrand_serial = yes\n\
-                  default_md = sha256\npolicy = any\nunique_subject = no\n[any]\ncommonName = supplied\n";
+    let config = "[ca]\ndefault_ca = own\n[own]\ndatabase = index.txt\nnew_certs_dir = .\n\
+                  rand_serial = yes\ndefault_md = sha256\npolicy = any\nunique_subject = no\n\
+                  [any]\ncommonName = supplied\n";
     std::fs::write(folder.join("ca.cnf"), config).expect("a file");
     let sign = format!(
-        "ca -batch -config ca.cnf -cert ca.pem -keyfile ca.key -in {file}.csr -out {file}.pem -notext \
-         -startdate 20200101000000Z -enddate 20200201000000Z -extfile {file}.ext"
+        "ca -batch -config ca.cnf -cert ca.pem -keyfile ca.key -in {file}.csr -out {file}.pem \
+         -notext -startdate 20200101000000Z -enddate 20200201000000Z -extfile {file}.ext"
     );
     openssl(folder, &sign).await;
 }
 
-/// A gateway that does not come to serve, and says why.
+/// Checks that a gateway does not serve, and reports why.
 async fn does_not_serve(options: GatewayOptions, why: &str) {
     let gateway = Gateway::start(options.ready(Ready::Listening)).await;
     gateway.stderr_has(why, LIMIT).await;
@@ -107,7 +110,7 @@ async fn does_not_serve(options: GatewayOptions, why: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_authority_of_ones_own_is_trusted_and_no_stranger() {
+async fn a_configured_authority_is_trusted_and_no_other() {
     let server = TlsServer::start("IP:127.0.0.1", false).await;
     let prefix = shared::prefix();
     for query in ["", "?protocol=resp2"] {
@@ -118,7 +121,7 @@ async fn an_authority_of_ones_own_is_trusted_and_no_stranger() {
     }
     // The system's authorities do not know this one.
     does_not_serve(GatewayOptions::redis(&server.url(), &prefix), "UnknownIssuer").await;
-    // Unless nobody looks.
+    // Unless certificates are not verified.
     let url = format!("{}/#insecure", server.url());
     let (one, two) = two_gateways(|| GatewayOptions::redis(&url, &prefix)).await;
     crosses(&one, &two).await;
@@ -131,7 +134,7 @@ async fn a_certificate_for_another_name_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_certificate_is_shown_where_it_is_asked_for() {
+async fn a_client_certificate_is_sent_if_the_server_asks_for_it() {
     let server = TlsServer::start("IP:127.0.0.1", true).await;
     let prefix = shared::prefix();
     let tls = json!({
@@ -170,10 +173,10 @@ async fn every_server_of_a_cluster_is_reached_over_tls() {
         let collector = subscriber.subscribe(subscriber.request()).await;
         publisher.publish(events::numbered("e", 300, 30)).await.expect("published");
         let mut seen = collector.events(300, LIMIT).await.event_ids;
-        // Accounts lie on different shards.
+        // The accounts are on different shards.
         seen.sort_by_key(|id| id[2..].parse::<u32>().expect("a number"));
         assert_eq!(seen, ids("e", 0..300));
-        // Not one connection but that which asks is in plain text.
+        // No connection but the one of this command is in plain text.
         for (node, url) in cluster.nodes().iter().zip(&urls) {
             let port = url.rsplit_once(':').expect("a port").1;
             let clients = node.cli(&["CLIENT", "LIST"]).await;
@@ -184,7 +187,7 @@ async fn every_server_of_a_cluster_is_reached_over_tls() {
             assert!(own.iter().all(|client| client.contains(&laddr)), "{port}: {own:#?}");
         }
     }
-    // Without a certificate of its own a gateway is turned away.
+    // A gateway without a client certificate is rejected.
     let tls = json!({ "caCertificate": file("ca.pem") });
     let options = GatewayOptions::redis_cluster(&urls, &shared::prefix()).set_bus("tls", tls);
     does_not_serve(options, "waiting for Redis").await;

@@ -1,4 +1,5 @@
-//! Every way to name a Redis, on real servers: schemes, passwords, databases, protocols, sockets and TLS.
+//! Every form of a Redis URL, on real servers: schemes, passwords, databases, protocols, sockets
+//! and TLS.
 
 use super::support::{
     ClusterOptions, Gateway, GatewayOptions, LIMIT, Ready, RedisCluster, RedisOptions, RedisServer,
@@ -14,7 +15,7 @@ use trunkline_proto::v1::GetStatusRequest;
 const PASSWORD: &str = "p/ss w0rd";
 const ENCODED: &str = "p%2Fss%20w0rd";
 
-/// An event goes through the gateway's bus and comes back.
+/// Checks that an event goes through the gateway's bus.
 async fn works(gateway: &Gateway) {
     let node = TestNode::connect(gateway, "observer").await;
     let collector = node.subscribe(node.request()).await;
@@ -23,19 +24,22 @@ async fn works(gateway: &Gateway) {
     collector.event("e", LIMIT).await;
 }
 
-/// The gateway listens and does not serve; why not, as it says it.
+/// Starts a gateway that listens and does not serve; the reason that it reports.
 async fn refused(options: GatewayOptions) -> String {
     let gateway = Gateway::start(options.ready(Ready::Listening)).await;
     let mut client = gateway.client().await;
     let reason = eventually(LIMIT, "a reason", async || {
         let status = client.get_status(GetStatusRequest {}).await.expect("a status").into_inner();
         assert!(!status.serving, "{status:?}");
-        // Before the first attempt has failed there is none yet.
+        // There is none before the first attempt has failed.
         (status.reason.len() > 40).then_some(status.reason)
     })
     .await;
-    let told = format!("{reason}\n{}", gateway.stderr());
-    assert!(!told.contains("w0rd") && !told.contains("wrong-"), "a password is told: {told}");
+    let output = format!("{reason}\n{}", gateway.stderr());
+    assert!(
+        !output.contains("w0rd") && !output.contains("wrong-"),
+        "a password is shown: {output}"
+    );
     reason
 }
 
@@ -79,11 +83,11 @@ async fn every_scheme_without_tls_reaches_its_database_in_its_protocol() {
     }
 }
 
-/// A server with a password that the harness could not write into its URL: its port, and what holds it.
+/// A server with a password that the harness cannot write into its URL: the port, and the server.
 async fn start_with_password() -> (u16, RedisServer) {
     let options = RedisOptions { unix_socket: true, ..RedisOptions::default() };
     let server = RedisServer::start(options).await;
-    // After the start, which the harness has to see.
+    // After the start: the harness has to see it without a password.
     server.cli(&["CONFIG", "SET", "requirepass", PASSWORD]).await;
     (server.port(), server)
 }
@@ -95,13 +99,13 @@ async fn administrator(port: u16, database: i64) -> redis::aio::MultiplexedConne
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_password_is_told_and_not_shown() {
+async fn a_wrong_password_is_reported_and_not_shown() {
     let server = RedisServer::start(RedisOptions {
         password: Some("secret".into()),
         ..RedisOptions::default()
     })
     .await;
-    for user in ["", "nobody"] {
+    for user in ["", "unknown"] {
         let url = format!("redis://{user}:wrong-password@127.0.0.1:{}", server.port());
         let reason = refused(options(&url)).await;
         assert!(reason.contains("WRONGPASS") || reason.contains("authentication"), "{reason}");
@@ -145,28 +149,28 @@ async fn tls_is_verified_unless_the_url_says_insecure() {
         works(&Gateway::start(tls(&url, ours.clone())).await).await;
         let insecure = format!("{url}#insecure");
         works(&Gateway::start(options(&insecure)).await).await;
-        // Neither the system nor another authority vouches for it.
+        // Neither the system's authorities nor another one signed it.
         refused(options(&url)).await;
         refused(tls(&url, json!({ "caCertificate": pem("other-ca.pem") }))).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_may_ask_for_a_client_certificate() {
+async fn a_server_that_asks_for_a_client_certificate_gets_it() {
     let (port, _server) = start_tls("yes").await;
     let url = format!("rediss://127.0.0.1:{}", port.number());
     let files = json!({ "caCertificate": pem("ca.pem"),
         "clientCertificate": pem("client.pem"), "clientKey": pem("client.key") });
     works(&Gateway::start(tls(&url, files.clone())).await).await;
     refused(tls(&url, json!({ "caCertificate": pem("ca.pem") }))).await;
-    // Also where nobody checks the server.
+    // Also if the server's certificate is not verified.
     let mut files = files;
     files.as_object_mut().expect("an object").remove("caCertificate");
     works(&Gateway::start(tls(&format!("{url}#insecure"), files)).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_takes_user_and_secret_from_wherever_they_lie() {
+async fn a_cluster_takes_user_and_secret_from_urls_or_keys() {
     let server = RedisOptions { password: Some("w0rd".into()), ..RedisOptions::default() };
     let cluster =
         RedisCluster::with(ClusterOptions { replicas: 0, server, ..ClusterOptions::default() })

@@ -36,7 +36,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn envelopes_from_redis_decode_without_panic_and_reencode_the_same(bytes in some_bytes(), head in prop::sample::select(vec!["", "T1 9-9 ", "E1 9-9 "])) {
+    fn envelopes_from_redis_decode_without_panic_and_reencode_the_same(
+        bytes in some_bytes(),
+        head in prop::sample::select(vec!["", "T1 9-9 ", "E1 9-9 "]),
+    ) {
         checks::frame(&[head.as_bytes(), &bytes].concat());
     }
 
@@ -56,7 +59,10 @@ proptest! {
     }
 
     #[test]
-    fn the_filter_decides_as_the_decoded_messages_demand(request in some_bytes(), event in fields()) {
+    fn the_filter_decides_as_the_decoded_messages_demand(
+        request in some_bytes(),
+        event in fields(),
+    ) {
         let length = u8::try_from(request.len()).unwrap_or(0);
         checks::filter(&[&[length], &request[..usize::from(length)], &event].concat());
     }
@@ -85,7 +91,13 @@ fn the_seeds_of_the_fuzz_targets_pass_their_checks() {
 
 proptest! {
     #[test]
-    fn a_configuration_that_loads_loads_again_from_its_effective_form(text in "\\{?(\"(listen|shards|coordinator|url|@type|drain)\":(1|\"Redis\"|\\{|\\}|,| )){0,8}\\}?", pair in "[a-z.]{0,12}=\\PC{0,8}") {
+    fn a_configuration_that_loads_loads_again_from_its_effective_form(
+        text in concat!(
+            "\\{?(\"(listen|shards|coordinator|url|@type|drain)\":",
+            "(1|\"Redis\"|\\{|\\}|,| )){0,8}\\}?",
+        ),
+        pair in "[a-z.]{0,12}=\\PC{0,8}",
+    ) {
         checks::config(&[text.as_bytes(), &[0], pair.as_bytes()].concat());
     }
 }

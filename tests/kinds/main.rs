@@ -12,7 +12,10 @@ use std::collections::HashSet;
 use serde_json::{Value, json};
 use support::{Gateway, GatewayOptions, LIMIT, SharedRedis, process::Program};
 use tonic::Code;
-use trunkline_proto::v1::{Filter, Overflow, Start, SubscribeRequest};
+use trunkline_proto::{
+    kinds,
+    v1::{Filter, Overflow, Start, SubscribeRequest, event::Kind},
+};
 
 use self::raw::{NewEvent, next_events, publish, quota_change, subscribe};
 
@@ -33,6 +36,13 @@ fn auth(kinds: &[&str]) -> Value {
 
 fn request(node_id: &str, filter: Filter) -> SubscribeRequest {
     SubscribeRequest { node_id: node_id.into(), filter: Some(filter), ..Default::default() }
+}
+
+#[test]
+fn the_harness_has_an_event_of_every_kind_in_the_table() {
+    let events = support::events::one_of_each("a");
+    let numbers = events.iter().filter_map(|event| event.kind.as_ref()).map(Kind::number);
+    assert!(numbers.eq(kinds::TABLE.iter().map(|row| row.number)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

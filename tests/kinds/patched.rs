@@ -25,7 +25,8 @@ const ARM: (&str, &str) = (
 const VALUE: (&str, &str) =
     ("  EVENT_KIND_CUSTOM = 20;\n", "  // `Event.quota_change`\n  EVENT_KIND_QUOTA_CHANGE = 30;\n");
 const ROW: (&str, &str) = (
-    "    Custom(CustomEvent) = 20, \"custom\", CustomType,\n        keep_last: false, merge: None;\n",
+    "    Custom(CustomEvent) = 20, \"custom\", CustomType,
+        keep_last: false, merge: None;\n",
     "    QuotaChange(QuotaChange) = 30, \"quota_change\", Account, keep_last: false,
         merge: Some(|earlier, later| {
             later.used = later.used.max(earlier.used);

@@ -152,7 +152,7 @@ impl Browser {
         urls
     }
 
-    /// A command of the Chrome DevTools Protocol.
+    /// A command of the Chrome `DevTools` Protocol.
     pub async fn devtools(&self, command: &str, params: Value) -> Value {
         self.step("POST", "goog/cdp/execute", json!({ "cmd": command, "params": params })).await
     }

@@ -59,9 +59,9 @@ pub struct Row {
     pub name: &'static str,
     /// What an event of the kind is about.
     pub subject: Subject,
-    /// Whether the last event is kept, so that a new or resuming stream gets it first.
+    /// True if the last event is kept, so that a new or resuming stream gets it first.
     pub keeps_last: bool,
-    /// Whether events of the kind may be merged for a stream that fell behind; see [`merge`].
+    /// True if events of the kind may be merged for a stream that fell behind; see [`merge`].
     pub merges: bool,
 }
 
@@ -200,8 +200,8 @@ pub const fn subject(number: u8) -> Option<Subject> {
     if number < 128 { SUBJECTS[number as usize] } else { None }
 }
 
-/// Whether events of the kind concern one account: those of the table that do, and the numbers
-/// reserved for such kinds.
+/// True if events of the kind concern one account. Also true for the unknown kinds of
+/// [`ACCOUNT_NUMBERS`].
 #[inline]
 pub const fn concerns_account(number: u8) -> bool {
     matches!(subject(number), Some(Subject::Account))

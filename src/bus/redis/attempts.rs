@@ -8,8 +8,8 @@ use super::settings::Settings;
 use crate::bus::AppendError;
 
 /// The time that an answer is waited for even if the deadline is nearer: without it the outcome of
-/// what is sent in the last moment would be unknown for nothing. Shorter than the grace that callers
-/// give the writer's answer.
+/// what is sent in the last moment would be unknown for nothing. Shorter than the grace that
+/// callers give the writer's answer.
 const MIN_ANSWER_TIME: Duration = Duration::from_millis(150);
 
 /// The number of times that a call follows a slot that is moving.

@@ -175,7 +175,7 @@ mod tests {
         let position = Position::new(7, 3);
         let made = auth.tag(Kind::Frame, position, &[b"some ", b"bytes"]);
         let verifies = |auth: &Authenticator, kind, position, bytes: &[u8]| {
-            auth.holds(&made, kind, position, &[bytes])
+            auth.verify(&made, kind, position, &[bytes])
         };
         assert!(verifies(&auth, Kind::Frame, position, b"some bytes"));
         assert!(!verifies(&auth, Kind::Frame, position, b"some bytez"));
@@ -188,10 +188,10 @@ mod tests {
         for bit in 0..TAG_LENGTH * 8 {
             let mut flipped = made;
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(!auth.holds(&flipped, Kind::Frame, position, &[b"some bytes"]), "bit {bit}");
+            assert!(!auth.verify(&flipped, Kind::Frame, position, &[b"some bytes"]), "bit {bit}");
         }
-        assert!(!auth.holds(&made[..TAG_LENGTH - 1], Kind::Frame, position, &[b"some bytes"]));
-        assert!(!auth.holds(b"", Kind::Frame, position, &[b"some bytes"]));
+        assert!(!auth.verify(&made[..TAG_LENGTH - 1], Kind::Frame, position, &[b"some bytes"]));
+        assert!(!auth.verify(b"", Kind::Frame, position, &[b"some bytes"]));
     }
 
     #[test]
@@ -200,9 +200,9 @@ mod tests {
         let (position, bytes) = (Position::new(1, 1), [&b"bytes"[..]]);
         let by_old = old.tag(Kind::Frame, position, &bytes);
         let by_both = both.tag(Kind::Frame, position, &bytes);
-        assert!(both.holds(&by_old, Kind::Frame, position, &bytes));
-        assert!(on(NEW, "c").holds(&by_both, Kind::Frame, position, &bytes));
-        assert!(!old.holds(&by_both, Kind::Frame, position, &bytes));
+        assert!(both.verify(&by_old, Kind::Frame, position, &bytes));
+        assert!(on(NEW, "c").verify(&by_both, Kind::Frame, position, &bytes));
+        assert!(!old.verify(&by_both, Kind::Frame, position, &bytes));
     }
 
     #[test]

@@ -160,8 +160,8 @@ async fn read_once(
     Ok(Reading { more, entries: without_unknown(entries, tip), tip })
 }
 
-/// The entries that gateways wrote. An unknown writer can only add entries beyond the shard's end, or
-/// at a position that the next entry shows to be within its own frame.
+/// The entries that gateways wrote. An unknown writer can only add entries beyond the shard's end,
+/// or at a position that the next entry shows to be within its own frame.
 fn without_unknown(entries: Vec<Envelope>, tip: Position) -> Vec<Envelope> {
     let mut limit = tip.is_known().then_some(tip);
     let mut kept: Vec<Envelope> = Vec::with_capacity(entries.len());

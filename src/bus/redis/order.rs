@@ -25,8 +25,8 @@ pub(super) struct Order {
     time_ms: Option<u64>,
     /// Each writer's last sequence, to recognize frames that are re-appended after Redis lost them.
     writers: HashMap<WriterId, u64>,
-    /// The last position delivered of each epoch that has ended: a frame whose origin is at or before
-    /// it was delivered.
+    /// The last position delivered of each epoch that has ended: a frame whose origin is at or
+    /// before it was delivered.
     ended: Vec<Position>,
     /// True if `position` may lie within a frame: no frame was delivered yet.
     within: bool,
@@ -246,7 +246,8 @@ mod tests {
     }
 
     fn is_gap(delivery: &Delivery, from: Position, to: Position, missed: Option<u64>) -> bool {
-        matches!(delivery, Delivery::Gap(gap) if gap.from == from && gap.to == to && gap.missed == missed)
+        let Delivery::Gap(gap) = delivery else { return false };
+        (gap.from, gap.to, gap.missed) == (from, to, missed)
     }
 
     #[test]

@@ -90,8 +90,8 @@ pub(super) enum Failure {
 }
 
 impl Call<'_> {
-    /// Calls the script on `server`. `asking`: the server is still importing the slot, and serves it
-    /// only after `ASKING`.
+    /// Calls the script on `server`. `asking`: the server is still importing the slot, and serves
+    /// it only after `ASKING`.
     pub(super) async fn send(
         &self,
         server: &Arc<Server>,
@@ -228,8 +228,8 @@ async fn invoke(
 }
 
 /// Classifies an error by what is known about the call. An error that the server wrote means that
-/// the script did nothing: it checks before it writes, and Redis refuses a script that may not write
-/// at its first write.
+/// the script did nothing: it checks before it writes, and Redis refuses a script that may not
+/// write at its first write.
 pub(super) fn classify(error: &RedisError) -> Failure {
     let text = server_text(error);
     match error.kind() {

@@ -151,7 +151,7 @@ impl Settings {
                     keys,
                 }
             }
-            other => {
+            other @ BusConfig::Embedded => {
                 return Err(StartError(format!("coordinator: {} is not Redis", other.type_name())));
             }
         };
@@ -170,8 +170,8 @@ fn pool(pool: &Pool) -> PoolSettings {
 
 fn with_protocol(info: ConnectionInfo, protocol: ProtocolVersion) -> ConnectionInfo {
     let redis = info.redis_settings().clone().set_protocol(protocol);
-    // A dedicated user has few rights, and its name identifies the gateway: `CLIENT SETINFO` would be
-    // refused and written into the server's ACL log with every connection.
+    // A dedicated user has few rights, and its name identifies the gateway: `CLIENT SETINFO` would
+    // be refused and written into the server's ACL log with every connection.
     let redis = if redis.username().is_some() {
         redis.set_skip_set_lib_name()
     } else {

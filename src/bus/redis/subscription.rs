@@ -1,9 +1,9 @@
 //! One subscription connection to one server.
 //!
-//! The client library's own re-subscription loses channels for good: it repeats all sharded channels
-//! in one command, and forgets those that the server unsubscribed. So each connection is a plain one
-//! to a single node. After any error it is closed and opened again with all channels; the reader
-//! repairs what was missed meanwhile.
+//! The client library's own re-subscription loses channels for good: it repeats all sharded
+//! channels in one command, and forgets those that the server unsubscribed. So each connection is a
+//! plain one to a single node. After any error it is closed and opened again with all channels; the
+//! reader repairs what was missed meanwhile.
 
 use std::{
     collections::HashMap,

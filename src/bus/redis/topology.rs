@@ -65,8 +65,8 @@ struct SlotRange {
 pub(super) struct TopologyError(pub String);
 
 impl Topology {
-    /// A topology that knows the seeds. A standalone server owns all shards at once; in a cluster no
-    /// owner is known before the first refresh.
+    /// A topology that knows the seeds. A standalone server owns all shards at once; in a cluster
+    /// no owner is known before the first refresh.
     pub(super) fn new(settings: Settings, slots: Vec<u16>) -> Result<Topology, TopologyError> {
         let mut servers = HashMap::new();
         for info in &settings.seeds {

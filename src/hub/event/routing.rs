@@ -63,6 +63,7 @@ fn mix(mut hash: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::event::wire::put_field;
 
     fn fnv(text: &str) -> u32 {
         let mut fnv = Fnv32::new();
@@ -88,6 +89,23 @@ mod tests {
             for count in counts {
                 assert!(count.abs_diff(fair) < fair / 4, "{count} of {fair} on {shards} shards");
             }
+        }
+    }
+
+    #[test]
+    fn an_unknown_kind_that_concerns_an_account_is_routed_as_known_ones_of_that_account() {
+        let hash = |kind: u32, account: &str| {
+            let (mut message, mut event) = (vec![], vec![]);
+            put_field(&mut message, 1, account.as_bytes());
+            put_field(&mut event, kind, &message);
+            routing_key_hash(&EventView::peek(&event).unwrap())
+        };
+        for kind in [11, 13, 30, 42, 49] {
+            assert_eq!(hash(kind, "a"), hash(10, "a"), "{kind}");
+            assert_ne!(hash(kind, "b"), hash(10, "a"), "{kind}");
+        }
+        for kind in [14, 21, 29, 50, 99] {
+            assert_eq!(hash(kind, "a"), hash(kind, "b"), "{kind} concerns no account");
         }
     }
 

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
-use crate::proto::v1::event::Kind;
+use crate::{hub::event::wire::put_field, proto::v1::event::Kind};
 
 fn matches(filter: &Filter, event: &v1::Event) -> bool {
     filter.matches(&EventView::peek(&event.encode_to_vec()).unwrap())
@@ -49,6 +49,24 @@ fn kinds_of_newer_peers_are_kinds() {
     let others = filter(v1::Filter { kinds: vec![10, 43, 99], ..Default::default() });
     assert!(!others.matches(&view));
     assert!(!others.matches_everything());
+}
+
+#[test]
+fn unknown_kinds_that_concern_an_account_are_filtered_by_it() {
+    let alice = filter(v1::Filter { accounts: vec!["alice".into()], ..Default::default() });
+    let newer = |kind: u32, account: &str| {
+        let (mut message, mut event) = (vec![], vec![]);
+        put_field(&mut message, 1, account.as_bytes());
+        put_field(&mut event, kind, &message);
+        event
+    };
+    let matches = |event: &[u8]| alice.matches(&EventView::peek(event).unwrap());
+    for kind in [30, 42, 49] {
+        assert!(matches(&newer(kind, "alice")) && !matches(&newer(kind, "bob")), "{kind}");
+    }
+    for kind in [21, 29, 50, 99] {
+        assert!(matches(&newer(kind, "bob")), "{kind} concerns no account");
+    }
 }
 
 #[test]
@@ -220,7 +238,7 @@ proptest! {
         let mut bytes = event.encode_to_vec();
         let newer_kind = newer_kind.filter(|_| event.kind.is_none());
         if let Some(kind) = newer_kind {
-            crate::hub::event::wire::put_field(&mut bytes, kind.unsigned_abs(), b"newer");
+            put_field(&mut bytes, kind.unsigned_abs(), b"newer");
         }
         let filter = Filter::new(&wire, &node_id, &roles, include_own);
         let view = EventView::peek(&bytes).unwrap();

@@ -177,8 +177,8 @@ fn unreached(info: &ConnectionInfo, why: &str) -> Finding {
         "compare coordinator.tls with the server's tls-* settings: does it ask for a client \
          certificate?"
     } else if has(&["refused"]) {
-        "see that Redis runs, listens on this address (bind, port, protected-mode), and that the port \
-         is right"
+        "see that Redis runs, listens on this address (bind, port, protected-mode), and that the \
+         port is right"
     } else if has(&["timed out", "no answer", "deadline"]) {
         "see that the address is right and that no firewall drops what is sent to it"
     } else if has(&["lookup", "resolve", "name or service"]) {

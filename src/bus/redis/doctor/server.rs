@@ -59,8 +59,8 @@ pub(super) fn mode(address: &str, info: &Info, cluster: bool) -> Finding {
             return Finding::failure(
                 "mode",
                 format!("{address} is a standalone server, and the coordinator is a cluster"),
-                "set coordinator.@type to Redis, and url in place of urls; or name the servers of the \
-                 cluster",
+                "set coordinator.@type to Redis, and url in place of urls; or name the servers of \
+                 the cluster",
             );
         }
         ("sentinel", _) => {
@@ -147,9 +147,7 @@ fn eviction(address: &str, info: &Info) -> Finding {
         }
         policy if policy.starts_with("allkeys") => Finding::failure("eviction", seen, advice),
         _ => {
-            let seen = format!(
-                "{seen}: request ids, which make retries safe, have a time to live and may be evicted"
-            );
+            let seen = format!("{seen}: request ids, which make retries safe, can be evicted");
             Finding::warning("eviction", seen, advice)
         }
     }
@@ -236,7 +234,7 @@ fn persistence(address: &str, saves: bool, replicas: usize) -> Finding {
     Finding::warning(
         "persistence",
         format!("{address} writes nothing to disk, and has {replicas} replicas online"),
-        "a restart loses history: nodes that resume after it get a gap. Set appendonly yes, or save",
+        "a restart loses history: nodes that resume get a gap. Set appendonly yes, or save",
     )
 }
 
@@ -257,8 +255,8 @@ fn output_buffer(address: &str, classes: &str, max_frame: u64) -> Finding {
         "{address} cuts subscribers off at {hard} bytes, or {soft} for {seconds} s (0: never)"
     );
     let advice = format!(
-        "CONFIG SET client-output-buffer-limit \"pubsub 32mb 8mb 60\": one frame may have {max_frame} \
-         bytes, and a subscription that is cut off has to be repaired from history"
+        "CONFIG SET client-output-buffer-limit \"pubsub 32mb 8mb 60\": one frame may have \
+         {max_frame} bytes, and a subscription that is cut off has to be repaired from history"
     );
     let below = |limit: u64, least: u64| limit != 0 && limit < least;
     if below(hard, max_frame + max_frame / 4) {
@@ -273,7 +271,7 @@ fn output_buffer(address: &str, classes: &str, max_frame: u64) -> Finding {
 fn timeout(address: &str, seconds: u64) -> Finding {
     let seen = format!("{address} closes idle connections after {seconds} s (0: never)");
     if (1..10).contains(&seconds) {
-        let advice = "CONFIG SET timeout 0, or 60 and more: else connections are closed and reopened all the time";
+        let advice = "CONFIG SET timeout 0, or 60 and more, so that connections stay open";
         Finding::warning("timeout", seen, advice)
     } else {
         Finding::ok("timeout", seen)

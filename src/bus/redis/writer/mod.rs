@@ -10,7 +10,7 @@ mod flush;
 mod restore;
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -131,17 +131,20 @@ impl Writer {
         }
     }
 
-    /// Takes waiting batches up to the limits of a frame.
+    /// Takes waiting batches up to the limits of a frame. A batch that repeats the request id of
+    /// another one waits for the next frame: the script finds only ids of earlier frames.
     fn gather(&mut self, first: Job) -> Flush {
         let mut size = 0;
         let mut count = 0;
         let mut jobs = Vec::new();
+        let mut requests = HashSet::new();
         let mut next = Some(first);
         while let Some(job) = next {
             let bytes: usize = job.batch.events.iter().map(|event| event.len() + 6).sum();
             let fits =
                 size + bytes <= FRAME_BYTES && count + job.batch.events.len() <= FRAME_EVENTS;
-            if !jobs.is_empty() && !fits {
+            let repeats = job.batch.request_id.is_some_and(|id| !requests.insert(id));
+            if !jobs.is_empty() && (repeats || !fits) {
                 self.state.waiting.push_front(job);
                 break;
             }
