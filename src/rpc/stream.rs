@@ -70,8 +70,8 @@ pub struct Subscription {
     /// When this stream is asked to leave, in a drain.
     leave: Option<(Instant, Drain)>,
     last_sent: Instant,
-    /// Fires when something may be due that no event wakes the stream for. It is not reset with each
-    /// message: when it fires, the stream looks at what is due.
+    /// Fires when something may be due that no event wakes the stream for. It is not reset with
+    /// each message: when it fires, the stream looks at what is due.
     timer: Pin<Box<Sleep>>,
     /// Collects explanations; none unless the request asks for them.
     explainer: Option<Explainer>,
@@ -178,8 +178,8 @@ impl Subscription {
                 self.last_sent = now;
                 return Poll::Ready(Some(Ok(explanation)));
             }
-            if self.listed.notices().is_waiting()
-                && let Poll::Ready(notice) = self.listed.notices().poll_take(cx)
+            if self.listed.notifications().is_pending()
+                && let Poll::Ready(notice) = self.listed.notifications().poll_take(cx)
             {
                 self.last_sent = now;
                 let notice = EncodedMessage::response(Response::Notice(notice));
@@ -196,7 +196,7 @@ impl Subscription {
                 return Poll::Ready(Some(Ok(self.heartbeat())));
             }
             // After the events, so that they do not pay for registering this waker.
-            if let Poll::Ready(notice) = self.listed.notices().poll_take(cx) {
+            if let Poll::Ready(notice) = self.listed.notifications().poll_take(cx) {
                 self.last_sent = now;
                 let notice = EncodedMessage::response(Response::Notice(notice));
                 return Poll::Ready(Some(Ok(notice)));
@@ -254,11 +254,11 @@ impl Subscription {
         }
     }
 
-    /// The explanation that is due, if one is. Comes before each poll of the cursor, and sets how many
-    /// verdicts that may bring.
+    /// The explanation that is due, if one is. Comes before each poll of the cursor, and sets how
+    /// many verdicts that may bring.
     fn due_explanation(&mut self, now: Instant) -> Option<EncodedMessage> {
         let explainer = self.explainer.as_mut()?;
-        self.cursor.limit_decisions(explainer.room(now));
+        self.cursor.limit_decisions(explainer.available(now));
         explainer.due().filter(|due| *due <= now)?;
         self.explanation()
     }

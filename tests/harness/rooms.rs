@@ -37,8 +37,8 @@ const WITH_CIRCLES: &[&str] = &["config", "hub", "cli"];
 /// A module: its path below the crate, such as `["hub", "cursor"]`.
 type Module = Vec<String>;
 
-/// The modules of `src/` and, for each, the paths that its code names. Tests are left out, and so is
-/// code that is compiled for tests and fuzzing alone.
+/// The modules of `src/` and, for each, the paths that its code names. Tests are left out, and so
+/// is code that is compiled for tests and fuzzing alone.
 fn modules() -> BTreeMap<Module, Vec<Module>> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
@@ -240,9 +240,17 @@ fn modules_of_a_room_do_not_import_one_another_in_circles() {
 #[test]
 fn paths_are_found_in_trees_of_imports() {
     let module = ["hub", "cursor"].map(String::from);
-    let text = "use super::{log, Hub as Other, self};\nuse crate::{\n    bus::{Frame, redis::Bus},\n    \
-                hub::event::{self, EventView},\n};\n// crate::rpc\nfn f() { crate::config::read() }\n\
-                use trunkline::gateway;\n#[cfg(test)]\nmod tests { use crate::gateway; }";
+    let text = "
+        use super::{log, Hub as Other, self};
+        use crate::{
+            bus::{Frame, redis::Bus},
+            hub::event::{self, EventView},
+        };
+        // crate::rpc
+        fn f() { crate::config::read() }
+        use trunkline::gateway;
+        #[cfg(test)]
+        mod tests { use crate::gateway; }";
     let found: BTreeSet<String> =
         paths_in(text, &module).iter().map(|path| path.join("::")).collect();
     let expected = [

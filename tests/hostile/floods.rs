@@ -5,9 +5,9 @@ use tokio::time::timeout;
 use tonic::Code;
 
 use crate::{
+    error_details::error_details,
     support::{LIMIT, events::queue_refresh},
     target::Target,
-    told::told,
     wire::{
         CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, Raw,
         SETTINGS, WINDOW_UPDATE, call, frame, goaway, message,
@@ -113,7 +113,7 @@ async fn streams_beyond_the_limit_of_a_connection_are_refused_and_requests_still
             open.push(node.stream(node.request()).await.unwrap());
         }
         let status = node.stream(node.request()).await.unwrap_err();
-        let error = told(&status, Code::ResourceExhausted, "LIMIT_REACHED");
+        let error = error_details(&status, Code::ResourceExhausted, "LIMIT_REACHED");
         assert_eq!(error.metadata["limit"], "limits.maxStreamsPerConnection");
         assert_eq!(error.quotas, ["limits.maxStreamsPerConnection"]);
         assert!(error.retry.is_some());

@@ -6,10 +6,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../api/error_details.rs"]
+mod error_details;
 #[path = "../support/mod.rs"]
 mod support;
-#[path = "../api/told.rs"]
-mod told;
 
 mod target;
 mod wire;

@@ -6,13 +6,13 @@ use serde_json::json;
 use tonic::Code;
 
 use crate::{
+    error_details::{error_details, wrong_fields},
     support::{
         LIMIT,
         events::{numbered, queue_refresh},
         until,
     },
     target::Target,
-    told::{told, wrong_fields},
 };
 
 const RATE: f64 = 200.0;
@@ -33,7 +33,8 @@ async fn a_publisher_beyond_its_rate_gets_its_rate_and_does_not_affect_other_cli
                 match node.publish(numbered("g", 10, 1)).await {
                     Ok(_) => accepted += 10,
                     Err(status) => {
-                        let error = told(&status, Code::ResourceExhausted, "LIMIT_REACHED");
+                        let error =
+                            error_details(&status, Code::ResourceExhausted, "LIMIT_REACHED");
                         assert_eq!(error.metadata["limit"], "limits.eventsPerSecond");
                         assert_eq!(error.quotas, ["limits.eventsPerSecond"]);
                         let retry = error.retry.expect("a retry delay");
@@ -63,7 +64,7 @@ async fn a_publish_is_accepted_after_the_retry_delay() {
     let node = target.hostile_node("patient").await;
     node.publish(numbered("a", 10, 1)).await.unwrap();
     let status = node.publish(numbered("b", 10, 1)).await.unwrap_err();
-    let retry = told(&status, Code::ResourceExhausted, "LIMIT_REACHED").retry.unwrap();
+    let retry = error_details(&status, Code::ResourceExhausted, "LIMIT_REACHED").retry.unwrap();
     assert!(retry <= Duration::from_millis(500), "{retry:?}");
     tokio::time::sleep(retry).await;
     node.publish(numbered("b", 10, 1)).await.unwrap();
@@ -91,7 +92,7 @@ async fn streams_of_an_identity_count_over_all_its_connections() {
     }
     let node = target.hostile_node("n3").await;
     let status = node.stream(node.request()).await.unwrap_err();
-    let error = told(&status, Code::ResourceExhausted, "LIMIT_REACHED");
+    let error = error_details(&status, Code::ResourceExhausted, "LIMIT_REACHED");
     assert_eq!(error.metadata["limit"], "limits.maxStreamsPerIdentity");
     assert_eq!(error.metadata["allowed"], "3");
     node.publish(vec![queue_refresh()]).await.unwrap();
@@ -120,7 +121,7 @@ async fn filters_of_open_streams_count_until_the_streams_end() {
         held.push(node.stream(request.clone()).await.unwrap());
     }
     let status = node.stream(request.clone()).await.unwrap_err();
-    let error = told(&status, Code::ResourceExhausted, "LIMIT_REACHED");
+    let error = error_details(&status, Code::ResourceExhausted, "LIMIT_REACHED");
     assert_eq!(error.metadata["limit"], "limits.maxPendingBytesPerIdentity");
     held.pop();
     until(LIMIT, "a free stream permit", async || node.stream(request.clone()).await.is_ok()).await;

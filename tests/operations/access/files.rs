@@ -131,6 +131,8 @@ impl Files {
     pub async fn start(&self, options: GatewayOptions) -> Gateway {
         let gateway = Gateway::start(options).await;
         gateway.stderr_has("listens on", LIMIT).await;
+        // The port answers before the bus has started.
+        gateway.stderr_has("the bus is verified", LIMIT).await;
         gateway
     }
 

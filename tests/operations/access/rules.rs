@@ -43,6 +43,38 @@ async fn an_identity_has_only_its_own_node_ids_events_and_operations() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_is_authorised_before_it_is_validated() {
+    let (files, gateway) = Files::with_gateway("optional").await;
+    let support = connect(&gateway, &files.token(SUPPORT_TOKEN)).await;
+    let web = connect(&gateway, &files.token(WEB_TOKEN)).await;
+    let invalid = || Event { event_id: "x".repeat(1000), ..events::queue_refresh() };
+    // An identity that may publish nothing learns nothing about its events, malformed or not.
+    for events in [vec![invalid()], vec![Event::default()], vec![]] {
+        assert_eq!(not_allowed(publish(&support, "n1", events).await), ["events"]);
+    }
+    // A node id of another identity; an event that this identity may not publish, beside one that it
+    // may, both invalid.
+    assert_eq!(not_allowed(publish(&web, "mx-1", vec![invalid()]).await), ["node_id"]);
+    let custom = Event { event_id: "x".repeat(1000), ..events::custom("org.web.a") };
+    let fields = not_allowed(publish(&web, "web", vec![custom.clone(), invalid()]).await);
+    assert_eq!(fields, ["events[1]"]);
+    // What is left to validation: an event that may be published, and one without a kind.
+    for (event, field) in [(custom, "events[0].event_id"), (Event::default(), "events[0].kind")] {
+        let published = publish(&web, "web", vec![event]).await;
+        assert_eq!(refused(published, Code::InvalidArgument, "INVALID_REQUEST"), [field]);
+    }
+    // Streams alike.
+    let filter = Filter { kinds: vec![EventKind::RegistryChange.into()], ..Default::default() };
+    let wrong = SubscribeRequest { overflow: 77, ..request("web", filter) };
+    assert_eq!(not_allowed(subscribe(&web, wrong).await), ["filter.kinds[0]"]);
+    let wrong = SubscribeRequest { overflow: 77, ..request("mx-1", Filter::default()) };
+    assert_eq!(not_allowed(subscribe(&web, wrong).await), ["node_id"]);
+    let filter = Filter { kinds: vec![7], ..Default::default() };
+    let subscribed = subscribe(&web, request("web", filter)).await;
+    assert_eq!(refused(subscribed, Code::InvalidArgument, "INVALID_REQUEST"), ["filter.kinds[0]"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn events_that_an_identity_may_not_receive_are_never_delivered() {
     let (files, gateway) = Files::with_gateway("optional").await;
     let web = connect(&gateway, &files.token(WEB_TOKEN)).await;

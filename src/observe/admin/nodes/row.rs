@@ -7,7 +7,7 @@ use trunkline_proto::kinds;
 
 use super::{super::view::milliseconds, query::Column};
 use crate::{
-    presence::list::Seen,
+    presence::list::ListedNode,
     proto::v1::{self, NodeState},
 };
 
@@ -37,8 +37,8 @@ pub struct Row {
     pub(super) rate: Option<f64>,
 }
 
-impl From<&Seen<'_>> for Row {
-    fn from(seen: &Seen<'_>) -> Row {
+impl From<&ListedNode<'_>> for Row {
+    fn from(seen: &ListedNode<'_>) -> Row {
         let node = seen.node;
         let since = node.connect_time.and_then(|time| SystemTime::try_from(time).ok());
         Row {

@@ -1,38 +1,38 @@
-//! What most tests here stand on: a deployment of the embedded bus, or of a standalone Redis with two gateways.
+//! The deployment of most tests here: the embedded bus, or a standalone Redis with two gateways.
 
 use crate::support::{Gateway, GatewayOptions, SharedRedis, TestNode};
 
 /// One gateway on the embedded bus, or two on a Redis.
-pub struct Bench {
+pub struct Deployment {
     /// The gateway that most nodes use.
     pub gateway: Gateway,
     second: Option<Gateway>,
     redis: Option<SharedRedis>,
 }
 
-impl Bench {
+impl Deployment {
     /// The embedded bus.
-    pub async fn embedded() -> Bench {
-        Bench::embedded_with(|options| options).await
+    pub async fn embedded() -> Deployment {
+        Deployment::embedded_with(|options| options).await
     }
 
     /// The embedded bus, with further settings.
-    pub async fn embedded_with(set: impl FnOnce(GatewayOptions) -> GatewayOptions) -> Bench {
+    pub async fn embedded_with(set: impl FnOnce(GatewayOptions) -> GatewayOptions) -> Deployment {
         let gateway = Gateway::start(set(GatewayOptions::embedded())).await;
-        Bench { gateway, second: None, redis: None }
+        Deployment { gateway, second: None, redis: None }
     }
 
     /// A standalone Redis and two gateways.
-    pub async fn redis() -> Bench {
-        Bench::redis_with(|options| options).await
+    pub async fn redis() -> Deployment {
+        Deployment::redis_with(|options| options).await
     }
 
     /// A standalone Redis and two gateways with further settings.
-    pub async fn redis_with(set: impl Fn(GatewayOptions) -> GatewayOptions) -> Bench {
+    pub async fn redis_with(set: impl Fn(GatewayOptions) -> GatewayOptions) -> Deployment {
         let redis = SharedRedis::get().await;
         let options = || set(GatewayOptions::redis(&redis.url, &redis.prefix));
         let (gateway, second) = tokio::join!(Gateway::start(options()), Gateway::start(options()));
-        Bench { gateway, second: Some(second), redis: Some(redis) }
+        Deployment { gateway, second: Some(second), redis: Some(redis) }
     }
 
     /// Another gateway of the deployment; on the embedded bus there is only the one.
@@ -45,7 +45,7 @@ impl Bench {
         self.redis.as_ref()
     }
 
-    /// What a further gateway on the same Redis is started with.
+    /// The options of a further gateway on the same Redis.
     pub fn options(&self) -> GatewayOptions {
         let redis = self.redis.as_ref().expect("a Redis");
         GatewayOptions::redis(&redis.url, &redis.prefix)
@@ -62,19 +62,20 @@ impl Bench {
     }
 }
 
-/// Makes two tests of each `async fn name(bench: Bench)`: on the embedded bus, and over Redis between two gateways. `with set;`
-/// first sets further settings.
+/// Makes two tests of each `async fn name(deployment: Deployment)`: on the embedded bus, and over
+/// Redis between two gateways. `with set;` changes the settings.
 #[macro_export]
 macro_rules! on_both_buses {
     (with $set:ident; $($name:ident),* $(,)?) => {
         mod embedded {
             $(#[tokio::test] async fn $name() {
-                super::$name($crate::bench::Bench::embedded_with(super::$set).await).await;
+                let deployment = $crate::deployment::Deployment::embedded_with(super::$set).await;
+                super::$name(deployment).await;
             })*
         }
         mod redis {
             $(#[tokio::test] async fn $name() {
-                super::$name($crate::bench::Bench::redis_with(super::$set).await).await;
+                super::$name($crate::deployment::Deployment::redis_with(super::$set).await).await;
             })*
         }
     };

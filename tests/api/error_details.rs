@@ -1,4 +1,4 @@
-//! What an error tells a client (AIP-193).
+//! The details of an error (AIP-193).
 
 use std::{collections::HashMap, time::Duration};
 
@@ -7,7 +7,7 @@ use tonic_types::StatusExt;
 
 /// An error with its details taken apart.
 #[derive(Debug)]
-pub struct Told {
+pub struct ErrorDetails {
     /// For people.
     pub message: String,
     /// `ErrorInfo.metadata`.
@@ -21,7 +21,7 @@ pub struct Told {
 }
 
 /// Takes an error apart that must have this code, and this reason in the domain `trunkline`.
-pub fn told(status: &Status, code: Code, reason: &str) -> Told {
+pub fn error_details(status: &Status, code: Code, reason: &str) -> ErrorDetails {
     assert_eq!(status.code(), code, "{status:?}");
     assert!(!status.message().is_empty(), "an error says something to people");
     let details = status.check_error_details().expect("details that can be read");
@@ -29,7 +29,7 @@ pub fn told(status: &Status, code: Code, reason: &str) -> Told {
     assert_eq!((info.domain.as_str(), info.reason.as_str()), ("trunkline", reason), "{status:?}");
     let violations = details.bad_request().map(|bad| &bad.field_violations[..]).unwrap_or_default();
     let quotas = details.quota_failure().map(|quota| &quota.violations[..]).unwrap_or_default();
-    Told {
+    ErrorDetails {
         message: status.message().to_owned(),
         metadata: info.metadata.clone(),
         retry: details.retry_info().and_then(|retry| retry.retry_delay),
@@ -41,14 +41,17 @@ pub fn told(status: &Status, code: Code, reason: &str) -> Told {
     }
 }
 
-/// The fields that a refused request names, in order. An error that blames the request is not one to retry.
+/// The fields that the error of an invalid request names, in order. Such a request is not retried.
 pub fn wrong_fields(status: &Status) -> Vec<String> {
-    let told = told(status, Code::InvalidArgument, "INVALID_REQUEST");
-    assert_eq!(told.retry, None, "the same request stays wrong");
-    assert_eq!(told.metadata["violations"], told.violations.len().to_string());
-    for (field, description) in &told.violations {
-        assert!(told.message.contains(field) || told.message.ends_with("..."), "{told:?}");
-        assert!(!description.is_empty(), "{told:?}");
+    let error_details = error_details(status, Code::InvalidArgument, "INVALID_REQUEST");
+    assert_eq!(error_details.retry, None, "the same request stays wrong");
+    assert_eq!(error_details.metadata["violations"], error_details.violations.len().to_string());
+    for (field, description) in &error_details.violations {
+        assert!(
+            error_details.message.contains(field) || error_details.message.ends_with("..."),
+            "{error_details:?}"
+        );
+        assert!(!description.is_empty(), "{error_details:?}");
     }
-    told.violations.into_iter().map(|(field, _)| field).collect()
+    error_details.violations.into_iter().map(|(field, _)| field).collect()
 }
