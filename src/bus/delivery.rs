@@ -125,7 +125,7 @@ pub struct HistoryPage {
 }
 
 /// Appends an event to the body of a frame: the tag of `EventBatch.events`, its length, its bytes.
-pub(crate) fn put_event(body: &mut Vec<u8>, event: &[u8]) {
+pub fn put_event(body: &mut Vec<u8>, event: &[u8]) {
     prost::encoding::encode_key(1, prost::encoding::WireType::LengthDelimited, body);
     prost::encoding::encode_varint(event.len() as u64, body);
     body.extend_from_slice(event);

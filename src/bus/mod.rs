@@ -25,7 +25,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-pub(crate) use self::delivery::put_event;
+pub use self::delivery::put_event;
 pub use self::{
     append::{AppendError, Appended, Batch, RequestId, Retained},
     delivery::{Delivery, Frame, Gap, GapReason, HistoryPage, Sink},

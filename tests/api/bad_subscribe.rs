@@ -150,8 +150,8 @@ async fn a_token_of_another_deployment_begins_with_a_gap_and_continues() {
     let namesake = Gateway::start(GatewayOptions::embedded()).await;
     let (publisher, subscriber) = (here.node("n2").await, here.node("n1").await);
     publisher.publish(vec![events::queue_refresh()]).await.unwrap();
-    for stranger in [elsewhere, namesake] {
-        let node = TestNode::connect(&stranger, "n1").await;
+    for other_deployment in [elsewhere, namesake] {
+        let node = TestNode::connect(&other_deployment, "n1").await;
         let token = node.subscribe(node.request()).await.last_token();
         let request = SubscribeRequest { resume_token: token, ..n1() };
         let collector = subscriber.subscribe(request).await;
@@ -177,7 +177,7 @@ async fn a_token_of_another_deployment_begins_with_a_gap_and_continues() {
 
 #[tokio::test]
 async fn a_token_of_another_deployment_begins_with_a_gap_over_redis_too() {
-    let stranger = async |prefix: &str| {
+    let token_of_another = async |prefix: &str| {
         let gateway = Gateway::start(GatewayOptions::embedded().set("prefix", prefix)).await;
         let node = TestNode::connect(&gateway, "n1").await;
         node.publish(vec![events::queue_refresh(); 9]).await.unwrap();
@@ -185,9 +185,9 @@ async fn a_token_of_another_deployment_begins_with_a_gap_over_redis_too() {
     };
     let prefix = shared::prefix();
     // Of an epoch that is lower than all here, of a higher one, and of another prefix.
-    let lower = stranger(&prefix).await;
+    let lower = token_of_another(&prefix).await;
     let here = Deployment::redis_with(|options| options.set("prefix", prefix.clone())).await;
-    let (higher, other) = (stranger(&prefix).await, stranger("elsewhere").await);
+    let (higher, other) = (token_of_another(&prefix).await, token_of_another("elsewhere").await);
     let (publisher, subscriber) = (here.node("n2").await, here.remote("n1").await);
     publisher.publish(vec![events::queue_refresh()]).await.unwrap();
     for (name, token) in [("lower", lower), ("higher", higher), ("other", other)] {

@@ -37,16 +37,16 @@ impl Scene {
         format!("{}:{{0}}:{what}", self.deployment.redis_server().unwrap().prefix)
     }
 
-    /// Publishes bytes on the channel, where both gateways hear them.
+    /// Publishes bytes on the channel, where both gateways receive them.
     async fn on_the_channel(&mut self, bytes: &[u8]) {
         let channel = self.name("channel");
-        let heard: i64 = ::redis::cmd("PUBLISH")
+        let receivers: i64 = ::redis::cmd("PUBLISH")
             .arg(channel)
             .arg(bytes)
             .query_async(&mut self.redis)
             .await
             .unwrap();
-        assert_eq!(heard, 2);
+        assert_eq!(receivers, 2);
     }
 
     async fn in_history(&mut self, id: &str, field: &str, bytes: &[u8]) {

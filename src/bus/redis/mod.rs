@@ -6,16 +6,14 @@
 
 mod attempts;
 mod auth;
-#[doc(hidden)]
-pub mod check;
 mod deployment;
 mod doctor;
-mod envelope;
+pub mod envelope;
 mod history;
 mod liveness;
 mod members;
 mod names;
-mod order;
+pub mod order;
 mod packing;
 mod reader;
 mod script;

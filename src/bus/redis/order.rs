@@ -18,7 +18,7 @@ const MAX_EPOCHS: usize = 64;
 
 /// The order of one shard, up to a position.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Order {
+pub struct Order {
     /// The last position delivered.
     position: Position,
     /// The time of the last frame, in milliseconds since 1970.
@@ -34,7 +34,7 @@ pub(super) struct Order {
 
 /// Meaning of an envelope that arrived.
 #[derive(Debug)]
-pub(super) enum Step {
+pub enum Step {
     /// It follows: to be delivered.
     Next(Delivery),
     /// It is not new.
@@ -55,12 +55,12 @@ impl Order {
     }
 
     /// The last position delivered.
-    pub(super) fn position(&self) -> Position {
+    pub fn position(&self) -> Position {
         self.position
     }
 
     /// Takes an envelope from the channel.
-    pub(super) fn offer(&mut self, envelope: &Envelope) -> Step {
+    pub fn offer(&mut self, envelope: &Envelope) -> Step {
         let at = envelope.position;
         if at <= self.position {
             return Step::Nothing;
@@ -77,7 +77,7 @@ impl Order {
     }
 
     /// Takes the next entry of history. Positions between are lost.
-    pub(super) fn take_history(&mut self, envelope: &Envelope, out: &mut Vec<Delivery>) {
+    pub fn take_history(&mut self, envelope: &Envelope, out: &mut Vec<Delivery>) {
         let at = envelope.position;
         if at <= self.position {
             return;
@@ -121,7 +121,7 @@ impl Order {
     }
 
     /// Ends a reading of history, with the shard's end at `tip`: positions between are lost.
-    pub(super) fn finish_history(&mut self, tip: Position, out: &mut Vec<Delivery>) {
+    pub fn finish_history(&mut self, tip: Position, out: &mut Vec<Delivery>) {
         if tip > self.position {
             let reason = if tip.epoch == self.position.epoch {
                 GapReason::HistoryExpired

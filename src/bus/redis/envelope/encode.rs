@@ -19,7 +19,7 @@ use crate::{
 pub(super) const PACKED_KEY: u8 = 10 << 3 | 2;
 
 /// Encodes a frame; `events` are encoded by [`put_event`].
-pub(in crate::bus::redis) fn encode_frame(header: &Header, events: &[u8]) -> Vec<u8> {
+pub fn encode_frame(header: &Header, events: &[u8]) -> Vec<u8> {
     let (origin_epoch, origin_first) = header.origin.unwrap_or_default();
     let message = bus_v1::Frame {
         events: vec![],
@@ -51,7 +51,7 @@ pub(in crate::bus::redis) fn encode_frame(header: &Header, events: &[u8]) -> Vec
 }
 
 /// Encodes a probe.
-pub(in crate::bus::redis) fn encode_probe(writer: WriterId, number: u64, time_ms: u64) -> Vec<u8> {
+pub fn encode_probe(writer: WriterId, number: u64, time_ms: u64) -> Vec<u8> {
     bus_v1::Frame { writer, probe: number, time_ms, ..Default::default() }.encode_to_vec()
 }
 

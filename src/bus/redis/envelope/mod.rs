@@ -8,16 +8,17 @@ mod tests;
 
 use bytes::{Buf, Bytes};
 
-pub(super) use self::encode::{encode_events, encode_frame, encode_probe, with_tag};
+pub(super) use self::encode::{encode_events, with_tag};
+pub use self::encode::{encode_frame, encode_probe};
 use super::auth::Authenticator;
 use crate::bus::{Epoch, Frame, Offset, Position};
 
 /// Identity of a gateway process on the bus: random, so that no two processes share one.
-pub(super) type WriterId = u64;
+pub type WriterId = u64;
 
 /// One message from Redis.
 #[derive(Clone, Debug)]
-pub(super) struct Envelope {
+pub struct Envelope {
     /// The position of the frame's last event. For a probe and the start of an epoch, the shard's
     /// end.
     pub position: Position,
@@ -25,14 +26,23 @@ pub(super) struct Envelope {
     pub body: Body,
 }
 
+/// The content of an envelope.
 #[derive(Clone, Debug)]
-pub(super) enum Body {
+pub enum Body {
     /// Events.
     Frame(StampedFrame),
     /// No events.
-    Probe { writer: WriterId, number: u64 },
+    Probe {
+        /// The gateway that sent it.
+        writer: WriterId,
+        /// Its number; rises with each probe of the writer.
+        number: u64,
+    },
     /// The first entry of an epoch, with the end of the epoch before. Unknown if Redis has none.
-    EpochStart { previous: Position },
+    EpochStart {
+        /// The end of the epoch before.
+        previous: Position,
+    },
     /// Bytes that this gateway cannot read, at a position that it can.
     Unreadable,
     /// Bytes whose authentication tag does not verify for the position.
@@ -41,18 +51,25 @@ pub(super) enum Body {
 
 /// A frame with its identity.
 #[derive(Clone, Debug)]
-pub(super) struct StampedFrame {
+pub struct StampedFrame {
+    /// The events with their positions.
     pub frame: Frame,
+    /// The gateway that wrote it.
     pub writer: WriterId,
+    /// The writer's number for it; the script appends each number once.
     pub sequence: u64,
 }
 
 /// Everything about a frame but its events and its position.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Header {
+pub struct Header {
+    /// The gateway that writes it.
     pub writer: WriterId,
+    /// The writer's number for it.
     pub sequence: u64,
+    /// The number of events.
     pub count: u64,
+    /// The time of writing, in milliseconds since 1970.
     pub time_ms: u64,
     /// The position of the first event when the frame was accepted first, if it is re-appended.
     pub origin: Option<(Epoch, Offset)>,
@@ -63,7 +80,7 @@ const EPOCH: &[u8] = b"E1 ";
 
 impl Envelope {
     /// As [`Envelope::open`], without `frameKey`.
-    pub(super) fn parse(bytes: Bytes) -> Option<Envelope> {
+    pub fn parse(bytes: Bytes) -> Option<Envelope> {
         Envelope::open(bytes, None)
     }
 
@@ -84,6 +101,11 @@ impl Envelope {
             Body::epoch_start(position, &bytes)?
         };
         Some(Envelope { position, body })
+    }
+
+    /// As [`Envelope::from_history`], without `frameKey`.
+    pub fn parse_history(id: &[u8], field: &[u8], value: &Bytes) -> Option<Envelope> {
+        Envelope::from_history(id, field, value, None)
     }
 
     /// Reads an entry of history: its id, and its only field.
