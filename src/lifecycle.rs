@@ -10,7 +10,7 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{bus::Health, errors::Error, hub::Hub, proto::v1::GatewayState};
 
-/// How long a new stream waits for a bus that is not verified, before it is refused.
+/// The time that a new stream waits for a bus that is not verified, before it is refused.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The longest delay before a reconnect that a draining gateway asks its nodes for.
@@ -44,7 +44,7 @@ pub struct Lifecycle {
     pub about: About,
     /// Set once the bus has started.
     pub hub: OnceLock<Arc<Hub>>,
-    /// Why the bus has not started yet.
+    /// The reason why the bus has not started yet.
     pub waiting: RwLock<String>,
     /// The delay before a reconnect that nodes are asked for.
     reconnect_delay: Duration,
@@ -108,7 +108,7 @@ impl Lifecycle {
         }
     }
 
-    /// Why the gateway does not serve; none if it does.
+    /// The reason why the gateway does not serve; none if it does.
     pub fn why_not_serving(&self) -> Option<String> {
         let Some(hub) = self.hub.get() else {
             return Some(format!("the bus has not started: {}", self.waiting.read()));

@@ -1,4 +1,4 @@
-//! Errors as nodes receive them: one enum, and one place (`status`) that turns it into a gRPC
+//! Errors as nodes receive them: one enum, and one module (`status`) that turns it into a gRPC
 //! status after AIP-193.
 //!
 //! Every room that refuses a request returns these; they know no room above the bus.
@@ -15,7 +15,7 @@ pub use self::limit::{Limit, LimitCounters};
 /// The delay before a retry that a node is asked for when the bus is down.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// The same where a limit is reached, and nobody can say when it will not be.
+/// The same where a limit is reached for an unknown time.
 const LIMIT_RETRY: Duration = Duration::from_secs(1);
 
 /// One wrong field of a request.
@@ -90,7 +90,7 @@ pub enum Error {
     },
 }
 
-/// Why the caller's identity is not verified. Nothing here helps somebody who guesses.
+/// The reason why the caller's identity is not verified. Nothing here helps somebody who guesses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CredentialError {
     /// The request has neither a token nor a client certificate.

@@ -1,4 +1,4 @@
-//! What the health protocol says while the gateway runs, and how it drains.
+//! Reports health while the gateway runs, and drains it.
 
 use std::time::{Duration, SystemTime};
 
@@ -46,7 +46,7 @@ pub async fn drain(drain: &config::Drain, rooms: &Rooms, health: &HealthState) {
         spread: drain.spread,
         deadline: SystemTime::now() + drain.delay + drain.timeout,
     });
-    // Afterwards: whoever sees NOT_SERVING finds the gateway draining.
+    // Afterwards: a client that sees NOT_SERVING finds the gateway draining.
     health.set(false);
     tokio::time::sleep_until(start).await;
     while rooms.nodes.count() > 0 && Instant::now() < deadline {

@@ -114,7 +114,7 @@ where
     }
 }
 
-/// Warns of a port that everybody who reaches it can use.
+/// Warns of a port that is open to every client that reaches it.
 pub fn warn_if_open(config: &Config) {
     let listen = config.listen;
     if listen.ip().is_loopback() {

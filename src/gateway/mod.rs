@@ -25,10 +25,10 @@ use crate::{
 /// The pause before the last values are read again.
 const LAST_VALUES_RETRY: Duration = Duration::from_millis(200);
 
-/// How long connections may take to close once their streams have ended.
+/// The time in which connections must close once their streams have ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Why a gateway cannot serve.
+/// The reason why a gateway cannot serve.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The address of the gRPC port cannot be listened on.

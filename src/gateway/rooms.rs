@@ -1,4 +1,4 @@
-//! What the rooms share, and the part of it that each of them gets.
+//! The state that several rooms share, and the part of it that each of them gets.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration, time::SystemTime};
 
@@ -60,7 +60,7 @@ impl Rooms {
         }
     }
 
-    /// What the access layer needs.
+    /// The access layer, over its part.
     pub fn access_layer(&self) -> AccessLayer {
         let records = self.records.clone();
         let on_refused = Arc::new(move |path: &str, error: &_| {
@@ -69,7 +69,7 @@ impl Rooms {
         AccessLayer::new(self.access.clone(), self.quotas.clone(), on_refused)
     }
 
-    /// What the gRPC service needs.
+    /// The part of the gRPC service.
     pub fn rpc_context(&self, config: &Config) -> rpc::Context {
         rpc::Context {
             gateway: self.gateway.clone(),
@@ -83,7 +83,7 @@ impl Rooms {
         }
     }
 
-    /// What the admin port shows.
+    /// The part that the admin port shows.
     pub fn admin_sources(&self) -> admin::Sources {
         admin::Sources {
             gateway: self.gateway.clone(),

@@ -1,4 +1,4 @@
-//! What the gateway does, for operators: counters, recent failures, the log lines of streams,
+//! The view of operators: counters, recent failures, the log lines of streams,
 //! traces, the answer of `GetStatus`, and the admin port with its page.
 
 pub mod admin;
@@ -16,7 +16,7 @@ use self::{
     recent::Recent,
 };
 
-/// What requests and streams of this gateway did: totals since the start, and the last failures.
+/// The record of requests and streams: totals since the start, and the last failures.
 #[derive(Debug, Default)]
 pub struct Records {
     /// Totals since the start.

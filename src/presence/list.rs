@@ -53,7 +53,7 @@ pub struct PageStart {
 
 /// A stream of any gateway.
 pub struct ListedNode<'a> {
-    /// What does not change of it.
+    /// The fields that do not change.
     pub node: &'a v1::Node,
     /// Its gateway.
     pub gateway_id: &'a str,
@@ -126,9 +126,9 @@ impl Nodes {
             );
         }
         // They are decoded after the lock is released.
-        let room = max.saturating_sub(entries.len());
+        let left = max.saturating_sub(entries.len());
         let (others, count) = self.others.view(|view| {
-            let known = view.nodes.values().take(room).filter_map(|other| {
+            let known = view.nodes.values().take(left).filter_map(|other| {
                 let member = view.members.get(&other.member)?;
                 let gateway_id = member.record.gateway_id.clone();
                 Some((other.clone(), gateway_id, state_of_other(other, member)))

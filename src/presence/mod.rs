@@ -62,7 +62,7 @@ struct Local {
 
 /// One stream.
 pub struct NodeEntry {
-    /// What does not change, without what all streams of the gateway have in common.
+    /// The fields that do not change, without those that all streams of the gateway share.
     node: v1::Node,
     /// The stream's number at this gateway.
     number: u64,

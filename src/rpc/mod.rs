@@ -33,7 +33,7 @@ pub struct Context {
     pub nodes: Arc<Nodes>,
     /// Limits on requests.
     pub limits: Limits,
-    /// What each identity may have.
+    /// The quotas of each identity.
     pub quotas: Arc<Quotas>,
     /// The heartbeat interval of streams that do not ask for one.
     pub heartbeat: Duration,

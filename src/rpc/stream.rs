@@ -34,13 +34,13 @@ use crate::{
     rpc::{Context, encoded::EncodedMessage, explain::Explainer, messages, traces},
 };
 
-/// What the request of a stream asked for, besides its cursor.
+/// The options of a stream, from its request.
 pub struct StreamOptions {
     /// A heartbeat is sent after this time without another message.
     pub heartbeat: Duration,
     /// The stream ends at this time.
     pub end: Option<Instant>,
-    /// What happens when the client is too slow.
+    /// The treatment of a client that is too slow.
     pub overflow: v1::Overflow,
     /// Ready when the credential of the caller is revoked; none where authentication is off.
     pub revoked: Option<Revoked>,
@@ -67,7 +67,7 @@ pub struct Subscription {
     drain: watch::Receiver<Option<Drain>>,
     /// The positions at which the stream began.
     begin: Vec<Position>,
-    /// When this stream is asked to leave, in a drain.
+    /// The time at which a drain asks this stream to leave.
     leave: Option<(Instant, Drain)>,
     last_sent: Instant,
     /// Fires when something may be due that no event wakes the stream for. It is not reset with

@@ -37,9 +37,9 @@ pub struct ValidSubscribe {
     pub filter: Filter,
     /// The filter, as it was sent.
     pub wire_filter: v1::Filter,
-    /// Where to begin without a token.
+    /// The begin of a stream without a token.
     pub start: v1::Start,
-    /// Where to continue.
+    /// The positions to continue from.
     pub token: Option<ResumeToken>,
     /// The heartbeat interval.
     pub heartbeat: Duration,
@@ -47,7 +47,7 @@ pub struct ValidSubscribe {
     pub max_events: Option<u64>,
     /// The stream ends after this time.
     pub max_duration: Option<Duration>,
-    /// What happens when the client is too slow.
+    /// The treatment of a client that is too slow.
     pub overflow: v1::Overflow,
     /// True if the stream explains why it delivers or withholds each event.
     pub explain: bool,
