@@ -32,7 +32,7 @@ Examples:
   trunkline serve --redis redis://127.0.0.1:6379     serve, with other gateways, over Redis
   trunkline check --config trunkline.json            report all errors of a configuration
   trunkline doctor --config trunkline.json           check a deployment, Redis included
-  trunkline subscribe | jq .mailboxChange            watch events, one JSON object a line
+  trunkline subscribe | jq .mailboxChange            watch events, one JSON object per line
   trunkline publish mailbox-change --account a1 --change-id 7 --types email
   trunkline subscribe --max-events 10 | trunkline publish -
   trunkline status
@@ -66,7 +66,7 @@ enum Command {
     Doctor(doctor::Doctor),
     /// Publishes events
     Publish(publish::Publish),
-    /// Prints events as they arrive, one JSON object a line
+    /// Prints events as they arrive, one JSON object per line
     Subscribe(subscribe::Subscribe),
     /// Explains whether a node receives an event, and if not, why not
     Explain(explain::Explain),
