@@ -52,8 +52,8 @@ async fn a_request_is_authorised_before_it_is_validated() {
     for events in [vec![invalid()], vec![Event::default()], vec![]] {
         assert_eq!(not_allowed(publish(&support, "n1", events).await), ["events"]);
     }
-    // A node id of another identity; an event that this identity may not publish, beside one that it
-    // may, both invalid.
+    // A node id of another identity; an event that this identity may not publish, beside one that
+    // it may, both invalid.
     assert_eq!(not_allowed(publish(&web, "mx-1", vec![invalid()]).await), ["node_id"]);
     let custom = Event { event_id: "x".repeat(1000), ..events::custom("org.web.a") };
     let fields = not_allowed(publish(&web, "web", vec![custom.clone(), invalid()]).await);
