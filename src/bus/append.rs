@@ -2,8 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{Epoch, Offset, Position, ShardId};
-use crate::trace::{Follow, Span};
+use super::{BatchTrace, Epoch, Offset, Position};
 
 /// The events of one request for one shard, appended together and in order.
 #[derive(Clone, Debug)]
@@ -16,8 +15,8 @@ pub struct Batch {
     /// Events that the bus keeps beyond history as the last value under a key: index in `events`,
     /// and key.
     pub retain: Vec<(usize, u8)>,
-    /// The traces of its events that are recorded, if any. The bus records the append in them.
-    pub follow: Option<Box<Follow>>,
+    /// The recorded traces of its events, if there are any: the bus reports the append to them.
+    pub trace: Option<Box<BatchTrace>>,
 }
 
 /// The last event under a key of [`Batch::retain`].
@@ -55,14 +54,4 @@ pub enum AppendError {
     /// The bus is closing: nothing was appended.
     #[error("the gateway is closing")]
     Closed,
-}
-
-/// Ends the trace span of an append of `count` events from `first` on.
-pub(super) fn record_append(span: Option<Span>, shard: ShardId, appended: Appended, count: u64) {
-    let Some(mut span) = span else { return };
-    span.number("trunkline.shard", shard.0.into());
-    span.number("trunkline.epoch", appended.epoch.0);
-    span.number("trunkline.offset", appended.first.0);
-    span.number("trunkline.events", count);
-    span.end();
 }

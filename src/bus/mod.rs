@@ -18,6 +18,7 @@ mod position;
 pub mod redis;
 mod registry;
 mod status;
+mod traced;
 
 use std::sync::Arc;
 
@@ -33,6 +34,7 @@ pub use self::{
     position::{Epoch, Offset, Position, ShardId},
     registry::{BusFactory, Registry, StartError, Starting},
     status::{BusStatus, GapCount, Health, LinkStatus, ShardBusStatus},
+    traced::{AppendOutcome, AppendRecord, AppendRecorder, BatchTrace},
 };
 
 /// A bus that several tasks share.
@@ -138,9 +140,7 @@ pub trait History: Send + Sync {
 
 /// Milliseconds since 1970.
 pub(crate) fn unix_ms() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| millis(since))
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, millis)
 }
 
 /// A duration in whole milliseconds.

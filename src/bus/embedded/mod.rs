@@ -14,9 +14,9 @@ use tokio::sync::watch;
 use super::{
     AppendError, Appended, Batch, Bus, BusFactory, BusStatus, Delivery, Epoch, Finding, Frame,
     Health, History, Members, Offset, Position, Progress, RequestId, ShardBusStatus, ShardId,
-    SharedBus, Sink, StartError, Starting, append::record_append, put_event, unix_ms,
+    SharedBus, Sink, StartError, Starting, put_event, traced::TracedAppend, unix_ms,
 };
-use crate::{config::Config, trace::Follow};
+use crate::config::Config;
 
 /// The number of shards if none is configured.
 const DEFAULT_SHARDS: u16 = 1;
@@ -90,7 +90,7 @@ impl EmbeddedBus {
         if let Some(before) = batch.request_id.and_then(|id| state.requests.get(&id)) {
             return Ok(*before);
         }
-        let span = Follow::append(batch.follow.as_deref().into_iter());
+        let traced = TracedAppend::start(batch.trace.as_deref().into_iter());
         let appended = Appended { epoch: self.epoch, first: state.end.plus(1) };
         let count = batch.events.len() as u64;
         state.end = state.end.plus(count);
@@ -115,7 +115,9 @@ impl EmbeddedBus {
                 events: Bytes::from(events),
             }),
         );
-        record_append(span, shard, appended, count);
+        if let Some(traced) = traced {
+            traced.succeeded(shard, appended, count);
+        }
         Ok(appended)
     }
 

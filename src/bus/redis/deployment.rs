@@ -112,9 +112,9 @@ async fn record(
 ) -> Result<Deployment, JoinError> {
     let server = topology
         .master(ShardId(0))
-        .ok_or_else(|| unavailable("no server is known to own the deployment's record"))?;
-    let mut command = server.command().await.map_err(unavailable)?;
-    let failed = |error| unavailable(format!("{}: {error}", server.address));
+        .ok_or_else(|| unavailable(&"no server is known to own the deployment's record"))?;
+    let mut command = server.command().await.map_err(|error| unavailable(&error))?;
+    let failed = |error| unavailable(&format!("{}: {error}", server.address));
     let ours = keys.first();
     // Only the first gateway records a key: a deployment without one stays so.
     let mut records_key = false;
@@ -155,7 +155,7 @@ async fn record(
     }
 }
 
-fn unavailable(why: impl ToString) -> JoinError {
+fn unavailable(why: &impl ToString) -> JoinError {
     JoinError::Unavailable(why.to_string())
 }
 

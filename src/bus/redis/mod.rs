@@ -6,8 +6,8 @@
 
 mod attempts;
 mod auth;
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod check;
+#[doc(hidden)]
+pub mod check;
 mod deployment;
 mod doctor;
 mod envelope;
@@ -87,7 +87,7 @@ impl BusFactory for RedisFactory {
             match Settings::from_config(config) {
                 Ok(settings) => {
                     let max_frame = config.limits.max_request_bytes as u64;
-                    doctor::examine(&settings, max_frame, report).await;
+                    Box::pin(doctor::examine(&settings, max_frame, report)).await;
                 }
                 Err(error) => {
                     let advice =

@@ -151,7 +151,7 @@ impl Settings {
                     keys,
                 }
             }
-            other => {
+            other @ BusConfig::Embedded => {
                 return Err(StartError(format!("coordinator: {} is not Redis", other.type_name())));
             }
         };

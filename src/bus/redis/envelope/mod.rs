@@ -63,7 +63,6 @@ const EPOCH: &[u8] = b"E1 ";
 
 impl Envelope {
     /// As [`Envelope::open`], without `frameKey`.
-    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn parse(bytes: Bytes) -> Option<Envelope> {
         Envelope::open(bytes, None)
     }

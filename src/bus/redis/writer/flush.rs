@@ -11,13 +11,10 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::{
-    bus::{
-        AppendError, Appended, Batch, RequestId,
-        redis::{envelope::encode_events, script::Retain},
-        unix_ms,
-    },
-    trace::Follow,
+use crate::bus::{
+    AppendError, Appended, Batch, BatchTrace, RequestId,
+    redis::{envelope::encode_events, script::Retain},
+    unix_ms,
 };
 
 /// A batch and its caller.
@@ -62,9 +59,9 @@ impl Flush {
         self.jobs.iter().for_each(|job| job.sent.store(true, Ordering::Release));
     }
 
-    /// The traces of its events.
-    pub(super) fn follows(&self) -> impl Iterator<Item = &Follow> {
-        self.jobs.iter().filter_map(|job| job.batch.follow.as_deref())
+    /// The recorded traces of its events.
+    pub(super) fn traces(&self) -> impl Iterator<Item = &BatchTrace> {
+        self.jobs.iter().filter_map(|job| job.batch.trace.as_deref())
     }
 
     /// The request ids, each with the index of its first event.

@@ -30,9 +30,8 @@ use super::{
     topology::Topology,
 };
 use crate::{
-    bus::{AppendError, Appended, Epoch, Position, ShardId, append::record_append, unix_ms},
+    bus::{AppendError, Appended, Epoch, Position, ShardId, traced::TracedAppend, unix_ms},
     throttle::Throttle,
-    trace::Follow,
 };
 
 /// Batches that may wait for a shard; further callers wait until one leaves the queue.
@@ -160,12 +159,12 @@ impl Writer {
     /// Appends a frame and answers its callers.
     async fn flush(&mut self, mut flush: Flush) {
         let mut why = String::from("the bus did not accept the batch in time");
-        let span = Follow::append(flush.follows());
+        let traced = TracedAppend::start(flush.traces());
         loop {
             flush.fail_expired(Instant::now(), &why);
             if flush.jobs.is_empty() {
-                if let Some(span) = span {
-                    span.fail(why);
+                if let Some(traced) = traced {
+                    traced.failed(why);
                 }
                 return;
             }
@@ -174,7 +173,9 @@ impl Writer {
             match self.append(&flush).await {
                 Outcome::Appended(appended) => {
                     self.state.kept.keep(self.state.sequence, &flush, appended);
-                    record_append(span, self.parts.shard, appended, flush.count);
+                    if let Some(traced) = traced {
+                        traced.succeeded(self.parts.shard, appended, flush.count);
+                    }
                     flush.answer_all(appended);
                     return;
                 }
@@ -186,8 +187,8 @@ impl Writer {
                     why = last;
                 }
                 Outcome::Failed(error) => {
-                    if let Some(span) = span {
-                        span.fail(error.to_string());
+                    if let Some(traced) = traced {
+                        traced.failed(error.to_string());
                     }
                     flush.fail(&error);
                     return;

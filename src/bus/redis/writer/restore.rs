@@ -39,7 +39,7 @@ struct Kept {
     count: u64,
     time_ms: u64,
     events: Bytes,
-    kept_since: Instant,
+    appended_at: Instant,
 }
 
 impl KeptFrames {
@@ -53,10 +53,10 @@ impl KeptFrames {
             count: flush.count,
             time_ms: flush.time_ms,
             events: flush.events.clone(),
-            kept_since: Instant::now(),
+            appended_at: Instant::now(),
         });
         while let Some(oldest) = self.frames.front() {
-            if oldest.kept_since.elapsed() < KEEP_AGE && self.bytes <= KEEP_BYTES {
+            if oldest.appended_at.elapsed() < KEEP_AGE && self.bytes <= KEEP_BYTES {
                 break;
             }
             self.bytes -= oldest.events.len();
