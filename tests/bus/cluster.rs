@@ -287,7 +287,7 @@ async fn replicas_of_a_cluster_serve_history_and_one_that_hangs_delays_no_stream
     // It costs one time limit, not one for each reading of a hundred entries.
     replica.pause().await;
     all_through(&second, Duration::from_secs(8)).await;
-    second.stderr_has("a replica does not serve history", LIMIT).await;
+    second.stderr_has("a replica did not serve history", LIMIT).await;
     replica.resume();
     let before = readings(replica).await;
     wait::until(LIMIT, "the replica serves again", async || {
