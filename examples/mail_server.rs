@@ -36,7 +36,7 @@ use tokio::{
 };
 use trunkline_client::{
     Client, Notification, SubscribeOptions,
-    proto::v1::{
+    v1::{
         BlockedIp, CacheInvalidation, CertificateChange, ChangedType, EmailDelivery, Event,
         EventKind, Gap, MailboxChange, QueueRefresh, blocked_ip,
         cache_invalidation::{Entry, Scope},

@@ -9,9 +9,9 @@ use super::{Failure, serve::ConfigArgs};
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  trunkline check --config trunkline.json   exit code 0 and the effective configuration, or 78 and
-                                            all errors
-  trunkline check                           the defaults and the environment")]
+  trunkline check --config trunkline.json   prints the effective configuration (exit code 0), or all
+                                            errors (exit code 78)
+  trunkline check                           checks the defaults and the environment")]
 pub(super) struct Check {
     #[command(flatten)]
     config: ConfigArgs,

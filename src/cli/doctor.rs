@@ -7,11 +7,8 @@ mod report;
 
 use clap::Args;
 use trunkline::{
-    bus::redis::{
-        Settings,
-        doctor::{self, Finding, Progress},
-    },
-    config::{BusConfig, Config, RedisUrl, Tls},
+    bus::{Finding, Progress, Registry},
+    config::Config,
 };
 
 use self::report::Report;
@@ -67,42 +64,21 @@ async fn examine(
     report: &mut Report,
 ) -> Result<(), Failure> {
     certificates::examine_gateway(config.tls.as_ref(), report);
-    certificates::examine_redis(tls_of_redis(&config.bus), report);
-    match Settings::from_config(config) {
-        Ok(Some(settings)) => {
-            let largest = config.limits.max_request_bytes as u64;
+    certificates::examine_redis(config.bus.tls(), report);
+    match Registry::default().get(config.bus.type_name()) {
+        Ok(bus) => {
             let mut on_progress = |progress| match progress {
                 Progress::Begins(check) => report.begins(check),
                 Progress::Found(finding) => report.found(finding),
             };
-            Box::pin(doctor::examine(&settings, largest, &mut on_progress)).await;
+            bus.examine(config, &mut on_progress).await;
         }
-        Ok(None) => report.found(Finding::ok("reach", "the bus is embedded: there is no Redis")),
-        Err(error) => {
-            let advice = "check the files of coordinator.tls";
-            report.found(Finding::failure("reach", error.to_string(), advice));
-        }
+        Err(error) => report.found(Finding::failure("reach", error.to_string(), "")),
     }
     gateway::examine(config, credentials, report).await
 }
 
 /// The effective configuration in a line.
 fn summary(config: &Config) -> String {
-    let bus = match &config.bus {
-        BusConfig::Embedded => "the embedded bus".to_owned(),
-        BusConfig::Redis(redis) => format!("Redis at {}", redis.url),
-        BusConfig::RedisCluster(cluster) => {
-            let urls: Vec<_> = cluster.urls.iter().map(RedisUrl::to_string).collect();
-            format!("a Redis Cluster at {}", urls.join(", "))
-        }
-    };
-    format!("listens on {}, prefix {:?}, {bus}", config.listen, config.prefix)
-}
-
-fn tls_of_redis(bus: &BusConfig) -> Option<&Tls> {
-    match bus {
-        BusConfig::Embedded => None,
-        BusConfig::Redis(redis) => Some(&redis.tls),
-        BusConfig::RedisCluster(cluster) => Some(&cluster.tls),
-    }
+    format!("listens on {}, prefix {:?}, {}", config.listen, config.prefix, config.bus)
 }

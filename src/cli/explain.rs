@@ -5,7 +5,10 @@ use std::io::{self, Write};
 use clap::Args;
 use prost::Message;
 use trunkline::hub::{event::EventView, filter};
-use trunkline_proto::v1::{EventKind, Exclusion, Explanation, Position, Verdict};
+use trunkline_proto::{
+    kinds,
+    v1::{Exclusion, Explanation, Position, Verdict},
+};
 
 use super::{Failure, NodeArgs, json, subscribe::InterestArgs};
 
@@ -105,7 +108,7 @@ fn describe(decision: &Verdict) -> String {
             line.extend(value.chars().filter(|c| !c.is_control()));
         }
     };
-    add("", &kind_name(decision.kind));
+    add("", &kinds::label(decision.kind).replace('_', "-"));
     add("type=", &decision.custom_type);
     add("account=", &decision.account_id);
     add("source=", &decision.source);
@@ -119,15 +122,6 @@ fn describe(decision: &Verdict) -> String {
         line.push_str(&reasons.join("; "));
     }
     line
-}
-
-fn kind_name(kind: i32) -> String {
-    EventKind::try_from(kind).map_or_else(
-        |_| format!("kind {kind}"),
-        |kind| {
-            kind.as_str_name().trim_start_matches("EVENT_KIND_").to_lowercase().replace('_', "-")
-        },
-    )
 }
 
 fn reason(exclusion: Exclusion) -> &'static str {

@@ -271,3 +271,17 @@ impl RegistryAction {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use trunkline_proto::kinds;
+
+    use super::*;
+
+    #[test]
+    fn every_kind_of_the_table_has_a_command_with_its_name() {
+        let commands = EventArgs::augment_subcommands(clap::Command::new("publish"));
+        let names = commands.get_subcommands().map(|command| command.get_name().to_owned());
+        assert!(names.eq(kinds::TABLE.iter().map(kinds::Row::cli_name)));
+    }
+}

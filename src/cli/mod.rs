@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod config;
 mod connection;
 mod doctor;
 mod duration;
@@ -59,6 +60,8 @@ enum Command {
     Serve(serve::Serve),
     /// Reports all errors of a configuration, or prints the effective one, without secrets
     Check(check::Check),
+    /// Prints the JSON Schema of the configuration, or the effective configuration
+    Config(config::Config),
     /// Checks a deployment from this machine, and reports what is wrong and what to do
     Doctor(doctor::Doctor),
     /// Publishes events
@@ -114,6 +117,7 @@ async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(serve) => serve.run().await,
         Command::Check(check) => check.run(),
+        Command::Config(config) => config.run(),
         Command::Doctor(doctor) => doctor.run().await,
         Command::Publish(publish) => publish.run().await,
         Command::Subscribe(subscribe) => subscribe.run().await,

@@ -9,11 +9,17 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use trunkline::{
-    config::{Config, LogFormat, Sources},
+    bus::Registry,
+    config::{Config, Key, LogFormat, Sources},
     gateway::{self, ServeError},
 };
 
 use super::Failure;
+
+/// The help of a flag that sets the key at `path`.
+fn help(path: &str) -> String {
+    Key::at(path).map(Key::help).unwrap_or_default()
+}
 
 /// The sources of a configuration.
 #[derive(Args)]
@@ -21,11 +27,9 @@ pub(super) struct ConfigArgs {
     /// Configuration file (JSON); docs/configuration.md lists its keys
     #[arg(long, env = "TRUNKLINE_CONFIG")]
     config: Option<PathBuf>,
-    /// Address to listen on [default: 127.0.0.1:7420]
-    #[arg(long)]
+    #[arg(long, help = help("listen"))]
     listen: Option<String>,
-    /// Address of the admin port [default: 127.0.0.1:7421]
-    #[arg(long)]
+    #[arg(long, help = help("admin"))]
     admin: Option<String>,
     /// URL of a standalone Redis, in place of the file's coordinator
     #[arg(long)]
@@ -88,7 +92,11 @@ impl Serve {
         };
         let (tls, auth) = (config.tls.is_some(), config.auth.is_some());
         let listens = move |address| print_hints(address, tls, auth);
-        gateway::serve(config, listens, shutdown).await.map_err(|error| match error {
+        let registry = Registry::default();
+        let bus = registry
+            .get(config.bus.type_name())
+            .map_err(|error| Failure::Configuration(error.to_string()))?;
+        gateway::serve(config, bus, listens, shutdown).await.map_err(|error| match error {
             ServeError::Bus(_) => Failure::Configuration(error.to_string()),
             _ => Failure::Other(error.to_string()),
         })

@@ -13,9 +13,11 @@ use tokio::{
     net::unix::pipe::Sender,
     signal::unix::{SignalKind, signal},
 };
-use trunkline_proto::v1::{
-    EventKind, Filter, Overflow, Start, SubscribeRequest, SubscribeResponse,
-    subscribe_response::Response,
+use trunkline_proto::{
+    kinds,
+    v1::{
+        Filter, Overflow, Start, SubscribeRequest, SubscribeResponse, subscribe_response::Response,
+    },
 };
 
 use super::{Failure, GatewayArgs, NodeArgs, duration::parse_duration, explain, json};
@@ -114,12 +116,11 @@ enum OverflowArg {
 
 /// The number of a kind, by its name or as it is.
 pub(super) fn parse_kind(text: &str) -> Result<i32, String> {
-    let name = format!("EVENT_KIND_{}", text.replace('-', "_").to_uppercase());
-    EventKind::from_str_name(&name)
-        .map(i32::from)
-        .or_else(|| text.parse().ok())
-        .ok_or_else(|| "no such kind; try mailbox-change, email-delivery, calendar-alert, push-subscription-change, \
-            blocked-ip, certificate-change, registry-change, cache-invalidation, queue-status, queue-refresh, custom".into())
+    let named = kinds::named(text).map(|row| row.kind.into());
+    named.or_else(|| text.parse().ok()).ok_or_else(|| {
+        let names: Vec<_> = kinds::TABLE.iter().map(kinds::Row::cli_name).collect();
+        format!("no such kind; try {}", names.join(", "))
+    })
 }
 
 impl Subscribe {

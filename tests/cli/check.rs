@@ -1,4 +1,4 @@
-//! `trunkline check`.
+//! `trunkline check` and `trunkline config`.
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -21,12 +21,12 @@ async fn check(config: Value) -> Output {
 }
 
 /// The lines of the errors, without the name of the program.
-fn errors(output: &Output) -> Vec<&str> {
+fn error_lines(output: &Output) -> Vec<&str> {
     output.stderr.lines().map(|line| line.strip_prefix("trunkline: ").unwrap_or(line)).collect()
 }
 
 #[tokio::test]
-async fn the_effective_configuration_is_printed_and_can_be_loaded_again() {
+async fn the_effective_configuration_is_printed_and_can_be_loaded() {
     let effective = run(["check"]).await.success();
     let effective: Value = serde_json::from_str(&effective).expect("JSON");
     assert_eq!(effective["listen"], "127.0.0.1:7420");
@@ -45,8 +45,8 @@ async fn all_errors_are_reported_at_once_one_line_each() {
     }))
     .await;
     assert_eq!(code(&output), 78);
-    assert_eq!(output.stdout, "", "no configuration is effective");
-    let lines = errors(&output);
+    assert_eq!(output.stdout, "", "nothing is printed");
+    let lines = error_lines(&output);
     let expected = [
         "coordinator.urls: is missing",
         "coordinator.minReplicas: 17 is out of range: at least 0, at most 16",
@@ -62,7 +62,7 @@ async fn all_errors_are_reported_at_once_one_line_each() {
 }
 
 #[tokio::test]
-async fn secrets_from_every_source_are_masked() {
+async fn secrets_are_masked_whatever_their_source() {
     let (_folder, path) = file(&json!({ "coordinator": {
         "@type": "RedisCluster", "urls": ["rediss://u:hunter2@a", "rediss://u:hunter2@b"],
         "authSecret": { "@type": "EnvironmentVariable", "variableName": "REDIS_PASSWORD" } } }));
@@ -81,7 +81,7 @@ async fn secrets_from_every_source_are_masked() {
         let output = run(["check", "--redis", url]).await.success();
         assert!(output.contains("***") && !output.contains("hunter2"), "{output}");
     }
-    // Errors do not show them either.
+    // In errors too.
     for url in ["redis://:hunter2@a/x", "http://u:hunter2@a", "redis://:hunter2@a b"] {
         let output = run(["check", "--redis", url]).await;
         assert_eq!(code(&output), 78);
@@ -116,7 +116,7 @@ async fn the_environment_and_the_flags_override_the_file() {
 }
 
 #[tokio::test]
-async fn unusable_variants_are_refused_with_the_reason() {
+async fn variants_that_cannot_be_used_are_refused_with_the_reason() {
     for (config, expected) in [
         (
             json!({ "coordinator": { "@type": "Disabled" } }),
@@ -124,20 +124,25 @@ async fn unusable_variants_are_refused_with_the_reason() {
         ),
         (
             json!({ "coordinator": { "@type": "Default" } }),
-            "coordinator.@type: is Default, which uses the Redis of inMemoryStore, and there is none",
+            "coordinator.@type: is Default, which uses the Redis of inMemoryStore, and there is \
+             none",
         ),
         (
-            json!({ "coordinator": { "@type": "Default" }, "inMemoryStore": { "@type": "Default" } }),
+            json!({ "coordinator": { "@type": "Default" },
+                "inMemoryStore": { "@type": "Default" } }),
             "inMemoryStore.@type: \"Default\" cannot be shared",
         ),
-        (json!({ "coordinator": { "@type": "Nats" } }), "coordinator.@type: \"Nats\" is none of"),
+        (
+            json!({ "coordinator": { "@type": "Nats" } }),
+            "coordinator.@type: \"Nats\" is not one of",
+        ),
         (json!({ "prefix": "a{b}" }), "prefix: \"a{b}\" may hold letters"),
         (json!({ "prefix": "a b" }), "prefix: "),
         (json!({ "prefix": "a\u{7}" }), "prefix: "),
     ] {
         let output = check(config).await;
         assert_eq!(code(&output), 78, "{expected}");
-        let lines = errors(&output);
+        let lines = error_lines(&output);
         assert!(lines.len() == 1 && lines[0].starts_with(expected), "{lines:#?}");
     }
     let shared = json!({ "coordinator": { "@type": "Default" },
@@ -147,7 +152,7 @@ async fn unusable_variants_are_refused_with_the_reason() {
 }
 
 #[tokio::test]
-async fn a_missing_and_a_malformed_file_are_reported() {
+async fn a_missing_or_broken_file_is_reported() {
     let output = run(["check", "--config", "/no/such/file.json"]).await;
     assert_eq!(code(&output), 78);
     assert!(output.stderr.contains("/no/such/file.json"), "{}", output.stderr);
@@ -158,4 +163,34 @@ async fn a_missing_and_a_malformed_file_are_reported() {
     let output = run(["check", "--config", &path.display().to_string()]).await;
     assert_eq!(code(&output), 78);
     assert!(output.stderr.contains("line 2"), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn config_show_prints_what_check_prints() {
+    let (key, url) = ("gatewayId=mx1", "redis://:hunter2@10.0.0.1");
+    let check = run(["check", "--set", key, "--redis", url]).await.success();
+    let show = run(["config", "show", "--set", key, "--redis", url]).await.success();
+    assert_eq!(show, check);
+    assert!(show.contains("redis://:***@10.0.0.1"), "{show}");
+}
+
+#[tokio::test]
+async fn config_schema_prints_a_schema_that_names_every_key_of_the_effective_configuration() {
+    let schema = run(["config", "schema"]).await.success();
+    let schema: Value = serde_json::from_str(&schema).expect("JSON");
+    assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+    assert_eq!(schema["additionalProperties"], false);
+    let effective = run(["check"]).await.success();
+    let effective: Value = serde_json::from_str(&effective).expect("JSON");
+    for key in effective.as_object().expect("an object").keys() {
+        assert!(schema["properties"][key]["description"].is_string(), "{key}");
+    }
+}
+
+#[tokio::test]
+async fn the_help_of_a_flag_has_the_default_of_its_key() {
+    let help = run(["serve", "--help"]).await.success();
+    for default in ["[default: 127.0.0.1:7420]", "[default: 127.0.0.1:7421]"] {
+        assert!(help.contains(default), "{help}");
+    }
 }

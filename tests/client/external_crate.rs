@@ -12,7 +12,7 @@ use super::{
 
 /// The source of a node that publishes an event and receives it.
 const NODE: &str = r#"
-use trunkline_client::{Client, Notification, SubscribeOptions, proto::v1::MailboxChange};
+use trunkline_client::{Client, Notification, SubscribeOptions, v1::MailboxChange};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {

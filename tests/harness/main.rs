@@ -6,4 +6,5 @@ mod support;
 
 mod bench_report;
 mod instructions;
+mod rooms;
 mod self_test;

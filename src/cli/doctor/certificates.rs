@@ -13,7 +13,7 @@ use tokio_rustls::rustls::{
     sign::CertifiedKey,
 };
 use trunkline::{
-    bus::redis::doctor::Finding,
+    bus::Finding,
     config::{ServerTls, Tls},
 };
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};

@@ -15,7 +15,7 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 use trunkline::{
-    bus::redis::doctor::Finding,
+    bus::Finding,
     config::{Config, ServerTls},
 };
 use trunkline_proto::v1::{

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 
 use serde_json::json;
-use trunkline::bus::redis::doctor::{Finding, Level};
+use trunkline::bus::{Finding, Level};
 
 use crate::cli::Failure;
 
