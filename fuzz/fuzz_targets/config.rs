@@ -1,5 +1,5 @@
-//! `trunkline::fuzz::config`, with whatever libFuzzer makes up.
+//! `trunkline_fuzz::config` with the input of libFuzzer.
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| trunkline::fuzz::config(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| trunkline_fuzz::config(bytes));

@@ -1,5 +1,5 @@
-//! `trunkline::fuzz::event`, with whatever libFuzzer makes up.
+//! `trunkline_fuzz::event` with the input of libFuzzer.
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| trunkline::fuzz::event(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| trunkline_fuzz::event(bytes));

@@ -1,5 +1,5 @@
-//! `trunkline::fuzz::filter`, with whatever libFuzzer makes up.
+//! `trunkline_fuzz::filter` with the input of libFuzzer.
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| trunkline::fuzz::filter(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| trunkline_fuzz::filter(bytes));

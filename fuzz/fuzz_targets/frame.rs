@@ -1,5 +1,5 @@
-//! `trunkline::fuzz::frame`, with whatever libFuzzer makes up.
+//! `trunkline_fuzz::frame` with the input of libFuzzer.
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| trunkline::fuzz::frame(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| trunkline_fuzz::frame(bytes));

@@ -1,5 +1,5 @@
-//! `trunkline::fuzz::order`, with whatever libFuzzer makes up.
+//! `trunkline_fuzz::order` with the input of libFuzzer.
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| trunkline::fuzz::order(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| trunkline_fuzz::order(bytes));

@@ -1,5 +1,5 @@
-//! `trunkline::fuzz::token`, with whatever libFuzzer makes up.
+//! `trunkline_fuzz::token` with the input of libFuzzer.
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| trunkline::fuzz::token(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| trunkline_fuzz::token(bytes));

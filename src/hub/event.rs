@@ -1,10 +1,13 @@
-//! An event as the hub sees it: bytes that a publisher encoded, and where in them the few things stand that the hub needs.
+//! An event as the hub sees it: the publisher's bytes, and the positions of the few fields that the
+//! hub needs.
 //!
-//! A gateway never decodes an event to encode it again: prost drops what it does not know, and a rolling upgrade would lose
-//! what a newer peer says. It peeks at the tags, and stamps an event by appending fields (in protobuf the last one wins).
+//! A gateway never decodes an event to encode it again: prost drops fields that it does not know,
+//! so a rolling upgrade would lose what a newer peer sends. The gateway peeks at the tags, and
+//! stamps an event by appending fields (in protobuf the last one wins).
 
 mod routing;
 mod stamp;
+mod target;
 pub(crate) mod wire;
 
 use std::{fmt, ops::Range};
@@ -12,12 +15,15 @@ use std::{fmt, ops::Range};
 pub(crate) use routing::Fnv32;
 pub use routing::{routing_key_hash, shard_of};
 pub use stamp::{stamp, stamped_len};
+pub use target::{TargetName, TargetNames};
+use trunkline_proto::kinds::{self, Subject};
 pub use wire::Malformed;
 use wire::{Field, Fields, Span};
 
 use crate::trace_context::TraceContext;
 
-// Field numbers of `trunkline.v1.Event`, `Target`, and of what the kinds have in common.
+// Field numbers of `trunkline.v1.Event`, of `Target`, and of the field that kinds with a subject
+// share.
 const EVENT_ID: u32 = 1;
 const SOURCE: u32 = 2;
 const PUBLISH_TIME: u32 = 3;
@@ -26,113 +32,112 @@ const TRACEPARENT: u32 = 6;
 const TRACESTATE: u32 = 7;
 const TARGET_NODE_IDS: u32 = 1;
 const TARGET_ROLES: u32 = 2;
-/// `account_id` of the kinds that have one, and `type` of custom events.
+/// `account_id` of the kinds that concern an account, and `type` of custom events.
 const SUBJECT: u32 = 1;
 
-/// The numbers that kinds have or will have.
-pub const KINDS: std::ops::RangeInclusive<u8> = 10..=99;
-/// The number of custom events, `Event.custom`.
-pub const CUSTOM: u8 = 20;
+const FIRST_KIND: u32 = *kinds::NUMBERS.start() as u32;
+const LAST_KIND: u32 = *kinds::NUMBERS.end() as u32;
 
-/// Whether events of the kind concern one account: 10 to 13.
-pub const fn concerns_account(kind: u8) -> bool {
-    matches!(kind, 10..=13)
-}
-
-/// Where things stand in one event of a frame: 36 bytes that stand beside the frame in the log, so that no subscriber needs to
-/// peek again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Positions of the fields of one event in a frame. Its 36 bytes are kept beside the frame in the
+/// log, so that no subscriber needs to peek again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EventMeta {
     event: Span,
     source: Span,
     /// The account, or the type of a custom event: no kind has both.
     subject: Span,
-    /// From the key of the first target to the end of the last. Targets are rare, so they are walked again for each
-    /// subscriber rather than kept decoded for each event.
+    /// From the key of the first target to the end of the last. Targets are rare, so each
+    /// subscriber walks them again, and no event keeps them decoded.
     targets: Span,
     kind: u8,
-    has_event_id: bool,
-    has_publish_time: bool,
+    flags: Flags,
     trace: Trace,
 }
 
-/// What an event says of its trace. Where it says it is looked up again by those who follow it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Facts about an event, one bit each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Flags(u8);
+
+impl Flags {
+    const EVENT_ID: Flags = Flags(1);
+    const PUBLISH_TIME: Flags = Flags(2);
+    const SEVERAL_KINDS: Flags = Flags(4);
+
+    fn set(&mut self, flag: Flags, on: bool) {
+        self.0 = if on { self.0 | flag.0 } else { self.0 & !flag.0 };
+    }
+
+    fn has(self, flag: Flags) -> bool {
+        self.0 & flag.0 != 0
+    }
+}
+
+/// What an event says about its trace. The trace itself is looked up where it is recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Trace {
+    #[default]
     None,
     Unsampled,
     Sampled,
 }
 
 impl EventMeta {
-    /// Peeks at the event that stands at `event` in `frame`. Takes about 50 ns and never panics, whatever the bytes.
+    /// Peeks at the event at `event` in `frame`. Takes about 50 ns and never panics, whatever the
+    /// bytes.
     ///
-    /// What it does not read it does not check: an event may pass here that does not decode.
+    /// Fields that it does not read are not checked: an event that does not decode may pass.
     pub fn peek(frame: &[u8], event: Range<usize>) -> Result<EventMeta, Malformed> {
-        let span = |range: Range<usize>| {
-            let narrow = |at| u32::try_from(at).map_err(|_| Malformed::TooLarge);
-            Ok(Span { start: narrow(range.start)?, end: narrow(range.end)? })
-        };
-        let event = span(event)?;
-        let mut meta = EventMeta {
-            event,
-            source: Span::default(),
-            subject: Span::default(),
-            targets: Span::default(),
-            kind: 0,
-            has_event_id: false,
-            has_publish_time: false,
-            trace: Trace::None,
-        };
+        let narrow = |at| u32::try_from(at).map_err(|_| Malformed::TooLarge);
+        let event = Span { start: narrow(event.start)?, end: narrow(event.end)? };
+        let mut meta = EventMeta { event, ..EventMeta::default() };
         let mut fields = Fields::new(frame, event)?;
         while let Some(field) = fields.next()? {
             match field.number {
-                EVENT_ID => meta.has_event_id = !field.content()?.is_empty(),
+                EVENT_ID => meta.flags.set(Flags::EVENT_ID, !field.content()?.is_empty()),
                 SOURCE => meta.source = field.text(frame)?,
                 PUBLISH_TIME => {
                     field.content()?;
-                    meta.has_publish_time = true;
+                    meta.flags.set(Flags::PUBLISH_TIME, true);
                 }
                 TARGET => meta.take_target(frame, &field)?,
                 TRACEPARENT => meta.trace = Trace::of(field.text(frame)?.of(frame)),
                 #[allow(clippy::cast_possible_truncation)] // every number that matches has 7 bits
-                10..=99 => meta.take_kind(frame, &field, field.number as u8)?,
+                FIRST_KIND..=LAST_KIND => meta.take_kind(frame, &field, field.number as u8)?,
                 _ => {}
             }
         }
         Ok(meta)
     }
 
-    /// What stands for an event that cannot be peeked at: it has no kind, and no filter includes it.
+    /// Stands for an event that cannot be peeked at: it has no kind, and no filter includes it.
     pub fn unreadable() -> EventMeta {
-        EventMeta {
-            event: Span::default(),
-            source: Span::default(),
-            subject: Span::default(),
-            targets: Span::default(),
-            kind: 0,
-            has_event_id: false,
-            has_publish_time: false,
-            trace: Trace::None,
-        }
+        EventMeta::default()
     }
 
     /// The last arm of the oneof wins; if the same one comes again, protobuf merges the two.
     fn take_kind(&mut self, frame: &[u8], field: &Field, kind: u8) -> Result<(), Malformed> {
+        if self.kind != 0 {
+            self.flags.set(Flags::SEVERAL_KINDS, true);
+        }
         if self.kind != kind {
             self.kind = kind;
             self.subject = Span::default();
         }
-        if concerns_account(kind) || kind == CUSTOM {
-            let mut fields = Fields::new(frame, field.content()?)?;
-            while let Some(field) = fields.next()? {
-                if field.number == SUBJECT {
-                    self.subject = field.text(frame)?;
+        match kinds::subject(kind) {
+            Some(Subject::Account | Subject::CustomType) => {
+                let mut fields = Fields::new(frame, field.content()?)?;
+                while let Some(field) = fields.next()? {
+                    if field.number == SUBJECT {
+                        self.subject = field.text(frame)?;
+                    }
                 }
             }
-        } else if kind < CUSTOM {
-            // The arms that are known are messages. What the others are, a later version will say.
-            field.content()?;
+            // A known kind is a message.
+            Some(Subject::None) => {
+                field.content()?;
+            }
+            // The wire type of an unknown kind is up to a later version.
+            None => {}
         }
         Ok(())
     }
@@ -158,28 +163,35 @@ impl EventMeta {
         self.kind
     }
 
-    /// Whether the event belongs to a trace.
+    /// True if the event has more than one kind field. The gateway refuses to accept such an event,
+    /// because readers that know different kinds would see different ones.
+    pub fn has_several_kinds(&self) -> bool {
+        self.flags.has(Flags::SEVERAL_KINDS)
+    }
+
+    /// True if the event belongs to a trace.
     pub fn has_trace(&self) -> bool {
         self.trace != Trace::None
     }
 
-    /// Whether the event belongs to a trace that is recorded.
+    /// True if the event belongs to a trace that is recorded.
     pub fn is_sampled(&self) -> bool {
         self.trace == Trace::Sampled
     }
 
-    /// Where the event stands in the frame.
+    /// The position of the event in the frame.
     pub fn range(&self) -> Range<usize> {
         self.event.start as usize..self.event.end as usize
     }
 
-    /// The event itself, in the frame that was peeked at. With other bytes the answers mean nothing.
+    /// The event itself, in the frame that was peeked at. With other bytes the results are
+    /// meaningless.
     pub fn view<'a>(&self, frame: &'a [u8]) -> EventView<'a> {
         EventView { frame, meta: *self }
     }
 }
 
-/// An encoded event, with what a peek found in it.
+/// An encoded event with the positions of its fields.
 #[derive(Clone, Copy)]
 pub struct EventView<'a> {
     frame: &'a [u8],
@@ -187,12 +199,12 @@ pub struct EventView<'a> {
 }
 
 impl<'a> EventView<'a> {
-    /// Peeks at an event that stands alone; see [`EventMeta::peek`].
+    /// Peeks at a single event; see [`EventMeta::peek`].
     pub fn peek(event: &'a [u8]) -> Result<EventView<'a>, Malformed> {
         Ok(EventMeta::peek(event, 0..event.len())?.view(event))
     }
 
-    /// Where things stand.
+    /// The positions of its fields.
     pub fn meta(&self) -> &EventMeta {
         &self.meta
     }
@@ -219,39 +231,36 @@ impl<'a> EventView<'a> {
 
     /// The type of a custom event; `None` for the other kinds.
     pub fn custom_type(&self) -> Option<&'a str> {
-        (self.meta.kind == CUSTOM).then(|| text(self.custom_type_bytes()))
+        (self.meta.kind == kinds::CUSTOM).then(|| text(self.custom_type_bytes()))
     }
 
-    /// Whether the event has an id.
+    /// True if the event has an id.
     pub fn has_event_id(&self) -> bool {
-        self.meta.has_event_id
+        self.meta.flags.has(Flags::EVENT_ID)
     }
 
-    /// Whether the event says when it was published.
+    /// True if the event has a publish time.
     pub fn has_publish_time(&self) -> bool {
-        self.meta.has_publish_time
+        self.meta.flags.has(Flags::PUBLISH_TIME)
     }
 
-    /// Whether the event is for certain nodes only.
+    /// True if the event is for certain nodes only.
     pub fn has_target(&self) -> bool {
         !self.meta.targets.is_empty()
     }
 
     /// The names in the event's targets: node ids and roles.
     pub fn target_names(&self) -> TargetNames<'a> {
-        TargetNames {
-            frame: self.frame,
-            targets: Fields::new(self.frame, self.meta.targets).ok(),
-            names: None,
-        }
+        TargetNames::new(self.frame, self.meta.targets)
     }
 
-    /// The event's id; empty if it has none. It is looked up: few ask.
+    /// The event's id; empty if it has none. Walks the event again: the id is rarely needed.
     pub fn event_id(&self) -> &'a str {
         text(self.find(EVENT_ID))
     }
 
-    /// The trace that the event belongs to. It is looked up: ask [`EventMeta::has_trace`] first.
+    /// The trace that the event belongs to. Walks the event again: check [`EventMeta::has_trace`]
+    /// first.
     pub fn trace(&self) -> Option<TraceContext> {
         TraceContext::parse(self.find(TRACEPARENT))
     }
@@ -259,7 +268,7 @@ impl<'a> EventView<'a> {
     /// The content of a field, the last one of its number; empty if there is none.
     fn find(&self, number: u32) -> &'a [u8] {
         let mut found: &[u8] = &[];
-        // The peek has walked all of this without an error.
+        // The peek walked these bytes without an error.
         let Ok(mut fields) = Fields::new(self.frame, self.meta.event) else { return found };
         while let Ok(Some(field)) = fields.next() {
             if field.number == number {
@@ -269,27 +278,28 @@ impl<'a> EventView<'a> {
         found
     }
 
-    // The filter compares bytes: what was found to be UTF-8 needs not be checked again for every subscriber.
+    // The filter compares bytes: checking UTF-8 again for every subscriber would cost more than the
+    // comparison.
 
     pub(super) fn source_bytes(&self) -> &'a [u8] {
         self.meta.source.of(self.frame)
     }
 
-    /// The account, or the type of a custom event; empty where there is neither.
+    /// The account, or the type of a custom event; empty if there is neither.
     pub(super) fn subject_bytes(&self) -> &'a [u8] {
         self.meta.subject.of(self.frame)
     }
 
-    /// Empty where there is none.
+    /// Empty if there is none.
     pub(super) fn account_bytes(&self) -> &'a [u8] {
         let subject = self.meta.subject.of(self.frame);
-        if concerns_account(self.meta.kind) { subject } else { &[] }
+        if kinds::concerns_account(self.meta.kind) { subject } else { &[] }
     }
 
-    /// Empty where there is none.
+    /// Empty if there is none.
     pub(super) fn custom_type_bytes(&self) -> &'a [u8] {
         let subject = self.meta.subject.of(self.frame);
-        if self.meta.kind == CUSTOM { subject } else { &[] }
+        if self.meta.kind == kinds::CUSTOM { subject } else { &[] }
     }
 }
 
@@ -315,48 +325,7 @@ impl fmt::Debug for EventView<'_> {
     }
 }
 
-/// What was found to be UTF-8 by the peek.
+/// Text that the peek found to be UTF-8.
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or_default()
-}
-
-/// One name in an event's target, as bytes of UTF-8.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TargetName<'a> {
-    /// A node.
-    NodeId(&'a [u8]),
-    /// Every node with the role.
-    Role(&'a [u8]),
-}
-
-/// Walks the names of all targets of one event.
-pub struct TargetNames<'a> {
-    frame: &'a [u8],
-    /// What stands between the first target and the last one's end: targets, and maybe other fields.
-    targets: Option<Fields<'a>>,
-    /// The target that is being walked.
-    names: Option<Fields<'a>>,
-}
-
-impl<'a> Iterator for TargetNames<'a> {
-    type Item = TargetName<'a>;
-
-    fn next(&mut self) -> Option<TargetName<'a>> {
-        // The peek has walked all of this without an error.
-        loop {
-            while let Some(field) = self.names.as_mut().and_then(|names| names.next().ok()?) {
-                match (field.number, field.content()) {
-                    (TARGET_NODE_IDS, Ok(name)) => {
-                        return Some(TargetName::NodeId(name.of(self.frame)));
-                    }
-                    (TARGET_ROLES, Ok(name)) => return Some(TargetName::Role(name.of(self.frame))),
-                    _ => {}
-                }
-            }
-            let field = self.targets.as_mut()?.next().ok()??;
-            if field.number == TARGET {
-                self.names = Fields::new(self.frame, field.content().ok()?).ok();
-            }
-        }
-    }
 }

@@ -1,20 +1,25 @@
-//! A gateway's tail of one shard: a bounded ring of what the bus handed on, in its order, in wire encoding.
+//! A gateway's tail of one shard: a bounded ring of the bus's deliveries, in order and in their
+//! wire encoding.
 //!
-//! Entries are numbered from the gateway's start, so that a cursor is one number. Memory is the ring and nothing else: a
-//! cursor that is slower than the ring is overtaken by it, and finds out.
+//! Entries are numbered from the gateway's start, so that a cursor is one number. The ring is all
+//! the memory that a log takes: a cursor that is slower than the ring is overtaken, and notices
+//! when it reads.
 
-use std::{collections::VecDeque, sync::Arc, time::SystemTime};
+mod entry;
+mod frame;
 
-use bytes::Bytes;
+use std::{collections::VecDeque, sync::Arc};
+
 use parking_lot::RwLock;
 
-use super::{
-    event::{CUSTOM, EventMeta, EventView},
-    filter::kind_bit,
+pub(super) use self::frame::events_of;
+pub use self::{
+    entry::{Content, Entry},
+    frame::{IndexedEvent, IndexedFrame, Summary},
 };
-use crate::bus::{Delivery, Epoch, Frame, Gap, Offset, Position};
+use crate::bus::{Delivery, Epoch, Position};
 
-/// How much a log may hold.
+/// The capacity of a log.
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
     /// Bytes of events.
@@ -22,9 +27,6 @@ pub struct Capacity {
     /// Events.
     pub events: usize,
 }
-
-/// What each entry costs beside its events' bytes, about.
-const ENTRY_COST: usize = 160;
 
 /// One shard's log.
 pub struct Log {
@@ -37,17 +39,17 @@ struct Ring {
     entries: VecDeque<Arc<Entry>>,
     /// The number of the first entry.
     base: u64,
-    /// Everything after this place is here, or is told to be missing.
+    /// Everything after this position is here, or has an entry that reports it missing.
     start: Position,
-    /// The place of the last entry.
+    /// The position of the last entry.
     end: Position,
-    /// Epochs of which the log has, or had, something.
+    /// The epochs from that of `start` on, of which the log has, or had, entries.
     epochs: Vec<Epoch>,
     /// Events ever appended.
     total: u64,
     /// Frames ever appended.
     frames: u64,
-    /// How often the epoch changed.
+    /// The number of changes of the epoch.
     epoch_changes: u64,
     /// Events and bytes in the ring.
     events: usize,
@@ -55,94 +57,22 @@ struct Ring {
     started: bool,
 }
 
-/// One entry of a log.
-#[derive(Debug)]
-pub struct Entry {
-    /// What it is.
-    pub content: Content,
-    /// The place that is reached with it.
-    pub position: Position,
-    /// Events ever appended to the log, up to and including it.
-    pub total: u64,
-}
-
-/// What an entry is.
-#[derive(Debug)]
-pub enum Content {
-    /// Events.
-    Frame(Indexed),
-    /// Events that the log had before, at the frame's origin.
-    Again(Indexed),
-    /// Events that are missing.
-    Gap(Gap),
-    /// A new epoch without a loss.
-    Epoch,
-}
-
-/// A frame, and where each of its events lies.
-#[derive(Debug)]
-pub struct Indexed {
-    /// The frame.
-    pub frame: Frame,
-    /// The events, in order.
-    pub events: Vec<IndexedEvent>,
-    /// When this gateway got it, if one of the events belongs to a trace that is recorded: who reads it looks which.
-    pub followed: Option<SystemTime>,
-    /// What all of them have in common.
-    pub summary: Summary,
-}
-
-/// What is known of a frame's events together, so that most subscribers need not ask each of them.
-#[derive(Debug, Default)]
-pub struct Summary {
-    /// Their kinds, a bit for each.
-    pub kinds: u128,
-    /// Whether any of them is for certain nodes only.
-    pub targeted: bool,
-    /// The nodes that published them.
-    sources: Distinct,
-    /// The types of those that are custom.
-    types: Distinct,
-}
-
-/// The different values of one thing, each as the index of an event that has it, while there are only a few.
-#[derive(Debug, Default)]
-struct Distinct {
-    events: Vec<usize>,
-    /// There are others.
-    more: bool,
-}
-
-/// Values that a summary lists of one thing.
-const MAX_VALUES: usize = 4;
-
-/// One event of a frame.
-#[derive(Debug)]
-pub struct IndexedEvent {
-    /// Where it begins in the frame's bytes, with its tag and length.
-    pub start: u32,
-    /// Where it ends.
-    pub end: u32,
-    /// What filters ask of it.
-    pub meta: EventMeta,
-}
-
-/// The ends of a log, at one instant.
+/// The ends of a log at one instant.
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {
-    /// Everything after this place is in the log.
+    /// Everything after this position is in the log.
     pub start: Position,
-    /// The place of the last entry.
+    /// The position of the last entry.
     pub end: Position,
     /// The number of the first entry.
     pub base: u64,
-    /// The number that the next entry will get.
+    /// The number of the entry that is appended next.
     pub next: u64,
     /// Events ever appended.
     pub total: u64,
     /// Frames ever appended.
     pub frames: u64,
-    /// How often the epoch changed since the gateway's start.
+    /// The number of changes of the epoch since the gateway's start.
     pub epoch_changes: u64,
     /// Events in the log.
     pub events: usize,
@@ -150,100 +80,23 @@ pub struct Extent {
     pub bytes: usize,
 }
 
-impl Indexed {
-    /// Finds the events of a frame. An event that cannot be peeked at (no gateway accepts one) matches no filter.
-    pub fn new(frame: Frame) -> Indexed {
-        let mut events = Vec::with_capacity(usize::try_from(frame.count).unwrap_or(0));
-        let mut sampled = false;
-        let mut summary = Summary::default();
-        let mut rest = &frame.events[..];
-        while !rest.is_empty() {
-            let start = frame.events.len() - rest.len();
-            let Some(event) = split_event(&mut rest) else { break };
-            let end = frame.events.len() - rest.len();
-            let at = end - event.len();
-            let meta = EventMeta::peek(&frame.events, at..end);
-            let meta = meta.unwrap_or_else(|_| EventMeta::unreadable());
-            sampled |= meta.is_sampled();
-            events.push(IndexedEvent { start: offset(start), end: offset(end), meta });
-            summary.add(&frame.events, &events);
-        }
-        Indexed { frame, events, followed: sampled.then(SystemTime::now), summary }
-    }
-
-    /// The nth event, as a filter sees it.
-    pub fn view(&self, nth: usize) -> EventView<'_> {
-        self.events[nth].meta.view(&self.frame.events)
-    }
-
-    /// Whether one of the events is, or may be, of this node.
-    pub fn may_be_from(&self, node_id: &[u8]) -> bool {
-        let sources = &self.summary.sources;
-        sources.more || sources.events.iter().any(|nth| self.view(*nth).source_bytes() == node_id)
-    }
-
-    /// Whether the types of all custom events are certainly such ones.
-    pub fn types_all(&self, such: impl Fn(&[u8]) -> bool) -> bool {
-        let types = &self.summary.types;
-        !types.more && types.events.iter().all(|nth| such(self.view(*nth).custom_type_bytes()))
-    }
-
-    /// The offset of the nth event.
-    pub fn offset(&self, nth: usize) -> Offset {
-        self.frame.first.plus(nth as u64)
-    }
-
-    /// The bytes of the events from one to another, as they stand in a batch.
-    pub fn slice(&self, first: &IndexedEvent, last: &IndexedEvent) -> Bytes {
-        self.frame.events.slice(first.start as usize..last.end as usize)
-    }
-}
-
-impl Summary {
-    /// Adds the last of the events.
-    fn add(&mut self, frame: &[u8], events: &[IndexedEvent]) {
-        let Some(last) = events.last() else { return };
-        let last = last.meta.view(frame);
-        self.kinds |= kind_bit(last.kind());
-        self.targeted |= last.has_target();
-        let view = |nth: usize| events[nth].meta.view(frame);
-        self.sources.add(events.len() - 1, |nth| view(nth).source_bytes());
-        if last.kind() == CUSTOM {
-            self.types.add(events.len() - 1, |nth| view(nth).custom_type_bytes());
-        }
-    }
-}
-
-impl Distinct {
-    fn add<'a>(&mut self, event: usize, value: impl Fn(usize) -> &'a [u8]) {
-        if self.more || self.events.iter().any(|known| value(*known) == value(event)) {
-            return;
-        }
-        if self.events.len() < MAX_VALUES {
-            self.events.push(event);
-        } else {
-            self.more = true;
-        }
-    }
-}
-
 impl Log {
-    /// An empty log; nothing is known of its shard.
+    /// An empty log of a shard of which nothing is known.
     pub fn new(capacity: Capacity) -> Log {
         Log { capacity, ring: RwLock::default() }
     }
 
-    /// How much it may hold.
+    /// The capacity.
     pub fn capacity(&self) -> Capacity {
         self.capacity
     }
 
-    /// Appends what the bus handed on. `announce` is told the entry and its number, before any cursor can see it; what it returns
-    /// is handed back.
+    /// Appends a delivery of the bus. `notify` is called with the entry and its number before any
+    /// cursor can see the entry; its result is returned.
     pub fn append<T: Default>(
         &self,
         delivery: Delivery,
-        announce: impl FnOnce(&Entry, u64) -> T,
+        notify: impl FnOnce(&Entry, u64) -> T,
     ) -> T {
         if let Delivery::Start(position) = delivery {
             self.ring.write().begin(position);
@@ -253,29 +106,31 @@ impl Log {
         let mut entry = Entry::new(delivery);
         let mut ring = self.ring.write();
         entry.total = ring.total + entry.events() as u64;
-        let announced = announce(&entry, ring.next());
+        let notified = notify(&entry, ring.next());
         ring.push(entry);
         ring.trim(self.capacity);
-        announced
+        notified
     }
 
-    /// Whether the bus has said where the shard begins.
+    /// True after the bus has reported the beginning of the shard.
     pub fn is_started(&self) -> bool {
         self.ring.read().started
     }
 
-    /// Where the log begins and ends.
+    /// The ends of the log.
     pub fn extent(&self) -> Extent {
         self.ring.read().extent()
     }
 
-    /// The log's ends, and what `with` finds at the same instant: nothing is appended meanwhile.
+    /// The ends of the log, and the result of `with` at the same instant: nothing is appended
+    /// meanwhile.
     pub fn extent_with<T>(&self, with: impl FnOnce() -> T) -> (Extent, T) {
         let ring = self.ring.read();
         (ring.extent(), with())
     }
 
-    /// Takes entries from number `from` on, until `full` says so; none if the ring has overtaken the number.
+    /// The entries from number `from` on, up to the first of which `full` is true; `None` if the
+    /// ring no longer has that number.
     pub fn read(
         &self,
         from: u64,
@@ -293,7 +148,7 @@ impl Log {
         Some(taken)
     }
 
-    /// How many events the log holds from the entry with this number on.
+    /// The number of events in the log from the entry with this number on.
     pub fn events_from(&self, number: u64) -> u64 {
         let ring = self.ring.read();
         if number >= ring.next() {
@@ -307,18 +162,19 @@ impl Log {
         ring.total - before
     }
 
-    /// When the first frame from the entry with this number on was made, in milliseconds since 1970. None: there is none.
+    /// The time of the first frame from the entry with this number on, in milliseconds since 1970,
+    /// if there is one.
     pub fn made_from(&self, number: u64) -> Option<u64> {
         let ring = self.ring.read();
         let index = usize::try_from(number.saturating_sub(ring.base)).unwrap_or(usize::MAX);
         ring.entries.iter().skip(index).find_map(|entry| match &entry.content {
-            Content::Frame(indexed) | Content::Again(indexed) => Some(indexed.frame.time_ms),
+            Content::Frame(frame) | Content::Restored(frame) => Some(frame.frame.time_ms),
             Content::Gap(_) | Content::Epoch => None,
         })
     }
 
-    /// The number of the first entry that lies after `place`, if everything after `place` is in the log; and how many events
-    /// the log had up to there.
+    /// The number of the first entry after `position`, and the number of events ever appended up to
+    /// `position`, if everything after `position` is in the log.
     pub fn locate(&self, position: Position) -> Option<(u64, u64)> {
         let ring = self.ring.read();
         let known = ring.epochs.contains(&position.epoch);
@@ -330,10 +186,10 @@ impl Log {
             Some(before) => ring.entries[before].total,
             None => ring.total - ring.events as u64,
         };
-        if let Some(Content::Frame(indexed)) = ring.entries.get(index).map(|entry| &entry.content)
-            && indexed.frame.epoch == position.epoch
+        if let Some(Content::Frame(frame)) = ring.entries.get(index).map(|entry| &entry.content)
+            && frame.frame.epoch == position.epoch
         {
-            before += (position.offset.0 + 1).saturating_sub(indexed.frame.first.0);
+            before += (position.offset.0 + 1).saturating_sub(frame.frame.first.0);
         }
         Some((ring.base + index as u64, before))
     }
@@ -370,7 +226,7 @@ impl Ring {
             self.events -= entry.events();
             self.bytes -= entry.bytes();
         }
-        // An epoch that lies before the log can only be found in history.
+        // A position in an earlier epoch can only be found in history.
         let first = self.start.epoch;
         self.epochs.retain(|epoch| *epoch >= first);
     }
@@ -388,73 +244,4 @@ impl Ring {
             bytes: self.bytes,
         }
     }
-}
-
-impl Entry {
-    /// The entry of a delivery that is not a start.
-    pub fn new(delivery: Delivery) -> Entry {
-        let (content, position) = match delivery {
-            Delivery::Frame(frame) => {
-                let position = frame.last();
-                (Content::Frame(Indexed::new(frame)), position)
-            }
-            Delivery::Again(frame) => {
-                let position = frame.last();
-                (Content::Again(Indexed::new(frame)), position)
-            }
-            Delivery::Gap(gap) => {
-                let position = gap.to;
-                (Content::Gap(gap), position)
-            }
-            Delivery::Epoch(position) | Delivery::Start(position) => (Content::Epoch, position),
-        };
-        Entry { content, position, total: 0 }
-    }
-
-    /// Bytes of events in it.
-    pub fn wire_bytes(&self) -> usize {
-        self.indexed().map_or(0, |indexed| indexed.frame.events.len())
-    }
-
-    fn indexed(&self) -> Option<&Indexed> {
-        match &self.content {
-            Content::Frame(indexed) | Content::Again(indexed) => Some(indexed),
-            Content::Gap(_) | Content::Epoch => None,
-        }
-    }
-
-    fn events(&self) -> usize {
-        match &self.content {
-            Content::Frame(indexed) => indexed.events.len(),
-            _ => 0,
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        let indexed = self.indexed().map_or(0, |indexed| {
-            indexed.frame.events.len() + indexed.events.len() * size_of::<IndexedEvent>()
-        });
-        ENTRY_COST + indexed
-    }
-}
-
-/// The events in a slice of a frame's bytes, each without its tag and length.
-pub(super) fn events_of(chunk: &Bytes) -> impl Iterator<Item = Bytes> + '_ {
-    let mut rest = &chunk[..];
-    std::iter::from_fn(move || Some(chunk.slice_ref(split_event(&mut rest)?)))
-}
-
-/// Takes the next event off a frame's bytes.
-fn split_event<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let mut tail = *rest;
-    prost::encoding::decode_key(&mut tail).ok()?;
-    let length = usize::try_from(prost::encoding::decode_varint(&mut tail).ok()?).ok()?;
-    let (event, tail) = tail.split_at_checked(length)?;
-    *rest = tail;
-    Some(event)
-}
-
-/// Frames are far smaller than 4 GiB.
-fn offset(at: usize) -> u32 {
-    u32::try_from(at).unwrap_or(u32::MAX)
 }

@@ -1,141 +1,93 @@
-//! Merges what a stream that fell behind has not got yet, where a later event says all that the earlier ones said.
+//! Merges events for a stream that fell behind, if a later event says all that the earlier ones
+//! said.
 //!
-//! Mailbox changes and deliveries are most of what a mail cluster sends, and of an account only the latest state counts; so
-//! they are merged by account. Queue refreshes become one, and cache invalidations their union. Everything else is rare and
-//! passes untouched: it must never be merged away.
+//! The rules are those of the table of kinds. Mailbox changes and deliveries are most of what a
+//! mail cluster sends, and only the latest state of an account counts, so they are merged by
+//! account. Kinds without a rule, unknown ones included, are rare: their events pass untouched and
+//! are never merged away.
 
 use std::collections::HashMap;
 
 use bytes::Bytes;
 use prost::Message;
+use trunkline_proto::kinds::{self, Merge};
 
-use super::{cursor::Events, log::events_of};
-use crate::{
-    bus::put_event,
-    proto::v1::{self, cache_invalidation::Scope, event::Kind},
-};
+use super::{cursor::Events, event::EventView, log::events_of};
+use crate::proto::v1;
 
-/// Entries of one merged cache invalidation at the most; the same as a published one may have.
-const MAX_ENTRIES: usize = 1000;
-
-/// Changed types that a merged change lists; more say "anything".
-const MAX_TYPES: usize = 64;
-
-/// Events that are merged with each other. A target is part of it: who gets the one gets the other.
+/// Events with the same key may be merged with each other. The target is part of it: the same nodes
+/// get both events.
 #[derive(PartialEq, Eq, Hash)]
 struct Key {
-    subject: Subject,
+    kind: u8,
+    account: String,
     target: Option<Vec<u8>>,
 }
 
-#[derive(PartialEq, Eq, Hash)]
-enum Subject {
-    Change(String),
-    Delivery(String),
-    Refresh,
-    /// The nth union of invalidations: one that is full is followed by another.
-    Invalidation(usize),
+/// An event of the result: the publisher's bytes, unless an earlier event was merged into it.
+struct Output {
+    bytes: Bytes,
+    event: Option<Box<v1::Event>>,
+    merged: bool,
 }
 
-/// One event of the result.
-enum Out {
-    Untouched(Bytes),
-    Merged(Box<v1::Event>),
-}
-
-/// Merges a batch. Each merged event stands where the last of its events stood, so that nothing is shown before its time.
+/// Merges a batch. A merged event takes the position of the last of its events, so that nothing is
+/// delivered early.
 pub(super) fn merge(events: &Events) -> Events {
-    let mut out: Vec<Option<Out>> = Vec::new();
-    let mut positions: HashMap<Key, usize> = HashMap::new();
-    let mut invalidations = 0;
-    for chunk in &events.chunks {
-        for bytes in events_of(chunk) {
-            let Some((mut event, mut key)) = decode(&bytes, invalidations) else {
-                out.push(Some(Out::Untouched(bytes)));
-                continue;
-            };
-            if let Some(before) = positions.get(&key) {
-                let Some(Out::Merged(earlier)) = out[*before].take() else { continue };
-                if let Some(earlier) = join(*earlier, &mut event) {
-                    // Full: the earlier one stays as it is, and another union begins.
-                    out[*before] = Some(Out::Merged(Box::new(earlier)));
-                    invalidations += 1;
-                    key.subject = Subject::Invalidation(invalidations);
-                }
+    let mut output: Vec<Option<Output>> = Vec::new();
+    // By key: the index of the event with which later ones are merged.
+    let mut indexes: HashMap<Key, usize> = HashMap::new();
+    for bytes in events.chunks.iter().flat_map(events_of) {
+        let mut next = Output { bytes, event: None, merged: false };
+        if let Some((mut event, key)) = decode(&next.bytes) {
+            let before = indexes.get(&key).copied();
+            let earlier = before.and_then(|before| output[before].as_ref()?.event.as_deref());
+            let outcome = earlier.map_or(Merge::Apart, |earlier| join(earlier, &mut event));
+            if outcome == Merge::Joined {
+                before.map(|before| output[before].take());
+                next.merged = true;
             }
-            positions.insert(key, out.len());
-            out.push(Some(Out::Merged(Box::new(event))));
+            if outcome != Merge::Aside {
+                indexes.insert(key, output.len());
+            }
+            next.event = Some(Box::new(event));
         }
+        output.push(Some(next));
     }
-    let mut merged = Events::up_to(1);
-    let mut body = Vec::new();
-    for event in out.into_iter().flatten() {
-        match event {
-            Out::Untouched(bytes) => put_event(&mut body, &bytes),
-            Out::Merged(event) => put_event(&mut body, &event.encode_to_vec()),
-        }
-        merged.count += 1;
-    }
-    merged.oldest_ms = events.oldest_ms;
-    merged.bytes = body.len();
-    merged.chunks.push(body.into());
-    merged
+    let encoded: Vec<Bytes> = output.into_iter().flatten().map(Output::encode).collect();
+    Events { oldest_ms: events.oldest_ms, ..Events::of(encoded.iter().map(|event| &event[..])) }
 }
 
-/// An event of a kind that may be merged, and with which others.
-fn decode(bytes: &Bytes, invalidations: usize) -> Option<(v1::Event, Key)> {
+impl Output {
+    fn encode(self) -> Bytes {
+        match self.event {
+            Some(event) if self.merged => event.encode_to_vec().into(),
+            _ => self.bytes,
+        }
+    }
+}
+
+/// Decodes an event of a kind that has a merge rule, with its key.
+fn decode(bytes: &Bytes) -> Option<(v1::Event, Key)> {
+    // The last kind field decides, as everywhere. prost would see the last one that it knows.
+    let view = EventView::peek(bytes).ok()?;
+    let row = kinds::of(view.kind()).filter(|row| row.merges)?;
     let event = v1::Event::decode(bytes.clone()).ok()?;
-    let subject = match event.kind.as_ref()? {
-        Kind::MailboxChange(change) => Subject::Change(change.account_id.clone()),
-        Kind::EmailDelivery(delivery) => Subject::Delivery(delivery.account_id.clone()),
-        Kind::QueueRefresh(_) => Subject::Refresh,
-        // Dropping everything is no union of entries.
-        Kind::CacheInvalidation(i) if !matches!(i.scope(), Scope::All | Scope::AllNegative) => {
-            Subject::Invalidation(invalidations)
-        }
-        _ => return None,
-    };
+    let account = view.account().unwrap_or_default().to_owned();
     let target = event.target.as_ref().map(Message::encode_to_vec);
-    Some((event, Key { subject, target }))
+    Some((event, Key { kind: row.number, account, target }))
 }
 
-/// Joins an earlier event into a later one; gives the earlier back where both do not fit into one.
-fn join(earlier: v1::Event, later: &mut v1::Event) -> Option<v1::Event> {
-    match (&earlier.kind, &mut later.kind) {
-        (Some(Kind::MailboxChange(before)), Some(Kind::MailboxChange(after))) => {
-            after.change_id = after.change_id.max(before.change_id);
-            // No types: anything may have changed, and that stays so.
-            if before.changed_types.is_empty() || after.changed_types.is_empty() {
-                after.changed_types.clear();
-            } else {
-                for changed in &before.changed_types {
-                    if !after.changed_types.contains(changed) {
-                        after.changed_types.push(*changed);
-                    }
-                }
-                if after.changed_types.len() > MAX_TYPES {
-                    after.changed_types.clear();
-                }
-            }
-        }
-        (Some(Kind::EmailDelivery(before)), Some(Kind::EmailDelivery(after))) => {
-            after.change_id = after.change_id.max(before.change_id);
-            if after.email_id != before.email_id {
-                after.email_id.clear();
-            }
-        }
-        (Some(Kind::CacheInvalidation(before)), Some(Kind::CacheInvalidation(after))) => {
-            let fresh = before.entries.iter().filter(|entry| !after.entries.contains(entry));
-            let fresh: Vec<_> = fresh.cloned().collect();
-            if fresh.len() + after.entries.len() > MAX_ENTRIES {
-                return Some(earlier);
-            }
-            after.entries.splice(0..0, fresh);
-        }
-        _ => {}
+/// Merges an earlier event into a later one, by the rule of their kind.
+fn join(earlier: &v1::Event, later: &mut v1::Event) -> Merge {
+    let (Some(earlier_kind), Some(later_kind)) = (&earlier.kind, &mut later.kind) else {
+        return Merge::Apart;
+    };
+    let outcome = kinds::merge(earlier_kind, later_kind);
+    if outcome == Merge::Joined {
+        later.merged_events = later.merged_events.max(1) + earlier.merged_events.max(1);
     }
-    later.merged_events = later.merged_events.max(1) + earlier.merged_events.max(1);
-    None
+    outcome
 }
 
 #[cfg(test)]
@@ -143,6 +95,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::{
+        bus::put_event,
+        proto::v1::{cache_invalidation::Scope, event::Kind},
+    };
 
     fn event(id: usize, kind: Kind) -> v1::Event {
         v1::Event { event_id: id.to_string(), kind: Some(kind), ..Default::default() }
@@ -186,13 +142,13 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_anything_stays_one() {
+    fn a_change_of_anything_stays_a_change_of_anything() {
         let merged = run(vec![change("a", 1, &[]), change("a", 2, &[v1::ChangedType::Email])]);
         assert_eq!(merged[0].kind, Some(change("a", 2, &[])));
     }
 
     #[test]
-    fn invalidations_become_their_union_and_dropping_all_stays_apart() {
+    fn invalidations_become_their_union_and_dropping_all_is_not_merged() {
         let entry =
             |id: usize| v1::cache_invalidation::Entry { cache: "c".into(), id: id.to_string() };
         let some = |ids: std::ops::Range<usize>| {
@@ -212,7 +168,7 @@ mod tests {
         let mut ids: Vec<_> = union.entries.iter().map(|e| e.id.as_str()).collect();
         ids.sort_unstable();
         assert_eq!(ids, ["0", "1", "2"]);
-        // What does not fit into one is two.
+        // Entries that do not fit into one event are in two.
         let merged = run(vec![some(0..800), some(800..1600), some(1600..1700)]);
         let sizes: Vec<_> = merged
             .iter()
@@ -225,10 +181,14 @@ mod tests {
     }
 
     proptest! {
-        /// Of each account the last merged change has the highest id and every type; rare kinds all come, in order.
+        /// The merged change of each account has the highest id and every type; events without a
+        /// rule are all delivered, in order.
         #[test]
-        fn nothing_that_counts_is_merged_away(
-            acts in proptest::collection::vec((0..4_usize, 0..5_usize, 1..1000_u64, 1..10_i32), 1..60)
+        fn merging_keeps_every_state_and_every_event_without_a_rule(
+            acts in proptest::collection::vec(
+                (0..4_usize, 0..5_usize, 1..1000_u64, 1..10_i32),
+                1..60,
+            )
         ) {
             let mut kinds = Vec::new();
             let mut wanted: HashMap<String, (u64, Vec<i32>, u64)> = HashMap::new();

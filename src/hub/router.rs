@@ -1,10 +1,12 @@
-//! Knows which subscribers an event may concern, so that nobody else is woken for it.
+//! Wakes the subscribers that an event may concern, and no others.
 //!
-//! The router errs on the side of waking: whether an event is delivered is the filter's to say, when the cursor reads it. A
-//! subscriber that was not told of anything since its last look has nothing to read, and skips to the log's end at no cost.
+//! The router may wake a subscriber in vain, but never misses one: the filter decides about each
+//! event when the cursor reads it. A subscriber with nothing pending since its last read has
+//! nothing to read, and skips to the end of the log at no cost.
+
+mod index;
 
 use std::{
-    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -15,25 +17,28 @@ use std::{
 use futures_util::task::AtomicWaker;
 use parking_lot::RwLock;
 
+use self::index::Index;
 use super::{
-    event::CUSTOM,
-    filter::{ACCOUNT_KINDS, Filter, kind_bit},
-    log::{Content, Entry, Indexed},
+    filter::Filter,
+    log::{Content, Entry, IndexedFrame},
 };
 use crate::bus::ShardId;
 
-/// Nothing concerns the subscriber.
-const CLEAN: u64 = u64::MAX;
+/// Nothing is pending, or unread.
+const NONE: u64 = u64::MAX;
 
-/// Of a frame with targets so many events are asked, for each subscriber, whether they concern it. In a larger one some will.
-const ASKED_EVENTS: usize = 64;
+/// In a frame with targets, up to this many events are matched for each subscriber. In a larger
+/// frame some event will concern it anyway.
+const MAX_MATCHED_EVENTS: usize = 64;
 
-/// A subscriber, as the router knows it.
+/// A subscriber, as the router sees it.
 pub(super) struct Interest {
     pub filter: Filter,
-    /// By shard: the number of the first entry since the last look that may concern it; [`CLEAN`] if none does.
-    dirty: Vec<AtomicU64>,
-    /// By shard: the number of the first entry that the cursor knows of and has not read; [`CLEAN`] if there is none.
+    /// By shard: the number of the first entry since the last read that may concern the subscriber,
+    /// or [`NONE`].
+    pending: Vec<AtomicU64>,
+    /// By shard: the number of the first entry that the cursor is to read and has not read, or
+    /// [`NONE`].
     unread: Vec<AtomicU64>,
     task: AtomicWaker,
 }
@@ -41,240 +46,122 @@ pub(super) struct Interest {
 /// All subscribers of a gateway.
 #[derive(Default)]
 pub(super) struct Router {
-    table: RwLock<Table>,
+    index: RwLock<Index>,
 }
 
-/// Subscribers, each with its id.
-type Listeners = HashMap<u64, Arc<Interest>>;
-
-/// Each subscriber stands in `all`, and wherever an event that it wants is looked for.
-#[derive(Default)]
-struct Table {
-    next: u64,
-    all: Listeners,
-    /// By kinds: who wants events of those kinds, whatever their account or type. Asked once a frame.
-    by_kinds: HashMap<u128, Listeners>,
-    /// Who wants certain accounts only, for the kinds that concern one. Asked for the events of that account.
-    by_account: HashMap<Box<[u8]>, Listeners>,
-    /// Who wants certain types of custom events only. Asked for the events of that type.
-    by_type: HashMap<Box<[u8]>, Listeners>,
-    /// The same, for types that begin so; by length.
-    by_prefix: BTreeMap<usize, HashMap<Box<[u8]>, Listeners>>,
-}
-
-/// Ends a registration when it is dropped.
+/// A subscriber's registration. Dropping it ends it.
 pub(super) struct Registration {
     id: u64,
     router: Arc<Router>,
     pub interest: Arc<Interest>,
 }
 
-/// Who is to be woken for an entry.
-#[derive(Default)]
-struct Marking {
+/// Sets the pending bits for one entry, and collects the tasks to wake.
+struct Pending {
     shard: usize,
     number: u64,
     tasks: Vec<Waker>,
 }
 
 impl Interest {
-    /// The first entry of the shard that may concern the subscriber, since this was last asked. Called under the log's read
-    /// lock, where nobody marks.
-    pub(super) fn take_mark(&self, shard: usize) -> Option<u64> {
-        let dirty = &self.dirty[shard];
-        if dirty.load(Ordering::Acquire) == CLEAN {
+    /// Clears the pending bit of a shard. Returns the first entry since the last call that may
+    /// concern the subscriber. Called under the log's read lock, while no bit is set.
+    pub(super) fn take_pending(&self, shard: usize) -> Option<u64> {
+        let pending = &self.pending[shard];
+        if pending.load(Ordering::Acquire) == NONE {
             return None;
         }
-        Some(dirty.swap(CLEAN, Ordering::AcqRel))
+        Some(pending.swap(NONE, Ordering::AcqRel))
     }
 
-    /// Ready while something is marked; else the task is woken when something is, or by [`Router::wake_all`].
-    pub(super) fn poll_marked(&self, cx: &mut Context<'_>) -> Poll<()> {
-        // First, so that no mark falls between.
+    /// Ready while something is pending; otherwise the task is woken when something is, or by
+    /// [`Router::wake_all`].
+    pub(super) fn poll_pending(&self, cx: &mut Context<'_>) -> Poll<()> {
+        // Registered first, so that no bit is set between the check and the registration.
         self.task.register(cx.waker());
-        if self.dirty.iter().any(|first| first.load(Ordering::Acquire) != CLEAN) {
+        if self.pending.iter().any(|first| first.load(Ordering::Acquire) != NONE) {
             return Poll::Ready(());
         }
         Poll::Pending
     }
 
-    /// Says how far the cursor is.
+    /// Records the first entry that the cursor has not read.
     pub(super) fn report(&self, shard: usize, unread: Option<u64>) {
-        self.unread[shard].store(unread.unwrap_or(CLEAN), Ordering::Relaxed);
+        self.unread[shard].store(unread.unwrap_or(NONE), Ordering::Relaxed);
     }
 
-    /// The number of the first entry that may concern the subscriber and that it has not read; past every entry if there is
-    /// none.
+    /// The number of the first entry that may concern the subscriber and that it has not read; past
+    /// every entry if there is none.
     pub(super) fn first_unread(&self, shard: usize) -> u64 {
         let unread = self.unread[shard].load(Ordering::Relaxed);
-        unread.min(self.dirty[shard].load(Ordering::Relaxed))
+        unread.min(self.pending[shard].load(Ordering::Relaxed))
     }
 
-    /// Has the subscriber's task look up.
+    /// Wakes the subscriber's task.
     pub(super) fn wake(&self) {
         self.task.wake();
     }
 
-    /// Whether an event of the frame is for the subscriber, as far as it is worth while to ask.
-    fn may_want(&self, indexed: &Indexed) -> bool {
-        !indexed.summary.targeted
+    /// True if an event of the frame is, or may be, for the subscriber.
+    fn may_want(&self, frame: &IndexedFrame) -> bool {
+        !frame.summary.targeted
             || self.filter.is_watching()
-            || indexed.events.len() > ASKED_EVENTS
-            || (0..indexed.events.len()).any(|nth| self.filter.matches(&indexed.view(nth)))
+            || frame.events.len() > MAX_MATCHED_EVENTS
+            || (0..frame.events.len()).any(|index| self.filter.matches(&frame.view(index)))
     }
 }
 
-impl Marking {
-    fn mark(&mut self, interest: &Interest) {
-        // Marks come in the order of the log, so the first one stays.
-        let dirty = &interest.dirty[self.shard];
-        if dirty.load(Ordering::Relaxed) == CLEAN {
-            dirty.store(self.number, Ordering::Release);
+impl Pending {
+    fn set(&mut self, interest: &Interest) {
+        // Entries come in the order of the log, so the first number stays.
+        let pending = &interest.pending[self.shard];
+        if pending.load(Ordering::Relaxed) == NONE {
+            pending.store(self.number, Ordering::Release);
             self.tasks.extend(interest.task.take());
-        }
-    }
-
-    /// Marks those of the listeners who want this kind.
-    fn mark_each(&mut self, listeners: Option<&Listeners>, kind: u8) {
-        for interest in listeners.into_iter().flat_map(HashMap::values) {
-            if interest.filter.kind_bits() & kind_bit(kind) != 0 {
-                self.mark(interest);
-            }
         }
     }
 }
 
 impl Router {
-    /// Adds a subscriber, of which nothing is marked yet.
+    /// Adds a subscriber, for which nothing is pending yet.
     pub(super) fn register(self: &Arc<Self>, filter: Filter, shards: usize) -> Registration {
         let interest = Arc::new(Interest {
             filter,
-            dirty: (0..shards).map(|_| AtomicU64::new(CLEAN)).collect(),
-            unread: (0..shards).map(|_| AtomicU64::new(CLEAN)).collect(),
+            pending: (0..shards).map(|_| AtomicU64::new(NONE)).collect(),
+            unread: (0..shards).map(|_| AtomicU64::new(NONE)).collect(),
             task: AtomicWaker::new(),
         });
-        let mut table = self.table.write();
-        let id = table.next;
-        table.next += 1;
-        table.insert(id, &interest);
+        let id = self.index.write().insert(&interest);
         Registration { id, router: self.clone(), interest }
     }
 
-    /// Marks an entry for all whom it may concern, and returns the tasks to be woken. Called under the log's write lock, so that
-    /// a cursor never sees the entry without the mark or the mark without the entry.
-    pub(super) fn announce(&self, shard: ShardId, entry: &Entry, number: u64) -> Vec<Waker> {
-        let mut marking = Marking { shard: shard.index(), number, tasks: vec![] };
+    /// Sets the pending bit of all subscribers that an entry may concern; returns the tasks to
+    /// wake. Called under the log's write lock, so that a cursor never sees the entry without the
+    /// bit or the bit without the entry.
+    pub(super) fn notify(&self, shard: ShardId, entry: &Entry, number: u64) -> Vec<Waker> {
+        let mut pending = Pending { shard: shard.index(), number, tasks: vec![] };
         match &entry.content {
-            Content::Frame(indexed) | Content::Again(indexed) => {
-                self.table.read().announce(indexed, &mut marking);
+            Content::Frame(frame) | Content::Restored(frame) => {
+                self.index.read().notify(frame, &mut pending);
             }
-            // Gaps concern everybody; an epoch nobody.
+            // A gap concerns every subscriber, an epoch none.
             Content::Gap(_) => {
-                self.table.read().all.values().for_each(|interest| marking.mark(interest));
+                self.index.read().all.values().for_each(|interest| pending.set(interest));
             }
             Content::Epoch => {}
         }
-        marking.tasks
+        pending.tasks
     }
 
-    /// Has every subscriber's task look up.
+    /// Wakes the tasks of all subscribers.
     pub(super) fn wake_all(&self) {
-        self.table.read().all.values().for_each(|interest| interest.wake());
-    }
-}
-
-impl Table {
-    fn announce(&self, indexed: &Indexed, marking: &mut Marking) {
-        let kinds = indexed.summary.kinds;
-        for (wanted, listeners) in &self.by_kinds {
-            if wanted & kinds != 0 {
-                for interest in listeners.values().filter(|interest| interest.may_want(indexed)) {
-                    marking.mark(interest);
-                }
-            }
-        }
-        let by_account = !self.by_account.is_empty() && kinds & ACCOUNT_KINDS != 0;
-        let by_type = !(self.by_type.is_empty() && self.by_prefix.is_empty())
-            && kinds & kind_bit(CUSTOM) != 0;
-        if !by_account && !by_type {
-            return;
-        }
-        let mut before = (&[][..], 0);
-        for nth in 0..indexed.events.len() {
-            let event = indexed.view(nth);
-            // Events of one account or type often follow each other: its listeners are marked already.
-            let subject = (event.subject_bytes(), event.kind());
-            if subject == std::mem::replace(&mut before, subject) {
-                continue;
-            }
-            let account = event.account_bytes();
-            if by_account && !account.is_empty() {
-                marking.mark_each(self.by_account.get(account), event.kind());
-            }
-            if by_type && event.kind() == CUSTOM {
-                let name = event.custom_type_bytes();
-                marking.mark_each(self.by_type.get(name), CUSTOM);
-                for (length, prefixes) in self.by_prefix.range(..=name.len()) {
-                    marking.mark_each(prefixes.get(&name[..*length]), CUSTOM);
-                }
-            }
-        }
-    }
-
-    fn insert(&mut self, id: u64, interest: &Arc<Interest>) {
-        self.all.insert(id, interest.clone());
-        let filter = &interest.filter;
-        self.by_kinds.entry(filter.plain_kinds()).or_default().insert(id, interest.clone());
-        for account in filter.accounts().into_iter().flatten() {
-            self.by_account.entry(account.into()).or_default().insert(id, interest.clone());
-        }
-        let Some((whole, prefixes)) = filter.custom_types() else { return };
-        for name in whole {
-            self.by_type.entry(name.into()).or_default().insert(id, interest.clone());
-        }
-        for prefix in prefixes {
-            let same_length = self.by_prefix.entry(prefix.len()).or_default();
-            same_length.entry(prefix.into()).or_default().insert(id, interest.clone());
-        }
-    }
-
-    fn remove(&mut self, id: u64, filter: &Filter) {
-        self.all.remove(&id);
-        withdraw(&mut self.by_kinds, &filter.plain_kinds(), id);
-        for account in filter.accounts().into_iter().flatten() {
-            withdraw(&mut self.by_account, account, id);
-        }
-        let Some((whole, prefixes)) = filter.custom_types() else { return };
-        for name in whole {
-            withdraw(&mut self.by_type, name, id);
-        }
-        for prefix in prefixes {
-            let Some(same_length) = self.by_prefix.get_mut(&prefix.len()) else { continue };
-            withdraw(same_length, prefix, id);
-            if same_length.is_empty() {
-                self.by_prefix.remove(&prefix.len());
-            }
-        }
-    }
-}
-
-/// Takes a subscriber out of those who listen under a key.
-fn withdraw<K, Q>(listeners: &mut HashMap<K, Listeners>, key: &Q, id: u64)
-where
-    K: std::borrow::Borrow<Q> + std::hash::Hash + Eq,
-    Q: std::hash::Hash + Eq + ?Sized,
-{
-    if let Some(same_key) = listeners.get_mut(key) {
-        same_key.remove(&id);
-        if same_key.is_empty() {
-            listeners.remove(key);
-        }
+        self.index.read().all.values().for_each(|interest| interest.wake());
     }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.router.table.write().remove(self.id, &self.interest.filter);
+        self.router.index.write().remove(self.id, &self.interest.filter);
     }
 }
 
@@ -292,9 +179,9 @@ mod tests {
         proto::v1::{self, event::Kind},
     };
 
-    struct Nobody;
+    struct NoTask;
 
-    impl Wake for Nobody {
+    impl Wake for NoTask {
         fn wake(self: Arc<Self>) {}
     }
 
@@ -313,27 +200,26 @@ mod tests {
         }))
     }
 
-    fn indexed(entry: &Entry) -> &Indexed {
+    fn frame_of(entry: &Entry) -> &IndexedFrame {
         match &entry.content {
-            Content::Frame(indexed) => indexed,
+            Content::Frame(frame) => frame,
             other => panic!("{other:?} is no frame"),
         }
     }
 
-    /// Whether the entry marks a lone subscriber with this filter, and whether its task is among those to be woken.
-    fn marks(filter: &Filter, entry: &Entry) -> bool {
+    /// True if the entry becomes pending for a subscriber with this filter. Checks that its task is
+    /// then among those to wake, and that the registration ends.
+    fn is_pending(filter: &Filter, entry: &Entry) -> bool {
         let router = Arc::new(Router::default());
         let registration = router.register(filter.clone(), 1);
-        let waker = Arc::new(Nobody).into();
-        assert!(registration.interest.poll_marked(&mut Context::from_waker(&waker)).is_pending());
-        let woken = router.announce(ShardId(0), entry, 5).len();
-        let mark = registration.interest.take_mark(0);
-        assert_eq!(mark, (woken == 1).then_some(5));
+        let waker = Arc::new(NoTask).into();
+        assert!(registration.interest.poll_pending(&mut Context::from_waker(&waker)).is_pending());
+        let woken = router.notify(ShardId(0), entry, 5).len();
+        let pending = registration.interest.take_pending(0);
+        assert_eq!(pending, (woken == 1).then_some(5));
         drop(registration);
-        let table = router.table.read();
-        assert!(table.all.is_empty() && table.by_kinds.is_empty() && table.by_account.is_empty());
-        assert!(table.by_type.is_empty() && table.by_prefix.is_empty());
-        mark.is_some()
+        assert!(router.index.read().is_empty());
+        pending.is_some()
     }
 
     fn names() -> impl Strategy<Value = Vec<String>> {
@@ -373,23 +259,23 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whoever_wants_an_event_is_woken(
+        fn a_subscriber_that_wants_an_event_is_woken(
             filter in filters(),
             events in prop::collection::vec(events(), 1..8),
         ) {
             let entry = entry(&events);
-            let frame = indexed(&entry);
+            let frame = frame_of(&entry);
             let wanted = (0..events.len()).any(|nth| filter.matches(&frame.view(nth)));
-            prop_assert!(marks(&filter, &entry) || !wanted);
+            prop_assert!(is_pending(&filter, &entry) || !wanted);
         }
 
         #[test]
-        fn a_frame_that_is_included_whole_is_wanted_event_by_event(
+        fn a_frame_that_is_included_whole_has_only_events_that_match(
             filter in filters(),
             events in prop::collection::vec(events(), 1..8),
         ) {
             let entry = entry(&events);
-            let frame = indexed(&entry);
+            let frame = frame_of(&entry);
             if filter.includes_whole(frame) {
                 prop_assert!((0..events.len()).all(|nth| filter.matches(&frame.view(nth))));
             }
@@ -397,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_woken_for_what_its_filter_excludes() {
+    fn no_subscriber_is_woken_for_events_that_its_filter_excludes() {
         let change = |account: &str| v1::Event {
             source: "publisher".into(),
             kind: Some(Kind::MailboxChange(v1::MailboxChange {
@@ -412,23 +298,23 @@ mod tests {
         };
         let filter = |wire: v1::Filter| Filter::new(&wire, "me", &["imap".into()], false);
         let accounts = filter(v1::Filter { accounts: vec!["a".into()], ..Default::default() });
-        assert!(marks(&accounts, &entry(&[change("b"), change("a")])));
-        assert!(!marks(&accounts, &entry(&[change("b"), change("")])));
+        assert!(is_pending(&accounts, &entry(&[change("b"), change("a")])));
+        assert!(!is_pending(&accounts, &entry(&[change("b"), change("")])));
         let types = vec!["com.a.*".into(), "org".into()];
         let types = filter(v1::Filter { custom_types: types, ..Default::default() });
-        assert!(marks(&types, &entry(&[custom("com.a.b")])));
-        assert!(marks(&types, &entry(&[custom("org")])));
-        assert!(!marks(&types, &entry(&[custom("com.b"), custom("org.a"), custom("com.a")])));
+        assert!(is_pending(&types, &entry(&[custom("com.a.b")])));
+        assert!(is_pending(&types, &entry(&[custom("org")])));
+        assert!(!is_pending(&types, &entry(&[custom("com.b"), custom("org.a"), custom("com.a")])));
         let kinds = filter(v1::Filter { kinds: vec![10], ..Default::default() });
-        assert!(marks(&kinds, &entry(&[custom("x"), change("a")])));
-        assert!(!marks(&kinds, &entry(&[custom("x")])));
+        assert!(is_pending(&kinds, &entry(&[custom("x"), change("a")])));
+        assert!(!is_pending(&kinds, &entry(&[custom("x")])));
         let everything = filter(v1::Filter::default());
         let to = |node_ids: &[&str], roles: &[&str]| {
             let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
             let target = v1::Target { node_ids: names(node_ids), roles: names(roles) };
             v1::Event { target: Some(target), ..change("a") }
         };
-        assert!(marks(&everything, &entry(&[to(&["you"], &[]), to(&[], &["imap"])])));
-        assert!(!marks(&everything, &entry(&[to(&["you"], &[]), to(&[], &["smtp"])])));
+        assert!(is_pending(&everything, &entry(&[to(&["you"], &[]), to(&[], &["imap"])])));
+        assert!(!is_pending(&everything, &entry(&[to(&["you"], &[]), to(&[], &["smtp"])])));
     }
 }

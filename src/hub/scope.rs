@@ -1,23 +1,26 @@
-//! What an identity may publish or receive: the rules of the configuration, compiled once and asked for every event.
+//! The events that an identity may publish or receive: rules of the configuration, compiled once
+//! and applied to every event.
 
 use std::collections::HashSet;
 
-use super::{
-    event::{CUSTOM, EventView, concerns_account},
-    filter::{all_kinds, kind_bit},
-};
-use crate::{config::EventRules, proto::v1::EventKind};
+use trunkline_proto::kinds::{self, CUSTOM, concerns_account};
 
-/// Decides for one identity: allowed is what the allowing list has and the denying one has not.
+use super::{
+    event::EventView,
+    filter::{ACCOUNT_KINDS, all_kinds, kind_bit},
+};
+use crate::config::EventRules;
+
+/// The scope of one identity: the events that its allow list includes and its deny list does not.
 #[derive(Clone, Debug)]
 pub struct Scope {
-    /// Bit n stands for kind n.
+    /// The allowed kinds: bit n for kind n.
     kinds: u128,
     accounts: Names,
     custom_types: Names,
 }
 
-/// Names that are allowed, without those that are denied.
+/// Allowed names, without the denied ones.
 #[derive(Clone, Debug)]
 struct Names {
     /// `None`: all.
@@ -25,7 +28,7 @@ struct Names {
     denied: Patterns,
 }
 
-/// Names, and beginnings of names.
+/// Names and prefixes of names.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Patterns {
     pub(super) exact: HashSet<Box<[u8]>>,
@@ -33,8 +36,9 @@ pub(super) struct Patterns {
 }
 
 impl Scope {
-    /// Compiles rules. Where accounts are narrowed, `*` stands for the kinds that this gateway knows: of another one nobody
-    /// could say which account it concerns.
+    /// Compiles rules. If they narrow accounts, `*` stands for the kinds that this gateway knows
+    /// and for the numbers that are reserved for kinds that concern an account; another unknown
+    /// kind must be named by its number.
     pub fn new(rules: &EventRules) -> Scope {
         let accounts = Names::new(rules.allow.accounts.as_deref(), &rules.deny.accounts);
         let custom_types =
@@ -42,30 +46,36 @@ impl Scope {
         let bits = |numbers: &mut dyn Iterator<Item = u8>| {
             numbers.fold(0, |bits, kind| bits | kind_bit(kind)) & all_kinds()
         };
-        let known = |kind: &u8| EventKind::try_from(i32::from(*kind)).is_ok();
-        let mut kinds = bits(&mut rules.allow.kinds.numbers.iter().copied());
+        let mut allowed = bits(&mut rules.allow.kinds.numbers.iter().copied());
         if rules.allow.kinds.all {
             let narrowed = accounts.are_narrowed();
-            kinds |= if narrowed { bits(&mut (0..128).filter(known)) } else { all_kinds() };
+            let known = bits(&mut kinds::TABLE.iter().map(|row| row.number));
+            allowed |= if narrowed { known | ACCOUNT_KINDS } else { all_kinds() };
         }
-        kinds &= !bits(&mut rules.deny.kinds.numbers.iter().copied());
+        allowed &= !bits(&mut rules.deny.kinds.numbers.iter().copied());
         if rules.deny.kinds.all {
-            kinds = 0;
+            allowed = 0;
         }
-        Scope { kinds, accounts, custom_types }
+        Scope { kinds: allowed, accounts, custom_types }
     }
 
-    /// Whether events of the kind may be among those that are allowed.
+    /// True if some events of the kind may be allowed.
     pub fn allows_kind(&self, kind: u8) -> bool {
         self.kinds & kind_bit(kind) & all_kinds() != 0
     }
 
-    /// Whether events of the account are allowed, if they concern one.
+    /// True if events of any kind may be among those that are allowed.
+    pub fn allows_some(&self) -> bool {
+        self.kinds & all_kinds() != 0
+    }
+
+    /// True if events of the account are allowed.
     pub fn allows_account(&self, account: &[u8]) -> bool {
         self.accounts.contain(account)
     }
 
-    /// Whether any event is allowed whose custom type is `pattern`, or begins with what stands before its `*`.
+    /// True if some custom type is allowed that is `pattern`, or begins with the part before its
+    /// `*`.
     pub fn allows_some_type(&self, pattern: &str) -> bool {
         match pattern.strip_suffix('*') {
             None => self.custom_types.contain(pattern.as_bytes()),
@@ -73,7 +83,7 @@ impl Scope {
         }
     }
 
-    /// Whether the event is allowed.
+    /// True if the event is allowed.
     pub fn allows(&self, event: &EventView<'_>) -> bool {
         let kind = event.kind();
         self.allows_kind(kind)
@@ -81,17 +91,17 @@ impl Scope {
             && (kind != CUSTOM || self.custom_types.contain(event.custom_type_bytes()))
     }
 
-    /// Whether it needs a look at more than the kind.
-    pub fn looks_inside(&self) -> bool {
+    /// True if the decision depends on more than the kind.
+    pub fn depends_on_subject(&self) -> bool {
         self.accounts.are_narrowed() || self.custom_types.are_narrowed()
     }
 
-    /// The kinds that may be among those that are allowed, each as [`kind_bit`] gives it.
+    /// The kinds of which some events may be allowed, as bits of [`kind_bit`].
     pub(super) fn kind_bits(&self) -> u128 {
         self.kinds
     }
 
-    /// All accounts that are allowed, where they are named one by one.
+    /// All allowed accounts, if the rules name them one by one.
     pub(super) fn named_accounts(&self) -> Option<&HashSet<Box<[u8]>>> {
         let allowed = self.accounts.allowed.as_ref()?;
         allowed.prefixes.is_empty().then_some(&allowed.exact)
@@ -112,7 +122,7 @@ impl Names {
             && !self.denied.contain(name)
     }
 
-    /// Whether there can be a name that begins with `prefix`.
+    /// True if a name with this prefix may be allowed.
     fn meet(&self, prefix: &[u8]) -> bool {
         self.allowed.as_ref().is_none_or(|allowed| allowed.meet(prefix))
             && !self.denied.prefixes.iter().any(|denied| prefix.starts_with(denied))
@@ -120,7 +130,7 @@ impl Names {
 }
 
 impl Patterns {
-    /// Names, of which those with `*` at the end stand for all that begin so.
+    /// Compiles names; `*` at the end of a name makes it a prefix.
     pub(super) fn new(patterns: &[String]) -> Patterns {
         let mut names = Patterns::default();
         for pattern in patterns {
@@ -191,7 +201,14 @@ mod tests {
         bytes
     }
 
-    /// What the scope says, and what a filter for everything within it does: they must not differ.
+    fn newer_of(kind: u32, account: &str) -> Vec<u8> {
+        let (mut message, mut bytes) = (vec![], vec![]);
+        put_field(&mut message, 1, account.as_bytes());
+        put_field(&mut bytes, kind, &message);
+        bytes
+    }
+
+    /// The decision of the scope, which must be that of a filter for everything within it.
     fn allows(rules: &EventRules, event: &[u8]) -> bool {
         let scope = std::sync::Arc::new(Scope::new(rules));
         let view = EventView::peek(event).unwrap();
@@ -200,7 +217,7 @@ mod tests {
         assert!(!filter.matches_everything() || filter.matches(&view), "{rules:?}");
         let watching = Filter::new(&v1::Filter::default(), "me", &[], true).watching_all();
         let watching = watching.within(&scope);
-        assert_eq!(watching.matches(&view), scope.allows(&view), "who watches gets no more");
+        assert_eq!(watching.matches(&view), scope.allows(&view), "watching delivers no more");
         let rule: &[Exclusion] = if scope.allows(&view) { &[] } else { &[Exclusion::Rule] };
         assert_eq!(watching.explain(&view), rule, "{rules:?}");
         scope.allows(&view)
@@ -223,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn denied_wins() {
+    fn a_deny_rule_wins_over_an_allow_rule() {
         let allow = Allow { kinds: every(), ..Allow::default() };
         let rules = |deny| EventRules { allow: allow.clone(), deny };
         assert!(allows(&rules(Deny::default()), &newer(42)));
@@ -244,18 +261,36 @@ mod tests {
     }
 
     #[test]
-    fn kinds_of_newer_peers_need_a_name_where_accounts_are_narrowed() {
+    fn unknown_kinds_that_concern_no_account_need_a_name_if_accounts_are_narrowed() {
         let allow = |kinds| Allow { kinds, accounts: Some(strings(&["a"])), ..Allow::default() };
         let all = EventRules { allow: allow(every()), deny: Deny::default() };
         assert!(allows(&all, &mailbox("a")) && !allows(&all, &mailbox("b")));
         assert!(allows(&all, &custom("t")), "it concerns no account");
-        assert!(!allows(&all, &newer(42)));
-        let named = EventRules { allow: allow(kinds(&[42])), deny: Deny::default() };
-        assert!(allows(&named, &newer(42)) && !allows(&named, &newer(43)));
+        assert!(!allows(&all, &newer(52)) && !allows(&all, &newer(29)));
+        let named = EventRules { allow: allow(kinds(&[52])), deny: Deny::default() };
+        assert!(allows(&named, &newer(52)) && !allows(&named, &newer(53)));
     }
 
     #[test]
-    fn a_pattern_is_allowed_if_it_can_match_anything_that_is() {
+    fn account_rules_apply_to_unknown_kinds_that_concern_an_account() {
+        let allow = |kinds| Allow { kinds, accounts: Some(strings(&["a"])), ..Allow::default() };
+        for kinds in [every(), kinds(&[30, 42, 49])] {
+            let rules = EventRules { allow: allow(kinds), deny: Deny::default() };
+            for kind in [30, 42, 49] {
+                assert!(allows(&rules, &newer_of(kind, "a")), "{kind}");
+                assert!(!allows(&rules, &newer_of(kind, "b")), "{kind}");
+                assert!(!allows(&rules, &newer(kind)), "{kind} without an account");
+            }
+        }
+        let allow = Allow { kinds: every(), ..Allow::default() };
+        let deny = Deny { accounts: strings(&["vip*"]), ..Deny::default() };
+        let rules = EventRules { allow, deny };
+        assert!(allows(&rules, &newer_of(42, "a")) && !allows(&rules, &newer_of(42, "vip1")));
+        assert!(allows(&rules, &newer_of(52, "vip1")), "it concerns no account");
+    }
+
+    #[test]
+    fn a_pattern_is_allowed_if_it_can_match_an_allowed_type() {
         let allow = Allow {
             kinds: every(),
             custom_types: Some(strings(&["com.example.*", "org.one"])),
@@ -280,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_within_named_accounts_is_one_of_those_accounts() {
+    fn a_filter_within_named_accounts_looks_for_those_accounts() {
         let allow =
             Allow { kinds: every(), accounts: Some(strings(&["a", "b"])), ..Allow::default() };
         let deny = Deny { accounts: strings(&["b"]), ..Deny::default() };

@@ -1,164 +1,25 @@
-//! The promises that the hub keeps, against a bus whose history and log are as small as a test wants.
+//! The promises of the hub, over a bus with a history and logs of any size.
+
+mod bus;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, FutureExt, ready};
-use parking_lot::Mutex;
+use futures_util::future::FutureExt;
 use proptest::prelude::*;
 use prost::Message;
-use tokio::sync::watch;
 
+use self::bus::TestBus;
 use super::{
-    Begin, Hub, Reading,
+    Begin, Hub, ReadOptions,
     cursor::{Cursor, Item},
     filter::Filter,
     log::Capacity,
 };
 use crate::{
-    bus::{
-        AppendError, Appended, Batch, Bus, BusStatus, Delivery, Epoch, Frame, Gap, GapReason,
-        Health, History, HistoryPage, Members, Offset, Position, Retained, ShardId, Sink,
-        put_event,
-    },
+    bus::{Gap, GapReason, Position},
     proto::v1::{self, event::Kind},
 };
-
-/// A bus that keeps the last `keep` frames of each shard as history.
-struct TestBus {
-    hub: Arc<Hub>,
-    keep: usize,
-    state: Mutex<State>,
-    health: watch::Sender<Health>,
-}
-
-struct State {
-    epoch: u64,
-    ends: Vec<u64>,
-    history: Vec<Vec<Delivery>>,
-}
-
-impl TestBus {
-    fn start(shards: u16, keep: usize, capacity: Capacity) -> (Arc<Hub>, Arc<TestBus>) {
-        let hub = Arc::new(Hub::new(shards, capacity));
-        let bus = Arc::new(TestBus {
-            hub: hub.clone(),
-            keep,
-            state: Mutex::new(State {
-                epoch: 7,
-                ends: vec![0; usize::from(shards)],
-                history: vec![vec![]; usize::from(shards)],
-            }),
-            health: watch::Sender::new(Health::Ready),
-        });
-        hub.attach(bus.clone());
-        for shard in ShardId::all(shards) {
-            hub.deliver(shard, Delivery::Start(Position::new(7, 0)));
-        }
-        (hub, bus)
-    }
-
-    fn publish(&self, shard: usize, events: &[v1::Event]) {
-        let mut state = self.state.lock();
-        let mut bytes = Vec::new();
-        for event in events {
-            put_event(&mut bytes, &event.encode_to_vec());
-        }
-        let frame = Frame {
-            epoch: Epoch(state.epoch),
-            first: Offset(state.ends[shard] + 1),
-            count: events.len() as u64,
-            time_ms: 0,
-            origin: None,
-            events: bytes.into(),
-        };
-        state.ends[shard] += events.len() as u64;
-        self.hand_on(&mut state, shard, Delivery::Frame(frame));
-    }
-
-    fn hand_on(&self, state: &mut State, shard: usize, delivery: Delivery) {
-        state.history[shard].push(delivery.clone());
-        let over = state.history[shard].len().saturating_sub(self.keep);
-        state.history[shard].drain(..over);
-        self.hub.deliver(ShardId(u16::try_from(shard).unwrap()), delivery);
-    }
-}
-
-fn end(delivery: &Delivery) -> Position {
-    match delivery {
-        Delivery::Frame(frame) | Delivery::Again(frame) => frame.last(),
-        Delivery::Gap(gap) => gap.to,
-        Delivery::Start(position) | Delivery::Epoch(position) => *position,
-    }
-}
-
-impl Bus for TestBus {
-    fn kind(&self) -> &'static str {
-        "test"
-    }
-    fn shards(&self) -> u16 {
-        u16::try_from(self.state.lock().ends.len()).unwrap()
-    }
-    fn append(&self, _: ShardId, _: Batch) -> BoxFuture<'_, Result<Appended, AppendError>> {
-        ready(Err(AppendError::Closed)).boxed()
-    }
-    fn history(&self) -> Option<&dyn History> {
-        (self.keep > 0).then_some(self)
-    }
-    fn members(&self) -> Option<&dyn Members> {
-        None
-    }
-
-    fn health(&self) -> watch::Receiver<Health> {
-        self.health.subscribe()
-    }
-    fn status(&self) -> BusStatus {
-        BusStatus::default()
-    }
-    fn close(&self) -> BoxFuture<'_, ()> {
-        ready(()).boxed()
-    }
-}
-
-impl History for TestBus {
-    fn page(
-        &self,
-        shard: ShardId,
-        after: Position,
-        _: usize,
-    ) -> BoxFuture<'_, Result<HistoryPage, AppendError>> {
-        let state = self.state.lock();
-        let kept = &state.history[shard.index()];
-        let mut deliveries: Vec<_> =
-            kept.iter().filter(|d| end(d) > after).take(3).cloned().collect();
-        if let Some(Delivery::Frame(frame)) = deliveries.first() {
-            let before = Position { epoch: frame.epoch, offset: Offset(frame.first.0 - 1) };
-            if after.is_known() && before > after {
-                deliveries.insert(
-                    0,
-                    Delivery::Gap(Gap {
-                        reason: GapReason::HistoryExpired,
-                        from: after,
-                        to: before,
-                        missed: Some(before.offset.0 - after.offset.0),
-                        from_ms: None,
-                        to_ms: 0,
-                    }),
-                );
-            }
-        }
-        let next = deliveries.last().map_or(after, end);
-        let tip = Position::new(state.epoch, state.ends[shard.index()]);
-        ready(Ok(HistoryPage { deliveries, next, at_end: next == tip })).boxed()
-    }
-    fn retained(&self, _: ShardId) -> BoxFuture<'_, Result<Vec<Retained>, AppendError>> {
-        ready(Ok(vec![])).boxed()
-    }
-    fn tip(&self, shard: ShardId) -> BoxFuture<'_, Result<Position, AppendError>> {
-        let state = self.state.lock();
-        ready(Ok(Position::new(state.epoch, state.ends[shard.index()]))).boxed()
-    }
-}
 
 fn event(id: u64, source: &str, account: &str) -> v1::Event {
     v1::Event {
@@ -187,7 +48,7 @@ fn ids(chunks: &[Bytes]) -> Vec<u64> {
     batch.events.iter().map(|event| event.event_id.parse().unwrap()).collect()
 }
 
-/// All that the cursor has now.
+/// All items that the cursor has now.
 fn drain(cursor: &mut Cursor) -> (Vec<u64>, Vec<Gap>) {
     let (mut events, mut gaps) = (vec![], vec![]);
     while let Some(item) = cursor.next().now_or_never() {
@@ -206,11 +67,11 @@ fn drain(cursor: &mut Cursor) -> (Vec<u64>, Vec<Gap>) {
 const LARGE: Capacity = Capacity { bytes: 1 << 20, events: 10_000 };
 
 async fn open(hub: &Arc<Hub>, filter: Filter, begin: Begin) -> Cursor {
-    hub.open(filter, &begin, Reading::default()).await.unwrap().cursor
+    hub.open(filter, &begin, ReadOptions::default()).await.unwrap().cursor
 }
 
 #[tokio::test]
-async fn a_stream_gets_what_comes_after_it_was_opened_and_nothing_of_its_own() {
+async fn a_stream_gets_later_events_of_other_nodes_only() {
     let (hub, bus) = TestBus::start(2, 0, LARGE);
     bus.publish(0, &[event(1, "a", "x")]);
     let mut cursor = open(&hub, everything("n"), Begin::Latest).await;
@@ -222,7 +83,7 @@ async fn a_stream_gets_what_comes_after_it_was_opened_and_nothing_of_its_own() {
 }
 
 #[tokio::test]
-async fn who_is_overtaken_without_history_is_told_exactly_how_much() {
+async fn a_stream_that_is_overtaken_without_history_gets_a_gap_with_the_exact_count() {
     let capacity = Capacity { bytes: 1 << 20, events: 5 };
     let (hub, bus) = TestBus::start(1, 0, capacity);
     let mut cursor = open(&hub, everything("n"), Begin::Latest).await;
@@ -236,7 +97,7 @@ async fn who_is_overtaken_without_history_is_told_exactly_how_much() {
 }
 
 #[tokio::test]
-async fn who_is_overtaken_by_what_it_did_not_ask_for_misses_nothing() {
+async fn a_stream_that_is_overtaken_by_events_that_it_excludes_misses_nothing() {
     let capacity = Capacity { bytes: 1 << 20, events: 5 };
     let (hub, bus) = TestBus::start(1, 0, capacity);
     let mut cursor = open(&hub, accounts("n", &["mine"]), Begin::Latest).await;
@@ -249,7 +110,7 @@ async fn who_is_overtaken_by_what_it_did_not_ask_for_misses_nothing() {
 }
 
 #[tokio::test]
-async fn who_is_overtaken_goes_on_from_history() {
+async fn a_stream_that_is_overtaken_continues_from_history() {
     let capacity = Capacity { bytes: 1 << 20, events: 4 };
     let (hub, bus) = TestBus::start(1, 100, capacity);
     let mut cursor = open(&hub, everything("n"), Begin::Latest).await;
@@ -262,11 +123,11 @@ async fn who_is_overtaken_goes_on_from_history() {
 }
 
 #[tokio::test]
-async fn a_place_inside_a_frame_is_resumed_there() {
+async fn a_stream_resumes_at_a_position_inside_a_frame() {
     let (hub, bus) = TestBus::start(1, 0, LARGE);
     bus.publish(0, &[event(1, "a", "x"), event(2, "a", "x"), event(3, "a", "x")]);
     let opened = hub
-        .open(everything("n"), &Begin::After(vec![Position::new(7, 2)]), Reading::default())
+        .open(everything("n"), &Begin::After(vec![Position::new(7, 2)]), ReadOptions::default())
         .await
         .unwrap();
     assert!(opened.resumed);
@@ -276,13 +137,13 @@ async fn a_place_inside_a_frame_is_resumed_there() {
 }
 
 #[tokio::test]
-async fn a_stream_of_few_events_stops_inside_a_frame_and_its_token_says_where() {
+async fn a_stream_with_max_events_ends_inside_a_frame_and_its_position_is_exact() {
     let (hub, bus) = TestBus::start(1, 0, LARGE);
     let opened = hub
         .open(
             everything("n"),
             &Begin::Latest,
-            Reading { max_events: Some(2), ..Reading::default() },
+            ReadOptions { max_events: Some(2), ..ReadOptions::default() },
         )
         .await
         .unwrap();
@@ -295,12 +156,12 @@ async fn a_stream_of_few_events_stops_inside_a_frame_and_its_token_says_where() 
 }
 
 #[tokio::test]
-async fn a_place_that_nobody_knows_is_a_gap_and_then_the_newest() {
+async fn a_stream_from_an_unknown_position_gets_a_gap_and_then_new_events() {
     let (hub, bus) = TestBus::start(1, 0, LARGE);
     bus.publish(0, &[event(1, "a", "x")]);
     for position in [Position::new(3, 9), Position::new(9, 1), Position::new(7, 50)] {
         let opened = hub
-            .open(everything("n"), &Begin::After(vec![position]), Reading::default())
+            .open(everything("n"), &Begin::After(vec![position]), ReadOptions::default())
             .await
             .unwrap();
         assert!(!opened.resumed, "{position}");
@@ -312,16 +173,16 @@ async fn a_place_that_nobody_knows_is_a_gap_and_then_the_newest() {
 }
 
 #[tokio::test]
-async fn a_token_of_another_number_of_shards_is_a_gap_on_each() {
+async fn a_token_with_another_number_of_shards_gives_a_gap_on_each_shard() {
     let (hub, _bus) = TestBus::start(2, 0, LARGE);
     let begin = Begin::After(vec![Position::new(7, 0)]);
-    let opened = hub.open(everything("n"), &begin, Reading::default()).await.unwrap();
+    let opened = hub.open(everything("n"), &begin, ReadOptions::default()).await.unwrap();
     assert!(!opened.resumed);
     let mut cursor = opened.cursor;
     assert_eq!(drain(&mut cursor).1.len(), 2);
 }
 
-/// What a test does, step by step.
+/// One step of a random test.
 #[derive(Clone, Debug)]
 enum Act {
     Publish { shard: usize, count: usize, account: usize },
@@ -339,10 +200,11 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 proptest! {
-    /// Whatever is published, read and resumed, over logs and histories of any size: each stream has every event that it asked
-    /// for, in order and once, or a gap that covers it and counts exactly.
+    /// Whatever is published, read and resumed, over logs and histories of any size: each stream
+    /// gets every event that it asked for, in order and once, or a gap that covers it with an exact
+    /// count.
     #[test]
-    fn nothing_is_lost_silently(
+    fn every_event_is_delivered_once_in_order_or_lies_in_a_gap(
         acts in proptest::collection::vec(act(), 1..80),
         log in 3..30_usize,
         keep in 0..20_usize,
@@ -352,7 +214,7 @@ proptest! {
     }
 }
 
-/// Ids of events, and gaps with their shards.
+/// The ids of events, and gaps with their shards.
 type Seen = (Vec<u64>, Vec<(usize, Gap)>);
 
 async fn check(acts: Vec<Act>, log: usize, keep: usize) {
@@ -365,7 +227,7 @@ async fn check(acts: Vec<Act>, log: usize, keep: usize) {
     for filter in filters() {
         cursors.push(open(&hub, filter, Begin::Latest).await);
     }
-    // By shard, in order: id and account. Ids say the shard and the offset.
+    // By shard, in order: id and account. The id tells the shard and the offset.
     let mut published: [Vec<(u64, usize)>; 2] = [vec![], vec![]];
     let mut seen: Vec<Seen> = vec![(vec![], vec![]); 3];
     let read = |cursor: &mut Cursor, seen: &mut Seen| {
@@ -412,9 +274,9 @@ async fn check(acts: Vec<Act>, log: usize, keep: usize) {
             let covered = |id| {
                 gaps.iter().any(|g| offset(id) > g.from.offset.0 && offset(id) <= g.to.offset.0)
             };
-            let told: BTreeMap<u64, bool> = got.iter().map(|id| (*id, true)).collect();
+            let delivered_ids: BTreeMap<u64, bool> = got.iter().map(|id| (*id, true)).collect();
             for (id, account) in published {
-                let delivered = told.contains_key(id);
+                let delivered = delivered_ids.contains_key(id);
                 if wanted[node].contains(account) {
                     assert!(delivered || covered(*id), "node {node} lost {id}; gaps {gaps:?}");
                     assert!(

@@ -1,15 +1,17 @@
-//! The resume token: a subscriber's place in every shard, in a few bytes that travel with each response.
+//! The resume token: a subscriber's position in every shard, in a few bytes that are sent with each
+//! response.
 //!
-//! | bytes | what |
+//! | bytes | content |
 //! |---|---|
 //! | 1 | version of this layout: 1 |
 //! | 4 | tag of the deployment, big endian |
 //! | varint | number of shards |
-//! | per shard, from 0 | epoch (the first whole, each other as its distance to the one before, zigzag), offset; varints |
+//! | per shard, from 0 | varints: the epoch (as distance to the one before, zigzag), the offset |
 //! | 4 | FNV-1a of all before, big endian |
 //!
-//! Epochs of one deployment mostly lie close together, so a shard costs about as much as its offset does. The checksum guards
-//! against accidents, not against forgery: whoever may subscribe may read everything anyway.
+//! Epochs of one deployment are mostly close together, so a shard takes about as many bytes as its
+//! offset. The checksum protects against accidents, not against forgery: a forged token reads no
+//! more than the subscriber's rules allow.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -23,28 +25,29 @@ const VERSION: u8 = 1;
 const TAG: usize = 4;
 const CHECKSUM: usize = 4;
 
-/// Why a token cannot be used.
+/// The reason why a token cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// These are not the bytes of a token, or not all of them, or a later version's.
+    /// The bytes are no token, or a part of one, or a later version's.
     #[error("these bytes are no resume token: {0}")]
     Malformed(&'static str),
-    /// The token was made by gateways with another prefix.
+    /// The token comes from gateways with another prefix.
     #[error("the resume token is of another deployment")]
     ForeignDeployment,
 }
 
-/// One place per shard, of one deployment.
+/// One position per shard, of one deployment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResumeToken {
     /// [`deployment_tag`] of the deployment that made the token.
     pub deployment: u32,
-    /// Everything up to and including these was delivered or told as a gap; by shard.
+    /// By shard: everything up to and including this position was delivered or reported as a gap.
     pub positions: Vec<Position>,
 }
 
 impl ResumeToken {
-    /// Reads a token that must be of `deployment`. Never panics, whatever the bytes; a single wrong byte is always found.
+    /// Decodes a token that must be of `deployment`. Never panics, whatever the bytes; detects
+    /// every single wrong byte.
     pub fn decode(token: &[u8], deployment: u32) -> Result<ResumeToken, TokenError> {
         use TokenError::Malformed;
 
@@ -78,7 +81,7 @@ impl ResumeToken {
         Ok(ResumeToken { deployment, positions })
     }
 
-    /// How many bytes [`encode`](Self::encode) appends.
+    /// The number of bytes that [`encode`](Self::encode) appends.
     pub fn encoded_len(&self) -> usize {
         encoded_len(&self.positions)
     }
@@ -88,7 +91,7 @@ impl ResumeToken {
         encode(self.deployment, &self.positions, buf);
     }
 
-    /// The token in bytes of its own.
+    /// The encoded token.
     pub fn to_bytes(&self) -> Bytes {
         let mut buf = BytesMut::with_capacity(self.encoded_len());
         self.encode(&mut buf);
@@ -96,7 +99,8 @@ impl ResumeToken {
     }
 }
 
-/// Appends the token of `places` (one per shard, from shard 0) to `buf`: for who keeps places of its own. Allocates nothing.
+/// Appends the token of `positions` (one per shard, from shard 0) to `buf`, for callers that keep
+/// the positions. Does not allocate.
 pub fn encode(deployment: u32, positions: &[Position], buf: &mut impl BufMut) {
     let mut buf = Summed { buf, sum: Fnv32::new() };
     buf.put(&[VERSION]);
@@ -108,29 +112,21 @@ pub fn encode(deployment: u32, positions: &[Position], buf: &mut impl BufMut) {
     buf.buf.put_slice(&buf.sum.finish().to_be_bytes());
 }
 
-/// How many bytes [`encode`] appends for `places`.
+/// The number of bytes that [`encode`] appends for `positions`.
 pub fn encoded_len(positions: &[Position]) -> usize {
     let numbers =
         varint_len(positions.len() as u64) + values(positions).map(varint_len).sum::<usize>();
     1 + TAG + numbers + CHECKSUM
 }
 
-/// What tells the tokens of one deployment from those of another: a hash of the prefix of its keys and channels.
+/// The tag that tokens of one deployment share: a hash of the prefix of its keys and channels.
 pub fn deployment_tag(prefix: &str) -> u32 {
     let mut fnv = Fnv32::new();
     fnv.write(prefix.as_bytes());
     fnv.finish()
 }
 
-/// `body` with the checksum that makes it a token.
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) fn with_checksum(body: &[u8]) -> Vec<u8> {
-    let mut sum = Fnv32::new();
-    sum.write(body);
-    [body, &sum.finish().to_be_bytes()].concat()
-}
-
-/// The numbers of all places, as they are written.
+/// The numbers of all positions, as they are encoded.
 fn values(positions: &[Position]) -> impl Iterator<Item = u64> {
     let before =
         std::iter::once(None).chain(positions.iter().map(|position| Some(position.epoch.0)));
@@ -141,7 +137,8 @@ fn values(positions: &[Position]) -> impl Iterator<Item = u64> {
     })
 }
 
-/// A distance that may be negative (in two's complement) as a number that is small if the distance is.
+/// Encodes a distance that may be negative (in two's complement) as a number that is small if the
+/// distance is small.
 fn zigzag(distance: u64) -> u64 {
     (distance << 1) ^ (distance >> 63).wrapping_neg()
 }
@@ -150,7 +147,7 @@ fn unzigzag(value: u64) -> u64 {
     (value >> 1) ^ (value & 1).wrapping_neg()
 }
 
-/// Writes to a buffer and sums up what it writes.
+/// Writes to a buffer and computes the checksum of what it writes.
 struct Summed<'a, B> {
     buf: &'a mut B,
     sum: Fnv32,
@@ -183,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn the_layout_is_pinned() {
+    fn the_layout_is_fixed() {
         let token = token(vec![Position::new(5, 300), Position::new(4, 0)]);
         let bytes = token.to_bytes();
         assert_eq!(bytes[..5], [VERSION, 1, 2, 3, 4]);
@@ -236,7 +233,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn tokens_come_back(deployment in any::<u32>(), positions in some_positions()) {
+        fn a_token_decodes_to_what_was_encoded(
+            deployment in any::<u32>(),
+            positions in some_positions(),
+        ) {
             let token = ResumeToken { deployment, positions };
             let bytes = token.to_bytes();
             prop_assert_eq!(bytes.len(), token.encoded_len());
@@ -244,7 +244,7 @@ mod tests {
         }
 
         #[test]
-        fn one_wrong_byte_is_found(positions in some_positions(), flip in 1u8..=255) {
+        fn one_wrong_byte_is_detected(positions in some_positions(), flip in 1u8..=255) {
             let bytes = token(positions).to_bytes();
             for at in 0..bytes.len() {
                 let mut wrong = bytes.to_vec();
@@ -254,7 +254,7 @@ mod tests {
         }
 
         #[test]
-        fn a_cut_is_found(positions in some_positions()) {
+        fn a_truncated_token_is_detected(positions in some_positions()) {
             let bytes = token(positions).to_bytes();
             for end in 0..bytes.len() {
                 prop_assert!(ResumeToken::decode(&bytes[..end], HERE).is_err(), "cut at {}", end);
@@ -262,7 +262,10 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..64), sum in any::<bool>()) {
+        fn decoding_any_bytes_does_not_panic(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..64),
+            sum in any::<bool>(),
+        ) {
             if sum {
                 let mut fnv = Fnv32::new();
                 fnv.write(&bytes);
@@ -274,7 +277,7 @@ mod tests {
         }
 
         #[test]
-        fn no_body_panics(mut body in prop::collection::vec(any::<u8>(), 0..32)) {
+        fn decoding_any_body_does_not_panic(mut body in prop::collection::vec(any::<u8>(), 0..32)) {
             body.splice(..0, [VERSION, 1, 2, 3, 4]);
             let mut fnv = Fnv32::new();
             fnv.write(&body);

@@ -13,11 +13,11 @@ use crate::{
     },
 };
 
-/// How long a gateway may take to end after SIGTERM: its drain limit, and a little.
+/// Time limit for a gateway to end after SIGTERM: its drain limit and some tolerance.
 const END: Duration = Duration::from_secs(15);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_is_killed_and_its_nodes_resume_on_the_other() {
+async fn nodes_of_a_killed_gateway_resume_on_the_other() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let (one, two) = pair_on(&redis).await;
     let load = Load::start(&[&one, &two], Shape::default()).await;
@@ -29,19 +29,20 @@ async fn a_gateway_is_killed_and_its_nodes_resume_on_the_other() {
     }
     let history = load.finish().await;
     Report::of("gateway killed (kill -9), its nodes resume on the other", &history)
-        .judge_without_gap();
+        .check_without_gap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_is_frozen_until_redis_cuts_it_off() {
+async fn a_frozen_gateway_that_redis_cut_off_recovers_without_a_gap() {
     let redis = RedisServer::start(RedisOptions::default()).await;
-    // As Redis does it by default, but sooner: 8 MB for 60 s would take a longer test.
+    // Redis' default limit, 8 MB for 60 s, would make the test longer.
     redis.cli(&["CONFIG", "SET", "client-output-buffer-limit", "pubsub 1mb 512kb 1"]).await;
     let (one, two) = pair_on(&redis).await;
     let subscriptions =
         async || redis.clients().await.iter().filter(|client| client.is_subscriber()).count();
     assert_eq!(subscriptions().await, 2);
-    // Nodes that never give up a stream stay on the frozen gateway, so that its own recovery is judged.
+    // Nodes that never give up a stream stay on the frozen gateway, so that its own recovery is
+    // checked.
     let shape = Shape { batch: 200, ..Shape::default() };
     let load = Load::start(&[&one, &two], shape).await;
     one.pause().await;
@@ -57,11 +58,11 @@ async fn a_gateway_is_frozen_until_redis_cuts_it_off() {
     let history = load.finish().await;
     Report::of("gateway frozen (SIGSTOP) until Redis cut it off", &history)
         .healed(healed)
-        .judge_without_gap();
+        .check_without_gap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_gateways_are_restarted_in_turn() {
+async fn a_rolling_restart_of_both_gateways_loses_nothing() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let (one, two) = pair_on(&redis).await;
     let load = Load::start(&[&one, &two], Shape::default()).await;
@@ -73,8 +74,9 @@ async fn both_gateways_are_restarted_in_turn() {
         load.publishes(300).await;
     }
     let history = load.finish().await;
-    let told = history.nodes.iter().flat_map(crate::history::Node::items);
-    let told = told.filter(|(_, item)| matches!(item, crate::history::Item::Draining)).count();
-    assert!(told >= 6, "every stream of both gateways was told: {told}");
-    Report::of("rolling restart of both gateways", &history).judge_without_gap();
+    let reported = history.nodes.iter().flat_map(crate::history::Node::items);
+    let reported =
+        reported.filter(|(_, item)| matches!(item, crate::history::Item::Draining)).count();
+    assert!(reported >= 6, "every stream of both gateways received it: {reported}");
+    Report::of("rolling restart of both gateways", &history).check_without_gap();
 }

@@ -1,4 +1,5 @@
-//! What publishers and subscribers saw of the gateways, as they saw it: the validators judge from this alone.
+//! The recorded history: what publishers sent and subscribers received. The validators read nothing
+//! else.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -9,11 +10,11 @@ pub struct History {
     pub sent: Vec<Sent>,
     /// Every subscriber, with all of its streams.
     pub nodes: Vec<Node>,
-    /// How often a publisher was refused and had to ask again.
+    /// How often a publisher was refused and had to retry.
     pub refused: usize,
-    /// When the bus was certainly unable to accept anything.
+    /// Times in which the bus could certainly not accept anything.
     pub outages: Vec<(Duration, Duration)>,
-    /// Resident memory of a gateway, in bytes, with the most that it may be.
+    /// Resident memory of gateways, with the limit that holds for it.
     pub memory: Vec<Memory>,
 }
 
@@ -25,7 +26,7 @@ pub struct Sent {
     pub source: String,
     pub account: String,
     pub at: Duration,
-    /// Where and when the gateway said that it was accepted; none if it never said so.
+    /// Position and time of the OK; none if there was none.
     pub acknowledged: Option<Acknowledged>,
 }
 
@@ -33,41 +34,42 @@ pub struct Sent {
 #[derive(Clone, Copy, Debug)]
 pub struct Acknowledged {
     pub shard: u32,
-    pub place: Place,
+    pub position: Position,
     pub at: Duration,
 }
 
 /// Epoch and offset: what orders the events of a shard.
-pub type Place = (u64, u64);
+pub type Position = (u64, u64);
 
-/// A subscriber: one node whose streams follow one another, each with the last token of the one before.
+/// A subscriber: one node whose streams follow one another, each with the last token of the one
+/// before.
 #[derive(Clone, Debug, Default)]
 #[allow(clippy::struct_field_names)] // the name of the wire API
 pub struct Node {
     pub node_id: String,
-    pub wants: Wants,
+    pub interest: Interest,
     pub streams: Vec<Stream>,
 }
 
-/// What a node asked for.
+/// The interest of a node.
 #[derive(Clone, Debug, Default)]
-pub struct Wants {
-    /// Only events of these accounts; none: all.
+pub struct Interest {
+    /// Only events of these accounts; all accounts if none.
     pub accounts: Option<HashSet<String>>,
-    /// Its own events too.
+    /// True if the node asked for its own events too.
     pub own: bool,
 }
 
 /// One `Subscribe`.
 #[derive(Clone, Debug, Default)]
 pub struct Stream {
-    /// Whether it was opened with a token.
+    /// True if the request carried a token.
     pub with_token: bool,
-    /// What came, in order.
+    /// Everything that the stream received, in order.
     pub items: Vec<(Duration, Item)>,
 }
 
-/// What a stream brought.
+/// One thing that a stream received.
 #[derive(Clone, Debug)]
 pub enum Item {
     Subscribed {
@@ -80,21 +82,21 @@ pub enum Item {
     },
     Gap(Gap),
     Draining,
-    /// The end, with the reason of the error, if it was one that the gateway gave.
+    /// The end, with the reason of the gateway's error, if there was one.
     Ended(Option<String>),
 }
 
-/// A gap as it was told.
+/// A gap as the subscriber received it.
 #[derive(Clone, Debug)]
 pub struct Gap {
     pub shard: u32,
     pub reason: String,
-    pub from: Place,
-    pub to: Place,
+    pub from: Position,
+    pub to: Position,
     pub missed: Option<u64>,
 }
 
-/// How much memory a process held.
+/// A measurement of a process' memory.
 #[derive(Clone, Debug)]
 pub struct Memory {
     pub process: String,
@@ -102,8 +104,8 @@ pub struct Memory {
     pub bound: u64,
 }
 
-impl Wants {
-    /// Whether a node with this id is to get an event.
+impl Interest {
+    /// True if a node with this id is to get an event of `source` about `account`.
     pub fn includes(&self, node_id: &str, source: &str, account: &str) -> bool {
         let wanted = self.accounts.as_ref().is_none_or(|accounts| accounts.contains(account));
         wanted && (self.own || source != node_id)
@@ -111,19 +113,19 @@ impl Wants {
 }
 
 impl Gap {
-    /// Whether a place lies in it.
-    pub fn holds(&self, shard: u32, place: Place) -> bool {
-        self.shard == shard && self.from < place && place <= self.to
+    /// True if the position lies in the gap.
+    pub fn holds(&self, shard: u32, position: Position) -> bool {
+        self.shard == shard && self.from < position && position <= self.to
     }
 }
 
 impl Node {
-    /// All that came, stream after stream.
+    /// Everything received, stream after stream.
     pub fn items(&self) -> impl Iterator<Item = &(Duration, Item)> {
         self.streams.iter().flat_map(|stream| &stream.items)
     }
 
-    /// The ids of all events, in the order in which they came.
+    /// The ids of all events, in the order of delivery.
     pub fn events(&self) -> impl Iterator<Item = &str> {
         self.items().filter_map(|(_, item)| match item {
             Item::Event { event_id, .. } => Some(event_id.as_str()),
@@ -131,7 +133,7 @@ impl Node {
         })
     }
 
-    /// The gaps that it was told.
+    /// All gaps that the node received.
     pub fn gaps(&self) -> impl Iterator<Item = &Gap> {
         self.items().filter_map(|(_, item)| match item {
             Item::Gap(gap) => Some(gap),
@@ -139,14 +141,14 @@ impl Node {
         })
     }
 
-    /// When it first knew that it was subscribed.
+    /// The time of the first `Subscribed`.
     pub fn first_subscribed(&self) -> Option<Duration> {
         self.items().find_map(|(at, item)| matches!(item, Item::Subscribed { .. }).then_some(*at))
     }
 }
 
 impl Stream {
-    /// When it was confirmed.
+    /// The time of `Subscribed`.
     pub fn subscribed(&self) -> Option<Duration> {
         self.items
             .iter()

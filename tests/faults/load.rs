@@ -1,8 +1,13 @@
-//! Publishers and subscribers under whose eyes a fault happens, and who write down all that they see.
+//! The load during a fault: publishers and subscribers that record everything they send and
+//! receive.
 //!
-//! A publisher sends its next request when the one before was answered, and repeats one that was not under the same
-//! `request_id`, on the next gateway. A subscriber holds one stream, and opens the next with the last token, on the next
-//! gateway. Both do by hand what the client module does: the recording must not depend on it.
+//! A publisher sends its next request when the one before was answered, and retries an unanswered
+//! one with the same `request_id`, on the next gateway. A subscriber holds one stream, and opens
+//! the next one with the last token, on the next gateway. Both do by hand what trunkline-client
+//! does: the record must not depend on it.
+
+mod publisher;
+mod subscriber;
 
 use std::{
     sync::{
@@ -18,46 +23,39 @@ use tonic::{
     Code, Status,
     transport::{Channel, Endpoint},
 };
-use tonic_types::StatusExt;
 use trunkline_proto::v1::{
-    Event, Filter, Gap as WireGap, GapReason, PublishRequest, SubscribeRequest, SubscribeResponse,
-    coordination_service_client::CoordinationServiceClient, event::Kind,
-    subscribe_response::Response,
+    Event, coordination_service_client::CoordinationServiceClient, event::Kind,
 };
 
+use self::{publisher::publish, subscriber::subscribe};
 use crate::{
-    history::{Acknowledged, Gap, History, Item, Node, Sent, Stream, Wants},
+    history::History,
     promises,
-    support::{events, gateway::Gateway, wait::attempt},
+    support::{gateway::Gateway, wait::attempt},
 };
 
-/// How long a publisher waits for an answer before it asks again: longer than a gateway's own limit of 10 s.
-const ANSWER: Duration = Duration::from_secs(12);
-
-/// How long a publisher goes on repeating one request.
+/// How long a publisher retries one request.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// A stream on which nothing came for so long, heartbeats included, is given up by a node that watches them.
-const SILENCE: Duration = Duration::from_secs(4);
-
-/// How long the subscribers may take to get what is still owed when the publishers have stopped.
+/// How long the subscribers may take to receive the rest after the publishers have stopped.
 const CATCH_UP: Duration = Duration::from_secs(30);
 
-/// The accounts that events are about.
+/// The number of accounts that events concern.
 const ACCOUNTS: u64 = 40;
 
-/// Who takes part.
+/// The size and behaviour of a load.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     /// Nodes that publish.
     pub publishers: usize,
-    /// Nodes that subscribe; they begin on the gateways in turn. One is a publisher too, and one has a filter.
+    /// Nodes that subscribe, on the gateways in turn. One of them publishes too, and one has a
+    /// filter.
     pub subscribers: usize,
-    /// What a publisher waits between two requests.
+    /// The pause of a publisher between two requests.
     pub pace: Duration,
-    /// Most events of one request.
+    /// The largest number of events in one request.
     pub batch: u64,
-    /// Whether subscribers give up a stream that has fallen silent. Without it they wait for its end.
+    /// True if subscribers give up a silent stream; otherwise they wait for its end.
     pub watchful: bool,
 }
 
@@ -73,7 +71,7 @@ impl Default for Shape {
     }
 }
 
-/// A load that runs.
+/// A running load.
 pub struct Load {
     shared: Arc<Shared>,
     publishers: Vec<JoinHandle<()>>,
@@ -84,16 +82,17 @@ struct Shared {
     start: Instant,
     gateways: Vec<Channel>,
     history: Mutex<History>,
-    /// How many events of the history were acknowledged, and how many came.
+    /// Events acknowledged, and events received.
     acknowledged: AtomicUsize,
-    came: AtomicUsize,
+    received: AtomicUsize,
     stop: AtomicBool,
-    /// What no fault excuses: a refused request, an answer that makes no sense.
-    absurd: Mutex<Vec<String>>,
+    /// Violations that no fault excuses: a rejected request, an answer that makes no sense.
+    unexcused: Mutex<Vec<String>>,
 }
 
 impl Load {
-    /// Starts it, and returns when every subscriber is confirmed and every publisher has published.
+    /// Starts the load; returns when every subscriber is confirmed and every publisher has
+    /// published.
     pub async fn start(gateways: &[&Gateway], shape: Shape) -> Load {
         let channel = |gateway: &&Gateway| {
             let endpoint = Endpoint::from_shared(gateway.url()).expect("a URL");
@@ -104,9 +103,9 @@ impl Load {
             gateways: gateways.iter().map(channel).collect(),
             history: Mutex::default(),
             acknowledged: AtomicUsize::new(0),
-            came: AtomicUsize::new(0),
+            received: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
-            absurd: Mutex::default(),
+            unexcused: Mutex::default(),
         });
         let subscribers: Vec<_> = (0..shape.subscribers)
             .map(|index| tokio::spawn(subscribe(shared.clone(), index, shape)))
@@ -126,18 +125,18 @@ impl Load {
         load
     }
 
-    /// The time since the start, as the history counts.
+    /// The time since the start, as in the history.
     pub fn now(&self) -> Duration {
         self.shared.start.elapsed()
     }
 
-    /// Notes that the bus could certainly accept nothing from `from` until now.
+    /// Records that the bus could certainly accept nothing from `from` until now.
     pub fn was_down_since(&self, from: Duration) {
         let now = self.now();
         self.shared.history.lock().outages.push((from, now));
     }
 
-    /// Waits until so many more events were acknowledged.
+    /// Waits until `more` further events were acknowledged.
     pub async fn publishes(&self, more: usize) {
         let before = self.acknowledged();
         let wanted = before + more;
@@ -148,38 +147,39 @@ impl Load {
         .await;
     }
 
-    /// How many events were acknowledged so far.
+    /// The number of events acknowledged so far.
     pub fn acknowledged(&self) -> usize {
         self.shared.acknowledged.load(Ordering::Relaxed)
     }
 
-    /// Stops the publishers, waits until the subscribers have what they are owed, and gives what was recorded.
+    /// Stops the publishers, waits until the subscribers have received the rest, and returns the
+    /// history.
     ///
     /// # Panics
     ///
-    /// If anything happened that no fault excuses.
+    /// If something happened that no fault excuses.
     pub async fn finish(self) -> History {
         self.shared.stop.store(true, Ordering::Release);
         for publisher in self.publishers {
             timeout(PATIENCE * 2, publisher).await.expect("publishers end").expect("no panic");
         }
-        // What is still owed after the time is up is a breach, for the validators to find.
+        // What is still missing when the time is over is a violation; the validators find it.
         let patience = Instant::now();
-        let mut came = 0;
+        let mut received = 0;
         while patience.elapsed() < CATCH_UP {
             tokio::time::sleep(Duration::from_millis(200)).await;
-            // Judging takes its time: not before it is quiet.
-            if std::mem::replace(&mut came, self.shared.came.load(Ordering::Relaxed))
-                != self.shared.came.load(Ordering::Relaxed)
+            // Validators are slow: they run only when nothing was received since the last look.
+            if std::mem::replace(&mut received, self.shared.received.load(Ordering::Relaxed))
+                != self.shared.received.load(Ordering::Relaxed)
             {
                 continue;
             }
             let owed = {
                 let history = self.shared.history.lock();
-                let judge = promises::PROMISES.iter().filter(|promise| {
+                let check = promises::PROMISES.iter().filter(|promise| {
                     ["NoSilentLoss", "Drained", "Resumable"].contains(&promise.name)
                 });
-                judge.map(|promise| (promise.broken)(&history).len()).sum::<usize>()
+                check.map(|promise| (promise.violations)(&history).len()).sum::<usize>()
             };
             if owed == 0 {
                 break;
@@ -188,8 +188,8 @@ impl Load {
         for subscriber in self.subscribers {
             subscriber.abort();
         }
-        let absurd = self.shared.absurd.lock().clone();
-        assert!(absurd.is_empty(), "{absurd:#?}");
+        let unexcused = self.shared.unexcused.lock().clone();
+        assert!(unexcused.is_empty(), "{unexcused:#?}");
         std::mem::take(&mut *self.shared.history.lock())
     }
 }
@@ -200,8 +200,8 @@ impl Shared {
         CoordinationServiceClient::new(channel).max_decoding_message_size(64 << 20)
     }
 
-    fn absurd(&self, what: String) {
-        self.absurd.lock().push(what);
+    fn unexcused(&self, what: String) {
+        self.unexcused.lock().push(what);
     }
 }
 
@@ -209,84 +209,11 @@ fn node_id(index: usize) -> String {
     format!("node-{index}")
 }
 
-async fn publish(shared: Arc<Shared>, index: usize, shape: Shape) {
-    // The first publisher is a subscriber too.
-    let node_id = if index == 0 { node_id(0) } else { format!("publisher-{index}") };
-    let mut turn = index;
-    let mut number = 0;
-    while !shared.stop.load(Ordering::Acquire) {
-        let count = 1 + number % shape.batch;
-        let batch: Vec<Event> = (0..count).map(|nth| event(&node_id, number + nth)).collect();
-        number += count;
-        let first = {
-            let at = shared.start.elapsed();
-            let mut history = shared.history.lock();
-            history.sent.extend(batch.iter().map(|event| Sent {
-                event_id: event.event_id.clone(),
-                source: node_id.clone(),
-                account: account(event).to_owned(),
-                at,
-                acknowledged: None,
-            }));
-            history.sent.len() - batch.len()
-        };
-        let request = PublishRequest {
-            node_id: node_id.clone(),
-            request_id: uuid::Uuid::new_v4().to_string(),
-            events: batch,
-        };
-        let begun = Instant::now();
-        while begun.elapsed() < PATIENCE {
-            let answer = timeout(ANSWER, shared.client(turn).publish(request.clone())).await;
-            match answer {
-                Ok(Ok(answer)) => {
-                    let positions = answer.into_inner().positions;
-                    if positions.len() != request.events.len() {
-                        shared.absurd(format!("{} positions", positions.len()));
-                        break;
-                    }
-                    let at = shared.start.elapsed();
-                    shared.acknowledged.fetch_add(positions.len(), Ordering::Relaxed);
-                    let mut history = shared.history.lock();
-                    for (nth, position) in positions.iter().enumerate() {
-                        history.sent[first + nth].acknowledged = Some(Acknowledged {
-                            shard: position.shard,
-                            place: (position.epoch, position.offset),
-                            at,
-                        });
-                    }
-                    break;
-                }
-                Ok(Err(status)) if status.code() != Code::Unavailable && !is_transport(&status) => {
-                    shared.absurd(format!("publish: {status:?}"));
-                    break;
-                }
-                Ok(Err(_)) | Err(_) => {
-                    shared.history.lock().refused += 1;
-                    turn += 1;
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            }
-        }
-        tokio::time::sleep(shape.pace).await;
-    }
-}
-
-/// Whether a status was made by the client because its connection broke.
-fn is_transport(status: &Status) -> bool {
+/// True for a status that the client made because its connection broke.
+fn is_connection_error(status: &Status) -> bool {
     use std::error::Error;
     status.source().is_some()
         || matches!(status.code(), Code::Cancelled | Code::Unknown) && status.details().is_empty()
-}
-
-fn event(node_id: &str, number: u64) -> Event {
-    let account = format!("account-{}", number % ACCOUNTS);
-    let event = if number.is_multiple_of(3) {
-        events::email_delivery(&account, &format!("message-{number}"))
-    } else {
-        events::mailbox_change(&account, number)
-    };
-    events::with_id(format!("{node_id}/{number}"), event)
 }
 
 fn account(event: &Event) -> &str {
@@ -295,121 +222,4 @@ fn account(event: &Event) -> &str {
         Some(Kind::EmailDelivery(delivery)) => &delivery.account_id,
         _ => "",
     }
-}
-
-async fn subscribe(shared: Arc<Shared>, index: usize, shape: Shape) {
-    let accounts = (index == 1)
-        .then(|| (0..ACCOUNTS).step_by(4).map(|number| format!("account-{number}")).collect());
-    let wants = Wants { accounts, own: false };
-    let request = SubscribeRequest {
-        node_id: node_id(index),
-        filter: wants.accounts.clone().map(|accounts| Filter {
-            accounts: accounts.into_iter().collect(),
-            ..Filter::default()
-        }),
-        heartbeat_interval: Some(prost_types::Duration { seconds: 1, nanos: 0 }),
-        ..SubscribeRequest::default()
-    };
-    let place = {
-        let mut history = shared.history.lock();
-        history.nodes.push(Node { node_id: node_id(index), wants, streams: vec![] });
-        history.nodes.len() - 1
-    };
-    let mut token = Vec::new();
-    let mut turn = index;
-    loop {
-        let request = SubscribeRequest { resume_token: token.clone(), ..request.clone() };
-        let with_token = !token.is_empty();
-        shared.history.lock().nodes[place].streams.push(Stream { with_token, items: vec![] });
-        let end = read(&shared, place, turn, request, &mut token, shape.watchful).await;
-        note(&shared, place, Item::Ended(end));
-        turn += 1;
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
-/// Reads one stream to its end, and gives the gateway's reason for it.
-async fn read(
-    shared: &Shared,
-    place: usize,
-    turn: usize,
-    request: SubscribeRequest,
-    token: &mut Vec<u8>,
-    watchful: bool,
-) -> Option<String> {
-    let mut client = shared.client(turn);
-    let opened = timeout(SILENCE, client.subscribe(request)).await;
-    let mut stream = match opened {
-        Ok(Ok(stream)) => stream.into_inner(),
-        Ok(Err(status)) => return reason(shared, &status),
-        Err(_) => return None,
-    };
-    loop {
-        let limit = if watchful { SILENCE } else { Duration::from_hours(1) };
-        match timeout(limit, stream.message()).await {
-            Ok(Ok(Some(response))) => take(shared, place, response, token),
-            Ok(Ok(None)) | Err(_) => return None,
-            Ok(Err(status)) => return reason(shared, &status),
-        }
-    }
-}
-
-fn reason(shared: &Shared, status: &Status) -> Option<String> {
-    let reason = status.get_details_error_info().map(|info| info.reason);
-    if status.code() != Code::Unavailable && !is_transport(status) {
-        shared.absurd(format!("a stream ended: {status:?}"));
-    }
-    reason
-}
-
-fn take(shared: &Shared, place: usize, response: SubscribeResponse, token: &mut Vec<u8>) {
-    match response.response {
-        Some(Response::Subscribed(subscribed)) => {
-            *token = subscribed.resume_token;
-            note(shared, place, Item::Subscribed { resumed: subscribed.resumed });
-        }
-        Some(Response::Events(batch)) => {
-            let at = shared.start.elapsed();
-            shared.came.fetch_add(batch.events.len(), Ordering::Relaxed);
-            let mut history = shared.history.lock();
-            let stream = history.nodes[place].streams.last_mut().expect("it was pushed");
-            stream.items.extend(batch.events.into_iter().map(|event| {
-                let account = account(&event).to_owned();
-                (at, Item::Event { event_id: event.event_id, source: event.source, account })
-            }));
-            *token = batch.resume_token;
-        }
-        Some(Response::Gap(gap)) => {
-            token.clone_from(&gap.resume_token);
-            note(shared, place, Item::Gap(told(&gap)));
-        }
-        Some(Response::Heartbeat(heartbeat)) => *token = heartbeat.resume_token,
-        Some(Response::Draining(_)) => note(shared, place, Item::Draining),
-        // For people, and it carries no token.
-        Some(Response::Notice(_)) => {}
-        Some(Response::Explanation(_)) => {
-            shared.absurd("an explanation that nobody asked for".into());
-        }
-        None => shared.absurd("a response without an arm".into()),
-    }
-}
-
-fn told(gap: &WireGap) -> Gap {
-    let place = |position: &Option<trunkline_proto::v1::Position>| {
-        position.as_ref().map(|position| (position.epoch, position.offset)).unwrap_or_default()
-    };
-    Gap {
-        shard: gap.shard,
-        reason: GapReason::try_from(gap.reason)
-            .map_or_else(|_| gap.reason.to_string(), |reason| reason.as_str_name().to_owned()),
-        from: place(&gap.from),
-        to: place(&gap.to),
-        missed: gap.missed_events,
-    }
-}
-
-fn note(shared: &Shared, place: usize, item: Item) {
-    let at = shared.start.elapsed();
-    let mut history = shared.history.lock();
-    history.nodes[place].streams.last_mut().expect("it was pushed").items.push((at, item));
 }

@@ -1,17 +1,18 @@
 //! Every promise, under faults injected for real, on two gateways and under load.
 //!
-//! Publishers and subscribers write down what they see (`load`, `history`); a validator for each promise judges it
-//! (`promises`), and is shown to be able to fail (`judged`). Each test is one fault, and writes one line of the table of
+//! Publishers and subscribers record what they send and receive (`load`, `history`). One validator
+//! for each promise checks the record (`promises`), and each validator is shown to be able to fail
+//! (`validators`). Each test injects one fault, and writes one line of the table of
 //! docs/reliability.md.
 //!
-//! The short form is the ordinary one. The long form, with the durations of the table: `./test faults`.
+//! `./test` runs the short form; `./test faults` runs the long form, with the durations of the
+//! table.
 
 #[path = "../support/mod.rs"]
 mod support;
 
 mod gateways;
 mod history;
-mod judged;
 mod load;
 mod over_cluster;
 mod promises;
@@ -19,6 +20,7 @@ mod redis;
 mod refusals;
 mod report;
 mod slow;
+mod validators;
 
 use std::time::Duration;
 
@@ -28,13 +30,13 @@ use support::{
     shared,
 };
 
-/// `short` in an ordinary run, `long` where the long form was asked for by `TRUNKLINE_TEST_LONG`.
+/// `short` by default, `long` if `TRUNKLINE_TEST_LONG` is set.
 pub fn seconds(long: u64, short: u64) -> Duration {
     let is_long = std::env::var_os("TRUNKLINE_TEST_LONG").is_some_and(|value| !value.is_empty());
     Duration::from_secs(if is_long { long } else { short })
 }
 
-/// Two gateways alike.
+/// Two gateways with the same options.
 pub async fn pair(options: GatewayOptions) -> (Gateway, Gateway) {
     tokio::join!(Gateway::start(options.clone()), Gateway::start(options))
 }

@@ -1,4 +1,5 @@
-//! Faults and changes of a Redis Cluster. The tests have the word in their names, so that one runs at a time.
+//! Faults and changes of a Redis Cluster. The names of the tests contain `cluster`: nextest runs
+//! those one at a time.
 
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use crate::{
     },
 };
 
-/// What is left to a busy machine beyond what was promised.
+/// Tolerance for a busy machine.
 const SLACK: Duration = Duration::from_secs(2);
 
 async fn pair_over(cluster: &RedisCluster, protocol: &str) -> (Gateway, Gateway) {
@@ -48,24 +49,24 @@ async fn a_master_is_killed(protocol: &str, fault: &str) {
     load.publishes(500).await;
     let history = load.finish().await;
     let report = Report::of(fault, &history).healed(healed);
-    report.judge();
+    report.check();
     report.unseen_by_publishers();
     let limit = cluster.node_timeout() + Duration::from_secs(2) + SLACK;
     assert!(served < limit, "serving again {served:?} after the kill; {limit:?} is the most");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_master_of_the_cluster_is_killed_resp3() {
+async fn a_killed_master_of_a_cluster_loses_nothing_over_resp3() {
     a_master_is_killed("resp3", "cluster master killed (kill -9), RESP3").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_master_of_the_cluster_is_killed_resp2() {
+async fn a_killed_master_of_a_cluster_loses_nothing_over_resp2() {
     a_master_is_killed("resp2", "cluster master killed (kill -9), RESP2").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_of_the_cluster_takes_over_on_demand() {
+async fn a_failover_by_command_in_a_cluster_causes_no_gap() {
     let cluster = RedisCluster::start().await;
     let (one, two) = pair_over(&cluster, "resp3").await;
     let load = Load::start(&[&one, &two], Shape::default()).await;
@@ -77,12 +78,12 @@ async fn a_replica_of_the_cluster_takes_over_on_demand() {
     serving([&one, &two]).await;
     let history = load.finish().await;
     let report = Report::of("CLUSTER FAILOVER of every master", &history);
-    report.judge_without_gap();
+    report.check_without_gap();
     report.unseen_by_publishers();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slot_of_the_cluster_is_moved_a_master_added_and_removed() {
+async fn moving_slots_and_masters_of_a_cluster_causes_no_gap() {
     let mut cluster = RedisCluster::start().await;
     let prefix = shared::prefix();
     let options = GatewayOptions::redis_cluster(&cluster.urls(), &prefix);
@@ -90,7 +91,7 @@ async fn a_slot_of_the_cluster_is_moved_a_master_added_and_removed() {
     let load = Load::start(&[&one, &two], Shape::default()).await;
     let slots = slots_of_shards(&cluster, &prefix).await;
     assert_eq!(slots.len(), 6);
-    // To another master, and back to where it came from.
+    // To another master, and back.
     let slot = slots[0];
     let from = cluster.master_of_slot(slot).await;
     let to = *cluster.masters().await.iter().find(|master| **master != from).expect("three");
@@ -98,13 +99,13 @@ async fn a_slot_of_the_cluster_is_moved_a_master_added_and_removed() {
     load.publishes(300).await;
     cluster.move_slot(slot, from).await;
     load.publishes(300).await;
-    // And two of them to a master that no gateway has heard of.
+    // And two of them to a master that no gateway knows yet.
     let added = cluster.add_master().await;
     for slot in &slots[1..3] {
         cluster.move_slot(*slot, added).await;
         load.publishes(300).await;
     }
-    // It goes away again: without slots, and then altogether.
+    // The new master is removed: first its slots, then the server.
     for slot in &slots[1..3] {
         cluster.move_slot(*slot, from).await;
     }
@@ -114,16 +115,16 @@ async fn a_slot_of_the_cluster_is_moved_a_master_added_and_removed() {
     serving([&one, &two]).await;
     let history = load.finish().await;
     let report = Report::of("slot moved live, master added, master removed", &history);
-    report.judge_without_gap();
+    report.check_without_gap();
     report.unseen_by_publishers();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_address_of_the_cluster_changes() {
+async fn changing_every_address_of_a_cluster_causes_no_gap() {
     let mut cluster = RedisCluster::start().await;
     let (one, two) = pair_over(&cluster, "resp3").await;
     let load = Load::start(&[&one, &two], Shape::default()).await;
-    // As an orchestrator does it, one by one: the replicas first, and masters when they are replicas.
+    // Like an orchestrator, one by one: replicas first, and masters once they are replicas.
     let masters = cluster.masters().await;
     for master in masters {
         let replica = cluster.replicas_of(master).await[0];
@@ -132,13 +133,13 @@ async fn every_address_of_the_cluster_changes() {
         cluster.readdress(master).await;
         load.publishes(300).await;
     }
-    // All that the gateways were told at their start is gone.
+    // Every address that the gateways learned at their start is gone.
     serving([&one, &two]).await;
     let history = load.finish().await;
-    Report::of("every address of the cluster changed, one by one", &history).judge_without_gap();
+    Report::of("every address of the cluster changed, one by one", &history).check_without_gap();
 }
 
-/// The slots in which the shards of a prefix lie.
+/// The hash slots of the shards of a prefix.
 async fn slots_of_shards(cluster: &RedisCluster, prefix: &str) -> Vec<u16> {
     let mut slots = Vec::new();
     for master in cluster.masters().await {
@@ -150,7 +151,7 @@ async fn slots_of_shards(cluster: &RedisCluster, prefix: &str) -> Vec<u16> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_min_replicas_ok_of_a_cluster_means_that_a_replica_has_it() {
+async fn with_min_replicas_in_a_cluster_ok_means_that_a_replica_has_it() {
     let cluster = RedisCluster::start().await;
     let prefix = shared::prefix();
     let options = GatewayOptions::redis_cluster(&cluster.urls(), &prefix)
@@ -163,7 +164,8 @@ async fn with_min_replicas_ok_of_a_cluster_means_that_a_replica_has_it() {
     let publisher = TestNode::connect(&one, "publisher").await;
     publisher.publish(events::numbered("first", 10, 1)).await.expect("a replica has them");
 
-    // Without a replica there is no OK, whatever the master says; and the same request is accepted once.
+    // Without a replica there is no OK, whatever the master answers; and the request is accepted
+    // once.
     let slot = slots_of_shards(&cluster, &prefix).await[0];
     let master = cluster.master_of_slot(slot).await;
     let replica = cluster.replicas_of(master).await[0];
@@ -183,7 +185,7 @@ async fn with_min_replicas_ok_of_a_cluster_means_that_a_replica_has_it() {
     })
     .await;
 
-    // What was acknowledged outlives the master and both gateways.
+    // Acknowledged events outlive the master and both gateways.
     publisher.publish(events::numbered("third", 10, 1)).await.expect("a replica has them");
     one.kill_9();
     cluster.kill_9(master);

@@ -1,4 +1,4 @@
-//! Faults of a standalone Redis, and of the way to it.
+//! Faults of a standalone Redis, and of the connections to it.
 
 use std::time::Duration;
 
@@ -19,20 +19,20 @@ use crate::{
     },
 };
 
-/// A dead path is noticed within this, even where TCP says nothing.
+/// A dead connection is found within this time, even where TCP reports nothing.
 const NOTICED: Duration = Duration::from_secs(3);
 
-/// What is left to a busy machine beyond what was promised.
+/// Tolerance for a busy machine.
 const SLACK: Duration = Duration::from_secs(1);
 
-/// Both gateways say `NOT_SERVING` in time.
-pub async fn noticed(gateways: [&Gateway; 2]) {
+/// Waits until both gateways answer `NOT_SERVING`; fails after the promised time.
+pub async fn not_serving(gateways: [&Gateway; 2]) {
     let [one, two] =
         gateways.map(|gateway| gateway.health_is("", ServingStatus::NotServing, NOTICED + SLACK));
     tokio::join!(one, two);
 }
 
-/// Both gateways serve again.
+/// Waits until both gateways serve.
 pub async fn serving(gateways: [&Gateway; 2]) {
     let [one, two] = gateways
         .map(|gateway| gateway.health_is("", ServingStatus::Serving, Duration::from_secs(20)));
@@ -54,27 +54,27 @@ async fn connections_are_killed(kind: &str, fault: &str) {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     let history = load.finish().await;
-    Report::of(fault, &history).judge_without_gap();
+    Report::of(fault, &history).check_without_gap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn subscription_connections_are_killed_each_second() {
+async fn killing_subscription_connections_each_second_causes_no_gap() {
     connections_are_killed("pubsub", "CLIENT KILL TYPE pubsub, each second").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ordinary_connections_are_killed_each_second() {
+async fn killing_command_connections_each_second_causes_no_gap() {
     connections_are_killed("normal", "CLIENT KILL TYPE normal, each second").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_is_frozen() {
+async fn a_frozen_redis_is_found_and_causes_no_gap() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let (one, two) = pair_on(&redis).await;
     let load = Load::start(&[&one, &two], Shape::default()).await;
     redis.pause().await;
     let frozen = load.now();
-    noticed([&one, &two]).await;
+    not_serving([&one, &two]).await;
     tokio::time::sleep((frozen + seconds(10, 5)).saturating_sub(load.now())).await;
     load.was_down_since(frozen);
     redis.resume();
@@ -82,12 +82,10 @@ async fn redis_is_frozen() {
     serving([&one, &two]).await;
     load.publishes(200).await;
     let history = load.finish().await;
-    Report::of("Redis frozen (SIGSTOP), then let go on", &history)
-        .healed(healed)
-        .judge_without_gap();
+    Report::of("Redis frozen (SIGSTOP), then resumed", &history).healed(healed).check_without_gap();
 }
 
-/// Kills Redis under load and starts it again after a while.
+/// Kills Redis under load and restarts it after both gateways noticed.
 async fn killed(
     options: RedisOptions,
     data: Data,
@@ -98,7 +96,7 @@ async fn killed(
     let before = epochs(&one).await;
     redis.kill_9();
     let down = load.now();
-    noticed([&one, &two]).await;
+    not_serving([&one, &two]).await;
     load.was_down_since(down);
     redis.restart(data).await;
     let healed = load.now();
@@ -109,38 +107,38 @@ async fn killed(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_is_killed_and_comes_back_empty() {
+async fn a_redis_that_comes_back_empty_is_reported_as_one_gap() {
     let (history, healed, [before, one, two]) = killed(RedisOptions::default(), Data::Wiped).await;
     let report = Report::of("standalone Redis killed, back empty", &history).healed(healed);
-    report.judge();
-    assert!(report.serving_again() < Duration::from_secs(2) + SLACK);
+    report.check();
+    assert!(report.serving_after() < Duration::from_secs(2) + SLACK);
     assert_eq!(one, two, "both gateways are in the same epoch");
     assert!(one > before, "and it is a new one");
-    told_once(&history);
+    reported_once(&history);
 }
 
-/// Every subscriber was told of the change of the epoch, once.
-fn told_once(history: &crate::history::History) {
+/// Every subscriber received one gap for the change of the epoch.
+fn reported_once(history: &crate::history::History) {
     for node in &history.nodes {
         let gaps: Vec<_> = node.gaps().collect();
-        assert_eq!(gaps.len(), 1, "{} was told {gaps:?}", node.node_id);
+        assert_eq!(gaps.len(), 1, "{} received {gaps:?}", node.node_id);
         assert_eq!(gaps[0].reason, "GAP_REASON_EPOCH_CHANGED", "{}", node.node_id);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_is_killed_and_comes_back_with_its_append_only_file() {
+async fn a_redis_that_comes_back_with_its_data_causes_no_gap() {
     let always = ["--appendfsync", "always"].map(str::to_owned).to_vec();
     let options = RedisOptions { append_only: true, args: always, ..RedisOptions::default() };
     let (history, healed, [_, one, two]) = killed(options, Data::Kept).await;
     let report = Report::of("standalone Redis killed, back with its append-only file", &history)
         .healed(healed);
-    report.judge_without_gap();
+    report.check_without_gap();
     assert_eq!(one, two);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_is_flushed() {
+async fn a_flushed_redis_is_reported_as_one_gap() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let (one, two) = pair_on(&redis).await;
     let load = Load::start(&[&one, &two], Shape::default()).await;
@@ -157,46 +155,46 @@ async fn redis_is_flushed() {
     load.publishes(400).await;
     assert_eq!(epochs(&one).await, after, "the epoch changed once");
     let history = load.finish().await;
-    Report::of("FLUSHALL", &history).healed(healed).judge();
-    told_once(&history);
+    Report::of("FLUSHALL", &history).healed(healed).check();
+    reported_once(&history);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_way_to_redis_is_half_open() {
+async fn a_half_open_connection_to_redis_is_found_and_causes_no_gap() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let proxy = Proxy::start(redis.port()).await;
     let prefix = shared::prefix();
-    // One gateway's way is cut, the other's is not: events go on.
+    // One gateway's connections are cut, the other's are not: events continue.
     let (one, two) = tokio::join!(
         Gateway::start(GatewayOptions::redis(&proxy.url(), &prefix)),
         Gateway::start(GatewayOptions::redis(&redis.url(), &prefix)),
     );
     let load = Load::start(&[&one, &two], Shape::default()).await;
-    proxy.swallow();
+    proxy.drop_bytes();
     let cut = load.now();
     one.health_is("", ServingStatus::NotServing, NOTICED + SLACK).await;
     assert_eq!(two.health("").await.expect("an answer"), ServingStatus::Serving);
     tokio::time::sleep((cut + seconds(10, 4)).saturating_sub(load.now())).await;
-    proxy.pass();
+    proxy.forward();
     let healed = load.now();
     serving([&one, &two]).await;
     load.publishes(200).await;
     let history = load.finish().await;
     Report::of("half-open link between a gateway and Redis", &history)
         .healed(healed)
-        .judge_without_gap();
+        .check_without_gap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_the_subscription_is_deaf() {
+async fn a_deaf_subscription_is_found_and_renewed_without_a_gap() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let proxy = Proxy::start(redis.port()).await;
     let options = GatewayOptions::redis(&proxy.url(), &shared::prefix());
     let (one, two) = pair(options).await;
     let load = Load::start(&[&one, &two], Shape::default()).await;
     let (before, start) = (proxy.connections(), load.now());
-    // What a middle box does that has forgotten a connection: it stays open, and nothing comes any more.
-    proxy.swallow_subscriptions();
+    // Like a middlebox that lost a connection's state: it stays open, and no data arrives.
+    proxy.drop_subscriptions();
     until(NOTICED + SLACK, "the subscriptions are made anew", async || {
         proxy.connections() >= before + 2
     })
@@ -204,11 +202,11 @@ async fn only_the_subscription_is_deaf() {
     assert!(load.now().checked_sub(start).unwrap() < NOTICED + SLACK);
     load.publishes(400).await;
     let history = load.finish().await;
-    Report::of("subscriptions deaf, all else well", &history).judge_without_gap();
+    Report::of("subscriptions that receive nothing, all else works", &history).check_without_gap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn foreign_garbage_and_unknown_versions_on_the_channel() {
+async fn garbage_and_unknown_versions_on_the_channel_are_counted_and_ignored() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let prefix = shared::prefix();
     let (one, two) = pair(GatewayOptions::redis(&redis.url(), &prefix)).await;
@@ -228,8 +226,8 @@ async fn foreign_garbage_and_unknown_versions_on_the_channel() {
         let status =
             gateway.client().await.get_status(GetStatusRequest {}).await.expect("a status");
         assert!(status.into_inner().unreadable_frames >= 150, "they are counted");
-        assert!(gateway.stderr().contains("foreign bytes"), "and told");
+        assert!(gateway.stderr().contains("unknown writer"), "and logged");
     }
     let history = load.finish().await;
-    Report::of("foreign garbage and frames of unknown versions", &history).judge_without_gap();
+    Report::of("unreadable messages and frames of unknown versions", &history).check_without_gap();
 }

@@ -1,4 +1,4 @@
-//! A Redis that answers, and refuses; and gateways that do not agree.
+//! A Redis that answers with errors, and gateways with different settings.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use trunkline_proto::v1::GetStatusRequest;
 use crate::{
     load::{Load, Shape},
     pair,
-    redis::{noticed, serving},
+    redis::{not_serving, serving},
     report::Report,
     seconds,
     support::{
@@ -22,11 +22,11 @@ use crate::{
     },
 };
 
-/// A user of the test's own, whom no fault concerns.
+/// A Redis user of the test that no fault concerns.
 const OPERATOR: &str = "redis://operator:operator@127.0.0.1";
 
-/// Redis is made to refuse by `refuse`, and healed by `heal`. The gateways say what Redis says, and nothing that was
-/// acknowledged is lost.
+/// Makes Redis refuse with the commands `refuse`, and heals it with `heal`. The gateways must
+/// report Redis' own error text, and nothing that was acknowledged may be lost.
 async fn refused(fault: &str, says: &str, refuse: &[&[&str]], heal: &[&[&str]]) {
     let redis = RedisServer::start(RedisOptions::default()).await;
     redis.cli(&["ACL", "SETUSER", "operator", "on", ">operator", "~*", "&*", "+@all"]).await;
@@ -37,17 +37,17 @@ async fn refused(fault: &str, says: &str, refuse: &[&[&str]], heal: &[&[&str]]) 
     for command in refuse {
         cli(&operator, command).await;
     }
-    noticed([&one, &two]).await;
+    not_serving([&one, &two]).await;
     let down = load.now();
     let status = one.client().await.get_status(GetStatusRequest {}).await.expect("a status");
     let why = status.into_inner().reason;
-    assert!(why.contains(says), "the status says why: {why}");
+    assert!(why.contains(says), "the status names the cause: {why}");
     let node = TestNode::connect(&one, "one-more").await;
     let error = node.publish(vec![events::queue_refresh()]).await.expect_err("no OK");
     assert_eq!(error.code(), Code::Unavailable, "{error:?}");
     let reason = error.get_details_error_info().expect("details").reason;
     assert_eq!(reason, "BUS_UNAVAILABLE", "{error:?}");
-    assert!(error.message().contains(says), "the error says why: {error:?}");
+    assert!(error.message().contains(says), "the error names the cause: {error:?}");
     load.was_down_since(down);
     for command in heal {
         cli(&operator, command).await;
@@ -56,11 +56,11 @@ async fn refused(fault: &str, says: &str, refuse: &[&[&str]], heal: &[&[&str]]) 
     serving([&one, &two]).await;
     load.publishes(300).await;
     let history = load.finish().await;
-    Report::of(fault, &history).healed(healed).judge_without_gap();
+    Report::of(fault, &history).healed(healed).check_without_gap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_is_out_of_memory() {
+async fn nothing_is_lost_while_redis_is_out_of_memory() {
     refused(
         "Redis out of memory (OOM)",
         "OOM",
@@ -74,11 +74,11 @@ async fn redis_is_out_of_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_may_not_be_written_to() {
+async fn nothing_is_lost_while_redis_is_a_replica() {
     refused(
         "Redis is made a replica (READONLY)",
         "READONLY",
-        // A master that is not there: the replica keeps what it has.
+        // A master that does not exist: the replica keeps its data.
         &[&["REPLICAOF", "127.0.0.1", "1"]],
         &[&["REPLICAOF", "NO", "ONE"]],
     )
@@ -86,9 +86,9 @@ async fn redis_may_not_be_written_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_wants_a_password_all_of_a_sudden() {
+async fn nothing_is_lost_while_redis_requires_a_password() {
     refused(
-        "Redis wants a password (NOAUTH)",
+        "Redis demands a password (NOAUTH)",
         "NOAUTH",
         &[
             &["ACL", "SETUSER", "default", "resetpass", ">secret"],
@@ -100,9 +100,9 @@ async fn redis_wants_a_password_all_of_a_sudden() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_takes_the_right_to_write_away() {
+async fn nothing_is_lost_while_redis_denies_the_script() {
     refused(
-        "Redis takes the right away (NOPERM)",
+        "Redis revokes the right (NOPERM)",
         "NOPERM",
         &[&["ACL", "SETUSER", "default", "-evalsha"]],
         &[&["ACL", "SETUSER", "default", "+evalsha"]],
@@ -111,7 +111,7 @@ async fn redis_takes_the_right_to_write_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_forgets_its_scripts() {
+async fn nothing_is_lost_when_redis_forgets_its_scripts() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let (one, two) = crate::pair_on(&redis).await;
     let load = Load::start(&[&one, &two], Shape::default()).await;
@@ -120,16 +120,16 @@ async fn redis_forgets_its_scripts() {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let history = load.finish().await;
-    Report::of("SCRIPT FLUSH, five times a second", &history).judge_without_gap();
+    Report::of("SCRIPT FLUSH, five times a second", &history).check_without_gap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_evicts_what_the_gateways_keep() {
+async fn nothing_is_lost_when_redis_evicts_the_state_of_a_shard() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let prefix = shared::prefix();
     let (one, two) = pair(GatewayOptions::redis(&redis.url(), &prefix)).await;
     let load = Load::start(&[&one, &two], Shape::default()).await;
-    // Eviction takes one key or another; the worst is the one that numbers the events.
+    // Redis evicts any key; the worst one holds epoch and offset.
     let states = redis.cli(&["KEYS", &format!("{prefix}:*:state")]).await;
     for key in states.lines() {
         redis.cli(&["DEL", key]).await;
@@ -137,11 +137,11 @@ async fn redis_evicts_what_the_gateways_keep() {
     let healed = load.now();
     load.publishes(500).await;
     let history = load.finish().await;
-    Report::of("the state of a shard evicted", &history).healed(healed).judge_without_gap();
+    Report::of("the state of a shard evicted", &history).healed(healed).check_without_gap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_with_another_shard_count_says_why_and_does_not_serve() {
+async fn a_gateway_with_another_shard_count_refuses_to_start_and_says_why() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let options = GatewayOptions::redis(&redis.url(), &shared::prefix());
     let first = Gateway::start(options.clone().set("shards", 2)).await;
@@ -150,7 +150,7 @@ async fn a_gateway_with_another_shard_count_says_why_and_does_not_serve() {
     assert_eq!(ended.status.code(), Some(78), "a configuration that cannot be used");
     let said = other.stderr();
     assert!(said.contains("shards") && said.contains('2') && said.contains('3'), "{said}");
-    until(Duration::from_secs(1), "the first serves on", async || {
+    until(Duration::from_secs(1), "the first still serves", async || {
         let node = TestNode::connect(&first, "node").await;
         node.publish(vec![events::queue_refresh()]).await.is_ok()
     })

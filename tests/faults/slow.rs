@@ -1,4 +1,4 @@
-//! Subscribers that stop reading while events come fast.
+//! Subscribers that stop reading during a fast load.
 
 use std::time::{Duration, Instant};
 
@@ -20,19 +20,19 @@ use crate::{
     },
 };
 
-/// Events a second, in requests of `BATCH`.
+/// Events per second, in requests of `BATCH`.
 const RATE: u64 = 20_000;
 const BATCH: u64 = 500;
 
-/// What an event holds beside its id.
+/// Bytes of an event's payload.
 const PAYLOAD: usize = 500;
 
-/// The gateway's ring, and Redis' history, where they are to be too small.
+/// Sizes of the gateway's log and of Redis' history that are too small for the load.
 const LOG: &str = "2MiB";
 const HISTORY: &str = "4MiB";
 
-/// What a gateway may hold beyond what it held before the load: the ring, what connections buffer, and what its allocator
-/// keeps. What is published is more, in the long form several times as much.
+/// Limit of a gateway's growth during the load, in bytes: the log, connections' buffers and the
+/// allocator's reserve. More than that is published, in the long form several times as much.
 const GROWTH: u64 = 64 << 20;
 
 fn payload(number: u64) -> Event {
@@ -41,30 +41,31 @@ fn payload(number: u64) -> Event {
     Event { event_id: number.to_string(), ..event(Kind::Custom(custom)) }
 }
 
-/// What a stream brought, read to the last event.
-struct Caught {
+/// Everything that a stream received up to the last event.
+struct Received {
     ids: Vec<u64>,
     gaps: Vec<Gap>,
 }
 
-async fn catch_up(stream: &mut Streaming<SubscribeResponse>, last: u64) -> Caught {
-    let mut caught = Caught { ids: vec![], gaps: vec![] };
-    while caught.ids.last() != Some(&last) {
+async fn catch_up(stream: &mut Streaming<SubscribeResponse>, last: u64) -> Received {
+    let mut received = Received { ids: vec![], gaps: vec![] };
+    while received.ids.last() != Some(&last) {
         let next = tokio::time::timeout(LIMIT * 2, stream.message()).await;
         let next = next.expect("the stream goes on").expect("no error").expect("no end");
         match next.response {
             Some(Response::Events(batch)) => {
                 let id = |event: Event| event.event_id.parse::<u64>().expect("a number");
-                caught.ids.extend(batch.events.into_iter().map(id));
+                received.ids.extend(batch.events.into_iter().map(id));
             }
-            Some(Response::Gap(gap)) => caught.gaps.push(gap),
+            Some(Response::Gap(gap)) => received.gaps.push(gap),
             _ => {}
         }
     }
-    caught
+    received
 }
 
-/// Publishes at the rate for a while, and gives the number of events. The gateway's memory is noted all the while.
+/// Publishes at the rate for `time`, and returns the number of events and the gateway's memory over
+/// that time.
 async fn publish(node: &TestNode, gateway: &Gateway, time: Duration) -> (u64, History) {
     let mut history = History::default();
     let bound = gateway.rss_bytes() + GROWTH;
@@ -88,15 +89,15 @@ async fn publish(node: &TestNode, gateway: &Gateway, time: Duration) -> (u64, Hi
     (total, history)
 }
 
-fn judge(history: &History) {
+fn check(history: &History) {
     let most = history.memory.iter().map(|memory| memory.bytes).max().unwrap_or(0);
     let bound = history.memory[0].bound;
-    println!("most memory: {} of {} KiB", most >> 10, bound >> 10);
-    assert_eq!(promises::broken(history), Vec::<String>::new());
+    println!("peak memory: {} of {} KiB", most >> 10, bound >> 10);
+    assert_eq!(promises::violations(history), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_stops_reading_gets_the_rest_from_history() {
+async fn a_stream_that_stops_reading_gets_the_rest_from_history() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let options = GatewayOptions::redis(&redis.url(), &shared::prefix());
     let gateway = Gateway::start(options.set("log", serde_json::json!({ "maxBytes": LOG }))).await;
@@ -106,19 +107,22 @@ async fn who_stops_reading_gets_the_rest_from_history() {
     quick.subscribed().await;
     let slow = TestNode::connect(&gateway, "slow").await;
     let mut stream = slow.stream(slow.request()).await.expect("a stream");
-    // Confirmed, and from then on not read.
+    // Confirmed; not read from here on.
     stream.message().await.expect("no error").expect("subscribed");
-    // What history holds without any limit being reached.
+    // Less than the limits of history.
     let (total, _) = publish(&publisher, &gateway, seconds(5, 3)).await;
     quick.events(usize::try_from(total).expect("small"), LIMIT).await;
-    assert!(quick.recording().gaps().is_empty(), "who reads is not troubled by who does not");
-    let caught = catch_up(&mut stream, total - 1).await;
-    assert!(caught.gaps.is_empty(), "{:?}", caught.gaps);
-    assert!(caught.ids.iter().copied().eq(0..total), "every event, once, in order");
+    assert!(
+        quick.recording().gaps().is_empty(),
+        "a stream that is read is not affected by one that is not"
+    );
+    let received = catch_up(&mut stream, total - 1).await;
+    assert!(received.gaps.is_empty(), "{:?}", received.gaps);
+    assert!(received.ids.iter().copied().eq(0..total), "every event, once, in order");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_stops_reading_for_too_long_is_told_the_exact_gap() {
+async fn a_stream_that_stops_reading_for_too_long_gets_a_gap_with_the_exact_count() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let options = GatewayOptions::redis(&redis.url(), &shared::prefix())
         .set("log", serde_json::json!({ "maxBytes": LOG }))
@@ -130,7 +134,7 @@ async fn who_stops_reading_for_too_long_is_told_the_exact_gap() {
     for overflow in [Overflow::Gap, Overflow::Gap, Overflow::Disconnect] {
         let mut request = slow.request();
         request.overflow = overflow.into();
-        // A connection each: what one buffers is not the others'.
+        // One connection each, so that buffers are not shared.
         let node = TestNode::connect(&gateway, "slow").await;
         let mut stream = node.stream(request).await.expect("a stream");
         stream.message().await.expect("no error").expect("subscribed");
@@ -139,12 +143,12 @@ async fn who_stops_reading_for_too_long_is_told_the_exact_gap() {
     let (total, history) = publish(&publisher, &gateway, seconds(30, 8)).await;
     let mut cut_off = streams.pop().expect("the one that wants to be cut off");
     for mut stream in streams {
-        let caught = catch_up(&mut stream, total - 1).await;
-        let missed: u64 = caught.gaps.iter().filter_map(|gap| gap.missed_events).sum();
-        assert!(missed > 0, "history was too small: a gap is told");
-        assert_eq!(caught.ids.len() as u64 + missed, total, "the count is exact");
-        assert!(caught.ids.is_sorted_by(|one, two| one < two), "in order, none twice");
-        println!("{} delivered, {missed} told in {} gaps", caught.ids.len(), caught.gaps.len());
+        let received = catch_up(&mut stream, total - 1).await;
+        let missed: u64 = received.gaps.iter().filter_map(|gap| gap.missed_events).sum();
+        assert!(missed > 0, "history was too small, so there is a gap");
+        assert_eq!(received.ids.len() as u64 + missed, total, "the count is exact");
+        assert!(received.ids.is_sorted_by(|one, two| one < two), "in order, none twice");
+        println!("{} delivered, {missed} in {} gaps", received.ids.len(), received.gaps.len());
     }
     let end = loop {
         match cut_off.message().await {
@@ -156,5 +160,5 @@ async fn who_stops_reading_for_too_long_is_told_the_exact_gap() {
         }
     };
     assert_eq!(end.code(), Code::ResourceExhausted, "{end:?}");
-    judge(&history);
+    check(&history);
 }

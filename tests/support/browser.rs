@@ -1,4 +1,4 @@
-//! A real browser without a window, driven over the `WebDriver` protocol: JSON over HTTP.
+//! A real headless browser, driven over the `WebDriver` protocol: JSON over HTTP.
 
 use std::time::Duration;
 
@@ -19,13 +19,13 @@ use super::{
     wait::{attempt, eventually},
 };
 
-/// The limit for one step of the browser, on a busy machine.
+/// How long the browser may take for one step, on a busy machine.
 const STEP: Duration = Duration::from_mins(1);
 
 /// A browser with one empty tab. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Browser {
-    /// The browser is connected to it by a pipe and ends with it.
+    /// The browser is connected to it by a pipe, and ends with it.
     driver: Process,
     port: Port,
     session: String,
@@ -65,7 +65,7 @@ impl Browser {
             "--hide-scrollbars",
             // The browser ends with its driver.
             "--remote-debugging-pipe",
-            // Only this machine can be reached, also by requests of the browser itself.
+            // Only this machine can be reached, even by the browser's own services.
             "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE localhost , EXCLUDE 127.0.0.1",
         ];
         let mut args: Vec<String> = args.map(str::to_owned).to_vec();
@@ -87,7 +87,7 @@ impl Browser {
         self.step("POST", "url", json!({ "url": url })).await;
     }
 
-    /// Runs the body of a function in the page and returns its value.
+    /// Runs the body of a function in the page; returns its value.
     pub async fn run(&self, script: &str) -> Value {
         self.step("POST", "execute/sync", json!({ "script": script, "args": [] })).await
     }
@@ -126,14 +126,14 @@ impl Browser {
         self.step("POST", &format!("element/{element}/value"), json!({ "text": text })).await;
     }
 
-    /// The console output of page and browser since the last call: errors of scripts, violations of
-    /// the security policy, failed loads.
+    /// Lines of the console since the last call: errors of scripts, violations of the security
+    /// policy, resources that could not be loaded.
     pub async fn console(&self) -> Vec<String> {
         let entries = self.log("browser").await;
         entries.iter().map(|entry| entry["message"].to_string()).collect()
     }
 
-    /// The URLs of all requests since the last call, without those of the browser's first tab.
+    /// The URLs of all requests since the last call, except those of the browser's first tab.
     pub async fn requests(&self) -> Vec<String> {
         let mut urls = Vec::new();
         for entry in self.log("performance").await {
@@ -152,26 +152,26 @@ impl Browser {
         urls
     }
 
-    /// Sends a command of the `DevTools` protocol.
+    /// A command of the Chrome `DevTools` Protocol.
     pub async fn devtools(&self, command: &str, params: Value) -> Value {
         self.step("POST", "goog/cdp/execute", json!({ "cmd": command, "params": params })).await
     }
 
-    /// Emulates a screen of this size.
+    /// Renders the page as in a window of this size.
     pub async fn as_wide_as(&self, width: u32, height: u32, mobile: bool) {
         let params =
             json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile });
         self.devtools("Emulation.setDeviceMetricsOverride", params).await;
     }
 
-    /// Emulates the preference for dark or for light colours.
+    /// Sets the dark or the light colour scheme.
     pub async fn dark(&self, dark: bool) {
         let value = if dark { "dark" } else { "light" };
         let features = json!([{ "name": "prefers-color-scheme", "value": value }]);
         self.devtools("Emulation.setEmulatedMedia", json!({ "features": features })).await;
     }
 
-    /// A PNG of the visible part of the page.
+    /// The visible part of the page as a PNG.
     pub async fn screenshot(&self) -> Vec<u8> {
         let shot = self.devtools("Page.captureScreenshot", json!({ "format": "png" })).await;
         STANDARD.decode(shot["data"].as_str().expect("a picture")).expect("base64")
@@ -207,8 +207,8 @@ impl Browser {
             );
             stream.write_all(request.as_bytes()).await?;
             let mut answer = Vec::new();
-            // It keeps the connection open, even if asked to close it.
-            while !is_whole(&answer) && stream.read_buf(&mut answer).await? > 0 {}
+            // It ignores `Connection: close`.
+            while !is_complete(&answer) && stream.read_buf(&mut answer).await? > 0 {}
             Ok::<_, std::io::Error>(answer)
         };
         let answer = timeout(STEP, exchange).await.map_err(|_| "no answer in time".to_owned())?;
@@ -225,8 +225,8 @@ impl Browser {
     }
 }
 
-/// True when an answer has all the bytes that its headers announce.
-fn is_whole(answer: &[u8]) -> bool {
+/// True if an answer has all the bytes that its headers announce.
+fn is_complete(answer: &[u8]) -> bool {
     let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") else { return false };
     let headers = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
     let length = headers.lines().find_map(|line| line.strip_prefix("content-length:"));

@@ -1,8 +1,8 @@
-//! The answer of CLUSTER NODES, parsed: a Redis Cluster as one of its nodes sees it.
+//! A Redis Cluster as one of its nodes sees it: CLUSTER NODES, parsed.
 
 use std::ops::RangeInclusive;
 
-/// Hash slots of a cluster.
+/// The number of hash slots of a cluster.
 pub const SLOTS: u16 = 16_384;
 
 /// The hash slot of a key or sharded channel.
@@ -30,7 +30,7 @@ pub struct NodeView {
     pub flags: Vec<String>,
     /// The id of its master, if it is a replica.
     pub master: Option<String>,
-    /// True while the link to it is up.
+    /// True if the link to it is up.
     pub connected: bool,
     /// The slots that it owns.
     pub slots: Vec<RangeInclusive<u16>>,
@@ -41,7 +41,7 @@ impl View {
     ///
     /// # Panics
     ///
-    /// If it cannot be parsed.
+    /// If the answer is malformed.
     pub fn parse(text: &str) -> View {
         let read =
             |line: &str| NodeView::parse(line).unwrap_or_else(|| panic!("CLUSTER NODES: {line}"));
@@ -58,7 +58,7 @@ impl View {
         self.nodes.iter().find(|node| node.port == port)
     }
 
-    /// The facts that all nodes must agree on: members, roles, slots.
+    /// The part that all nodes must agree on: members, roles and slots.
     pub fn agreement(&self) -> Vec<String> {
         let mut lines: Vec<String> = self
             .nodes
@@ -73,12 +73,12 @@ impl View {
 }
 
 impl NodeView {
-    /// True for a master.
+    /// True if it is a master.
     pub fn is_master(&self) -> bool {
         self.flags.iter().any(|flag| flag == "master")
     }
 
-    /// True while it is suspected, down, or not yet a full member.
+    /// True if it is marked as down, or its handshake is not complete.
     pub fn failing(&self) -> bool {
         self.flags
             .iter()
@@ -93,7 +93,7 @@ impl NodeView {
         let flags = words.next()?.split(',').map(str::to_owned).collect();
         let master = words.next().filter(|master| *master != "-").map(str::to_owned);
         let connected = words.nth(3)? == "connected";
-        // A slot that is being moved is listed in brackets, besides its owner's range.
+        // A slot that is being migrated is listed in brackets besides its owner's range.
         let slots =
             words.filter(|word| !word.starts_with('[')).map(range).collect::<Option<_>>()?;
         Some(NodeView { id, port, flags, master, connected, slots })

@@ -1,4 +1,5 @@
-//! Waits between attempts: exponential, with full jitter, so that nodes do not come back in step.
+//! The waits between attempts: exponential backoff with full jitter, so that nodes do not reconnect
+//! at the same time.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tonic_types::StatusExt;
 const FIRST: Duration = Duration::from_millis(50);
 const MAX: Duration = Duration::from_secs(2);
 
-/// No gateway keeps a node away for longer.
+/// The limit of the wait that a gateway may ask for.
 const MAX_REQUESTED: Duration = Duration::from_mins(1);
 
 /// The wait before the next attempt.
@@ -23,16 +24,17 @@ impl Backoff {
         Backoff { bound: FIRST }
     }
 
-    /// A random part of the bound, which doubles up to 2 s; and not less than the gateway asked for, up to a minute.
-    pub(super) fn next(&mut self, asked: Option<Duration>) -> Duration {
+    /// A random part of the bound, which doubles up to 2 s, but not less than the gateway asked
+    /// for, up to a minute.
+    pub(super) fn next(&mut self, requested: Option<Duration>) -> Duration {
         let wait = self.bound.mul_f64(rand::rng().random_range(0.0..=1.0));
         self.bound = (self.bound * 2).min(MAX);
-        wait.max(asked.unwrap_or_default().min(MAX_REQUESTED))
+        wait.max(requested.unwrap_or_default().min(MAX_REQUESTED))
     }
 }
 
-/// How long a status asks to wait.
-pub(super) fn asked(status: &Status) -> Option<Duration> {
+/// The retry delay of a status.
+pub(super) fn retry_delay(status: &Status) -> Option<Duration> {
     status.get_details_retry_info()?.retry_delay
 }
 
@@ -53,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_asked_for_is_kept_within_reason() {
+    fn the_requested_wait_is_kept_up_to_a_limit() {
         let mut backoff = Backoff::new();
         assert_eq!(backoff.next(Some(Duration::from_secs(5))), Duration::from_secs(5));
         assert_eq!(backoff.next(Some(Duration::from_hours(24))), MAX_REQUESTED);

@@ -1,4 +1,4 @@
-//! How a node proves who it is, and knows that the gateway is one.
+//! A node's credentials, and the authorities that it trusts.
 
 use tonic::{
     Request, Status,
@@ -7,7 +7,7 @@ use tonic::{
     transport::{Certificate, ClientTlsConfig, Endpoint, Identity},
 };
 
-/// What a node shows to gateways, and which gateways it trusts. Nothing of it shows in `Debug`.
+/// A node's credentials, and the authorities whose gateways it trusts. `Debug` shows none of it.
 #[derive(Clone, Default)]
 pub struct Credentials {
     ca: Option<Vec<u8>>,
@@ -15,24 +15,25 @@ pub struct Credentials {
     bearer: Bearer,
 }
 
-/// Puts the token into each request.
+/// Adds the token to each request.
 #[derive(Clone, Default)]
 pub struct Bearer(Option<MetadataValue<Ascii>>);
 
 impl Credentials {
-    /// None.
+    /// No credentials.
     pub fn new() -> Credentials {
         Credentials::default()
     }
 
-    /// Trusts gateways whose certificate one of these authorities has signed (PEM). Addresses with `https` need it.
+    /// Trusts gateways with a certificate of one of these authorities (PEM). Addresses with `https`
+    /// need it.
     #[must_use]
     pub fn ca_certificate(mut self, pem: impl Into<Vec<u8>>) -> Credentials {
         self.ca = Some(pem.into());
         self
     }
 
-    /// Shows this certificate, whose key this is (PEM).
+    /// Presents this certificate, with this key (PEM).
     #[must_use]
     pub fn client_certificate(
         mut self,
@@ -43,20 +44,21 @@ impl Credentials {
         self
     }
 
-    /// Shows this token.
+    /// Sends this token.
     ///
     /// # Errors
     ///
-    /// It holds what cannot travel in a header.
+    /// The token has characters that a header cannot have.
     pub fn token(mut self, token: &str) -> Result<Credentials, String> {
         let value = format!("Bearer {}", token.trim()).parse::<MetadataValue<Ascii>>();
-        let mut value = value.map_err(|_| "the token holds what no header can".to_owned())?;
+        let mut value =
+            value.map_err(|_| "the token has characters that a header cannot have".to_owned())?;
         value.set_sensitive(true);
         self.bearer = Bearer(Some(value));
         Ok(self)
     }
 
-    /// What puts the token into requests.
+    /// The interceptor that adds the token to requests.
     pub fn bearer(&self) -> Bearer {
         self.bearer.clone()
     }
@@ -65,7 +67,7 @@ impl Credentials {
     ///
     /// # Errors
     ///
-    /// A file is no certificate or key, or no authority was given.
+    /// A certificate or key is not valid, or no authority was given.
     pub fn apply(&self, endpoint: Endpoint) -> Result<Endpoint, String> {
         if endpoint.uri().scheme_str() != Some("https") {
             return Ok(endpoint);

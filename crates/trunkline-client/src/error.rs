@@ -1,11 +1,11 @@
-//! What can go wrong, as a node's author has to tell it apart.
+//! Errors, by what a node can do about them.
 
 use std::error::Error as _;
 
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-/// Why something did not work.
+/// The error of a client.
 #[derive(Clone, Debug)]
 pub struct Error {
     kind: ErrorKind,
@@ -14,25 +14,28 @@ pub struct Error {
     status: Option<Box<Status>>,
 }
 
-/// What sort of error it is: what to do about it.
+/// The kind of an error, which tells what to do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// An address given to the builder is none. Correct the node's configuration.
+    /// An address given to the builder is not valid. Correct the node's configuration.
     Address,
-    /// The gateway refused the request: something in it is wrong, and [`Error::violations`] says what. Nothing was published.
+    /// The gateway refused the request because something in it is wrong: see [`Error::violations`].
+    /// Nothing was published.
     Invalid,
-    /// The node is not who it says, or may not do this. Nothing was published.
+    /// The node's credentials are missing or wrong, or do not allow the request. Nothing was
+    /// published.
     Denied,
-    /// What answered is no gateway, or an older one that does not know the method.
+    /// The server is not a gateway, or an older one that does not know the method.
     Unsupported,
-    /// The stream fell too far behind and [`Overflow::Disconnect`](trunkline_proto::v1::Overflow) was asked for. Load
-    /// everything again and subscribe without a token.
+    /// The stream fell too far behind and [`Overflow::Disconnect`](trunkline_proto::v1::Overflow)
+    /// was asked for. Reload everything, and subscribe without a token.
     TooSlow,
-    /// No gateway took the events in time, and none can have published them.
+    /// No gateway accepted the events in time, and none can have published them.
     Unavailable,
-    /// No gateway confirmed the events in time, but one may have published them: an answer was lost, or did not come.
-    /// Publishing them again under the same request id is safe as long as gateways remember it (a minute unless set).
+    /// No gateway confirmed the events in time, but one may have published them: its response was
+    /// lost or late. Publishing them again with the same request id is safe as long as gateways
+    /// remember it (a minute unless configured).
     OutcomeUnknown,
 }
 
@@ -46,17 +49,18 @@ impl Error {
         Error { kind, message: describe(&status), status: Some(Box::new(status)) }
     }
 
-    /// What sort of error it is.
+    /// The kind of the error.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// What the gateway, or the connection to it, said last; none where nothing was asked of a gateway.
+    /// The last status of the gateway, or of the connection to it; none if no request was sent.
     pub fn status(&self) -> Option<&Status> {
         self.status.as_deref()
     }
 
-    /// Each field that is wrong, and what is wrong with it: `("events[3].mailbox_change.account_id", "is required")`.
+    /// The fields that are wrong, each with a description: `("events[3].mailbox_change.account_id",
+    /// "is required")`.
     pub fn violations(&self) -> Vec<(String, String)> {
         let details = self.status().and_then(StatusExt::get_details_bad_request);
         let violations = details.map(|details| details.field_violations).unwrap_or_default();
@@ -85,10 +89,10 @@ impl std::error::Error for Error {
     }
 }
 
-/// The kind of a status that no repetition makes better; none if it may be tried again.
+/// The kind of a status that is final; none if the request may be retried.
 ///
-/// Everything else may: UNAVAILABLE is what a gateway says, and a connection that breaks shows as UNKNOWN, INTERNAL,
-/// CANCELLED or UNAVAILABLE, as it comes.
+/// All other codes may be retried: a gateway answers UNAVAILABLE, and a broken connection appears
+/// as UNKNOWN, INTERNAL, CANCELLED or UNAVAILABLE.
 pub(super) fn final_kind(status: &Status) -> Option<ErrorKind> {
     match status.code() {
         Code::InvalidArgument
@@ -103,15 +107,16 @@ pub(super) fn final_kind(status: &Status) -> Option<ErrorKind> {
     }
 }
 
-/// Whether a status is the gateway's, and for this reason.
+/// True if a status comes from a gateway and has this reason.
 pub(super) fn is(status: &Status, reason: &str) -> bool {
     reason_of(status).is_some_and(|found| found == reason)
 }
 
-/// Whether a publication that ended with this certainly published nothing: the gateway says so, or there was no connection.
+/// True if a publish request with this status certainly published nothing: the gateway says so, or
+/// there was no connection.
 pub(super) fn nothing_published(status: &Status) -> bool {
-    let told = ["BUS_UNAVAILABLE", "DRAINING", "LIMIT_REACHED"];
-    if reason_of(status).is_some_and(|reason| told.contains(&reason.as_str())) {
+    let reasons = ["BUS_UNAVAILABLE", "DRAINING", "LIMIT_REACHED"];
+    if reason_of(status).is_some_and(|reason| reasons.contains(&reason.as_str())) {
         return true;
     }
     let mut cause = status.source();
@@ -129,7 +134,8 @@ fn reason_of(status: &Status) -> Option<String> {
     (info.domain == "trunkline").then_some(info.reason)
 }
 
-/// What a status says, with what caused it: the text of a lost connection is only "transport error" or "tcp connect error".
+/// The message of a status with its causes: that of a lost connection is only "transport error" or
+/// "tcp connect error".
 pub(super) fn describe(status: &Status) -> String {
     let mut text = status.message().to_owned();
     let mut cause = status.source();
@@ -154,18 +160,18 @@ mod tests {
 
     use super::*;
 
-    fn told(code: Code, reason: &str) -> Status {
+    fn status(code: Code, reason: &str) -> Status {
         let details = ErrorDetails::with_error_info(reason, "trunkline", HashMap::new());
-        Status::with_error_details(code, "told", details)
+        Status::with_error_details(code, "text", details)
     }
 
     #[test]
-    fn what_may_be_tried_again_is_told_from_what_may_not() {
+    fn final_statuses_differ_from_those_that_may_be_retried() {
         for code in [Code::Unavailable, Code::Unknown, Code::Internal, Code::Cancelled] {
             assert_eq!(final_kind(&Status::new(code, "")), None, "{code:?}");
         }
-        assert_eq!(final_kind(&told(Code::ResourceExhausted, "LIMIT_REACHED")), None);
-        let slow = told(Code::ResourceExhausted, "SUBSCRIBER_TOO_SLOW");
+        assert_eq!(final_kind(&status(Code::ResourceExhausted, "LIMIT_REACHED")), None);
+        let slow = status(Code::ResourceExhausted, "SUBSCRIBER_TOO_SLOW");
         assert_eq!(final_kind(&slow), Some(ErrorKind::TooSlow));
         assert_eq!(final_kind(&Status::invalid_argument("")), Some(ErrorKind::Invalid));
         assert_eq!(final_kind(&Status::unauthenticated("")), Some(ErrorKind::Denied));
@@ -173,16 +179,16 @@ mod tests {
     }
 
     #[test]
-    fn only_the_gateways_word_or_no_connection_means_that_nothing_was_published() {
-        assert!(nothing_published(&told(Code::Unavailable, "BUS_UNAVAILABLE")));
-        assert!(!nothing_published(&told(Code::Unavailable, "OUTCOME_UNKNOWN")));
+    fn nothing_was_published_only_if_the_gateway_says_so_or_there_was_no_connection() {
+        assert!(nothing_published(&status(Code::Unavailable, "BUS_UNAVAILABLE")));
+        assert!(!nothing_published(&status(Code::Unavailable, "OUTCOME_UNKNOWN")));
         assert!(!nothing_published(&Status::unavailable("a proxy's")));
         let refused = tonic::ConnectError("connection refused".into());
         assert!(nothing_published(&Status::from_error(Box::new(refused))));
     }
 
     #[test]
-    fn an_error_says_what_and_why() {
+    fn an_error_tells_what_failed_and_why() {
         let error =
             Error::new(ErrorKind::Invalid, Status::invalid_argument("node_id: is required"));
         assert_eq!(error.to_string(), "refused: node_id: is required");

@@ -1,4 +1,4 @@
-//! Publishing: one request id over all attempts, so that a retry never publishes twice.
+//! Publishing with one request id over all attempts, so that a retry never publishes twice.
 
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
@@ -6,16 +6,17 @@ use uuid::Uuid;
 
 use super::{
     Client, Error, ErrorKind,
-    backoff::{Backoff, asked},
+    backoff::{Backoff, retry_delay},
     error::{final_kind, nothing_published},
 };
 use trunkline_proto::v1::{Event, Position, PublishRequest};
 
 impl Client {
-    /// Publishes 1 to 1,000 events in one request, and returns their positions in the same order. Tries the gateways in turn
-    /// until the publish timeout, under one request id: however often it is tried, it is published once.
+    /// Publishes 1 to 1,000 events in one request, and returns their positions in the same order.
+    /// Tries the gateways in turn until the publish timeout, with one request id: however many
+    /// attempts it takes, each event is published once.
     ///
-    /// Dropping the future leaves open whether the events were published.
+    /// If the future is dropped, the events may or may not be published.
     ///
     /// # Errors
     ///
@@ -28,8 +29,9 @@ impl Client {
         self.publish_as(&Uuid::new_v4().to_string(), events).await
     }
 
-    /// As [`Client::publish`], under a request id of the caller's: a UUID. For who keeps it with the events, and publishes
-    /// them again under it after [`ErrorKind::OutcomeUnknown`] or a restart.
+    /// As [`Client::publish`], with a request id of the caller, a UUID. A caller that stores it
+    /// with the events can publish them again with it after [`ErrorKind::OutcomeUnknown`] or a
+    /// restart.
     ///
     /// # Errors
     ///
@@ -68,11 +70,11 @@ impl Client {
             if !nothing_published(&status) {
                 kind = ErrorKind::OutcomeUnknown;
             }
-            let wait = backoff.next(asked(&status));
+            let wait = backoff.next(retry_delay(&status));
             if Instant::now() + wait >= deadline {
                 return Err(Error::new(kind, status));
             }
-            tracing::debug!(gateway = self.address(number), %status, ?wait, "publishing again");
+            tracing::debug!(gateway = self.address(number), %status, ?wait, "retrying to publish");
             tokio::time::sleep(wait).await;
             number += 1;
         }

@@ -1,4 +1,4 @@
-//! What stands behind a subscription: one stream after the other, each resumed where the one before ended.
+//! A subscription's streams: one after the other, each resumed where the one before ended.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -7,7 +7,7 @@ use tonic::{Status, Streaming};
 
 use super::{
     Client, Error, Notification,
-    backoff::{Backoff, asked},
+    backoff::{Backoff, retry_delay},
     error::{describe, final_kind, is},
 };
 use trunkline_proto::v1::{
@@ -15,27 +15,27 @@ use trunkline_proto::v1::{
     subscribe_response::Response,
 };
 
-/// Heartbeats that may be missed before a connection counts as dead.
+/// The number of missed heartbeats after which a connection counts as dead.
 const MISSED_HEARTBEATS: u32 = 3;
 
-/// What is kept between two notifications.
+/// The state between two notifications.
 pub(super) struct Session {
     client: Client,
-    /// What the next stream is opened with; its token stands for all that was handed out.
+    /// The request for the next stream. Its token covers all events that were delivered.
     request: SubscribeRequest,
     /// The open stream.
     stream: Option<Streaming<SubscribeResponse>>,
-    /// Which gateway is used, or tried next.
+    /// The number of the gateway that is used, or tried next.
     number: usize,
-    /// Events that were received and not taken yet, and the token after the last of them.
+    /// Events that were received and not delivered yet, and the token after the last of them.
     events: VecDeque<Event>,
     batch_token: Vec<u8>,
     backoff: Backoff,
-    /// A wait that was announced, and not yet waited.
+    /// The wait before the next stream, which was reported already.
     wait: Option<Duration>,
-    /// How long a draining gateway asked to wait.
-    asked_wait: Option<Duration>,
-    /// The interval in force.
+    /// The wait that a draining gateway asked for.
+    requested_wait: Option<Duration>,
+    /// The heartbeat interval of the stream.
     heartbeat: Duration,
     ended: bool,
 }
@@ -52,13 +52,13 @@ impl Session {
             batch_token: vec![],
             backoff: Backoff::new(),
             wait: None,
-            asked_wait: None,
+            requested_wait: None,
             heartbeat,
             ended: false,
         }
     }
 
-    /// Stands for everything that was handed out, in whole batches.
+    /// Covers all events that were delivered, in whole batches.
     pub(super) fn resume_token(&self) -> &[u8] {
         &self.request.resume_token
     }
@@ -67,7 +67,7 @@ impl Session {
         loop {
             if let Some(event) = self.events.pop_front() {
                 if self.events.is_empty() {
-                    // The token stands for the whole batch, so it moves with the batch's last event.
+                    // The token covers the whole batch, so it changes with the last event.
                     self.request.resume_token = std::mem::take(&mut self.batch_token);
                 }
                 return Some(Ok(Notification::Event(Box::new(event))));
@@ -92,7 +92,7 @@ impl Session {
                 },
                 Ok(Ok(None)) => Status::unavailable("the stream ended"),
                 Ok(Err(status)) => status,
-                Err(_) => Status::unavailable(format!("nothing came for {limit:?}")),
+                Err(_) => Status::unavailable(format!("nothing received for {limit:?}")),
             };
             return Some(self.lost(lost));
         }
@@ -105,14 +105,14 @@ impl Session {
             .await
             .map_err(|_| Status::unavailable("no answer in time"))??;
         self.stream = Some(response.into_inner());
-        self.asked_wait = None;
+        self.requested_wait = None;
         Ok(())
     }
 
     fn take(&mut self, response: SubscribeResponse) -> Option<Notification> {
         let response = response.response?;
         if !matches!(response, Response::Subscribed(_) | Response::Draining(_)) {
-            // The stream does more than open: the next loss is a new one.
+            // The stream works: the next loss starts a new series of attempts.
             self.backoff = Backoff::new();
         }
         match response {
@@ -142,23 +142,24 @@ impl Session {
                 Some(Notification::Heartbeat(heartbeat))
             }
             Response::Notice(notice) => Some(Notification::Notice(notice)),
-            // For people who look for an event; a node does not ask for it.
+            // A node does not ask for explanations.
             Response::Explanation(explanation) => {
                 self.request.resume_token = explanation.resume_token;
                 None
             }
             Response::Draining(draining) => {
-                self.asked_wait = draining.reconnect_delay.and_then(|d| Duration::try_from(d).ok());
+                self.requested_wait =
+                    draining.reconnect_delay.and_then(|d| Duration::try_from(d).ok());
                 Some(Notification::Draining(draining))
             }
         }
     }
 
-    /// What is handed out when a stream was lost or refused.
+    /// Handles the end of a stream, or the refusal of one.
     fn lost(&mut self, status: Status) -> Result<Notification, Error> {
         self.stream = None;
         if is(&status, "RESUME_TOKEN_MALFORMED") {
-            // It is another deployment's, or damaged: begin anew, and say that events may be missing.
+            // The token is damaged: start again without one, and report that events may be missing.
             self.request.resume_token.clear();
             return Ok(Notification::Gap(Gap {
                 reason: GapReason::UnknownEpoch.into(),
@@ -174,10 +175,10 @@ impl Session {
         let address = self.client.address(self.number);
         let reason = format!("{address}: {}", describe(&status));
         self.number += 1;
-        let told = self.asked_wait.take().max(asked(&status));
-        let wait = self.backoff.next(told);
+        let requested = self.requested_wait.take().max(retry_delay(&status));
+        let wait = self.backoff.next(requested);
         self.wait = Some(wait);
-        tracing::debug!(%reason, ?wait, "the subscription reconnects");
+        tracing::debug!(%reason, ?wait, "reconnecting the subscription");
         Ok(Notification::Reconnecting { reason, wait })
     }
 }

@@ -15,10 +15,10 @@ use trunkline_proto::v1::{
     Subscribed,
 };
 
-/// The heartbeat interval that is asked for.
+/// The default heartbeat interval.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
-/// What a node asks for. By default everything that other nodes publish, from now on.
+/// The options of a subscription. Default: all events of other nodes, from now on.
 #[derive(Clone, Debug, Default)]
 pub struct SubscribeOptions {
     filter: Filter,
@@ -29,109 +29,116 @@ pub struct SubscribeOptions {
     heartbeat_interval: Option<Duration>,
 }
 
-/// What a subscription brings.
+/// An item of a subscription.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Notification {
-    /// A stream is open: the first one, or one that continues. Every event that is acknowledged from now on comes, or is told
-    /// as a gap. Who loads its state after the first of these, and not before, misses nothing.
+    /// A stream is open: the first one, or one that resumes. Every event that is acknowledged from
+    /// now on is delivered or reported as a gap. A node that loads its state after the first of
+    /// these, and not before, misses nothing.
     Subscribed(Subscribed),
     /// An event.
     Event(Box<Event>),
-    /// Events that will not come: load again what they may have concerned. Everything before it came, everything after it
-    /// follows.
+    /// Events that will not be delivered: reload the state that they may have changed. All events
+    /// before the gap were delivered, all events after it follow.
     Gap(Gap),
-    /// Nothing else came for one heartbeat interval. A good moment to store the resume token.
+    /// Nothing else was received for one heartbeat interval. A good moment to store the resume
+    /// token.
     Heartbeat(Heartbeat),
-    /// The gateway is going away. The subscription goes to another one by itself, after the wait that the gateway asked for.
+    /// The gateway is draining. The subscription moves to another one by itself, after the wait
+    /// that the gateway asked for.
     Draining(Draining),
-    /// Something that whoever runs the node should know, such as another live process with the same node id. Log it.
+    /// A notice for the operator of the node, such as another live process with the same node id.
+    /// Log it.
     Notice(Notice),
-    /// The stream was lost, and is opened again after `wait`. Nothing is lost by that: it resumes.
+    /// The stream was lost, and is opened again after `wait`. No event is lost: the stream resumes.
     Reconnecting {
-        /// Why, for people.
+        /// The reason, as text.
         reason: String,
-        /// After how long.
+        /// The time until the next attempt.
         wait: Duration,
     },
 }
 
-/// A stream of notifications, which ends only after an error that trying again does not help. Dropping it closes it: the
-/// gateway forgets it at once.
+/// A stream of notifications. It ends only after an error that a retry does not cure. Dropping it
+/// closes it at once, also at the gateway.
 ///
-/// It takes from the gateway what is asked of it and no more: a node that is slow is told a gap when history no longer holds
-/// what it has not read, and its memory does not grow.
+/// It reads from the gateway only as it is polled: the memory of a slow node does not grow, and it
+/// gets a gap when history no longer has the events that it has not read.
 pub struct Subscription {
     stream: Pin<Box<dyn Stream<Item = (Result<Notification, Error>, Vec<u8>)> + Send>>,
     token: Vec<u8>,
 }
 
 impl SubscribeOptions {
-    /// Everything that other nodes publish, from now on.
+    /// All events of other nodes, from now on.
     pub fn new() -> SubscribeOptions {
         SubscribeOptions::default()
     }
 
-    /// Only this kind, and others that are named. Default: all kinds, those that are newer than this program too.
+    /// Adds a kind. Default: all kinds, including those that are newer than this program.
     #[must_use]
     pub fn kind(mut self, kind: EventKind) -> SubscribeOptions {
         self.filter.kinds.push(kind.into());
         self
     }
 
-    /// Only this account, and others that are named; kinds that concern no account come all the same. Default: all.
+    /// Adds an account. Kinds that concern no account are delivered regardless. Default: all
+    /// accounts.
     #[must_use]
     pub fn account(mut self, account_id: impl Into<String>) -> SubscribeOptions {
         self.filter.accounts.push(account_id.into());
         self
     }
 
-    /// Only custom events of this type, whole (`com.example.paid`) or by prefix (`com.example.*`), and others that are named;
-    /// other kinds come all the same. Default: all.
+    /// Adds a type of custom events, whole (`com.example.paid`) or as a prefix (`com.example.*`).
+    /// Other kinds are delivered regardless. Default: all types.
     #[must_use]
     pub fn custom_type(mut self, pattern: impl Into<String>) -> SubscribeOptions {
         self.filter.custom_types.push(pattern.into());
         self
     }
 
-    /// This filter, in place of what `kind`, `account` and `custom_type` have said.
+    /// Replaces the filter that `kind`, `account` and `custom_type` built.
     #[must_use]
     pub fn filter(mut self, filter: Filter) -> SubscribeOptions {
         self.filter = filter;
         self
     }
 
-    /// The node's own events too. Default: they are left out.
+    /// Includes the node's own events. Default: excluded.
     #[must_use]
     pub fn include_own_events(mut self) -> SubscribeOptions {
         self.include_own_events = true;
         self
     }
 
-    /// Continue where an earlier subscription stood, which may have been another process's, on another gateway: what
-    /// [`Subscription::resume_token`] gave there. Empty is none. One that is damaged, or another deployment's, is told as a gap.
+    /// Resumes an earlier subscription, also one of another process or gateway, from its
+    /// [`Subscription::resume_token`]. Empty: none. A token that is damaged, or of another
+    /// deployment, gives a gap.
     #[must_use]
     pub fn resume_token(mut self, token: impl Into<Vec<u8>>) -> SubscribeOptions {
         self.resume_token = token.into();
         self
     }
 
-    /// Where to begin without a token. Default: with the next event.
+    /// Sets where to begin without a token. Default: with the next event.
     #[must_use]
     pub fn start(mut self, start: Start) -> SubscribeOptions {
         self.start = start;
         self
     }
 
-    /// What happens if the node falls further behind than history reaches. Default: it is told the gap and goes on.
+    /// Sets what happens if the node falls further behind than history reaches. Default: it gets a
+    /// gap and continues.
     #[must_use]
     pub fn overflow(mut self, overflow: Overflow) -> SubscribeOptions {
         self.overflow = overflow;
         self
     }
 
-    /// How often a heartbeat comes when nothing else does, 1 s to 1 h. A connection on which nothing comes for three times as
-    /// long is given up. Default: 10 s.
+    /// Sets the interval of heartbeats on an idle stream, 1 s to 1 h. A connection on which nothing
+    /// is received for three times as long is given up. Default: 10 s.
     #[must_use]
     pub fn heartbeat_interval(mut self, interval: Duration) -> SubscribeOptions {
         self.heartbeat_interval = Some(interval);
@@ -140,8 +147,9 @@ impl SubscribeOptions {
 }
 
 impl Client {
-    /// Opens a subscription. It connects when it is first polled, and again whenever it has to, to the gateways in turn, after
-    /// a wait with full jitter of at most 2 s (or more, where a gateway asks for more).
+    /// Opens a subscription. It connects when it is first polled, and reconnects after a loss, to
+    /// the gateways in turn, after a wait with full jitter of at most 2 s (or longer, if a gateway
+    /// asks for it).
     pub fn subscribe(&self, options: SubscribeOptions) -> Subscription {
         let token = options.resume_token.clone();
         let heartbeat = options.heartbeat_interval.unwrap_or(HEARTBEAT);
@@ -164,20 +172,20 @@ impl Client {
             let token = session.resume_token().to_vec();
             Some(((item, token), session))
         });
-        // Who polls once more after the end gets the end again.
+        // Polling again after the end returns the end again.
         Subscription { stream: Box::pin(stream.fuse()), token }
     }
 }
 
 impl Subscription {
-    /// The next notification; none after an error. May be dropped and called again: nothing is lost.
+    /// The next notification; none after an error. Cancel safe: nothing is lost if it is dropped.
     pub async fn next(&mut self) -> Option<Result<Notification, Error>> {
         poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
     }
 
-    /// Stands for everything that was taken from the stream, in whole batches. Store it after what was taken is dealt with,
-    /// and give it to the next process's subscription: it continues there, with the rest of the last batch again if that was
-    /// not taken whole.
+    /// Covers everything that was taken from the stream, in whole batches. Store it after those
+    /// events are processed, and pass it to the subscription of the next process, which continues
+    /// there. It repeats the events of the last batch if not all of them were taken.
     pub fn resume_token(&self) -> &[u8] {
         &self.token
     }

@@ -1,10 +1,6 @@
-//! Events from their kinds: `client.publish([MailboxChange { .. }])`.
+//! What makes an event pleasant to build: `MailboxChange { .. }.into()`, and its targets.
 
-use crate::v1::{
-    BlockedIp, CacheInvalidation, CalendarAlert, CertificateChange, CustomEvent, EmailDelivery,
-    Event, MailboxChange, PushSubscriptionChange, QueueRefresh, QueueStatus, RegistryChange,
-    Target, event::Kind,
-};
+use crate::v1::{Event, Target, event::Kind};
 
 impl From<Kind> for Event {
     fn from(kind: Kind) -> Event {
@@ -12,39 +8,17 @@ impl From<Kind> for Event {
     }
 }
 
-macro_rules! event_from {
-    ($($kind:ident($message:ident)),* $(,)?) => {$(
-        impl From<$message> for Event {
-            fn from(message: $message) -> Event {
-                Kind::$kind(message).into()
-            }
-        }
-    )*};
-}
-
-event_from! {
-    MailboxChange(MailboxChange),
-    EmailDelivery(EmailDelivery),
-    CalendarAlert(CalendarAlert),
-    PushSubscriptionChange(PushSubscriptionChange),
-    BlockedIp(BlockedIp),
-    CertificateChange(CertificateChange),
-    RegistryChange(RegistryChange),
-    CacheInvalidation(CacheInvalidation),
-    QueueStatus(QueueStatus),
-    QueueRefresh(QueueRefresh),
-    Custom(CustomEvent),
-}
-
 impl Event {
-    /// For nodes with this role only. May be called several times, also with [`Event::for_node`]: one that fits is enough.
+    /// Delivers the event to nodes with this role only. May be called several times, also with
+    /// [`Event::for_node`]; a node that fits one of the targets gets the event.
     #[must_use]
     pub fn for_role(mut self, role: impl Into<String>) -> Event {
         self.target.get_or_insert_with(Target::default).roles.push(role.into());
         self
     }
 
-    /// For the node with this id only. May be called several times.
+    /// Delivers the event to the node with this id only. May be called several times, also with
+    /// [`Event::for_role`].
     #[must_use]
     pub fn for_node(mut self, node_id: impl Into<String>) -> Event {
         self.target.get_or_insert_with(Target::default).node_ids.push(node_id.into());

@@ -1,22 +1,31 @@
 #![forbid(unsafe_code)]
-//! The wire API of Trunkline, generated from `proto/trunkline/v1`: messages, and the gRPC stubs behind features.
+//! The wire API of Trunkline, generated from `proto/trunkline/v1`: messages, gRPC stubs behind
+//! features, and the [table of event kinds](kinds).
 //!
-//! | feature | what it adds |
+//! | feature | adds |
 //! |---|---|
-//! | none | messages and descriptors; neither tonic nor tokio is in the tree |
+//! | none | messages, descriptors and the table of kinds, without tonic and tokio |
 //! | `client` | `v1::coordination_service_client`, over tonic's channel |
 //! | `server` | `v1::coordination_service_server`, for a test double of a gateway |
 //!
 //! ```
 //! use prost::Message;
-//! use trunkline_proto::v1::{Event, MailboxChange, event::Kind};
+//! use trunkline_proto::{
+//!     kinds,
+//!     v1::{Event, MailboxChange},
+//! };
 //!
 //! let change = MailboxChange { account_id: "a1".into(), change_id: 7, ..Default::default() };
-//! let event = Event { kind: Some(Kind::MailboxChange(change)), ..Default::default() };
-//! assert_eq!(Event::decode(&event.encode_to_vec()[..]), Ok(event));
+//! let event = Event::from(change).for_role("imap");
+//! assert_eq!(Event::decode(&event.encode_to_vec()[..]), Ok(event.clone()));
+//!
+//! let kind = event.kind.expect("a kind");
+//! assert_eq!(kind.row().name, "mailbox_change");
+//! assert!(kinds::concerns_account(kind.number()));
 //! ```
 
 mod event;
+pub mod kinds;
 
 /// The messages and stubs of `trunkline.v1`.
 #[allow(clippy::pedantic, clippy::all)]
@@ -27,6 +36,11 @@ pub mod v1 {
     pub const DESCRIPTORS: &[u8] =
         include_bytes!(concat!(env!("OUT_DIR"), "/trunkline.v1.descriptor.bin"));
 
-    /// Full name of the gRPC service.
+    /// The full name of the gRPC service.
     pub const SERVICE: &str = "trunkline.v1.CoordinationService";
 }
+
+/// The examples of README.md are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

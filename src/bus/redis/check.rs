@@ -1,25 +1,25 @@
-//! What must hold for any bytes that come from Redis: for the fuzz targets and the tests.
+//! Properties that hold for any bytes from Redis: for the fuzz targets and the tests.
 
 use bytes::Bytes;
 use prost::Message;
 
 use super::{
-    envelope::{Body, Envelope, Header, encode_beacon, encode_frame},
+    envelope::{Body, Envelope, Header, encode_frame, encode_probe},
     order::{Order, Step},
 };
 use crate::{
-    bus::{Delivery, Epoch, Offset, Position, put_event},
-    hub::log::Indexed,
+    bus::{Delivery, Epoch, Frame, Offset, Position, put_event},
     proto::bus_v1,
 };
 
-/// Bytes as they come over a channel and, again, as an entry of history.
-pub(crate) fn frame(bytes: &[u8]) {
+/// Bytes from a channel and, a second time, as an entry of history. `count_events` counts the events
+/// of a frame as its readers do.
+pub fn frame(bytes: &[u8], count_events: impl Fn(&Frame) -> u64) {
     let bytes = Bytes::copy_from_slice(bytes);
     for field in [&b"f"[..], b"e", b"x"] {
         if let Some(envelope) = Envelope::from_history(b"7-70", field, &bytes, None) {
             assert_eq!(envelope.position, Position::new(7, 70));
-            comes_back(&envelope);
+            round_trips(&envelope, &count_events);
         }
     }
     if let Some(Envelope { body: Body::Frame(stamped), .. }) =
@@ -32,23 +32,22 @@ pub(crate) fn frame(bytes: &[u8]) {
         assert_eq!(message.writer, stamped.writer);
     }
     if let Some(envelope) = Envelope::parse(bytes) {
-        comes_back(&envelope);
+        round_trips(&envelope, &count_events);
     }
 }
 
-/// What was read is read again, the same, from what it is encoded to.
-fn comes_back(envelope: &Envelope) {
+/// An envelope is decoded unchanged from its own encoding.
+fn round_trips(envelope: &Envelope, count_events: impl Fn(&Frame) -> u64) {
     let position = envelope.position;
     let encoded = match &envelope.body {
         Body::Unreadable | Body::Forged => return,
-        Body::Beacon { writer, number } => channel(position, &encode_beacon(*writer, *number, 2)),
+        Body::Probe { writer, number } => channel(position, &encode_probe(*writer, *number, 2)),
         Body::EpochStart { previous } => format!("E1 {position} {previous}").into_bytes(),
         Body::Frame(stamped) => {
             let frame = &stamped.frame;
             assert!(frame.count >= 1 && frame.first.0 >= 1);
             assert_eq!(frame.last(), position);
-            let indexed = Indexed::new(frame.clone());
-            assert_eq!(indexed.events.len() as u64, frame.count);
+            assert_eq!(count_events(frame), frame.count);
             let header = Header {
                 writer: stamped.writer,
                 sequence: stamped.sequence,
@@ -61,17 +60,17 @@ fn comes_back(envelope: &Envelope) {
             channel(position, &encode_frame(&header, &frame.events))
         }
     };
-    let again = Envelope::parse(encoded.into()).expect("an envelope of ours");
-    assert_eq!(format!("{again:?}"), format!("{envelope:?}"));
+    let decoded = Envelope::parse(encoded.into()).expect("an envelope of ours");
+    assert_eq!(format!("{decoded:?}"), format!("{envelope:?}"));
 }
 
 fn channel(position: Position, body: &[u8]) -> Vec<u8> {
     [format!("T1 {position} ").as_bytes(), body].concat()
 }
 
-/// A shard's order, whatever comes in whatever sequence: places only rise, and each delivery begins where the one before ended.
-/// Eight bytes make one arrival.
-pub(crate) fn order(bytes: &[u8]) {
+/// The order of a shard, for any envelopes in any sequence: positions only rise, and each delivery
+/// begins where the one before ended. Eight bytes make one arrival.
+pub fn order(bytes: &[u8]) {
     let mut order = Order::default();
     for arrival in bytes.chunks_exact(8) {
         let before = order.position();
@@ -86,7 +85,7 @@ pub(crate) fn order(bytes: &[u8]) {
             }
         }
         let end = out.iter().fold(before, follows);
-        // Until a place is known, there is nothing that could be missing.
+        // Until a position is known, nothing can be missing.
         assert!(end == order.position() || !before.is_known(), "{end} is not {}", order.position());
         assert!(order.position() >= before);
     }
@@ -100,7 +99,7 @@ fn arrival_of(bytes: &[u8]) -> Option<Envelope> {
             let previous = position(bytes[6], bytes[7]);
             return Envelope::parse(format!("E1 {at} {previous}").into());
         }
-        2 => encode_beacon(u64::from(bytes[4]), 1, 2),
+        2 => encode_probe(u64::from(bytes[4]), 1, 2),
         _ => {
             let count = u64::from(bytes[3] % 8) + 1;
             let mut events = Vec::new();
@@ -120,13 +119,13 @@ fn arrival_of(bytes: &[u8]) -> Option<Envelope> {
     Envelope::parse(channel(at, &body).into())
 }
 
-/// A place in one of a few epochs; some are at the very end.
+/// A position in one of a few epochs; some are at the very end.
 fn position(epoch: u8, offset: u8) -> Position {
     let far = if epoch & 0x80 == 0 { 0 } else { u64::MAX - 255 };
     Position::new(u64::from(epoch % 4), far + u64::from(offset))
 }
 
-/// Where a delivery ends, which must begin at `at`.
+/// The end of a delivery, which must begin at `at`.
 fn follows(at: Position, delivery: &Delivery) -> Position {
     match delivery {
         Delivery::Start(position) => *position,
@@ -134,7 +133,7 @@ fn follows(at: Position, delivery: &Delivery) -> Position {
             assert!(*position > at);
             *position
         }
-        Delivery::Frame(frame) | Delivery::Again(frame) => {
+        Delivery::Frame(frame) | Delivery::Restored(frame) => {
             if at.is_known() {
                 assert_eq!(
                     Position { epoch: frame.epoch, offset: frame.first },

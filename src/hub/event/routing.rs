@@ -1,17 +1,19 @@
-//! Which shard an event belongs to.
+//! The shard of an event.
 //!
-//! All gateways of a deployment, of all versions, must agree here, or the events of one account lose their order. So the
-//! algorithm is written down and never changes: FNV-1a of 32 bits over the routing key, then the finalizer of `MurmurHash3`
-//! (FNV alone leaves the low bits of short keys weak), and the remainder by the number of shards.
+//! All gateways of a deployment, of all versions, must agree here, or the events of one account
+//! lose their order. The algorithm is therefore fixed: FNV-1a of 32 bits over the routing key, then
+//! the finalizer of `MurmurHash3` (FNV alone leaves the low bits of short keys weak), and the
+//! remainder by the number of shards.
 
 use super::EventView;
 use crate::bus::ShardId;
 
 /// The hash of an event's routing key.
 ///
-/// The key is the account's id, where the event is of a kind that concerns one (10 to 13) and names it. Else it is one byte
-/// with the number of the kind, followed for custom events by their type. Events with equal keys share a shard and so keep
-/// their order.
+/// The key is the account's id if the event is of a kind that concerns an account and names one.
+/// Otherwise it is one byte with the number of the kind, followed by the type of a custom event.
+/// Events with equal keys share a shard and so keep their order. [`trunkline_proto::kinds`] says
+/// which kinds concern an account, those of later versions included.
 pub fn routing_key_hash(event: &EventView<'_>) -> u32 {
     let mut fnv = Fnv32::new();
     if event.account_bytes().is_empty() {
@@ -30,7 +32,7 @@ pub fn shard_of(hash: u32, shards: u16) -> ShardId {
     ShardId(shard as u16)
 }
 
-/// FNV-1a of 32 bits. No defence against who chooses the input.
+/// FNV-1a of 32 bits. Not safe against chosen input.
 #[derive(Clone, Copy)]
 pub(crate) struct Fnv32(u32);
 
@@ -61,6 +63,7 @@ fn mix(mut hash: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::event::wire::put_field;
 
     fn fnv(text: &str) -> u32 {
         let mut fnv = Fnv32::new();
@@ -90,7 +93,24 @@ mod tests {
     }
 
     #[test]
-    fn no_shards_count_as_one() {
+    fn an_unknown_kind_that_concerns_an_account_is_routed_as_known_ones_of_that_account() {
+        let hash = |kind: u32, account: &str| {
+            let (mut message, mut event) = (vec![], vec![]);
+            put_field(&mut message, 1, account.as_bytes());
+            put_field(&mut event, kind, &message);
+            routing_key_hash(&EventView::peek(&event).unwrap())
+        };
+        for kind in [11, 13, 30, 42, 49] {
+            assert_eq!(hash(kind, "a"), hash(10, "a"), "{kind}");
+            assert_ne!(hash(kind, "b"), hash(10, "a"), "{kind}");
+        }
+        for kind in [14, 21, 29, 50, 99] {
+            assert_eq!(hash(kind, "a"), hash(kind, "b"), "{kind} concerns no account");
+        }
+    }
+
+    #[test]
+    fn zero_shards_count_as_one() {
         assert_eq!(shard_of(u32::MAX, 0), ShardId(0));
         assert_eq!(shard_of(u32::MAX, u16::MAX), ShardId(0));
         assert_eq!(shard_of(65_534, u16::MAX), ShardId(65_534));

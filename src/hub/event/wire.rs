@@ -2,7 +2,7 @@
 
 use bytes::BufMut;
 
-/// Why bytes are not an encoded event.
+/// The reason why bytes are not an encoded event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// A field reaches past the end.
@@ -25,7 +25,7 @@ pub enum Malformed {
     TooLarge,
 }
 
-/// A range of bytes, in half the room of a `Range<usize>`. Empty where there is nothing.
+/// A range of bytes, half the size of a `Range<usize>`. Empty if there is nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Span {
     pub(crate) start: u32,
@@ -37,16 +37,16 @@ impl Span {
         self.start >= self.end
     }
 
-    /// The bytes of the span; none where `bytes` do not reach so far.
+    /// The bytes of the span; empty if `bytes` are shorter.
     pub(crate) fn of(self, bytes: &[u8]) -> &[u8] {
         bytes.get(self.start as usize..self.end as usize).unwrap_or_default()
     }
 }
 
-/// One field, as the walk finds it.
+/// One field of a message.
 pub(crate) struct Field {
     pub(crate) number: u32,
-    /// Where the field's key stands.
+    /// The position of the field's key.
     pub(crate) start: u32,
     /// The content of a length-delimited field; `None` for a number.
     content: Option<Span>,
@@ -68,7 +68,8 @@ impl Field {
     }
 }
 
-/// Walks the fields of one message, the nested ones not entered. Never panics, whatever the bytes.
+/// Walks the fields of one message, but not those of nested messages. Never panics, whatever the
+/// bytes.
 pub(crate) struct Fields<'a> {
     /// Everything up to the end of the message.
     bytes: &'a [u8],
@@ -89,7 +90,7 @@ impl<'a> Fields<'a> {
         let Some((&key, rest)) = self.bytes.get(self.at..).and_then(<[u8]>::split_first) else {
             return Ok(None);
         };
-        // Most are texts or messages of less than 128 bytes, with a number below 16.
+        // Most fields are strings or messages of less than 128 bytes, with a number below 16.
         if let (0x08..0x80, Some(&length @ 0..0x80)) = (key, rest.first())
             && key & 7 == 2
             && usize::from(length) < rest.len()
@@ -106,7 +107,7 @@ impl<'a> Fields<'a> {
         self.next_of_any().map(Some)
     }
 
-    /// The next field, which there is.
+    /// The next field. There is one.
     fn next_of_any(&mut self) -> Result<Field, Malformed> {
         let start = position(self.at);
         let key = u32::try_from(self.varint()?).map_err(|_| Malformed::FieldNumber)?;
@@ -157,14 +158,14 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// A place in the bytes of a message as the 32 bits that a span has for it: those bytes end where a span does.
+/// A position in the bytes of a message, in the 32 bits of a span: the bytes end where a span ends.
 #[inline]
 #[allow(clippy::cast_possible_truncation)] // see above
 fn position(at: usize) -> u32 {
     at as u32
 }
 
-/// Takes a varint off the front of `bytes`.
+/// Reads a varint from the front of `bytes`.
 #[inline]
 pub(crate) fn get_varint(bytes: &mut &[u8]) -> Result<u64, Malformed> {
     match bytes.split_first() {
@@ -182,7 +183,7 @@ fn get_long_varint(bytes: &mut &[u8]) -> Result<u64, Malformed> {
     for (index, &byte) in bytes.iter().take(10).enumerate() {
         value |= u64::from(byte & 0x7f) << (7 * index);
         if byte < 0x80 {
-            // The tenth byte has room for one bit.
+            // The tenth byte has one bit of the value.
             if index == 9 && byte > 1 {
                 return Err(Malformed::Overlong);
             }
@@ -204,10 +205,10 @@ pub(crate) fn put_varint(buf: &mut impl BufMut, mut value: u64) {
     buf.put_u8(value as u8);
 }
 
-/// How many bytes [`put_varint`] appends for `value`: 1 to 10.
+/// The number of bytes that [`put_varint`] appends for `value`: 1 to 10.
 #[inline]
 pub(crate) fn varint_len(value: u64) -> usize {
-    // Seven bits a byte, and one byte for 0.
+    // Seven bits per byte, and one byte for 0.
     (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
 }
 
@@ -223,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn varints_come_back() {
+    fn a_varint_decodes_to_what_was_encoded() {
         for shift in 0..64 {
             for value in [(1u64 << shift) - 1, 1 << shift, u64::MAX >> shift] {
                 let mut buf = Vec::new();
@@ -237,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_varints_are_named() {
+    fn invalid_varints_have_specific_errors() {
         let all_ones = [0xff; 9];
         let tenth = |byte: u8| [&all_ones[..], &[byte]].concat();
         assert_eq!(get_varint(&mut tenth(1).as_slice()), Ok(u64::MAX));

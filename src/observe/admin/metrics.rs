@@ -5,17 +5,18 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::text::Text;
+use trunkline_proto::kinds;
+
+use super::{Sources, text::Text};
 use crate::{
     access::Rule,
     bus::{BusStatus, GapReason, ShardBusStatus},
+    errors::Limit,
     hub::log::{Capacity, Extent},
     observe::{
         counters::{Counters, Method},
         trace::Tracer,
     },
-    proto::v1::EventKind,
-    rpc::service::Shared,
 };
 
 /// A shard: the state of its bus side and of its log.
@@ -27,9 +28,9 @@ struct Shard {
 }
 
 /// The current values of all metrics.
-pub fn render(shared: &Shared) -> String {
+pub fn render(sources: &Sources) -> String {
     let mut text = Text::default();
-    let hub = shared.hub.get();
+    let hub = sources.gateway.hub.get();
     let status = hub.map(|hub| hub.bus().status()).unwrap_or_default();
     let shards: Vec<Shard> = hub.map_or_else(Vec::new, |hub| {
         let each = status.shards.iter().zip(hub.logs()).enumerate();
@@ -41,37 +42,41 @@ pub fn render(shared: &Shared) -> String {
         })
         .collect()
     });
-    gateway(&mut text, shared);
-    events(&mut text, &shared.counters);
-    denied(&mut text, shared);
-    streams(&mut text, shared);
-    traces(&mut text, &shared.tracer);
-    connections(&mut text, shared);
+    gateway(&mut text, sources);
+    events(&mut text, &sources.records.counters);
+    denied(&mut text, sources);
+    streams(&mut text, sources);
+    traces(&mut text, &sources.tracer);
+    connections(&mut text, sources);
     bus(&mut text, &status);
     liveness(&mut text, &shards);
     logs(&mut text, &shards);
     text.finish()
 }
 
-fn gateway(text: &mut Text, shared: &Shared) {
-    let bus = shared.hub.get().map_or("", |hub| hub.bus().kind());
-    let labels =
-        [("version", env!("CARGO_PKG_VERSION")), ("gateway_id", &shared.gateway_id), ("bus", bus)];
+fn gateway(text: &mut Text, sources: &Sources) {
+    let bus = sources.gateway.hub.get().map_or("", |hub| hub.bus().kind());
+    let labels = [
+        ("version", env!("CARGO_PKG_VERSION")),
+        ("gateway_id", &sources.gateway.about.gateway_id),
+        ("bus", bus),
+    ];
     text.gauge(
         "build_info",
         "Always 1; labels: version, gateway id and bus. The bus is empty until it has started.",
     )
     .sample(&labels, 1);
-    let uptime = shared.started.elapsed().unwrap_or_default();
+    let uptime = sources.gateway.about.started.elapsed().unwrap_or_default();
     text.gauge("uptime_seconds", "Time since the gateway started.")
         .sample(&[], uptime.as_secs_f64());
-    let since = shared.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since =
+        sources.gateway.about.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     text.gauge("start_time_seconds", "When the gateway started, in seconds since 1970.")
         .sample(&[], since.as_secs_f64());
-    let serving = u8::from(shared.why_not_serving().is_none());
+    let serving = u8::from(sources.gateway.why_not_serving().is_none());
     text.gauge("serving", "1 while the gateway serves, otherwise 0: /readyz gives the reason.")
         .sample(&[], serving);
-    let draining = u8::from(shared.drain.borrow().is_some());
+    let draining = u8::from(sources.gateway.is_draining());
     text.gauge("draining", "1 while the gateway is draining, otherwise 0.").sample(&[], draining);
 }
 
@@ -82,8 +87,8 @@ fn events(text: &mut Text, counters: &Counters) {
     );
     let mut unknown = 0;
     for (number, count) in counters.published_by_kind() {
-        match kind_name(number) {
-            Some(kind) => family.sample(&[("kind", &kind)], count),
+        match kinds::name(number) {
+            Some(kind) => family.sample(&[("kind", kind)], count),
             None => unknown += count,
         }
     }
@@ -114,32 +119,32 @@ fn events(text: &mut Text, counters: &Counters) {
     }
 }
 
-fn denied(text: &mut Text, shared: &Shared) {
+fn denied(text: &mut Text, sources: &Sources) {
     let mut family = text.counter(
         "denied_total",
         "Connections, requests and streams without the required permission, by rule.",
     );
     for rule in Rule::ALL {
-        family.sample(&[("rule", rule.name())], shared.access.refusals.count(rule));
+        family.sample(&[("rule", rule.name())], sources.refusals.count(rule));
     }
 }
 
-fn streams(text: &mut Text, shared: &Shared) {
-    let counters = &shared.counters;
+fn streams(text: &mut Text, sources: &Sources) {
+    let counters = &sources.records.counters;
     let (mut open, mut sum, mut max) = (0u64, 0u64, 0u64);
-    for behind in shared.nodes.behind_each() {
+    for behind in sources.nodes.behind_each() {
         (open, sum, max) = (open + 1, sum + behind, max.max(behind));
     }
     text.gauge("streams", "Open Subscribe streams.").sample(&[], open);
     text.gauge("streams_limit", "Limit of open streams: limits.maxStreams.")
-        .sample(&[], shared.limits.max_streams);
+        .sample(&[], sources.nodes.max_streams());
     text.gauge("gateways", "Gateways that this gateway knows, itself included.")
-        .sample(&[], shared.gateways().len());
+        .sample(&[], sources.nodes.gateways().len());
     text.gauge(
         "duplicate_nodes",
         "Node ids that more than one live process uses, on all known gateways.",
     )
-    .sample(&[], shared.nodes.duplicate_ids());
+    .sample(&[], sources.nodes.duplicate_ids());
     text.gauge(
         "behind_events",
         "Events in the logs that streams have not read yet, sum over all streams.",
@@ -172,24 +177,25 @@ fn traces(text: &mut Text, tracer: &Tracer) {
     .sample(&[], tracer.dropped());
 }
 
-fn connections(text: &mut Text, shared: &Shared) {
+fn connections(text: &mut Text, sources: &Sources) {
     text.gauge("connections", "Open connections of the gRPC port.")
-        .sample(&[], shared.slots.taken());
+        .sample(&[], sources.slots.used());
     text.gauge("connections_limit", "Limit of open connections: limits.maxConnections.")
-        .sample(&[], shared.slots.most());
+        .sample(&[], sources.slots.max());
     text.counter("connections_total", "Connections that were accepted.")
-        .sample(&[], shared.counters.connections());
+        .sample(&[], sources.port.connections());
     text.gauge("requests_in_flight", "Requests without a complete answer, streams included.")
-        .sample(&[], shared.counters.under_way());
+        .sample(&[], sources.port.in_flight());
     text.gauge("pending_request_bytes", "Bytes of requests in flight, streams included.")
-        .sample(&[], shared.quotas.pending());
+        .sample(&[], sources.quotas.bytes_in_flight());
     text.gauge("pending_request_limit_bytes", "Limit of these bytes: limits.maxPendingBytes.")
-        .sample(&[], shared.quotas.most_pending());
+        .sample(&[], sources.quotas.max_bytes_in_flight());
     let mut family = text.counter(
         "refused_total",
         "Connections and requests that were refused or ended by a limit, by its key.",
     );
-    for (limit, count) in shared.counters.refusals() {
+    for limit in Limit::ALL {
+        let count = sources.port.refusals(limit) + sources.records.counters.refused(limit);
         family.sample(&[("limit", limit.key())], count);
     }
 }
@@ -237,14 +243,14 @@ fn liveness(text: &mut Text, shards: &[Shard]) {
         "1 while the path over the bus is verified in both directions, otherwise 0.",
     );
     for shard in shards {
-        family.sample(&[("shard", &shard.name)], u8::from(shard.bus.proven));
+        family.sample(&[("shard", &shard.name)], u8::from(shard.bus.verified));
     }
     let mut family = text.gauge(
         "shard_verified_age_seconds",
         "Time since a probe or frame of this gateway last came back; absent before the first.",
     );
     for shard in shards {
-        if let Some(age) = shard.bus.proof_age.as_ref().map(Duration::as_secs_f64) {
+        if let Some(age) = shard.bus.verified_age.as_ref().map(Duration::as_secs_f64) {
             family.sample(&[("shard", &shard.name)], age);
         }
     }
@@ -297,12 +303,6 @@ fn logs(text: &mut Text, shards: &[Shard]) {
             family.sample(&[("shard", &shard.name)], of(shard));
         }
     }
-}
-
-/// The name of a kind, like `mailbox_change`; `None` for a kind that this gateway does not know.
-pub fn kind_name(number: i32) -> Option<String> {
-    let kind = EventKind::try_from(number).ok().filter(|kind| *kind != EventKind::Unspecified)?;
-    Some(kind.as_str_name().trim_start_matches("EVENT_KIND_").to_ascii_lowercase())
 }
 
 /// The name of the reason of a gap, like `history_expired`.

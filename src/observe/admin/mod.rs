@@ -39,7 +39,15 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{nodes::NodeTable, samples::Samples};
-use crate::{rpc::service::Shared, throttle::Throttle};
+use super::{Records, status::status, trace::Tracer};
+use crate::{
+    access::{Refusals, quota::Quotas},
+    lifecycle::Lifecycle,
+    port::{connections::ConnectionSlots, counters::Counters as PortCounters},
+    presence::Nodes,
+    proto::v1,
+    throttle::Throttle,
+};
 
 /// Open connections; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 256;
@@ -56,20 +64,47 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The wait after a failed accept: the process has no more descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
+/// Everything that the port shows.
+pub struct Sources {
+    /// The state of this gateway.
+    pub gateway: Arc<Lifecycle>,
+    /// The open streams, and the other gateways.
+    pub nodes: Arc<Nodes>,
+    /// Requests, streams and failures.
+    pub records: Arc<Records>,
+    /// Connections, and requests in flight.
+    pub port: Arc<PortCounters>,
+    /// The connections that may be open.
+    pub slots: Arc<ConnectionSlots>,
+    /// Bytes of requests in flight.
+    pub quotas: Arc<Quotas>,
+    /// Refusals by access rule.
+    pub refusals: Arc<Refusals>,
+    /// Spans that were exported.
+    pub tracer: Tracer,
+}
+
+impl Sources {
+    /// The status of this gateway now.
+    fn status(&self) -> v1::GetStatusResponse {
+        status(&self.gateway, &self.nodes, &self.records.counters)
+    }
+}
+
 /// The state of the routes.
 struct Admin {
-    shared: Arc<Shared>,
+    sources: Sources,
     samples: Samples,
     nodes: NodeTable,
 }
 
 /// Serves until `stop`.
-pub async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
+pub async fn serve(listener: TcpListener, sources: Sources, stop: CancellationToken) {
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "the admin port listens");
     }
     let admin =
-        Arc::new(Admin { shared, samples: Samples::default(), nodes: NodeTable::default() });
+        Arc::new(Admin { sources, samples: Samples::default(), nodes: NodeTable::default() });
     let router = routes::router(admin.clone());
     let mut tick = tokio::time::interval(samples::INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -84,7 +119,7 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: Cancellatio
         };
         tokio::select! {
             () = stop.cancelled() => break,
-            _ = tick.tick() => admin.samples.take(&admin.shared),
+            _ = tick.tick() => admin.samples.take(&admin.sources),
             (slot, accepted) = accepted => match accepted {
                 Ok((stream, _)) => {
                     let router = router.clone();

@@ -35,24 +35,24 @@ pub fn router(admin: Arc<Admin>) -> Router {
 }
 
 async fn ready(State(admin): State<Arc<Admin>>) -> Response {
-    match admin.shared.why_not_serving() {
+    match admin.sources.gateway.why_not_serving() {
         None => answer(StatusCode::OK, PLAIN, "ready\n"),
         Some(why) => answer(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("not ready: {why}\n")),
     }
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
-    answer(StatusCode::OK, text::MEDIA_TYPE, metrics::render(&admin.shared))
+    answer(StatusCode::OK, text::MEDIA_TYPE, metrics::render(&admin.sources))
 }
 
 async fn status(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Response {
     let after = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes())
         .find_map(|(key, value)| (key == "after").then(|| value.parse().ok())?);
-    json(&view::view(&admin.shared, &admin.samples, after.unwrap_or(0)))
+    json(&view::view(&admin.sources, &admin.samples, after.unwrap_or(0)))
 }
 
 async fn nodes(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Response {
-    json(&admin.nodes.answer(&admin.shared, &Query::parse(&query.unwrap_or_default())))
+    json(&admin.nodes.answer(&admin.sources, &Query::parse(&query.unwrap_or_default())))
 }
 
 async fn asset(uri: Uri) -> Response {

@@ -8,12 +8,15 @@ use std::{collections::VecDeque, time::Duration};
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::time::Instant;
+use trunkline_proto::kinds;
 
-use super::metrics::kind_name;
+use super::Sources;
 use crate::{
     bus::unix_ms,
-    observe::counters::{BUCKETS, Counters, Histogram},
-    rpc::service::Shared,
+    observe::{
+        counters::Counters,
+        histogram::{BUCKETS, Histogram},
+    },
 };
 
 /// The time between two points.
@@ -81,8 +84,8 @@ struct Totals {
 
 impl Samples {
     /// Reads the totals and adds the next point.
-    pub fn take(&self, shared: &Shared) {
-        self.add(Instant::now(), unix_ms(), Totals::read(shared));
+    pub fn take(&self, sources: &Sources) {
+        self.add(Instant::now(), unix_ms(), Totals::read(sources));
     }
 
     fn add(&self, now: Instant, at: u64, totals: Totals) {
@@ -114,9 +117,9 @@ impl Samples {
 }
 
 impl Totals {
-    fn read(shared: &Shared) -> Totals {
-        let counters = &shared.counters;
-        let logs = shared.hub.get().map(|hub| hub.logs());
+    fn read(sources: &Sources) -> Totals {
+        let counters = &sources.records.counters;
+        let logs = sources.gateway.hub.get().map(|hub| hub.logs());
         Totals {
             published: by_kind(counters),
             received: logs.map_or(0, |logs| logs.iter().map(|log| log.extent().total).sum()),
@@ -150,9 +153,8 @@ impl Totals {
 
 /// The names of the kinds. The last one stands for all kinds that this gateway does not know.
 pub fn kinds() -> Vec<String> {
-    let known = Counters::default();
-    let names = known.published_by_kind().filter_map(|(kind, _)| kind_name(kind));
-    names.chain(["unknown".to_owned()]).collect()
+    let names = kinds::TABLE.iter().map(|row| row.name);
+    names.chain(["unknown"]).map(str::to_owned).collect()
 }
 
 /// Events accepted, in the order of [`kinds`].
@@ -160,7 +162,7 @@ fn by_kind(counters: &Counters) -> Vec<u64> {
     let mut counts = Vec::new();
     let mut unknown = 0;
     for (kind, count) in counters.published_by_kind() {
-        if kind_name(kind).is_some() { counts.push(count) } else { unknown += count }
+        if kinds::name(kind).is_some() { counts.push(count) } else { unknown += count }
     }
     counts.push(unknown);
     counts

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use super::{
+    Sources,
     metrics::reason_name,
     samples::{self, Point, Samples},
 };
@@ -13,10 +14,9 @@ use crate::{
     bus::unix_ms,
     observe::{
         counters::Method,
-        recent::{EndedStream, Refusal, ToldGap},
+        recent::{EndedStream, Refusal, SentGap},
     },
     proto::v1,
-    rpc::service::Shared,
 };
 
 /// The state of a gateway. Durations are in milliseconds, times in milliseconds since 1970.
@@ -118,11 +118,11 @@ struct Refused {
 }
 
 /// The current view, with the points after number `after`.
-pub fn view(shared: &Shared, samples: &Samples, after: u64) -> View {
-    let status = shared.status();
-    let recent = &shared.recent;
+pub fn view(sources: &Sources, samples: &Samples, after: u64) -> View {
+    let status = sources.status();
+    let recent = &sources.records.recent;
     let errors = Method::ALL.into_iter().flat_map(|method| {
-        let counts = shared.counters.errors(method).filter(|(_, count)| *count > 0);
+        let counts = sources.records.counters.errors(method).filter(|(_, count)| *count > 0);
         counts.map(move |(reason, count)| Errors {
             method: method.name(),
             reason: reason.to_ascii_lowercase(),
@@ -133,13 +133,13 @@ pub fn view(shared: &Shared, samples: &Samples, after: u64) -> View {
         now: unix_ms(),
         gateway: status.gateway_id,
         version: status.version,
-        started: milliseconds(shared.started),
+        started: milliseconds(sources.gateway.about.started),
         bus: status.bus,
         serving: status.serving,
-        draining: shared.drain.borrow().is_some(),
+        draining: sources.gateway.is_draining(),
         reason: status.reason,
         streams: status.streams,
-        streams_limit: shared.limits.max_streams,
+        streams_limit: sources.nodes.max_streams(),
         behind: status.behind_events,
         published: status.published_events,
         delivered: status.delivered_events,
@@ -193,8 +193,8 @@ impl From<v1::ShardStatus> for Shard {
     }
 }
 
-impl From<ToldGap> for Gap {
-    fn from(gap: ToldGap) -> Gap {
+impl From<SentGap> for Gap {
+    fn from(gap: SentGap) -> Gap {
         Gap {
             at: milliseconds(gap.at),
             node: gap.node_id,

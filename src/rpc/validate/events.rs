@@ -1,9 +1,12 @@
-//! Checks an event, whatever its kind.
+//! Checks an event of any kind.
 
 use std::net::IpAddr;
 
+use trunkline_proto::kinds;
+
 use super::{Check, MAX_NAMES, Path};
 use crate::{
+    hub::event::EventView,
     proto::v1::{self, event::Kind},
     trace_context::{MAX_TRACEPARENT, MAX_TRACESTATE},
 };
@@ -16,8 +19,8 @@ const MAX_LABELS: usize = 32;
 const MAX_LABEL_VALUE: usize = 1024;
 
 impl Check {
-    /// Checks an event of the kind `kind`, which is 0 if it has none; `path` is what it is called in violations.
-    pub(super) fn event(&mut self, path: Path<'_>, event: &v1::Event, kind: u8) {
+    /// Checks an event, decoded and peeked at. `path` is the name of the event in violations.
+    pub(super) fn event(&mut self, path: Path<'_>, event: &v1::Event, view: &EventView<'_>) {
         self.id(path.field("event_id"), &event.event_id);
         self.time(path.field("publish_time"), event.publish_time.as_ref());
         // Their content concerns only those who trace the event.
@@ -27,42 +30,40 @@ impl Check {
             self.names(path.field("target").field("node_ids"), &target.node_ids);
             self.names(path.field("target").field("roles"), &target.roles);
         }
-        match &event.kind {
-            Some(kind) => self.kind(path, kind),
-            // A kind of a newer peer: nothing is known of it.
-            None if kind != 0 => {}
-            None => self.wrong(path.field("kind"), "is required: exactly one kind"),
+        if view.kind() == 0 || view.meta().has_several_kinds() {
+            self.wrong(path.field("kind"), "is required: exactly one kind");
+            return;
+        }
+        // Of a kind of a newer peer, nothing is known but whether it concerns an account.
+        if kinds::concerns_account(view.kind()) {
+            let kind = path.field(kinds::name(view.kind().into()).unwrap_or("kind"));
+            self.required(kind.field("account_id"), view.account().unwrap_or_default());
+        }
+        if let Some(kind) = &event.kind {
+            self.kind(path, kind);
         }
     }
 
+    /// Checks the fields of a kind, except for the account.
     fn kind(&mut self, path: Path<'_>, kind: &Kind) {
         match kind {
             Kind::MailboxChange(e) => {
                 let path = path.field("mailbox_change");
-                self.required(path.field("account_id"), &e.account_id);
                 self.count(path.field("changed_types"), e.changed_types.len(), MAX_NAMES);
                 for (index, value) in e.changed_types.iter().enumerate() {
-                    self.value(path.field("changed_types").index(index), *value);
+                    self.enum_value(path.field("changed_types").index(index), *value);
                 }
             }
             Kind::EmailDelivery(e) => {
                 let path = path.field("email_delivery");
-                self.required(path.field("account_id"), &e.account_id);
                 self.id(path.field("email_id"), &e.email_id);
             }
             Kind::CalendarAlert(e) => {
                 let path = path.field("calendar_alert");
-                self.required(path.field("account_id"), &e.account_id);
                 self.id(path.field("event_id"), &e.event_id);
                 self.id(path.field("recurrence_id"), &e.recurrence_id);
                 self.at_most(path.field("uid"), &e.uid, MAX_REASON);
                 self.id(path.field("alert_id"), &e.alert_id);
-            }
-            Kind::PushSubscriptionChange(e) => {
-                self.required(
-                    path.field("push_subscription_change").field("account_id"),
-                    &e.account_id,
-                );
             }
             Kind::BlockedIp(e) => {
                 let path = path.field("blocked_ip");
@@ -72,7 +73,7 @@ impl Check {
                         "must be an IPv4 or IPv6 address, or a network in CIDR form",
                     );
                 }
-                self.value(path.field("action"), e.action);
+                self.enum_value(path.field("action"), e.action);
                 self.time(path.field("expires_at"), e.expires_at.as_ref());
                 self.at_most(path.field("reason"), &e.reason, MAX_REASON);
             }
@@ -83,24 +84,20 @@ impl Check {
                 for (index, name) in e.domain_names.iter().enumerate().take(MAX_DOMAINS) {
                     self.at_most(path.field("domain_names").index(index), name, MAX_DOMAIN);
                 }
-                self.value(path.field("action"), e.action);
+                self.enum_value(path.field("action"), e.action);
             }
             Kind::RegistryChange(e) => {
                 let path = path.field("registry_change");
                 self.required(path.field("object_type"), &e.object_type);
                 self.id(path.field("object_id"), &e.object_id);
-                self.value(path.field("action"), e.action);
+                self.enum_value(path.field("action"), e.action);
             }
             Kind::CacheInvalidation(e) => self.cache_invalidation(path, e),
-            Kind::QueueStatus(e) => {
-                if e.state == v1::queue_status::State::Unspecified as i32 || e.state < 0 {
-                    self.wrong(
-                        path.field("queue_status").field("state"),
-                        "must be running or paused",
-                    );
-                }
+            Kind::QueueStatus(e)
+                if e.state == v1::queue_status::State::Unspecified as i32 || e.state < 0 =>
+            {
+                self.wrong(path.field("queue_status").field("state"), "must be running or paused");
             }
-            Kind::QueueRefresh(_) => {}
             Kind::Custom(e) => {
                 let path = path.field("custom");
                 self.type_name(path.field("type"), &e.r#type);
@@ -110,6 +107,8 @@ impl Check {
                     self.at_most(path.field("labels").key(key), value, MAX_LABEL_VALUE);
                 }
             }
+            // The other kinds have no fields to check.
+            _ => {}
         }
     }
 
@@ -140,6 +139,6 @@ fn is_network(text: &str) -> bool {
         None => (text, None),
     };
     let Ok(address) = address.parse::<IpAddr>() else { return false };
-    let most = if address.is_ipv4() { 32 } else { 128 };
-    bits.is_none_or(|bits| bits.parse::<u8>().is_ok_and(|bits| bits <= most))
+    let max_bits = if address.is_ipv4() { 32 } else { 128 };
+    bits.is_none_or(|bits| bits.parse::<u8>().is_ok_and(|bits| bits <= max_bits))
 }

@@ -16,8 +16,8 @@ pub use self::query::Query;
 use self::row::{Row, state_name};
 use super::view::whole;
 use crate::{
+    observe::admin::Sources,
     proto::v1::{self, GatewayState},
-    rpc::service::Shared,
 };
 
 /// The age up to which a reading is shown again.
@@ -86,17 +86,17 @@ struct GatewayRow {
 
 impl NodeTable {
     /// Answers a query.
-    pub fn answer(&self, shared: &Shared, query: &Query) -> Answer {
-        let (rows, total) = self.rows(shared);
+    pub fn answer(&self, sources: &Sources, query: &Query) -> Answer {
+        let (rows, total) = self.rows(sources);
         let mut sums: HashMap<&str, (u64, f64)> = HashMap::new();
         for row in rows.iter() {
             let (behind, rate) = sums.entry(&row.gateway).or_default();
             *behind += row.behind;
             *rate += row.rate.unwrap_or(0.0);
         }
-        let gateways = shared.gateways().into_iter().map(|gateway| {
+        let gateways = sources.nodes.gateways().into_iter().map(|gateway| {
             let (behind, rate) = sums.get(&*gateway.gateway_id).copied().unwrap_or_default();
-            let this = gateway.gateway_id == shared.gateway_id;
+            let this = gateway.gateway_id == sources.gateway.about.gateway_id;
             GatewayRow { this, behind, rate, ..GatewayRow::from(gateway) }
         });
         let mut gateways: Vec<_> = gateways.collect();
@@ -121,7 +121,7 @@ impl NodeTable {
     }
 
     /// The rows of the streams that were read, and the number of all streams.
-    fn rows(&self, shared: &Shared) -> (Arc<Vec<Row>>, usize) {
+    fn rows(&self, sources: &Sources) -> (Arc<Vec<Row>>, usize) {
         let mut state = self.0.lock();
         let now = Instant::now();
         if state.read_at.is_none_or(|at| now.duration_since(at) >= READ_INTERVAL) {
@@ -129,7 +129,7 @@ impl NodeTable {
             let before = std::mem::take(&mut state.deliveries);
             let (mut rows, mut deliveries) = (Vec::with_capacity(before.len()), HashMap::new());
             deliveries.reserve(before.len());
-            state.total = shared.each_node(MAX_READ, |seen| {
+            state.total = sources.nodes.each(MAX_READ, |seen| {
                 let id = &seen.node.subscription_id;
                 let now = match before.get(id) {
                     Some(then) => then.next(now, seen.delivered, seen.own),

@@ -3,13 +3,11 @@
 use std::{cmp::Ordering, fmt::Write, time::SystemTime};
 
 use serde::Serialize;
+use trunkline_proto::kinds;
 
-use super::{
-    super::{metrics::kind_name, view::milliseconds},
-    query::Column,
-};
+use super::{super::view::milliseconds, query::Column};
 use crate::{
-    presence::list::Seen,
+    presence::list::ListedNode,
     proto::v1::{self, NodeState},
 };
 
@@ -39,8 +37,8 @@ pub struct Row {
     pub(super) rate: Option<f64>,
 }
 
-impl From<&Seen<'_>> for Row {
-    fn from(seen: &Seen<'_>) -> Row {
+impl From<&ListedNode<'_>> for Row {
+    fn from(seen: &ListedNode<'_>) -> Row {
         let node = seen.node;
         let since = node.connect_time.and_then(|time| SystemTime::try_from(time).ok());
         Row {
@@ -98,11 +96,7 @@ pub(super) fn state_name(name: &str, prefix: &str) -> String {
 
 /// A filter as a text; empty for a filter that includes everything.
 fn describe(filter: &v1::Filter) -> String {
-    let kinds: Vec<String> = filter
-        .kinds
-        .iter()
-        .map(|kind| kind_name(*kind).unwrap_or_else(|| format!("kind {kind}")))
-        .collect();
+    let kinds: Vec<String> = filter.kinds.iter().map(|kind| kinds::label(*kind)).collect();
     let mut text = String::new();
     for (label, values) in
         [("", &kinds), ("accounts ", &filter.accounts), ("types ", &filter.custom_types)]

@@ -1,0 +1,203 @@
+//! The options of a client.
+
+use std::{sync::Arc, time::Duration};
+
+use tonic::{service::interceptor::InterceptedService, transport::Endpoint};
+
+use super::{Client, Credentials, Error, Gateway};
+
+/// The gateway if none is given.
+const DEFAULT_GATEWAY: &str = "http://127.0.0.1:7420";
+
+/// The flow-control window of one stream. That of the connection is many times larger: a
+/// subscription that is not read does not hold up publishing on the same connection.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+
+/// A connection without any answer is closed after these two together.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The options of a [`Client`]: see [`Client::builder`].
+#[derive(Clone, Debug)]
+pub struct Builder {
+    node_id: String,
+    incarnation: String,
+    version: String,
+    roles: Vec<String>,
+    publish_timeout: Duration,
+    attempt_timeout: Duration,
+    connect_timeout: Duration,
+    addresses: Vec<String>,
+    credentials: Credentials,
+}
+
+impl Builder {
+    pub(super) fn new(node_id: String) -> Builder {
+        Builder {
+            node_id,
+            incarnation: uuid::Uuid::new_v4().to_string(),
+            version: concat!("trunkline-client ", env!("CARGO_PKG_VERSION")).to_owned(),
+            roles: vec![],
+            publish_timeout: Duration::from_secs(30),
+            attempt_timeout: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(2),
+            addresses: vec![],
+            credentials: Credentials::default(),
+        }
+    }
+
+    /// Adds a gateway, `http://10.0.0.1:7420`, `https://gateway.example.org:7420` or
+    /// `10.0.0.1:7420`. The first one is used as long as it serves, then the next one, in turn; to
+    /// spread the nodes, give each another first one. Default: `http://127.0.0.1:7420` alone.
+    #[must_use]
+    pub fn gateway(mut self, address: impl Into<String>) -> Builder {
+        self.addresses.push(address.into());
+        self
+    }
+
+    /// Adds several gateways; see [`Builder::gateway`].
+    #[must_use]
+    pub fn gateways<A: Into<String>>(mut self, addresses: impl IntoIterator<Item = A>) -> Builder {
+        self.addresses.extend(addresses.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets the node's credentials, and the authorities that it trusts. Default: none.
+    #[must_use]
+    pub fn credentials(mut self, credentials: Credentials) -> Builder {
+        self.credentials = credentials;
+        self
+    }
+
+    /// Adds a role of the node (`imap`, `mta`): events may be targeted at roles. Default: none.
+    #[must_use]
+    pub fn role(mut self, role: impl Into<String>) -> Builder {
+        self.roles.push(role.into());
+        self
+    }
+
+    /// Sets the name and version of the node's software, which the list of nodes shows (`imapd
+    /// 2.4.1`); at most 128 bytes. Default: this library's version.
+    #[must_use]
+    pub fn client_version(mut self, version: impl Into<String>) -> Builder {
+        self.version = version.into();
+        self
+    }
+
+    /// Sets the identity of this start of the process, at most 128 bytes. It distinguishes two live
+    /// processes with the same node id. Default: a random one.
+    #[must_use]
+    pub fn incarnation(mut self, incarnation: impl Into<String>) -> Builder {
+        self.incarnation = incarnation.into();
+        self
+    }
+
+    /// Sets the time after which publishing fails; until then it is retried, on all gateways in
+    /// turn. Must be shorter than the gateways' `requestIdWindow`, or the last attempts may publish
+    /// twice. Default: 30 s.
+    #[must_use]
+    pub fn publish_timeout(mut self, timeout: Duration) -> Builder {
+        self.publish_timeout = timeout;
+        self
+    }
+
+    /// Sets the time after which an attempt is given up and the next gateway is tried. Default: 5
+    /// s.
+    #[must_use]
+    pub fn attempt_timeout(mut self, timeout: Duration) -> Builder {
+        self.attempt_timeout = timeout;
+        self
+    }
+
+    /// Sets the timeout for connecting. Default: 2 s.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Builder {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Builds the client. It connects when it is first used.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Address`](crate::ErrorKind::Address) if an address is not valid.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a Tokio runtime.
+    pub fn build(mut self) -> Result<Client, Error> {
+        if self.addresses.is_empty() {
+            self.addresses.push(DEFAULT_GATEWAY.into());
+        }
+        let connect = |address: &String| {
+            let endpoint = endpoint(address)
+                .and_then(|endpoint| self.credentials.apply(endpoint))
+                .map_err(|why| Error::address(address, &why))?;
+            let channel = endpoint
+                .connect_timeout(self.connect_timeout)
+                .tcp_nodelay(true)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .http2_keep_alive_interval(PING_INTERVAL)
+                .keep_alive_timeout(PING_TIMEOUT)
+                .connect_lazy();
+            let channel = InterceptedService::new(channel, self.credentials.bearer());
+            Ok(Gateway { address: address.clone(), channel })
+        };
+        Ok(Client {
+            gateways: self.addresses.iter().map(connect).collect::<Result<_, Error>>()?,
+            preferred: Arc::default(),
+            node_id: self.node_id,
+            incarnation: self.incarnation,
+            version: self.version,
+            roles: self.roles,
+            publish_timeout: self.publish_timeout,
+            attempt_timeout: self.attempt_timeout,
+        })
+    }
+}
+
+/// The endpoint of an address: a URL, or a host and port alone.
+fn endpoint(address: &str) -> Result<Endpoint, String> {
+    let url = match address.split_once("://") {
+        None => format!("http://{address}"),
+        Some(("http" | "https", _)) => address.to_owned(),
+        Some(_) => return Err("the scheme must be http or https".into()),
+    };
+    let endpoint = Endpoint::from_shared(url).map_err(|error| error.to_string())?;
+    let uri = endpoint.uri();
+    let host = uri.host().unwrap_or_default();
+    if host.is_empty() {
+        return Err("it names no host".into());
+    }
+    // `Uri` ignores a port that is not valid.
+    if uri.port().is_none() && uri.authority().is_some_and(|all| !all.as_str().ends_with(host)) {
+        return Err("the port is no number from 1 to 65535".into());
+    }
+    Ok(endpoint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+
+    #[tokio::test]
+    async fn addresses_are_urls_or_hosts() {
+        let build = |address: &str| Client::builder("n").gateway(address).build();
+        for address in
+            ["http://10.0.0.1:7420", "10.0.0.1:7420", "gateway.example.org:7420", "[::1]:7420"]
+        {
+            build(address).expect(address);
+        }
+        for address in ["", "http://", "https://a:7420", "redis://a", "a b", "http://a:x"] {
+            let error = build(address).expect_err(address);
+            assert_eq!(error.kind(), ErrorKind::Address, "{address}");
+            assert!(
+                error.to_string().starts_with(&format!("{address:?} is no gateway's")),
+                "{error}"
+            );
+        }
+    }
+}

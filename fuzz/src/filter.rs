@@ -1,0 +1,54 @@
+use prost::Message;
+use trunkline::hub::{event::EventView, filter::Filter};
+use trunkline_proto::v1::{self, event::Kind};
+
+use super::event::{account, custom_type, has_known_kinds_only};
+
+/// A request to subscribe (its length in the first byte) and an event: the filter decides as the
+/// decoded messages demand.
+pub fn filter(bytes: &[u8]) {
+    let Some((length, rest)) = bytes.split_first() else { return };
+    let Some((request, event)) = rest.split_at_checked(usize::from(*length)) else { return };
+    let Ok(request) = v1::SubscribeRequest::decode(request) else { return };
+    let wire = request.filter.clone().unwrap_or_default();
+    let filter = Filter::new(&wire, &request.node_id, &request.roles, request.include_own_events);
+    let Ok(view) = EventView::peek(event) else { return };
+    let included = filter.matches(&view);
+    if let Ok(decoded) = v1::Event::decode(event)
+        && has_known_kinds_only(event)
+    {
+        assert_eq!(included, is_included(&request, &wire, &decoded));
+    }
+}
+
+/// The comments of `Filter`, `Target` and `SubscribeRequest`, word by word, on the decoded event.
+fn is_included(request: &v1::SubscribeRequest, filter: &v1::Filter, event: &v1::Event) -> bool {
+    let Some(kind) = event.kind.as_ref().map(Kind::number) else { return false };
+    let contains = |names: &[String], name: &str| names.iter().any(|other| other == name);
+    if !filter.kinds.is_empty() && !filter.kinds.contains(&kind.into()) {
+        return false;
+    }
+    if let Some(account) = account(event)
+        && !filter.accounts.is_empty()
+        && !contains(&filter.accounts, account)
+    {
+        return false;
+    }
+    let fits = |name: &str, pattern: &str| match pattern.strip_suffix('*') {
+        Some(prefix) => name.starts_with(prefix),
+        None => name == pattern,
+    };
+    if let Some(name) = custom_type(event)
+        && !filter.custom_types.is_empty()
+        && !filter.custom_types.iter().any(|pattern| fits(name, pattern))
+    {
+        return false;
+    }
+    if let Some(target) = &event.target
+        && !contains(&target.node_ids, &request.node_id)
+        && !request.roles.iter().any(|role| contains(&target.roles, role))
+    {
+        return false;
+    }
+    request.include_own_events || event.source != request.node_id
+}

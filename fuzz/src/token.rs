@@ -1,0 +1,34 @@
+use trunkline::hub::token::{ResumeToken, TokenError};
+
+const DEPLOYMENT: u32 = 0x0102_0304;
+
+/// A resume token, as a node sends it.
+pub fn token(bytes: &[u8]) {
+    // As it is, with a correct checksum, and with a correct head and checksum.
+    let body = [&[1, 1, 2, 3, 4], bytes].concat();
+    for token in [bytes.to_vec(), with_checksum(bytes), with_checksum(&body)] {
+        match ResumeToken::decode(&token, DEPLOYMENT) {
+            Ok(decoded) => {
+                let encoded = decoded.to_bytes();
+                assert_eq!(encoded.len(), decoded.encoded_len());
+                assert_eq!(ResumeToken::decode(&encoded, DEPLOYMENT).as_ref(), Ok(&decoded));
+                assert_eq!(
+                    ResumeToken::decode(&encoded, DEPLOYMENT + 1),
+                    Err(TokenError::ForeignDeployment)
+                );
+                // A position takes two bytes at least: a token makes a gateway hold no more than
+                // was sent.
+                assert!(decoded.positions.len() * 2 <= token.len());
+            }
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
+    }
+}
+
+/// Appends the checksum of a token: FNV-1a of 32 bits.
+fn with_checksum(body: &[u8]) -> Vec<u8> {
+    let sum = body
+        .iter()
+        .fold(0x811c_9dc5_u32, |sum, byte| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    [body, &sum.to_be_bytes()].concat()
+}
