@@ -7,8 +7,10 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::support::{
-    Gateway, GatewayOptions, LIMIT, SharedCluster, SharedRedis, TestNode,
+    Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer, SharedCluster, SharedRedis,
+    TestNode,
     events::{mailbox_change, numbered, with_id},
+    shared,
     wait::{eventually, until},
 };
 use opentelemetry_proto::tonic::{
@@ -333,6 +335,22 @@ async fn the_span_of_a_failed_request_has_the_error() {
     let publish = &collector.spans("trunkline.v1.CoordinationService/Publish", 1).await[0].span;
     let status = publish.status.clone().unwrap();
     assert_eq!((status.code, status.message.as_str()), (2, "INVALID_REQUEST"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_span_of_a_cancelled_request_is_marked_as_cancelled() {
+    let collector = Listening::start(Collector::default()).await;
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let options = GatewayOptions::redis(&redis.url(), &shared::prefix());
+    let gateway = gateway_on(options, "gw-1", &otlp(&collector.url)).await;
+    let node = TestNode::connect(&gateway, "n1").await;
+    redis.pause().await;
+    let publish = node.publish(vec![traced("e", "01")]);
+    tokio::time::timeout(Duration::from_millis(300), publish).await.expect_err("no answer");
+    let publish = &collector.spans("trunkline.v1.CoordinationService/Publish", 1).await[0].span;
+    let status = publish.status.clone().unwrap();
+    assert_eq!((status.code, status.message.as_str()), (2, "CANCELLED"));
+    redis.resume();
 }
 
 /// Publishes traced events, and returns when they are delivered.
