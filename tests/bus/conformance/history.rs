@@ -55,7 +55,9 @@ pub async fn pages_continue_after_any_position(member: &Member, kept: &dyn Histo
         assert_eq!(delivered(&deliveries), appended[whole..], "after {after}");
         if (index + 1) % 4 == 0 {
             let mut recording = ShardRecording::after(*after);
-            deliveries.iter().for_each(|delivery| recording.take(delivery).expect("contiguous"));
+            for delivery in &deliveries {
+                recording.take(delivery).expect("contiguous");
+            }
             assert!(recording.gaps.is_empty(), "{:?}", recording.gaps);
         }
     }
@@ -95,7 +97,9 @@ pub async fn expired_events_are_a_gap_with_a_count(member: &Member, kept: &dyn H
     }
     let deliveries = read_all(kept, after).await;
     let mut recording = ShardRecording::after(after);
-    deliveries.iter().for_each(|delivery| recording.take(delivery).expect("contiguous"));
+    for delivery in &deliveries {
+        recording.take(delivery).expect("contiguous");
+    }
     let Some(Delivery::Gap(gap)) = deliveries.first() else { panic!("no gap: {deliveries:?}") };
     assert_eq!((recording.gaps.len(), gap.reason), (1, GapReason::HistoryExpired));
     let missed = usize::try_from(gap.missed.expect("a count")).expect("small");

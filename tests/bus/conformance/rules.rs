@@ -241,7 +241,10 @@ pub async fn members_find_one_another(members: &dyn Members) {
         follows,
         has_shards: follows.is_some(),
         record: Bytes::from(record),
-        shards: vec![(number as u32, Some(Bytes::from(format!("shard {number}"))))],
+        shards: vec![(
+            u32::try_from(number).expect("small"),
+            Some(Bytes::from(format!("shard {number}"))),
+        )],
     };
     for id in ids {
         let exchange = members.exchange(update(id, 1, None, "first")).await.expect("an exchange");
