@@ -105,8 +105,8 @@ fn targets_are_ratios_of_medians() {
     let strict = row(&text, "| the same, the sender's own lateness taken out");
     assert!(strict.ends_with("|  | 1.33 |  |"), "{strict}");
     // (500 - 100) / (300 - 100 + 260 - 100).
-    let placing = row(&text, "| the same, strict, where Redis keeps each event");
-    assert!(placing.ends_with("|  | 1.11 |  |"), "{placing}");
+    let positions = row(&text, "| the same, strict, where Redis gives each event");
+    assert!(positions.ends_with("|  | 1.11 |  |"), "{positions}");
     let redis = row(&text, "| fan-out to 100 in batches, Redis CPU");
     assert!(redis.ends_with("| at most 1/30 | 1/40.0 | yes |"), "{redis}");
 }
