@@ -61,8 +61,19 @@ fn unused_address() -> (support::ports::Port, String) {
     (port, address)
 }
 
-const COMMANDS: [&str; 9] =
-    ["serve", "check", "publish", "subscribe", "explain", "status", "nodes", "top", "bench"];
+const COMMANDS: [&str; 11] = [
+    "serve",
+    "check",
+    "config",
+    "doctor",
+    "publish",
+    "subscribe",
+    "explain",
+    "status",
+    "nodes",
+    "top",
+    "bench",
+];
 
 #[tokio::test]
 async fn the_help_of_every_command_has_examples() {
