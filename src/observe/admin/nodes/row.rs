@@ -127,7 +127,7 @@ mod tests {
             subscription_id: format!("s-{node}"),
             ..Default::default()
         };
-        let seen = Seen {
+        let seen = ListedNode {
             node: &node,
             gateway_id: "gw-1",
             own: true,
