@@ -6,6 +6,7 @@ mod rooms;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
+use futures_util::future::{FusedFuture, FutureExt};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -105,7 +106,8 @@ pub async fn serve(
     let _ended = ended.clone().drop_guard();
     tasks.spawn(access.watch(config.reload_interval, ended.clone()));
     let health = HealthState::new(ended.clone());
-    let mut server = std::pin::pin!(grpc::serve(listener, &config, &rooms, &health, ended.clone()));
+    let mut server =
+        std::pin::pin!(grpc::serve(listener, &config, &rooms, &health, ended.clone()).fuse());
     let mut start = std::pin::pin!(start_bus(bus, &config, &rooms.gateway));
     let mut shutdown = std::pin::pin!(shutdown);
 
@@ -146,6 +148,10 @@ pub async fn serve(
     tasks.wait().await;
     if tokio::time::timeout(config.drain.timeout, bus.close()).await.is_err() {
         tracing::warn!("the bus did not close in time");
+    }
+    // Requests that waited for the bus have an answer now, which must still reach their clients.
+    if !server.is_terminated() {
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, &mut server).await;
     }
     exporting.close().await;
     closed.cancel();

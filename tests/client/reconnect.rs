@@ -129,7 +129,7 @@ async fn missing_heartbeats_of_a_paused_gateway_move_a_subscription_to_the_next(
     pair.first.pause().await;
     seen.extend(resumed(&mut subscription).await);
     let reported = seen.iter().any(|seen| {
-        matches!(seen, Notification::Reconnecting { reason, .. } if reason.contains("nothing came"))
+        matches!(seen, Notification::Reconnecting { reason, .. } if reason.contains("nothing received"))
     });
     assert!(reported, "{seen:?}");
     let count = flow.end().await;
