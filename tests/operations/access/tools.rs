@@ -33,11 +33,11 @@ async fn doctor_checks_a_gateway_over_tls_and_its_files() {
     assert!(code == Some(0) && output.contains("serves 0 streams on 1 shards"), "{output}");
     let (code, output) = doctor(&optional, &shown).await;
     assert!(code == Some(0) && output.contains("serves (PermissionDenied"), "{output}");
-    assert!(output.contains("server.pem (localhost) holds for "), "{output}");
+    assert!(output.contains("server.pem (localhost) is valid for "), "{output}");
 
     let required = files.start(files.options("required")).await;
     let (code, output) = doctor(&required, &token).await;
-    assert!(code == Some(0) && output.contains("show one with --tls-cert"), "{output}");
+    assert!(code == Some(0) && output.contains("give one with --tls-cert"), "{output}");
     let (code, output) = doctor(&required, &shown).await;
     assert!(code == Some(0) && output.contains("serves (PermissionDenied"), "{output}");
 
@@ -52,7 +52,7 @@ async fn doctor_checks_a_gateway_over_tls_and_its_files() {
     assert!(code == Some(1) && output.contains("server.pem (localhost) expired"), "{output}");
     files.write("server.key", files.read("other.key"));
     let (code, output) = doctor(&optional, &token).await;
-    assert!(code == Some(1) && output.contains("do not belong together"), "{output}");
+    assert!(code == Some(1) && output.contains("do not match"), "{output}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
