@@ -62,7 +62,8 @@ pub struct Cursor {
     turn: usize,
     /// The number of events that the subscriber still wants.
     left: u64,
-    /// Events may be merged while the cursor is behind.
+    /// Events may be merged while the cursor is behind. Not if the subscriber limits their number:
+    /// it counts events as they were published.
     merge: bool,
     /// The limit of traced events in a batch; 0 if none are reported.
     max_traced: usize,
@@ -111,7 +112,7 @@ impl Cursor {
             shards: openings.into_iter().map(ShardCursor::open).collect(),
             turn: 0,
             left: options.max_events.unwrap_or(u64::MAX),
-            merge: options.merge,
+            merge: options.merge && options.max_events.is_none(),
             max_traced: if options.trace { MAX_TRACED_EVENTS } else { 0 },
             max_decisions: options.explain.then_some(0),
             first: None,
@@ -207,9 +208,7 @@ impl Cursor {
     }
 
     fn take_item(&mut self) -> Option<Item> {
-        // A subscriber that limits the number of events counts them as they were published.
-        let merging =
-            self.merge && self.left == u64::MAX && self.progress().behind() > MAX_BATCH_EVENTS;
+        let merging = self.merge && self.progress().behind() > MAX_BATCH_EVENTS;
         let mut events = Events::up_to(if merging { MAX_MERGED_EVENTS } else { MAX_BATCH_EVENTS });
         events.max_traced = self.max_traced;
         events.explanation = self.max_decisions.map(|max| Box::new(Explanation::new(max)));

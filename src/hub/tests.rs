@@ -123,6 +123,19 @@ async fn a_stream_that_is_overtaken_continues_from_history() {
 }
 
 #[tokio::test]
+async fn a_stream_that_fell_behind_after_its_first_events_gets_merged_ones() {
+    let (hub, bus) = TestBus::start(1, 0, LARGE);
+    let options = ReadOptions { merge: true, ..ReadOptions::default() };
+    let opened = hub.open(everything("n"), &Begin::Latest, options).await.unwrap();
+    let mut cursor = opened.cursor;
+    bus.publish(0, &[event(1, "a", "x")]);
+    assert_eq!(drain(&mut cursor), (vec![1], vec![]));
+    let events: Vec<_> = (2..=2501).map(|id| event(id, "a", "x")).collect();
+    bus.publish(0, &events);
+    assert_eq!(drain(&mut cursor), (vec![2501], vec![]));
+}
+
+#[tokio::test]
 async fn a_stream_resumes_at_a_position_inside_a_frame() {
     let (hub, bus) = TestBus::start(1, 0, LARGE);
     bus.publish(0, &[event(1, "a", "x"), event(2, "a", "x"), event(3, "a", "x")]);

@@ -71,7 +71,8 @@ async fn a_message_and_a_row_add_a_kind_with_its_names_rules_and_merge_rule() {
         }
     }
     assert_eq!((merged, used), (3000, 3000));
-    assert!(received < 100, "{received} of 3000 events");
+    // The first batch is not merged: the gateway learns with it that the stream is behind.
+    assert!(received <= 1001, "{received} of 3000 events");
 
     // Its names: metrics, command line, JSON.
     let metrics = gateway.admin("/metrics").await;

@@ -35,7 +35,8 @@ const ROW: (&str, &str) = (
 );
 
 /// The parts of the repository from which a gateway is built.
-const SOURCES: [&str; 6] = ["Cargo.toml", "Cargo.lock", "build.rs", "src", "crates", "proto"];
+const SOURCES: [&str; 7] =
+    ["Cargo.toml", "Cargo.lock", "build.rs", "src", "crates", "proto", "deploy"];
 
 /// Builds the gateway; returns its binary. The first build takes the time of this package alone,
 /// since the dependencies are those of the running test. Later builds compile what changed. Tests
@@ -74,6 +75,7 @@ pub fn binary() -> PathBuf {
         .args(["build", "--workspace", "--bin", "trunkline", "--test", "features", "--offline"])
         // It runs for seconds, and compiles faster without optimisation.
         .args(["--locked", "--config", "profile.dev.opt-level=0"])
+        .args(["--config", "profile.dev.package.trunkline.debug=false"])
         .env("CARGO_TARGET_DIR", copy.join("target"))
         // Where the dependencies of the running test were compiled.
         .env("CARGO_BUILD_BUILD_DIR", tmp.parent().expect("the target folder"))
