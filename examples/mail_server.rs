@@ -1,23 +1,24 @@
-//! A node: as much of a mail server as it takes to see what Trunkline does for one.
+//! A small mail server node that shows what Trunkline does for one.
 //!
-//! Start a gateway and two nodes, each in a terminal of its own, and type commands:
+//! Start a gateway and two nodes, each in its own terminal, and type commands:
 //!
 //!     cargo run -- serve
 //!     cargo run --example mail_server -- mx1
 //!     cargo run --example mail_server -- mx2
 //!
-//!     mx2> idle alice              a client of alice waits on mx2
-//!     mx1> deliver alice           a message arrives on mx1, and the client on mx2 is told
-//!     mx1> ban 192.0.2.7           refused by both from now on
-//!     mx1> login bob               mx1 remembers bob's rights ...
+//!     mx2> idle alice              a client of alice waits in IDLE on mx2
+//!     mx1> deliver alice           a message arrives on mx1, and the client on mx2 is woken
+//!     mx1> ban 192.0.2.7           refused by both nodes from now on
+//!     mx1> login bob               mx1 caches the permissions of bob ...
 //!     mx2> password bob            ... until mx2 changes his password
-//!     mx1> renew example.org       both load the new certificate
+//!     mx1> renew example.org       both nodes load the new certificate
 //!
-//! Whatever the nodes share lies in the database of a real server; here it is said in words. What Trunkline adds is *when* to
-//! look: every node hears at once what another one has done. Three things make that safe, and are marked below:
+//! The nodes of a real server share a database; this one only prints what it would read and write.
+//! Trunkline tells a node *when* to look: it receives at once what another node has done. Three
+//! rules make that safe, and are marked below:
 //!
 //! 1. subscribe first, then load;
-//! 2. on a gap, load again what it may have concerned;
+//! 2. after a gap, reload whatever it may concern;
 //! 3. publish after the change is stored, never before.
 
 use std::{
@@ -33,16 +34,18 @@ use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines, Stdin},
     signal::unix::{SignalKind, signal},
 };
-use trunkline_client::{Client, Notification, SubscribeOptions};
-use trunkline_proto::v1::{
-    BlockedIp, CacheInvalidation, CertificateChange, ChangedType, EmailDelivery, Event, EventKind,
-    Gap, MailboxChange, QueueRefresh, blocked_ip,
-    cache_invalidation::{Entry, Scope},
-    certificate_change,
-    event::Kind,
+use trunkline_client::{
+    Client, Notification, SubscribeOptions,
+    v1::{
+        BlockedIp, CacheInvalidation, CertificateChange, ChangedType, EmailDelivery, Event,
+        EventKind, Gap, MailboxChange, QueueRefresh, blocked_ip,
+        cache_invalidation::{Entry, Scope},
+        certificate_change,
+        event::Kind,
+    },
 };
 
-/// The kinds that this node does something about. It is not sent any other.
+/// The kinds of events that this node handles, and therefore subscribes to.
 const KINDS: [EventKind; 6] = [
     EventKind::MailboxChange,
     EventKind::EmailDelivery,
@@ -52,21 +55,21 @@ const KINDS: [EventKind; 6] = [
     EventKind::QueueRefresh,
 ];
 
-/// How often the resume token is stored at most.
+/// Shortest interval between two writes of the resume token.
 const STORE_EVERY: Duration = Duration::from_secs(1);
 
 /// A small mail server node
 #[derive(Parser)]
 struct Args {
-    /// Its own in the cluster, and the same after a restart
+    /// Id of the node: unique in the cluster, and the same after a restart
     node_id: String,
-    /// A gateway; several are used in turn
+    /// Address of a gateway; may be given several times, to fall back to the next
     #[arg(long, default_value = "http://127.0.0.1:7420")]
     gateway: Vec<String>,
-    /// What this node is for: events can be meant for a role
+    /// Role of this node: events can be targeted at a role
     #[arg(long, default_value = "imap")]
     role: Vec<String>,
-    /// Where to keep the resume token, to go on after a restart where this node stopped
+    /// File for the resume token, to resume after a restart
     #[arg(long)]
     state: Option<PathBuf>,
 }
@@ -77,7 +80,7 @@ async fn main() {
     if let Err(error) = &result {
         eprintln!("{error}");
     }
-    // Not by returning: the thread that waits for standard input would keep the process.
+    // Returning would wait for the thread that reads standard input.
     std::process::exit(i32::from(result.is_err()))
 }
 
@@ -88,8 +91,8 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     }
     let client = client.build()?;
 
-    // Whether to keep the token over a restart depends on what the node does. Caches and sessions are gone after one anyway;
-    // but who sends calendar alerts or talks to a queue wants to know what happened in between.
+    // A node needs to keep the token over a restart if it must not miss events: one that sends
+    // calendar alerts or works on a queue. Caches and sessions are empty after a restart anyway.
     let mut token = Token::load(args.state)?;
     let mut options = SubscribeOptions::new().resume_token(token.bytes.clone());
     for kind in KINDS {
@@ -98,20 +101,20 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let mut events = client.subscribe(options);
 
     let mut server = Server::new(client);
-    // Commands wait for the stream: what others do must not pass unheard while this node begins to serve.
+    // Commands are read only once the stream is open: a node that serves must receive all events.
     let mut commands: Option<Lines<BufReader<Stdin>>> = None;
     let mut terminate = signal(SignalKind::terminate())?;
     loop {
         tokio::select! {
             notification = events.next() => {
-                // An error is final: something about the subscription is wrong, and trying again does not help.
+                // An error is final: the subscription itself is wrong, and a retry would not help.
                 let Some(notification) = notification.transpose()? else { break };
                 if matches!(notification, Notification::Subscribed(_)) && commands.is_none() {
-                    // 1. Subscribe first, then load: what changes meanwhile comes as an event.
+                    // 1. Subscribe first, then load: changes after the load come as events.
                     server.load(&KINDS);
                     commands = Some(BufReader::new(tokio::io::stdin()).lines());
                 }
-                server.notice(notification);
+                server.on_notification(notification);
                 token.set(events.resume_token())?;
             }
             line = next_line(&mut commands) => server.command(&line?).await,
@@ -119,13 +122,13 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
             _ = tokio::signal::ctrl_c() => break,
         }
     }
-    // Closing the stream tells the gateway that this node is gone.
+    // Closing the stream tells the gateway that this node has left.
     drop(events);
     token.store()?;
     Ok(())
 }
 
-/// The next command; never, before there can be one and after the last.
+/// The next command. Never returns before commands are read and after the last one.
 async fn next_line(commands: &mut Option<Lines<BufReader<Stdin>>>) -> io::Result<String> {
     if let Some(lines) = commands
         && let Some(line) = lines.next_line().await?
@@ -135,16 +138,16 @@ async fn next_line(commands: &mut Option<Lines<BufReader<Stdin>>>) -> io::Result
     std::future::pending().await
 }
 
-/// What a node has in memory, and must not keep when it is no longer true.
+/// The state that a node has in memory, which events of other nodes can make stale.
 struct Server {
     client: Client,
-    /// How many clients of an account wait in IDLE.
+    /// Clients in IDLE by account.
     idle: BTreeMap<String, usize>,
     /// Networks that are refused.
     banned: BTreeSet<String>,
-    /// Rights of accounts that have logged in: entries of the cache `access_token`.
-    rights: BTreeSet<String>,
-    /// Number of the last change, which a real server takes from its database.
+    /// Accounts whose permissions are cached: entries of the cache `access_token`.
+    permissions: BTreeSet<String>,
+    /// Number of the last change, which a real server reads from its database.
     change_id: u64,
 }
 
@@ -155,37 +158,38 @@ impl Server {
             client,
             idle: BTreeMap::new(),
             banned: BTreeSet::new(),
-            rights: BTreeSet::new(),
+            permissions: BTreeSet::new(),
             change_id,
         }
     }
 
-    /// Deals with what the subscription brings.
-    fn notice(&mut self, notification: Notification) {
+    /// Handles a notification of the subscription.
+    fn on_notification(&mut self, notification: Notification) {
         match notification {
             Notification::Subscribed(subscribed) => {
                 println!("connected to {}", subscribed.gateway_id);
             }
-            Notification::Event(event) => self.handle(&event),
-            Notification::Gap(gap) => self.catch_up(&gap),
+            Notification::Event(event) => self.on_event(&event),
+            Notification::Gap(gap) => self.on_gap(&gap),
             Notification::Reconnecting { reason, wait } => {
-                // Nothing is lost by it: the subscription resumes. The node serves on meanwhile.
+                // Nothing is lost: the subscription resumes. The node continues to serve.
                 println!("reconnecting in {wait:.1?}: {reason}");
             }
-            // The subscription goes to another gateway by itself.
+            // The subscription moves to another gateway by itself.
             Notification::Draining(draining) => println!("gateway leaves: {}", draining.reason),
-            // Heartbeats, and what newer versions may bring.
+            // Heartbeats, and notifications that later versions may add.
             _ => {}
         }
     }
 
-    /// Deals with what another node has done.
-    fn handle(&mut self, event: &Event) {
+    /// Handles an event of another node.
+    fn on_event(&mut self, event: &Event) {
         let source = &event.source;
         match &event.kind {
             Some(Kind::MailboxChange(change)) => {
                 let account = &change.account_id;
-                // Nobody here waits for most accounts. A node with few of them subscribes to those accounts alone.
+                // Most accounts have no client here. A node with few accounts could filter by
+                // account.
                 if let Some(clients) = self.idle.get(account) {
                     println!(
                         "{account}: wake {clients} IDLE (change {}, {source})",
@@ -209,37 +213,38 @@ impl Server {
                 let names = change.domain_names.join(", ");
                 println!("load certificate {} for {names} ({source})", change.certificate_id);
             }
-            Some(Kind::CacheInvalidation(invalidation)) => self.forget(invalidation),
-            Some(Kind::QueueRefresh(_)) => println!("read the queue again ({source})"),
-            // A newer node may send a kind that this one does not know. It asked for KINDS only, so nothing comes here.
+            Some(Kind::CacheInvalidation(invalidation)) => self.invalidate(invalidation),
+            Some(Kind::QueueRefresh(_)) => println!("reread the queue ({source})"),
+            // No other kind arrives: the subscription is for KINDS alone.
             _ => {}
         }
     }
 
-    fn forget(&mut self, invalidation: &CacheInvalidation) {
+    fn invalidate(&mut self, invalidation: &CacheInvalidation) {
         if invalidation.scope() == Scope::All {
-            self.rights.clear();
-            println!("forget everything");
+            self.permissions.clear();
+            println!("clear all caches");
         }
         for entry in invalidation.entries.iter().filter(|entry| entry.cache == "access_token") {
             if entry.id.is_empty() {
-                self.rights.clear();
+                self.permissions.clear();
             } else {
-                self.rights.remove(&entry.id);
+                self.permissions.remove(&entry.id);
             }
-            println!("forget the rights of {}", entry.id);
+            println!("drop the cached permissions of {}", entry.id);
         }
     }
 
-    /// 2. On a gap, load again what it may have concerned: a ban or a revoked right may be among what was missed.
-    fn catch_up(&mut self, gap: &Gap) {
+    /// 2. After a gap, reload whatever it may concern: a ban or a revoked permission may be
+    ///    missing.
+    fn on_gap(&mut self, gap: &Gap) {
         let count = gap.missed_events.map_or("some".to_owned(), |count| count.to_string());
         println!("missed {count} events");
         let kinds: Vec<EventKind> = gap.kinds().collect();
         self.load(if kinds.is_empty() { &KINDS } else { &kinds });
     }
 
-    /// Brings memory in line with the database, for these kinds.
+    /// Reloads the state that events of these kinds change.
     fn load(&mut self, kinds: &[EventKind]) {
         for kind in kinds {
             match kind {
@@ -249,18 +254,18 @@ impl Server {
                 EventKind::BlockedIp => println!("load: banned networks"),
                 EventKind::CertificateChange => println!("load: certificates"),
                 EventKind::CacheInvalidation => {
-                    // A cache is not loaded but emptied: who is asked for next is looked up again.
-                    self.rights.clear();
+                    // A cache is not reloaded but emptied: entries are looked up when needed.
+                    self.permissions.clear();
                     println!("load: caches emptied");
                 }
                 EventKind::QueueRefresh => println!("load: queue"),
-                // A delivery that was missed shows in the state of its account.
+                // A missed delivery shows in the state of its account.
                 _ => {}
             }
         }
     }
 
-    /// What clients of this node do.
+    /// Handles a command: an action of a client of this node.
     async fn command(&mut self, line: &str) {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
@@ -281,11 +286,11 @@ impl Server {
                 .await;
             }
             ["login", account] => {
-                let known = !self.rights.insert(account.to_owned());
-                println!("{account}: rights {}", if known { "remembered" } else { "looked up" });
+                let known = !self.permissions.insert(account.to_owned());
+                println!("{account}: permissions {}", if known { "cached" } else { "looked up" });
             }
             ["password", account] => {
-                self.rights.remove(account);
+                self.permissions.remove(account);
                 let entry = Entry { cache: "access_token".into(), id: account.into() };
                 let entries = vec![entry];
                 self.publish([CacheInvalidation { entries, scope: Scope::Entries.into() }]).await;
@@ -302,14 +307,14 @@ impl Server {
         }
     }
 
-    /// A message has arrived on this node.
+    /// Stores a message that has arrived on this node, and publishes that.
     async fn deliver(&mut self, account: &str) {
         self.change_id += 1;
         let email_id = format!("message-{}", self.change_id);
-        // 3. Publish after the change is stored: who hears of it looks, and must find it.
+        // 3. Publish after the change is stored: other nodes look it up at once, and must find it.
         println!("{account}: stored {email_id}");
         if let Some(clients) = self.idle.get(account) {
-            // A node does not get its own events: its own clients are told directly.
+            // A node does not receive its own events: it wakes its own clients directly.
             println!("{account}: wake {clients} IDLE (change {}, here)", self.change_id);
         }
         let delivery =
@@ -319,7 +324,7 @@ impl Server {
             change_id: self.change_id,
             changed_types: vec![ChangedType::Email.into(), ChangedType::Mailbox.into()],
         };
-        // One request: it is published whole. The refresh is for those who send mail only.
+        // One request is published as a whole. The refresh is only for nodes that send mail.
         self.publish([
             Event::from(change),
             delivery.into(),
@@ -328,8 +333,9 @@ impl Server {
         .await;
     }
 
-    /// Publishes, and goes on without: the client has tried for half a minute. A real server keeps what must arrive beside the
-    /// change itself, with a request id, and gives both to `publish_as` until it has worked.
+    /// Publishes, and gives up after the half minute for which the client retries. A real server
+    /// stores an event that must arrive together with the change and a request id, and calls
+    /// `publish_as` with both until it succeeds.
     async fn publish<E: Into<Event>>(&self, events: impl IntoIterator<Item = E>) {
         match self.client.publish(events).await {
             Ok(positions) => println!("published {} events", positions.len()),
@@ -338,7 +344,7 @@ impl Server {
     }
 }
 
-/// The resume token, and the file where it lies between two starts.
+/// The resume token, and the file that keeps it over a restart.
 struct Token {
     path: Option<PathBuf>,
     bytes: Vec<u8>,
@@ -354,7 +360,8 @@ impl Token {
         Ok(Token { path, bytes, stored: Instant::now() })
     }
 
-    /// Called after an event was dealt with, not before: a node that is killed between the two gets it again.
+    /// Updates the token. Called after an event is handled: a node that is killed in between
+    /// receives the event again.
     fn set(&mut self, bytes: &[u8]) -> io::Result<()> {
         if bytes != self.bytes {
             self.bytes = bytes.to_vec();
@@ -368,7 +375,7 @@ impl Token {
     fn store(&mut self) -> io::Result<()> {
         self.stored = Instant::now();
         let Some(path) = &self.path else { return Ok(()) };
-        // Whole or not at all.
+        // Renamed into place, so that the file is never half written.
         let new = path.with_extension("new");
         fs::write(&new, &self.bytes)?;
         fs::rename(new, path)

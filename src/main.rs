@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! The `trunkline` command: the gateway, and what a person or a script says to one.
+//! The `trunkline` command: the gateway, and a command line client for people and scripts.
 
 mod cli;
 

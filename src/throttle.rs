@@ -1,13 +1,13 @@
-//! Keeps lines that repeat themselves few: a fault that lasts, or a flood of nodes, must not fill the log.
+//! Limits log lines that repeat: a fault that lasts, or many nodes at once, must not fill the log.
 
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, const_mutex};
 
-/// Lets a number of lines pass in each period, and counts what it leaves out.
+/// Lets a number of lines pass in each period, and counts those that it suppresses.
 #[derive(Debug)]
 pub(crate) struct Throttle {
-    most: u32,
+    max: u32,
     period: Duration,
     state: Mutex<State>,
 }
@@ -16,22 +16,22 @@ pub(crate) struct Throttle {
 struct State {
     began: Option<Instant>,
     passed: u32,
-    left_out: u64,
+    suppressed: u64,
 }
 
 impl Throttle {
-    /// Lets `most` lines pass in each period.
-    pub(crate) const fn new(most: u32, period: Duration) -> Throttle {
-        let state = State { began: None, passed: 0, left_out: 0 };
-        Throttle { most, period, state: const_mutex(state) }
+    /// Lets `max` lines pass in each period.
+    pub(crate) const fn new(max: u32, period: Duration) -> Throttle {
+        let state = State { began: None, passed: 0, suppressed: 0 };
+        Throttle { max, period, state: const_mutex(state) }
     }
 
-    /// One line in ten seconds: for what is tried again and again.
+    /// One line in ten seconds: for operations that are retried.
     pub(crate) const fn repeated() -> Throttle {
         Throttle::new(1, Duration::from_secs(10))
     }
 
-    /// Whether a line may be written now: then how many were left out since the last one.
+    /// If a line may be written now: the number of lines suppressed since the last one.
     pub(crate) fn pass(&self) -> Option<u64> {
         self.pass_at(Instant::now())
     }
@@ -41,17 +41,17 @@ impl Throttle {
         if state.began.is_none_or(|began| now.saturating_duration_since(began) >= self.period) {
             (state.began, state.passed) = (Some(now), 0);
         }
-        if state.passed == self.most {
-            state.left_out += 1;
+        if state.passed == self.max {
+            state.suppressed += 1;
             return None;
         }
         state.passed += 1;
-        Some(std::mem::take(&mut state.left_out))
+        Some(std::mem::take(&mut state.suppressed))
     }
 
-    /// How many were left out since that was last told.
-    pub(crate) fn take_left_out(&self) -> u64 {
-        std::mem::take(&mut self.state.lock().left_out)
+    /// The number of lines suppressed since this was last asked.
+    pub(crate) fn take_suppressed(&self) -> u64 {
+        std::mem::take(&mut self.state.lock().suppressed)
     }
 }
 
@@ -60,13 +60,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_left_out_is_counted() {
+    fn suppressed_lines_are_counted() {
         let throttle = Throttle::new(2, Duration::from_secs(10));
         let start = Instant::now();
         let at = |seconds| throttle.pass_at(start + Duration::from_secs(seconds));
         assert_eq!([at(0), at(1), at(2), at(9)], [Some(0), Some(0), None, None]);
         assert_eq!([at(10), at(11), at(12)], [Some(2), Some(0), None]);
-        assert_eq!((throttle.take_left_out(), throttle.take_left_out()), (1, 0));
+        assert_eq!((throttle.take_suppressed(), throttle.take_suppressed()), (1, 0));
         assert_eq!(at(30), Some(0));
     }
 }

@@ -1,4 +1,4 @@
-//! What is compared, and the servers that each needs.
+//! The contestants, and the servers that each needs.
 
 use std::{
     path::PathBuf,
@@ -11,9 +11,9 @@ use serde_json::json;
 use tonic::transport::Channel;
 
 use crate::{
+    connections::{BareSubscriber, bare_connection, channel_on},
     floor,
     machine::cpu_of,
-    node::{self, BareNode},
     support::{
         ClusterOptions, Gateway, GatewayOptions, RedisCluster, RedisOptions, RedisServer,
         gateway::{binary, connect},
@@ -22,15 +22,15 @@ use crate::{
     },
 };
 
-/// Connections that a gateway takes from one address: all nodes of the bench are there.
-const MAX: u32 = 15_000;
+/// Connections that a gateway accepts from one address: all nodes of the benchmark share one.
+const MAX_CONNECTIONS: u32 = 15_000;
 
-/// One of those that are compared.
+/// One of the systems that are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contestant {
     /// Trunkline in one process, without Redis.
     Embedded,
-    /// Trunkline on a standalone Redis; nodes are spread over so many gateways.
+    /// Trunkline on a standalone Redis; nodes are spread over this number of gateways.
     Redis(usize),
     /// Trunkline on a Redis Cluster of three masters.
     Cluster(usize),
@@ -38,14 +38,15 @@ pub enum Contestant {
     PlainRedis,
     /// Classic pub/sub on a cluster of three masters: each node has a connection to one of them.
     PlainClassic,
-    /// Sharded pub/sub on a cluster of three masters: one channel on each, and each node has a connection to each.
+    /// Sharded pub/sub on a cluster of three masters: one channel on each, and each node has a
+    /// connection to each.
     PlainSharded,
     /// NATS core: each node has a connection of its own.
     Nats,
-    /// tonic, streaming batches of so many events from memory; nothing is published.
+    /// tonic, streaming batches of this size from memory; nothing is published.
     Stream(Batch),
-    /// tonic, handing a prepared message to all streams for each request of a publisher: the least that publishing and
-    /// delivering over tonic costs.
+    /// tonic, handing a prepared message to all streams for each request of a publisher: the least
+    /// that publishing and delivering over tonic costs.
     Relay,
     /// tonic, taking requests of the same size as a publisher's; nothing is delivered.
     Unary,
@@ -53,23 +54,23 @@ pub enum Contestant {
     Echo,
     /// Redis, publishing to the connection that publishes.
     BareRedis,
-    /// The same, by the smallest script that gives an event a place, keeps it and publishes it.
-    PlacingRedis,
+    /// The same, by the smallest script that gives an event a position, keeps it and publishes it.
+    RedisPositions,
     /// No network: from the thread that sends to a task that takes the time.
     Sender,
 }
 
-/// How many events the floor puts into a message.
+/// Events in a message of the floor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Batch {
-    /// As many as Trunkline on Redis did in the same round.
+    /// As many as Trunkline on Redis delivered in one in the same round.
     AsDelivered,
-    /// So many.
+    /// A fixed number.
     Of(u32),
 }
 
 impl Contestant {
-    /// How it is called in the tables.
+    /// Its name in the tables.
     pub fn name(self) -> String {
         let gateways = |bus: &str, gateways: usize| match gateways {
             1 => format!("trunkline {bus}"),
@@ -91,20 +92,21 @@ impl Contestant {
             Contestant::Unary => "floor: tonic unary publish".into(),
             Contestant::Echo => "floor: tonic unary round trip".into(),
             Contestant::BareRedis => "floor: redis, one connection".into(),
-            Contestant::PlacingRedis => "floor: redis, one connection, kept in its place".into(),
+            Contestant::RedisPositions => "floor: redis, one connection, with positions".into(),
             Contestant::Sender => "floor: the sender itself".into(),
         }
     }
 }
 
-/// What runs as long as the bench, once it was needed: the cluster, which takes seconds to form.
+/// The Redis Cluster that all runs share, started when it is first needed: it takes seconds to
+/// form.
 #[derive(Default)]
-pub struct Lasting {
+pub struct SharedCluster {
     cluster: tokio::sync::OnceCell<Arc<RedisCluster>>,
 }
 
-impl Lasting {
-    async fn cluster(&self) -> Arc<RedisCluster> {
+impl SharedCluster {
+    async fn get(&self) -> Arc<RedisCluster> {
         let start = async || {
             let options = ClusterOptions { replicas: 0, ..ClusterOptions::default() };
             Arc::new(RedisCluster::with(options).await)
@@ -115,11 +117,11 @@ impl Lasting {
 
 /// The Redis of a contestant.
 pub enum Bus {
-    /// There is none.
+    /// No Redis.
     None,
     /// A server of its own.
     Server(Box<RedisServer>),
-    /// The cluster, which others use after it.
+    /// The cluster that all runs share.
     Cluster(Arc<RedisCluster>),
 }
 
@@ -136,7 +138,7 @@ impl Bus {
 
 /// A contestant's running servers.
 pub struct System {
-    /// Who it is.
+    /// The contestant.
     pub contestant: Contestant,
     /// Its Redis.
     pub bus: Bus,
@@ -145,15 +147,15 @@ pub struct System {
     other: Option<(Process, Port)>,
     // Channels of sharded pub/sub: one on each master.
     pub(crate) channels: Vec<String>,
-    // The one connection of the bare Redis, and who hears on it.
-    pub(crate) bare: Option<(MultiplexedConnection, BareNode)>,
+    // The one connection of the bare Redis, and its subscriber.
+    pub(crate) bare: Option<(MultiplexedConnection, BareSubscriber)>,
     /// Events in a message of the floor's stream.
     pub batch: u32,
 }
 
 impl System {
-    /// Starts what the contestant needs. None: something is missing on this machine.
-    pub async fn start(contestant: Contestant, lasting: &Lasting) -> Option<System> {
+    /// Starts the servers of the contestant. None if one is not installed on this machine.
+    pub async fn start(contestant: Contestant, shared: &SharedCluster) -> Option<System> {
         let mut system = System {
             contestant,
             bus: Bus::None,
@@ -171,7 +173,7 @@ impl System {
                 system.bus = Bus::Server(Box::new(redis));
             }
             Contestant::Cluster(gateways) => {
-                let cluster = lasting.cluster().await;
+                let cluster = shared.get().await;
                 let prefix = format!("bench-{}", uuid::Uuid::new_v4().simple());
                 let options = GatewayOptions::redis_cluster(&cluster.urls(), &prefix);
                 system.add_gateways(gateways, &options).await;
@@ -181,19 +183,19 @@ impl System {
                 let redis = RedisServer::start(RedisOptions::default()).await;
                 system.bus = Bus::Server(Box::new(redis));
             }
-            Contestant::PlainClassic => system.bus = Bus::Cluster(lasting.cluster().await),
+            Contestant::PlainClassic => system.bus = Bus::Cluster(shared.get().await),
             Contestant::PlainSharded => {
-                let cluster = lasting.cluster().await;
+                let cluster = shared.get().await;
                 for index in 0..cluster.nodes().len() {
-                    system.channels.push(node::channel_on(&cluster, index).await);
+                    system.channels.push(channel_on(&cluster, index).await);
                 }
                 system.bus = Bus::Cluster(cluster);
             }
-            Contestant::BareRedis | Contestant::PlacingRedis => {
+            Contestant::BareRedis | Contestant::RedisPositions => {
                 let redis = RedisServer::start(RedisOptions::default()).await;
-                let heard = Arc::new(Mutex::new(None));
-                let connection = node::bare(&redis.url(), heard.clone()).await;
-                system.bare = Some((connection, heard));
+                let subscriber = Arc::new(Mutex::new(None));
+                let connection = bare_connection(&redis.url(), subscriber.clone()).await;
+                system.bare = Some((connection, subscriber));
                 system.bus = Bus::Server(Box::new(redis));
             }
             Contestant::Nats => {
@@ -205,7 +207,7 @@ impl System {
             }
             Contestant::Stream(_) | Contestant::Relay | Contestant::Unary | Contestant::Echo => {
                 let port = Port::free();
-                let own = std::env::current_exe().expect("the bench's own path");
+                let own = std::env::current_exe().expect("the path of this program");
                 let args = [floor::ARGUMENT, &port.number().to_string()];
                 system.other = Some((Process::start("floor", Program::new(own, args)), port));
             }
@@ -215,21 +217,22 @@ impl System {
     }
 
     async fn add_gateways(&mut self, count: usize, options: &GatewayOptions) {
-        let options = if limits_are_settable() {
-            options
-                .clone()
-                .set("limits", json!({ "maxConnections": MAX, "maxConnectionsPerPeer": MAX }))
-        } else {
-            options.clone()
-        };
+        let mut options = options.clone();
+        if limits_are_settable() {
+            let limits = json!({
+                "maxConnections": MAX_CONNECTIONS,
+                "maxConnectionsPerPeer": MAX_CONNECTIONS,
+            });
+            options = options.set("limits", limits);
+        }
         for _ in 0..count {
             self.gateways.push(Gateway::start(options.clone()).await);
         }
     }
 
-    /// Leaves what lasts as it was found.
+    /// Ends the servers, and empties the shared cluster.
     pub async fn end(self) {
-        // Gateways first: they would write again.
+        // Gateways first: they would write to it again.
         drop(self.gateways);
         if let Bus::Cluster(cluster) = &self.bus {
             for server in cluster.nodes() {
@@ -238,7 +241,7 @@ impl System {
         }
     }
 
-    /// CPU seconds used so far by the gateways, or what stands in their place.
+    /// CPU seconds used so far by the gateways, or by the server in their place.
     pub fn server_cpu(&self) -> f64 {
         let gateways: f64 = self.gateways.iter().map(|gateway| cpu_of(gateway.pid())).sum();
         gateways + self.other.as_ref().map_or(0.0, |(process, _)| cpu_of(process.pid()))
@@ -249,7 +252,7 @@ impl System {
         self.bus.servers().iter().map(|server| cpu_of(server.pid())).sum()
     }
 
-    /// Resident memory of the gateways, or what stands in their place, in bytes.
+    /// Resident memory in bytes of the gateways, or of the server in their place.
     pub fn rss_bytes(&self) -> u64 {
         let gateways: u64 = self.gateways.iter().map(Gateway::rss_bytes).sum();
         gateways + self.other.as_ref().map_or(0, |(process, _)| process.rss_bytes())
@@ -284,13 +287,13 @@ impl System {
     }
 }
 
-/// Whether this build has limits of connections: a bench is also used to compare with builds that have none.
+/// True if this build has limits of connections: the benchmark also compares builds without them.
 fn limits_are_settable() -> bool {
     static KNOWN: OnceLock<bool> = OnceLock::new();
     *KNOWN.get_or_init(|| {
-        let limit = |name: &str| format!("limits.{name}={MAX}");
+        let limit = |name: &str| format!("limits.{name}={MAX_CONNECTIONS}");
         let mut check = std::process::Command::new(binary());
-        // The bench's own variables are no keys of a gateway.
+        // The benchmark's own variables are not keys of a gateway's configuration.
         for (name, _) in std::env::vars_os() {
             if name.as_encoded_bytes().starts_with(b"TRUNKLINE_") {
                 check.env_remove(name);
@@ -304,7 +307,7 @@ fn limits_are_settable() -> bool {
     })
 }
 
-/// `nats-server`: what `TRUNKLINE_BENCH_NATS_SERVER` names, or in `PATH`.
+/// The `nats-server` that `TRUNKLINE_BENCH_NATS_SERVER` names, or that is in `PATH`.
 pub fn nats_server() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("TRUNKLINE_BENCH_NATS_SERVER") {
         return Some(named.into());

@@ -1,4 +1,5 @@
-//! What Redis counts of itself, and what processes use: looked at before and after a measurement.
+//! Samples of the counters of Redis and of the CPU time of processes, before and after a
+//! measurement.
 
 use std::time::{Duration, Instant};
 
@@ -11,13 +12,13 @@ use crate::{
     report::Metrics,
 };
 
-/// How many connections the look itself takes.
-const OWN_LOOK: u64 = 1;
+/// Connections that a sample itself takes.
+const OWN_CONNECTIONS: u64 = 1;
 
-/// How long a busy Redis may take to answer.
-const ANSWER: Duration = Duration::from_secs(20);
+/// Time limit for the answer of a busy Redis.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What Redis has counted so far: all servers together.
+/// Counters of Redis since its start, summed up over all servers.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RedisCounts {
     /// Commands, those of scripts included.
@@ -30,11 +31,11 @@ pub struct RedisCounts {
     pub connections: u64,
 }
 
-/// Reads what Redis has counted. None: there is no Redis, or it does not answer under its load.
+/// Reads the counters of Redis. None if there is no Redis, or it does not answer under load.
 async fn redis_counts(bus: &Bus) -> Option<RedisCounts> {
     let limits = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(ANSWER))
-        .set_response_timeout(Some(ANSWER));
+        .set_connection_timeout(Some(ANSWER_TIMEOUT))
+        .set_response_timeout(Some(ANSWER_TIMEOUT));
     let mut counts = RedisCounts::default();
     for server in bus.servers() {
         let client = Client::open(server.url()).ok()?;
@@ -48,13 +49,13 @@ async fn redis_counts(bus: &Bus) -> Option<RedisCounts> {
         counts.commands += field("total_commands_processed");
         counts.bytes_in += field("total_net_input_bytes");
         counts.bytes_out += field("total_net_output_bytes");
-        counts.connections += field("connected_clients").saturating_sub(OWN_LOOK);
+        counts.connections += field("connected_clients").saturating_sub(OWN_CONNECTIONS);
     }
     (!bus.servers().is_empty()).then_some(counts)
 }
 
-/// A look at everything.
-pub struct Look {
+/// A sample of all counters.
+pub struct Sample {
     at: Instant,
     server_cpu: f64,
     redis_cpu: f64,
@@ -63,22 +64,22 @@ pub struct Look {
     redis: Option<RedisCounts>,
 }
 
-impl Look {
-    /// At the beginning: what follows at once is counted from here.
-    pub async fn begin(system: &System) -> Look {
+impl Sample {
+    /// The first sample of a measurement, which begins when this returns.
+    pub async fn begin(system: &System) -> Sample {
         let redis = redis_counts(&system.bus).await;
-        Look { redis, ..Look::now(system) }
+        Sample { redis, ..Sample::now(system) }
     }
 
-    /// At the end of what was just counted.
-    pub async fn end(system: &System) -> Look {
-        // Redis is asked last, since a busy one takes its time.
-        let look = Look::now(system);
-        Look { redis: redis_counts(&system.bus).await, ..look }
+    /// The last sample of a measurement, which ends when this is called.
+    pub async fn end(system: &System) -> Sample {
+        // Redis is asked last, since a busy one takes time to answer.
+        let sample = Sample::now(system);
+        Sample { redis: redis_counts(&system.bus).await, ..sample }
     }
 
-    fn now(system: &System) -> Look {
-        Look {
+    fn now(system: &System) -> Sample {
+        Sample {
             at: Instant::now(),
             server_cpu: system.server_cpu(),
             redis_cpu: system.redis_cpu(),
@@ -88,8 +89,8 @@ impl Look {
         }
     }
 
-    /// What was used since `before`, by whom, for `events` events.
-    pub fn since(&self, before: &Look, events: u64, metrics: &mut Metrics) {
+    /// Adds the use of each party since `before`, in total and per event, to `metrics`.
+    pub fn since(&self, before: &Sample, events: u64, metrics: &mut Metrics) {
         let events = float(events.max(1));
         let seconds = (self.at - before.at).as_secs_f64();
         let server = (self.server_cpu - before.server_cpu).max(0.0);
@@ -113,7 +114,7 @@ impl Look {
     }
 
     /// Seconds since `before`.
-    pub fn seconds_since(&self, before: &Look) -> f64 {
+    pub fn seconds_since(&self, before: &Sample) -> f64 {
         (self.at - before.at).as_secs_f64()
     }
 }

@@ -1,4 +1,4 @@
-//! Where the report goes: tables on standard output or into a document, plots into a folder.
+//! Writes the report: tables to standard output or into a document, plots into a folder.
 
 use std::{
     fs,
@@ -11,14 +11,14 @@ use crate::{
     tables, targets,
 };
 
-/// What is between these in a document is written anew.
+/// The markers in a document between which the figures are replaced.
 const BEGIN: &str =
     "<!-- figures: written by `cargo bench --bench side_by_side -- --report FILE --into THIS` -->";
 const END: &str = "<!-- end of the figures -->";
 
-/// Writes tables and plots. False: something had failed.
+/// Writes tables and plots. False if a run had failed.
 pub fn write(report: &Report, options: &Options) -> Result<bool, String> {
-    // Beside a document, in a folder of its name.
+    // The plots of a document are in a folder of its name beside it.
     let folder = match &options.into {
         Some(document) => document.with_extension(""),
         None => options.plots.clone(),

@@ -1,9 +1,9 @@
-//! The floors: the least that tonic costs, in a process of its own.
+//! The floors over tonic, the least that a gRPC server costs, in a process of their own.
 //!
-//! `Stream` sends batches of events that were encoded once, from memory, for as long as the client reads; the first at once, and
-//! all others after `Go`, so that connections are not opened under load. `Publish` takes what a
-//! publisher sends and answers with a few bytes; `Relay` also lets each `Relayed` stream send its batch once. `Echo` answers with what
-//! it was sent.
+//! `Stream` sends batches of events that were encoded once, for as long as the client reads: the
+//! first at once and all others after `Go`, so that connections are not opened under load.
+//! `Publish` takes the requests of a publisher and answers with a few bytes; `Relay` also lets each
+//! `Relayed` stream send its batch once. `Echo` answers with its request.
 
 use std::{
     convert::Infallible,
@@ -25,18 +25,21 @@ use tonic::{
 
 use super::raw::{Raw, put_field};
 
-/// The argument with which the bench runs itself as the floor: `--floor PORT`.
+/// The argument with which the benchmark runs itself as the floor: `--floor PORT`.
 pub const ARGUMENT: &str = "--floor";
 
-/// The path of the stream. Its request is an encoded event, then four bytes: how many of it are in a batch.
+/// The path of the stream. Its request is an encoded event and four bytes: the number of events in
+/// a batch.
 pub const STREAM: &str = "/bench.Floor/Stream";
-/// The path of the request that lets all streams go on.
+/// The path of the request after which all streams continue.
 pub const GO: &str = "/bench.Floor/Go";
 /// The path of the request that is as large as a publisher's.
 pub const PUBLISH: &str = "/bench.Floor/Publish";
-/// The path of the stream that sends a batch for each request of `RELAY`. Its request is that of `STREAM`.
+/// The path of the stream that sends a batch for each request of `RELAY`. Its request is that of
+/// `STREAM`.
 pub const RELAYED: &str = "/bench.Floor/Relayed";
-/// The path of the request that is as large as a publisher's, and lets all `RELAYED` streams send a batch.
+/// The path of the request that is as large as a publisher's, and lets all `RELAYED` streams send a
+/// batch.
 pub const RELAY: &str = "/bench.Floor/Relay";
 /// The path of the round trip.
 pub const ECHO: &str = "/bench.Floor/Echo";
@@ -47,8 +50,8 @@ pub async fn serve(port: u16) {
     Server::builder().add_service(Floor).serve(address).await.expect("the floor serves");
 }
 
-/// Whether streams go on.
-static GOING: LazyLock<watch::Sender<bool>> = LazyLock::new(|| watch::Sender::new(false));
+/// True once `GO` was called: streams continue.
+static CONTINUE: LazyLock<watch::Sender<bool>> = LazyLock::new(|| watch::Sender::new(false));
 
 #[derive(Clone)]
 struct Floor;
@@ -74,7 +77,7 @@ impl tower::Service<http::Request<Body>> for Floor {
             Ok(match request.uri().path() {
                 STREAM => grpc.server_streaming(Batches, request).await,
                 GO => {
-                    GOING.send_replace(true);
+                    CONTINUE.send_replace(true);
                     grpc.unary(Take, request).await
                 }
                 RELAYED => grpc.server_streaming(Relayed, request).await,
@@ -98,9 +101,9 @@ impl ServerStreamingService<Bytes> for Batches {
             Ok(response) => response,
             Err(status) => return ready(Err(status)),
         };
-        let (first, mut going) = (response.clone(), GOING.subscribe());
+        let (first, mut continues) = (response.clone(), CONTINUE.subscribe());
         let go = async move {
-            let _ = going.wait_for(|going| *going).await;
+            let _ = continues.wait_for(|continues| *continues).await;
             Ok(first)
         };
         let endless: Self::ResponseStream = Box::pin(
@@ -112,7 +115,7 @@ impl ServerStreamingService<Bytes> for Batches {
     }
 }
 
-/// The message with as many events as the request asks for.
+/// The encoded message with as many events as the request asks for.
 fn prepared(request: &[u8]) -> Result<Bytes, Status> {
     let Some((event, count)) = request.split_last_chunk() else {
         return Err(Status::invalid_argument("no event"));
@@ -128,7 +131,7 @@ fn prepared(request: &[u8]) -> Result<Bytes, Status> {
     Ok(Bytes::from(response))
 }
 
-/// Requests of `RELAY`, for all streams. More than publishers can be ahead.
+/// Requests of `RELAY`, for all streams. The capacity is more than publishers can be ahead.
 static REQUESTS: LazyLock<broadcast::Sender<()>> = LazyLock::new(|| broadcast::Sender::new(16_384));
 
 struct Relayed;
@@ -143,11 +146,11 @@ impl ServerStreamingService<Bytes> for Relayed {
             Ok(response) => response,
             Err(status) => return ready(Err(status)),
         };
-        // One without events confirms the subscription.
+        // A message without events confirms the subscription.
         let mut empty = Vec::new();
         put_field(&mut empty, 2, &[]);
         let batches = stream::unfold(REQUESTS.subscribe(), |mut requests| async {
-            // Who lags misses some, which the bench sees.
+            // A stream that lags misses some, which the benchmark counts as lost.
             match requests.recv().await {
                 Ok(()) | Err(broadcast::error::RecvError::Lagged(_)) => Some(((), requests)),
                 Err(broadcast::error::RecvError::Closed) => None,

@@ -1,13 +1,15 @@
-//! The machine: what it is, what runs on it, and what processes use.
+//! The machine: its description, its load, and the CPU time of processes.
 
 use std::{fs, process::Command};
 
 use serde_json::{Value, json};
 
-/// Files, sockets among them, that the bench and what it starts may hold at once: 10,000 connections, and some.
+/// Open files, sockets included, that the benchmark and each server need: 10,000 connections, and
+/// some.
 const FILES: u64 = 12_000;
 
-/// CPU seconds, user and system, of a process so far: by thread in nanoseconds, where the kernel tells.
+/// CPU seconds of a process so far, user and system: summed up over its threads in nanoseconds,
+/// where the kernel has them.
 pub fn cpu_of(pid: u32) -> f64 {
     by_thread(pid).unwrap_or_else(|| f64::from(ticks_of(pid)) / 100.0)
 }
@@ -21,7 +23,7 @@ fn by_thread(pid: u32) -> Option<f64> {
     (seconds > 0.0).then_some(seconds)
 }
 
-/// The same in hundredths of a second, and with the threads that have ended.
+/// CPU time of a process in hundredths of a second, threads that have ended included.
 fn ticks_of(pid: u32) -> u32 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let after = stat.rsplit_once(") ").map_or("", |(_, after)| after);
@@ -51,16 +53,16 @@ pub fn load() -> String {
     text.split(' ').take(3).collect::<Vec<_>>().join(" ")
 }
 
-/// Lets this process, and what it starts, hold enough files. Says what is wrong if it cannot.
+/// Raises the limit of open files for this process and those that it starts.
 pub fn allow_files() -> Result<(), String> {
-    let (soft, hard) = limits().ok_or("the limit of open files is not to be read")?;
+    let (soft, hard) = limits().ok_or("the limit of open files cannot be read")?;
     if soft >= FILES {
         return Ok(());
     }
     if hard < FILES {
         return Err(format!("only {hard} open files are allowed, {FILES} are needed"));
     }
-    // Limits are changed by a call that needs unsafe code, or by this program.
+    // The system call needs unsafe code; this program does it too.
     let pid = std::process::id().to_string();
     let limit = format!("--nofile={FILES}:{hard}");
     let status = Command::new("prlimit").args(["--pid", &pid, &limit]).status();
@@ -81,7 +83,7 @@ fn limits() -> Option<(u64, u64)> {
 /// The machine and the versions of everything, for the report.
 pub fn describe(nats: Option<&std::path::Path>) -> Value {
     let first = |text: &str| text.lines().next().unwrap_or_default().to_owned();
-    let said = |program: &str, args: &[&str]| {
+    let first_line = |program: &str, args: &[&str]| {
         let output = Command::new(program).args(args).output().ok()?;
         Some(first(&String::from_utf8_lossy(&output.stdout)))
     };
@@ -90,27 +92,27 @@ pub fn describe(nats: Option<&std::path::Path>) -> Value {
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let memory = memory.split_whitespace().nth(1).and_then(|kb| kb.parse::<f64>().ok());
     let redis = super::support::tools::redis_server().display().to_string();
-    let nats = nats.and_then(|nats| said(&nats.display().to_string(), &["--version"]));
-    let dirty = said("git", &["status", "--porcelain", "--untracked-files=no"]);
-    let commit = said("git", &["rev-parse", "--short=10", "HEAD"]).unwrap_or_default();
+    let nats = nats.and_then(|nats| first_line(&nats.display().to_string(), &["--version"]));
+    let dirty = first_line("git", &["status", "--porcelain", "--untracked-files=no"]);
+    let commit = first_line("git", &["rev-parse", "--short=10", "HEAD"]).unwrap_or_default();
     let changed = if dirty.is_some_and(|text| !text.is_empty()) { ", with changes" } else { "" };
     json!({
-        "date": said("date", &["-u", "+%Y-%m-%d %H:%M UTC"]),
+        "date": first_line("date", &["-u", "+%Y-%m-%d %H:%M UTC"]),
         "commit": format!("{commit}{changed}"),
         "debug_build": cfg!(debug_assertions),
         "cores": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
         "cpu": model.and_then(|line| line.split_once(": ")).map(|(_, name)| name),
         "memory_gb": memory.map(|kb| (kb / 1e6).round()),
-        "kernel": said("uname", &["-sr"]),
-        "rustc": said("rustc", &["--version"]),
-        "redis_server": said(&redis, &["--version"]),
+        "kernel": first_line("uname", &["-sr"]),
+        "rustc": first_line("rustc", &["--version"]),
+        "redis_server": first_line(&redis, &["--version"]),
         "nats_server": nats,
         "crates": crates(),
         "load_before": load(),
     })
 }
 
-/// The versions of the crates that speak for the contestants, from Cargo.lock.
+/// The versions of the contestants' client crates, from Cargo.lock.
 fn crates() -> Value {
     let lock = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.lock");
     let lock = fs::read_to_string(lock).unwrap_or_default();

@@ -1,34 +1,38 @@
 #![forbid(unsafe_code)]
-//! Trunkline side by side with what one would take instead, and with floors that nothing over gRPC or Redis can beat.
+//! Trunkline side by side with its alternatives, and with floors: lower bounds of what anything
+//! over gRPC or Redis costs.
 //!
 //!     cargo bench --bench side_by_side                       all of it, within 22 minutes
 //!     cargo bench --bench side_by_side -- --only 'to 100,'   a part
-//!     cargo bench --bench side_by_side -- --quick            whether it works; the figures mean nothing
+//!     cargo bench --bench side_by_side -- --quick            a smoke test without useful figures
 //!     cargo bench --bench side_by_side -- --report FILE      tables and plots of a former run
 //!
-//! Real processes on loopback. The clients run in this process, on the runtime that they all share, and count events alike:
-//! messages stay bytes, of which the lengths are looked at, and in latency runs the id of each event. `docs/benchmarks.md`
-//! says what was measured and on what.
+//! Real processes on loopback. All clients share one runtime in this process, and events are
+//! counted alike for every contestant: messages are not decoded; only lengths are read, and in
+//! latency runs the id of each event. `docs/benchmarks.md` has the method and the results.
 
 #[path = "../../src/cli/bench/clock.rs"]
 mod clock;
+mod connections;
 mod contestant;
 mod counts;
 mod document;
 mod floor;
-#[path = "../../src/cli/bench/heard.rs"]
-mod heard;
 mod load;
 mod machine;
-mod node;
 #[path = "../../src/cli/bench/pace.rs"]
 mod pace;
 mod payload;
 mod plots;
+mod publisher;
 mod raw;
+#[path = "../../src/cli/bench/received.rs"]
+mod received;
+mod recorder;
 mod report;
 mod run;
 mod scenario;
+mod subscriber;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod svg;
@@ -42,43 +46,44 @@ use clap::Parser;
 /// Compares Trunkline with plain Redis pub/sub, NATS core, and floors.
 #[derive(Debug, Parser)]
 struct Options {
-    /// How often everything is run, in turn; memory and growth twice at the most.
+    /// Rounds, each of all scenarios; memory and growth take part in two at most.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// How long each run is measured; latency, filters and growth are measured longer.
+    /// Seconds for which each run is measured; latency, filters and growth are measured longer.
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
-    /// Nothing new is begun that would not end within so many minutes.
+    /// Limit in minutes; no run is started that would exceed it.
     #[arg(long, default_value_t = 22.0)]
     minutes: f64,
-    /// Only scenarios whose name holds this: `fan-out`, `latency`, `idle`, `to 100,`. Several: any of them.
+    /// Only scenarios whose name contains this: fan-out, latency, idle, 'to 100,'; may be given
+    /// several times.
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
-    /// Only contestants whose name holds this: `redis`, `floor`. Several: any of them.
+    /// Only contestants whose name contains this: redis, floor; may be given several times.
     #[arg(long, value_name = "TEXT")]
     contestant: Vec<String>,
-    /// One round of a fifth of a second and small numbers: whether all of it works.
+    /// A smoke test: one round of a fifth of a second with small numbers.
     #[arg(long)]
     quick: bool,
-    /// Say what would be run, and how long it would take, and end.
+    /// List the runs and the estimated time, without running anything.
     #[arg(long)]
     list: bool,
-    /// Where the figures go; written anew after each round.
+    /// File for the figures; rewritten after each round.
     #[arg(long, default_value = "target/side_by_side/figures.json")]
     json: PathBuf,
-    /// Where the plots go.
+    /// Folder for the plots.
     #[arg(long, default_value = "target/side_by_side")]
     plots: PathBuf,
-    /// Run nothing: tables and plots of the figures in this file.
+    /// Run nothing; write tables and plots of the figures in this file.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Put the tables into this document, between its marks, rather than on standard output.
+    /// Write the tables into this document, between its markers, instead of to standard output.
     #[arg(long, value_name = "FILE")]
     into: Option<PathBuf>,
-    /// Be the floor's server on this port, and nothing else.
+    /// Run only the floor's server, on this port.
     #[arg(long, hide = true)]
     floor: Option<u16>,
-    /// What cargo says to every bench.
+    /// Passed by cargo to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
 }

@@ -1,12 +1,12 @@
-//! What is published: encoded once, stamped with a time for each publication.
+//! The published events: encoded once, with a new time in the id for each publication.
 
 use prost::Message;
 use prost_types::{Any, Timestamp};
 use trunkline_proto::v1::{ChangedType, CustomEvent, Event, MailboxChange, event::Kind};
 
-use super::{heard::id, raw::stamp};
+use super::{raw::stamp, received::id};
 
-/// Accounts, or labels, that take turns: events of one request belong to several, as they do on a mail server.
+/// Accounts that take turns: the events of one request concern several, as on a mail server.
 const TURNS: usize = 64;
 
 /// Bytes of content of a custom event.
@@ -22,7 +22,7 @@ pub enum Content {
 }
 
 impl Content {
-    /// How it is called in the names of scenarios.
+    /// Its name in the names of scenarios.
     pub fn name(self) -> &'static str {
         match self {
             Content::Mailbox => "mailbox changes",
@@ -33,9 +33,9 @@ impl Content {
 
 /// Encoded events of one kind.
 pub struct Payload {
-    // As a node gives them to a gateway.
+    // As a node publishes them to a gateway.
     published: Vec<Vec<u8>>,
-    // As they are delivered, and as a node publishes them where there is no gateway: with source and time.
+    // As they are delivered, with source and time; also as they are published without a gateway.
     delivered: Vec<Vec<u8>>,
 }
 
@@ -55,7 +55,7 @@ impl Payload {
         }
     }
 
-    /// Event number `number` as a node gives it to a gateway.
+    /// Event number `number` as a node publishes it to a gateway.
     pub fn published(&self, number: usize, at: u64) -> Vec<u8> {
         stamped(&self.published, number, at)
     }

@@ -2,22 +2,22 @@
 
 use super::{
     report::{Report, Row, Spread, short},
-    svg::{Drawing, Frame, Line, Look, Tick},
+    svg::{Drawing, Frame, Line, Style, Tick},
 };
 
-/// A plot and what it shows.
+/// A plot.
 pub struct Plot {
     /// File name, without its ending.
     pub name: String,
-    /// For people.
+    /// Its title.
     pub title: String,
-    /// The file.
+    /// The content of the file.
     pub svg: String,
 }
 
 const WIDTH: f64 = 880.0;
 
-/// Those for which something was measured.
+/// All plots for which something was measured.
 pub fn all(report: &Report) -> Vec<Plot> {
     [fan_out(report, 100), fan_out(report, 1), latency(report), growth(report)]
         .into_iter()
@@ -25,8 +25,8 @@ pub fn all(report: &Report) -> Vec<Plot> {
         .collect()
 }
 
-/// How a contestant looks, in every plot.
-fn look(contestant: &str) -> Look {
+/// The style of a contestant in every plot.
+fn style(contestant: &str) -> Style {
     const NAMES: [&str; 9] = [
         "trunkline redis",
         "trunkline redis, 2 gateways",
@@ -43,7 +43,7 @@ fn look(contestant: &str) -> Look {
         name if name.contains("redis") => 2,
         _ => 3,
     };
-    NAMES.iter().position(|name| *name == contestant).map_or(Look(9, floor), |at| Look(at, 0))
+    NAMES.iter().position(|name| *name == contestant).map_or(Style(9, floor), |at| Style(at, 0))
 }
 
 fn number(text: &str, after: &str) -> Option<f64> {
@@ -63,11 +63,11 @@ fn fan_out(report: &Report, batch: u32) -> Option<Plot> {
     let panels: Vec<(&str, Vec<(&Row, Spread)>)> = scenarios
         .into_iter()
         .map(|name| {
-            // Floors, which publish nothing, would make all else small.
+            // Floors, which publish nothing, would dwarf the others.
             let rows = report.of(name).filter(|row| !row.contestant.starts_with("floor"));
             let mut rows: Vec<_> =
                 rows.filter_map(|row| Some((row, row.spread("delivered_per_second")?))).collect();
-            rows.sort_by_key(|(row, _)| look(&row.contestant).0);
+            rows.sort_by_key(|(row, _)| style(&row.contestant).0);
             (name, rows)
         })
         .collect();
@@ -80,7 +80,8 @@ fn fan_out(report: &Report, batch: u32) -> Option<Plot> {
     #[allow(clippy::cast_precision_loss)] // a dozen
     let heights: Vec<f64> = lines.iter().map(|rows| 48.0 + *rows as f64 * ROW).collect();
     let mut drawing = Drawing::new(WIDTH, 56.0 + heights.iter().sum::<f64>(), &title);
-    let note = "medians; the thin line reaches from the least to the greatest round; each panel has its own scale";
+    let note = "medians; the thin line reaches from the least to the greatest round; each panel \
+                has its own scale";
     drawing.text(16.0, 41.0, "quiet", "start", note);
     let mut top = 64.0;
     for (pair, height) in panels.chunks(2).zip(heights) {
@@ -90,19 +91,19 @@ fn fan_out(report: &Report, batch: u32) -> Option<Plot> {
             let head =
                 format!("to {subscribers} subscriber{}", if subscribers < 2.0 { "" } else { "s" });
             drawing.text(left, top + 8.0, "head", "start", &head);
-            let most = rows.iter().map(|(_, spread)| spread.most).fold(1.0, f64::max);
-            let room = WIDTH / 2.0 - 24.0 - LABEL - VALUE;
+            let max = rows.iter().map(|(_, spread)| spread.max).fold(1.0, f64::max);
+            let width = WIDTH / 2.0 - 24.0 - LABEL - VALUE;
             let mut y = top + 18.0;
             for (row, spread) in rows {
-                let of = |value: f64| left + LABEL + value / most * room;
+                let of = |value: f64| left + LABEL + value / max * width;
                 drawing.text(left + LABEL - 6.0, y + 11.0, "label", "end", &row.contestant);
                 let bar =
-                    Frame { x: left + LABEL, y, w: spread.median / most * room, h: ROW - 5.0 };
-                drawing.bar(bar, look(&row.contestant));
+                    Frame { x: left + LABEL, y, w: spread.median / max * width, h: ROW - 5.0 };
+                drawing.bar(bar, style(&row.contestant));
                 let middle = y + (ROW - 5.0) / 2.0;
-                drawing.rule((of(spread.least), middle), (of(spread.most), middle), "spread");
+                drawing.rule((of(spread.min), middle), (of(spread.max), middle), "spread");
                 drawing.text(
-                    of(spread.most) + 6.0,
+                    of(spread.max) + 6.0,
                     y + 11.0,
                     "label",
                     "start",
@@ -119,9 +120,9 @@ fn fan_out(report: &Report, batch: u32) -> Option<Plot> {
 
 /// Latency by percentile, a panel for each rate and number of subscribers.
 fn latency(report: &Report) -> Option<Plot> {
-    const PLACES: [(f64, &str); 5] =
+    const TICKS: [(f64, &str); 5] =
         [(0.0, "0"), (0.5, "50 %"), (0.9, "90 %"), (0.99, "99 %"), (0.999, "99.9 %")];
-    // Each nine takes the same room.
+    // Each nine has the same width.
     let across = |quantile: f64| -(1.0 - quantile).log10() / 3.0;
     let mut scenarios = report.scenarios();
     scenarios.retain(|name| name.starts_with("latency, "));
@@ -148,7 +149,7 @@ fn latency(report: &Report) -> Option<Plot> {
             Some(Panel {
                 title: format!("{rate} events/s to {subscribers}: microseconds"),
                 curves: curves.collect(),
-                ticks: PLACES.map(|(place, name)| (across(place), name.to_owned())).to_vec(),
+                ticks: TICKS.map(|(quantile, name)| (across(quantile), name.to_owned())).to_vec(),
             })
         })
         .collect();
@@ -156,7 +157,7 @@ fn latency(report: &Report) -> Option<Plot> {
     Some(Plot { svg: panels_of(&title, &panels)?, name: "latency".into(), title })
 }
 
-/// What happens as nodes become more.
+/// The figures over a growing number of nodes.
 fn growth(report: &Report) -> Option<Plot> {
     let mut scenarios: Vec<(f64, &str)> = report
         .scenarios()
@@ -198,15 +199,15 @@ fn growth(report: &Report) -> Option<Plot> {
     Some(Plot { svg: panels_of(&title, &panels)?, name: "growth".into(), title })
 }
 
-/// Lines over a logarithmic axis.
+/// Curves over a logarithmic axis.
 struct Panel {
     title: String,
-    // Points: from 0 to 1 across, and as measured.
+    // Points: the position from 0 to 1 across, and the measured value.
     curves: Vec<(String, Vec<(f64, f64)>)>,
     ticks: Vec<Tick>,
 }
 
-/// Panels, two in a row, with one legend for all. None: nothing was measured.
+/// Panels, two in a row, with one legend for all. None if nothing was measured.
 fn panels_of(title: &str, panels: &[Panel]) -> Option<String> {
     const HEIGHT: f64 = 260.0;
     let mut names: Vec<&str> = vec![];
@@ -218,14 +219,14 @@ fn panels_of(title: &str, panels: &[Panel]) -> Option<String> {
     if names.is_empty() {
         return None;
     }
-    names.sort_by_key(|name| look(name).0);
+    names.sort_by_key(|name| style(name).0);
     #[allow(clippy::cast_precision_loss)] // a dozen
     let (legend, rows) = (names.len().div_ceil(4) as f64 * 18.0, panels.len().div_ceil(2) as f64);
     let mut drawing = Drawing::new(WIDTH, 50.0 + legend + rows * HEIGHT, title);
     for (index, name) in names.iter().enumerate() {
         #[allow(clippy::cast_precision_loss)] // a dozen
         let (across, down) = ((index % 4) as f64, (index / 4) as f64);
-        drawing.legend(16.0 + across * 214.0, 48.0 + down * 18.0, look(name), name);
+        drawing.legend(16.0 + across * 214.0, 48.0 + down * 18.0, style(name), name);
     }
     for (index, panel) in panels.iter().enumerate() {
         #[allow(clippy::cast_precision_loss)] // a handful
@@ -265,7 +266,7 @@ impl Panel {
             .curves
             .iter()
             .map(|(name, points)| Line {
-                look: look(name),
+                style: style(name),
                 points: points.iter().map(|(across, value)| (*across, up(*value))).collect(),
             })
             .collect();

@@ -1,4 +1,4 @@
-//! gRPC with messages left as bytes: what the clients of a bench speak, so that decoding is in nobody's figures.
+//! gRPC with messages left encoded, so that decoding is in no contestant's figures.
 
 use bytes::{Buf, BufMut, Bytes};
 use tonic::{
@@ -6,7 +6,7 @@ use tonic::{
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
-/// A codec that hands messages on as they are.
+/// A codec that passes messages through as bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Raw;
 
@@ -51,7 +51,7 @@ pub fn put_field(to: &mut Vec<u8>, number: u32, bytes: &[u8]) {
     to.put_slice(bytes);
 }
 
-/// What an encoded `SubscribeResponse` is.
+/// The kind of an encoded `SubscribeResponse`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Response {
     /// A batch of events.
@@ -62,7 +62,7 @@ pub enum Response {
     Other,
 }
 
-/// Calls `visit` for each event of an encoded `SubscribeResponse`; nothing but the lengths is looked at.
+/// Calls `visit` for each event of an encoded `SubscribeResponse`; only lengths are read.
 pub fn read_response(response: &[u8], mut visit: impl FnMut(&[u8])) -> Response {
     let mut rest = response;
     let mut batch = match next_field(&mut rest) {
@@ -106,15 +106,15 @@ fn varint(rest: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// Where the time stands in an encoded event whose id is one, and comes first.
-const TIME: std::ops::Range<usize> = 2..18;
+/// The bytes of the id in an encoded event whose id has 16 bytes and comes first.
+const ID: std::ops::Range<usize> = 2..18;
 
-/// Puts another id, of 16 bytes, into an encoded event.
+/// Replaces the id, of 16 bytes, of an encoded event.
 pub fn stamp(event: &mut [u8], id: &str) {
-    event[TIME].copy_from_slice(id.as_bytes());
+    event[ID].copy_from_slice(id.as_bytes());
 }
 
 /// The id of an encoded event.
 pub fn id_of(event: &[u8]) -> Option<&str> {
-    std::str::from_utf8(event.get(TIME)?).ok()
+    std::str::from_utf8(event.get(ID)?).ok()
 }

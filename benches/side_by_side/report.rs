@@ -1,4 +1,4 @@
-//! What was measured: each figure of each round, and the file that keeps them.
+//! The measured figures of each round, and the file that keeps them.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -10,34 +10,34 @@ pub type Metrics = BTreeMap<String, f64>;
 /// All the runs.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// The machine, the versions, the command, the load.
+    /// The machine, the versions, the command line, the load averages.
     pub conditions: Value,
-    /// In the order of the first round.
+    /// The rows in the order of the first round.
     pub rows: Vec<Row>,
-    /// What failed, and why.
+    /// The failed runs, each with the reason.
     pub failures: Vec<String>,
 }
 
 /// The runs of one contestant in one scenario.
 #[derive(Debug)]
 pub struct Row {
-    /// Which scenario.
+    /// The name of the scenario.
     pub scenario: String,
-    /// Which contestant.
+    /// The name of the contestant.
     pub contestant: String,
     /// The figures of each round.
     pub rounds: Vec<Metrics>,
 }
 
-/// A median with what lies around it.
+/// A median with the least and the greatest value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
     /// The least.
-    pub least: f64,
+    pub min: f64,
     /// The median.
     pub median: f64,
     /// The greatest.
-    pub most: f64,
+    pub max: f64,
 }
 
 impl Report {
@@ -74,7 +74,7 @@ impl Report {
         Some(row.spread(metric)?.median)
     }
 
-    /// A figure of a round, from 0; of the last, if a round failed.
+    /// A figure of round number `round`, from 0; of the last round that there is, if one failed.
     pub fn figure(
         &self,
         scenario: &str,
@@ -86,14 +86,14 @@ impl Report {
         row.rounds.get(round).or(row.rounds.last())?.get(metric).copied()
     }
 
-    /// Reads a file that `write` wrote.
+    /// Reads a file written by [`Report::write`].
     pub fn read(file: &Path) -> Result<Report, String> {
         let problem = |why: &dyn std::fmt::Display| format!("{}: {why}", file.display());
         let text = fs::read_to_string(file).map_err(|error| problem(&error))?;
         Report::parse(&text).map_err(|error| problem(&error))
     }
 
-    /// Reads the text of such a file.
+    /// Parses the text of such a file.
     pub fn parse(text: &str) -> Result<Report, String> {
         let all: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let mut report = Report { conditions: all["conditions"].clone(), ..Report::default() };
@@ -101,7 +101,7 @@ impl Report {
             let name = |key: &str| row[key].as_str().ok_or(format!("a result without {key}"));
             let rounds = row["rounds"].as_array().ok_or("a result without rounds")?;
             for round in rounds {
-                let figures = round.as_object().ok_or("a round that is no object")?;
+                let figures = round.as_object().ok_or("a round that is not an object")?;
                 let figures =
                     figures.iter().filter_map(|(key, value)| Some((key.clone(), value.as_f64()?)));
                 report.add(name("scenario")?, name("contestant")?, figures.collect());
@@ -125,7 +125,7 @@ impl Report {
         format!("{all:#}\n")
     }
 
-    /// Writes that to a file.
+    /// Writes [`Report::to_json`] to a file.
     pub fn write(&self, file: &Path) -> Result<(), String> {
         write(file, &self.to_json())
     }
@@ -136,23 +136,23 @@ impl Row {
         self.scenario == scenario && self.contestant == contestant
     }
 
-    /// The median of a figure and what lies around it, if it was measured.
+    /// The median of a figure with the least and the greatest value, if it was measured.
     pub fn spread(&self, metric: &str) -> Option<Spread> {
         let figures = self.rounds.iter().filter_map(|round| round.get(metric).copied());
         let mut values: Vec<f64> = figures.filter(|value| value.is_finite()).collect();
         values.sort_by(f64::total_cmp);
-        let (&least, &most) = (values.first()?, values.last()?);
+        let (&min, &max) = (values.first()?, values.last()?);
         let middle = values.len() / 2;
         let median = if values.len().is_multiple_of(2) {
             f64::midpoint(values[middle - 1], values[middle])
         } else {
             values[middle]
         };
-        Some(Spread { least, median, most })
+        Some(Spread { min, median, max })
     }
 }
 
-/// Writes a file, and the folder for it.
+/// Writes a file, and creates its folder.
 pub fn write(file: &Path, text: &str) -> Result<(), String> {
     let problem = |error: std::io::Error| format!("{}: {error}", file.display());
     if let Some(folder) = file.parent() {
@@ -161,7 +161,7 @@ pub fn write(file: &Path, text: &str) -> Result<(), String> {
     fs::write(file, text).map_err(problem)
 }
 
-/// A figure for people: three digits that count.
+/// A figure with three significant digits.
 pub fn short(value: f64) -> String {
     match value.abs() {
         size if size >= 1e6 => format!("{:.2} M", value / 1e6),

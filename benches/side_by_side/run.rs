@@ -1,4 +1,5 @@
-//! Runs the scenarios: round by round, within the time, whatever fails.
+//! Runs the scenarios round by round within the time limit. A run that fails does not end the
+//! others.
 
 use std::{
     collections::HashMap,
@@ -13,26 +14,26 @@ use tokio::{runtime::Runtime, time::timeout};
 
 use crate::{
     Options,
-    contestant::{Batch, Contestant, Lasting, System, nats_server},
+    contestant::{Batch, Contestant, SharedCluster, System, nats_server},
     document, machine,
     report::{Metrics, Report, short},
     scenario::Scenario,
 };
 
-/// How long a run may take before it counts as failed.
+/// Time limit of a run, after which it counts as failed.
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// What is left of the time for the report.
+/// Time that is reserved for the report.
 const RESERVE: Duration = Duration::from_secs(5);
 
-/// How a run went.
+/// The outcome of a run.
 enum Outcome {
     Measured(Metrics),
     Missing,
     Failed(String),
 }
 
-/// Runs what the options say. False: something failed.
+/// Runs the scenarios that the options select. False if a run failed.
 pub fn all(options: &Options, runtime: &Runtime) -> Result<bool, String> {
     let quick = options.quick;
     let length = Duration::from_secs_f64(if quick { 0.2 } else { options.seconds });
@@ -51,7 +52,7 @@ pub fn all(options: &Options, runtime: &Runtime) -> Result<bool, String> {
         .filter(|(_, contestants)| !contestants.is_empty())
         .collect();
     if plan.is_empty() {
-        return Err("no scenario and contestant has such a name; try --list".into());
+        return Err("no scenario and contestant has such a name; see --list".into());
     }
     let mut bench = Bench {
         options,
@@ -61,7 +62,7 @@ pub fn all(options: &Options, runtime: &Runtime) -> Result<bool, String> {
         start: Instant::now(),
         took: HashMap::new(),
         report: Report::default(),
-        lasting: Lasting::default(),
+        cluster: SharedCluster::default(),
     };
     if options.list {
         bench.list();
@@ -70,7 +71,7 @@ pub fn all(options: &Options, runtime: &Runtime) -> Result<bool, String> {
     if let Err(problem) = machine::allow_files() {
         println!("note: {problem}: scenarios with many connections will fail");
     }
-    // What a run died of is told with it; nobody needs the stack.
+    // The failure of a run is reported with it; the backtrace is not needed.
     std::panic::set_hook(Box::new(|panic| eprintln!("({panic})")));
     bench.report.conditions = machine::describe(nats_server().as_deref());
     bench.condition("command", arguments(std::env::args().skip(1)).into());
@@ -78,7 +79,8 @@ pub fn all(options: &Options, runtime: &Runtime) -> Result<bool, String> {
     bench.condition("seconds", length.as_secs_f64().into());
     if nats_server().is_none() {
         println!(
-            "nats core is skipped: put nats-server in PATH, or its path in TRUNKLINE_BENCH_NATS_SERVER"
+            "nats core is skipped: put nats-server in PATH, or set TRUNKLINE_BENCH_NATS_SERVER to \
+             its path"
         );
     }
     let unfinished = runtime.block_on(bench.run());
@@ -86,12 +88,12 @@ pub fn all(options: &Options, runtime: &Runtime) -> Result<bool, String> {
     bench.condition("took_seconds", json!(bench.start.elapsed().as_secs()));
     bench.condition("unfinished", unfinished.clone().into());
     bench.save()?;
-    let whole = document::write(&bench.report, options)?;
-    println!("\nevery figure of every round: {}", options.json.display());
+    let succeeded = document::write(&bench.report, options)?;
+    println!("\nall figures of all rounds: {}", options.json.display());
     if !unfinished.is_empty() {
-        println!("not run, for the time was up: {}", unfinished.join("; "));
+        println!("not run, since the time was up: {}", unfinished.join("; "));
     }
-    Ok(whole)
+    Ok(succeeded)
 }
 
 struct Bench<'a> {
@@ -100,14 +102,14 @@ struct Bench<'a> {
     rounds: usize,
     plan: Vec<(Scenario, Vec<Contestant>)>,
     start: Instant,
-    // Seconds that each run took when it was last run.
+    // Seconds that each run took the last time.
     took: HashMap<(String, String), f64>,
     report: Report,
-    lasting: Lasting,
+    cluster: SharedCluster,
 }
 
 impl Bench<'_> {
-    /// All rounds. Returns what there was no time for.
+    /// Runs all rounds. Returns the scenarios that there was no time for.
     async fn run(&mut self) -> Vec<String> {
         let end = Duration::from_secs_f64(self.options.minutes * 60.0).saturating_sub(RESERVE);
         let mut unfinished = vec![];
@@ -117,17 +119,17 @@ impl Bench<'_> {
                 if round > scenario.rounds(self.rounds) {
                     continue;
                 }
-                // All contestants of a scenario are run in a round, or none.
+                // In a round, either all contestants of a scenario are run or none.
                 let takes: f64 =
                     contestants.iter().map(|contestant| self.takes(scenario, *contestant)).sum();
                 if self.start.elapsed() + Duration::from_secs_f64(takes) > end {
                     unfinished.push(format!("{}, round {round}", scenario.name()));
                     continue;
                 }
-                for (place, contestant) in contestants.iter().enumerate() {
-                    self.progress(round, index, place, scenario, *contestant);
-                    let outcome = self.one(scenario, *contestant, round).await;
-                    self.note(scenario, *contestant, outcome);
+                for (position, contestant) in contestants.iter().enumerate() {
+                    self.progress(round, index, position, scenario, *contestant);
+                    let outcome = self.run_one(scenario, *contestant, round).await;
+                    self.record(scenario, *contestant, outcome);
                 }
             }
             loads.push(machine::load());
@@ -139,12 +141,17 @@ impl Bench<'_> {
         unfinished
     }
 
-    /// One run, with a limit; what panics in it is a failure of this run alone.
-    async fn one(&mut self, scenario: Scenario, contestant: Contestant, round: usize) -> Outcome {
+    /// Does one run with a time limit. A panic fails this run only.
+    async fn run_one(
+        &mut self,
+        scenario: Scenario,
+        contestant: Contestant,
+        round: usize,
+    ) -> Outcome {
         let begun = Instant::now();
         let batch = self.batch(scenario, contestant, round);
         let run = async {
-            let Some(mut system) = System::start(contestant, &self.lasting).await else {
+            let Some(mut system) = System::start(contestant, &self.cluster).await else {
                 return Outcome::Missing;
             };
             system.batch = batch;
@@ -155,9 +162,10 @@ impl Bench<'_> {
         let outcome = match timeout(LIMIT, AssertUnwindSafe(run).catch_unwind()).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(panic)) => {
-                let said = panic.downcast_ref::<String>().cloned();
-                let said = said.or_else(|| panic.downcast_ref::<&str>().map(|&s| s.to_owned()));
-                Outcome::Failed(said.unwrap_or_else(|| "it panicked".into()))
+                let message = panic.downcast_ref::<String>().cloned();
+                let message =
+                    message.or_else(|| panic.downcast_ref::<&str>().map(|&s| s.to_owned()));
+                Outcome::Failed(message.unwrap_or_else(|| "it panicked".into()))
             }
             Err(_) => Outcome::Failed(format!("not within {LIMIT:?}")),
         };
@@ -166,7 +174,8 @@ impl Bench<'_> {
         outcome
     }
 
-    /// Events in a message of the floor: those that Trunkline on Redis delivered in one in this round.
+    /// Events in a message of the floor: as many as Trunkline on Redis delivered in one in this
+    /// round.
     fn batch(&self, scenario: Scenario, contestant: Contestant, round: usize) -> u32 {
         let delivered = || {
             let name = Contestant::Redis(1).name();
@@ -184,11 +193,11 @@ impl Bench<'_> {
         }
     }
 
-    fn note(&mut self, scenario: Scenario, contestant: Contestant, outcome: Outcome) {
+    fn record(&mut self, scenario: Scenario, contestant: Contestant, outcome: Outcome) {
         match outcome {
             Outcome::Measured(mut metrics) => {
                 if let Contestant::Stream(_) = contestant {
-                    // What it sent: its messages are cut where reading begins and ends.
+                    // Nothing is published to it.
                     metrics.remove("published_per_second");
                 }
                 println!("{}", line(&metrics));
@@ -208,13 +217,13 @@ impl Bench<'_> {
         &self,
         round: usize,
         index: usize,
-        place: usize,
+        position: usize,
         scenario: Scenario,
         contestant: Contestant,
     ) {
         let end = self.options.minutes * 60.0;
         let gone = self.start.elapsed().as_secs_f64();
-        let left = self.left(round, index, place).min((end - gone).max(0.0));
+        let left = self.left(round, index, position).min((end - gone).max(0.0));
         print!(
             "[{} gone, about {} left] round {round} of {}, {}: {} ... ",
             clock(gone),
@@ -226,15 +235,15 @@ impl Bench<'_> {
         let _ = std::io::stdout().flush();
     }
 
-    /// Seconds that what is left is likely to take.
-    fn left(&self, round: usize, index: usize, place: usize) -> f64 {
+    /// Estimated seconds of the runs that are left.
+    fn left(&self, round: usize, index: usize, position: usize) -> f64 {
         let mut seconds = 0.0;
         for later in round..=self.rounds {
             for (at, (scenario, contestants)) in self.plan.iter().enumerate() {
                 let gone = match at.cmp(&index) {
                     _ if later > round => 0,
                     std::cmp::Ordering::Less => contestants.len(),
-                    std::cmp::Ordering::Equal => place,
+                    std::cmp::Ordering::Equal => position,
                     std::cmp::Ordering::Greater => 0,
                 };
                 if later <= scenario.rounds(self.rounds) {
@@ -276,7 +285,7 @@ fn clock(seconds: f64) -> String {
     format!("{:.0}:{:02.0}", (seconds / 60.0).floor(), (seconds % 60.0).floor())
 }
 
-/// What is shown of a run while others are still to come.
+/// The figures of a run that are printed at once.
 fn line(metrics: &Metrics) -> String {
     const SHOWN: [&str; 12] = [
         "delivered_per_second",
@@ -301,7 +310,7 @@ fn line(metrics: &Metrics) -> String {
     figures.collect::<Vec<_>>().join(", ")
 }
 
-/// What was asked for; where the results go says nothing of them, and may be a private folder.
+/// The arguments without the paths of the output, which do not matter and may be private.
 fn arguments(mut all: impl Iterator<Item = String>) -> String {
     const PATHS: [&str; 3] = ["--json", "--plots", "--into"];
     let mut kept = vec![];

@@ -1,4 +1,4 @@
-//! What is run: the scenarios, those that matter most first, and who takes part in each.
+//! The scenarios, the most important first, and the contestants of each.
 
 use std::time::Duration;
 
@@ -12,25 +12,25 @@ use crate::{
 /// One scenario.
 #[derive(Clone, Copy, Debug)]
 pub enum Scenario {
-    /// As fast as it is acknowledged.
+    /// Closed loop: as fast as requests are acknowledged.
     FanOut(Offer),
-    /// At a fixed rate, open loop.
+    /// Open loop: at a fixed rate.
     Latency { subscribers: usize, rate: u64 },
-    /// Streams on which nothing happens.
+    /// Idle streams.
     Idle { streams: usize, per_connection: usize },
-    /// Subscribers that want some accounts, and others that want none of those.
+    /// Subscribers whose filters match events, and others whose filters match none.
     Filters { matching: usize, others: usize },
-    /// More and more nodes.
+    /// A growing number of nodes.
     Growth { nodes: usize },
 }
 
-/// Mailbox changes, one publisher.
+/// A fan-out with one publisher.
 fn fan_out(subscribers: usize, batch: usize, content: Content) -> Scenario {
     Scenario::FanOut(Offer { publishers: 1, subscribers, batch, content })
 }
 
 impl Scenario {
-    /// All of them. `quick`: with few nodes, to see whether they work.
+    /// All scenarios. `quick`: with few nodes, as a smoke test.
     pub fn all(quick: bool) -> Vec<Scenario> {
         use Content::{Custom, Mailbox};
         let many = |batch| {
@@ -65,7 +65,7 @@ impl Scenario {
         if quick { all.into_iter().map(Scenario::small).collect() } else { all }
     }
 
-    /// With a tenth of the nodes at the most.
+    /// The same with a tenth of the nodes.
     fn small(self) -> Scenario {
         let few = |count: usize| if count > 10 { count / 10 } else { count };
         match self {
@@ -85,7 +85,7 @@ impl Scenario {
         }
     }
 
-    /// How it is called in the tables; targets and plots find it by this.
+    /// Its name in the tables, by which targets and plots find it.
     pub fn name(self) -> String {
         match self {
             Scenario::FanOut(Offer { publishers: 1, subscribers, batch, content }) => {
@@ -107,11 +107,11 @@ impl Scenario {
         }
     }
 
-    /// Who takes part, in this order: the floor that sends as Trunkline delivered comes after it.
+    /// The contestants in order: the floor that copies Trunkline's batches comes after Trunkline.
     pub fn contestants(self) -> Vec<Contestant> {
         use Contestant::{
-            BareRedis, Cluster, Echo, Embedded, Nats, PlacingRedis, PlainClassic, PlainRedis,
-            PlainSharded, Redis, Relay, Sender, Stream, Unary,
+            BareRedis, Cluster, Echo, Embedded, Nats, PlainClassic, PlainRedis, PlainSharded,
+            Redis, RedisPositions, Relay, Sender, Stream, Unary,
         };
         let as_delivered = Stream(Batch::AsDelivered);
         match self {
@@ -137,7 +137,7 @@ impl Scenario {
             Scenario::Latency { subscribers, .. } => {
                 let mut all = vec![Redis(1), PlainRedis, Nats];
                 if subscribers == 1 {
-                    all.extend([Echo, BareRedis, PlacingRedis, Sender]);
+                    all.extend([Echo, BareRedis, RedisPositions, Sender]);
                 }
                 all.extend([Embedded, Redis(2), Cluster(1), PlainClassic, PlainSharded]);
                 all
@@ -148,7 +148,7 @@ impl Scenario {
         }
     }
 
-    /// Events of a publisher's request.
+    /// Events per request.
     pub fn batch(self) -> u32 {
         match self {
             Scenario::FanOut(offer) => u32::try_from(offer.batch).expect("a small number"),
@@ -156,7 +156,7 @@ impl Scenario {
         }
     }
 
-    /// In how many of the rounds it takes part: memory hardly differs, and growth takes long.
+    /// Rounds in which it takes part: memory hardly varies, and growth takes long.
     pub fn rounds(self, rounds: usize) -> usize {
         match self {
             Scenario::Idle { .. } | Scenario::Growth { .. } => rounds.min(2),
@@ -164,7 +164,7 @@ impl Scenario {
         }
     }
 
-    /// Seconds that a run is likely to take, before one was seen.
+    /// Estimated seconds of a run, before there was one.
     pub fn guess(self, length: Duration) -> f64 {
         let seconds = length.as_secs_f64();
         match self {

@@ -1,4 +1,4 @@
-//! Drawings: bars and lines as SVG, legible on light and dark pages.
+//! Drawings: bars and lines as SVG, readable on light and dark pages.
 
 use std::fmt::Write;
 
@@ -19,11 +19,11 @@ const SERIES: [(&str, &str); 10] = [
 /// Dashes of floors, which share a colour.
 const DASHES: [&str; 4] = ["", "6 3", "2 3", "8 3 2 3"];
 
-/// How a series looks: colour and dash.
+/// The style of a series: colour and dash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Look(pub usize, pub usize);
+pub struct Style(pub usize, pub usize);
 
-/// A drawing under way.
+/// A drawing to which elements are added.
 pub struct Drawing {
     width: f64,
     height: f64,
@@ -45,13 +45,13 @@ pub struct Frame {
 
 /// A line of a plot.
 pub struct Line {
-    /// How it looks.
-    pub look: Look,
+    /// Its style.
+    pub style: Style,
     /// Its points, both from 0 to 1: from the left, from the bottom.
     pub points: Vec<(f64, f64)>,
 }
 
-/// A mark on an axis, from 0 to 1, and what stands there.
+/// A tick on an axis: its position from 0 to 1, and its label.
 pub type Tick = (f64, String);
 
 impl Drawing {
@@ -67,18 +67,20 @@ impl Drawing {
         let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
         let _ = writeln!(
             self.body,
-            "<text x=\"{x:.1}\" y=\"{y:.1}\" class=\"{class}\" text-anchor=\"{anchor}\">{text}</text>"
+            "<text x=\"{x:.1}\" y=\"{y:.1}\" class=\"{class}\" \
+             text-anchor=\"{anchor}\">{text}</text>"
         );
     }
 
     /// A bar.
-    pub fn bar(&mut self, frame: Frame, look: Look) {
+    pub fn bar(&mut self, frame: Frame, style: Style) {
         let Frame { x, y, w, h } = frame;
         let _ = writeln!(
             self.body,
-            "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{h:.1}\" rx=\"1.5\" class=\"f{}\"/>",
+            "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{h:.1}\" rx=\"1.5\" \
+             class=\"f{}\"/>",
             w.max(1.0),
-            look.0
+            style.0
         );
     }
 
@@ -91,9 +93,9 @@ impl Drawing {
         );
     }
 
-    /// What a series is called, with its line.
-    pub fn legend(&mut self, x: f64, y: f64, look: Look, name: &str) {
-        self.path(&[(x, y - 4.0), (x + 22.0, y - 4.0)], look);
+    /// An entry of the legend: the line of a series and its name.
+    pub fn legend(&mut self, x: f64, y: f64, style: Style, name: &str) {
+        self.path(&[(x, y - 4.0), (x + 22.0, y - 4.0)], style);
         self.text(x + 28.0, y, "label", "start", name);
     }
 
@@ -101,13 +103,13 @@ impl Drawing {
     pub fn plot(&mut self, frame: Frame, title: &str, ticks: [&[Tick]; 2], lines: &[Line]) {
         let Frame { x, y, w, h } = frame;
         self.text(x, y - 10.0, "head", "start", title);
-        for (place, name) in ticks[0] {
-            let at = x + place * w;
+        for (position, name) in ticks[0] {
+            let at = x + position * w;
             self.rule((at, y), (at, y + h), "grid");
             self.text(at, y + h + 16.0, "label", "middle", name);
         }
-        for (place, name) in ticks[1] {
-            let at = y + h - place * h;
+        for (position, name) in ticks[1] {
+            let at = y + h - position * h;
             self.rule((x, at), (x + w, at), "grid");
             self.text(x - 6.0, at + 4.0, "label", "end", name);
         }
@@ -117,28 +119,28 @@ impl Drawing {
                 .iter()
                 .map(|(across, up)| (x + across * w, y + h - up.clamp(0.0, 1.0) * h))
                 .collect();
-            self.path(&points, line.look);
-            // A floor is a line alone; who is compared has its points marked.
-            if line.look.1 == 0 {
+            self.path(&points, line.style);
+            // Only contestants that are not floors have their points marked.
+            if line.style.1 == 0 {
                 for (across, down) in points {
                     let _ = writeln!(
                         self.body,
                         "<circle cx=\"{across:.1}\" cy=\"{down:.1}\" r=\"2.4\" class=\"f{}\"/>",
-                        line.look.0
+                        line.style.0
                     );
                 }
             }
         }
     }
 
-    fn path(&mut self, points: &[(f64, f64)], look: Look) {
+    fn path(&mut self, points: &[(f64, f64)], style: Style) {
         let points: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-        let dash = DASHES[look.1 % DASHES.len()];
+        let dash = DASHES[style.1 % DASHES.len()];
         let _ = writeln!(
             self.body,
             "<polyline points=\"{}\" class=\"l{}\" stroke-dasharray=\"{dash}\"/>",
             points.join(" "),
-            look.0
+            style.0
         );
     }
 
@@ -154,14 +156,18 @@ impl Drawing {
             text
         };
         format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" role=\"img\">\n\
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" \
+             width=\"{width}\" height=\"{height}\" role=\"img\">\n\
              <style>\n\
              text{{font:11px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;fill:#1f2328}}\n\
-             .title{{font-size:15px;font-weight:600}} .head{{font-size:12px;font-weight:600}} .quiet{{fill:#59636e}}\n\
+             .title{{font-size:15px;font-weight:600}} .head{{font-size:12px;font-weight:600}} \
+             .quiet{{fill:#59636e}}\n\
              polyline{{fill:none;stroke-width:1.8;stroke-linejoin:round}}\n\
-             .page{{fill:#ffffff}} .grid{{stroke:#d8dee4;stroke-width:1}} .spread{{stroke:#1f2328;stroke-width:1}}\n\
+             .page{{fill:#ffffff}} .grid{{stroke:#d8dee4;stroke-width:1}} \
+             .spread{{stroke:#1f2328;stroke-width:1}}\n\
              {}@media (prefers-color-scheme:dark){{\n\
-             text{{fill:#e6edf3}} .quiet{{fill:#9198a1}} .page{{fill:#0d1117}} .grid{{stroke:#30363d}} .spread{{stroke:#e6edf3}}\n\
+             text{{fill:#e6edf3}} .quiet{{fill:#9198a1}} .page{{fill:#0d1117}} \
+             .grid{{stroke:#30363d}} .spread{{stroke:#e6edf3}}\n\
              {}}}\n\
              </style>\n\
              <rect width=\"{width}\" height=\"{height}\" rx=\"6\" class=\"page\"/>\n{body}</svg>\n",

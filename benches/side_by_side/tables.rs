@@ -1,4 +1,5 @@
-//! Tables in Markdown: a figure is the median, with the least and the greatest where rounds differ.
+//! Tables in Markdown: each figure is the median, with the least and the greatest where rounds
+//! differ.
 
 use std::fmt::Write;
 
@@ -6,7 +7,7 @@ use serde_json::Value;
 
 use super::report::{Report, Row, short};
 
-/// A column: its head, the figure, and by what it is divided.
+/// A column: its head, the name of the figure, and a divisor for its unit.
 type Column = (&'static str, &'static str, f64);
 
 const FAN_OUT: [Column; 6] = [
@@ -79,7 +80,7 @@ pub fn all(report: &Report) -> String {
     text
 }
 
-/// What Redis does for each delivered event: those fan-outs in which it takes part, to 100 and to 1,000.
+/// The use of Redis per delivered event, in fan-outs to 100 and to 1,000 by contestants with Redis.
 fn redis_share(report: &Report) -> String {
     let mut text = String::new();
     for scenario in report.scenarios() {
@@ -115,12 +116,12 @@ fn table<'a>(rows: impl Iterator<Item = &'a Row>, columns: &[Column]) -> String 
 
 fn cell(row: &Row, metric: &str, divisor: f64) -> String {
     let Some(spread) = row.spread(metric) else { return String::new() };
-    let [least, median, most] =
-        [spread.least, spread.median, spread.most].map(|value| short(value / divisor));
-    if least == most { median } else { format!("{median} ({least} to {most})") }
+    let [min, median, max] =
+        [spread.min, spread.median, spread.max].map(|value| short(value / divisor));
+    if min == max { median } else { format!("{median} ({min} to {max})") }
 }
 
-/// On what it was measured, as a list; what failed, and what there was no time for.
+/// The conditions of the run as a list, with failed runs and those that there was no time for.
 pub fn conditions(report: &Report) -> String {
     let of = |key: &str| match &report.conditions[key] {
         Value::String(text) => text.clone(),
@@ -168,11 +169,12 @@ pub fn conditions(report: &Report) -> String {
         of("load_before"),
         rounds.join("; ")
     ));
-    if let Some((median, most)) = others(report) {
+    if let Some((median, max)) = others(report) {
         item(format!(
-            "CPU of processes that are no part of the run, while it was measured: median {} %, most {} % of one core",
+            "CPU of processes outside the run, while it was measured: median {} %, most {} % of \
+             one core",
             short(median),
-            short(most)
+            short(max)
         ));
     }
     if report.conditions["debug_build"] == true {
@@ -182,12 +184,15 @@ pub fn conditions(report: &Report) -> String {
         item(format!("**failed**: {failure}"));
     }
     for unfinished in report.conditions["unfinished"].as_array().into_iter().flatten() {
-        item(format!("not run, for the time was up: {}", unfinished.as_str().unwrap_or_default()));
+        item(format!(
+            "not run, since the time was up: {}",
+            unfinished.as_str().unwrap_or_default()
+        ));
     }
     text
 }
 
-/// What else the machine did: median and most over all runs.
+/// CPU of processes outside the runs: median and maximum over all runs.
 fn others(report: &Report) -> Option<(f64, f64)> {
     let runs = report.rows.iter().flat_map(|row| &row.rounds);
     let of = |run: &super::report::Metrics| {
@@ -198,7 +203,7 @@ fn others(report: &Report) -> Option<(f64, f64)> {
     Some((*all.get(all.len() / 2)?, *all.last()?))
 }
 
-/// The numbers in a name, so that 10 comes after 2.
+/// A key that sorts names by their numbers, so that 10 comes after 2.
 fn numbers(name: &str) -> (String, Vec<u64>) {
     let words: String = name.chars().filter(|c| !c.is_ascii_digit()).collect();
     let digits = name.split(|c: char| !c.is_ascii_digit());

@@ -20,14 +20,14 @@ const SERVER_CPU: &str = "server_cpu_seconds_per_million";
 const REDIS_CPU: &str = "redis_cpu_seconds_per_million";
 const CONNECTIONS: &str = "redis_connections";
 
-/// What a figure is to be.
+/// The bound of a figure.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Bound {
     AtLeast(f64),
     AtMost(f64),
     Below(f64),
-    /// None: it stands beside one that has a bound.
-    Beside,
+    /// No bound: shown for comparison with the figure above.
+    None,
 }
 
 impl Bound {
@@ -36,49 +36,49 @@ impl Bound {
             Bound::AtLeast(bound) => Some(value >= bound),
             Bound::AtMost(bound) => Some(value <= bound),
             Bound::Below(bound) => Some(value < bound),
-            Bound::Beside => None,
+            Bound::None => None,
         }
     }
 }
 
-/// How a figure is written.
+/// The format of a figure.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum As {
+enum Format {
     Number,
     /// 0.05 is 1/20.
     Fraction,
     Kilobytes,
 }
 
-impl As {
+impl Format {
     fn text(self, value: f64) -> String {
         match self {
-            As::Fraction if value > 0.0 && value < 0.5 => format!("1/{}", short(1.0 / value)),
-            As::Number | As::Fraction => short(value),
-            As::Kilobytes => format!("{:.1} KB", value / 1024.0),
+            Format::Fraction if value > 0.0 && value < 0.5 => format!("1/{}", short(1.0 / value)),
+            Format::Number | Format::Fraction => short(value),
+            Format::Kilobytes => format!("{:.1} KB", value / 1024.0),
         }
     }
 }
 
 /// One target.
 struct Target {
-    what: &'static str,
+    name: &'static str,
     bound: Bound,
     value: Option<f64>,
-    unit: As,
+    unit: Format,
 }
 
 /// A table of all targets; what was not measured says so.
 pub fn table(report: &Report) -> String {
     let mut text = String::from("| | target | measured | met |\n|---|---|---|---|\n");
-    for Target { what, bound, value, unit } in targets(report) {
+    for Target { name, bound, value, unit } in targets(report) {
         // Bounds are round numbers.
         let round = |bound| unit.text(bound).replace(".00", "").replace(".0", "");
         let target = match bound {
             Bound::AtLeast(bound) => format!("at least {}", round(bound)),
             Bound::AtMost(bound) => format!("at most {}", round(bound)),
             Bound::Below(bound) => format!("below {}", round(bound)),
-            Bound::Beside => String::new(),
+            Bound::None => String::new(),
         };
         let (measured, met) = match value {
             None => ("not measured".to_owned(), ""),
@@ -91,7 +91,7 @@ pub fn table(report: &Report) -> String {
                 (unit.text(value), met)
             }
         };
-        let _ = writeln!(text, "| {what} | {target} | {measured} | {met} |");
+        let _ = writeln!(text, "| {name} | {target} | {measured} | {met} |");
     }
     text
 }
@@ -101,17 +101,18 @@ fn ratio(a: Option<f64>, b: Option<f64>) -> Option<f64> {
 }
 
 fn targets(report: &Report) -> Vec<Target> {
-    use Bound::{AtLeast, AtMost, Below, Beside};
+    use Bound::{AtLeast, AtMost, Below};
     let median = |scenario, contestant, metric| report.median(scenario, contestant, metric);
-    let number = |what, bound, value| Target { what, bound, value, unit: As::Number };
+    let number = |name, bound, value| Target { name, bound, value, unit: Format::Number };
 
-    // Each as it does it best: plain Redis may deliver more when it is not published to in pipelines.
+    // The better of both: plain Redis may deliver more without pipelines.
     let best = |contestant| {
-        let ways = [BATCHES, ONE_BY_ONE].map(|way| median(way, contestant, DELIVERED));
-        Some(ways[0]?.max(ways[1]?))
+        let both = [BATCHES, ONE_BY_ONE].map(|scenario| median(scenario, contestant, DELIVERED));
+        Some(both[0]?.max(both[1]?))
     };
 
-    // The composed floor: the stream, and a hundredth of a unary request's share of an event, for each of 100 deliveries.
+    // The composed floor: the stream, and for each of 100 deliveries a hundredth of what a unary
+    // request costs per event.
     let gateway = median(BATCHES, REDIS, SERVER_CPU);
     let stream = median(BATCHES, STREAM, SERVER_CPU);
     let publish = median(BATCHES, "floor: tonic unary publish", SERVER_CPU);
@@ -121,7 +122,7 @@ fn targets(report: &Report) -> Vec<Target> {
     let trip = p50("floor: tonic unary round trip");
     let bare = p50("floor: redis, one connection");
     let sender = p50("floor: the sender itself");
-    let placing = p50("floor: redis, one connection, kept in its place");
+    let positions = p50("floor: redis, one connection, with positions");
     let sum = |a: Option<f64>, b: Option<f64>| Some(a? + b?).filter(|sum| *sum > 0.0);
     let without = |value: Option<f64>| Some(value? - sender?);
 
@@ -143,7 +144,7 @@ fn targets(report: &Report) -> Vec<Target> {
         ),
         number(
             "the same, both in batches of 100",
-            Beside,
+            Bound::None,
             ratio(median(BATCHES, REDIS, DELIVERED), median(BATCHES, PLAIN, DELIVERED)),
         ),
         number(
@@ -152,34 +153,40 @@ fn targets(report: &Report) -> Vec<Target> {
             ratio(best(REDIS), best(NATS)),
         ),
         number(
-            "fan-out to 100 in batches, CPU a delivered event: gateway / tonic stream of messages of the same size (strict)",
+            "fan-out to 100 in batches, CPU a delivered event: gateway / tonic stream of messages \
+             of the same size (strict)",
             AtMost(1.3),
             ratio(gateway, stream),
         ),
         number(
-            "the same / (tonic stream + a hundredth of a tonic unary request an event) (composed: the gateway publishes too)",
-            Beside,
+            "the same / (tonic stream + a hundredth of a tonic unary request an event) (composed: \
+             the gateway publishes too)",
+            Bound::None,
             ratio(gateway, composed),
         ),
         number(
-            "the same / tonic relay (a tonic server that hands a prepared message to all streams for each request)",
-            Beside,
+            "the same / tonic relay (a tonic server that hands a prepared message to all streams \
+             for each request)",
+            Bound::None,
             ratio(gateway, median(BATCHES, RELAY, SERVER_CPU)),
         ),
         number(
-            "latency p50, 1,000/s to 1: Trunkline on Redis / (tonic unary round trip + Redis on one connection)",
+            "latency p50, 1,000/s to 1: Trunkline on Redis / (tonic unary round trip + Redis on \
+             one connection)",
             AtMost(1.2),
             ratio(p50(REDIS), sum(trip, bare)),
         ),
         number(
-            "the same, the sender's own lateness taken out of each of the three (strict: the sum has it twice)",
-            Beside,
+            "the same, the sender's own lateness taken out of each of the three (strict: the sum \
+             has it twice)",
+            Bound::None,
             ratio(without(p50(REDIS)), sum(without(trip), without(bare))),
         ),
         number(
-            "the same, strict, where Redis keeps each event in its place (a script of three commands)",
-            Beside,
-            ratio(without(p50(REDIS)), sum(without(trip), without(placing))),
+            "the same, strict, where Redis gives each event a position (a script of three \
+             commands)",
+            Bound::None,
+            ratio(without(p50(REDIS)), sum(without(trip), without(positions))),
         ),
         number(
             "latency p99, 10,000/s to 100: Trunkline on Redis / plain Redis with 100 connections",
@@ -187,37 +194,39 @@ fn targets(report: &Report) -> Vec<Target> {
             ratio(median(FAST_TO_100, REDIS, "p99_us"), median(FAST_TO_100, PLAIN, "p99_us")),
         ),
         Target {
-            what: "fan-out to 100 in batches, Redis CPU a delivered event: Trunkline / plain Redis",
+            name: "fan-out to 100 in batches, Redis CPU a delivered event: Trunkline / plain Redis",
             bound: AtMost(1.0 / 30.0),
             value: ratio(median(BATCHES, REDIS, REDIS_CPU), median(BATCHES, PLAIN, REDIS_CPU)),
-            unit: As::Fraction,
+            unit: Format::Fraction,
         },
         Target {
-            what: "the same to 1,000",
-            bound: Beside,
+            name: "the same to 1,000",
+            bound: Bound::None,
             value: ratio(median(TO_1000, REDIS, REDIS_CPU), median(TO_1000, PLAIN, REDIS_CPU)),
-            unit: As::Fraction,
+            unit: Format::Fraction,
         },
         Target {
-            what: "memory of an idle stream, 100 to a connection",
+            name: "memory of an idle stream, 100 to a connection",
             bound: AtMost(10.0 * 1024.0),
             value: idle(100, EMBEDDED, "rss_bytes_per_stream"),
-            unit: As::Kilobytes,
+            unit: Format::Kilobytes,
         },
         Target {
-            what: "memory of an idle connection with one stream",
+            name: "memory of an idle connection with one stream",
             bound: AtMost(25.0 * 1024.0),
             value: idle(1, EMBEDDED, "rss_bytes_per_connection"),
-            unit: As::Kilobytes,
+            unit: Format::Kilobytes,
         },
         Target {
-            what: "the same of the tonic relay, whose streams have no filter, place, heartbeat or rights",
-            bound: Beside,
+            name: "the same of the tonic relay, whose streams have no filter, position, heartbeat \
+                   or rules",
+            bound: Bound::None,
             value: idle(1, RELAY, "rss_bytes_per_connection"),
-            unit: As::Kilobytes,
+            unit: Format::Kilobytes,
         },
         number(
-            "filters: gateway CPU with 10 times the subscribers, none of which match / without them",
+            "filters: gateway CPU with 10 times the subscribers, none of which match / without \
+             them",
             AtMost(1.2),
             ratio(filters("10000"), filters("0")),
         ),
@@ -228,7 +237,7 @@ fn targets(report: &Report) -> Vec<Target> {
         ),
         number(
             "growth: gateway CPU a delivered event, with 2,000 nodes / with 100",
-            Beside,
+            Bound::None,
             ratio(growth(2_000, SERVER_CPU), growth(100, SERVER_CPU)),
         ),
     ]

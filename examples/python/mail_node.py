@@ -1,8 +1,9 @@
-"""A mail server's node, as a command: shows what it would do for each event, and publishes.
+"""A mail server's node as a command: prints what it would do for each event, and publishes.
 
     python mail_node.py --node-id imap-1 subscribe
-    python mail_node.py --node-id mta-1 publish '{"mailboxChange": {"accountId": "a1", "changeId": 7}}'
-    python mail_node.py --node-id imap-1 --gateway gw.example.org:7420 --tls-ca ca.pem --token-file token subscribe
+    python mail_node.py --node-id mta-1 publish '{"mailboxChange": {"accountId": "a1"}}'
+    python mail_node.py --node-id imap-1 --gateway gw.example.org:7420 --tls-ca ca.pem \\
+        --token-file token subscribe
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from google.protobuf import json_format
 
 from trunkline_client import Client, Event, EventBatch, Gap, Message, Subscribed
 
-# What a mail server does when another one of its cluster says so.
+# The duty of a mail server for each kind of event from another server of its cluster.
 DUTIES = {
     "mailbox_change": "wake the IDLE and JMAP sessions of account {0.account_id}",
     "email_delivery": "push message {0.email_id} to the devices of account {0.account_id}",
@@ -30,33 +31,34 @@ DUTIES = {
     "blocked_ip": "change the ban of {0.address}",
     "certificate_change": "load certificate {0.certificate_id}",
     "registry_change": "load {0.object_type} {0.object_id}",
-    "cache_invalidation": "drop what the caches hold of it",
-    "queue_status": "pause the queue, or let it run",
+    "cache_invalidation": "drop the entries from the caches",
+    "queue_status": "pause or resume the queue",
     "queue_refresh": "read the queue",
-    "custom": "hand it to whoever knows {0.type}",
+    "custom": "pass it to the handler of {0.type}",
 }
 
 
-def deal_with(message: Message) -> None:
-    """Prints a JSON object a line, where a mail server would act."""
+def handle(message: Message) -> None:
+    """Prints a JSON object per line where a mail server would act."""
     if isinstance(message, Subscribed):
         show(subscribed=as_json(message))
     elif isinstance(message, EventBatch):
         for event in message.events:
             kind = event.WhichOneof("kind")
-            # A kind that a newer node publishes is none of ours.
+            # A kind that a newer node publishes has no duty here.
             duty = DUTIES[kind].format(getattr(event, kind)) if kind else "nothing"
             show(event=as_json(event), duty=duty)
     elif isinstance(message, Gap):
-        # What was missed does not come: whatever it may concern is to be loaded again.
-        show(gap=as_json(message), duty="drop all caches; load bans, settings and certificates; wake all sessions")
+        # Missed events do not arrive later: reload whatever they may concern.
+        duty = "drop all caches; load bans, settings and certificates; wake all sessions"
+        show(gap=as_json(message), duty=duty)
 
 
 def as_json(message) -> dict:
     try:
         return json_format.MessageToDict(message)
     except TypeError:
-        # The payload of a custom event is of a type that this program does not know.
+        # The payload of a custom event has a type that this program does not know.
         message = type(message).FromString(message.SerializeToString())
         message.custom.ClearField("payload")
         return json_format.MessageToDict(message)
@@ -69,9 +71,10 @@ def show(**parts: object) -> None:
 async def subscribe(client: Client, resume_file: pathlib.Path | None) -> None:
     token = resume_file.read_bytes() if resume_file and resume_file.exists() else b""
     async for message in client.subscribe(resume_token=token):
-        deal_with(message)
+        handle(message)
         if resume_file:
-            # Whole or not at all. Who dies between the two lines gets the message again.
+            # Renamed into place, so that the file is never half written. A node that is killed
+            # before that receives the message again.
             draft = resume_file.with_suffix(".new")
             draft.write_bytes(message.resume_token)
             os.replace(draft, resume_file)
@@ -84,18 +87,25 @@ async def publish(client: Client, texts: list[str]) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--node-id", required=True)
-    parser.add_argument("--gateway", action="append", help="host:port; may be given several times [127.0.0.1:7420]")
-    parser.add_argument("--role", action="append", default=[])
-    parser.add_argument("--heartbeat", type=int, default=10, help="seconds; three without a word mean that a gateway is gone")
-    parser.add_argument("--tls-ca", type=pathlib.Path, help="who signs the gateways' certificates; without it, plain text")
-    parser.add_argument("--tls-cert", type=pathlib.Path, help="the certificate to show; needs --tls-key")
-    parser.add_argument("--tls-key", type=pathlib.Path, help="its key")
-    parser.add_argument("--token-file", type=pathlib.Path, help="the token to show, where no certificate says who this is")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--node-id", required=True)
+    add("--gateway", action="append", help="host:port; may be given several times [127.0.0.1:7420]")
+    add("--role", action="append", default=[])
+    add("--heartbeat", type=int, default=10, help="seconds; a gateway that misses three is left")
+    add("--tls-ca", type=pathlib.Path, help="authority of the gateways; without it, no TLS")
+    add("--tls-cert", type=pathlib.Path, help="client certificate; needs --tls-key")
+    add("--tls-key", type=pathlib.Path, help="private key of the client certificate")
+    add("--token-file", type=pathlib.Path, help="file with the bearer token")
     commands = parser.add_subparsers(dest="command", required=True)
-    subscribing = commands.add_parser("subscribe", help="print events as they come, one JSON object a line")
-    subscribing.add_argument("--resume-file", type=pathlib.Path, help="keeps the resume token over a restart")
+    subscribing = commands.add_parser(
+        "subscribe", help="print events as they arrive, one JSON object per line"
+    )
+    subscribing.add_argument(
+        "--resume-file", type=pathlib.Path, help="file that keeps the resume token over a restart"
+    )
     publishing = commands.add_parser("publish", help="publish events in one request")
     publishing.add_argument("event", nargs="+", help="in proto3 JSON")
     args = parser.parse_args()
@@ -106,23 +116,24 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def proof(args: argparse.Namespace) -> dict:
-    """What the client is given to show who this is."""
-    credentials = None
+def credentials(args: argparse.Namespace) -> dict:
+    """The arguments of the client that authenticate this node."""
+    channel_credentials = None
     if args.tls_ca:
         key, chain = (path and path.read_bytes() for path in (args.tls_key, args.tls_cert))
-        credentials = grpc.ssl_channel_credentials(args.tls_ca.read_bytes(), key, chain)
+        channel_credentials = grpc.ssl_channel_credentials(args.tls_ca.read_bytes(), key, chain)
     token = args.token_file and args.token_file.read_text().strip()
-    return {"credentials": credentials, "token": token}
+    return {"credentials": channel_credentials, "token": token}
 
 
 async def main() -> int:
     args = arguments()
-    # Who is told to stop ends between two messages, not within one.
+    # SIGTERM ends the node between two messages.
     task = asyncio.current_task()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     gateways = args.gateway or ["127.0.0.1:7420"]
-    async with Client(args.node_id, gateways, roles=args.role, heartbeat=args.heartbeat, **proof(args)) as client:
+    options = {"roles": args.role, "heartbeat": args.heartbeat, **credentials(args)}
+    async with Client(args.node_id, gateways, **options) as client:
         try:
             if args.command == "subscribe":
                 await subscribe(client, args.resume_file)

@@ -1,12 +1,12 @@
-"""A node in Python: publishing that is safe to retry, and a stream that reconnects and resumes by itself.
+"""A node in Python: publishing that is safe to retry, and a stream that reconnects and resumes.
 
     async with Client("imap-1", ["10.0.0.1:7420", "10.0.0.2:7420"]) as client:
         await client.publish(Event(mailbox_change=MailboxChange(account_id="a1", change_id=7)))
         async for message in client.subscribe():
             ...
 
-The client does two of the three duties of a node: it keeps the resume token, and it publishes under a request id. The third
-is yours: on a `Gap`, load again what it concerns.
+The client does two of the three duties of a node: it keeps the resume token, and it publishes under
+a request id. The third is yours: after a `Gap`, reload whatever it concerns.
 """
 
 from __future__ import annotations
@@ -35,33 +35,33 @@ Message = Union[Subscribed, EventBatch, Gap]
 
 log = logging.getLogger("trunkline")
 
-# Waits between attempts, in seconds: the bound of the first one, and of all.
+# Upper bounds of the waits between attempts, in seconds: of the first wait, and of all.
 FIRST_WAIT = 0.05
-MOST_WAIT = 2.0
+MAX_WAIT = 2.0
 
-# How many heartbeats may fail to come before a connection counts as dead.
-MISSED_HEARTBEATS = 3
+# Heartbeats that may be missed before a connection counts as dead.
+MAX_MISSED_HEARTBEATS = 3
 
-# How long one attempt to publish may take, in seconds. A gateway answers earlier, unless it is frozen or cut off.
+# Limit of one attempt to publish, in seconds. A gateway answers earlier unless it is not reachable.
 ATTEMPT_TIMEOUT = 12.0
 
-# gRPC waits by itself between attempts to connect: up to two minutes, unless it is told otherwise.
+# By default, gRPC waits up to two minutes between attempts to connect.
 CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # This one is how long an attempt may take.
+    # In spite of its name, the limit of one attempt.
     ("grpc.min_reconnect_backoff_ms", 2000),
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
 ]
 
-# Under one request id all of these are safe to try again.
-PUBLISH_AGAIN = {
+# Errors after which a request is retried, which its request id makes safe.
+RETRIED = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 
-# Subscribing again does not help against these.
+# Errors that end a subscription: a retry would not help.
 REFUSED = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.PERMISSION_DENIED,
@@ -71,7 +71,7 @@ REFUSED = {
 
 
 class Client:
-    """A node's connections to the gateways. The first gateway is used while it serves, then the others in turn."""
+    """A node's connections to the gateways: the first while it serves, then the others in turn."""
 
     def __init__(
         self,
@@ -84,12 +84,13 @@ class Client:
         credentials: grpc.ChannelCredentials | None = None,
         token: str | None = None,
     ) -> None:
-        """`publish_timeout`, in seconds, must stay below the gateways' `requestIdWindow`, a minute unless set.
+        """`publish_timeout`, in seconds: below the gateways' `requestIdWindow` (default: 60 s).
 
-        `heartbeat`: the interval that is asked for, in seconds, 1 to 3600. After three without a word a gateway counts as gone.
+        `heartbeat`: the requested interval in seconds, 1 to 3600. A gateway counts as gone after
+        three intervals without a message.
 
-        `credentials` are for TLS, as `grpc.ssl_channel_credentials` makes them; without, the connections are plain text. `token` is
-        what proves who this is, where no certificate does.
+        `credentials` are for TLS, from `grpc.ssl_channel_credentials`; without them the connections
+        are not encrypted. `token` authenticates the node where no client certificate does.
         """
         self.node_id = node_id
         self.incarnation = str(uuid.uuid4())
@@ -114,12 +115,14 @@ class Client:
         return self._stubs[attempt % len(self._stubs)]
 
     async def publish(self, *events: Event) -> list[service.Position]:
-        """Publishes 1 to 1,000 events; returns their positions. Every event is accepted when it returns.
+        """Publishes 1 to 1,000 events. Returns their positions once every event is accepted.
 
-        Raises `grpc.aio.AioRpcError`: at once if the events were refused; else after the publish timeout, and then it is not
-        known whether they were published.
+        Raises `grpc.aio.AioRpcError`: at once if the events were refused; otherwise after the
+        publish timeout, and then it is not known whether they were published.
         """
-        request = service.PublishRequest(node_id=self.node_id, request_id=str(uuid.uuid4()), events=events)
+        request = service.PublishRequest(
+            node_id=self.node_id, request_id=str(uuid.uuid4()), events=events
+        )
         deadline = time.monotonic() + self.publish_timeout
         backoff = Backoff()
         for attempt in itertools.count():
@@ -130,48 +133,63 @@ class Client:
                 )
                 return list(response.positions)
             except grpc.aio.AioRpcError as error:
-                asked = retry_delay(error)
-                if error.code() not in PUBLISH_AGAIN and asked is None:
+                delay = retry_delay(error)
+                if error.code() not in RETRIED and delay is None:
                     raise
-                wait = backoff.next(asked)
+                wait = backoff.next(delay)
                 if time.monotonic() + wait >= deadline:
                     raise
-                log.warning("not published (%s: %s); again in %.2f s", error.code().name, error.details(), wait)
+                log.warning(
+                    "not published (%s: %s); retrying in %.2f s",
+                    error.code().name,
+                    error.details(),
+                    wait,
+                )
             await asyncio.sleep(wait)
         raise AssertionError("the attempts do not end")
 
-    async def subscribe(self, *, resume_token: bytes = b"", **options: object) -> AsyncIterator[Message]:
-        """Yields `Subscribed` whenever a stream is open, then `EventBatch` and `Gap` as they come, without end.
+    async def subscribe(
+        self, *, resume_token: bytes = b"", **options: object
+    ) -> AsyncIterator[Message]:
+        """Yields `Subscribed` whenever a stream is open, then each `EventBatch` and `Gap`, forever.
 
-        Each carries the `resume_token` that stands for all up to and including it. A message counts as dealt with when the
-        next one is asked for: a stream that is lost before that brings it again. Give the token of the last message to the
-        next process, if it is to go on where this one ended.
+        Each message carries the `resume_token` up to and including it. A message counts as handled
+        when the next one is requested: if the stream is lost before that, it is delivered again. To
+        resume in the next process, give it the token of the last message.
 
-        `options` are the other fields of `SubscribeRequest`: `filter`, `include_own_events`, `start`, `overflow`.
+        `options` are the other fields of `SubscribeRequest`: `filter`, `include_own_events`,
+        `start`, `overflow`.
 
         Raises `grpc.aio.AioRpcError` if the subscription was refused.
         """
         request = service.SubscribeRequest(
-            node_id=self.node_id, incarnation=self.incarnation, roles=self.roles, resume_token=resume_token, **options
+            node_id=self.node_id,
+            incarnation=self.incarnation,
+            roles=self.roles,
+            resume_token=resume_token,
+            **options,
         )
         request.heartbeat_interval.seconds = self.heartbeat
-        silence = self.heartbeat * MISSED_HEARTBEATS
+        silence = self.heartbeat * MAX_MISSED_HEARTBEATS
         backoff = Backoff()
         for attempt in itertools.count():
             call = self._stub(attempt).Subscribe(request, metadata=self._metadata)
-            asked, reason = None, "the stream ended"
+            delay, reason = None, "the stream ended"
             try:
-                while (response := await asyncio.wait_for(call.read(), silence)) is not grpc.aio.EOF:
+                while True:
+                    response = await asyncio.wait_for(call.read(), silence)
+                    if response is grpc.aio.EOF:
+                        break
                     arm = response.WhichOneof("response")
                     if arm is None:
-                        continue  # a newer gateway's
+                        continue  # a message that a newer gateway sends
                     message = getattr(response, arm)
                     if arm == "notice":
-                        # For whoever runs the node; it stands for no place.
-                        log.warning("the gateway says: %s", message.text)
+                        # For the operator of the node; it has no position.
+                        log.warning("notice from the gateway: %s", message.text)
                         continue
                     if arm == "draining":
-                        asked = message.reconnect_delay.ToTimedelta().total_seconds()
+                        delay = message.reconnect_delay.ToTimedelta().total_seconds()
                         continue
                     if arm == "subscribed":
                         backoff = Backoff()
@@ -182,18 +200,21 @@ class Client:
                 reason = "no heartbeat came"
             except grpc.aio.AioRpcError as error:
                 reason = f"{error.code().name}: {error.details()}"
-                lost_token = error_reason(error) == "RESUME_TOKEN_MALFORMED"
-                if error.code() in REFUSED and not lost_token:
+                bad_token = error_reason(error) == "RESUME_TOKEN_MALFORMED"
+                if error.code() in REFUSED and not bad_token:
                     raise
-                asked = max(asked or 0.0, retry_delay(error) or 0.0)
-                if lost_token:
-                    # It is another deployment's, or damaged. Begin anew; what was missed is not known.
+                delay = max(delay or 0.0, retry_delay(error) or 0.0)
+                if bad_token:
+                    # The token is damaged, or of another deployment. Start anew; the number of
+                    # missed events is not known.
                     request.resume_token = b""
-                    yield Gap(reason=service.GAP_REASON_UNKNOWN_EPOCH, action=service.GAP_ACTION_RESYNC)
+                    yield Gap(
+                        reason=service.GAP_REASON_UNKNOWN_EPOCH, action=service.GAP_ACTION_RESYNC
+                    )
             finally:
                 call.cancel()
-            wait = backoff.next(asked)
-            log.warning("not subscribed (%s); again in %.2f s", reason, wait)
+            wait = backoff.next(delay)
+            log.warning("not subscribed (%s); retrying in %.2f s", reason, wait)
             await asyncio.sleep(wait)
 
 
@@ -204,33 +225,34 @@ def _channel(gateway: str, credentials: grpc.ChannelCredentials | None) -> grpc.
 
 
 class Backoff:
-    """Waits between attempts, in seconds: full jitter under a bound that doubles, so that nodes do not come back in step."""
+    """Waits between attempts in seconds: full jitter below a bound that doubles, so that nodes do
+    not reconnect in step."""
 
     def __init__(self) -> None:
         self._bound = FIRST_WAIT
 
-    def next(self, asked: float | None = None) -> float:
-        """The next wait: not less than the gateway asked for, and otherwise at most 2 s."""
-        asked = asked or 0.0
-        wait = min(asked + random.uniform(0.0, self._bound), max(asked, MOST_WAIT))
-        self._bound = min(self._bound * 2, MOST_WAIT)
+    def next(self, delay: float | None = None) -> float:
+        """The next wait: at least the delay that the gateway asks for, otherwise at most 2 s."""
+        delay = delay or 0.0
+        wait = min(delay + random.uniform(0.0, self._bound), max(delay, MAX_WAIT))
+        self._bound = min(self._bound * 2, MAX_WAIT)
         return wait
 
 
 def retry_delay(error: grpc.aio.AioRpcError) -> float | None:
-    """After how many seconds the gateway asks to be tried again; None if it does not say."""
+    """The seconds after which the gateway asks for a retry; None if it does not ask."""
     info = _detail(error, error_details_pb2.RetryInfo)
     return info and info.retry_delay.ToTimedelta().total_seconds()
 
 
 def error_reason(error: grpc.aio.AioRpcError) -> str | None:
-    """The gateway's own name for what is wrong, such as BUS_UNAVAILABLE; None if it is not the gateway who says so."""
+    """The reason in an error of the gateway, such as BUS_UNAVAILABLE; None for any other error."""
     info = _detail(error, error_details_pb2.ErrorInfo)
     return info and info.reason
 
 
 def _detail(error: grpc.aio.AioRpcError, kind: type):
-    """The detail of this type that an error carries (AIP-193), if it does."""
+    """The detail of this type in an error (AIP-193), if there is one."""
     for key, value in error.trailing_metadata() or ():
         if key == rpc_status.GRPC_DETAILS_METADATA_KEY:
             for detail in rpc_status.status_pb2.Status.FromString(value).details:

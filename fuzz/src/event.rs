@@ -4,7 +4,7 @@ use bytes::BytesMut;
 use prost::Message;
 use trunkline::{
     hub::event::{EventView, Malformed, TargetName, routing_key_hash, stamp},
-    trace::{Carried, Context},
+    trace_context::{IncomingTrace, TraceContext},
 };
 use trunkline_proto::{
     kinds,
@@ -38,7 +38,8 @@ pub fn event(bytes: &[u8]) {
     let mut buffer = BytesMut::from(&b"another event"[..]);
     let _ = buffer.split();
     let mut stamped = |view: &EventView<'_>| {
-        let carried = Carried::new(Context { trace_id: [7; 16], span_id: [7; 8], sampled: true });
+        let carried =
+            IncomingTrace::new(TraceContext { trace_id: [7; 16], span_id: [7; 8], sampled: true });
         stamp(&mut buffer, view, "node", UNIX_EPOCH, Some(&carried), || Uuid::from_u128(7))
     };
     let once = stamped(view);
@@ -53,8 +54,8 @@ pub fn event(bytes: &[u8]) {
         assert!(!again.event_id.is_empty() && again.publish_time.is_some());
         assert_eq!((&again.kind, &again.target), (&decoded.kind, &decoded.target));
         assert!(decoded.event_id.is_empty() || again.event_id == decoded.event_id);
-        let own = Context::parse(decoded.traceparent.as_bytes());
-        assert_eq!(view.trace(), own.or(Context::parse(again.traceparent.as_bytes())));
+        let own = TraceContext::parse(decoded.traceparent.as_bytes());
+        assert_eq!(view.trace(), own.or(TraceContext::parse(again.traceparent.as_bytes())));
         assert!(view.meta().has_trace());
         assert!(own.is_none() || again.tracestate == decoded.tracestate);
         assert!(own.is_some() || again.tracestate.is_empty());
@@ -68,7 +69,7 @@ fn assert_same(view: &EventView<'_>, event: &v1::Event) {
     assert_eq!(view.account().unwrap_or_default(), account(event).unwrap_or_default());
     assert_eq!(view.custom_type(), custom_type(event));
     assert_eq!(view.event_id(), event.event_id);
-    let context = Context::parse(event.traceparent.as_bytes());
+    let context = TraceContext::parse(event.traceparent.as_bytes());
     assert_eq!(view.trace(), context);
     let sampled = context.is_some_and(|context| context.sampled);
     assert_eq!((view.meta().has_trace(), view.meta().is_sampled()), (context.is_some(), sampled));

@@ -1,4 +1,4 @@
-//! Certificates: the gateway's own, and those that nodes show.
+//! Certificates: the gateway's own, and those that nodes present.
 
 use std::{
     path::Path,
@@ -22,34 +22,34 @@ use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude
 
 use crate::config::ServerTls;
 
-/// What nodes and gateway agree upon within TLS.
+/// The protocol that TLS negotiates.
 const ALPN: &[u8] = b"h2";
 
-/// The longest name that is taken from a certificate.
+/// Bytes of the longest name that is read from a certificate.
 const MAX_NAME_LEN: usize = 512;
 
-/// What is needed to answer a handshake, and to look at certificates again later.
+/// Answers TLS handshakes, and verifies client certificates again later.
 #[derive(Clone)]
 pub struct Certificates {
     /// Answers handshakes.
     pub acceptor: TlsAcceptor,
-    /// Says whether a node's certificate is one; none: they are not asked for any.
+    /// Verifies client certificates. None: nodes are not asked for one.
     pub verifier: Option<Arc<dyn ClientCertVerifier>>,
 }
 
-/// What a node has shown, and proven to be its own.
+/// A client certificate whose private key the node has proved to hold.
 #[derive(Debug)]
 pub struct PeerCertificate {
-    /// The identity in it. None: it names nobody.
+    /// The identity that it names, if any.
     pub name: Option<Arc<str>>,
     chain: Vec<CertificateDer<'static>>,
     not_after: SystemTime,
-    /// For which authorities it was last found to hold: the number that [`PeerCertificate::holds`] was given.
-    verified_for: AtomicU64,
+    /// The generation of certificate authorities that last verified it.
+    verified_generation: AtomicU64,
 }
 
 impl Certificates {
-    /// Reads the files. The error names the key of the configuration.
+    /// Reads the files. The error names the configuration key.
     pub fn load(tls: &ServerTls) -> Result<Certificates, String> {
         let provider = Arc::new(ring::default_provider());
         let verifier = match &tls.client_ca {
@@ -70,7 +70,7 @@ impl Certificates {
             .with_single_cert(chain, key)
             .map_err(|error| format!("tls.certificate does not go with tls.privateKey: {error}"))?;
         config.alpn_protocols = vec![ALPN.to_vec()];
-        // Connections are few and long. Each one proves anew who it is.
+        // Connections are few and long: each verifies its certificate anew, without resumption.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(Certificates { acceptor: TlsAcceptor::from(Arc::new(config)), verifier })
@@ -94,50 +94,52 @@ fn verifier(
 fn certificates(key: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     match read {
-        Ok(chain) if chain.is_empty() => Err(format!("{key}: the file holds no certificate")),
+        Ok(chain) if chain.is_empty() => Err(format!("{key}: the file contains no certificate")),
         Ok(chain) => Ok(chain),
         Err(error) => Err(format!("{key}: {error}")),
     }
 }
 
 impl PeerCertificate {
-    /// What a handshake has brought; it was found to hold for authorities of this number. None: it is no certificate.
-    pub fn new(chain: &[CertificateDer<'_>], verified_for: u64) -> Option<PeerCertificate> {
+    /// The certificate of a handshake, which authorities of this generation have verified. None:
+    /// the chain is empty or cannot be parsed.
+    pub fn new(chain: &[CertificateDer<'_>], verified_generation: u64) -> Option<PeerCertificate> {
         let (_, certificate) = X509Certificate::from_der(chain.first()?).ok()?;
         let not_after = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
         Some(PeerCertificate {
             name: name(&certificate).map(Arc::from),
             chain: chain.iter().map(|each| each.clone().into_owned()).collect(),
             not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(not_after),
-            verified_for: AtomicU64::new(verified_for),
+            verified_generation: AtomicU64::new(verified_generation),
         })
     }
 
-    /// Whether it still holds, for the authorities of this number.
-    pub fn holds(&self, verifier: Option<&dyn ClientCertVerifier>, number: u64) -> bool {
+    /// True while it has not expired and the authorities of this generation verify it.
+    pub fn is_valid(&self, verifier: Option<&dyn ClientCertVerifier>, generation: u64) -> bool {
         let (Some(verifier), Some((own, others))) = (verifier, self.chain.split_first()) else {
             return false;
         };
         if self.not_after <= SystemTime::now() {
             return false;
         }
-        if self.verified_for.load(Ordering::Relaxed) == number {
+        if self.verified_generation.load(Ordering::Relaxed) == generation {
             return true;
         }
-        let holds = verifier.verify_client_cert(own, others, UnixTime::now()).is_ok();
-        if holds {
-            self.verified_for.store(number, Ordering::Relaxed);
+        let verified = verifier.verify_client_cert(own, others, UnixTime::now()).is_ok();
+        if verified {
+            self.verified_generation.store(generation, Ordering::Relaxed);
         }
-        holds
+        verified
     }
 
-    /// How long it holds at the most.
+    /// The time until it expires.
     pub fn time_left(&self) -> Duration {
         self.not_after.duration_since(SystemTime::now()).unwrap_or_default()
     }
 }
 
-/// The identity in a certificate: its first URI (a SPIFFE id is one), else its first DNS name, else its common name.
+/// The identity that a certificate names: its first URI (a SPIFFE id is one), else its first DNS
+/// name, else its common name.
 fn name(certificate: &X509Certificate<'_>) -> Option<String> {
     let extension = certificate.subject_alternative_name().ok().flatten();
     let names = extension.map_or(&[][..], |extension| &extension.value.general_names);

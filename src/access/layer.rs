@@ -1,4 +1,4 @@
-//! Finds out who sends a request, and refuses what nobody may whom it is.
+//! The tower layer that authenticates callers, and refuses methods that they may not call.
 
 use std::{
     future::{Ready, ready},
@@ -8,146 +8,147 @@ use std::{
 
 use futures_util::future::Either;
 use http::{HeaderMap, Request, Response, header::AUTHORIZATION};
-use tonic::{Status, body::Body};
+use tonic::Status;
 use tower::{Layer, Service};
 
-use super::{Access, Caller, Identity, Permit};
+use super::{Access, Caller, Grant, Identity, Peer, quota::Quotas};
 use crate::access::{
-    permit::Credential,
+    grant::Credential,
     rules::{Rule, refused, violation},
 };
 use crate::{
     config::{Operation, TokenHash},
-    observe::{
-        counters::{Counters, Method},
-        recent::Recent,
-    },
-    port::listener::Peer,
+    errors::{CredentialError, Error},
     proto::v1::SERVICE,
-    rpc::error::{Error, Unproven},
 };
 
 const BEARER: &str = "bearer ";
 
-/// A longer token is none.
+/// Bytes of the longest token.
 const MAX_TOKEN_LEN: usize = 1024;
 
-/// Wraps the gRPC services of a port.
+/// Wraps the gRPC services of a port in [`AccessService`].
 #[derive(Clone)]
 pub struct AccessLayer {
     access: Arc<Access>,
-    counters: Arc<Counters>,
-    recent: Arc<Recent>,
+    quotas: Arc<Quotas>,
+    on_refused: OnRefused,
 }
 
-/// Puts a [`Caller`] into the extensions of each request, and a [`Permit`] where there is authentication.
+/// Called with the path of each refused request, and the error that it is answered with.
+pub type OnRefused = Arc<dyn Fn(&str, &Error) + Send + Sync>;
+
+/// Puts a [`Caller`] into the extensions of each request.
 #[derive(Clone)]
-pub struct Guard<S> {
+pub struct AccessService<S> {
     layer: AccessLayer,
     inner: S,
 }
 
-/// What a method asks of who calls it.
+/// The permission that a method requires of its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Demand {
-    /// Nothing: load balancers have no credentials.
-    Nothing,
-    /// The service looks at its permit itself.
-    Permit,
-    /// A right of its own.
-    Right(Operation),
-    /// It does not exist, or nobody has thought about who may call it.
-    Unknown,
+enum RequiredPermission {
+    /// None, and no credential: load balancers have none.
+    None,
+    /// A valid credential. The service checks the [`Grant`] itself.
+    CheckedByService,
+    /// This operation.
+    Operation(Operation),
+    /// Denied to every caller: the method does not exist, or `of` does not list it.
+    Denied,
 }
 
 impl AccessLayer {
-    /// Lets through whom `access` does. Whom it does not, is counted, and shown among what was refused lately.
-    pub fn new(access: Arc<Access>, counters: Arc<Counters>, recent: Arc<Recent>) -> AccessLayer {
-        AccessLayer { access, counters, recent }
+    /// A layer that passes on what `access` allows, with its quota. `on_refused` records what it
+    /// refuses.
+    pub fn new(access: Arc<Access>, quotas: Arc<Quotas>, on_refused: OnRefused) -> AccessLayer {
+        AccessLayer { access, quotas, on_refused }
     }
 }
 
 impl<S> Layer<S> for AccessLayer {
-    type Service = Guard<S>;
+    type Service = AccessService<S>;
 
-    fn layer(&self, inner: S) -> Guard<S> {
-        Guard { layer: self.clone(), inner }
+    fn layer(&self, inner: S) -> AccessService<S> {
+        AccessService { layer: self.clone(), inner }
     }
 }
 
-impl<S, B> Service<Request<B>> for Guard<S>
+impl<S, B, O> Service<Request<B>> for AccessService<S>
 where
-    S: Service<Request<B>, Response = Response<Body>>,
+    S: Service<Request<B>, Response = Response<O>>,
+    O: Default,
 {
-    type Response = Response<Body>;
+    type Response = Response<O>;
     type Error = S::Error;
-    type Future = Either<S::Future, Ready<Result<Response<Body>, S::Error>>>;
+    type Future = Either<S::Future, Ready<Result<Response<O>, S::Error>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        // Every request comes over a connection of the listener.
+        // The listener's connections put it there.
         let Some(peer) = request.extensions().get::<Peer>().cloned() else {
             let status = Status::internal("the request has no connection");
             return Either::Right(ready(Ok(status.into_http())));
         };
-        let AccessLayer { access, counters, recent } = &self.layer;
+        let AccessLayer { access, quotas, on_refused } = &self.layer;
         let path = request.uri().path();
-        let permit = match access.admit(&peer, path, request.headers()) {
-            Ok(permit) => permit,
+        let grant = match access.authorize(&peer, path, request.headers()) {
+            Ok(grant) => grant,
             Err(error) => {
-                let method = Method::of(path);
-                counters.failed(method, &error);
-                recent.refused(method, &error);
+                on_refused(path, &error);
                 return Either::Right(ready(Ok(Status::from(error).into_http())));
             }
         };
-        let identity = match &permit {
-            Some(permit) => Identity::Named(permit.identity.clone()),
+        let identity = match &grant {
+            Some(grant) => Identity::Named(grant.identity.clone()),
             None => Identity::anonymous(peer.address),
         };
-        let caller = Caller { identity, connection: peer.connection, peer: peer.address };
-        request.extensions_mut().insert(caller);
-        if let Some(permit) = permit {
-            request.extensions_mut().insert(permit);
-        }
-        // Nothing behind this has any use for it.
+        let in_flight = Arc::new(quotas.request(quotas.of(&identity)));
+        request.extensions_mut().insert(Caller { peer, grant, in_flight });
+        // No service needs the token.
         request.headers_mut().remove(AUTHORIZATION);
         Either::Left(self.inner.call(request))
     }
 }
 
 impl Access {
-    /// What a request may do; none where nobody is asked.
-    fn admit(
+    /// Authenticates the caller of a request, and checks that it may call this method. None: no
+    /// credential is required.
+    fn authorize(
         self: &Arc<Self>,
         peer: &Peer,
         path: &str,
         headers: &HeaderMap,
-    ) -> Result<Option<Permit>, Error> {
-        let demand = Demand::of(path);
-        if !self.authenticates || demand == Demand::Nothing {
+    ) -> Result<Option<Grant>, Error> {
+        let required = RequiredPermission::of(path);
+        if !self.authenticates || required == RequiredPermission::None {
             return Ok(None);
         }
-        let permit = self.identify(peer, headers).inspect_err(|error| {
-            self.refusals.note(Rule::Credentials, &peer.address, &error.to_string());
+        let grant = self.authenticate(peer, headers).inspect_err(|error| {
+            self.refusals.record(Rule::Credentials, &peer.address, &error.to_string());
         })?;
-        let right = match demand {
-            Demand::Nothing | Demand::Permit => return Ok(Some(permit)),
-            Demand::Right(operation) if permit.rules.allows(operation) => return Ok(Some(permit)),
-            Demand::Right(operation) => operation.as_str(),
-            Demand::Unknown => "this method",
+        let denied = match required {
+            RequiredPermission::None | RequiredPermission::CheckedByService => {
+                return Ok(Some(grant));
+            }
+            RequiredPermission::Operation(operation) if grant.rules.allows(operation) => {
+                return Ok(Some(grant));
+            }
+            RequiredPermission::Operation(operation) => operation.as_str(),
+            RequiredPermission::Denied => "this method",
         };
-        self.refusals.note(Rule::Operations, &permit.identity, right);
-        let what = format!("{right} is not a right of this identity");
+        let what = format!("this identity has no permission for {denied}");
+        self.refusals.record(Rule::Operations, &grant.identity, &what);
         Err(refused(Rule::Operations, vec![violation("method", what)]))
     }
 
-    /// Who it is: by the token, if one is sent; else by the certificate of the connection.
-    fn identify(self: &Arc<Self>, peer: &Peer, headers: &HeaderMap) -> Result<Permit, Error> {
-        let permit = |identity, rules, credential| Permit {
+    /// Authenticates by the token, if the request has one; else by the certificate of the
+    /// connection.
+    fn authenticate(self: &Arc<Self>, peer: &Peer, headers: &HeaderMap) -> Result<Grant, Error> {
+        let grant = |identity, rules, credential| Grant {
             access: self.clone(),
             identity,
             rules,
@@ -156,17 +157,20 @@ impl Access {
         let mut given = headers.get_all(AUTHORIZATION).iter();
         if let Some(given_first) = given.next() {
             let token = bearer(given_first.as_bytes()).filter(|_| given.next().is_none());
-            let hash = token.map(TokenHash::of).ok_or(Error::Unproven(Unproven::Wrong))?;
-            let rules = self.owner(&hash).ok_or(Error::Unproven(Unproven::Wrong))?;
-            return Ok(permit(rules.name.clone(), rules, Credential::Token(hash)));
+            let hash =
+                token.map(TokenHash::of).ok_or(Error::Unauthenticated(CredentialError::Wrong))?;
+            let rules = self.owner(&hash).ok_or(Error::Unauthenticated(CredentialError::Wrong))?;
+            return Ok(grant(rules.name.clone(), rules, Credential::Token(hash)));
         }
-        let certificate = peer.certificate.as_ref().ok_or(Error::Unproven(Unproven::Missing))?;
-        if !self.holds(certificate) {
-            return Err(Error::Unproven(Unproven::Wrong));
+        let certificate =
+            peer.certificate.as_ref().ok_or(Error::Unauthenticated(CredentialError::Missing))?;
+        if !self.is_valid(certificate) {
+            return Err(Error::Unauthenticated(CredentialError::Wrong));
         }
-        let known = certificate.name.as_ref().and_then(|name| Some((name, self.book.of(name)?)));
-        let (name, rules) = known.ok_or(Error::Unproven(Unproven::Wrong))?;
-        Ok(permit(name.clone(), rules.clone(), Credential::Certificate(certificate.clone())))
+        let name = certificate.name.as_ref();
+        let known = name.and_then(|name| Some((name, self.rule_set.of(name)?)));
+        let (name, rules) = known.ok_or(Error::Unauthenticated(CredentialError::Wrong))?;
+        Ok(grant(name.clone(), rules.clone(), Credential::Certificate(certificate.clone())))
     }
 }
 
@@ -178,22 +182,23 @@ fn bearer(header: &[u8]) -> Option<&[u8]> {
     (fits && !token.is_empty()).then_some(token)
 }
 
-impl Demand {
-    fn of(path: &str) -> Demand {
+impl RequiredPermission {
+    /// The permission for `/package.Service/Method`.
+    fn of(path: &str) -> RequiredPermission {
         let Some((service, method)) = path.strip_prefix('/').and_then(|path| path.split_once('/'))
         else {
-            return Demand::Unknown;
+            return RequiredPermission::Denied;
         };
         match (service, method) {
-            ("grpc.health.v1.Health", _) => Demand::Nothing,
+            ("grpc.health.v1.Health", _) => RequiredPermission::None,
             (
                 "grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection",
                 _,
-            ) => Demand::Right(Operation::Reflection),
-            (SERVICE, "Publish" | "Subscribe") => Demand::Permit,
-            (SERVICE, "ListNodes") => Demand::Right(Operation::ListNodes),
-            (SERVICE, "GetStatus") => Demand::Right(Operation::GetStatus),
-            _ => Demand::Unknown,
+            ) => RequiredPermission::Operation(Operation::Reflection),
+            (SERVICE, "Publish" | "Subscribe") => RequiredPermission::CheckedByService,
+            (SERVICE, "ListNodes") => RequiredPermission::Operation(Operation::ListNodes),
+            (SERVICE, "GetStatus") => RequiredPermission::Operation(Operation::GetStatus),
+            _ => RequiredPermission::Denied,
         }
     }
 }
@@ -203,26 +208,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_nobody_has_thought_about_is_demanded_nothing_for() {
-        let service = |method: &str| Demand::of(&format!("/{SERVICE}/{method}"));
-        assert_eq!(service("Publish"), Demand::Permit);
-        assert_eq!(service("ListNodes"), Demand::Right(Operation::ListNodes));
+    fn methods_without_a_permission_in_the_list_are_denied() {
+        let service = |method: &str| RequiredPermission::of(&format!("/{SERVICE}/{method}"));
+        assert_eq!(service("Publish"), RequiredPermission::CheckedByService);
+        assert_eq!(service("ListNodes"), RequiredPermission::Operation(Operation::ListNodes));
         for unknown in ["", "/", "//", "publish", "grpc.health.v1.Health", "/x/Publish"] {
-            assert_eq!(Demand::of(unknown), Demand::Unknown, "{unknown}");
+            assert_eq!(RequiredPermission::of(unknown), RequiredPermission::Denied, "{unknown}");
         }
         for unknown in ["", "publish", "Publish/", "Publish/x", "New"] {
-            assert_eq!(service(unknown), Demand::Unknown, "{unknown}");
+            assert_eq!(service(unknown), RequiredPermission::Denied, "{unknown}");
         }
     }
 
     #[test]
-    fn a_token_stands_after_the_word_bearer() {
+    fn the_authorization_header_has_the_scheme_bearer() {
         assert_eq!(bearer(b"Bearer abc"), Some(&b"abc"[..]));
         assert_eq!(bearer(b"bearer  abc "), Some(&b"abc"[..]));
-        for none in
+        for malformed in
             [&b""[..], b"Bearer", b"Bearer ", b"abc", b"Basic abc", b"Bearerabcdef", b"Bearer\tabc"]
         {
-            assert_eq!(bearer(none), None, "{none:?}");
+            assert_eq!(bearer(malformed), None, "{malformed:?}");
         }
         assert_eq!(bearer(format!("Bearer {}", "x".repeat(1025)).as_bytes()), None);
     }

@@ -1,13 +1,14 @@
-//! Who may connect, and what they may do.
+//! Authentication and authorisation: who may connect, and what each caller may do.
 //!
-//! A connection may bring a certificate, each request a token. [`AccessLayer`] finds out whose they are, refuses who has none,
-//! and puts a [`Caller`] into the extensions of every request that it lets through; with authentication a [`Permit`] too, by which
-//! the service asks what its request may. [`watch`] follows the files of certificates and tokens.
+//! A connection may present a certificate, each request a token. [`AccessLayer`] authenticates the
+//! caller, refuses requests without a valid credential, and puts a [`Caller`] into the extensions
+//! of each request that it passes on; with authentication it has a [`Grant`], by which the service
+//! checks what the request may do. [`watch`] follows the files of certificates and tokens.
 
 mod certificate;
+mod grant;
 mod identity;
 mod layer;
-mod permit;
 pub mod quota;
 mod refusals;
 mod rules;
@@ -21,44 +22,46 @@ use tokio_rustls::TlsAcceptor;
 
 use self::{
     certificate::Certificates,
-    rules::{Book, Rules},
+    rules::{RuleSet, Rules},
     tokens::Tokens,
 };
 pub use self::{
     certificate::PeerCertificate,
-    identity::{Caller, ConnectionId, Identity},
+    grant::Grant,
+    identity::{Caller, Identity, Peer, peer_network},
     layer::AccessLayer,
-    permit::Permit,
     refusals::Refusals,
     rules::Rule,
 };
 use crate::config::{Config, ServerTls, TokenHash, TokenSource};
 
-/// Who may connect to this gateway.
+/// Decides who may connect to this gateway.
 pub struct Access {
-    /// Whether anybody is asked who he is.
+    /// False where `auth` is not configured: every caller may do everything.
     authenticates: bool,
-    book: Book,
+    rule_set: RuleSet,
     tls: Option<ServerTls>,
-    /// What the files say.
-    proofs: RwLock<Arc<Proofs>>,
-    /// The number of the proofs in force; who holds a stream open looks again when it changes.
+    /// The contents of the files.
+    credentials: RwLock<Arc<Credentials>>,
+    /// The generation of the credentials in force. Open streams check theirs when it changes.
     changed: tokio::sync::watch::Sender<u64>,
-    /// Those who were turned away.
-    pub refusals: Refusals,
+    /// Counts and logs what was refused.
+    pub refusals: Arc<Refusals>,
 }
 
-/// What proves who somebody is. Exchanged as a whole when a file changes.
+/// All valid credentials. Replaced as a whole when a file changes.
 #[derive(Clone)]
-struct Proofs {
-    number: u64,
-    /// The number of the certificates among them.
-    certificates_number: u64,
+struct Credentials {
+    /// Grows with each change.
+    generation: u64,
     certificates: Option<Certificates>,
+    /// Grows with each change of the certificates.
+    certificates_generation: u64,
+    /// All tokens: of the configuration, and of the files.
     tokens: Tokens,
-    /// Tokens that stand in the configuration itself.
-    fixed: Vec<(TokenHash, Arc<Rules>)>,
-    /// By file: tokens, and whose they are.
+    /// Tokens of the configuration itself.
+    configured: Vec<(TokenHash, Arc<Rules>)>,
+    /// Tokens of files.
     files: BTreeMap<PathBuf, TokenFile>,
 }
 
@@ -69,87 +72,90 @@ struct TokenFile {
 }
 
 impl Access {
-    /// Who may connect, says the configuration; reads the files of certificates. The error names the key.
+    /// Compiles the configuration and reads the files of certificates. The error names the
+    /// configuration key.
     pub fn new(config: &Config) -> Result<Access, String> {
-        let book = config.auth.as_ref().map(Book::new).unwrap_or_default();
+        let rule_set = config.auth.as_ref().map(RuleSet::new).unwrap_or_default();
         let certificates = config.tls.as_ref().map(Certificates::load).transpose()?;
-        let mut proofs = Proofs {
-            number: 0,
-            certificates_number: 0,
+        let mut credentials = Credentials {
+            generation: 0,
             certificates,
+            certificates_generation: 0,
             tokens: Tokens::default(),
-            fixed: vec![],
+            configured: vec![],
             files: BTreeMap::new(),
         };
         let identities = config.auth.iter().flat_map(|auth| &auth.identities);
-        for (identity, rules) in identities.zip(&book.rules) {
+        for (identity, rules) in identities.zip(&rule_set.rules) {
             for token in &identity.tokens {
                 if let TokenSource::File(path) = &token.source {
-                    let file = proofs.files.entry(path.clone()).or_insert_with(|| TokenFile {
+                    let file = credentials.files.entry(path.clone()).or_insert_with(|| TokenFile {
                         owners: vec![],
                         hashes: token.hashes.clone(),
                     });
                     file.owners.push(rules.clone());
                 } else {
-                    proofs.fixed.extend(token.hashes.iter().map(|hash| (*hash, rules.clone())));
+                    let hashes = token.hashes.iter();
+                    credentials.configured.extend(hashes.map(|hash| (*hash, rules.clone())));
                 }
             }
         }
-        proofs.index().map_err(|_| "auth.identities: two of them have one token".to_owned())?;
+        let indexed = credentials.index_tokens();
+        indexed.map_err(|_| "auth.identities: two identities have the same token".to_owned())?;
         Ok(Access {
             authenticates: config.auth.is_some(),
-            book,
+            rule_set,
             tls: config.tls.clone(),
-            proofs: RwLock::new(Arc::new(proofs)),
+            credentials: RwLock::new(Arc::new(credentials)),
             changed: tokio::sync::watch::Sender::new(0),
-            refusals: Refusals::default(),
+            refusals: Arc::default(),
         })
     }
 
-    /// What answers the handshake of a new connection, and the number of its certificates; none: the port is plain text.
+    /// The acceptor for TLS handshakes, and the generation of its certificates. None: the port is
+    /// plain text.
     pub fn acceptor(&self) -> Option<(TlsAcceptor, u64)> {
-        let proofs = self.proofs();
-        let certificates = proofs.certificates.as_ref()?;
-        Some((certificates.acceptor.clone(), proofs.certificates_number))
+        let credentials = self.credentials();
+        let certificates = credentials.certificates.as_ref()?;
+        Some((certificates.acceptor.clone(), credentials.certificates_generation))
     }
 
-    fn proofs(&self) -> Arc<Proofs> {
-        self.proofs.read().clone()
+    fn credentials(&self) -> Arc<Credentials> {
+        self.credentials.read().clone()
     }
 
-    /// Whose token it is.
+    /// The rules of the identity that has this token.
     fn owner(&self, hash: &TokenHash) -> Option<Arc<Rules>> {
-        self.proofs.read().tokens.owner(hash).cloned()
+        self.credentials.read().tokens.owner(hash).cloned()
     }
 
-    /// Whether a certificate still holds.
-    fn holds(&self, certificate: &PeerCertificate) -> bool {
-        let proofs = self.proofs();
-        let verifier = proofs.certificates.as_ref().and_then(|all| all.verifier.as_deref());
-        certificate.holds(verifier, proofs.certificates_number)
+    /// True while a client certificate is valid.
+    fn is_valid(&self, certificate: &PeerCertificate) -> bool {
+        let credentials = self.credentials();
+        let verifier = credentials.certificates.as_ref().and_then(|all| all.verifier.as_deref());
+        certificate.is_valid(verifier, credentials.certificates_generation)
     }
 
-    /// Puts other proofs in force.
-    fn exchange(
-        &self,
-        change: impl FnOnce(&mut Proofs) -> Result<(), String>,
-    ) -> Result<(), String> {
-        // Only the task that follows the files does this.
-        let mut proofs = (*self.proofs()).clone();
-        change(&mut proofs)?;
-        proofs.number += 1;
-        proofs.index().map_err(|_| "a token in it is another identity's too".to_owned())?;
-        let number = proofs.number;
-        *self.proofs.write() = Arc::new(proofs);
-        self.changed.send_replace(number);
+    /// Replaces the credentials by changed ones. The error: a token in them belongs to two
+    /// identities; nothing is changed then.
+    fn replace(&self, change: impl FnOnce(&mut Credentials)) -> Result<(), String> {
+        // Only the task that follows the files calls this, so that no change is lost.
+        let mut credentials = (*self.credentials()).clone();
+        change(&mut credentials);
+        credentials.generation += 1;
+        let indexed = credentials.index_tokens();
+        indexed.map_err(|_| "another identity has a token in it".to_owned())?;
+        let generation = credentials.generation;
+        *self.credentials.write() = Arc::new(credentials);
+        self.changed.send_replace(generation);
         Ok(())
     }
 }
 
-impl Proofs {
-    fn index(&mut self) -> Result<(), tokens::Shared> {
+impl Credentials {
+    fn index_tokens(&mut self) -> Result<(), tokens::SharedToken> {
         let mut tokens = Tokens::default();
-        for (hash, owner) in &self.fixed {
+        for (hash, owner) in &self.configured {
             tokens.add(*hash, owner)?;
         }
         for file in self.files.values() {

@@ -1,4 +1,4 @@
-//! Counts who was turned away, and says so in the log, but not more often than somebody reads.
+//! Counts what access refuses, and logs it at a pace that a person can read.
 
 use std::{
     fmt,
@@ -10,38 +10,39 @@ use parking_lot::Mutex;
 
 use crate::access::rules::Rule;
 
-/// One line at the most in this time.
-const BETWEEN_LINES: Duration = Duration::from_secs(1);
+/// One line in this time; further refusals are only counted.
+const LINE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Those who were turned away, by rule.
+/// The refused connections, requests and streams, by rule.
 #[derive(Default)]
 pub struct Refusals {
     counts: [AtomicU64; Rule::ALL.len()],
-    last: Mutex<Said>,
+    log: Mutex<Log>,
 }
 
 #[derive(Default)]
-struct Said {
-    when: Option<Instant>,
-    since: u64,
+struct Log {
+    last_line: Option<Instant>,
+    left_out: u64,
 }
 
 impl Refusals {
-    /// Somebody was turned away. Nothing that he sent is told.
-    pub fn note(&self, rule: Rule, who: &dyn fmt::Display, why: &str) {
+    /// Counts a refusal, and logs it unless a line was just written. `caller` is an identity or an
+    /// address; nothing that the caller sent may be in `why`.
+    pub fn record(&self, rule: Rule, caller: &dyn fmt::Display, why: &str) {
         self.counts[rule as usize].fetch_add(1, Ordering::Relaxed);
-        let mut last = self.last.lock();
-        if last.when.is_some_and(|when| when.elapsed() < BETWEEN_LINES) {
-            last.since += 1;
+        let mut log = self.log.lock();
+        if log.last_line.is_some_and(|at| at.elapsed() < LINE_INTERVAL) {
+            log.left_out += 1;
             return;
         }
-        let unsaid = std::mem::take(&mut last.since);
-        last.when = Some(Instant::now());
-        drop(last);
-        tracing::warn!(rule = rule.name(), %who, why, unsaid, "refused");
+        let left_out = std::mem::take(&mut log.left_out);
+        log.last_line = Some(Instant::now());
+        drop(log);
+        tracing::warn!(rule = rule.name(), %caller, why, left_out, "access refused");
     }
 
-    /// How many there were.
+    /// The number of refusals by this rule since the start.
     pub fn count(&self, rule: Rule) -> u64 {
         self.counts[rule as usize].load(Ordering::Relaxed)
     }

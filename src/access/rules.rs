@@ -1,4 +1,4 @@
-//! What the identities may do: the rules of the configuration, compiled.
+//! The rules of the identities: `auth` of the configuration, compiled.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -6,42 +6,48 @@ use trunkline_proto::kinds;
 
 use crate::{
     config::{Auth, IdentityRules, Operation},
-    hub::{event::EventView, scope::Scope},
+    errors::{Error, Violation},
+    hub::{
+        event::{EventView, Malformed},
+        scope::Scope,
+    },
     proto::v1,
-    rpc::error::{Error, Violation},
 };
 
-/// Stands for the identity's name in a pattern of node ids or roles.
+/// Violations that are collected: a request that is not validated yet has room for millions.
+const MAX_VIOLATIONS: usize = 1000;
+
+/// A placeholder for the identity's name in patterns of node ids and roles.
 const IDENTITY: &str = "{identity}";
 
-/// What one identity may do, or all whose names begin alike.
+/// The rules of one identity, or of all identities whose names have the same prefix.
 #[derive(Debug)]
 pub struct Rules {
-    /// Its name, perhaps with `*` at its end.
+    /// The name, or a prefix and `*`.
     pub name: Arc<str>,
     node_ids: Vec<String>,
     roles: Vec<String>,
     publish: Scope,
-    /// What it may receive.
+    /// The events that it may receive.
     pub receive: Arc<Scope>,
     operations: BTreeSet<Operation>,
 }
 
-/// The rules of all identities, as they stand in the configuration.
+/// The rules of all identities.
 #[derive(Debug, Default)]
-pub struct Book {
+pub struct RuleSet {
     /// In the order of the configuration.
     pub rules: Vec<Arc<Rules>>,
 }
 
-/// Which rule a request broke. They are counted by it.
+/// The rule that refused a connection, a request or a stream. Refusals are counted by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
-    /// A TLS handshake that came to nothing.
+    /// The TLS handshake must succeed.
     Handshake,
-    /// Who it is must be proven.
+    /// The caller must have a valid credential.
     Credentials,
-    /// Node ids that it may speak for.
+    /// Node ids that the identity may use.
     NodeIds,
     /// Roles that its nodes may have.
     Roles,
@@ -49,12 +55,12 @@ pub enum Rule {
     Publish,
     /// Events that it may receive.
     Receive,
-    /// What else it may do.
+    /// Other methods that it may call.
     Operations,
 }
 
 impl Rule {
-    /// All of them, in the order of their numbers.
+    /// All rules, in the order of their numbers.
     pub const ALL: [Rule; 7] = [
         Rule::Handshake,
         Rule::Credentials,
@@ -65,7 +71,7 @@ impl Rule {
         Rule::Operations,
     ];
 
-    /// As metrics and error details name it.
+    /// The name in metrics, logs and error details.
     pub fn name(self) -> &'static str {
         match self {
             Rule::Handshake => "handshake",
@@ -79,20 +85,21 @@ impl Rule {
     }
 }
 
-impl Book {
-    /// Compiles what the configuration says.
-    pub fn new(auth: &Auth) -> Book {
-        Book { rules: auth.identities.iter().map(|rules| Arc::new(Rules::new(rules))).collect() }
+impl RuleSet {
+    /// Compiles the configuration.
+    pub fn new(auth: &Auth) -> RuleSet {
+        RuleSet { rules: auth.identities.iter().map(|rules| Arc::new(Rules::new(rules))).collect() }
     }
 
-    /// The rules for the name in a certificate: those of that name, else those whose pattern fits and is the longest.
+    /// The rules for the name in a certificate: those of exactly this name, else those with the
+    /// longest matching pattern.
     pub fn of(&self, name: &str) -> Option<&Arc<Rules>> {
         let exact = self.rules.iter().find(|rules| &*rules.name == name);
         exact.or_else(|| {
-            let fits = self.rules.iter().filter(|rules| {
+            let matching = self.rules.iter().filter(|rules| {
                 rules.name.strip_suffix('*').is_some_and(|prefix| name.starts_with(prefix))
             });
-            fits.max_by_key(|rules| rules.name.len())
+            matching.max_by_key(|rules| rules.name.len())
         })
     }
 }
@@ -109,67 +116,86 @@ impl Rules {
         }
     }
 
-    /// Whether the identity of this name may do something.
+    /// True if this operation is allowed.
     pub fn allows(&self, operation: Operation) -> bool {
         self.operations.contains(&operation)
     }
 
-    /// Whether the identity of this name may speak for a node.
+    /// Checks that the identity of this name may use a node id.
     pub fn check_node_id(&self, identity: &str, node_id: &str) -> Result<(), Error> {
-        // Validation says what is wrong with one that is not there.
-        if fits(&self.node_ids, identity, node_id) || node_id.is_empty() {
+        // Validation refuses a missing node id, and says so.
+        if matches_any(&self.node_ids, identity, node_id) || node_id.is_empty() {
             return Ok(());
         }
-        Err(refused(Rule::NodeIds, vec![violation("node_id", "is not one of this identity's")]))
+        Err(refused(
+            Rule::NodeIds,
+            vec![violation("node_id", "this identity may not use this node id")],
+        ))
     }
 
-    /// Whether a node of the identity of this name may have the roles. The error names all that it may not.
+    /// Checks that nodes of the identity of this name may have these roles. The error names all
+    /// roles that they may not have.
     pub fn check_roles(&self, identity: &str, roles: &[String]) -> Result<(), Error> {
-        let forbidden = |(_, role): &(usize, &String)| !fits(&self.roles, identity, role);
+        let forbidden = |(_, role): &(usize, &String)| !matches_any(&self.roles, identity, role);
         let violations: Vec<_> = (roles.iter().enumerate().filter(forbidden))
-            .map(|(index, _)| violation(format!("roles[{index}]"), "is not one of this identity's"))
+            .take(MAX_VIOLATIONS)
+            .map(|(index, _)| {
+                violation(format!("roles[{index}]"), "this identity may not have this role")
+            })
             .collect();
         if violations.is_empty() { Ok(()) } else { Err(refused(Rule::Roles, violations)) }
     }
 
-    /// Whether all events may be published: their kinds and their bytes. The error names all that may not.
-    pub fn check_publish<'e>(
-        &self,
-        events: impl Iterator<Item = (u8, &'e [u8])>,
-    ) -> Result<(), Error> {
-        let inside = self.publish.depends_on_subject();
+    /// Checks that events of some kind may be published.
+    pub fn check_publishes(&self) -> Result<(), Error> {
+        if self.publish.allows_some() {
+            return Ok(());
+        }
+        let what = "this identity may not publish events";
+        Err(refused(Rule::Publish, vec![violation("events", what)]))
+    }
+
+    /// Checks that all these events may be published. The error names all events that may not.
+    pub fn check_events(&self, events: &[Result<EventView<'_>, Malformed>]) -> Result<(), Error> {
         let mut violations = Vec::new();
-        for (index, (kind, bytes)) in events.enumerate() {
-            let path = |field: &str| format!("events[{index}]{field}");
-            if !self.publish.allows_kind(kind) {
-                let kind = kinds::label(i32::from(kind));
-                violations.push(violation(path(""), format!("{kind} may not be published")));
-            } else if inside
-                && !EventView::peek(bytes).is_ok_and(|event| self.publish.allows(&event))
-            {
-                let kind = kinds::label(i32::from(kind));
-                let what = format!("{kind} of this account or type may not be published");
-                violations.push(violation(path(""), what));
+        for (index, event) in events.iter().enumerate() {
+            // Validation refuses malformed events, and those without a kind.
+            let Ok(event) = event else { continue };
+            let kind = event.kind();
+            if kind == 0 || self.publish.allows(event) {
+                continue;
             }
+            let name = kinds::label(i32::from(kind));
+            let what = if self.publish.allows_kind(kind) {
+                format!("{name} of this account or type may not be published")
+            } else {
+                format!("{name} may not be published")
+            };
+            violations.push(violation(format!("events[{index}]"), what));
         }
         if violations.is_empty() { Ok(()) } else { Err(refused(Rule::Publish, violations)) }
     }
 
-    /// Whether everything that a filter asks for by name may be received. What it does not name is left out in silence.
+    /// Checks that everything that a filter names may be received. The error names all that may
+    /// not. A filter that names nothing is always allowed: the stream leaves out what it may not
+    /// receive.
     pub fn check_filter(&self, filter: &v1::Filter) -> Result<(), Error> {
         let mut violations = Vec::new();
         let mut forbidden = |field: String, what: String| {
-            violations.push(violation(field, format!("{what} may not be received")));
+            if violations.len() < MAX_VIOLATIONS {
+                violations.push(violation(field, format!("{what} may not be received")));
+            }
         };
         for (index, kind) in filter.kinds.iter().enumerate() {
-            // Validation has said what is no kind.
-            if !u8::try_from(*kind).is_ok_and(|kind| self.receive.allows_kind(kind)) {
+            // Validation refuses numbers that cannot be a kind.
+            let number = u8::try_from(*kind).ok().filter(|number| kinds::NUMBERS.contains(number));
+            if number.is_some_and(|number| !self.receive.allows_kind(number)) {
                 forbidden(format!("filter.kinds[{index}]"), kinds::label(*kind));
             }
         }
         for (index, account) in filter.accounts.iter().enumerate() {
             if !self.receive.allows_account(account.as_bytes()) {
-                forbidden(format!("filter.accounts[{index}]"), "it".to_owned());
+                forbidden(format!("filter.accounts[{index}]"), "this account".to_owned());
             }
         }
         for (index, pattern) in filter.custom_types.iter().enumerate() {
@@ -181,20 +207,20 @@ impl Rules {
     }
 }
 
-/// Whether one of the patterns stands for a name.
-fn fits(patterns: &[String], identity: &str, name: &str) -> bool {
+/// True if one of the patterns matches the name.
+fn matches_any(patterns: &[String], identity: &str, name: &str) -> bool {
     patterns.iter().any(|pattern| {
-        // What the pattern says is decided before the identity is put in: its name is no pattern.
-        let (pattern, open) = match pattern.strip_suffix('*') {
+        // A trailing `*` is a wildcard in the pattern, but not in the identity's name.
+        let (pattern, is_prefix) = match pattern.strip_suffix('*') {
             Some(prefix) => (prefix, true),
             None => (pattern.as_str(), false),
         };
         let pattern = pattern.replace(IDENTITY, identity);
-        if open { name.starts_with(&pattern) } else { name == pattern }
+        if is_prefix { name.starts_with(&pattern) } else { name == pattern }
     })
 }
 
-/// What is told to who broke a rule.
+/// The error for a caller that breaks a rule.
 pub fn refused(rule: Rule, violations: Vec<Violation>) -> Error {
     Error::NotAllowed { rule: rule.name(), violations }
 }
@@ -222,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_speaks_for_the_nodes_of_its_patterns_and_no_other() {
+    fn an_identity_may_use_node_ids_that_match_its_patterns_and_no_other() {
         let own = Rules::new(&rules("mx", &["relay", "{identity}.*", "{identity}"]));
         for node in ["relay", "mx", "mx.1", ""] {
             assert!(own.check_node_id("mx", node).is_ok(), "{node}");
@@ -230,14 +256,14 @@ mod tests {
         for node in ["relay2", "mx2", "m", "web", "{identity}", "*"] {
             assert!(own.check_node_id("mx", node).is_err(), "{node}");
         }
-        // A name from a certificate is text, whatever it looks like.
+        // A name from a certificate is never a pattern.
         assert!(own.check_node_id("a*", "ab").is_err());
         assert!(own.check_node_id("a*", "a*").is_ok());
         assert!(Rules::new(&rules("mx", &[])).check_node_id("mx", "mx").is_err());
     }
 
     #[test]
-    fn a_node_has_the_roles_of_its_identity_and_no_other() {
+    fn a_node_may_have_roles_that_match_the_patterns_of_its_identity_and_no_other() {
         let own = |roles: &[&str]| {
             let roles = roles.iter().map(|&role| role.to_owned()).collect();
             Rules::new(&IdentityRules { roles, ..rules("mx", &["*"]) })
@@ -246,26 +272,27 @@ mod tests {
         assert!(own(&["*"]).check_roles("mx", &asked).is_ok());
         assert!(own(&["imap", "mta-*", "admin", "{identity}"]).check_roles("mx", &asked).is_ok());
         assert!(own(&[]).check_roles("mx", &[]).is_ok());
-        let told = |rules: Rules| match rules.check_roles("mx", &asked) {
+        let refused = |rules: Rules| match rules.check_roles("mx", &asked) {
             Err(Error::NotAllowed { rule: "roles", violations }) => {
                 violations.into_iter().map(|violation| violation.field).collect::<Vec<_>>()
             }
             other => panic!("{other:?}"),
         };
-        assert_eq!(told(own(&["mta-*", "adm"])), ["roles[0]", "roles[2]", "roles[3]"]);
-        assert_eq!(told(own(&[])).len(), 4);
+        assert_eq!(refused(own(&["mta-*", "adm"])), ["roles[0]", "roles[2]", "roles[3]"]);
+        assert_eq!(refused(own(&[])).len(), 4);
     }
 
     #[test]
-    fn a_certificate_has_the_rules_of_its_name_or_of_the_longest_pattern() {
+    fn a_certificate_gets_the_rules_of_its_name_or_of_the_longest_matching_pattern() {
         let names = ["spiffe://a/*", "*", "spiffe://a/mail/*", "spiffe://a/mail/one"];
-        let book = Book::new(&Auth { identities: names.map(|name| rules(name, &[])).to_vec() });
-        let name = |name| book.of(name).map(|rules| rules.name.to_string());
+        let rule_set =
+            RuleSet::new(&Auth { identities: names.map(|name| rules(name, &[])).to_vec() });
+        let name = |name| rule_set.of(name).map(|rules| rules.name.to_string());
         assert_eq!(name("spiffe://a/mail/one").as_deref(), Some("spiffe://a/mail/one"));
         assert_eq!(name("spiffe://a/mail/two").as_deref(), Some("spiffe://a/mail/*"));
         assert_eq!(name("spiffe://a/web").as_deref(), Some("spiffe://a/*"));
         assert_eq!(name("mx1").as_deref(), Some("*"));
-        let exact = Book::new(&Auth { identities: vec![rules("mx1", &[])] });
+        let exact = RuleSet::new(&Auth { identities: vec![rules("mx1", &[])] });
         assert!(exact.of("mx").is_none() && exact.of("mx11").is_none());
     }
 }

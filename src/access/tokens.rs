@@ -1,8 +1,8 @@
 //! The tokens that are valid now.
 
 use std::{
-    collections::{HashMap, hash_map::RandomState},
-    hash::BuildHasher,
+    collections::{HashMap, hash_map::Entry},
+    hash::{Hash, Hasher},
     sync::Arc,
 };
 
@@ -11,40 +11,49 @@ use subtle::ConstantTimeEq;
 use crate::access::rules::Rules;
 use crate::config::TokenHash;
 
-/// Finds out whose a token is. Knows hashes alone.
+/// Finds the rules of a token. Holds hashes of tokens, not the tokens.
 ///
-/// The place of a hash is chosen with a key that is made at random for each process, and what lies there is compared in constant
-/// time: how long a look takes tells nothing of any token.
+/// The duration of a lookup says nothing about any token: the map hashes its keys with a secret
+/// that is random in each process, and keys are compared in constant time.
 #[derive(Clone, Default)]
-pub struct Tokens {
-    key: RandomState,
-    places: HashMap<u64, Vec<(TokenHash, Arc<Rules>)>>,
+pub struct Tokens(HashMap<Key, Arc<Rules>>);
+
+#[derive(Clone)]
+struct Key(TokenHash);
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.bytes().hash(state);
+    }
 }
 
-/// A token that two identities have.
+impl PartialEq for Key {
+    fn eq(&self, other: &Key) -> bool {
+        self.0.bytes()[..].ct_eq(&other.0.bytes()[..]).into()
+    }
+}
+
+impl Eq for Key {}
+
+/// Two identities have the same token.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Shared;
+pub struct SharedToken;
 
 impl Tokens {
-    /// Adds a token of an identity.
-    pub fn add(&mut self, hash: TokenHash, owner: &Arc<Rules>) -> Result<(), Shared> {
-        if let Some(other) = self.owner(&hash) {
-            return if Arc::ptr_eq(other, owner) { Ok(()) } else { Err(Shared) };
-        }
-        let place = self.key.hash_one(hash.bytes());
-        self.places.entry(place).or_default().push((hash, owner.clone()));
-        Ok(())
-    }
-
-    /// Whose it is.
-    pub fn owner(&self, hash: &TokenHash) -> Option<&Arc<Rules>> {
-        let place = self.places.get(&self.key.hash_one(hash.bytes()))?;
-        let mut owner = None;
-        for (known, rules) in place {
-            if bool::from(known.bytes()[..].ct_eq(&hash.bytes()[..])) {
-                owner = Some(rules);
+    /// Adds a token of an identity. The error: another identity has the same token.
+    pub fn add(&mut self, hash: TokenHash, owner: &Arc<Rules>) -> Result<(), SharedToken> {
+        match self.0.entry(Key(hash)) {
+            Entry::Occupied(other) if !Arc::ptr_eq(other.get(), owner) => Err(SharedToken),
+            Entry::Occupied(_) => Ok(()),
+            Entry::Vacant(entry) => {
+                entry.insert(owner.clone());
+                Ok(())
             }
         }
-        owner
+    }
+
+    /// The rules of the identity that has this token.
+    pub fn owner(&self, hash: &TokenHash) -> Option<&Arc<Rules>> {
+        self.0.get(&Key(*hash))
     }
 }

@@ -1,8 +1,9 @@
-//! Follows the files of certificates and tokens, so that they are exchanged without a restart.
+//! Follows the files of certificates and tokens, so that they are replaced without a restart.
 //!
-//! The contents are compared, not the times. A change counts once two looks in a row have found the same: whoever writes a file, or
-//! a certificate and then its key, is not interrupted. What cannot be used is told once, and what was in force stays so; but a token
-//! file that is empty or gone means that its tokens are taken back.
+//! Contents are compared, not modification times. A change takes effect once two checks in a row
+//! have found the same contents, so that a file, or a certificate and then its key, is not read
+//! while it is being written. A file that cannot be used is logged once, and what was valid before
+//! stays valid; but a token file that is empty or missing revokes its tokens.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,44 +19,48 @@ use super::Access;
 use crate::access::certificate::Certificates;
 use crate::config::TokenHash;
 
-/// A longer file is none of ours: somebody named the wrong one.
+/// Bytes that are read of a file. A certificate or token file is never longer.
 const MAX_LEN: u64 = 1024 * 1024;
 
-/// What stands for the contents of a file; none for one that cannot be read. The contents themselves are kept by nobody.
-type Print = Option<TokenHash>;
+/// The hash of a file's contents, so that the contents are not kept; None where the file cannot be
+/// read.
+type Fingerprint = Option<TokenHash>;
 
 struct Watcher {
     access: Arc<Access>,
-    /// What was last dealt with, and what the last look has found.
-    settled: BTreeMap<PathBuf, Print>,
-    last: BTreeMap<PathBuf, Print>,
+    /// The contents that are in force or were refused.
+    handled: BTreeMap<PathBuf, Fingerprint>,
+    /// The contents that the last check has found.
+    last: BTreeMap<PathBuf, Fingerprint>,
 }
 
 impl Access {
     /// Follows the files until `ended`.
     pub async fn watch(self: Arc<Self>, interval: Duration, ended: CancellationToken) {
-        let first = look(self.files());
-        // What was read at the start is what is there now, or is found to differ from it at the next look.
-        let mut watcher = Watcher { access: self, settled: first.clone(), last: first };
-        if watcher.settled.is_empty() {
+        let first = fingerprints(self.files());
+        // A change of certificates between start-up and this first check is found when the files
+        // change next; token files are read again at once.
+        let mut watcher = Watcher { access: self, handled: first.clone(), last: first };
+        if watcher.handled.is_empty() {
             return;
         }
-        watcher.reread();
+        watcher.reload_all_tokens();
         loop {
             tokio::select! {
                 () = ended.cancelled() => return,
                 () = tokio::time::sleep(interval) => {}
             }
             let files = watcher.access.files();
-            // Disks may hang; streams must not.
-            let Ok(now) = tokio::task::spawn_blocking(move || look(files)).await else { return };
-            watcher.found(now);
+            // Reading may block, on a network file system for instance.
+            let read = tokio::task::spawn_blocking(move || fingerprints(files));
+            let Ok(now) = read.await else { return };
+            watcher.check(now);
         }
     }
 
-    /// All that may change.
+    /// All files that are followed.
     fn files(&self) -> BTreeSet<PathBuf> {
-        let mut files: BTreeSet<PathBuf> = self.proofs().files.keys().cloned().collect();
+        let mut files: BTreeSet<PathBuf> = self.credentials().files.keys().cloned().collect();
         files.extend(self.tls_files());
         files
     }
@@ -69,95 +74,97 @@ impl Access {
 }
 
 impl Watcher {
-    /// What may have changed between the reading of the configuration and the first look.
-    fn reread(&mut self) {
-        let files: Vec<PathBuf> = self.access.proofs().files.keys().cloned().collect();
+    /// Reads all token files, which may have changed since the configuration was read.
+    fn reload_all_tokens(&mut self) {
+        let files: Vec<PathBuf> = self.access.credentials().files.keys().cloned().collect();
         for file in files {
-            self.tokens(&file);
+            self.reload_tokens(&file);
         }
     }
 
-    fn found(&mut self, now: BTreeMap<PathBuf, Print>) {
+    /// Reloads the files that have changed, once they are stable.
+    fn check(&mut self, now: BTreeMap<PathBuf, Fingerprint>) {
         let stable = now == self.last;
         self.last = now;
-        if !stable || self.settled == self.last {
+        if !stable || self.handled == self.last {
             return;
         }
         let changed: Vec<PathBuf> = self
             .last
             .iter()
-            .filter(|(path, print)| self.settled.get(*path) != Some(*print))
+            .filter(|(path, fingerprint)| self.handled.get(*path) != Some(*fingerprint))
             .map(|(path, _)| path.clone())
             .collect();
-        self.settled.clone_from(&self.last);
+        self.handled.clone_from(&self.last);
         let of_tls = self.access.tls_files();
         if changed.iter().any(|path| of_tls.contains(path)) {
-            self.certificates();
+            self.reload_certificates();
         }
         for path in changed.iter().filter(|path| !of_tls.contains(path)) {
-            self.tokens(path);
+            self.reload_tokens(path);
         }
     }
 
-    fn certificates(&self) {
+    fn reload_certificates(&self) {
         let Some(tls) = &self.access.tls else { return };
-        let exchanged = Certificates::load(tls).and_then(|certificates| {
-            self.access.exchange(|proofs| {
-                proofs.certificates_number += 1;
-                proofs.certificates = Some(certificates);
-                Ok(())
+        let replaced = Certificates::load(tls).and_then(|certificates| {
+            self.access.replace(|credentials| {
+                credentials.certificates_generation += 1;
+                credentials.certificates = Some(certificates);
             })
         });
-        match exchanged {
+        match replaced {
             Ok(()) => {
                 tracing::info!("the certificates have changed: new connections see the new ones");
             }
-            Err(why) => {
-                tracing::error!(%why, "the certificates have changed and cannot be used; those from before stay in force");
-            }
+            Err(why) => tracing::error!(
+                %why,
+                "the certificates have changed and cannot be used; the previous ones stay in force"
+            ),
         }
     }
 
-    fn tokens(&self, path: &Path) {
+    fn reload_tokens(&self, path: &Path) {
         let hashes = match read(path) {
-            // No error repeats a line.
+            // Its errors never contain a line of the file.
             Some(text) => match std::str::from_utf8(&text) {
                 Ok(text) => TokenHash::parse_file(text),
-                Err(_) => Err("it is no text".to_owned()),
+                Err(_) => Err("the file is not UTF-8 text".to_owned()),
             },
             None => Ok(vec![]),
         };
-        let before = self.access.proofs();
+        let before = self.access.credentials();
         let unchanged = |hashes: &Vec<TokenHash>| {
             before.files.get(path).is_some_and(|file| file.hashes == *hashes)
         };
         let count = hashes.as_ref().map_or(0, Vec::len);
-        let exchanged = match hashes {
+        let replaced = match hashes {
             Ok(hashes) if unchanged(&hashes) => return,
-            Ok(hashes) => self.access.exchange(|proofs| {
-                if let Some(file) = proofs.files.get_mut(path) {
+            Ok(hashes) => self.access.replace(|credentials| {
+                if let Some(file) = credentials.files.get_mut(path) {
                     file.hashes = hashes;
                 }
-                Ok(())
             }),
             Err(why) => Err(why),
         };
         let file = path.display();
-        match exchanged {
+        match replaced {
             Ok(()) if count == 0 => {
-                tracing::warn!(%file, "a token file is empty or gone: its tokens are not valid any more");
+                tracing::warn!(%file, "a token file is empty or missing: its tokens are revoked");
             }
             Ok(()) => tracing::info!(%file, tokens = count, "a token file has changed"),
-            Err(why) => {
-                tracing::error!(%file, %why, "a token file has changed and cannot be used; its tokens from before stay valid");
-            }
+            Err(why) => tracing::error!(
+                %file,
+                %why,
+                "a token file has changed and cannot be used; its previous tokens stay valid"
+            ),
         }
     }
 }
 
-fn look(files: BTreeSet<PathBuf>) -> BTreeMap<PathBuf, Print> {
-    let print = |path: &Path| read(path).map(|contents| TokenHash::of(&contents));
-    files.into_iter().map(|path| (path.clone(), print(&path))).collect()
+fn fingerprints(files: BTreeSet<PathBuf>) -> BTreeMap<PathBuf, Fingerprint> {
+    let fingerprint = |path: &Path| read(path).map(|contents| TokenHash::of(&contents));
+    files.into_iter().map(|path| (path.clone(), fingerprint(&path))).collect()
 }
 
 fn read(path: &Path) -> Option<Vec<u8>> {

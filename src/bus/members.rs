@@ -1,7 +1,9 @@
-//! What the gateways of a bus keep of one another: each puts down its own part, and reads those of the others.
+//! The store in which the gateways of a deployment publish their state to one another.
 //!
-//! A part is a head, which everybody reads each time, and numbered pages, which are read when the head says so. The bus knows
-//! what neither holds. A part is forgotten when its gateway has not renewed it for its time to live.
+//! Each gateway is a member. It has one record, which every exchange reads, and numbered member
+//! shards, which others read when the record says that they changed. The bus does not know the
+//! contents of either. What a member wrote is removed when it has not renewed it for its time to
+//! live.
 
 use std::time::Duration;
 
@@ -10,60 +12,63 @@ use futures_util::future::BoxFuture;
 
 use super::AppendError;
 
-/// Identity of a member: random per process.
+/// Identity of a member: random for each process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MemberId(pub u64);
 
-/// What a member puts down.
+/// The changes that a member writes in one exchange.
 #[derive(Clone, Debug)]
-pub struct Part {
-    /// Whose it is.
+pub struct MemberUpdate {
+    /// The member.
     pub member: MemberId,
-    /// For how long it is kept.
+    /// The time for which everything of the member is kept.
     pub ttl: Duration,
     /// The number of this exchange, from 1.
     pub number: u64,
-    /// The number of the exchange that must have been the last one for this one to add to it. None: what was there of this
-    /// member goes first.
+    /// The number of the last exchange that was taken, on which this one builds. None: everything
+    /// that is stored of this member is removed first.
     pub follows: Option<u64>,
-    /// Whether the member has put down pages before, which must still be there.
-    pub has_pages: bool,
-    /// The head.
-    pub head: Bytes,
-    /// The pages that are new, or that are no more.
-    pub pages: Vec<(u32, Option<Bytes>)>,
+    /// True if the member has written member shards before, which must still be there.
+    pub has_shards: bool,
+    /// The new record.
+    pub record: Bytes,
+    /// The member shards that changed, by number; None removes one.
+    pub shards: Vec<(u32, Option<Bytes>)>,
 }
 
-/// What came of an exchange.
+/// The result of an exchange.
 #[derive(Clone, Debug)]
 pub struct Exchange {
-    /// Whether the part was put down. It was not where the exchange does not follow the last one: the store has lost its memory,
-    /// or an answer was lost, or the member has been silent for too long. It begins anew then, without `follows`.
+    /// True if the update was written. False if it does not follow the exchange that the store
+    /// remembers: the store lost its memory, an answer was lost, or the time to live is over. The
+    /// member then begins anew, with `follows` None.
     pub taken: bool,
-    /// The members that are there, the asking one too if it is.
-    pub members: Vec<MemberHead>,
+    /// All members that are alive, the caller included if its update was taken.
+    pub members: Vec<MemberRecord>,
 }
 
-/// A member, as an exchange found it.
+/// The record of one member, as an exchange read it.
 #[derive(Clone, Debug)]
-pub struct MemberHead {
-    /// Who.
+pub struct MemberRecord {
+    /// The member.
     pub member: MemberId,
-    /// How long ago it renewed its part, by the store's own clock.
+    /// The time since the member renewed its record, by the store's own clock.
     pub age: Duration,
-    /// Its head.
-    pub head: Bytes,
+    /// The record.
+    pub record: Bytes,
 }
 
-/// Where members put down their parts.
+/// The store of all members.
 pub trait Members: Send + Sync {
-    /// Puts down what is new of a part, renews all of it, and reads the heads. Nothing, or all of it; one attempt.
-    fn exchange(&self, part: Part) -> BoxFuture<'_, Result<Exchange, AppendError>>;
+    /// Writes an update, renews everything of the member, and reads the records of all. All of it
+    /// or nothing; one attempt.
+    fn exchange(&self, update: MemberUpdate) -> BoxFuture<'_, Result<Exchange, AppendError>>;
 
-    /// Reads pages of a member, each in the place where it was asked for; none where there is none. One attempt.
-    fn pages(
+    /// Reads member shards by their numbers, in the order of the numbers; None for one that does
+    /// not exist. One attempt.
+    fn member_shards(
         &self,
         member: MemberId,
-        pages: Vec<u32>,
+        numbers: Vec<u32>,
     ) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, AppendError>>;
 }

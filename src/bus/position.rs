@@ -1,4 +1,4 @@
-//! Where an event stands: shard, epoch and offset.
+//! The position of an event: shard, epoch and offset.
 
 use std::fmt;
 
@@ -18,7 +18,7 @@ impl ShardId {
     }
 }
 
-/// Identity of one unbroken run of a shard's offsets. A later epoch is higher; 0 stands for none.
+/// Identity of one unbroken run of a shard's offsets. A later epoch is higher; 0 means none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(pub u64);
 
@@ -27,7 +27,7 @@ impl Epoch {
     pub const NONE: Epoch = Epoch(0);
 }
 
-/// The number of an event in its epoch, from 1. As a place, 0 stands before the first event.
+/// The number of an event in its epoch, from 1. As a position, 0 is before the first event.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Offset(pub u64);
 
@@ -39,7 +39,8 @@ impl Offset {
     }
 }
 
-/// A place in one shard: the event with this epoch and offset, and everything before it. Later places are greater.
+/// A position in one shard: after the event with this epoch and offset, and everything before it.
+/// Later positions are greater.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
     /// The run of offsets.
@@ -52,12 +53,12 @@ impl Position {
     /// Nothing is known of the shard yet.
     pub const UNKNOWN: Position = Position { epoch: Epoch::NONE, offset: Offset(0) };
 
-    /// The place of an epoch and an offset.
+    /// The position of an epoch and an offset.
     pub fn new(epoch: u64, offset: u64) -> Position {
         Position { epoch: Epoch(epoch), offset: Offset(offset) }
     }
 
-    /// Whether an epoch is known.
+    /// True if an epoch is known.
     pub fn is_known(self) -> bool {
         self.epoch != Epoch::NONE
     }

@@ -7,33 +7,32 @@ mod report;
 
 use clap::Args;
 use trunkline::{
-    bus::redis::{
-        Settings,
-        doctor::{self, Finding, Progress},
-    },
-    config::{BusConfig, Config, RedisUrl, Tls},
+    bus::{Finding, Progress, Registry},
+    config::Config,
 };
 
 use self::report::Report;
-use super::{Failure, Proof, serve::From};
+use super::{CredentialArgs, Failure, serve::ConfigArgs};
 
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  trunkline doctor --config trunkline.json          what is wrong with a deployment, and what to do
+  trunkline doctor --config trunkline.json
+                                      what is wrong with a deployment, and what to do
   trunkline doctor --config trunkline.json --json | jq '.findings[] | select(.level != \"ok\")'
   trunkline doctor --redis redis://admin:password@10.0.0.1:6379
-                                                    with an administrator's rights it sees more
+                                      an administrator's rights show more
   trunkline doctor --config trunkline.json --token-file token
-                                                    the gateway that runs here asks who this is
+                                      the gateway on this machine requires credentials
 
-Looks at the configuration, certificates, Redis and the way through each shard, from where it is run. Changes nothing that
-gateways use. Exit code 0 if there is no failure (there may be warnings), 1 if there is one.")]
+Checks the configuration, the certificates, Redis, and a round trip through each shard, from the
+machine on which it runs. Changes nothing that gateways use. Exit code 0 if there is no failure
+(there may be warnings), 1 if there is one.")]
 pub(super) struct Doctor {
     #[command(flatten)]
-    from: From,
+    config: ConfigArgs,
     #[command(flatten)]
-    proof: Proof,
+    credentials: CredentialArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -43,59 +42,43 @@ impl Doctor {
     pub(super) async fn run(&self) -> Result<(), Failure> {
         let mut report = Report::new(self.json);
         report.begins("configuration");
-        match self.from.load() {
+        match self.config.load() {
             Ok(config) => {
                 report.found(Finding::ok("configuration", summary(&config)));
-                examine(&config, &self.proof, &mut report).await?;
+                examine(&config, &self.credentials, &mut report).await?;
             }
             Err(Failure::Configuration(why)) => {
-                let advice = "docs/configuration.md has every key; `trunkline check` says the same";
+                let advice =
+                    "docs/configuration.md lists every key; `trunkline check` reports the same";
                 report.found(Finding::failure("configuration", why, advice));
             }
             Err(other) => return Err(other),
         }
-        report.end()
+        report.finish()
     }
 }
 
-async fn examine(config: &Config, proof: &Proof, report: &mut Report) -> Result<(), Failure> {
-    certificates::examine_own(config.tls.as_ref(), report);
-    certificates::examine(tls_of_redis(&config.bus), report);
-    match Settings::from_config(config) {
-        Ok(Some(settings)) => {
-            let largest = config.limits.max_request_bytes as u64;
-            let mut tell = |progress| match progress {
+async fn examine(
+    config: &Config,
+    credentials: &CredentialArgs,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    certificates::examine_gateway(config.tls.as_ref(), report);
+    certificates::examine_redis(config.bus.tls(), report);
+    match Registry::default().get(config.bus.type_name()) {
+        Ok(bus) => {
+            let mut on_progress = |progress| match progress {
                 Progress::Begins(check) => report.begins(check),
                 Progress::Found(finding) => report.found(finding),
             };
-            Box::pin(doctor::examine(&settings, largest, &mut tell)).await;
+            bus.examine(config, &mut on_progress).await;
         }
-        Ok(None) => report.found(Finding::ok("reach", "the bus is embedded: there is no Redis")),
-        Err(error) => {
-            let advice = "see that the files of coordinator.tls are what they are named for";
-            report.found(Finding::failure("reach", error.to_string(), advice));
-        }
+        Err(error) => report.found(Finding::failure("reach", error.to_string(), "")),
     }
-    gateway::examine(config, proof, report).await
+    gateway::examine(config, credentials, report).await
 }
 
-/// What is in force, in a line.
+/// The effective configuration in a line.
 fn summary(config: &Config) -> String {
-    let bus = match &config.bus {
-        BusConfig::Embedded => "the embedded bus".to_owned(),
-        BusConfig::Redis(redis) => format!("Redis at {}", redis.url),
-        BusConfig::RedisCluster(cluster) => {
-            let urls: Vec<_> = cluster.urls.iter().map(RedisUrl::to_string).collect();
-            format!("a Redis Cluster at {}", urls.join(", "))
-        }
-    };
-    format!("listens on {}, prefix {:?}, {bus}", config.listen, config.prefix)
-}
-
-fn tls_of_redis(bus: &BusConfig) -> Option<&Tls> {
-    match bus {
-        BusConfig::Embedded => None,
-        BusConfig::Redis(redis) => Some(&redis.tls),
-        BusConfig::RedisCluster(cluster) => Some(&cluster.tls),
-    }
+    format!("listens on {}, prefix {:?}, {}", config.listen, config.prefix, config.bus)
 }

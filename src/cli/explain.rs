@@ -10,20 +10,21 @@ use trunkline_proto::{
     v1::{Exclusion, Explanation, Position, Verdict},
 };
 
-use super::{Failure, Node, json, subscribe::Wanted};
+use super::{Failure, NodeArgs, json, subscribe::InterestArgs};
 
 #[derive(Args)]
 #[command(after_help = "\
-It asks the filter itself, and no gateway. `subscribe --explain` tells of the events that really come.
+Evaluates the filter without a gateway. `subscribe --explain` explains the events that are really
+published.
 
 Examples:
   trunkline explain --account a1 --event '{\"mailboxChange\": {\"accountId\": \"a2\"}}'
-  trunkline explain --node-id mx1 --role imap --event '{\"source\": \"mx2\", \"target\": {\"roles\": [\"mta\"]}, \"queueRefresh\": {}}'")]
+  trunkline explain --role imap --event '{\"target\":{\"roles\":[\"mta\"]},\"queueRefresh\":{}}'")]
 pub(super) struct Explain {
     #[command(flatten)]
-    node: Node,
+    node: NodeArgs,
     #[command(flatten)]
-    wanted: Wanted,
+    interest: InterestArgs,
     /// The event, as `subscribe` prints it
     #[arg(long, value_name = "JSON")]
     event: String,
@@ -34,26 +35,26 @@ pub(super) struct Explain {
 
 impl Explain {
     pub(super) fn run(&self) -> Result<(), Failure> {
-        let given = serde_json::from_str(&self.event)
+        let parsed = serde_json::from_str(&self.event)
             .map_err(|error| Failure::Input(format!("--event: {error}")))?;
-        let event = json::event_from_json(given)
+        let event = json::event_from_json(parsed)
             .map_err(|error| Failure::Input(format!("--event: {error}")))?;
         let bytes = event.encode_to_vec();
         let view =
             EventView::peek(&bytes).map_err(|error| Failure::Input(format!("--event: {error}")))?;
-        let wanted = &self.wanted;
+        let interest = &self.interest;
         let filter = filter::Filter::new(
-            &wanted.filter(),
+            &interest.filter(),
             &self.node.id(),
-            &wanted.role,
-            wanted.include_own,
+            &interest.role,
+            interest.include_own,
         );
         let exclusions: Vec<i32> = filter
             .explain(&view)
             .into_iter()
             .map(|exclusion| Exclusion::from(exclusion).into())
             .collect();
-        let verdict = Verdict {
+        let decision = Verdict {
             kind: view.kind().into(),
             event_id: event.event_id.clone(),
             source: view.source().to_owned(),
@@ -63,19 +64,20 @@ impl Explain {
             exclusions,
             position: None,
         };
-        print(&verdict, self.json)
+        print(&decision, self.json)
     }
 }
 
-/// Prints an explanation: a line for each event, and on standard error how many there were besides.
+/// Prints an explanation: a line for each event, and on standard error the number of those left
+/// out.
 pub(super) fn print_all(explanation: &Explanation, as_json: bool) -> Result<(), Failure> {
-    for verdict in &explanation.verdicts {
-        print(verdict, as_json)?;
+    for decision in &explanation.verdicts {
+        print(decision, as_json)?;
     }
     if explanation.omitted_verdicts > 0 {
         writeln!(
             io::stderr(),
-            "and {} more events, too many to tell of each; of all, {} are delivered and {} are not",
+            "{} more events are not listed; in total {} are delivered and {} are not",
             explanation.omitted_verdicts,
             explanation.delivered_events,
             explanation.withheld_events
@@ -84,37 +86,37 @@ pub(super) fn print_all(explanation: &Explanation, as_json: bool) -> Result<(), 
     Ok(())
 }
 
-fn print(verdict: &Verdict, as_json: bool) -> Result<(), Failure> {
+fn print(decision: &Verdict, as_json: bool) -> Result<(), Failure> {
     let line = if as_json {
-        json::to_json("Verdict", verdict).map_err(Failure::Other)?.to_string()
+        json::to_json("Verdict", decision).map_err(Failure::Other)?.to_string()
     } else {
-        describe(verdict)
+        describe(decision)
     };
     let mut out = io::stdout().lock();
     writeln!(out, "{line}")?;
     Ok(out.flush()?)
 }
 
-/// One line for people.
-fn describe(verdict: &Verdict) -> String {
-    let mut line = String::from(if verdict.delivered { "delivered" } else { "withheld " });
+/// The filter decision as one line of text.
+fn describe(decision: &Verdict) -> String {
+    let mut line = String::from(if decision.delivered { "delivered" } else { "withheld " });
     let mut add = |name: &str, value: &str| {
         if !value.is_empty() {
             line.push(' ');
             line.push_str(name);
-            // What nodes call themselves and their accounts must not write to a terminal.
+            // Ids are chosen by nodes: their control characters must not reach the terminal.
             line.extend(value.chars().filter(|c| !c.is_control()));
         }
     };
-    add("", &kinds::label(verdict.kind).replace('_', "-"));
-    add("type=", &verdict.custom_type);
-    add("account=", &verdict.account_id);
-    add("source=", &verdict.source);
-    add("id=", &verdict.event_id);
-    if let Some(Position { shard, epoch, offset }) = verdict.position {
+    add("", &kinds::label(decision.kind).replace('_', "-"));
+    add("type=", &decision.custom_type);
+    add("account=", &decision.account_id);
+    add("source=", &decision.source);
+    add("id=", &decision.event_id);
+    if let Some(Position { shard, epoch, offset }) = decision.position {
         add("at=", &format!("{shard}:{epoch}:{offset}"));
     }
-    let reasons: Vec<_> = verdict.exclusions().map(reason).collect();
+    let reasons: Vec<_> = decision.exclusions().map(reason).collect();
     if !reasons.is_empty() {
         line.push_str(": ");
         line.push_str(&reasons.join("; "));
@@ -126,11 +128,11 @@ fn reason(exclusion: Exclusion) -> &'static str {
     match exclusion {
         Exclusion::Unspecified => "for a reason that this version does not know",
         Exclusion::Kind => "its kind is not in the filter",
-        Exclusion::OwnEvent => "the node published it itself, and does not ask for its own events",
+        Exclusion::OwnEvent => "the node published it itself, and its own events are not included",
         Exclusion::Account => "its account is not in the filter",
         Exclusion::CustomType => "its type is not in the filter",
         Exclusion::Target => "its target names neither the node nor one of its roles",
-        Exclusion::Rule => "a rule of the gateway keeps it from the node",
+        Exclusion::Rule => "a rule of the gateway does not allow it for the node",
     }
 }
 
@@ -139,8 +141,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_says_which_event_and_why() {
-        let mut verdict = Verdict {
+    fn a_line_names_the_event_and_the_reasons() {
+        let mut decision = Verdict {
             position: Some(Position { shard: 1, epoch: 2, offset: 3 }),
             kind: 20,
             event_id: "e\u{1b}1".into(),
@@ -150,12 +152,12 @@ mod tests {
             ..Verdict::default()
         };
         assert_eq!(
-            describe(&verdict),
+            describe(&decision),
             "withheld  custom type=com.x source=n1 id=e1 at=1:2:3: its type is not in the filter; \
              its target names neither the node nor one of its roles"
         );
-        verdict =
+        decision =
             Verdict { kind: 42, account_id: "a".into(), delivered: true, ..Verdict::default() };
-        assert_eq!(describe(&verdict), "delivered kind 42 account=a");
+        assert_eq!(describe(&decision), "delivered kind 42 account=a");
     }
 }

@@ -1,4 +1,4 @@
-//! proto3 JSON, over the descriptors that reflection serves.
+//! proto3 JSON, with the descriptors that reflection serves.
 
 use std::sync::LazyLock;
 
@@ -14,18 +14,18 @@ use trunkline_proto::v1::{
 };
 
 static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
-    DescriptorPool::decode(DESCRIPTORS).expect("the descriptors are those of the build")
+    DescriptorPool::decode(DESCRIPTORS).expect("the build encoded the descriptors")
 });
 
-/// Key of the bytes of a payload whose type is not known here.
+/// Key of the bytes of a payload whose type is not in the descriptors.
 const PAYLOAD_BYTES: &str = "value";
 
 fn descriptor(name: &str) -> MessageDescriptor {
     let full = format!("trunkline.v1.{name}");
-    POOL.get_message_by_name(&full).expect("a message of the descriptors")
+    POOL.get_message_by_name(&full).expect("a message of the API")
 }
 
-/// A message as JSON.
+/// Writes a message of `trunkline.v1` as JSON.
 pub(super) fn to_json(name: &str, message: &impl Message) -> Result<Value, String> {
     let bytes = message.encode_to_vec();
     let dynamic = DynamicMessage::decode(descriptor(name), &bytes[..])
@@ -36,7 +36,7 @@ pub(super) fn to_json(name: &str, message: &impl Message) -> Result<Value, Strin
         .map_err(|error| format!("{name}: {error}"))
 }
 
-/// A response of a subscription as JSON, with its events as [`event_to_json`] writes them.
+/// Writes a response of a subscription as JSON, its events as [`event_to_json`] does.
 pub(super) fn response_to_json(response: &SubscribeResponse) -> Result<Value, String> {
     let mut response = response.clone();
     let events = match &mut response.response {
@@ -50,7 +50,8 @@ pub(super) fn response_to_json(response: &SubscribeResponse) -> Result<Value, St
     Ok(json)
 }
 
-/// An event as JSON. The payload of a custom event whose type is not known here is its type and its bytes in base64.
+/// Writes an event as JSON. A payload of a custom event whose type is not in the descriptors is
+/// written as its type and its bytes in base64.
 pub(super) fn event_to_json(event: &Event) -> Result<Value, String> {
     let mut event = event.clone();
     let payload = match &mut event.kind {
@@ -64,8 +65,9 @@ pub(super) fn event_to_json(event: &Event) -> Result<Value, String> {
     Ok(json)
 }
 
-/// A payload of a type that is known here as that type's JSON. Any other, and one whose bytes are not of its type, as bytes:
-/// what one node publishes must not end another one's stream.
+/// Writes a payload whose type is in the descriptors as JSON of that type. Any other payload, and
+/// one that does not decode as its type, is written as bytes: a bad payload must not end the stream
+/// of a subscriber.
 fn payload_to_json(payload: Any) -> Value {
     let bytes = json!({
         "@type": payload.type_url,
@@ -81,17 +83,20 @@ fn payload_to_json(payload: Any) -> Value {
     }
 }
 
-/// Reads an event from JSON, as [`event_to_json`] wrote it or a person did.
+/// Reads an event from JSON, written by [`event_to_json`] or by a person.
 pub(super) fn event_from_json(mut json: Value) -> Result<Event, String> {
     let mut payload = None;
     if let Some(custom) = json.get_mut("custom").and_then(Value::as_object_mut)
-        && let Some(given) = custom.get("payload")
-        && let Some(type_url) = given.get("@type").and_then(Value::as_str)
-        && !is_of_known_type(type_url, given)
+        && let Some(found) = custom.get("payload")
+        && let Some(type_url) = found.get("@type").and_then(Value::as_str)
+        && !is_of_known_type(type_url, found)
     {
-        let bytes = given.get(PAYLOAD_BYTES).and_then(Value::as_str).unwrap_or_default();
+        let bytes = found.get(PAYLOAD_BYTES).and_then(Value::as_str).unwrap_or_default();
         let value = STANDARD.decode(bytes).map_err(|error| {
-            format!("custom.payload.{PAYLOAD_BYTES}: {error}; {type_url} is not known here, so it must be base64")
+            format!(
+                "custom.payload.{PAYLOAD_BYTES}: {error}; it must be base64, since the type \
+                 {type_url} is unknown"
+            )
         })?;
         payload = Some(Any { type_url: type_url.to_owned(), value });
         custom.remove("payload");
@@ -109,7 +114,8 @@ pub(super) fn event_from_json(mut json: Value) -> Result<Event, String> {
     Ok(event)
 }
 
-/// Whether a payload is JSON of a type that is known here. If it is not that type's, but bytes, it is taken as bytes.
+/// True if a payload is JSON of a type in the descriptors. One that does not parse as its type but
+/// holds bytes alone is taken as bytes.
 fn is_of_known_type(type_url: &str, payload: &Value) -> bool {
     if POOL.get_message_by_name(type_name(type_url)).is_none() {
         return false;
@@ -118,9 +124,9 @@ fn is_of_known_type(type_url: &str, payload: &Value) -> bool {
         && payload[PAYLOAD_BYTES].as_str().is_some_and(|text| STANDARD.decode(text).is_ok());
     let custom = json!({ "payload": payload });
     let options = DeserializeOptions::new();
-    let reads =
+    let parsed =
         DynamicMessage::deserialize_with_options(descriptor("CustomEvent"), custom, &options);
-    reads.is_ok() || !only_bytes
+    parsed.is_ok() || !only_bytes
 }
 
 fn type_name(type_url: &str) -> &str {
@@ -134,13 +140,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_comes_back_as_it_was_written() {
+    fn every_kind_is_read_back_as_it_was_written() {
         let kinds = json!([
-            {"mailboxChange": {"accountId": "a", "changeId": "7", "changedTypes": ["CHANGED_TYPE_EMAIL"]}},
+            {"mailboxChange": {"accountId": "a", "changeId": "7",
+                "changedTypes": ["CHANGED_TYPE_EMAIL"]}},
             {"emailDelivery": {"accountId": "a", "emailId": "e", "changeId": "7"}},
             {"calendarAlert": {"accountId": "a", "eventId": "e", "uid": "u", "alertId": "1"}},
             {"pushSubscriptionChange": {"accountId": "a"}},
-            {"blockedIp": {"address": "192.0.2.7", "action": "ACTION_ADDED", "expiresAt": "2026-01-01T00:00:00Z"}},
+            {"blockedIp": {"address": "192.0.2.7", "action": "ACTION_ADDED",
+                "expiresAt": "2026-01-01T00:00:00Z"}},
             {"certificateChange": {"certificateId": "c", "domainNames": ["example.com"]}},
             {"registryChange": {"objectType": "role", "objectId": "7", "action": "ACTION_INSERT"}},
             {"cacheInvalidation": {"entries": [{"cache": "role", "id": "7"}]}},
@@ -151,7 +159,7 @@ mod tests {
         ]);
         let kinds = kinds.as_array().unwrap();
         let arms = descriptor("Event").oneofs().next().unwrap().fields().count();
-        assert_eq!(kinds.len(), arms, "every kind is tried");
+        assert_eq!(kinds.len(), arms, "every kind is tested");
         for kind in kinds {
             let event = event_from_json(kind.clone()).unwrap();
             assert_eq!(event_to_json(&event).unwrap(), *kind);
@@ -159,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn payloads_of_known_types_read_as_json() {
+    fn a_payload_of_a_known_type_is_json_of_that_type() {
         let json = json!({"custom": {"type": "x", "payload":
             {"@type": "type.googleapis.com/trunkline.v1.QueueStatus", "state": "STATE_RUNNING"}}});
         let event = event_from_json(json.clone()).unwrap();
@@ -167,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_that_is_not_of_its_type_is_bytes() {
+    fn a_payload_that_does_not_decode_as_its_type_is_written_as_bytes() {
         let payload = Any {
             type_url: "type.googleapis.com/trunkline.v1.QueueStatus".into(),
             value: vec![0xff; 3],
@@ -181,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_holds_its_events_as_they_are_printed_alone() {
+    fn events_of_a_response_are_written_as_single_events_are() {
         let payload = Any { type_url: "type.example.com/x.Y".into(), value: vec![1, 2, 3] };
         let custom =
             CustomEvent { r#type: "x".into(), payload: Some(payload), ..Default::default() };

@@ -1,6 +1,6 @@
-//! The kinds of events as commands: `trunkline publish blocked-ip 192.0.2.7`.
+//! The kinds of events as subcommands: `trunkline publish blocked-ip 192.0.2.7`.
 
-// Help texts are read in a terminal.
+// Doc comments become help texts, where backticks would only be noise.
 #![allow(clippy::doc_markdown)]
 
 use std::time::{Duration, SystemTime};
@@ -11,10 +11,11 @@ use trunkline_proto::v1::{
     queue_status, registry_change,
 };
 
-use super::subscribe::parse_duration;
+use super::duration::parse_duration;
 
+/// An event, as the command line describes it.
 #[derive(Subcommand)]
-pub(super) enum What {
+pub(super) enum EventArgs {
     /// Something changed in an account: wakes IMAP IDLE and JMAP push
     MailboxChange {
         /// The account
@@ -47,41 +48,41 @@ pub(super) enum What {
         /// The calendar event
         #[arg(long, default_value = "", hide_default_value = true)]
         event: String,
-        /// Which recurrence of it, by its RECURRENCE-ID
+        /// RECURRENCE-ID of the recurrence
         #[arg(long, default_value = "", hide_default_value = true)]
         recurrence: String,
-        /// Its UID, by which other calendars know it
+        /// UID of the calendar event
         #[arg(long, default_value = "", hide_default_value = true)]
         uid: String,
-        /// Which of its alerts
+        /// Id of the alert
         #[arg(long, default_value = "", hide_default_value = true)]
         alert: String,
     },
-    /// The push subscriptions of an account are to be loaded again
+    /// The push subscriptions of an account must be reloaded
     PushSubscriptionChange {
         /// The account
         #[arg(long)]
         account: String,
     },
-    /// An address or network is banned, or no longer
+    /// An address or network was banned, or the ban was lifted
     BlockedIp {
-        /// `192.0.2.7`, or `2001:db8::/32`
+        /// 192.0.2.7, or 2001:db8::/32
         address: String,
-        /// The ban is lifted
+        /// The ban was lifted
         #[arg(long)]
         removed: bool,
-        /// The ban ends by itself after so long: 10m, 24h
+        /// The ban expires after this time: 10m, 24h
         #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
         expires_in: Option<Duration>,
-        /// Why, for people
+        /// The reason, for people
         #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,
     },
     /// A certificate was obtained, renewed or removed
     CertificateChange {
-        /// The certificate, as the store names it
+        /// Id of the certificate in its store
         certificate: String,
-        /// A domain name of it; may be given several times
+        /// A domain name of the certificate; may be given several times
         #[arg(long)]
         domain: Vec<String>,
         /// What happened
@@ -92,7 +93,7 @@ pub(super) enum What {
     RegistryChange {
         /// The type of the object: listener, role, directory
         object_type: String,
-        /// Which one; all of the type without it
+        /// Id of the object [default: all of the type]
         #[arg(default_value = "", hide_default_value = true)]
         object_id: String,
         /// What happened
@@ -101,28 +102,28 @@ pub(super) enum What {
     },
     /// Entries of caches are no longer valid
     CacheInvalidation {
-        /// CACHE:ID, or CACHE for all of it
+        /// CACHE:ID, or CACHE for all of its entries
         #[arg(required_unless_present_any = ["all", "all_negative"])]
         entries: Vec<String>,
         /// Everything in every cache
         #[arg(long, conflicts_with = "entries")]
         all: bool,
-        /// Every remembered "there is no such thing"
+        /// All negative entries: remembered failed lookups
         #[arg(long, conflicts_with_all = ["entries", "all"])]
         all_negative: bool,
     },
     /// The MTA queue was paused or resumed
     QueueStatus {
-        /// Whether messages leave the queue
+        /// New state of the queue
         state: QueueState,
     },
-    /// The MTA queue is to be read again
+    /// The MTA queue must be reread
     QueueRefresh,
     /// An event of any other application
     Custom {
-        /// Its dotted name: `com.example.invoice_paid`
+        /// The event's dotted type: com.example.invoice_paid
         r#type: String,
-        /// A small fact about it; may be given several times
+        /// A label of the event; may be given several times
         #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label)]
         label: Vec<(String, String)>,
     },
@@ -152,7 +153,7 @@ pub(super) enum RegistryAction {
 fn parse_type(text: &str) -> Result<i32, String> {
     let name = format!("CHANGED_TYPE_{}", text.replace('-', "_").to_uppercase());
     ChangedType::from_str_name(&name).map(i32::from).ok_or_else(|| {
-        "no such type; try email, email-delivery, mailbox, thread, calendar-event, contact-card"
+        "unknown type; try email, email-delivery, mailbox, thread, calendar-event, contact-card"
             .into()
     })
 }
@@ -162,25 +163,25 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
-impl What {
-    /// The kind as the wire has it.
+impl EventArgs {
+    /// The kind field of the protobuf message.
     pub(super) fn into_kind(self) -> Kind {
         match self {
-            What::MailboxChange { account, change_id, types } => {
+            EventArgs::MailboxChange { account, change_id, types } => {
                 Kind::MailboxChange(v1::MailboxChange {
                     account_id: account,
                     change_id,
                     changed_types: types,
                 })
             }
-            What::EmailDelivery { account, email, change_id } => {
+            EventArgs::EmailDelivery { account, email, change_id } => {
                 Kind::EmailDelivery(v1::EmailDelivery {
                     account_id: account,
                     email_id: email,
                     change_id,
                 })
             }
-            What::CalendarAlert { account, event, recurrence, uid, alert } => {
+            EventArgs::CalendarAlert { account, event, recurrence, uid, alert } => {
                 Kind::CalendarAlert(v1::CalendarAlert {
                     account_id: account,
                     event_id: event,
@@ -189,10 +190,10 @@ impl What {
                     alert_id: alert,
                 })
             }
-            What::PushSubscriptionChange { account } => {
+            EventArgs::PushSubscriptionChange { account } => {
                 Kind::PushSubscriptionChange(v1::PushSubscriptionChange { account_id: account })
             }
-            What::BlockedIp { address, removed, expires_in, reason } => {
+            EventArgs::BlockedIp { address, removed, expires_in, reason } => {
                 use blocked_ip::Action;
                 let action = if removed { Action::Removed } else { Action::Added };
                 Kind::BlockedIp(v1::BlockedIp {
@@ -202,21 +203,21 @@ impl What {
                     reason,
                 })
             }
-            What::CertificateChange { certificate, domain, action } => {
+            EventArgs::CertificateChange { certificate, domain, action } => {
                 Kind::CertificateChange(v1::CertificateChange {
                     certificate_id: certificate,
                     domain_names: domain,
-                    action: action.on_the_wire().into(),
+                    action: action.to_proto().into(),
                 })
             }
-            What::RegistryChange { object_type, object_id, action } => {
+            EventArgs::RegistryChange { object_type, object_id, action } => {
                 Kind::RegistryChange(v1::RegistryChange {
                     object_type,
                     object_id,
-                    action: action.on_the_wire().into(),
+                    action: action.to_proto().into(),
                 })
             }
-            What::CacheInvalidation { entries, all, all_negative } => {
+            EventArgs::CacheInvalidation { entries, all, all_negative } => {
                 use cache_invalidation::{Entry, Scope};
                 let entry = |text: &String| {
                     let (cache, id) = text.split_once(':').unwrap_or((text, ""));
@@ -232,7 +233,7 @@ impl What {
                     scope: scope.into(),
                 })
             }
-            What::QueueStatus { state } => {
+            EventArgs::QueueStatus { state } => {
                 use queue_status::State;
                 let state = match state {
                     QueueState::Running => State::Running,
@@ -240,8 +241,8 @@ impl What {
                 };
                 Kind::QueueStatus(v1::QueueStatus { state: state.into() })
             }
-            What::QueueRefresh => Kind::QueueRefresh(v1::QueueRefresh {}),
-            What::Custom { r#type, label } => Kind::Custom(v1::CustomEvent {
+            EventArgs::QueueRefresh => Kind::QueueRefresh(v1::QueueRefresh {}),
+            EventArgs::Custom { r#type, label } => Kind::Custom(v1::CustomEvent {
                 r#type,
                 labels: label.into_iter().collect(),
                 payload: None,
@@ -251,7 +252,7 @@ impl What {
 }
 
 impl CertificateAction {
-    fn on_the_wire(self) -> certificate_change::Action {
+    fn to_proto(self) -> certificate_change::Action {
         match self {
             CertificateAction::Issued => certificate_change::Action::Issued,
             CertificateAction::Renewed => certificate_change::Action::Renewed,
@@ -262,7 +263,7 @@ impl CertificateAction {
 }
 
 impl RegistryAction {
-    fn on_the_wire(self) -> registry_change::Action {
+    fn to_proto(self) -> registry_change::Action {
         match self {
             RegistryAction::Insert => registry_change::Action::Insert,
             RegistryAction::Delete => registry_change::Action::Delete,
@@ -279,7 +280,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_the_table_has_a_command_with_its_name() {
-        let commands = What::augment_subcommands(clap::Command::new("publish"));
+        let commands = EventArgs::augment_subcommands(clap::Command::new("publish"));
         let names = commands.get_subcommands().map(|command| command.get_name().to_owned());
         assert!(names.eq(kinds::TABLE.iter().map(kinds::Row::cli_name)));
     }

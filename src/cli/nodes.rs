@@ -9,33 +9,33 @@ use std::{
 use clap::Args;
 use trunkline_proto::v1::{self, GatewayState, ListNodesRequest, NodeState};
 
-use super::{Failure, json};
+use super::{Failure, GatewayArgs, duration::two_units, json};
 
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   trunkline nodes                        the nodes of all gateways
   trunkline nodes --of gw-a --gateways   one gateway's nodes, and the gateways
-  trunkline nodes --json | jq -r 'select(.behindEvents) | .nodeId'      who is behind
-  trunkline nodes --json | jq -r 'select(.duplicate) | .nodeId'         which ids two processes have")]
+  trunkline nodes --json | jq -r 'select(.behindEvents) | .nodeId'   nodes that are behind
+  trunkline nodes --json | jq -r 'select(.duplicate) | .nodeId'      ids that two processes use")]
 pub(super) struct Nodes {
     #[command(flatten)]
-    gateway: super::Gateway,
+    gateway: GatewayArgs,
     /// Only the nodes of the gateway with this id
     #[arg(long, value_name = "GATEWAY_ID")]
     of: Option<String>,
-    /// Only the streams of this node
+    /// Only the streams of the node with this id
     #[arg(long)]
     node_id: Option<String>,
     /// Print the gateways too
     #[arg(long)]
     gateways: bool,
-    /// Print one JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
 }
 
-/// Lines of cells, each column as wide as its widest.
+/// Rows of cells; each column is as wide as its widest cell.
 struct Table {
     rows: Vec<Vec<String>>,
 }
@@ -97,10 +97,10 @@ fn gateway_table(gateways: &[v1::Gateway]) -> Table {
             gateway.version.clone(),
             gateway.address.clone(),
             since(gateway.start_time),
-            if age.is_zero() { "now".into() } else { format!("{} ago", rounded(age)) },
+            if age.is_zero() { "now".into() } else { format!("{} ago", two_units(age)) },
         ]);
         if gateway.state() == GatewayState::Unspecified {
-            // A newer gateway's state: its number is all that is known.
+            // A state that a newer version added is shown by its number.
             table.set_last(1, gateway.state.to_string());
         }
     }
@@ -130,13 +130,14 @@ fn node_table(nodes: &[v1::Node]) -> Table {
             since(node.connect_time),
             node.delivered_events.to_string(),
             node.behind_events.to_string(),
-            if lag.is_zero() { "-".into() } else { rounded(lag) },
+            if lag.is_zero() { "-".into() } else { two_units(lag) },
         ]);
     }
     table
 }
 
-/// `serving` of `GATEWAY_STATE_SERVING`; `NOT SERVING`, in capitals, what an operator should look at.
+/// The name of a state: `serving` for `GATEWAY_STATE_SERVING`; in capitals, as `NOT SERVING`, where
+/// an operator should act.
 fn name(full: &str, prefix: &str) -> String {
     let name = full.trim_start_matches(prefix).replace('_', " ");
     match name.as_str() {
@@ -147,19 +148,8 @@ fn name(full: &str, prefix: &str) -> String {
 
 fn since(time: Option<prost_types::Timestamp>) -> String {
     let time = time.and_then(|time| SystemTime::try_from(time).ok());
-    // A clock that is behind the gateway's says zero.
-    time.map_or_else(String::new, |time| rounded(time.elapsed().unwrap_or_default()))
-}
-
-/// The two largest units: `3d4h`, `5m12s`, `7.5s`.
-fn rounded(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    match seconds {
-        0..60 => format!("{:.1}s", duration.as_secs_f64()),
-        60..3600 => format!("{}m{}s", seconds / 60, seconds % 60),
-        3600..86400 => format!("{}h{}m", seconds / 3600, seconds % 3600 / 60),
-        _ => format!("{}d{}h", seconds / 86400, seconds % 86400 / 3600),
-    }
+    // Zero if this machine's clock is behind the gateway's.
+    time.map_or_else(String::new, |time| two_units(time.elapsed().unwrap_or_default()))
 }
 
 impl Table {
@@ -167,7 +157,8 @@ impl Table {
         Table { rows: vec![head.map(str::to_owned).to_vec()] }
     }
 
-    /// What nodes state may hold anything: a control character must not reach the terminal.
+    /// Adds a row. Cells may hold anything that a node chose: control characters must not reach the
+    /// terminal.
     fn add<const N: usize>(&mut self, cells: [String; N]) {
         let shown = |cell: String| match cell.as_str() {
             "" => "-".to_owned(),
@@ -204,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_as_wide_as_they_must_be_and_hold_no_control_characters() {
+    fn columns_are_as_wide_as_their_widest_cell_and_contain_no_control_characters() {
         let mut table = Table::new(["NODE", "ROLES"]);
         table.add(["mx-longer".into(), String::new()]);
         table.add(["m\u{1b}[31m\u{e9}".into(), "imap".into()]);
@@ -213,14 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_read_at_a_glance() {
-        let shown = [0, 7_500, 312_000, 7_380_000, 273_600_000]
-            .map(|ms| rounded(Duration::from_millis(ms)));
-        assert_eq!(shown, ["0.0s", "7.5s", "5m12s", "2h3m", "3d4h"]);
-    }
-
-    #[test]
-    fn what_wants_a_look_is_written_in_capitals() {
+    fn states_that_need_attention_are_in_capitals() {
         assert_eq!(name("GATEWAY_STATE_SERVING", "GATEWAY_STATE_"), "serving");
         assert_eq!(name("GATEWAY_STATE_NOT_SERVING", "GATEWAY_STATE_"), "NOT SERVING");
         assert_eq!(name("NODE_STATE_SILENT", "NODE_STATE_"), "SILENT");

@@ -11,12 +11,13 @@ use tokio::{
 use trunkline_client::{Client, Error, ErrorKind};
 use trunkline_proto::v1::{Event, Target};
 
-use super::{Failure, Gateway, Node, json, kinds::What};
+use super::{Failure, GatewayArgs, NodeArgs, json, kinds::EventArgs};
 
-/// Events of one request at the most.
-const BATCH: usize = 500;
+/// Most events of one request.
+const MAX_BATCH: usize = 500;
 
-/// How long a request is tried again, under one request id, while the gateway or its bus is not available.
+/// Time for which a request is retried, under one request id, while the gateway or its bus is not
+/// available.
 const RETRY_FOR: Duration = Duration::from_secs(30);
 
 #[derive(Args)]
@@ -30,27 +31,27 @@ Examples:
   cat events.jsonl | trunkline publish -
   trunkline subscribe --gateway a:7420 | trunkline publish --gateway b:7420 -
 
-Prints nothing when all was published. While the gateway is away it tries again for half a minute; nothing is published twice
-by that.")]
+Prints nothing on success. While the gateway is not available, a request is retried for half a
+minute; a retry never publishes twice.")]
 pub(super) struct Publish {
     #[command(flatten)]
-    gateway: Gateway,
+    gateway: GatewayArgs,
     #[command(flatten)]
-    node: Node,
+    node: NodeArgs,
     /// An event as JSON, as `subscribe` prints it; may be given several times
     #[arg(long)]
     json: Vec<String>,
-    /// For this node only; may be given several times, also with --to-role: one that fits is enough
+    /// Only for this node; may be given several times and with --to-role: one match is enough
     #[arg(long, value_name = "NODE_ID")]
     to_node: Vec<String>,
-    /// For nodes with this role only
+    /// Only for nodes with this role
     #[arg(long, value_name = "ROLE")]
     to_role: Vec<String>,
-    /// `-`: events from standard input, one JSON object a line; what is ready leaves together
+    /// `-`: read events from standard input, one JSON object per line
     #[arg(value_parser = ["-"])]
     input: Option<String>,
     #[command(subcommand)]
-    event: Option<What>,
+    event: Option<EventArgs>,
 }
 
 impl Publish {
@@ -59,14 +60,14 @@ impl Publish {
         for text in &self.json {
             events.push(parse(text).map_err(|error| Failure::Input(format!("--json: {error}")))?);
         }
-        if let Some(what) = self.event.take() {
-            events.push(what.into_kind().into());
+        if let Some(args) = self.event.take() {
+            events.push(args.into_kind().into());
         }
         if events.is_empty() && self.input.is_none() {
             let problem = "nothing to publish: name a kind, or give --json or -; see --help";
             return Err(Failure::Usage(problem.into()));
         }
-        // Says at once that there is no gateway; what goes away later is waited for.
+        // A missing gateway fails at once; only one that goes away later is waited for.
         self.gateway.connect().await?;
         let client = Client::builder(self.node.id())
             .gateway(&self.gateway.gateway)
@@ -74,15 +75,16 @@ impl Publish {
             .publish_timeout(RETRY_FOR)
             .build()
             .map_err(|error| Failure::Usage(error.to_string()))?;
-        for batch in events.chunks(BATCH) {
+        for batch in events.chunks(MAX_BATCH) {
             self.send(&client, batch.to_vec(), &[]).await?;
         }
         if self.input.is_some() { self.publish_lines(&client).await } else { Ok(()) }
     }
 
-    /// Publishes standard input: what has been read while a request was under way leaves with the next one.
+    /// Publishes standard input. Lines that are read while a request is in flight form the next
+    /// one.
     async fn publish_lines(&self, client: &Client) -> Result<(), Failure> {
-        let (sender, mut lines) = mpsc::channel::<std::io::Result<String>>(2 * BATCH);
+        let (sender, mut lines) = mpsc::channel::<std::io::Result<String>>(2 * MAX_BATCH);
         let reader = tokio::spawn(async move {
             let mut input = BufReader::new(tokio::io::stdin()).lines();
             loop {
@@ -98,8 +100,8 @@ impl Publish {
             }
         });
         let mut number = 0;
-        let mut ready = Vec::with_capacity(BATCH);
-        while lines.recv_many(&mut ready, BATCH).await > 0 {
+        let mut ready = Vec::with_capacity(MAX_BATCH);
+        while lines.recv_many(&mut ready, MAX_BATCH).await > 0 {
             let mut events = Vec::with_capacity(ready.len());
             let mut numbers = Vec::with_capacity(ready.len());
             let mut wrong = None;
@@ -120,7 +122,7 @@ impl Publish {
                     }
                 }
             }
-            // What came before the wrong line is published all the same.
+            // Events before the wrong line are published.
             if !events.is_empty() {
                 self.send(client, events, &numbers).await?;
             }
@@ -132,7 +134,8 @@ impl Publish {
         Ok(())
     }
 
-    /// Publishes a batch. `lines` are the numbers of its lines, if it was read from some.
+    /// Publishes a batch. `lines` are the line numbers of its events, empty if it was not read from
+    /// lines.
     async fn send(
         &self,
         client: &Client,
@@ -154,13 +157,13 @@ impl Publish {
     fn failure(&self, error: &Error, lines: &[u64]) -> Failure {
         if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::OutcomeUnknown) {
             let address = self.gateway.gateway.clone();
-            return Failure::NoGateway { address, why: error.to_string() };
+            return Failure::Unavailable { address, why: error.to_string() };
         }
         let violations = error.violations();
         if error.kind() == ErrorKind::Invalid && !lines.is_empty() && !violations.is_empty() {
-            let told: Vec<_> =
-                violations.iter().map(|(field, why)| told(field, why, lines)).collect();
-            return Failure::Input(told.join("\n"));
+            let texts: Vec<_> =
+                violations.iter().map(|(field, why)| by_line(field, why, lines)).collect();
+            return Failure::Input(texts.join("\n"));
         }
         match error.status() {
             Some(status) => Failure::Gateway(status.clone()),
@@ -169,8 +172,9 @@ impl Publish {
     }
 }
 
-/// What is wrong with a field, by the line in which it stood: `events[3].custom.type` is in the fourth.
-fn told(field: &str, why: &str, lines: &[u64]) -> String {
+/// A violation with the line number of its event: `events[3].custom.type` is on the fourth of
+/// `lines`.
+fn by_line(field: &str, why: &str, lines: &[u64]) -> String {
     let of_event = field.strip_prefix("events[").and_then(|rest| {
         let (index, path) = rest.split_once(']')?;
         let line = lines.get(index.parse::<usize>().ok()?)?;
@@ -184,7 +188,7 @@ fn told(field: &str, why: &str, lines: &[u64]) -> String {
 }
 
 fn parse(text: &str) -> Result<Event, String> {
-    let json: Value = serde_json::from_str(text).map_err(|error| format!("no JSON: {error}"))?;
+    let json: Value = serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))?;
     json::event_from_json(json)
 }
 
@@ -193,13 +197,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_violation_is_told_by_its_line() {
+    fn a_violation_names_the_line_of_its_event() {
         let lines = [2, 4];
         assert_eq!(
-            told("events[1].custom.type", "is required", &lines),
+            by_line("events[1].custom.type", "is required", &lines),
             "line 4: custom.type: is required"
         );
-        assert_eq!(told("events[0]", "has no kind", &lines), "line 2: has no kind");
-        assert_eq!(told("node_id", "is required", &lines), "node_id: is required");
+        assert_eq!(by_line("events[0]", "has no kind", &lines), "line 2: has no kind");
+        assert_eq!(by_line("node_id", "is required", &lines), "node_id: is required");
     }
 }

@@ -9,28 +9,32 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use trunkline::{
-    config::{Config, LogFormat, Sources},
+    bus::Registry,
+    config::{Config, Key, LogFormat, Sources},
     gateway::{self, ServeError},
 };
 
 use super::Failure;
 
-/// Where a configuration comes from.
+/// The help of a flag that sets the key at `path`.
+fn help(path: &str) -> String {
+    Key::at(path).map(Key::help).unwrap_or_default()
+}
+
+/// The sources of a configuration.
 #[derive(Args)]
-pub(super) struct From {
+pub(super) struct ConfigArgs {
     /// Configuration file (JSON); docs/configuration.md lists its keys
     #[arg(long, env = "TRUNKLINE_CONFIG")]
     config: Option<PathBuf>,
-    /// Address to listen on [default: 127.0.0.1:7420]
-    #[arg(long)]
+    #[arg(long, help = help("listen"))]
     listen: Option<String>,
-    /// Address of the admin port [default: 127.0.0.1:7421]
-    #[arg(long)]
+    #[arg(long, help = help("admin"))]
     admin: Option<String>,
     /// URL of a standalone Redis, in place of the file's coordinator
     #[arg(long)]
     redis: Option<String>,
-    /// Any other setting, over the file and the environment: --set coordinator.timeout=5s
+    /// Any other setting; overrides the file and the environment: --set coordinator.timeout=5s
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
 }
@@ -39,16 +43,17 @@ pub(super) struct From {
 #[command(after_help = "\
 Examples:
   trunkline serve
-  trunkline serve --listen 127.0.0.1:7430 --admin 127.0.0.1:7431 --redis redis://redis.example.com:6379
+  trunkline serve --redis redis://redis.example.com:6379
+  trunkline serve --listen 127.0.0.1:7430 --admin 127.0.0.1:7431
   trunkline serve --config trunkline.json --set drain.delay=5s
   TRUNKLINE_COORDINATOR__TYPE=Redis TRUNKLINE_COORDINATOR__URL=redis://127.0.0.1 trunkline serve")]
 pub(super) struct Serve {
     #[command(flatten)]
-    from: From,
+    config: ConfigArgs,
 }
 
-impl From {
-    /// Loads it: the file, then the environment, then the flags.
+impl ConfigArgs {
+    /// Loads the configuration: the file, then the environment, then the flags; the last one wins.
     pub(super) fn load(&self) -> Result<Config, Failure> {
         let mut sources = Sources {
             file: self.config.clone(),
@@ -76,7 +81,7 @@ impl From {
 
 impl Serve {
     pub(super) async fn run(&self) -> Result<(), Failure> {
-        let config = self.from.load()?;
+        let config = self.config.load()?;
         start_log(&config);
         let mut terminate = signal(SignalKind::terminate())?;
         let shutdown = async move {
@@ -86,8 +91,12 @@ impl Serve {
             }
         };
         let (tls, auth) = (config.tls.is_some(), config.auth.is_some());
-        let listens = move |address| say_what_to_try(address, tls, auth);
-        gateway::serve(config, listens, shutdown).await.map_err(|error| match error {
+        let listens = move |address| print_hints(address, tls, auth);
+        let registry = Registry::default();
+        let bus = registry
+            .get(config.bus.type_name())
+            .map_err(|error| Failure::Configuration(error.to_string()))?;
+        gateway::serve(config, bus, listens, shutdown).await.map_err(|error| match error {
             ServeError::Bus(_) => Failure::Configuration(error.to_string()),
             _ => Failure::Other(error.to_string()),
         })
@@ -111,8 +120,9 @@ fn start_log(config: &Config) {
     }
 }
 
-fn say_what_to_try(address: SocketAddr, tls: bool, auth: bool) {
-    // What was typed to start this one starts the others too: after `cargo run` there is no `trunkline` in the PATH.
+/// Prints commands to try with this gateway.
+fn print_hints(address: SocketAddr, tls: bool, auth: bool) {
+    // The path that started this process: after `cargo run` there is no `trunkline` in PATH.
     let program = std::env::args().next().unwrap_or_default();
     let program = if program.contains('/') { program.as_str() } else { "trunkline" };
     let listens = address;
@@ -136,7 +146,7 @@ fn say_what_to_try(address: SocketAddr, tls: bool, auth: bool) {
     );
 }
 
-/// An address at which a client on this machine reaches who listens on this one.
+/// The address at which a client on this machine reaches a server that listens on `address`.
 pub(super) fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

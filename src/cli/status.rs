@@ -5,7 +5,7 @@ use std::{io::Write, time::Duration};
 use clap::Args;
 use trunkline_proto::v1::GetStatusRequest;
 
-use super::{Failure, Gateway, json};
+use super::{Failure, GatewayArgs, json};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -14,7 +14,7 @@ Examples:
   trunkline status --json | jq .shards")]
 pub(super) struct Status {
     #[command(flatten)]
-    gateway: Gateway,
+    gateway: GatewayArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -46,7 +46,7 @@ impl Status {
             )?;
             writeln!(
                 out,
-                "trouble   {} gaps, {} unreadable frames",
+                "problems  {} gaps, {} unreadable frames",
                 status.bus_gaps, status.unreadable_frames
             )?;
             for link in &status.links {
@@ -59,14 +59,14 @@ impl Status {
             }
             for shard in &status.shards {
                 let age = shard.proof_age.and_then(|age| Duration::try_from(age).ok());
-                let proof = match age {
-                    Some(age) if shard.proven => format!("proven {age:.1?} ago"),
-                    Some(age) => format!("NOT PROVEN, last {age:.1?} ago"),
-                    None => "NOT PROVEN yet".into(),
+                let state = match age {
+                    Some(age) if shard.proven => format!("verified {age:.1?} ago"),
+                    Some(age) => format!("NOT VERIFIED, last {age:.1?} ago"),
+                    None => "NOT VERIFIED yet".into(),
                 };
                 writeln!(
                     out,
-                    "shard     {} at {}-{}, {proof}, log {} events, {} repairs",
+                    "shard     {} at {}-{}, {state}, log {} events, {} repairs",
                     shard.shard, shard.epoch, shard.offset, shard.log_events, shard.repairs
                 )?;
             }
@@ -74,6 +74,6 @@ impl Status {
         if status.serving {
             return Ok(());
         }
-        Err(Failure::NoGateway { address: self.gateway.gateway.clone(), why: status.reason })
+        Err(Failure::Unavailable { address: self.gateway.gateway.clone(), why: status.reason })
     }
 }

@@ -20,77 +20,78 @@ use trunkline_proto::{
     },
 };
 
-use super::{Failure, Gateway, Node, explain, json};
+use super::{Failure, GatewayArgs, NodeArgs, duration::parse_duration, explain, json};
 
 #[derive(Args)]
 #[command(after_help = "\
-Events go to standard output, one JSON object a line; gaps and the like to standard error.
+Prints events to standard output, one JSON object per line; gaps and other notifications to
+standard error.
 
 Examples:
   trunkline subscribe --kind blocked-ip --kind certificate-change
   trunkline subscribe --account a1 --max-events 1
   trunkline subscribe --custom-type 'com.example.*' --for 10s
   trunkline subscribe --node-id mx1 --role imap --account a1 --explain
-  trunkline subscribe | jq -c 'select(.mailboxChange)' | trunkline publish --gateway http://other:7420 -")]
+  trunkline subscribe | jq -c 'select(.mailboxChange)' | trunkline publish --gateway other:7420 -")]
 #[allow(clippy::struct_excessive_bools)] // flags
 pub(super) struct Subscribe {
     #[command(flatten)]
-    gateway: Gateway,
+    gateway: GatewayArgs,
     #[command(flatten)]
-    node: Node,
+    node: NodeArgs,
     #[command(flatten)]
-    wanted: Wanted,
-    /// Where to begin
-    #[arg(long, value_enum, default_value_t = From::Latest)]
-    start: From,
+    interest: InterestArgs,
+    /// Position to start from
+    #[arg(long, value_enum, default_value_t = StartArg::Latest)]
+    start: StartArg,
     /// Continue after this token (base64, as --all shows it)
     #[arg(long, value_name = "TOKEN", value_parser = parse_token)]
     resume: Option<Token>,
-    /// End after so many events
+    /// Exit after this many events
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     max_events: u64,
-    /// End after so long: 10s, 5m
+    /// Exit after this time: 10s, 5m
     #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
     max_duration: Option<Duration>,
-    /// What to do on falling too far behind
-    #[arg(long, value_enum, default_value_t = OnOverflow::Gap)]
-    overflow: OnOverflow,
-    /// Print openings and heartbeats too, on standard error
+    /// Reaction of the gateway when this subscriber falls too far behind
+    #[arg(long, value_enum, default_value_t = OverflowArg::Gap)]
+    overflow: OverflowArg,
+    /// Print `subscribed` and heartbeats too, to standard error
     #[arg(long)]
     heartbeats: bool,
-    /// Print whole responses on standard output, with tokens
+    /// Print whole responses to standard output, with resume tokens
     #[arg(long)]
     all: bool,
-    /// Say of every event whether this node gets it, and if not, why not, instead of printing the events
+    /// Print the filter decision for each event, with its reasons, instead of the events
     #[arg(long)]
     explain: bool,
-    /// With --explain: one JSON object an event, not a line of text
+    /// With --explain: print JSON objects, not lines of text
     #[arg(long, requires = "explain")]
     json: bool,
 }
 
-/// Which events a node wants.
+/// The events that a node is interested in.
 #[derive(Args)]
-pub(super) struct Wanted {
+pub(super) struct InterestArgs {
     /// Only these kinds: mailbox-change, email-delivery, ... or a number
     #[arg(long, value_parser = parse_kind)]
     kind: Vec<i32>,
-    /// Only these accounts, of the kinds that concern one
+    /// Only these accounts; applies to kinds that concern an account
     #[arg(long)]
     account: Vec<String>,
-    /// Only these types of custom events, whole or with * at the end
+    /// Only these types of custom events: the type, or a prefix with * at the end
     #[arg(long)]
     custom_type: Vec<String>,
     /// A role of this node
     #[arg(long)]
-    pub role: Vec<String>,
-    /// This node's own events too
+    pub(super) role: Vec<String>,
+    /// Include this node's own events
     #[arg(long)]
-    pub include_own: bool,
+    pub(super) include_own: bool,
 }
 
-impl Wanted {
-    /// As a stream asks for them.
+impl InterestArgs {
+    /// The filter of the request.
     pub(super) fn filter(&self) -> Filter {
         Filter {
             kinds: self.kind.clone(),
@@ -101,13 +102,13 @@ impl Wanted {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum From {
+enum StartArg {
     Latest,
     Oldest,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum OnOverflow {
+enum OverflowArg {
     Gap,
     Disconnect,
     Merge,
@@ -122,33 +123,19 @@ pub(super) fn parse_kind(text: &str) -> Result<i32, String> {
     })
 }
 
-/// Reads `500ms`, `10s`, `5m` or `1h`.
-pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let number: u64 = number.parse().map_err(|_| "must be like 500ms, 10s, 5m or 1h")?;
-    match unit {
-        "ms" => Ok(Duration::from_millis(number)),
-        "s" => Ok(Duration::from_secs(number)),
-        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
-        "h" => Ok(Duration::from_secs(number.saturating_mul(3600))),
-        _ => Err("must be like 500ms, 10s, 5m or 1h".into()),
-    }
-}
-
 impl Subscribe {
     pub(super) async fn run(&self) -> Result<(), Failure> {
         let mut terminate = signal(SignalKind::terminate())?;
         tokio::select! {
-            result = self.follow() => result,
-            // Whoever watches ends it so: by a key, by a supervisor, or by reading no more.
+            result = self.print_all() => result,
+            // The usual ways to end it: Ctrl-C, a supervisor, a closed pipe.
             _ = tokio::signal::ctrl_c() => Ok(()),
             _ = terminate.recv() => Ok(()),
-            () = reader_gone() => Ok(()),
+            () = stdout_closed() => Ok(()),
         }
     }
 
-    async fn follow(&self) -> Result<(), Failure> {
+    async fn print_all(&self) -> Result<(), Failure> {
         let request = self.request();
         let mut client = self.gateway.connect().await?;
         let mut stream = client.subscribe(request).await?.into_inner();
@@ -161,21 +148,21 @@ impl Subscribe {
     fn request(&self) -> SubscribeRequest {
         let resume_token = self.resume.clone().map(|token| token.0).unwrap_or_default();
         let start = match self.start {
-            From::Latest => Start::Latest,
-            From::Oldest => Start::Oldest,
+            StartArg::Latest => Start::Latest,
+            StartArg::Oldest => Start::Oldest,
         };
         let overflow = match self.overflow {
-            OnOverflow::Gap => Overflow::Gap,
-            OnOverflow::Disconnect => Overflow::Disconnect,
-            OnOverflow::Merge => Overflow::Merge,
+            OverflowArg::Gap => Overflow::Gap,
+            OverflowArg::Disconnect => Overflow::Disconnect,
+            OverflowArg::Merge => Overflow::Merge,
         };
         SubscribeRequest {
             node_id: self.node.id(),
             incarnation: uuid::Uuid::new_v4().to_string(),
             client_version: concat!("trunkline subscribe ", env!("CARGO_PKG_VERSION")).to_owned(),
-            roles: self.wanted.role.clone(),
-            filter: Some(self.wanted.filter()),
-            include_own_events: self.wanted.include_own,
+            roles: self.interest.role.clone(),
+            filter: Some(self.interest.filter()),
+            include_own_events: self.interest.include_own,
             explain: self.explain,
             resume_token,
             start: start.into(),
@@ -187,15 +174,15 @@ impl Subscribe {
     }
 
     fn print(&self, response: &SubscribeResponse) -> Result<(), Failure> {
-        let whole =
+        let to_json =
             |response: &SubscribeResponse| json::response_to_json(response).map_err(Failure::Other);
         let mut out = io::stdout().lock();
         if self.all {
-            writeln!(out, "{}", whole(response)?)?;
+            writeln!(out, "{}", to_json(response)?)?;
             return Ok(out.flush()?);
         }
         match &response.response {
-            // A verdict tells of each of them.
+            // The explanation covers them.
             Some(Response::Events(_)) if self.explain => {}
             Some(Response::Explanation(explanation)) => {
                 drop(out);
@@ -206,11 +193,11 @@ impl Subscribe {
                     let json = json::event_to_json(event).map_err(Failure::Other)?;
                     writeln!(out, "{json}")?;
                 }
-                // A reader at the other end of a pipe sees each event when it comes.
+                // The reader of a pipe gets each event when it arrives.
                 out.flush()?;
             }
             Some(Response::Heartbeat(_) | Response::Subscribed(_)) if !self.heartbeats => {}
-            _ => writeln!(io::stderr(), "{}", whole(response)?)?,
+            _ => writeln!(io::stderr(), "{}", to_json(response)?)?,
         }
         Ok(())
     }
@@ -221,14 +208,16 @@ impl Subscribe {
 struct Token(Vec<u8>);
 
 fn parse_token(text: &str) -> Result<Token, String> {
-    STANDARD.decode(text).map(Token).map_err(|error| format!("no base64: {error}"))
+    STANDARD.decode(text).map(Token).map_err(|error| format!("not base64: {error}"))
 }
 
-/// Waits until nobody reads standard output any more. Where that cannot be told (a file), it waits for ever.
+/// Waits until the reader of standard output has closed it; forever where that cannot be observed,
+/// as with a file.
 ///
-/// Writing would tell too, but only when the next event comes: `subscribe | head -1` would wait for a second one.
-async fn reader_gone() {
-    // Unchecked leaves it blocking, as the writer wants it; here nothing is written.
+/// A failed write would show it too, but only at the next event: `subscribe | head -1` would wait
+/// for a second one.
+async fn stdout_closed() {
+    // Unchecked leaves the pipe in blocking mode, which `print` needs; nothing is written here.
     let stdout = io::stdout().as_fd().try_clone_to_owned();
     if let Ok(stdout) = stdout.and_then(Sender::from_owned_fd_unchecked)
         && stdout.ready(Interest::ERROR).await.is_ok()
@@ -243,18 +232,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kinds_are_known_by_name_and_by_number() {
+    fn a_kind_is_given_by_name_or_by_number() {
         assert_eq!(parse_kind("mailbox-change"), Ok(10));
         assert_eq!(parse_kind("custom"), Ok(20));
         assert_eq!(parse_kind("42"), Ok(42));
         assert!(parse_kind("mailbox").is_err());
-    }
-
-    #[test]
-    fn durations_have_units() {
-        assert_eq!(parse_duration("10s"), Ok(Duration::from_secs(10)));
-        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
-        assert!(parse_duration("10").is_err());
-        assert!(parse_duration("s").is_err());
     }
 }

@@ -1,11 +1,13 @@
-//! What is wrong with a configuration: every violation, with its place and the limit that it breaks.
+//! The errors of a configuration: every violation with its path and the limit that it breaks.
 
 use std::fmt;
 
-use super::redis_url::RedisUrlError;
+use serde_json::Value;
 
-/// Text of the operator's is cut to this many characters where a message repeats it.
-const LONGEST_SHOWN: usize = 60;
+use super::{nearest::nearest, redis_url::RedisUrlError};
+
+/// A message repeats at most this many characters of a value.
+const MAX_SHOWN: usize = 60;
 
 /// A configuration that cannot be used. Holds every violation that was found, at least one.
 ///
@@ -21,7 +23,7 @@ impl ConfigErrors {
         if violations.is_empty() { Ok(()) } else { Err(ConfigErrors { violations }) }
     }
 
-    /// All that is wrong: what cannot be read first, then in the order of the keys.
+    /// All violations: what cannot be read first, then the keys in the order of the objects.
     pub fn violations(&self) -> &[Violation] {
         &self.violations
     }
@@ -41,15 +43,16 @@ impl fmt::Display for ConfigErrors {
     }
 }
 
-/// One thing that is wrong. Displays as one line: the path, where the value came from if that is not the file, the problem.
+/// One violation. Displays as one line: the path, the source of the value if that is not the file,
+/// the problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// The full path of the key (`coordinator.poolMaxConnections`), the name of a file or of an environment variable. Empty
-    /// for the document as a whole.
+    /// The full path of the key (`coordinator.poolMaxConnections`), the name of a file or of an
+    /// environment variable. Empty for the document as a whole.
     pub path: String,
-    /// Where the value came from.
+    /// The source of the value.
     pub origin: Origin,
-    /// What is wrong.
+    /// The problem with it.
     pub problem: Problem,
 }
 
@@ -58,7 +61,7 @@ impl fmt::Display for Violation {
         let path = if self.path.is_empty() { "the configuration" } else { &self.path };
         match &self.origin {
             Origin::File => write!(f, "{path}: {}", self.problem),
-            // A name may hold anything but `=`, line feeds and URLs too.
+            // The name of a variable may hold everything but `=`: line feeds and URLs too.
             Origin::Variable(name) => match shown_key(name) {
                 name if name == self.path => write!(f, "{path}: {}", self.problem),
                 name => write!(f, "{path} (from {name}): {}", self.problem),
@@ -68,10 +71,10 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Which source gave a value. A later one overrides an earlier one.
+/// The source of a value. A later one overrides an earlier one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Origin {
-    /// The configuration file, or nothing at all.
+    /// The configuration file, or no source at all.
     #[default]
     File,
     /// The environment variable of this name.
@@ -80,29 +83,30 @@ pub enum Origin {
     Flag,
 }
 
-/// What can be wrong.
+/// The kinds of problems.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Problem {
     /// A file cannot be read.
     #[error("cannot be read: {0}")]
     Unreadable(String),
-    /// The configuration file is no JSON. Line and column count from 1; column 0 is the end of the line before.
+    /// The configuration file is not JSON. Line and column count from 1; column 0 is the end of the
+    /// line before.
     #[error("is not JSON: line {line}, column {column}: {why}")]
     Syntax {
-        /// Where.
+        /// The line.
         line: usize,
-        /// Where in the line.
+        /// The column in that line.
         column: usize,
-        /// What the parser found.
+        /// The parser's reason.
         why: String,
     },
     /// A key, an override or a variable that does not exist.
     #[error("is not known; {}", suggestion(.nearest.as_deref(), .known))]
     Unknown {
-        /// What was probably meant: a key beside it, else the full path of one elsewhere.
+        /// The most similar key of the same object, else the full path of one elsewhere.
         nearest: Option<String>,
-        /// What is known in its place, if nothing is near.
+        /// The keys of the object, if none is similar.
         known: Vec<String>,
     },
     /// A single value was given for a group of keys.
@@ -111,47 +115,47 @@ pub enum Problem {
         /// The group's keys.
         keys: Vec<String>,
     },
-    /// A JSON key that stands twice in its object: one of the two would be lost.
-    #[error("is there twice")]
+    /// A key that occurs twice in its JSON object: one of the two would be lost.
+    #[error("occurs twice")]
     Duplicate,
     /// A key that must be there.
     #[error("is missing: {expected}")]
     Missing {
-        /// What belongs there.
+        /// A description of the value that is expected.
         expected: String,
     },
     /// A value of the wrong type.
     #[error("is {found}; expected {expected}")]
     Type {
-        /// What it is.
+        /// The type that it has.
         found: &'static str,
-        /// What it is to be.
+        /// The type that is expected.
         expected: String,
     },
     /// A value that is too small or too large.
-    #[error("{found} is out of range: at least {least}, at most {most}")]
+    #[error("{found} is out of range: at least {min}, at most {max}")]
     Range {
         /// The value.
         found: String,
-        /// The least that is allowed.
-        least: String,
-        /// The most that is allowed.
-        most: String,
+        /// The smallest value that is allowed.
+        min: String,
+        /// The largest value that is allowed.
+        max: String,
     },
-    /// A word that is none of those that are allowed.
-    #[error("{found} is none of {}{}", .allowed.join(", "), meant(.nearest.as_deref()))]
+    /// A word that is not one of those allowed.
+    #[error("{found} is not one of {}{}", .allowed.join(", "), meant(.nearest.as_deref()))]
     Choice {
         /// The word.
         found: String,
-        /// What is allowed.
+        /// The words that are allowed.
         allowed: Vec<String>,
-        /// What was probably meant.
+        /// The most similar of them.
         nearest: Option<String>,
     },
     /// A Redis URL that cannot be used.
     #[error("is not a usable Redis URL: {0}")]
     Url(#[from] RedisUrlError),
-    /// Anything else; in words, with the limit.
+    /// Any other problem, described in words, with the limit.
     #[error("{0}")]
     Invalid(String),
 }
@@ -168,13 +172,42 @@ fn meant(nearest: Option<&str>) -> String {
     nearest.map(|nearest| format!("; did you mean {nearest}?")).unwrap_or_default()
 }
 
-/// The operator's own text for a message: one line, not too long, and never a URL, since URLs hold passwords.
+/// The problem of a value of another type than `expected`.
+pub(super) fn mismatch(value: &Value, expected: &str) -> Problem {
+    let found = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(number) if number.is_f64() => "a number with a fraction",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    };
+    wrong_type(found, expected)
+}
+
+/// As [`mismatch`], of a value that is named in words.
+pub(super) fn wrong_type(found: &'static str, expected: &str) -> Problem {
+    Problem::Type { found, expected: expected.to_owned() }
+}
+
+/// The problem of a word that is not one of `allowed`.
+pub(super) fn wrong_choice(word: &str, allowed: &[&str]) -> Problem {
+    Problem::Choice {
+        found: shown(word),
+        allowed: allowed.iter().map(|&word| word.to_owned()).collect(),
+        nearest: nearest(word, allowed.iter().copied()).map(str::to_owned),
+    }
+}
+
+/// A value of the configuration for a message: one line, not too long, and never a URL, since URLs
+/// hold passwords.
 pub(super) fn shown(text: &str) -> String {
     if text.contains("://") {
         return "a URL".to_owned();
     }
-    let mut shown: String = text.chars().take(LONGEST_SHOWN).flat_map(char::escape_debug).collect();
-    if text.chars().nth(LONGEST_SHOWN).is_some() {
+    let mut shown: String = text.chars().take(MAX_SHOWN).flat_map(char::escape_debug).collect();
+    if text.chars().nth(MAX_SHOWN).is_some() {
         shown.push('…');
     }
     format!("\"{shown}\"")
@@ -182,8 +215,8 @@ pub(super) fn shown(text: &str) -> String {
 
 /// A key for a path in a message, as [`shown`].
 pub(super) fn shown_key(key: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "@_-".contains(c);
-    if !key.is_empty() && key.len() <= LONGEST_SHOWN && key.chars().all(plain) {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "@$_-".contains(c);
+    if !key.is_empty() && key.len() <= MAX_SHOWN && key.chars().all(plain) {
         key.to_owned()
     } else {
         shown(key)

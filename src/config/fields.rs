@@ -1,10 +1,8 @@
-//! The walker: a cursor over one JSON object that collects what is wrong instead of stopping at it.
+//! A reader of one JSON object that collects violations instead of stopping at the first.
 //!
-//! A decoder asks [`Fields`] for each key that it knows, with the range and the default. Whatever is wrong becomes a
-//! violation, the default takes its place, and the decoder goes on; so one run finds everything. Keys that nobody asked for
-//! are unknown. Since the decoder alone knows the keys, it is also the list of them: see [`super::keys()`].
-
-mod values;
+//! [`super::settings`] asks [`Fields`] for each declared key. A broken value becomes a violation
+//! and the reading goes on, so that one run finds everything. Keys that nothing asked for are
+//! unknown.
 
 use std::{
     cell::RefCell,
@@ -14,18 +12,21 @@ use std::{
 use serde_json::{Map, Value};
 
 use super::{
-    error::{Origin, Problem, Violation},
+    error::{Origin, Problem, Violation, mismatch, wrong_choice},
     json::join,
-    keys::{Key, Kind, suggest},
+    keys::suggest,
+    settings::Settings,
 };
 
-/// What one decoding shares.
+/// A float from here on (2^63) was written as a whole number.
+const LARGE: f64 = 9_223_372_036_854_775_808.0;
+
+/// Shared by all objects of one document.
 pub(super) struct Context<'d> {
     environment: &'d [(String, String)],
-    /// Where the values came from that are not the file's, by path.
+    /// The sources of the values that do not come from the file, by path.
     origins: &'d BTreeMap<String, Origin>,
     violations: RefCell<Vec<Violation>>,
-    keys: RefCell<Vec<Key>>,
 }
 
 impl<'d> Context<'d> {
@@ -33,25 +34,20 @@ impl<'d> Context<'d> {
         environment: &'d [(String, String)],
         origins: &'d BTreeMap<String, Origin>,
     ) -> Context<'d> {
-        Context { environment, origins, violations: RefCell::default(), keys: RefCell::default() }
+        Context { environment, origins, violations: RefCell::default() }
     }
 
-    /// Decodes the whole of `document`.
-    pub(super) fn decode<T>(&self, document: &Value, read: impl FnOnce(&mut Fields<'_>) -> T) -> T {
-        let mut fields = Fields::open(self, String::new(), Some(document));
-        let decoded = read(&mut fields);
+    /// Reads the whole of `document`.
+    pub(super) fn read<T: Settings>(&self, document: &Value) -> T {
+        let mut fields = Fields::open(self, String::new(), Some(document), true);
+        let read = T::read(&mut fields);
         fields.finish();
-        decoded
+        read
     }
 
-    /// What was wrong, in the order in which it was found.
+    /// All violations, in the order in which they were found.
     pub(super) fn into_violations(self) -> Vec<Violation> {
         self.violations.into_inner()
-    }
-
-    /// The keys that were asked for.
-    pub(super) fn into_keys(self) -> Vec<Key> {
-        self.keys.into_inner()
     }
 
     fn report(&self, path: &str, problem: Problem) {
@@ -61,41 +57,58 @@ impl<'d> Context<'d> {
     }
 }
 
-/// A cursor over the keys of one object.
+/// The settings of an empty document: the defaults.
+pub(super) fn read_nothing<T: Settings>() -> T {
+    let origins = BTreeMap::new();
+    Context::new(&[], &origins).read(&Value::Object(Map::new()))
+}
+
+/// The keys of one object.
 pub(super) struct Fields<'d> {
     context: &'d Context<'d>,
     path: String,
     object: Option<&'d Map<String, Value>>,
     asked: BTreeSet<&'static str>,
-    /// Unknown keys are let through.
+    /// True when unknown keys are accepted.
     open: bool,
+    /// True when the files and variables that are named here are read.
+    lookups: bool,
 }
 
-/// A member of an array, and where violations of it are reported.
+/// A member of an array, and the reader that reports its violations.
 pub(super) enum Element<'e, 'd> {
-    /// A text.
+    /// A string.
     Text(&'e mut Fields<'d>, &'e str),
     /// An object.
     Object(&'e mut Fields<'d>),
 }
 
-/// A value that is there, and not null.
-struct Found<'d> {
-    value: &'d Value,
-    /// It was written as bare text, in a variable or on the command line, where there is no other way to write it.
-    bare: bool,
+/// A value that is there and not null.
+pub(super) struct Found<'d> {
+    pub(super) value: &'d Value,
+    /// True for text of a variable or of the command line, which has no types.
+    pub(super) bare: bool,
+    /// True when the file that is named here is to be read.
+    pub(super) lookups: bool,
+    path: String,
+    context: &'d Context<'d>,
 }
 
 impl<'d> Fields<'d> {
-    fn open(context: &'d Context<'d>, path: String, value: Option<&'d Value>) -> Fields<'d> {
+    fn open(
+        context: &'d Context<'d>,
+        path: String,
+        value: Option<&'d Value>,
+        lookups: bool,
+    ) -> Fields<'d> {
         let object = value.and_then(Value::as_object);
         if let (Some(value), None) = (value, object) {
             context.report(&path, mismatch(value, "an object"));
         }
-        Fields { context, path, object, asked: BTreeSet::new(), open: false }
+        Fields { context, path, object, asked: BTreeSet::new(), open: false, lookups }
     }
 
-    /// Reports the keys that nobody asked for.
+    /// Reports the keys that nothing asked for.
     fn finish(self) {
         if self.open {
             return;
@@ -108,15 +121,30 @@ impl<'d> Fields<'d> {
         }
     }
 
-    /// The variables in which secrets may lie.
+    /// The environment variables that may hold secrets.
     pub(super) fn environment(&self) -> &'d [(String, String)] {
         self.context.environment
     }
 
-    /// Reports what is wrong with `key`; the whole object if it is empty.
+    /// True when the files and variables that are named here are to be read.
+    pub(super) fn lookups(&self) -> bool {
+        self.lookups
+    }
+
+    /// Leaves the files and variables that are named here alone from now on.
+    pub(super) fn skip_lookups(&mut self) {
+        self.lookups = false;
+    }
+
+    /// Reports what is wrong with `key`, or with the whole object if `key` is empty.
     pub(super) fn fail(&self, key: &str, problem: Problem) {
         let path = if key.is_empty() { self.path.clone() } else { join(&self.path, key) };
         self.context.report(&path, problem);
+    }
+
+    /// Reports what is wrong with `key` of the object at `group`.
+    pub(super) fn fail_in(&self, group: &str, key: &str, problem: Problem) {
+        self.context.report(&join(&join(&self.path, group), key), problem);
     }
 
     /// Reports what is wrong at a full path.
@@ -124,51 +152,76 @@ impl<'d> Fields<'d> {
         self.context.report(path, problem);
     }
 
-    /// Whether nothing is wrong with any of `keys` so far: only then is it worth comparing them.
+    /// True when no violation of any of `keys` was found so far: only then are they compared.
     pub(super) fn sound(&self, keys: &[&str]) -> bool {
         let violations = self.context.violations.borrow();
         let broken = |key: &&str| violations.iter().any(|v| v.path == join(&self.path, key));
         !keys.iter().any(broken)
     }
 
-    /// Whether `key` was given, and is not null.
+    /// True when no violation in the object at `key` was found so far.
+    pub(super) fn all_sound(&self, key: &str) -> bool {
+        let path = join(&self.path, key);
+        let violations = self.context.violations.borrow();
+        !violations.iter().any(|violation| {
+            violation
+                .path
+                .strip_prefix(&path)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        })
+    }
+
+    /// True when `key` was given, and is not null.
     pub(super) fn has(&self, key: &str) -> bool {
-        self.object.and_then(|object| object.get(key)).is_some_and(|value| !value.is_null())
+        self.peek(key).is_some()
     }
 
-    /// A key that other servers write and Trunkline has no use for.
-    pub(super) fn ignore(&mut self, key: &'static str) {
-        self.ask(key, Kind::Ignored, None);
+    /// True when `key` was given as null.
+    pub(super) fn is_null(&self, key: &str) -> bool {
+        self.object.and_then(|object| object.get(key)).is_some_and(Value::is_null)
     }
 
-    /// The object's `@type`, which must be one of `types`. If it is not, the other keys are let through: nobody knows which
-    /// belong here.
+    /// The value at `key` that is not null, without making the key a known one.
+    pub(super) fn peek(&self, key: &str) -> Option<&'d Value> {
+        self.object?.get(key).filter(|value| !value.is_null())
+    }
+
+    /// Makes `key` a known one, and returns its value where there is one that is not null.
+    pub(super) fn value(&mut self, key: &'static str) -> Option<Found<'d>> {
+        self.asked.insert(key);
+        let value = self.peek(key)?;
+        let path = join(&self.path, key);
+        let (context, lookups) = (self.context, self.lookups);
+        let bare = context.origins.contains_key(&path);
+        Some(Found { value, bare, lookups, path, context })
+    }
+
+    /// The object's `@type`, which must be one of `types`. Where it is not, the other keys are
+    /// accepted: they may belong to any type.
     pub(super) fn variant(&mut self, types: &[&'static str]) -> Option<&'static str> {
-        let found = self.choice("@type", types);
+        let name = self.any_variant(types)?;
+        let found = types.iter().find(|known| **known == name).copied();
         if found.is_none() {
-            self.require_variant(types);
+            self.fail("@type", wrong_choice(&name, types));
             self.let_through();
         }
         found
     }
 
-    /// The object's `@type`, whatever it is; one of `types` would be understood.
+    /// The object's `@type`, whatever it is; the violation of a missing one names `types`.
     pub(super) fn any_variant(&mut self, types: &[&'static str]) -> Option<String> {
-        let found = self.optional_text("@type");
+        let found = self.value("@type").and_then(|found| found.text().map(str::to_owned));
         if found.is_none() {
-            self.require_variant(types);
+            if self.object.is_some() && !self.has("@type") {
+                let expected = format!("one of {}", types.join(", "));
+                self.fail("@type", Problem::Missing { expected });
+            }
+            self.let_through();
         }
         found
     }
 
-    fn require_variant(&self, types: &[&'static str]) {
-        if self.object.is_some() && !self.has("@type") {
-            let expected = format!("one of {}", types.join(", "));
-            self.fail("@type", Problem::Missing { expected });
-        }
-    }
-
-    /// Lets all other keys through.
+    /// Accepts all other keys.
     pub(super) fn let_through(&mut self) {
         self.open = true;
     }
@@ -179,7 +232,7 @@ impl<'d> Fields<'d> {
         key: &'static str,
         read: impl FnOnce(&mut Fields<'_>) -> T,
     ) -> T {
-        let found = self.ask(key, Kind::Group, None);
+        let found = self.value(key);
         self.enter(key, found, read)
     }
 
@@ -189,7 +242,7 @@ impl<'d> Fields<'d> {
         key: &'static str,
         read: impl FnOnce(&mut Fields<'_>) -> T,
     ) -> Option<T> {
-        let found = self.ask(key, Kind::Group, None)?;
+        let found = self.value(key)?;
         Some(self.enter(key, Some(found), read))
     }
 
@@ -200,45 +253,35 @@ impl<'d> Fields<'d> {
         read: impl FnOnce(&mut Fields<'_>) -> T,
     ) -> T {
         let path = join(&self.path, key);
-        let mut fields = Fields::open(self.context, path, found.map(|found| found.value));
+        let value = found.map(|found| found.value);
+        let mut fields = Fields::open(self.context, path, value, self.lookups);
         let decoded = read(&mut fields);
         fields.finish();
         decoded
     }
 
-    fn read<T>(
-        &mut self,
-        key: &'static str,
-        range: Option<String>,
-        parse: impl FnOnce(&Found<'d>) -> Result<T, Problem>,
-    ) -> Option<T> {
-        let found = self.ask(key, Kind::Value, range)?;
-        parse(&found).map_err(|problem| self.fail(key, problem)).ok()
-    }
-
-    /// The members of the array at `key`, each read by `read`; one that is neither text nor an object is reported, and has no
-    /// place in what is returned but None. None if there is no array. `expected` says what a member is.
+    /// The members of the array at `key`, each read by `read`, and None for a broken one;
+    /// `expected` describes one of them. None if there is no array.
     pub(super) fn list<T>(
         &mut self,
         key: &'static str,
         expected: &str,
         mut read: impl FnMut(Element<'_, '_>) -> Option<T>,
     ) -> Option<Vec<Option<T>>> {
-        let found = self.ask(key, Kind::List, None)?;
-        let path = join(&self.path, key);
+        let found = self.value(key)?;
         let Value::Array(values) = found.value else {
-            self.context.report(&path, mismatch(found.value, "an array"));
+            found.report(mismatch(found.value, "an array"));
             return None;
         };
         let mut read_one = |(index, value): (usize, &Value)| {
-            let path = format!("{path}[{index}]");
+            let path = found.member(index);
             match value {
                 Value::String(text) => {
-                    let mut fields = Fields::open(self.context, path, None);
+                    let mut fields = Fields::open(self.context, path, None, self.lookups);
                     read(Element::Text(&mut fields, text))
                 }
                 Value::Object(_) => {
-                    let mut fields = Fields::open(self.context, path, Some(value));
+                    let mut fields = Fields::open(self.context, path, Some(value), self.lookups);
                     let decoded = read(Element::Object(&mut fields));
                     fields.finish();
                     decoded
@@ -251,31 +294,93 @@ impl<'d> Fields<'d> {
         };
         Some(values.iter().enumerate().map(&mut read_one).collect())
     }
-
-    /// Looks up `key`, and remembers that it is known.
-    fn ask(&mut self, key: &'static str, kind: Kind, range: Option<String>) -> Option<Found<'d>> {
-        let path = join(&self.path, key);
-        let bare = self.context.origins.contains_key(&path);
-        self.asked.insert(key);
-        self.context.keys.borrow_mut().push(Key::asked(&path, kind, range));
-        let value = self.object?.get(key)?;
-        (!value.is_null()).then_some(Found { value, bare })
-    }
-
-    fn is_null(&self, key: &str) -> bool {
-        self.object.and_then(|object| object.get(key)).is_some_and(Value::is_null)
-    }
 }
 
-fn mismatch(value: &Value, expected: &str) -> Problem {
-    let found = match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(number) if number.is_f64() => "a number with a fraction",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    };
-    Problem::Type { found, expected: expected.to_owned() }
+impl<'d> Found<'d> {
+    /// Reports what is wrong with the value.
+    pub(super) fn report(&self, problem: Problem) {
+        self.context.report(&self.path, problem);
+    }
+
+    /// Reports what is wrong at a full path.
+    pub(super) fn report_at(&self, path: &str, problem: Problem) {
+        self.context.report(path, problem);
+    }
+
+    /// The result's value; its problem is reported.
+    pub(super) fn or_report<T>(&self, result: Result<T, Problem>) -> Option<T> {
+        result.map_err(|problem| self.report(problem)).ok()
+    }
+
+    /// The string that this is. Anything else is reported.
+    pub(super) fn text(&self) -> Option<&'d str> {
+        self.or_report(self.value.as_str().ok_or_else(|| mismatch(self.value, "a string")))
+    }
+
+    /// The whole number that this is; as text if it does not fit. None if it is not a number.
+    pub(super) fn integer(&self) -> Option<Result<u64, String>> {
+        match self.value {
+            Value::Number(number) => match (number.as_u64(), number.as_i64()) {
+                (Some(number), _) => Some(Ok(number)),
+                (None, Some(negative)) => Some(Err(negative.to_string())),
+                // A number that does not fit into 64 bits has become a float.
+                (None, None) => {
+                    let large = number.as_f64().is_some_and(|number| number.abs() >= LARGE);
+                    large.then(|| Err(number.to_string()))
+                }
+            },
+            Value::String(text) if self.bare => {
+                let digits = text.strip_prefix('-').unwrap_or(text);
+                let number = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+                number.then(|| text.parse().map_err(|_| super::error::shown(text)))
+            }
+            _ => None,
+        }
+    }
+
+    /// The members of a set, each with its path: an array of strings, or an object whose values
+    /// are booleans. Bare text is split at commas. None if there is no set, or only broken members.
+    pub(super) fn members(&self) -> Option<Vec<(String, &'d str)>> {
+        let mut members = Vec::new();
+        let mut broken = false;
+        let mut wrong = |index: usize, value: &Value, expected: &str| {
+            broken = true;
+            self.context.report(&self.member(index), mismatch(value, expected));
+        };
+        match self.value {
+            Value::Array(values) => {
+                for (index, value) in values.iter().enumerate() {
+                    match value {
+                        Value::String(text) => members.push((self.member(index), text.as_str())),
+                        other => wrong(index, other, "a string"),
+                    }
+                }
+            }
+            Value::Object(object) => {
+                for (index, (member, value)) in object.iter().enumerate() {
+                    match value {
+                        Value::Bool(true) => members.push((self.member(index), member.as_str())),
+                        Value::Bool(false) => {}
+                        other => wrong(index, other, "true or false"),
+                    }
+                }
+            }
+            Value::String(text) if self.bare => {
+                let texts = text.split(',').map(str::trim).filter(|text| !text.is_empty());
+                members.extend(texts.map(|text| (self.path.clone(), text)));
+            }
+            other => {
+                let expected = "an array of strings, or an object such as {\"...\": true}";
+                self.report(mismatch(other, expected));
+                return None;
+            }
+        }
+        // A set that is broken is not reported as empty too.
+        (!broken || !members.is_empty()).then_some(members)
+    }
+
+    /// The path of a member. A member may be a URL with a password, so its index names it.
+    fn member(&self, index: usize) -> String {
+        format!("{}[{index}]", self.path)
+    }
 }

@@ -1,4 +1,4 @@
-//! JSON text as a value, without losing a key that stands twice.
+//! A parser of JSON that reports keys that occur twice in an object.
 
 use std::{cell::RefCell, fmt};
 
@@ -7,13 +7,13 @@ use serde_json::{Map, Number, Value};
 
 use super::error::shown_key;
 
-/// A document, and the paths of its keys that stand twice.
+/// A document, and the paths of its keys that occur twice.
 pub(super) struct Document {
     pub(super) value: Value,
     pub(super) duplicates: Vec<String>,
 }
 
-/// Reads `text`. An error holds line and column, and nothing of the text.
+/// Parses `text`. An error holds line and column, and nothing of the text.
 pub(super) fn parse(text: &[u8]) -> Result<Document, serde_json::Error> {
     let duplicates = RefCell::default();
     let mut deserializer = serde_json::Deserializer::from_slice(text);

@@ -1,37 +1,47 @@
-//! What can be set, and nothing else.
+//! The configuration: declarations of all keys, and everything that is made from them.
 //!
-//! A configuration is a JSON document: the file, with what the environment and the command line set laid over it
-//! ([`Sources`]). A walker of our own reads it, so that all violations are told at once, each with its
-//! path and its limit ([`ConfigErrors`]). `docs/configuration.md` has every key; a test keeps it true.
+//! A configuration is a JSON document: the file, overlaid with what the environment and the command
+//! line set ([`Sources`]). A reader of our own finds all violations at once, each with its path and
+//! its limit ([`ConfigErrors`]). Each key is declared once, as a field of a struct with its name,
+//! type, default, limits and meaning; see `settings.rs`. The reader, [`Config::effective`],
+//! [`keys()`] with the names of the environment variables, the JSON [`schema()`], the help of flags
+//! and the tables of `docs/configuration.md` are made from that declaration.
+//!
+//! The comments of fields are those declarations: they speak of the JSON document, where `null` is
+//! None in Rust.
 
 mod access;
 mod bus;
-mod decode;
-mod effective;
+mod declaration;
 mod error;
 mod fields;
+mod frame_key;
+mod gateway_id;
 mod json;
 mod keys;
 mod limits;
 mod nearest;
 mod otlp;
 mod redis_url;
+mod rules;
+mod schema;
 mod secret;
+mod settings;
 mod sources;
 #[cfg(test)]
 mod tests;
+mod types;
 mod units;
 
 use std::{
-    fmt,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     time::Duration,
 };
 
 use serde_json::Value;
-use uuid::Uuid;
 
 pub(crate) use self::units::format_duration;
+pub use self::units::parse_duration;
 pub use self::{
     access::{
         Allow, Auth, Deny, EventRules, IdentityRules, Kinds, Operation, ServerTls, Token,
@@ -43,94 +53,132 @@ pub use self::{
     limits::{Keepalive, Limits},
     otlp::Otlp,
     redis_url::{Endpoint, RedisUrl, RedisUrlError, TlsMode},
+    schema::schema,
     secret::{Secret, SecretSource},
     sources::Sources,
 };
-use self::{fields::Context, sources::Layers};
+use self::{
+    bus::Bus,
+    fields::Context,
+    frame_key::FrameKey,
+    gateway_id::{IsRandom, gateway_id},
+    rules::{check_config, check_drain, check_log_level, check_prefix},
+    settings::{Settings, group, group_if, key, nullable, optional, optional_group, settings},
+    sources::Layers,
+    types::{Address, Boolean, Choice, duration, number, short_text, size, text},
+    units::{DAY, GIB, HOUR, KIB, MIB, MINUTE, SECOND},
+};
 
-/// Everything that can be set. [`Config::load`] keeps all values in their ranges; one that is put together by hand is not
-/// checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// The name of this gateway, at most 128 bytes; no two gateways of one bus have the same.
-    pub gateway_id: String,
-    /// Whether the name was made up for this process. Then [`Config::effective`] leaves it out.
-    pub gateway_id_is_random: bool,
-    /// Where nodes connect.
-    pub listen: SocketAddr,
-    /// Where operators connect; None is nowhere.
-    pub admin: Option<SocketAddr>,
-    /// TLS of the port for nodes. None: plain text.
-    pub tls: Option<ServerTls>,
-    /// What each identity may do. None: everybody may do everything.
-    pub auth: Option<Auth>,
-    /// Whether nodes may connect from elsewhere in plain text.
-    pub insecure: bool,
-    /// How often the files of certificates and tokens are looked at.
-    pub reload_interval: Duration,
-    /// What carries frames between gateways.
-    pub bus: BusConfig,
-    /// What frames in Redis are sealed with: keys of at least 32 bytes with white space between them, the first of which seals
-    /// and all of which open. None: frames are not sealed.
-    pub frame_key: Option<Secret>,
-    /// What all names in Redis begin with. Gateways of one prefix are one system.
-    pub prefix: String,
-    /// The number of shards, 1 to 256. None: the bus decides.
-    pub shards: Option<u16>,
-    /// What the bus keeps of each shard.
-    pub history: History,
-    /// What this gateway keeps of each shard in memory.
-    pub log: Log,
-    /// How often a stream on which nothing else is sent gets a heartbeat, unless its node asks otherwise; 1 s to 1 h.
-    pub heartbeat: Duration,
-    /// What a node may ask for.
-    pub limits: Limits,
-    /// How peers that are gone are found.
-    pub keepalive: Keepalive,
-    /// How this gateway goes away.
-    pub drain: Drain,
-    /// For how long a repeated `request_id` is recognised.
-    pub request_id_window: Duration,
-    /// Where spans go; None: nowhere.
-    pub otlp: Option<Otlp>,
-    /// How log lines are written.
-    pub log_format: LogFormat,
-    /// What is logged: a level, or `target=level` pairs, with commas between.
-    pub log_level: String,
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7420);
+const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7421);
+
+settings! {
+    /// The whole configuration. [`Config::load`] keeps all values within their limits; one that is
+    /// assembled by hand is not checked.
+    pub struct Config checked by check_config {
+        /// The address for nodes. Any other than one of loopback needs `tls` or `insecure`.
+        pub listen: SocketAddr = key("listen", Address, LISTEN),
+        /// The address for operators: [a page, metrics and probes](operations.md). `null`: none.
+        /// Must not have the port of `listen`.
+        pub admin: Option<SocketAddr> = nullable("admin", Address, ADMIN),
+        /// TLS of the port for nodes. All are PEM files.
+        pub tls: Option<ServerTls> = group_if("tls", ServerTls::is_set),
+        /// The rights of each identity. With it all requests but those of the health service need
+        /// credentials, and nothing is allowed that is not named here. `null`: everything is
+        /// allowed to everybody.
+        pub auth: Option<Auth> = optional_group("auth"),
+        /// True: nodes may connect from other machines in plain text, tokens included. The gateway
+        /// warns of it when it starts.
+        pub insecure: bool = key("insecure", Boolean, false),
+        /// How often the files of certificates and tokens are checked for changes. A change takes
+        /// effect when two checks have found the same.
+        pub reload_interval: Duration =
+            key("reloadInterval", duration(SECOND / 10..=HOUR), SECOND),
+        /// The name of this gateway, without white space; no two gateways of one bus have the same.
+        /// `null`: a random one at each start.
+        pub gateway_id: String = gateway_id(),
+        /// True when `gatewayId` was made up for this process. [`Config::effective`] leaves it out
+        /// then.
+        pub gateway_id_is_random: bool = IsRandom,
+        /// The bus between gateways. Without it: `{"@type": "Embedded"}`.
+        pub bus: BusConfig = Bus,
+        /// Keys that authenticate frames in a Redis that others use too, at least 32 bytes each,
+        /// with white space between them: see [Authenticated frames](#authenticated-frames).
+        pub frame_key: Option<Secret> = FrameKey,
+        /// The beginning of the names of all keys and channels in Redis: letters, digits and
+        /// `._-:/`. Gateways that share a prefix are one system; two systems on one Redis need two.
+        pub prefix: String = key("prefix", short_text(64, check_prefix), "trunkline"),
+        /// The number of shards, the ordered channels of the bus. `null`: the bus decides, one for
+        /// a standalone server, two for each master of a cluster. The first gateway records it in
+        /// Redis, and the others must agree.
+        pub shards: Option<u16> = optional("shards", number(1..=256)),
+        /// What the bus keeps of each shard. The first limit that is reached counts.
+        pub history: History = group("history"),
+        /// What this gateway keeps of each shard in memory. The first limit that is reached counts.
+        pub log: Log = group("log"),
+        /// The interval of heartbeats on a stream on which nothing else is sent, unless its node
+        /// asks for another one.
+        pub heartbeat: Duration = key("heartbeat", duration(SECOND..=HOUR), 15 * SECOND),
+        /// Limits of what nodes may ask for.
+        pub limits: Limits = group("limits"),
+        /// Detection of peers that are gone without closing their connection.
+        pub keepalive: Keepalive = group("keepalive"),
+        /// The steps in which a gateway stops.
+        pub drain: Drain = group("drain"),
+        /// A repeated `request_id` is recognised for this time, so that a retried `Publish` does
+        /// not publish twice.
+        pub request_id_window: Duration =
+            key("requestIdWindow", duration(SECOND..=HOUR), MINUTE),
+        /// The collector of traces.
+        pub otlp: Option<Otlp> = group_if("otlp", Otlp::is_set),
+        /// `text`, or `json` for one JSON object a line.
+        pub log_format: LogFormat =
+            key("logFormat", Choice(&LogFormat::WORDS), LogFormat::Text),
+        /// `off`, `error`, `warn`, `info`, `debug` or `trace`; also for single modules,
+        /// `info,trunkline::bus=debug`.
+        pub log_level: String = key("logLevel", text(check_log_level), "info"),
+    }
 }
 
-/// What the bus keeps of each shard, for streams that resume. The first limit that is reached counts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct History {
-    /// Older frames are dropped.
-    pub max_age: Duration,
-    /// Bytes a shard.
-    pub max_bytes: u64,
-    /// Frames a shard.
-    pub max_frames: u64,
+settings! {
+    /// What the bus keeps of each shard, for streams that resume.
+    pub struct History {
+        /// Older frames are dropped.
+        pub max_age: Duration = key("maxAge", duration(SECOND..=7 * DAY), 5 * MINUTE),
+        /// Bytes for each shard.
+        pub max_bytes: u64 = key("maxBytes", size(KIB..=64 * GIB), 64 * MIB),
+        /// Frames for each shard.
+        pub max_frames: u64 = key("maxFrames", number(1..=1_000_000_000), 100_000),
+    }
 }
 
-/// What a gateway keeps of each shard in memory. The first limit that is reached counts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Log {
-    /// Bytes a shard.
-    pub max_bytes: usize,
-    /// Events a shard.
-    pub max_events: usize,
+settings! {
+    /// What a gateway keeps of each shard in memory.
+    pub struct Log {
+        /// Bytes for each shard.
+        pub max_bytes: usize = key("maxBytes", size(KIB..=16 * GIB), 32 * MIB),
+        /// Events for each shard.
+        pub max_events: usize = key("maxEvents", number(1..=100_000_000), 200_000),
+    }
 }
 
-/// How a gateway goes away when it is told to stop.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Drain {
-    /// How long it serves on, unhealthy, so that load balancers see it before streams end.
-    pub delay: Duration,
-    /// Over how long the streams are told, so that their nodes do not all reconnect at once; not longer than the limit.
-    pub spread: Duration,
-    /// When it gives up on what is still open, counted from the end of the delay.
-    pub timeout: Duration,
+settings! {
+    /// The steps in which a gateway stops.
+    pub struct Drain checked by check_drain {
+        /// The gateway keeps serving for this time with its health `NOT_SERVING`, so that load
+        /// balancers send no new connections.
+        pub delay: Duration = key("delay", duration(0..=5 * MINUTE), 0),
+        /// The time over which the notifications to streams are spread, so that their nodes do not
+        /// all reconnect at once. Not more than `drain.timeout`; the default is lower where that
+        /// is.
+        pub spread: Duration = key("spread", duration(0..=5 * MINUTE), SECOND),
+        /// Streams that are still open are ended after this time, counted from the end of the
+        /// delay.
+        pub timeout: Duration = key("timeout", duration(SECOND..=HOUR), 10 * SECOND),
+    }
 }
 
-/// How log lines are written.
+/// The form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// For people.
@@ -139,10 +187,15 @@ pub enum LogFormat {
     Json,
 }
 
+impl LogFormat {
+    const WORDS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+}
+
 impl Config {
-    /// Reads `sources`. If anything is wrong, everything that is wrong is told.
+    /// Reads `sources`; the error holds every violation.
     ///
-    /// Reads the file, and the files in which secrets and certificates lie; nothing else of the machine.
+    /// Reads the file, and the files that hold secrets and certificates; nothing else of the
+    /// machine.
     pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
         Config::decode(Layers::of(sources), sources)
     }
@@ -155,95 +208,17 @@ impl Config {
     fn decode(layers: Layers, sources: &Sources) -> Result<Config, ConfigErrors> {
         let Layers { document, origins, mut violations } = layers;
         let context = Context::new(&sources.env, &origins);
-        let config = document.map(|document| context.decode(&document, decode::decode));
+        let config = document.map(|document| context.read(&document));
         violations.extend(context.into_violations());
         ConfigErrors::of(violations)?;
         // Without a document there is a violation that says why.
         Ok(config.unwrap_or_default())
     }
 
-    /// The whole configuration as a document in which every key is set. Secrets are masked (`***`); apart from those, loading
-    /// it gives the same configuration again. `Default` has become the bus that it stands for.
+    /// The effective configuration as a document in which every key is set. Secrets are masked
+    /// (`***`); apart from those, loading it gives the same configuration again. `Default` is
+    /// replaced by the bus that it stands for.
     pub fn effective(&self) -> Value {
-        effective::effective(self)
-    }
-}
-
-impl Default for Config {
-    fn default() -> Config {
-        Config {
-            gateway_id: random_id(),
-            gateway_id_is_random: true,
-            listen: (Ipv4Addr::LOCALHOST, 7420).into(),
-            admin: Some((Ipv4Addr::LOCALHOST, 7421).into()),
-            tls: None,
-            auth: None,
-            insecure: false,
-            reload_interval: Duration::from_secs(1),
-            bus: BusConfig::Embedded,
-            frame_key: None,
-            prefix: "trunkline".to_owned(),
-            shards: None,
-            history: History::default(),
-            log: Log::default(),
-            heartbeat: Duration::from_secs(15),
-            limits: Limits::default(),
-            keepalive: Keepalive::default(),
-            drain: Drain::default(),
-            request_id_window: Duration::from_mins(1),
-            otlp: None,
-            log_format: LogFormat::Text,
-            log_level: "info".to_owned(),
-        }
-    }
-}
-
-/// A name for a gateway that has none: `gw-` and 48 random bits, of which a thousand gateways share none in practice.
-fn random_id() -> String {
-    let id = Uuid::new_v4().simple().to_string();
-    format!("gw-{}", &id[20..])
-}
-
-impl Default for History {
-    fn default() -> History {
-        History { max_age: Duration::from_mins(5), max_bytes: 64 << 20, max_frames: 100_000 }
-    }
-}
-
-impl Default for Log {
-    fn default() -> Log {
-        Log { max_bytes: 32 << 20, max_events: 200_000 }
-    }
-}
-
-impl Default for Drain {
-    fn default() -> Drain {
-        Drain {
-            delay: Duration::ZERO,
-            spread: Duration::from_secs(1),
-            timeout: Duration::from_secs(10),
-        }
-    }
-}
-
-impl LogFormat {
-    const ALL: [LogFormat; 2] = [LogFormat::Text, LogFormat::Json];
-
-    /// As it is written: `text`, `json`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            LogFormat::Text => "text",
-            LogFormat::Json => "json",
-        }
-    }
-
-    fn of(name: &str) -> LogFormat {
-        if name == "json" { LogFormat::Json } else { LogFormat::Text }
-    }
-}
-
-impl fmt::Display for LogFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+        Value::Object(self.show())
     }
 }

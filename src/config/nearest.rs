@@ -1,31 +1,32 @@
-//! What was probably meant.
+//! The known word that an unknown one most likely means.
 
-/// Words that are less alike are not suggested: 0 is nothing in common, 1 the same.
-const LEAST_LIKENESS: f64 = 0.5;
+/// Words that are less similar are not suggested: 0 is nothing in common, 1 the same.
+const MIN_SIMILARITY: f64 = 0.5;
 
-/// Comparing takes time and memory by the product of the lengths, and no key is as long as this.
-const LONGEST: usize = 100;
+/// Longer words are not compared: it takes time and memory by the product of the lengths, and no
+/// key is as long as this.
+const MAX_LENGTH: usize = 100;
 
-/// The one of `known` that is most like `given`, if any is like it at all. Case, `_` and `-` do not count: `max_age` is
-/// `maxAge` to the one who wrote it.
+/// The one of `known` that is most similar to `given`, if any is similar. Case, `_` and `-` do not
+/// count: `max_age` means `maxAge`.
 pub(super) fn nearest<'k>(
     given: &str,
     known: impl IntoIterator<Item = &'k str>,
 ) -> Option<&'k str> {
-    if given.len() > LONGEST {
+    if given.len() > MAX_LENGTH {
         return None;
     }
     let given = plain(given);
     known
         .into_iter()
         .map(|word| (strsim::normalized_damerau_levenshtein(&given, &plain(word)), word))
-        .filter(|(likeness, _)| *likeness >= LEAST_LIKENESS)
+        .filter(|(similarity, _)| *similarity >= MIN_SIMILARITY)
         // The first of equals.
         .reduce(|best, other| if other.0 > best.0 { other } else { best })
         .map(|(_, word)| word)
 }
 
-/// Whether both are the same word but for case, `_` and `-`.
+/// True when both are the same word but for case, `_` and `-`.
 pub(super) fn same(one: &str, other: &str) -> bool {
     plain(one) == plain(other)
 }

@@ -1,65 +1,47 @@
-//! `otlp`: where spans go.
+//! `otlp`: the collector of traces.
 
 use std::time::Duration;
 
 use super::{
     error::{Problem, shown},
     fields::Fields,
-    secret::{self, Secret},
+    secret::{Secret, SecretKey},
+    settings::{key, settings},
+    types::{duration, number, text},
+    units::{MINUTE, SECOND},
 };
 
-/// The endpoint where one is set; it is not, by default.
-const HEADER: &str = "authorization";
-
-const TIMEOUT: Duration = Duration::from_secs(5);
-const LEAST_TIMEOUT: Duration = Duration::from_millis(100);
-const MOST_TIMEOUT: Duration = Duration::from_mins(1);
-
-/// A collector of spans.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Otlp {
-    /// Its URL, of OTLP over gRPC.
-    pub endpoint: String,
-    /// How long it may take to answer.
-    pub timeout: Duration,
-    /// Of so many requests without a trace context one is followed; 0: none.
-    pub sample_one_in: u32,
-    /// The name of the header that carries the secret.
-    pub header: String,
-    /// What the collector asks for.
-    pub secret: Option<Secret>,
-}
-
-impl Default for Otlp {
-    fn default() -> Otlp {
-        Otlp {
-            endpoint: String::new(),
-            timeout: TIMEOUT,
-            sample_one_in: 0,
-            header: HEADER.to_owned(),
-            secret: None,
-        }
+settings! {
+    /// A collector of traces.
+    pub struct Otlp checked by check_secret {
+        /// The collector: `http://127.0.0.1:4317`. `null`: no spans are made.
+        pub endpoint: String = key("endpoint", text(check_endpoint), ""),
+        /// Limit of the time in which the collector answers. When the gateway ends it waits for the
+        /// collector no longer than this.
+        pub timeout: Duration = key("timeout", duration(SECOND / 10..=MINUTE), 5 * SECOND),
+        /// One of this many `Publish` requests without a trace context is traced; 0: none of them.
+        /// Requests whose trace context is marked as sampled are always traced.
+        pub sample_one_in: u32 = key("sampleOneIn", number(0..=1_000_000), 0),
+        /// The name of the header that carries `otlp.headerSecret`.
+        pub header: String = key("header", text(check_header), "authorization"),
+        /// The value of that header, for example `Bearer ...`: see [Secrets](#secrets).
+        pub secret: Option<Secret> = SecretKey("headerSecret"),
     }
 }
 
-/// Reads the group; none where no endpoint is set.
-pub(super) fn decode(fields: &mut Fields<'_>) -> Option<Otlp> {
-    let default = Otlp::default();
-    let endpoint = fields.checked_text("endpoint", check_endpoint);
-    let otlp = Otlp {
-        timeout: fields.duration("timeout", LEAST_TIMEOUT..=MOST_TIMEOUT, default.timeout),
-        sample_one_in: fields.number("sampleOneIn", 0..=1_000_000, default.sample_one_in),
-        header: fields.checked_text("header", check_header).unwrap_or(default.header),
-        secret: fields
-            .optional_group("headerSecret", |fields| secret::decode(fields, true))
-            .flatten(),
-        endpoint: endpoint.clone().unwrap_or_default(),
-    };
-    if otlp.secret.as_ref().is_some_and(|secret| !is_header_value(secret.expose())) {
+impl Otlp {
+    /// True when there is a collector.
+    pub(super) fn is_set(&self) -> bool {
+        !self.endpoint.is_empty()
+    }
+}
+
+fn check_secret(otlp: &mut Otlp, fields: &Fields<'_>) {
+    let valid = |text: &str| text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    if otlp.secret.as_ref().is_some_and(|secret| !valid(secret.expose())) {
         let problem = "the secret has characters that no header may have";
         fields.fail("headerSecret", Problem::Invalid(problem.to_owned()));
     }
-    endpoint.map(|_| otlp)
 }
 
 fn check_endpoint(url: &str) -> Result<(), Problem> {
@@ -73,7 +55,7 @@ fn check_endpoint(url: &str) -> Result<(), Problem> {
     if plain {
         return Ok(());
     }
-    // It may hold a password.
+    // The text is not repeated, since it may hold a password.
     let problem = "must be like http://127.0.0.1:4317, without user and password";
     Err(Problem::Invalid(problem.to_owned()))
 }
@@ -83,11 +65,7 @@ fn check_header(name: &str) -> Result<(), Problem> {
     if !name.is_empty() && name.len() <= 128 && name.chars().all(plain) && !name.ends_with("-bin") {
         return Ok(());
     }
-    let problem =
-        format!("{} is no name of a header: lower case, digits and - _ . alone", shown(name));
+    let name = shown(name);
+    let problem = format!("{name} is not the name of a header: lower case, digits and - _ . alone");
     Err(Problem::Invalid(problem))
-}
-
-fn is_header_value(text: &str) -> bool {
-    text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
 }

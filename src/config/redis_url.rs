@@ -1,7 +1,8 @@
-//! The URL of a Redis server.
+//! URLs of Redis servers.
 
-use std::{fmt, path::PathBuf};
+use std::{borrow::Cow, fmt, path::PathBuf};
 
+use percent_encoding::percent_decode_str;
 use url::{Host, Url, form_urlencoded};
 
 use super::{
@@ -12,8 +13,9 @@ use super::{
 /// The port of a URL that names none.
 const DEFAULT_PORT: u16 = 6379;
 
-/// A validated URL of a Redis or Valkey server, with its parts:
-/// `redis://[user][:password]@host[:port][/database][?protocol=resp3]`, `rediss://...[#insecure]`, `unix:///path[?db=1]`.
+/// A validated URL of a Redis or Valkey server, in its parts:
+/// `redis://[user][:password]@host[:port][/database][?protocol=resp3]`, `rediss://...[#insecure]`,
+/// `unix:///path[?db=1]`.
 ///
 /// `Debug` and `Display` mask the password.
 #[derive(Clone, PartialEq, Eq)]
@@ -27,14 +29,14 @@ pub struct RedisUrl {
     protocol: Option<Protocol>,
 }
 
-/// Where a Redis server listens.
+/// The address of a Redis server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
-    /// Over TCP.
+    /// TCP.
     Tcp {
-        /// A name or an address; one of IPv6 without brackets.
+        /// A name or an address; that of IPv6 without brackets.
         host: String,
-        /// From 1.
+        /// 1 to 65535.
         port: u16,
         /// None is plain TCP.
         tls: Option<TlsMode>,
@@ -46,25 +48,27 @@ pub enum Endpoint {
     },
 }
 
-/// How a TLS server is checked.
+/// The checks of a TLS server's certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsMode {
     /// Certificate and name are checked.
     Verified,
-    /// Nothing is checked (`#insecure`).
+    /// Neither is checked (`#insecure`).
     Insecure,
 }
 
-/// Why a URL cannot be used. Repeats nothing of it, since a password with a stray `/`, `?` or `#` can end up in any part.
+/// The reason why a URL cannot be used. It repeats nothing of the URL, since a password with a
+/// stray `/`, `?` or `#` can end up in any part.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RedisUrlError {
     /// It does not parse as a URL.
     #[error(
-        "{0} (the form is redis://host:port; other characters of a password than letters and digits are written %XX)"
+        "{0} (the form is redis://host:port; other characters of a password than letters and \
+         digits are written %XX)"
     )]
     Syntax(String),
-    /// White space or a control character: the parser would take it out without a word.
+    /// White space or a control character, which the parser would remove silently.
     #[error("it holds white space or a control character")]
     Space,
     /// Not one of the schemes.
@@ -78,7 +82,7 @@ pub enum RedisUrlError {
     /// A host name with other characters than those of a DNS name.
     #[error("the host is neither a name nor an address")]
     Host,
-    /// Nobody listens there.
+    /// A wildcard address.
     #[error("the host is a wildcard address, which can be listened on but not connected to")]
     Wildcard,
     /// Port 0.
@@ -96,7 +100,7 @@ pub enum RedisUrlError {
     /// A query parameter that does not exist.
     #[error("it has a parameter that is not known; known are {0}")]
     Parameter(&'static str),
-    /// A query parameter that stands twice.
+    /// A query parameter that occurs twice.
     #[error("it has a parameter twice")]
     ParameterTwice,
     /// `?protocol=` of something else.
@@ -111,13 +115,13 @@ pub enum RedisUrlError {
     /// User or password do not decode.
     #[error("the user or the password is not UTF-8")]
     Credentials,
-    /// `***` in place of the password.
+    /// A mask, `***`, in place of the password.
     #[error("the password is masked: put the real one in its place")]
     Masked,
 }
 
 impl RedisUrl {
-    /// Checks and takes apart `text`.
+    /// Parses and checks `text`.
     pub fn parse(text: &str) -> Result<RedisUrl, RedisUrlError> {
         if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return Err(RedisUrlError::Space);
@@ -207,17 +211,17 @@ impl RedisUrl {
         })
     }
 
-    /// The whole URL as it was given. For the client that connects, and for nothing else.
+    /// The whole URL as it was given: for the client that connects only.
     pub fn as_str_with_password(&self) -> &str {
         &self.text
     }
 
-    /// Where to connect to.
+    /// The address to connect to.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// Whether the connection is to be TLS, verified or not.
+    /// The checks of a TLS connection; None for plain TCP and for sockets.
     pub fn tls(&self) -> Option<TlsMode> {
         match &self.endpoint {
             Endpoint::Tcp { tls, .. } => *tls,
@@ -240,9 +244,26 @@ impl RedisUrl {
         self.password.as_ref()
     }
 
-    /// The protocol, if one was asked for.
+    /// The protocol, if the URL names one.
     pub fn protocol(&self) -> Option<Protocol> {
         self.protocol
+    }
+}
+
+impl Default for RedisUrl {
+    /// `redis://127.0.0.1`.
+    fn default() -> RedisUrl {
+        let text = "redis://127.0.0.1".to_owned();
+        let host = "127.0.0.1".to_owned();
+        RedisUrl {
+            masked: text.clone(),
+            text,
+            endpoint: Endpoint::Tcp { host, port: DEFAULT_PORT, tls: None },
+            database: 0,
+            username: None,
+            password: None,
+            protocol: None,
+        }
     }
 }
 
@@ -267,8 +288,8 @@ fn parameters<const N: usize>(
     let mut values = [const { None }; N];
     let query = url.query().unwrap_or_default();
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-        let place = known.iter().position(|known| *known == name);
-        let slot = &mut values[place.ok_or(RedisUrlError::Parameter(names))?];
+        let index = known.iter().position(|known| *known == name);
+        let slot = &mut values[index.ok_or(RedisUrlError::Parameter(names))?];
         if slot.replace(value.into_owned()).is_some() {
             return Err(RedisUrlError::ParameterTwice);
         }
@@ -278,7 +299,7 @@ fn parameters<const N: usize>(
 
 fn host(url: &Url) -> Result<String, RedisUrlError> {
     let host = match url.host() {
-        // Schemes other than the web's keep an IPv4 address as a name.
+        // For schemes other than those of the web an IPv4 address is kept as a name.
         Some(Host::Domain(name)) => name.to_owned(),
         Some(Host::Ipv4(address)) => address.to_string(),
         Some(Host::Ipv6(address)) => address.to_string(),
@@ -313,24 +334,8 @@ fn checked(password: String) -> Result<Secret, RedisUrlError> {
     if is_mask(&password) { Err(RedisUrlError::Masked) } else { Ok(Secret::new(password)) }
 }
 
-/// `text` with each `%XX` as the byte that it stands for.
+/// `text`, percent-decoded.
 fn decode_percent(text: &str) -> Result<String, RedisUrlError> {
-    let bytes = text.as_bytes();
-    let digit = |at: usize| bytes.get(at).and_then(|b| char::from(*b).to_digit(16));
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        match (bytes[at], digit(at + 1), digit(at + 2)) {
-            (b'%', Some(high), Some(low)) => {
-                // Two hexadecimal digits are one byte.
-                decoded.extend(u8::try_from(high * 16 + low));
-                at += 3;
-            }
-            (byte, ..) => {
-                decoded.push(byte);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8(decoded).map_err(|_| RedisUrlError::Credentials)
+    let decoded = percent_decode_str(text).decode_utf8();
+    decoded.map(Cow::into_owned).map_err(|_| RedisUrlError::Credentials)
 }

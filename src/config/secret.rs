@@ -1,4 +1,4 @@
-//! A secret, and where it came from. It shows itself to nobody who does not ask.
+//! Secrets: where they are found, and how they are kept out of all output.
 
 use std::{
     fmt,
@@ -7,19 +7,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde_json::{Map, Value, json};
+
 use super::{
+    declaration::{Declaration, Shape, Variant, Variants},
     error::{Problem, shown},
     fields::Fields,
+    settings::{Declared, Required, required},
+    types::{Text, any_text},
 };
 
-/// What stands in place of a secret wherever it is shown.
+/// Shown in place of every secret.
 pub(super) const MASK: &str = "***";
 
-/// The variants of `authSecret`.
-pub(super) const SECRET_TYPES: [&str; 4] = ["None", "Value", "EnvironmentVariable", "File"];
-
-/// A longer file is no secret: somebody named the wrong one.
-const LONGEST_FILE: u64 = 64 * 1024;
+/// A longer file is not a secret: the path is a wrong one.
+const MAX_FILE_BYTES: u64 = 64 * 1024;
 
 /// A password. `Debug` and `Display` show `***`, whatever it is.
 #[derive(Clone, PartialEq, Eq)]
@@ -28,7 +30,7 @@ pub struct Secret {
     source: SecretSource,
 }
 
-/// Where a secret was found.
+/// The source of a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretSource {
     /// In the configuration itself.
@@ -40,17 +42,17 @@ pub enum SecretSource {
 }
 
 impl Secret {
-    /// A secret that was given as it is.
+    /// A secret of the configuration itself.
     pub fn new(value: impl Into<String>) -> Secret {
         Secret { value: value.into(), source: SecretSource::Value }
     }
 
-    /// The secret itself. For the server that asks for it, and for nothing else.
+    /// The secret itself: for the server that asks for it only.
     pub fn expose(&self) -> &str {
         &self.value
     }
 
-    /// Where it was found.
+    /// Its source.
     pub fn source(&self) -> &SecretSource {
         &self.source
     }
@@ -68,35 +70,115 @@ impl fmt::Display for Secret {
     }
 }
 
-/// Whether `text` is what stands for a secret in output, ours or another server's, instead of one.
-pub(super) fn is_mask(text: &str) -> bool {
-    !text.is_empty() && text.chars().all(|c| c == '*')
+/// A key whose object names a secret; None where it names none.
+pub(super) struct SecretKey(pub(super) &'static str);
+
+impl Declared for SecretKey {
+    type Value = Option<Secret>;
+
+    fn read(&self, fields: &mut Fields<'_>) -> Option<Secret> {
+        fields.optional_group(self.0, read).flatten()
+    }
+
+    fn show(&self, value: &Option<Secret>, object: &mut Map<String, Value>) {
+        object.insert(self.0.to_owned(), show_source(value.as_ref().map(Secret::source)));
+    }
+
+    fn describe(&self, doc: &'static str) -> Vec<Declaration> {
+        vec![Declaration::new(self.0, doc, Shape::Variants(variants(true)))]
+    }
 }
 
-/// Reads the fields of an `authSecret`. With `resolve` the variable or file is read too; without it a secret that lies
-/// elsewhere is left there, and None is returned for it.
-pub(super) fn decode(fields: &mut Fields<'_>, resolve: bool) -> Option<Secret> {
-    match fields.variant(&SECRET_TYPES)? {
+fn value_key() -> Required<Text> {
+    required("secret", any_text(), "the secret")
+}
+
+fn variable_key() -> Required<Text> {
+    required("variableName", any_text(), "the name of a variable")
+}
+
+fn file_key() -> Required<Text> {
+    required("filePath", any_text(), "the path of a file")
+}
+
+/// The ways to name a secret.
+pub(super) fn variants(none_is_default: bool) -> Variants {
+    let variant = |name, meaning, keys| Variant { name, meaning, keys: Some(keys) };
+    let file = "Of `File`: the path of the file. White space at its end is removed.";
+    Variants {
+        meaning: "The source of the secret: `None`, `Value`, `EnvironmentVariable` or `File`. \
+                  Required in the object.",
+        default: none_is_default.then_some("None"),
+        common: vec![],
+        known: vec![
+            variant("None", "There is no secret.", vec![]),
+            variant(
+                "Value",
+                "The configuration has the secret itself.",
+                value_key().describe("Of `Value`: the secret itself."),
+            ),
+            variant(
+                "EnvironmentVariable",
+                "The secret is the value of a variable.",
+                variable_key().describe("Of `EnvironmentVariable`: the name of the variable."),
+            ),
+            variant("File", "The secret is the content of a file.", file_key().describe(file)),
+        ],
+        open: false,
+    }
+}
+
+/// Reads the object of a secret. Without [`Fields::lookups`] variables and files are left alone,
+/// and the secret in one of them is None.
+pub(super) fn read(fields: &mut Fields<'_>) -> Option<Secret> {
+    match fields.variant(&variants(true).names())? {
         "Value" => {
-            let value = fields.required_text("secret", "the secret")?;
+            let value = value_key().read(fields);
+            if !fields.sound(&["secret"]) {
+                return None;
+            }
             check(&value).map_err(|problem| fields.fail("secret", problem)).ok()?;
             Some(Secret { value, source: SecretSource::Value })
         }
         "EnvironmentVariable" => {
-            let name = fields.required_text("variableName", "the name of a variable")?;
-            let read = || read_variable(&name, fields.environment());
-            let value = resolve.then(read)?;
+            let name = variable_key().read(fields);
+            if !fields.lookups() || !fields.sound(&["variableName"]) {
+                return None;
+            }
+            let value = read_variable(&name, fields.environment());
             let value = value.map_err(|problem| fields.fail("variableName", problem)).ok()?;
             Some(Secret { value, source: SecretSource::EnvironmentVariable(name) })
         }
         "File" => {
-            let path = PathBuf::from(fields.required_text("filePath", "the path of a file")?);
-            let value = resolve.then(|| read_file(&path))?;
+            let path = PathBuf::from(file_key().read(fields));
+            if !fields.lookups() || !fields.sound(&["filePath"]) {
+                return None;
+            }
+            let value = read_file(&path);
             let value = value.map_err(|problem| fields.fail("filePath", problem)).ok()?;
             Some(Secret { value, source: SecretSource::File(path) })
         }
         _ => None,
     }
+}
+
+/// The object of a secret: the name of its source, or the mask.
+pub(super) fn show_source(source: Option<&SecretSource>) -> Value {
+    match source {
+        None => json!({ "@type": "None" }),
+        Some(SecretSource::Value) => json!({ "@type": "Value", "secret": MASK }),
+        Some(SecretSource::EnvironmentVariable(name)) => {
+            json!({ "@type": "EnvironmentVariable", "variableName": name })
+        }
+        Some(SecretSource::File(path)) => {
+            json!({ "@type": "File", "filePath": path.to_string_lossy() })
+        }
+    }
+}
+
+/// True for the mask of a secret in output, ours or that of another server.
+pub(super) fn is_mask(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c == '*')
 }
 
 fn read_variable(name: &str, environment: &[(String, String)]) -> Result<String, Problem> {
@@ -109,15 +191,15 @@ fn read_variable(name: &str, environment: &[(String, String)]) -> Result<String,
 
 fn read_file(path: &Path) -> Result<String, Problem> {
     let mut text = String::new();
-    // A limit, for who names a device.
+    // With a limit, in case the path is that of a device.
     let read =
-        File::open(path).and_then(|file| file.take(LONGEST_FILE + 1).read_to_string(&mut text));
+        File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text));
     let name = shown(&path.to_string_lossy());
     let read = read.map_err(|error| Problem::Invalid(format!("{name} cannot be read: {error}")))?;
-    if read as u64 > LONGEST_FILE {
+    if read as u64 > MAX_FILE_BYTES {
         return Err(Problem::Invalid(format!("{name} is longer than 64KiB")));
     }
-    // Editors end a file with a line feed, which no password has.
+    // Editors end a file with a line feed, which is not part of the password.
     text.truncate(text.trim_end().len());
     check(&text).map(|()| text)
 }

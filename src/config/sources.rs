@@ -1,4 +1,4 @@
-//! File, environment and command line, laid over each other into one document.
+//! File, environment and command line, merged into one document.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +16,7 @@ use super::{
 };
 
 /// Variables that the command line reads itself.
-const OF_THE_COMMAND_LINE: [&str; 7] = [
+const CLI_VARIABLES: [&str; 7] = [
     "TRUNKLINE_CONFIG",
     "TRUNKLINE_GATEWAY",
     "TRUNKLINE_TLS_CA",
@@ -26,21 +26,23 @@ const OF_THE_COMMAND_LINE: [&str; 7] = [
     "TRUNKLINE_TOKEN_FILE",
 ];
 
-/// What the names of the variables begin with that are the tests' own.
-const OF_THE_TESTS: &str = "TRUNKLINE_TEST_";
+/// The prefix of the variables of the tests.
+const TEST_PREFIX: &str = "TRUNKLINE_TEST_";
 
-/// The name of the key that says which variant an object is.
+/// The key that names the variant of an object.
 const TYPE: &str = "@type";
 
-/// Where a configuration comes from. A later one overrides an earlier one: file, environment, command line.
+/// The sources of a configuration. A later one overrides an earlier one: file, environment,
+/// command line.
 #[derive(Clone, Default)]
 pub struct Sources {
-    /// The JSON file; None is an empty one.
+    /// The JSON file; None: the same as an empty one.
     pub file: Option<PathBuf>,
-    /// The environment: name and value. Those whose name begins with `TRUNKLINE_` set keys; secrets may lie in any. An empty
-    /// value counts as not set.
+    /// The environment: name and value. Those whose name begins with `TRUNKLINE_` set keys; secrets
+    /// may be in any. An empty value counts as not set.
     pub env: Vec<(String, String)>,
-    /// What the command line sets: the path of a key (`coordinator.timeout`) and its value. A later one wins.
+    /// The settings of the command line: the path of a key (`coordinator.timeout`) and its value. A
+    /// later one wins.
     pub overrides: Vec<(String, String)>,
 }
 
@@ -73,9 +75,9 @@ impl fmt::Debug for Sources {
 
 /// All sources in one document.
 pub(super) struct Layers {
-    /// None if the file cannot be read: then nothing can be said about the keys.
+    /// None if the file cannot be read: then the keys are not checked.
     pub(super) document: Option<Value>,
-    /// Where the values come from that are not the file's, by path.
+    /// The sources of the values that do not come from the file, by path.
     pub(super) origins: BTreeMap<String, Origin>,
     pub(super) violations: Vec<Violation>,
 }
@@ -86,14 +88,14 @@ impl Layers {
         if let Some(path) = &sources.file {
             layers.document = layers.read_file(path);
         }
-        layers.lay_all(sources)
+        layers.merge_all(sources)
     }
 
     /// As `of`, with a `text` of that name in place of the file.
     pub(super) fn over(name: &str, text: &[u8], sources: &Sources) -> Layers {
         let mut layers = Layers::empty();
         layers.document = layers.read_text(name, text);
-        layers.lay_all(sources)
+        layers.merge_all(sources)
     }
 
     fn empty() -> Layers {
@@ -101,12 +103,13 @@ impl Layers {
         Layers { document, origins: BTreeMap::new(), violations: Vec::new() }
     }
 
-    fn lay_all(self, sources: &Sources) -> Layers {
+    fn merge_all(self, sources: &Sources) -> Layers {
         let mut layers = self;
-        // The command line may say which variables hold secrets, so it is laid over the rest before strangers are named.
-        let variables = layers.lay_environment(&sources.env);
-        layers.lay_overrides(&sources.overrides);
-        layers.name_strangers(&variables);
+        // The command line may name the variables that hold secrets, so unknown variables are
+        // reported after it.
+        let variables = layers.merge_environment(&sources.env);
+        layers.merge_overrides(&sources.overrides);
+        layers.report_unknown_variables(&variables);
         layers
     }
 
@@ -137,23 +140,23 @@ impl Layers {
         }
     }
 
-    /// Lays the variables over the document that set a key. Returns the names of those that seem to and do not.
-    fn lay_environment<'e>(&mut self, environment: &'e [(String, String)]) -> Vec<&'e str> {
+    /// Sets the keys that variables name. Returns the names of variables that name none.
+    fn merge_environment<'e>(&mut self, environment: &'e [(String, String)]) -> Vec<&'e str> {
         let by_variable: BTreeMap<String, &Key> =
             keys().iter().filter_map(|key| Some((key.variable()?, key))).collect();
         let ours = environment.iter().filter(|(name, value)| {
-            name.starts_with(VARIABLE_PREFIX) && !value.is_empty() && !is_of_others(name, value)
+            name.starts_with(VARIABLE_PREFIX) && !value.is_empty() && !is_foreign(name, value)
         });
-        let (known, strange): (Vec<_>, Vec<_>) =
+        let (known, unknown): (Vec<_>, Vec<_>) =
             ours.partition(|(name, _)| by_variable.contains_key(name));
         let pairs = known.into_iter().map(|(name, value)| {
             (by_variable[name].path.as_str(), value.as_str(), Origin::Variable(name.clone()))
         });
-        self.lay(pairs.collect());
-        strange.into_iter().map(|(name, _)| name.as_str()).collect()
+        self.merge(pairs.collect());
+        unknown.into_iter().map(|(name, _)| name.as_str()).collect()
     }
 
-    fn lay_overrides(&mut self, overrides: &[(String, String)]) {
+    fn merge_overrides(&mut self, overrides: &[(String, String)]) {
         let mut pairs = Vec::new();
         for (path, value) in overrides {
             match keys().iter().find(|key| key.path == *path) {
@@ -173,11 +176,12 @@ impl Layers {
                 }
             }
         }
-        self.lay(pairs);
+        self.merge(pairs);
     }
 
-    /// Lays one source's pairs of path and value over the document; types first, since a new type empties its object.
-    fn lay(&mut self, mut pairs: Vec<(&str, &str, Origin)>) {
+    /// Sets the keys of one source, given as path and value; types first, since a new type empties
+    /// its object.
+    fn merge(&mut self, mut pairs: Vec<(&str, &str, Origin)>) {
         let is_type = |path: &str| path.rsplit('.').next() == Some(TYPE);
         pairs.sort_by_key(|(path, ..)| !is_type(path));
         for (path, value, origin) in pairs {
@@ -192,15 +196,15 @@ impl Layers {
         }
     }
 
-    /// Reports the variables that set nothing, but for those that a secret lies in.
-    fn name_strangers(&mut self, variables: &[&str]) {
+    /// Reports the variables that set nothing, except those that hold a secret.
+    fn report_unknown_variables(&mut self, variables: &[&str]) {
         let mut secrets = BTreeSet::new();
         if let Some(document) = &self.document {
             collect_secret_variables(document, &mut secrets);
         }
-        let strangers: Vec<_> =
+        let unknown_names: Vec<_> =
             variables.iter().filter(|name| !secrets.contains(**name)).copied().collect();
-        for name in strangers {
+        for name in unknown_names {
             let group = keys().iter().find(|key| {
                 matches!(key.kind, Kind::Group | Kind::List) && variable_name(&key.path) == *name
             });
@@ -220,9 +224,10 @@ impl Layers {
     }
 }
 
-/// Puts `text` at the place that `segments` name, and makes the objects on the way. A type that differs from the one that
-/// stands there empties its object first: the other keys were another variant's. Some(true) if that was so; None if something
-/// else than an object stands in the way, which the decoder will say.
+/// Sets the value at the path `segments` to `text`, and makes missing objects. A `@type` that
+/// differs from the present one empties its object first: the other keys belong to another variant.
+/// Returns whether it did; None if the path leads through a value that is not an object, which the
+/// reader will report.
 fn patch(document: &mut Value, segments: &[&str], text: &str) -> Option<bool> {
     let (last, parents) = segments.split_last()?;
     let mut object = document.as_object_mut()?;
@@ -243,16 +248,16 @@ fn patch(document: &mut Value, segments: &[&str], text: &str) -> Option<bool> {
     Some(emptied)
 }
 
-/// What is wrong with a single value for the group of these keys, or for a list, which has none.
+/// The problem of a single value for a group with these keys, or for a list, which has none.
 fn group_problem(keys: Vec<String>) -> Problem {
     if keys.is_empty() {
-        Problem::Invalid("is a list of objects; it can stand in the file alone".to_owned())
+        Problem::Invalid("is a list of objects; it can be set in the file only".to_owned())
     } else {
         Problem::Group { keys }
     }
 }
 
-/// The names of all variables that the document says a secret lies in.
+/// The names of all variables in which the document's secrets are.
 fn collect_secret_variables<'v>(value: &'v Value, names: &mut BTreeSet<&'v str>) {
     let object = match value {
         Value::Object(object) => object,
@@ -277,7 +282,7 @@ fn members(path: &str) -> impl Iterator<Item = &'static Key> {
     keys().iter().filter(move |key| key.kind == Kind::Value && key.path.starts_with(&prefix))
 }
 
-/// The keys to name where nothing is like what was given.
+/// The keys to name where none is similar.
 fn top_level() -> Vec<String> {
     let single = |key: &&Key| key.kind == Kind::Value && !key.path.contains('.');
     keys().iter().filter(single).map(|key| key.path.clone()).collect()
@@ -288,10 +293,11 @@ fn unknown(nearest: Option<&str>, some: &[String]) -> Problem {
     Problem::Unknown { nearest: nearest.map(str::to_owned), known }
 }
 
-/// Whether a variable is nobody's mistake: the command line's, the tests', or one of those that Kubernetes and Docker make for
-/// a service whose name begins with `trunkline` (`TRUNKLINE_SERVICE_HOST`, `TRUNKLINE_PORT_7420_TCP_ADDR`, ...).
-fn is_of_others(name: &str, value: &str) -> bool {
-    if OF_THE_COMMAND_LINE.contains(&name) || name.starts_with(OF_THE_TESTS) {
+/// True for a variable that is not meant to set a key: one of the command line, of the tests, or of
+/// those that Kubernetes and Docker make for a service whose name begins with `trunkline`
+/// (`TRUNKLINE_SERVICE_HOST`, `TRUNKLINE_PORT_7420_TCP_ADDR`, ...).
+fn is_foreign(name: &str, value: &str) -> bool {
+    if CLI_VARIABLES.contains(&name) || name.starts_with(TEST_PREFIX) {
         return true;
     }
     let protocol = |text: &str| ["TCP", "UDP", "SCTP"].iter().any(|p| text.starts_with(p));
@@ -309,7 +315,7 @@ fn is_of_others(name: &str, value: &str) -> bool {
 }
 
 fn syntax_problem(error: &serde_json::Error) -> Problem {
-    // serde_json appends the place, which the problem holds by itself.
+    // serde_json appends line and column, which the problem holds in fields of their own.
     let text = error.to_string();
     let why = text.split(" at line ").next().unwrap_or_default().to_owned();
     Problem::Syntax { line: error.line(), column: error.column(), why }
@@ -320,7 +326,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn debug_shows_no_values() {
+    fn debug_output_has_no_values() {
         let mut sources =
             Sources { env: vec![("SECRET_NAME".into(), "hunter2".into())], ..Sources::default() };
         sources.set("coordinator.url", "redis://:hunter2@localhost");
@@ -335,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_of_an_orchestrator_are_not_ours() {
+    fn variables_of_an_orchestrator_are_ignored() {
         for (name, value) in [
             ("TRUNKLINE_SERVICE_HOST", "10.0.0.1"),
             ("TRUNKLINE_SERVICE_PORT", "7420"),
@@ -349,7 +355,7 @@ mod tests {
             ("TRUNKLINE_GATEWAY", "http://127.0.0.1:7420"),
             ("TRUNKLINE_TEST_REDIS_URL", "redis://127.0.0.1"),
         ] {
-            assert!(is_of_others(name, value), "{name}");
+            assert!(is_foreign(name, value), "{name}");
         }
         for (name, value) in [
             ("TRUNKLINE_PORT", "7420"),
@@ -357,14 +363,14 @@ mod tests {
             ("TRUNKLINE_PORT_RANGE", "7420"),
             ("TRUNKLINE_CONFIGURATION", "/etc/trunkline.json"),
         ] {
-            assert!(!is_of_others(name, value), "{name}");
+            assert!(!is_foreign(name, value), "{name}");
         }
     }
 
     #[test]
-    fn no_key_is_taken_for_an_orchestrators() {
+    fn no_key_has_a_variable_that_an_orchestrator_makes() {
         for variable in keys().iter().filter_map(Key::variable) {
-            assert!(!is_of_others(&variable, "tcp://10.0.0.1:7420"), "{variable}");
+            assert!(!is_foreign(&variable, "tcp://10.0.0.1:7420"), "{variable}");
         }
     }
 }

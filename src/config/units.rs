@@ -1,22 +1,35 @@
-//! Durations and sizes, as they are written.
+//! Durations and sizes as text, and the constants that declarations use.
 
 use std::time::Duration;
 
+pub(super) const MILLISECOND: u64 = 1;
+pub(super) const SECOND: u64 = 1000 * MILLISECOND;
+pub(super) const MINUTE: u64 = 60 * SECOND;
+pub(super) const HOUR: u64 = 60 * MINUTE;
+pub(super) const DAY: u64 = 24 * HOUR;
+
+pub(super) const KIB: u64 = 1 << 10;
+pub(super) const MIB: u64 = 1 << 20;
+pub(super) const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+
 /// Units of time in milliseconds, the largest first.
 const TIMES: [(&str, u64); 5] =
-    [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+    [("d", DAY), ("h", HOUR), ("m", MINUTE), ("s", SECOND), ("ms", MILLISECOND)];
 
-/// Units of size in bytes that are written by Trunkline itself, the largest first.
-const BINARY: [(&str, u64); 4] =
-    [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+/// Units of size in bytes that Trunkline writes, the largest first.
+const BINARY: [(&str, u64); 4] = [("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)];
 
-/// Units of size that are understood too.
+/// Units of size that are accepted too.
 const DECIMAL: [(&str, u64); 5] =
     [("TB", 1_000_000_000_000), ("GB", 1_000_000_000), ("MB", 1_000_000), ("KB", 1000), ("B", 1)];
 
-/// The duration that `text` names: numbers with units, the larger unit first (`10s`, `500ms`, `1h30m`). None if it is none,
-/// or more than 2^64 milliseconds.
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+/// The duration that `text` names: numbers with units, the larger unit first (`10s`, `500ms`,
+/// `1h30m`). None if it is not a duration, or more than 2^64 milliseconds.
+///
+/// Stricter than humantime, which accepts `10 s`, `1w`, `1month` and units in any order: whatever
+/// is accepted once has to be accepted for ever.
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut total = 0_u64;
     let mut allowed = &TIMES[..];
@@ -25,15 +38,15 @@ pub(super) fn parse_duration(text: &str) -> Option<Duration> {
         // A unit ends where the next number begins.
         let (unit, after) =
             after.split_at(after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len()));
-        let place = allowed.iter().position(|(name, _)| *name == unit)?;
-        total = total.checked_add(number.checked_mul(allowed[place].1)?)?;
-        allowed = &allowed[place + 1..];
+        let index = allowed.iter().position(|(name, _)| *name == unit)?;
+        total = total.checked_add(number.checked_mul(allowed[index].1)?)?;
+        allowed = &allowed[index + 1..];
         rest = after;
     }
     (!text.is_empty()).then(|| Duration::from_millis(total))
 }
 
-/// The shortest way to write `duration`, to the millisecond.
+/// The shortest form of `duration`, to the millisecond.
 pub(crate) fn format_duration(duration: Duration) -> String {
     let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     if millis == 0 {
@@ -44,8 +57,8 @@ pub(crate) fn format_duration(duration: Duration) -> String {
     format!("{}{unit}", millis / length)
 }
 
-/// The number of bytes that `text` names: a number with a unit (`64MiB`, `1.5` is none), upper or lower case. None if it is
-/// none, or more than 2^64 bytes.
+/// The number of bytes that `text` names: a whole number with a unit (`64MiB`), upper or lower
+/// case. None if it is not a size, or more than 2^64 bytes.
 pub(super) fn parse_size(text: &str) -> Option<u64> {
     let (number, unit) = split_number(text)?;
     let mut units = BINARY.iter().chain(&DECIMAL);
@@ -53,7 +66,7 @@ pub(super) fn parse_size(text: &str) -> Option<u64> {
     number.checked_mul(*length)
 }
 
-/// The shortest way to write `bytes`.
+/// The shortest form of `bytes`.
 pub(super) fn format_size(bytes: u64) -> String {
     match BINARY.iter().find(|(_, length)| bytes > 0 && bytes.is_multiple_of(*length)) {
         Some((unit, length)) => format!("{}{unit}", bytes / length),
@@ -61,7 +74,7 @@ pub(super) fn format_size(bytes: u64) -> String {
     }
 }
 
-/// The number that `text` begins with, and what follows.
+/// The number at the beginning of `text`, and the rest.
 fn split_number(text: &str) -> Option<(u64, &str)> {
     let (number, rest) =
         text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
@@ -133,12 +146,14 @@ mod tests {
         }
 
         #[test]
-        fn no_near_miss_makes_the_parsers_panic(text in "([0-9]{0,30}(d|h|m|s|ms|MiB|TiB|kb|B|é)?){0,4}") {
+        fn no_near_miss_makes_the_parsers_panic(
+            text in "([0-9]{0,30}(d|h|m|s|ms|MiB|TiB|kb|B|é)?){0,4}",
+        ) {
             let _ = (parse_duration(&text), parse_size(&text));
         }
 
         #[test]
-        fn what_is_written_is_read_back(millis: u64, bytes: u64) {
+        fn formatted_durations_and_sizes_parse_to_the_same(millis: u64, bytes: u64) {
             let duration = Duration::from_millis(millis);
             prop_assert_eq!(parse_duration(&format_duration(duration)), Some(duration));
             prop_assert_eq!(parse_size(&format_size(bytes)), Some(bytes));

@@ -20,7 +20,7 @@ use trunkline_proto::kinds::{self, Subject};
 pub use wire::Malformed;
 use wire::{Field, Fields, Span};
 
-use crate::trace::Context;
+use crate::trace_context::TraceContext;
 
 // Field numbers of `trunkline.v1.Event`, of `Target`, and of the field that kinds with a subject
 // share.
@@ -261,8 +261,8 @@ impl<'a> EventView<'a> {
 
     /// The trace that the event belongs to. Walks the event again: check [`EventMeta::has_trace`]
     /// first.
-    pub fn trace(&self) -> Option<Context> {
-        Context::parse(self.find(TRACEPARENT))
+    pub fn trace(&self) -> Option<TraceContext> {
+        TraceContext::parse(self.find(TRACEPARENT))
     }
 
     /// The content of a field, the last one of its number; empty if there is none.
@@ -305,7 +305,7 @@ impl<'a> EventView<'a> {
 
 impl Trace {
     fn of(traceparent: &[u8]) -> Trace {
-        match Context::parse(traceparent) {
+        match TraceContext::parse(traceparent) {
             None => Trace::None,
             Some(context) if context.sampled => Trace::Sampled,
             Some(_) => Trace::Unsampled,

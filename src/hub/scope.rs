@@ -64,6 +64,11 @@ impl Scope {
         self.kinds & kind_bit(kind) & all_kinds() != 0
     }
 
+    /// True if events of any kind may be among those that are allowed.
+    pub fn allows_some(&self) -> bool {
+        self.kinds & all_kinds() != 0
+    }
+
     /// True if events of the account are allowed.
     pub fn allows_account(&self, account: &[u8]) -> bool {
         self.accounts.contain(account)
@@ -281,6 +286,10 @@ mod tests {
         let deny = Deny { accounts: strings(&["vip*"]), ..Deny::default() };
         let rules = EventRules { allow, deny };
         assert!(allows(&rules, &newer_of(42, "a")) && !allows(&rules, &newer_of(42, "vip1")));
+        // An unknown kind that concerns no account: `*` leaves it out where accounts are narrowed.
+        assert!(!allows(&rules, &newer_of(52, "vip1")));
+        let named = Allow { kinds: kinds(&[52]), ..Allow::default() };
+        let rules = EventRules { allow: named, deny: rules.deny };
         assert!(allows(&rules, &newer_of(52, "vip1")), "it concerns no account");
     }
 

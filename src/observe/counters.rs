@@ -1,91 +1,68 @@
-//! What was done since the start: totals that only rise, counted once a request and once a batch.
+//! Totals of requests and streams since the start. An event costs nothing here: they rise once per
+//! request and once per batch.
 
 use std::{
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
 use trunkline_proto::kinds;
 
-use crate::rpc::{
-    error::{Error, REASONS},
-    limit::Limit,
-};
+use super::histogram::{Histogram, Totals};
 use crate::{
     bus::{GapCount, GapReason, unix_ms},
+    errors::{Error, Limit, LimitCounters, REASONS},
     proto::v1::SERVICE,
 };
 
 /// One more than the highest number of a kind.
 const KIND_NUMBERS: usize = *kinds::NUMBERS.end() as usize + 1;
 
-/// Upper ends of the buckets in which times are counted, in microseconds: from an embedded bus to a failover.
-pub const BUCKETS: [u64; 15] = [
-    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
-    1_000_000, 2_500_000, 10_000_000,
-];
-
-/// A method that may fail.
-#[derive(Clone, Copy, Debug)]
+/// The method of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// `Publish`.
     Publish,
-    /// `Subscribe`: refused, or ended.
+    /// `Subscribe`.
     Subscribe,
     /// `ListNodes`.
     ListNodes,
     /// `GetStatus`.
     GetStatus,
-    /// Reflection, and what there is not.
+    /// Reflection, and methods that do not exist.
     Other,
 }
 
-/// How many events of each kind a request has.
-pub struct Kinds([u32; KIND_NUMBERS]);
+/// The number of events of each kind in one request.
+pub struct KindCounts([u32; KIND_NUMBERS]);
 
-/// All totals.
+/// Totals of the gRPC service.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Events accepted, by the number of their kind.
-    published: Numbers<KIND_NUMBERS>,
-    /// How long accepted requests took.
+    /// Accepted events, by the number of their kind.
+    published: Totals<KIND_NUMBERS>,
+    /// Durations of accepted `Publish` requests.
     publish: Histogram,
-    /// Events sent, once a stream, and the batches that they went in.
+    /// Events sent, counted once per stream, and the batches that they were sent in.
     delivered: AtomicU64,
     batches: AtomicU64,
-    /// For each batch: how old its oldest frame was.
+    /// The age of the oldest frame of each batch.
     lag: Histogram,
-    /// Gaps that streams were told, and their events, by reason.
-    gaps: Numbers<{ GapReason::ALL.len() }>,
-    missed: Numbers<{ GapReason::ALL.len() }>,
-    /// What was refused or ended because of a limit, by limit.
-    refused: Numbers<{ Limit::ALL.len() }>,
-    /// Connections that were let in.
-    connections: AtomicU64,
-    /// Requests that are not wholly answered.
-    under_way: AtomicUsize,
+    /// Gaps that were sent on streams, and their events, by reason.
+    gaps: Totals<{ GapReason::ALL.len() }>,
+    missed: Totals<{ GapReason::ALL.len() }>,
+    /// Requests and streams that were refused or ended because of a limit.
+    limits: LimitCounters,
     /// Errors, by method and reason.
-    errors: [Numbers<{ REASONS.len() }>; Method::ALL.len()],
+    errors: [Totals<{ REASONS.len() }>; Method::ALL.len()],
 }
-
-/// How often something took how long.
-#[derive(Debug, Default)]
-pub struct Histogram {
-    /// By bucket; the last one has no upper end.
-    counts: Numbers<{ BUCKETS.len() + 1 }>,
-    microseconds: AtomicU64,
-}
-
-/// Totals by number.
-#[derive(Debug)]
-struct Numbers<const N: usize>([AtomicU64; N]);
 
 impl Method {
-    /// All of them.
+    /// All methods, in the order of their numbers.
     pub const ALL: [Method; 5] =
         [Method::Publish, Method::Subscribe, Method::ListNodes, Method::GetStatus, Method::Other];
 
-    /// The method of a request's path.
+    /// The method with the path of a request.
     pub fn of(path: &str) -> Method {
         let name = path.strip_prefix('/').and_then(|path| path.strip_prefix(SERVICE));
         match name {
@@ -97,7 +74,7 @@ impl Method {
         }
     }
 
-    /// Its name in the wire API; `other` is none of it.
+    /// The name in the wire API, or `other`.
     pub fn name(self) -> &'static str {
         match self {
             Method::Publish => "Publish",
@@ -109,16 +86,16 @@ impl Method {
     }
 }
 
-impl Default for Kinds {
-    fn default() -> Kinds {
-        Kinds([0; KIND_NUMBERS])
+impl Default for KindCounts {
+    fn default() -> KindCounts {
+        KindCounts([0; KIND_NUMBERS])
     }
 }
 
-impl Kinds {
-    /// One more event of this kind.
+impl KindCounts {
+    /// Counts one event.
     pub fn add(&mut self, kind: u8) {
-        // What is no kind is not published.
+        // Events have passed validation: the number is one of a kind.
         if let Some(count) = self.0.get_mut(usize::from(kind)) {
             *count += 1;
         }
@@ -126,12 +103,12 @@ impl Kinds {
 }
 
 impl Counters {
-    /// A request was accepted.
-    pub fn published(&self, kinds: &Kinds, took: Duration) {
+    /// A `Publish` request was accepted after `duration`.
+    pub fn published(&self, kinds: &KindCounts, duration: Duration) {
         for (kind, count) in kinds.0.iter().enumerate().filter(|(_, count)| **count > 0) {
             self.published.add(kind, u64::from(*count));
         }
-        self.publish.observe(took);
+        self.publish.observe(duration);
     }
 
     /// A batch was handed to the connection. `oldest_ms`: when its oldest frame was made.
@@ -139,12 +116,12 @@ impl Counters {
         self.delivered.fetch_add(events, Ordering::Relaxed);
         self.batches.fetch_add(1, Ordering::Relaxed);
         if let Some(oldest) = oldest_ms {
-            // A clock that is behind that of the frame's gateway says zero.
+            // A clock that is behind that of the frame's gateway counts as zero.
             self.lag.observe(Duration::from_millis(unix_ms().saturating_sub(oldest)));
         }
     }
 
-    /// A stream was told a gap.
+    /// A gap was sent on a stream.
     pub fn gap(&self, reason: GapReason, missed: Option<u64>) {
         self.gaps.add(reason.index(), 1);
         self.missed.add(reason.index(), missed.unwrap_or(0));
@@ -153,170 +130,85 @@ impl Counters {
     /// A request was answered with an error, or a stream ended with one.
     pub fn failed(&self, method: Method, error: &Error) {
         if let Error::Limit { limit, .. } = error {
-            self.refused(*limit);
+            self.limits.refused(*limit);
         }
         if let Some(reason) = REASONS.iter().position(|reason| *reason == error.reason()) {
             self.errors[method as usize].add(reason, 1);
         }
     }
 
-    /// Something was refused or ended because of a limit.
-    pub fn refused(&self, limit: Limit) {
-        self.refused.add(limit as usize, 1);
+    /// The number of requests and streams that were refused or ended because of a limit.
+    pub fn refused(&self, limit: Limit) -> u64 {
+        self.limits.count(limit)
     }
 
-    /// A connection was let in.
-    pub fn connected(&self) {
-        self.connections.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// A request came.
-    pub fn begun(&self) {
-        self.under_way.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// A request is wholly answered, or gone.
-    pub fn over(&self) {
-        self.under_way.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// Requests that are not wholly answered.
-    pub fn under_way(&self) -> usize {
-        self.under_way.load(Ordering::Relaxed)
-    }
-
-    /// Connections that were let in.
-    pub fn connections(&self) -> u64 {
-        self.connections.load(Ordering::Relaxed)
-    }
-
-    /// What was refused or ended, by limit.
-    pub fn refusals(&self) -> impl Iterator<Item = (Limit, u64)> {
-        Limit::ALL.into_iter().zip(self.refused.all())
-    }
-
-    /// Events accepted.
+    /// The number of accepted events.
     pub fn published_events(&self) -> u64 {
         self.published.all().sum()
     }
 
-    /// Events accepted, for the number of each kind.
+    /// The number of accepted events of each kind, with the number of the kind.
     pub fn published_by_kind(&self) -> impl Iterator<Item = (i32, u64)> {
         (0..).zip(self.published.all())
     }
 
-    /// How long accepted requests took.
+    /// Durations of accepted `Publish` requests.
     pub fn publish_times(&self) -> &Histogram {
         &self.publish
     }
 
-    /// Events sent, once a stream.
+    /// The number of events sent, counted once per stream.
     pub fn delivered_events(&self) -> u64 {
         self.delivered.load(Ordering::Relaxed)
     }
 
-    /// Batches sent.
+    /// The number of batches sent.
     pub fn delivered_batches(&self) -> u64 {
         self.batches.load(Ordering::Relaxed)
     }
 
-    /// How old the oldest frame of each batch was.
+    /// The age of the oldest frame of each batch.
     pub fn lags(&self) -> &Histogram {
         &self.lag
     }
 
-    /// Gaps that streams were told.
+    /// Gaps that were sent on streams, for one reason.
     pub fn stream_gaps(&self, reason: GapReason) -> GapCount {
         let index = reason.index();
         GapCount { gaps: self.gaps.get(index), missed_events: self.missed.get(index) }
     }
 
-    /// Gaps that streams were told, whatever the reason.
+    /// Gaps that were sent on streams, for any reason.
     pub fn gaps_of_all_reasons(&self) -> GapCount {
         GapCount { gaps: self.gaps.all().sum(), missed_events: self.missed.all().sum() }
     }
 
-    /// Errors of all methods, whatever the reason.
+    /// The number of errors of all methods, for any reason.
     pub fn errors_of_all_methods(&self) -> u64 {
-        self.errors.iter().flat_map(Numbers::all).sum()
+        self.errors.iter().flat_map(Totals::all).sum()
     }
 
-    /// Errors of a method, with their reasons.
+    /// The number of errors of a method for each reason.
     pub fn errors(&self, method: Method) -> impl Iterator<Item = (&'static str, u64)> {
         REASONS.into_iter().zip(self.errors[method as usize].all())
-    }
-}
-
-impl Histogram {
-    fn observe(&self, took: Duration) {
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        self.counts.add(BUCKETS.partition_point(|end| *end < micros), 1);
-        self.microseconds.fetch_add(micros, Ordering::Relaxed);
-    }
-
-    /// How many took no longer than each bucket's end, then how many there were.
-    pub fn cumulative(&self) -> Vec<u64> {
-        let mut sum = 0;
-        let add = |count: u64| {
-            sum += count;
-            sum
-        };
-        self.counts.all().map(add).collect()
-    }
-
-    /// The sum of all times.
-    pub fn sum(&self) -> Duration {
-        Duration::from_micros(self.microseconds.load(Ordering::Relaxed))
-    }
-}
-
-impl<const N: usize> Default for Numbers<N> {
-    fn default() -> Numbers<N> {
-        Numbers(std::array::from_fn(|_| AtomicU64::new(0)))
-    }
-}
-
-impl<const N: usize> Numbers<N> {
-    fn add(&self, index: usize, count: u64) {
-        self.0[index].fetch_add(count, Ordering::Relaxed);
-    }
-
-    fn get(&self, index: usize) -> u64 {
-        self.0[index].load(Ordering::Relaxed)
-    }
-
-    fn all(&self) -> impl Iterator<Item = u64> {
-        self.0.iter().map(|number| number.load(Ordering::Relaxed))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rpc::error::Unproven;
+    use crate::errors::CredentialError;
 
     #[test]
-    fn times_are_counted_in_the_bucket_whose_end_they_do_not_pass() {
-        let histogram = Histogram::default();
-        for micros in [0, 100, 101, 10_000_000, 10_000_001] {
-            histogram.observe(Duration::from_micros(micros));
-        }
-        let counts = histogram.cumulative();
-        assert_eq!((counts[0], counts[1]), (2, 3));
-        assert_eq!(counts[BUCKETS.len() - 1..], [4, 5]);
-        assert_eq!(histogram.sum(), Duration::from_micros(20_000_202));
-    }
-
-    #[test]
-    fn every_limit_is_counted_by_itself() {
+    fn every_limit_has_its_own_counter() {
         let counters = Counters::default();
         for limit in Limit::ALL {
-            counters.refused(limit);
+            counters.limits.refused(limit);
         }
         counters.failed(Method::Publish, &Error::limit(Limit::EventsPerSecond, 1));
-        for (limit, count) in counters.refusals() {
+        for limit in Limit::ALL {
             let expected = if limit == Limit::EventsPerSecond { 2 } else { 1 };
-            assert_eq!(count, expected, "{}", limit.key());
+            assert_eq!(counters.refused(limit), expected, "{}", limit.key());
         }
     }
 
@@ -327,15 +219,15 @@ mod tests {
             Error::field("f", "is wrong"),
             Error::TokenMalformed(String::new()),
             Error::PayloadTooLarge { what: String::new(), limit: 1, actual: 2 },
-            Error::bus_unavailable("down"),
+            Error::BusUnavailable("down".into()),
             Error::OutcomeUnknown(String::new()),
             Error::limit(Limit::Streams, 1),
-            Error::too_slow(None),
-            Error::Unproven(Unproven::Missing),
-            Error::Unproven(Unproven::Wrong),
-            Error::Unproven(Unproven::Revoked),
+            Error::SubscriberTooSlow { missed: None },
+            Error::Unauthenticated(CredentialError::Missing),
+            Error::Unauthenticated(CredentialError::Wrong),
+            Error::Unauthenticated(CredentialError::Revoked),
             Error::NotAllowed { rule: "publish", violations: vec![] },
-            Error::draining(Duration::ZERO),
+            Error::Draining { retry_after: Duration::ZERO },
         ];
         for error in &errors {
             counters.failed(Method::Subscribe, error);

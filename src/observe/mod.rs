@@ -1,6 +1,34 @@
-//! Counters, recent trouble, log lines, and the admin port with its page.
+//! The view of operators: counters, recent failures, the log lines of streams,
+//! traces, the answer of `GetStatus`, and the admin port with its page.
 
 pub mod admin;
 pub mod counters;
-pub mod lines;
+pub mod histogram;
 pub mod recent;
+pub mod status;
+pub mod streams;
+pub mod trace;
+
+use crate::errors::Error;
+
+use self::{
+    counters::{Counters, Method},
+    recent::Recent,
+};
+
+/// The record of requests and streams: totals since the start, and the last failures.
+#[derive(Debug, Default)]
+pub struct Records {
+    /// Totals since the start.
+    pub counters: Counters,
+    /// The last failures.
+    pub recent: Recent,
+}
+
+impl Records {
+    /// Records a request that was answered with an error.
+    pub fn refused(&self, method: Method, error: &Error) {
+        self.counters.failed(method, error);
+        self.recent.refused(method, error);
+    }
+}

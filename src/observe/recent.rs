@@ -1,7 +1,7 @@
-//! What went wrong lately, for people: the last gaps, ended streams and refused requests.
+//! The last failures, for people: gaps, ended streams and refused requests.
 //!
-//! Each ring holds the same small number, whatever happens; it is written once a gap, once an ended stream and once a refused
-//! request, and never for an event.
+//! Each ring keeps the same small number of entries, whatever happens. It is written once per gap,
+//! ended stream or refused request, never for an event.
 
 use std::{
     collections::VecDeque,
@@ -10,53 +10,53 @@ use std::{
 
 use parking_lot::Mutex;
 
+use super::counters::Method;
 use crate::{
     bus::{GapReason, ShardId},
-    proto::v1,
+    errors::Error,
 };
-use crate::{observe::counters::Method, rpc::error::Error};
 
-/// How many of each are kept.
+/// Entries that each ring keeps.
 pub const KEPT: usize = 100;
 
-/// Characters of a refusal's text that are kept.
+/// Characters of a refusal's message that are kept.
 const MAX_TEXT: usize = 200;
 
-/// The rings.
+/// The rings of failures.
 #[derive(Debug, Default)]
 pub struct Recent {
-    gaps: Ring<ToldGap>,
+    gaps: Ring<SentGap>,
     ended: Ring<EndedStream>,
     refused: Ring<Refusal>,
 }
 
-/// A gap that a stream was told.
+/// A gap that was sent on a stream.
 #[derive(Clone, Debug)]
-pub struct ToldGap {
-    /// When.
+pub struct SentGap {
+    /// When it was sent.
     pub at: SystemTime,
-    /// Whose stream.
+    /// The node of the stream.
     pub node_id: String,
-    /// Of which shard.
+    /// The shard of the gap.
     pub shard: ShardId,
-    /// Why.
+    /// The cause.
     pub reason: GapReason,
-    /// How many events, where that is known.
+    /// The number of missed events, where it is known.
     pub missed: Option<u64>,
 }
 
-/// A stream that is no more.
+/// A stream that has ended.
 #[derive(Clone, Debug)]
 pub struct EndedStream {
     /// When it ended.
     pub at: SystemTime,
-    /// Whose it was.
+    /// Its node.
     pub node_id: String,
-    /// Its address and port.
+    /// The address and port of its client.
     pub peer: String,
     /// How long it was open.
     pub lasted: Duration,
-    /// How many events it was sent.
+    /// The number of events that were sent on it.
     pub delivered: u64,
     /// Why it ended.
     pub why: Ending,
@@ -65,38 +65,38 @@ pub struct EndedStream {
 /// Why a stream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// Its node closed it, or the connection broke.
-    ClientWent,
-    /// It had all the events that it asked for.
+    /// The client closed it, or the connection broke.
+    ClientDisconnected,
+    /// The `max_events` of its request were sent.
     MaxEvents,
-    /// Its time was up.
+    /// The `max_duration` of its request was over.
     MaxDuration,
-    /// With this error: an [`Error::reason`].
+    /// An error with this [`Error::reason`].
     Error(&'static str),
 }
 
 /// A request that was answered with an error.
 #[derive(Clone, Debug)]
 pub struct Refusal {
-    /// When.
+    /// When it was answered.
     pub at: SystemTime,
-    /// What was asked for.
+    /// The method called.
     pub method: Method,
     /// `ErrorInfo.reason`.
     pub reason: &'static str,
-    /// What the node was told, or the beginning of it.
+    /// The message of the status, or its beginning.
     pub text: String,
 }
 
-/// The last few of something.
+/// The last few entries.
 #[derive(Debug)]
 struct Ring<T>(Mutex<VecDeque<T>>);
 
 impl Recent {
-    /// A stream was told a gap.
-    pub fn gap(&self, node: &v1::Node, shard: ShardId, reason: GapReason, missed: Option<u64>) {
-        let node_id = node.node_id.clone();
-        self.gaps.push(ToldGap { at: SystemTime::now(), node_id, shard, reason, missed });
+    /// A gap was sent on a stream of `node_id`.
+    pub fn gap(&self, node_id: &str, shard: ShardId, reason: GapReason, missed: Option<u64>) {
+        let node_id = node_id.to_owned();
+        self.gaps.push(SentGap { at: SystemTime::now(), node_id, shard, reason, missed });
     }
 
     /// A stream ended.
@@ -111,7 +111,7 @@ impl Recent {
     }
 
     /// The last gaps, the newest first.
-    pub fn last_gaps(&self) -> Vec<ToldGap> {
+    pub fn last_gaps(&self) -> Vec<SentGap> {
         self.gaps.newest_first()
     }
 
@@ -127,13 +127,23 @@ impl Recent {
 }
 
 impl Ending {
-    /// Its name: `client_went`, or a reason of `ErrorInfo` in small letters.
+    /// The name on the page: `client_went`, or a reason of `ErrorInfo` in lower case.
     pub fn name(self) -> String {
         match self {
-            Ending::ClientWent => "client_went".into(),
+            Ending::ClientDisconnected => "client_went".into(),
             Ending::MaxEvents => "max_events".into(),
             Ending::MaxDuration => "max_duration".into(),
             Ending::Error(reason) => reason.to_ascii_lowercase(),
+        }
+    }
+
+    /// The reason in the log line of the stream.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Ending::ClientDisconnected => "the client disconnected",
+            Ending::MaxEvents => "max_events is reached",
+            Ending::MaxDuration => "max_duration is reached",
+            Ending::Error(reason) => reason,
         }
     }
 }
@@ -163,11 +173,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_are_kept_and_no_more() {
+    fn the_newest_entries_are_kept_and_no_more() {
         let recent = Recent::default();
         for nth in 0..KEPT as u64 + 5 {
-            let node = v1::Node { node_id: format!("n{nth}"), ..Default::default() };
-            recent.gap(&node, ShardId(1), GapReason::HistoryExpired, Some(nth));
+            recent.gap(&format!("n{nth}"), ShardId(1), GapReason::HistoryExpired, Some(nth));
         }
         let gaps = recent.last_gaps();
         assert_eq!(gaps.len(), KEPT);
@@ -176,9 +185,9 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_keeps_the_beginning_of_what_was_told() {
+    fn a_refusal_keeps_the_beginning_of_its_message() {
         let recent = Recent::default();
-        recent.refused(Method::Publish, &Error::bus_unavailable("é".repeat(5000)));
+        recent.refused(Method::Publish, &Error::BusUnavailable("é".repeat(5000)));
         let refusal = &recent.last_refused()[0];
         assert_eq!(refusal.text.chars().count(), MAX_TEXT);
         assert_eq!(refusal.reason, "BUS_UNAVAILABLE");

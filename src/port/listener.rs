@@ -1,10 +1,8 @@
-//! The gRPC port: accepts connections, and hands them to the server once they are ready.
+//! The gRPC port: accepts connections, and hands them on once they are ready for requests.
 //!
-//! A TLS handshake is made in a task of its own, so that a slow one holds up nobody. [`incoming`] is the one place where a
-//! connection comes to be: what limits connections belongs into `Acceptor::admit`, and what is to be undone when one closes, into a
-//! guard in [`Connection`].
-
-mod stream;
+//! Each TLS handshake runs in a task of its own, so that a slow one delays no other connection.
+//! Every connection comes through `Acceptor::admit`: limits on connections belong there, and what
+//! is undone when a connection closes belongs in a guard in [`Connection`].
 
 use std::{collections::VecDeque, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -14,61 +12,61 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 use tokio_rustls::TlsAcceptor;
+use tokio_util::either::Either;
 
-use self::stream::Transport;
-pub use self::stream::{Connection, Peer};
 use crate::{
-    access::{Access, ConnectionId, PeerCertificate, Rule},
-    observe::counters::Counters,
-    port::connections::{ConnectionSlot, ConnectionSlots, Refusals},
+    access::{Access, Peer, PeerCertificate, Rule},
+    port::{
+        connections::{Connection, ConnectionSlot, ConnectionSlots, GoawaySender},
+        counters::Counters,
+    },
 };
 
-/// The wait after an error of the listener itself, which is the machine's: it has no file descriptors left, mostly.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// The pause after `accept` failed for a reason of this machine: mostly, no file descriptors left.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-/// TLS handshakes under way at once.
+/// TLS handshakes in progress at one time.
 const MAX_HANDSHAKES: usize = 1000;
 
 struct Acceptor {
     listener: TcpListener,
     access: Arc<Access>,
-    /// The number of the next connection.
-    next: u64,
-    /// Those under way; dropping them ends them.
+    /// Handshakes in progress; dropping them cancels them.
     handshakes: JoinSet<Option<Connection>>,
-    /// The same ones, the oldest first, and some that have ended.
-    order: VecDeque<AbortHandle>,
+    /// Their handles, the oldest first; some of them have finished.
+    oldest_first: VecDeque<AbortHandle>,
     handshake_timeout: Duration,
     admission: Admission,
-    /// Whether the last error was told: a machine without descriptors would fill the log.
-    told: bool,
+    /// True after an `accept` that failed: only the first failure in a row is logged, since a
+    /// machine without file descriptors would fill the log.
+    failing: bool,
 }
 
-/// Who is let in.
+/// Everything that decides which connections are accepted.
 pub struct Admission {
-    /// What proves who somebody is.
+    /// Certificates of the gateway and its clients.
     pub access: Arc<Access>,
     /// How long a TLS handshake may take.
     pub handshake_timeout: Duration,
-    /// The places that there are.
+    /// Limits the number of open connections.
     pub slots: Arc<ConnectionSlots>,
-    /// Those who find none are told.
-    pub refusals: Refusals,
-    /// Where they are counted.
+    /// Tells the clients of refused connections why.
+    pub goaway: GoawaySender,
+    /// Counts accepted and refused connections.
     pub counters: Arc<Counters>,
 }
 
-/// The connections that come to a listener, as they become ready. Ends never; a connection that fails is nobody else's affair.
+/// The connections of a listener, as they become ready. The stream never ends; a connection that
+/// fails does not appear in it.
 pub fn incoming(listener: TcpListener, admission: Admission) -> impl Stream<Item = Connection> {
     let acceptor = Acceptor {
         listener,
         access: admission.access.clone(),
-        next: 1,
         handshakes: JoinSet::new(),
-        order: VecDeque::new(),
+        oldest_first: VecDeque::new(),
         handshake_timeout: admission.handshake_timeout,
         admission,
-        told: false,
+        failing: false,
     };
     futures_util::stream::unfold(acceptor, |mut acceptor| async move {
         let connection = acceptor.next().await;
@@ -82,78 +80,86 @@ impl Acceptor {
             let accepted = tokio::select! {
                 Some(done) = self.handshakes.join_next() => match done {
                     Ok(Some(connection)) => return connection,
-                    // It failed, which was told, or had to make room.
+                    // The handshake failed, which is logged, or was aborted for a newer one.
                     Ok(None) | Err(_) => continue,
                 },
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
                 Ok((stream, address)) => {
-                    self.told = false;
+                    self.failing = false;
                     if let Some(connection) = self.admit(stream, address) {
                         return connection;
                     }
                 }
-                // The client's: it went away before it was accepted.
+                // The client closed the connection before it was accepted.
                 Err(error) if is_of_client(&error) => {}
                 Err(error) => {
-                    if !std::mem::replace(&mut self.told, true) {
-                        tracing::warn!(%error, "connections cannot be accepted");
+                    if !std::mem::replace(&mut self.failing, true) {
+                        tracing::warn!(%error, "cannot accept connections; trying again");
                     }
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    tokio::time::sleep(ACCEPT_RETRY).await;
                 }
             }
         }
     }
 
-    /// Lets a new connection in: at once, or when its handshake is done.
+    /// Takes a slot for a new connection. Returns the connection where it is ready at once, which
+    /// is without TLS; otherwise its handshake starts.
     fn admit(&mut self, stream: TcpStream, address: SocketAddr) -> Option<Connection> {
-        let connection = ConnectionId(self.next);
-        self.next += 1;
-        let Admission { slots, refusals, counters, .. } = &mut self.admission;
-        let slot = match slots.take(address.ip()) {
+        let Admission { slots, goaway, counters, .. } = &mut self.admission;
+        let slot = match slots.acquire(address.ip()) {
             Ok(slot) => slot,
-            Err(full) => {
-                counters.refused(full.limit);
-                refusals.refuse(stream, full);
+            Err(reached) => {
+                counters.refused(reached.limit);
+                goaway.refuse(stream, reached);
                 return None;
             }
         };
         counters.connected();
-        // What is small and urgent must not wait for more. An error is the client's, which has gone.
+        // Small urgent messages must not wait for more bytes. An error means that the client has
+        // closed the connection.
         stream.set_nodelay(true).ok()?;
-        let peer = Peer { connection, address, streams: Arc::default(), certificate: None };
-        let Some((acceptor, number)) = self.access.acceptor() else {
-            return Some(Connection::new(Transport::Plain(stream), peer, slot));
+        let peer = Peer { address, streams: Arc::default(), certificate: None };
+        let Some((acceptor, generation)) = self.access.acceptor() else {
+            return Some(Connection { io: Either::Left(stream), peer, slot });
         };
-        self.make_room();
+        self.abort_oldest_handshakes();
         let (access, timeout) = (self.access.clone(), self.handshake_timeout);
         let handshake = async move {
-            let shaking =
-                tokio::time::timeout(timeout, handshake(acceptor, number, stream, peer, slot));
-            match shaking.await {
+            let handshake = handshake(acceptor, generation, stream, peer, slot);
+            match tokio::time::timeout(timeout, handshake).await {
                 Ok(Ok(connection)) => Some(connection),
                 Ok(Err(error)) => {
-                    access.refusals.note(Rule::Handshake, &address, &error.to_string());
+                    access.refusals.record(Rule::Handshake, &address, &error.to_string());
                     None
                 }
                 Err(_) => {
-                    access.refusals.note(Rule::Handshake, &address, "it took too long");
+                    access.refusals.record(
+                        Rule::Handshake,
+                        &address,
+                        "the TLS handshake timed out",
+                    );
                     None
                 }
             }
         };
-        self.order.push_back(self.handshakes.spawn(handshake));
+        self.oldest_first.push_back(self.handshakes.spawn(handshake));
         None
     }
 
-    /// Ends the oldest handshakes where too many are under way: an honest one takes a few milliseconds, and is not among them.
-    fn make_room(&mut self) {
-        self.order.retain(|handshake| !handshake.is_finished());
-        while self.order.len() >= MAX_HANDSHAKES {
-            if let Some(oldest) = self.order.pop_front() {
+    /// Aborts the oldest handshakes where too many are in progress. An honest one takes a few
+    /// milliseconds and is not among them.
+    fn abort_oldest_handshakes(&mut self) {
+        self.oldest_first.retain(|handshake| !handshake.is_finished());
+        while self.oldest_first.len() >= MAX_HANDSHAKES {
+            if let Some(oldest) = self.oldest_first.pop_front() {
                 oldest.abort();
-                self.access.refusals.note(Rule::Handshake, &"a slow one", "too many are under way");
+                self.access.refusals.record(
+                    Rule::Handshake,
+                    &"the oldest handshake",
+                    "too many TLS handshakes are in progress",
+                );
             }
         }
     }
@@ -161,15 +167,15 @@ impl Acceptor {
 
 async fn handshake(
     acceptor: TlsAcceptor,
-    number: u64,
+    generation: u64,
     stream: TcpStream,
     mut peer: Peer,
     slot: ConnectionSlot,
 ) -> io::Result<Connection> {
     let stream = acceptor.accept(stream).await?;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    peer.certificate = PeerCertificate::new(chain, number).map(Arc::new);
-    Ok(Connection::new(Transport::Tls(Box::new(stream)), peer, slot))
+    peer.certificate = PeerCertificate::new(chain, generation).map(Arc::new);
+    Ok(Connection { io: Either::Right(Box::new(stream)), peer, slot })
 }
 
 fn is_of_client(error: &io::Error) -> bool {

@@ -1,7 +1,9 @@
-//! Everything before a request is a request: the listener, TLS, connections, and how many bytes a request may have.
+//! Everything before a request reaches a service: the listener, TLS, connections, and limits on
+//! the bytes of requests.
 
 pub mod connections;
-pub mod http1;
+pub mod counters;
+mod deadline;
+pub mod grpc_only;
 pub mod listener;
-pub mod oversized;
 pub mod requests;

@@ -1,8 +1,9 @@
-//! How much of a request may come, and how long it may take to.
+//! Limits of a request: its bytes, and the time that it may take to arrive.
 //!
-//! The bytes of every request are counted, from the first one on until it is answered, against what its identity and all of them
-//! together may have: half a request, a request that waits for the bus and the filter of an open stream are memory alike. What a
-//! message says that it has is counted as soon as it says so, since tonic makes room for all of it.
+//! The bytes of every request in flight count against the quota of its identity and against that of
+//! all requests. They count until the request is answered: half a request, a request that waits for
+//! the bus and the filter of an open stream all take memory. The length that a message announces
+//! counts as soon as it is announced, since tonic allocates all of it then.
 
 use std::{
     pin::Pin,
@@ -12,93 +13,99 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Sleep, sleep, timeout};
 use tonic::Status;
 use tower::{BoxError, Layer, Service};
 
+use super::deadline::grpc_timeout;
 use crate::{
-    access::{
-        Caller, Identity,
-        quota::{Pending, Quotas},
-    },
-    observe::counters::Counters,
-    port::connections::peer_of,
-    rpc::{error::Error, limit::Limit, wire::PREFIX},
+    access::{Caller, quota::InFlightRequest},
+    errors::{Error, Limit},
+    port::counters::Counters,
 };
 
-/// Wraps the gRPC services of a port.
+/// Bytes of the prefix of a gRPC message: a flag for compression, and the length of the message.
+pub const PREFIX: usize = 5;
+
+/// Wraps the gRPC services of a port in [`RequestLimits`].
 #[derive(Clone, Debug)]
-pub struct RequestsLayer {
-    /// Who has how much.
-    pub quotas: Arc<Quotas>,
-    /// Where refusals are counted.
+pub struct RequestLimitsLayer {
+    /// Counts refused requests.
     pub counters: Arc<Counters>,
-    /// How long a request may take to arrive.
+    /// How long the body of a request may take to arrive.
     pub timeout: Duration,
-    /// How many bytes a message may have; one that says more is refused before room is made for it.
+    /// Bytes that a message may have. One that announces more is refused before it is allocated.
     pub max_message: usize,
 }
 
-/// Puts a [`Pending`] into the extensions of each request, and counts its bytes there.
+/// Counts the bytes of each request's body for its [`Caller`], and ends it at its deadline.
 #[derive(Clone, Debug)]
-pub struct Requests<S> {
+pub struct RequestLimits<S> {
     inner: S,
-    layer: RequestsLayer,
+    layer: RequestLimitsLayer,
 }
 
-/// The body of a request, counted and timed.
-pub struct Metered<B> {
+/// The body of a request, with its bytes counted and its time limited.
+pub struct LimitedBody<B> {
     body: Pin<Box<B>>,
-    pending: Arc<Pending>,
+    in_flight: Arc<InFlightRequest>,
     size: Size,
     counters: Arc<Counters>,
     timeout: Duration,
-    /// Begins when the body is waited for: most come whole with their headers.
+    /// Starts when the body is first waited for: most bodies arrive with their headers.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-/// How large a request is, from what has come of it.
+/// The size of a request, as far as it is known.
 #[derive(Debug, Default)]
 struct Size {
     max_message: usize,
-    /// What came of the first message's prefix.
+    /// The bytes of the first message's prefix that have arrived.
     prefix: [u8; PREFIX],
-    came: usize,
-    /// The most that came or was announced.
+    received: usize,
+    /// The larger of what has arrived and what was announced.
     known: usize,
 }
 
 impl Size {
-    /// Takes note of what came; returns by how much more the request is larger than was known.
-    fn take(&mut self, data: &[u8]) -> usize {
-        let rest = self.prefix.get_mut(self.came..).unwrap_or_default();
+    /// Adds bytes that have arrived. Returns by how many bytes the known size has grown; the error
+    /// is for a message that announces more than it may have.
+    fn add(&mut self, data: &[u8]) -> Result<usize, Error> {
+        let rest = self.prefix.get_mut(self.received..).unwrap_or_default();
         rest.iter_mut().zip(data).for_each(|(slot, byte)| *slot = *byte);
-        self.came += data.len();
+        self.received += data.len();
         let [_, length @ ..] = self.prefix;
-        let message = u32::from_be_bytes(length) as usize;
-        let announced = if self.came < PREFIX || message > self.max_message { 0 } else { message };
-        let known = self.came.max(PREFIX + announced);
+        let mut announced = 0;
+        if self.received >= PREFIX {
+            announced = u32::from_be_bytes(length) as usize;
+            if announced > self.max_message {
+                let (limit, actual) = (self.max_message, announced);
+                return Err(Error::PayloadTooLarge { what: "request".into(), limit, actual });
+            }
+        }
+        let known = self.received.max(PREFIX + announced);
         let more = known - self.known;
         self.known = known;
-        more
+        Ok(more)
     }
 }
 
-impl<S> Layer<S> for RequestsLayer {
-    type Service = Requests<S>;
+impl<S> Layer<S> for RequestLimitsLayer {
+    type Service = RequestLimits<S>;
 
-    fn layer(&self, inner: S) -> Requests<S> {
-        Requests { inner, layer: self.clone() }
+    fn layer(&self, inner: S) -> RequestLimits<S> {
+        RequestLimits { inner, layer: self.clone() }
     }
 }
 
-impl<S, B> Service<Request<B>> for Requests<S>
+impl<S, B, O> Service<Request<B>> for RequestLimits<S>
 where
-    S: Service<Request<Metered<B>>, Response = Response<tonic::body::Body>>,
+    S: Service<Request<LimitedBody<B>>, Response = Response<O>>,
     S::Future: Send + 'static,
     S::Error: Send + 'static,
+    O: Default + Send + 'static,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -108,22 +115,16 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let RequestsLayer { quotas, counters, timeout: limit, max_message } = &self.layer;
-        let share = match request.extensions().get().map(|caller: &Caller| &caller.identity) {
-            Some(Identity::Anonymous(address)) => {
-                quotas.of(&Identity::Anonymous(peer_of(*address)))
-            }
-            Some(named) => quotas.of(named),
-            // Who comes from nowhere shares with all others who do.
-            None => quotas.of(&Identity::Named("".into())),
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let RequestLimitsLayer { counters, timeout: limit, max_message } = &self.layer;
+        let in_flight = match Caller::of(request.extensions()) {
+            Ok(caller) => caller.in_flight.clone(),
+            Err(status) => return Box::pin(std::future::ready(Ok(status.into_http()))),
         };
-        let pending = Arc::new(quotas.request(share));
-        request.extensions_mut().insert(pending.clone());
         let deadline = grpc_timeout(request.headers());
-        let request = request.map(|body| Metered {
+        let request = request.map(|body| LimitedBody {
             body: Box::pin(body),
-            pending,
+            in_flight,
             size: Size { max_message: *max_message, ..Size::default() },
             counters: counters.clone(),
             timeout: *limit,
@@ -134,14 +135,15 @@ where
             None => Box::pin(answer),
             Some(deadline) => Box::pin(async move {
                 timeout(deadline, answer).await.unwrap_or_else(|_| {
-                    Ok(Status::deadline_exceeded("the deadline of the request is over").into_http())
+                    let text = "the request was not answered within its grpc-timeout";
+                    Ok(Status::deadline_exceeded(text).into_http())
                 })
             }),
         }
     }
 }
 
-impl<B> Metered<B> {
+impl<B> LimitedBody<B> {
     fn refuse<T>(&self, error: Error) -> Poll<Option<Result<T, BoxError>>> {
         if let Error::Limit { limit, .. } = error {
             self.counters.refused(limit);
@@ -150,7 +152,7 @@ impl<B> Metered<B> {
     }
 }
 
-impl<B> Body for Metered<B>
+impl<B> Body for LimitedBody<B>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
@@ -170,7 +172,7 @@ where
         };
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
-            && let Err(error) = this.pending.add(this.size.take(data))
+            && let Err(error) = this.size.add(data).and_then(|more| this.in_flight.add(more))
         {
             return this.refuse(error);
         }
@@ -186,60 +188,34 @@ where
     }
 }
 
-/// The deadline that a client sends with its request: digits and a unit.
-fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get("grpc-timeout")?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    // At most eight digits, says the protocol; what is no number is no deadline.
-    if digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
-        return None;
-    }
-    let number = digits.parse().ok()?;
-    match unit {
-        "H" => Some(Duration::from_secs(number * 3600)),
-        "M" => Some(Duration::from_secs(number * 60)),
-        "S" => Some(Duration::from_secs(number)),
-        "m" => Some(Duration::from_millis(number)),
-        "u" => Some(Duration::from_micros(number)),
-        "n" => Some(Duration::from_nanos(number)),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_request_is_as_large_as_it_says_or_as_what_came_of_it() {
-        let sizes = |parts: &[&[u8]]| -> Vec<usize> {
-            let mut size = Size { max_message: 1000, ..Size::default() };
-            parts.iter().map(|part| size.take(part)).collect()
-        };
-        // Whole; in parts, its prefix too; with more behind it than it said.
-        assert_eq!(sizes(&[&[0, 0, 0, 0, 2, 7, 7]]), [7]);
-        assert_eq!(sizes(&[&[0, 0], &[0, 3], &[232, 7], &[7; 900], &[7; 99]]), [5, 0, 1000, 0, 0]);
-        assert_eq!(sizes(&[&[], &[0, 0, 0, 0, 2, 7], &[7; 10]]), [5, 2, 9]);
-        // More than a message may have: no room is made.
-        assert_eq!(sizes(&[&[0, 0, 0, 3, 233], &[7; 10]]), [5, 10]);
-        assert_eq!(sizes(&[&[0, 255, 255, 255, 255, 7]]), [6]);
+    fn add_all(max_message: usize, parts: &[&[u8]]) -> Result<Vec<usize>, Error> {
+        let mut size = Size { max_message, ..Size::default() };
+        parts.iter().map(|part| size.add(part)).collect()
     }
 
     #[test]
-    fn deadlines_are_read_as_the_protocol_writes_them() {
-        let read = |text: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert("grpc-timeout", text.parse().unwrap());
-            grpc_timeout(&headers)
-        };
-        assert_eq!(read("1S"), Some(Duration::from_secs(1)));
-        assert_eq!(read("99999999H"), Some(Duration::from_hours(99_999_999)));
-        assert_eq!(read("20M"), Some(Duration::from_mins(20)));
-        assert_eq!(read("250m"), Some(Duration::from_millis(250)));
-        assert_eq!(read("7u"), Some(Duration::from_micros(7)));
-        assert_eq!(read("0n"), Some(Duration::ZERO));
-        for wrong in ["", "S", "1", "1s", "-1S", "+1S", "1.5S", "123456789S", " 1S"] {
-            assert_eq!(read(wrong), None, "{wrong:?}");
-        }
+    fn a_request_counts_what_it_announces_or_what_arrives_if_that_is_more() {
+        let sizes = |parts: &[&[u8]]| add_all(1000, parts).unwrap();
+        // Whole; in parts, its prefix too; with more bytes behind it than it announced.
+        assert_eq!(sizes(&[&[0, 0, 0, 0, 2, 7, 7]]), [7]);
+        assert_eq!(sizes(&[&[0, 0], &[0, 3], &[232, 7], &[7; 900], &[7; 99]]), [5, 0, 1000, 0, 0]);
+        assert_eq!(sizes(&[&[], &[0, 0, 0, 0, 2, 7], &[7; 10]]), [5, 2, 9]);
+    }
+
+    #[test]
+    fn a_message_that_announces_too_much_is_refused_with_its_size() {
+        let refused = |parts: &[&[u8]]| Status::from(add_all(64, parts).unwrap_err());
+        let status = refused(&[&[0, 0, 0, 35, 40]]);
+        assert_eq!(status.code(), tonic::Code::InvalidArgument);
+        assert_eq!(status.message(), "request has 9000 bytes; the limit is 64");
+        // In parts; as much as a prefix can say.
+        let status = refused(&[&[0, 0, 0], &[0, 65]]);
+        assert_eq!(status.message(), "request has 65 bytes; the limit is 64");
+        let status = refused(&[&[0, 255, 255, 255, 255, 7]]);
+        assert_eq!(status.message(), "request has 4294967295 bytes; the limit is 64");
     }
 }

@@ -1,10 +1,11 @@
 //! Two live processes with one node id.
 //!
-//! A process is known by the incarnation that it states, or else by its address and port. Its streams may be many, on many
-//! gateways. A node that reconnects leaves a stream behind that is dead and does not look it, on this gateway until the connection
-//! is found dead, on another one as long as that one's last word is kept. So two processes count as live only when both were seen
-//! to be there together for the *takeover* time, in which each dead connection is found; and of another gateway's streams only
-//! the time up to its last word counts.
+//! A process is identified by its incarnation or else by its address and port. It may have many
+//! streams, on many gateways. A node that reconnects leaves a dead stream behind that looks alive:
+//! on this gateway until the dead connection is closed, on another one until its last record
+//! expires. So two processes count as live only when both were seen at the same time for the
+//! *takeover* time, in which every dead connection is closed; and of another gateway's streams only
+//! the time up to its last record counts.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,34 +19,34 @@ use parking_lot::{Mutex, RwLock};
 use super::{NodeEntry, Nodes, timestamp};
 use crate::proto::v1::{Node, NodeProcess, Notice, NoticeReason, NoticeSeverity};
 
-/// Processes of a node id that are looked at, and streams among which they are looked for.
+/// Processes of a node id that are compared, and streams in which they are searched.
 const MAX_PROCESSES: usize = 32;
 const MAX_STREAMS: usize = 1000;
 
-/// Processes that a notice names.
-const TOLD: usize = 8;
+/// Processes that a notification names.
+const MAX_NAMED: usize = 8;
 
-/// What is known of duplicates.
+/// The node ids of several live processes.
 pub struct Duplicates {
     takeover: Duration,
-    /// Ids of nodes of which there is more than one stream, to be looked at.
+    /// Node ids with more than one stream, to be examined.
     suspects: Mutex<BTreeSet<String>>,
-    /// Those that are duplicates, and whether this gateway's operator was told.
+    /// Node ids that are duplicates; true if this gateway has logged it.
     found: RwLock<BTreeMap<String, bool>>,
 }
 
-/// A process, as far as its streams show it.
+/// A process, as its streams show it.
 struct Process {
     /// One of its streams.
     stream: Stream,
-    /// When the first of its streams was seen, and until when the last of them certainly was there.
+    /// When the first of its streams was seen, and until when the last of them certainly existed.
     since: Instant,
     until: Instant,
     /// Its streams on this gateway.
     local: Vec<Arc<NodeEntry>>,
 }
 
-/// What a stream says of its process.
+/// A stream, as far as it identifies its process.
 struct Stream {
     node: Node,
     gateway_id: String,
@@ -56,51 +57,51 @@ impl Duplicates {
         Duplicates { takeover, suspects: Mutex::default(), found: RwLock::default() }
     }
 
-    /// Has a node id looked at.
+    /// Marks a node id for examination.
     pub fn suspect(&self, node_id: &str) {
         self.suspects.lock().insert(node_id.to_owned());
     }
 
-    /// Whether two live processes have this id.
+    /// True if several live processes use this id.
     pub fn is_one(&self, node_id: &str) -> bool {
         self.found.read().contains_key(node_id)
     }
 
-    /// How many such ids there are.
+    /// The number of such ids.
     pub fn count(&self) -> usize {
         self.found.read().len()
     }
 }
 
 impl Nodes {
-    /// Looks at all ids that may be duplicates, and tells the nodes and the operator what has changed.
+    /// Examines all ids that may be duplicates; notifies the nodes and logs what has changed.
     pub fn find_duplicates(&self) {
         let now = Instant::now();
         let suspects: Vec<String> = self.duplicates.suspects.lock().iter().cloned().collect();
         for node_id in suspects {
-            // Before the look: whoever comes after it is suspected again.
+            // Before the search: a stream that opens after it is marked again.
             self.duplicates.suspects.lock().remove(&node_id);
             let processes = self.processes(&node_id, now);
             if processes.len() > 1 {
                 self.duplicates.suspect(&node_id);
             }
-            self.judge(&node_id, &processes);
+            self.report(&node_id, &processes);
         }
     }
 
-    fn judge(&self, node_id: &str, processes: &[Process]) {
+    fn report(&self, node_id: &str, processes: &[Process]) {
         let takeover = self.duplicates.takeover;
         let mut any = false;
         for process in processes {
             let others: Vec<&Process> =
                 processes.iter().filter(|other| process.lives_beside(other, takeover)).collect();
             any |= !others.is_empty();
-            let of_whom = hash(&others);
+            let hash = hash(&others);
             for entry in &process.local {
                 if others.is_empty() {
-                    entry.notices.tell(0, ended);
+                    entry.notifications.notify(0, ended);
                 } else {
-                    entry.notices.tell(of_whom, || started(node_id, &others));
+                    entry.notifications.notify(hash, || started(node_id, &others));
                 }
             }
         }
@@ -114,16 +115,16 @@ impl Nodes {
                     log_start(node_id, processes);
                 }
             }
-            Some(told) if any && concerned && !*told => {
-                *told = true;
+            Some(logged) if any && concerned && !*logged => {
+                *logged = true;
                 drop(found);
                 log_start(node_id, processes);
             }
             Some(_) if !any => {
-                let told = found.remove(node_id);
+                let logged = found.remove(node_id);
                 drop(found);
-                if told == Some(true) {
-                    tracing::warn!(node = node_id, "the node id is one process's again");
+                if logged == Some(true) {
+                    tracing::warn!(node = node_id, "the node id belongs to one process again");
                 }
             }
             _ => {}
@@ -136,17 +137,19 @@ impl Nodes {
         let local: Vec<Arc<NodeEntry>> =
             self.local.lock().with_id(node_id).take(MAX_STREAMS).cloned().collect();
         for entry in local {
-            let stream =
-                Stream { node: entry.node.clone(), gateway_id: self.about.gateway_id.clone() };
+            let stream = Stream {
+                node: entry.node.clone(),
+                gateway_id: self.gateway.about.gateway_id.clone(),
+            };
             let since = entry.since;
             add(&mut processes, stream, since, now, Some(entry));
         }
         self.others.view(|view| {
             for (_, other) in view.with_id(node_id).take(MAX_STREAMS) {
                 let Some(member) = view.members.get(&other.member) else { continue };
-                let gateway_id = member.head.gateway_id.clone();
+                let gateway_id = member.record.gateway_id.clone();
                 let stream = Stream { node: other.node(), gateway_id };
-                add(&mut processes, stream, other.since, member.heard, None);
+                add(&mut processes, stream, other.since, member.renewed, None);
             }
         });
         processes
@@ -154,13 +157,13 @@ impl Nodes {
 }
 
 impl Process {
-    /// Whether both are known to have been there at once for so long.
+    /// True if both are known to have existed at the same time for this long.
     fn lives_beside(&self, other: &Process, takeover: Duration) -> bool {
         !self.stream.is_of_process_of(&other.stream)
             && self.since.max(other.since) + takeover <= self.until.min(other.until)
     }
 
-    fn tell(&self) -> NodeProcess {
+    fn describe(&self) -> NodeProcess {
         let node = &self.stream.node;
         NodeProcess {
             incarnation: node.incarnation.clone(),
@@ -175,7 +178,7 @@ impl Process {
     fn name(&self) -> String {
         let Stream { node, gateway_id } = &self.stream;
         let incarnation = match node.incarnation.as_str() {
-            "" => "one without incarnation".to_owned(),
+            "" => "no incarnation".to_owned(),
             incarnation => format!("{incarnation:?}"),
         };
         format!("{incarnation} at {} on {gateway_id}", node.peer)
@@ -210,7 +213,7 @@ fn add(
     }
 }
 
-/// Who they are, whatever their order. Never zero.
+/// A hash of the processes, whatever their order. Never zero.
 fn hash(processes: &[&Process]) -> u64 {
     let mut sum = 0_u64;
     for process in processes {
@@ -223,17 +226,17 @@ fn hash(processes: &[&Process]) -> u64 {
 }
 
 fn started(node_id: &str, others: &[&Process]) -> Notice {
-    let names: Vec<String> = others.iter().take(TOLD).map(|process| process.name()).collect();
+    let names: Vec<String> = others.iter().take(MAX_NAMED).map(|process| process.name()).collect();
     Notice {
         severity: NoticeSeverity::Warning.into(),
         reason: NoticeReason::DuplicateNodeId.into(),
         text: format!(
-            "another live process has the node id {node_id:?}: {}. Each process needs a node id of its own; one that is the same \
-             process states the same incarnation on all of its streams",
+            "another live process uses the node id {node_id:?}: {}. Each process needs a node id \
+             of its own; a process states the same incarnation on all of its streams",
             names.join(", ")
         ),
         notice_time: Some(timestamp(SystemTime::now())),
-        other_processes: others.iter().take(TOLD).map(|process| process.tell()).collect(),
+        other_processes: others.iter().take(MAX_NAMED).map(|process| process.describe()).collect(),
     }
 }
 
@@ -241,17 +244,17 @@ fn ended() -> Notice {
     Notice {
         severity: NoticeSeverity::Info.into(),
         reason: NoticeReason::DuplicateNodeIdEnded.into(),
-        text: "no other process has the node id any more".into(),
+        text: "no other process uses the node id any more".into(),
         notice_time: Some(timestamp(SystemTime::now())),
         other_processes: vec![],
     }
 }
 
 fn log_start(node_id: &str, processes: &[Process]) {
-    let names: Vec<String> = processes.iter().take(TOLD).map(Process::name).collect();
+    let names: Vec<String> = processes.iter().take(MAX_NAMED).map(Process::name).collect();
     tracing::warn!(
         node = node_id,
         processes = names.join(", "),
-        "two live processes have one node id"
+        "two live processes use one node id"
     );
 }

@@ -1,4 +1,4 @@
-//! The list of all nodes and gateways, made when it is asked for.
+//! The list of all nodes and gateways, made when a request asks for it.
 
 use std::{
     ops::Bound,
@@ -9,115 +9,94 @@ use std::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use prost::Message;
 
-use super::{BEHIND, Figure, Key, NodeEntry, Nodes, duration, timestamp};
-use crate::presence::others::{Member, Other, View};
+use super::{
+    BEHIND_LAG, Key, NodeEntry, Nodes, StreamStats, duration,
+    others::{Member, Other, View},
+    timestamp,
+};
 use crate::{
-    bus::{Health, unix_ms},
+    bus::unix_ms,
     proto::v1::{self, GatewayState, NodeState},
-    rpc::service::Shared,
 };
 
-/// Parts node id and subscription id in a page token: no id has control characters.
-const BETWEEN: char = '\n';
+/// Separates node id and subscription id in a page token: no id has control characters.
+const SEPARATOR: char = '\n';
 
-/// A gateway that has not renewed what it said for so long is silent.
-pub const SILENT: Duration = Duration::from_secs(6);
+/// A gateway that has not renewed its record for this time is silent.
+pub const SILENT_AFTER: Duration = Duration::from_secs(6);
 
-/// Bytes of nodes that a page has at most, whatever its size: clients read messages of 4 MiB unless they are told otherwise.
-const PAGE_BYTES: usize = 2 * 1024 * 1024;
+/// Bytes of nodes on a page, whatever its size: clients read messages of 4 MiB unless constatsd.
+const MAX_PAGE_BYTES: usize = 2 * 1024 * 1024;
 
 /// The last millisecond of the year 9999, after which protobuf has no times.
-const LAST_MS: u64 = 253_402_300_799_999;
+const MAX_TIME_MS: u64 = 253_402_300_799_999;
 
-/// Which nodes are asked for.
+/// Selects nodes.
 #[derive(Debug, Default)]
 pub struct Query {
-    /// Of this gateway. Default: of all.
+    /// The gateway of the nodes; none: any.
     pub gateway_id: Option<String>,
-    /// Of this id. Default: of all.
+    /// The id of the nodes; none: any.
     pub node_id: Option<String>,
-    /// Where the page begins.
+    /// The begin of the page.
     pub start: PageStart,
-    /// How many nodes it has at most.
+    /// The number of nodes on the page.
     pub size: usize,
 }
 
-/// Where a page begins.
+/// The begin of a page.
 #[derive(Debug, Default)]
 pub struct PageStart {
     /// The last node of the page before; none for the first page.
     after: Option<Key>,
 }
 
-/// A stream of any gateway, as one looks over all of them.
-pub struct Seen<'a> {
-    /// What does not change.
+/// A stream of any gateway.
+pub struct ListedNode<'a> {
+    /// The fields that do not change.
     pub node: &'a v1::Node,
-    /// Whose stream it is.
+    /// Its gateway.
     pub gateway_id: &'a str,
-    /// Whether it is this gateway's: then the figures are of now, else as its gateway told them last.
+    /// True if it is this gateway's: its stats are current, those of others as last published.
     pub own: bool,
-    /// How it does.
+    /// Its state.
     pub state: NodeState,
-    /// How many events it was sent.
+    /// The number of events that were sent on it.
     pub delivered: u64,
-    /// How many it has still to be offered.
+    /// The number of events that it has not read yet.
     pub behind: u64,
-    /// Whether another live process has its node id.
+    /// True if another live process uses its node id.
     pub duplicate: bool,
 }
 
-/// A node that was found, still to be described.
+/// A node on a page.
 enum Found {
     Own(Arc<NodeEntry>),
     Other(Other),
 }
 
-impl Shared {
-    /// The nodes of all gateways that the query asks for, in the order of their ids, and the gateways.
-    pub fn list_nodes(&self, query: &Query) -> v1::ListNodesResponse {
-        let state = self.gateway_state();
-        let (nodes, next_page_token) = self.nodes.page(query, state);
-        v1::ListNodesResponse { nodes, next_page_token, gateways: self.nodes.gateways(state) }
-    }
-
-    /// Looks at the streams of all gateways, this one's first, but at no more than `most`. Returns how many there are.
-    pub fn each_node(&self, most: usize, see: impl FnMut(&Seen<'_>)) -> usize {
-        self.nodes.each(self.gateway_state(), most, see)
-    }
-
-    /// All gateways, by their ids.
-    pub fn gateways(&self) -> Vec<v1::Gateway> {
-        self.nodes.gateways(self.gateway_state())
-    }
-
-    /// How this gateway does.
-    pub(super) fn gateway_state(&self) -> GatewayState {
-        if self.drain.borrow().is_some() {
-            return GatewayState::Draining;
-        }
-        match self.hub.get() {
-            Some(hub) if *hub.bus().health().borrow() == Health::Ready => GatewayState::Serving,
-            _ => GatewayState::NotServing,
-        }
-    }
-}
-
 impl Nodes {
-    fn gateways(&self, own: GatewayState) -> Vec<v1::Gateway> {
+    /// The nodes of all gateways that match the query, in the order of their ids, and the gateways.
+    pub fn list(&self, query: &Query) -> v1::ListNodesResponse {
+        let (nodes, next_page_token) = self.page(query, self.gateway.state());
+        v1::ListNodesResponse { nodes, next_page_token, gateways: self.gateways() }
+    }
+
+    /// All gateways, in the order of their ids.
+    pub fn gateways(&self) -> Vec<v1::Gateway> {
         let mut gateways = self
             .others
             .view(|view| view.members.values().map(describe_gateway).collect::<Vec<_>>());
         let (streams, unlisted) = {
             let local = self.local.lock();
-            (local.entries.len(), local.pages.unlisted())
+            (local.entries.len(), local.shards.unlisted())
         };
         gateways.push(v1::Gateway {
-            gateway_id: self.about.gateway_id.clone(),
+            gateway_id: self.gateway.about.gateway_id.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
-            address: self.about.address.clone(),
-            start_time: Some(timestamp(self.about.started)),
-            state: own.into(),
+            address: self.gateway.about.address.clone(),
+            start_time: Some(timestamp(self.gateway.about.started)),
+            state: self.gateway.state().into(),
             streams: u32::try_from(streams).unwrap_or(u32::MAX),
             age: Some(duration(Duration::ZERO)),
             unlisted_streams: u32::try_from(unlisted).unwrap_or(u32::MAX),
@@ -126,23 +105,32 @@ impl Nodes {
         gateways
     }
 
-    fn each(&self, own: GatewayState, most: usize, mut see: impl FnMut(&Seen<'_>)) -> usize {
-        let mut show = |node: &v1::Node, gateway_id: &str, own, (state, figure): (_, Figure)| {
-            let duplicate = self.duplicates.is_one(&node.node_id);
-            let Figure { delivered, behind, .. } = figure;
-            see(&Seen { node, gateway_id, own, state, delivered, behind, duplicate });
-        };
+    /// Reads the streams of all gateways, this one's first, but at most `max`. Returns the number
+    /// of all.
+    pub fn each(&self, max: usize, mut see: impl FnMut(&ListedNode<'_>)) -> usize {
+        let own = self.gateway.state();
+        let mut show =
+            |node: &v1::Node, gateway_id: &str, own, (state, stats): (_, StreamStats)| {
+                let duplicate = self.duplicates.is_one(&node.node_id);
+                let StreamStats { delivered, behind, .. } = stats;
+                see(&ListedNode { node, gateway_id, own, state, delivered, behind, duplicate });
+            };
         let entries = self.all();
         let now_ms = unix_ms();
-        for entry in entries.iter().take(most) {
-            show(&entry.node, &self.about.gateway_id, true, state_of_own(entry, own, now_ms));
+        for entry in entries.iter().take(max) {
+            show(
+                &entry.node,
+                &self.gateway.about.gateway_id,
+                true,
+                state_of_own(entry, own, now_ms),
+            );
         }
-        // They are read after the lock is given back.
-        let room = most.saturating_sub(entries.len());
+        // They are decoded after the lock is released.
+        let left = max.saturating_sub(entries.len());
         let (others, count) = self.others.view(|view| {
-            let known = view.nodes.values().take(room).filter_map(|other| {
+            let known = view.nodes.values().take(left).filter_map(|other| {
                 let member = view.members.get(&other.member)?;
-                let gateway_id = member.head.gateway_id.clone();
+                let gateway_id = member.record.gateway_id.clone();
                 Some((other.clone(), gateway_id, state_of_other(other, member)))
             });
             (known.collect::<Vec<_>>(), view.nodes.len())
@@ -168,13 +156,13 @@ impl Nodes {
                 .filter(|(_, other)| {
                     view.members
                         .get(&other.member)
-                        .is_some_and(|member| of_gateway(&member.head.gateway_id))
+                        .is_some_and(|member| of_gateway(&member.record.gateway_id))
                 })
                 .take(wanted)
                 .map(|(key, other)| ((**key).clone(), Found::Other(other.clone())))
                 .collect()
         });
-        if of_gateway(&self.about.gateway_id) {
+        if of_gateway(&self.gateway.about.gateway_id) {
             let local = self.local.lock();
             let range = local.entries.range::<Key, _>((from.as_ref(), Bound::Unbounded));
             let own = range.take_while(|(key, _)| of_id(key)).take(wanted);
@@ -191,7 +179,7 @@ impl Nodes {
                 };
                 bytes += node.encoded_len();
                 if let Some(last) = last
-                    && (nodes.len() == query.size || bytes > PAGE_BYTES)
+                    && (nodes.len() == query.size || bytes > MAX_PAGE_BYTES)
                 {
                     return (nodes, PageStart::encode_after(last));
                 }
@@ -203,34 +191,34 @@ impl Nodes {
     }
 
     fn describe_own(&self, entry: &NodeEntry, own: GatewayState, now_ms: u64) -> v1::Node {
-        let (state, figure) = state_of_own(entry, own, now_ms);
+        let (state, stats) = state_of_own(entry, own, now_ms);
         v1::Node {
-            gateway_id: self.about.gateway_id.clone(),
+            gateway_id: self.gateway.about.gateway_id.clone(),
             gateway_version: env!("CARGO_PKG_VERSION").into(),
-            gateway_address: self.about.address.clone(),
-            ..self.described(entry.node.clone(), state, figure)
+            gateway_address: self.gateway.about.address.clone(),
+            ..self.described(entry.node.clone(), state, stats)
         }
     }
 
     fn describe_other(&self, other: &Other, view: &View) -> v1::Node {
         let Some(member) = view.members.get(&other.member) else {
-            // It left between two looks: what was found is still worth telling.
-            return self.described(other.node(), NodeState::Silent, Figure::default());
+            // It was removed meanwhile: what was found is still worth listing.
+            return self.described(other.node(), NodeState::Silent, StreamStats::default());
         };
-        let (state, figure) = state_of_other(other, member);
+        let (state, stats) = state_of_other(other, member);
         v1::Node {
-            gateway_id: member.head.gateway_id.clone(),
-            gateway_version: member.head.version.clone(),
-            gateway_address: member.head.address.clone(),
-            ..self.described(other.node(), state, figure)
+            gateway_id: member.record.gateway_id.clone(),
+            gateway_version: member.record.version.clone(),
+            gateway_address: member.record.address.clone(),
+            ..self.described(other.node(), state, stats)
         }
     }
 
-    fn described(&self, node: v1::Node, state: NodeState, figure: Figure) -> v1::Node {
+    fn described(&self, node: v1::Node, state: NodeState, stats: StreamStats) -> v1::Node {
         v1::Node {
-            delivered_events: figure.delivered,
-            behind_events: figure.behind,
-            lag: Some(duration(Duration::from_millis(figure.lag_ms))),
+            delivered_events: stats.delivered,
+            behind_events: stats.behind,
+            lag: Some(duration(Duration::from_millis(stats.lag_ms))),
             state: state.into(),
             duplicate: self.duplicates.is_one(&node.node_id),
             ..node
@@ -239,25 +227,26 @@ impl Nodes {
 }
 
 impl PageStart {
-    /// Reads a page token; None: it is none of ours. The empty one stands for the first page.
+    /// Reads a page token; None: it is not one of this method. The empty one means the first page.
     pub fn decode(token: &str) -> Option<PageStart> {
         if token.is_empty() {
             return Some(PageStart::default());
         }
         let text = String::from_utf8(URL_SAFE_NO_PAD.decode(token).ok()?).ok()?;
-        let (node, subscription) = text.split_once(BETWEEN)?;
+        let (node, subscription) = text.split_once(SEPARATOR)?;
         Some(PageStart { after: Some((node.to_owned(), subscription.to_owned())) })
     }
 
-    /// The token of the page that begins after this node: opaque to clients, and safe in a URL (AIP-158).
+    /// The token of the page that begins after this node: opaque to clients, and safe in a URL
+    /// (AIP-158).
     fn encode_after((node, subscription): &Key) -> String {
-        URL_SAFE_NO_PAD.encode(format!("{node}{BETWEEN}{subscription}"))
+        URL_SAFE_NO_PAD.encode(format!("{node}{SEPARATOR}{subscription}"))
     }
 
-    /// Where to look from, for the nodes of one id or all.
+    /// The first key of the page, for the nodes of one id or all.
     fn bound(&self, node_id: Option<&str>) -> Bound<Key> {
         match (&self.after, node_id) {
-            // A token of a page of other nodes means nothing before or after this one's.
+            // A token of a list of other nodes has no meaning for this one.
             (Some(after), id) if id.is_none_or(|id| after.0 == id) => {
                 Bound::Excluded(after.clone())
             }
@@ -267,43 +256,43 @@ impl PageStart {
     }
 }
 
-fn state_of_own(entry: &NodeEntry, own: GatewayState, now_ms: u64) -> (NodeState, Figure) {
-    let figure = entry.figure(now_ms);
+fn state_of_own(entry: &NodeEntry, own: GatewayState, now_ms: u64) -> (NodeState, StreamStats) {
+    let stats = entry.stats(now_ms);
     let draining = own == GatewayState::Draining;
-    (if draining { NodeState::Draining } else { by_lag(figure) }, figure)
+    (if draining { NodeState::Draining } else { by_lag(stats) }, stats)
 }
 
-fn state_of_other(other: &Other, member: &Member) -> (NodeState, Figure) {
-    let figure = member.figures.get(&other.number).copied().unwrap_or_default();
-    let state = if member.heard.elapsed() >= SILENT {
+fn state_of_other(other: &Other, member: &Member) -> (NodeState, StreamStats) {
+    let stats = member.stats.get(&other.number).copied().unwrap_or_default();
+    let state = if member.renewed.elapsed() >= SILENT_AFTER {
         NodeState::Silent
-    } else if member.head.state() == GatewayState::Draining {
+    } else if member.record.state() == GatewayState::Draining {
         NodeState::Draining
     } else {
-        by_lag(figure)
+        by_lag(stats)
     };
-    (state, figure)
+    (state, stats)
 }
 
-fn by_lag(figure: Figure) -> NodeState {
-    let behind = Duration::from_millis(figure.lag_ms) >= BEHIND;
+fn by_lag(stats: StreamStats) -> NodeState {
+    let behind = Duration::from_millis(stats.lag_ms) >= BEHIND_LAG;
     if behind { NodeState::Behind } else { NodeState::Current }
 }
 
 fn describe_gateway(member: &Member) -> v1::Gateway {
-    let age = Instant::now().saturating_duration_since(member.heard);
-    let head = &member.head;
-    let state = if age >= SILENT { GatewayState::Silent } else { head.state() };
+    let age = Instant::now().saturating_duration_since(member.renewed);
+    let record = &member.record;
+    let state = if age >= SILENT_AFTER { GatewayState::Silent } else { record.state() };
     v1::Gateway {
-        gateway_id: head.gateway_id.clone(),
-        version: head.version.clone(),
-        address: head.address.clone(),
+        gateway_id: record.gateway_id.clone(),
+        version: record.version.clone(),
+        address: record.address.clone(),
         start_time: Some(timestamp(
-            SystemTime::UNIX_EPOCH + Duration::from_millis(head.start_time_ms.min(LAST_MS)),
+            SystemTime::UNIX_EPOCH + Duration::from_millis(record.start_time_ms.min(MAX_TIME_MS)),
         )),
         state: state.into(),
-        streams: head.streams,
+        streams: record.streams,
         age: Some(duration(age)),
-        unlisted_streams: head.unlisted_streams,
+        unlisted_streams: record.unlisted_streams,
     }
 }

@@ -1,7 +1,8 @@
-//! Tells the other gateways of this one, and reads what they say.
+//! Publishes this gateway's state to the other gateways, and reads theirs.
 //!
-//! One call of the store every few seconds, whatever the number of nodes; and pages, of which only those are written and read
-//! that changed. What changes is told at once, but not more often than twice a second.
+//! One call of the store every few seconds, whatever the number of nodes; and member shards, of
+//! which only those that changed are written and read. Changes are published at once, but not more
+//! often than twice a second.
 
 use std::{
     sync::Arc,
@@ -12,68 +13,69 @@ use bytes::Bytes;
 use prost::Message;
 use tokio_util::sync::CancellationToken;
 
-use super::Nodes;
-use crate::presence::pages::{Draft, FIGURES};
+use super::{
+    Nodes,
+    shards::{Draft, STATS_SHARD},
+};
 use crate::{
-    bus::{AppendError, MemberId, Members, Part, SharedBus, unix_ms},
+    bus::{AppendError, MemberId, MemberUpdate, Members, SharedBus, unix_ms},
     proto::bus_v1::{MemberRecord, MemberStats},
-    rpc::service::Shared,
 };
 
-/// How often a gateway renews its part and reads the heads of the others.
+/// The interval at which a gateway renews its record and reads those of the others.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// After a change it does not wait so long, but at least this.
+/// The same after a change.
 const MIN_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A gateway of which nothing was heard for so long is forgotten, with its nodes.
+/// A gateway that has not renewed its record for this time is removed, with its nodes.
 pub const TTL: Duration = Duration::from_secs(10);
 
-/// How often the figures of the nodes are told, if they changed.
-const FIGURES_INTERVAL: Duration = Duration::from_secs(5);
+/// The interval at which the stats of the nodes are published, if they changed.
+const STATS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Bytes of pages that one call carries.
-const CALL_BYTES: usize = 512 * 1024;
+/// Bytes of member shards that one call writes.
+const MAX_CALL_BYTES: usize = 512 * 1024;
 
-/// Pages that one call reads.
-const CALL_PAGES: usize = 32;
+/// Member shards that one call reads.
+const MAX_CALL_SHARDS: usize = 32;
 
-/// How long the last word of a gateway may take.
-const LAST_WORD: Duration = Duration::from_secs(1);
+/// The time limit of a gateway's last record.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What is remembered between two exchanges.
+/// The state between two exchanges.
 struct Membership {
-    shared: Arc<Shared>,
+    nodes: Arc<Nodes>,
     bus: SharedBus,
     id: MemberId,
     /// The number of the last exchange, and of the last one that was taken.
     number: u64,
     taken: Option<u64>,
-    figures: OwnFigures,
-    /// Whether the last exchange failed: told once.
+    stats: OwnStats,
+    /// True if the last exchange failed: the first failure in a row is logged.
     failing: bool,
 }
 
-/// The figures of the own nodes, as they were last made.
+/// The stats of the own nodes, as they were last made.
 #[derive(Default)]
-struct OwnFigures {
+struct OwnStats {
     made: Option<Instant>,
-    figures: MemberStats,
+    stats: MemberStats,
     bytes: Bytes,
-    /// The revision that the others can read; zero: none.
-    told: u64,
+    /// The revision that the others can read; zero if they can read none.
+    published: u64,
 }
 
-/// Runs until told to stop; then says that this gateway is gone.
-pub async fn run(shared: Arc<Shared>, bus: SharedBus, stop: CancellationToken) {
-    let mut drain = shared.drain.subscribe();
+/// Runs until `stop`; then publishes that this gateway has left.
+pub async fn run(nodes: Arc<Nodes>, bus: SharedBus, stop: CancellationToken) {
+    let mut drain = nodes.gateway.drain();
     let mut membership = Membership {
-        shared: shared.clone(),
+        nodes: nodes.clone(),
         bus,
         id: MemberId(rand::random()),
         number: 0,
         taken: None,
-        figures: OwnFigures::default(),
+        stats: OwnStats::default(),
         failing: false,
     };
     loop {
@@ -82,10 +84,10 @@ pub async fn run(shared: Arc<Shared>, bus: SharedBus, stop: CancellationToken) {
             () = membership.round() => {}
             () = stop.cancelled() => break,
         }
-        shared.nodes.find_duplicates();
+        nodes.find_duplicates();
         tokio::select! {
             () = tokio::time::sleep_until((round + INTERVAL).into()) => {}
-            () = shared.nodes.changed.notified() => {}
+            () = nodes.changed.notified() => {}
             _ = drain.changed() => {}
             () = stop.cancelled() => break,
         }
@@ -94,168 +96,169 @@ pub async fn run(shared: Arc<Shared>, bus: SharedBus, stop: CancellationToken) {
             () = stop.cancelled() => break,
         }
     }
-    // Who does not hear it finds out when the time to live is over.
-    let _ = tokio::time::timeout(LAST_WORD, membership.leave()).await;
+    // Gateways that miss it find out when the time to live is over.
+    let _ = tokio::time::timeout(LEAVE_TIMEOUT, membership.leave()).await;
 }
 
 impl Membership {
-    /// Tells what is new, and reads what is. Where there is one gateway only, there is nobody to tell.
+    /// One exchange. Does nothing on a bus that only one gateway can have.
     async fn round(&mut self) {
         let bus = self.bus.clone();
         let Some(members) = bus.members() else { return };
-        let result = self.exchange(members).await;
-        match result {
+        match self.exchange(members).await {
             Ok(()) if self.failing => {
                 self.failing = false;
-                tracing::info!("the other gateways' nodes are known again");
+                tracing::info!("gateways exchange their nodes again");
             }
             Err(why) if !self.failing => {
                 self.failing = true;
-                tracing::warn!(%why, "the other gateways' nodes cannot be read, nor this one's be told");
+                tracing::warn!(%why, "gateways cannot exchange their nodes");
             }
             _ => {}
         }
     }
 
     async fn exchange(&mut self, members: &dyn Members) -> Result<(), AppendError> {
-        let nodes = self.shared.nodes.clone();
-        self.figures.refresh(&nodes);
+        let nodes = self.nodes.clone();
+        self.stats.refresh(&nodes);
         loop {
-            let draft = nodes.local.lock().pages.draft(CALL_BYTES);
-            let part = self.part(&draft);
-            let figures_told = self.figures.figures.revision;
-            let exchange = members.exchange(part).await?;
+            let draft = nodes.local.lock().shards.draft(MAX_CALL_BYTES);
+            let update = self.update(&draft);
+            let stats_revision = self.stats.stats.revision;
+            let exchange = members.exchange(update).await?;
             let taken = exchange.taken;
             if taken {
                 self.taken = Some(self.number);
-                self.figures.told = figures_told;
-                nodes.local.lock().pages.told(&draft);
+                self.stats.published = stats_revision;
+                nodes.local.lock().shards.published(&draft);
             } else {
                 self.taken = None;
-                self.figures.told = 0;
-                nodes.local.lock().pages.forgotten();
+                self.stats.published = 0;
+                nodes.local.lock().shards.lost();
             }
-            let wanted = nodes.others.heads(self.id, TTL, exchange, Instant::now());
-            if taken && !draft.more {
-                return self.read(members, &wanted).await;
+            let outdated = nodes.others.apply(self.id, TTL, exchange, Instant::now());
+            if taken && !draft.has_more {
+                return self.read(members, &outdated).await;
             }
         }
     }
 
-    /// What is to be put down, and the head that goes with it.
-    fn part(&mut self, draft: &Draft) -> Part {
-        let mut pages = draft.pages.clone();
-        let revision = self.figures.figures.revision;
-        if revision != self.figures.told {
-            pages.push((FIGURES, Some(self.figures.bytes.clone())));
+    /// The update that writes a draft, with the record that goes with it.
+    fn update(&mut self, draft: &Draft) -> MemberUpdate {
+        let mut shards = draft.changes.clone();
+        let revision = self.stats.stats.revision;
+        if revision != self.stats.published {
+            shards.push((STATS_SHARD, Some(self.stats.bytes.clone())));
         }
-        let readable = || [(FIGURES, revision)].into_iter().chain(draft.readable.iter().copied());
-        let nodes = &self.shared.nodes;
-        let head = MemberRecord {
-            streams: u32::try_from(nodes.count()).unwrap_or(u32::MAX),
-            unlisted_streams: u32::try_from(nodes.local.lock().pages.unlisted())
-                .unwrap_or(u32::MAX),
+        let stats = (STATS_SHARD, revision);
+        let readable = || [stats].into_iter().chain(draft.readable.iter().copied());
+        let unlisted = self.nodes.local.lock().shards.unlisted();
+        let record = MemberRecord {
+            streams: u32::try_from(self.nodes.count()).unwrap_or(u32::MAX),
+            unlisted_streams: u32::try_from(unlisted).unwrap_or(u32::MAX),
             shards: readable().map(|(number, _)| number).collect(),
             revisions: readable().map(|(_, revision)| revision).collect(),
-            ..self.head()
+            ..self.record()
         };
         self.number += 1;
-        Part {
+        MemberUpdate {
             member: self.id,
             ttl: TTL,
             number: self.number,
             follows: self.taken,
-            has_pages: self.taken.is_some(),
-            head: head.encode_to_vec().into(),
-            pages,
+            has_shards: self.taken.is_some(),
+            record: record.encode_to_vec().into(),
+            shards,
         }
     }
 
-    fn head(&self) -> MemberRecord {
-        let about = &self.shared.nodes.about;
+    /// The record of this gateway, without its nodes.
+    fn record(&self) -> MemberRecord {
+        let about = &self.nodes.gateway.about;
         let since = about.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         MemberRecord {
             gateway_id: about.gateway_id.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             address: about.address.clone(),
             start_time_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
-            state: self.shared.gateway_state().into(),
+            state: self.nodes.gateway.state().into(),
             ..Default::default()
         }
     }
 
-    /// Reads pages of the others.
+    /// Reads member shards of the others.
     async fn read(
         &self,
         members: &dyn Members,
-        wanted: &[(MemberId, u32)],
+        outdated: &[(MemberId, u32)],
     ) -> Result<(), AppendError> {
-        let nodes = &self.shared.nodes;
-        for of_member in wanted.chunk_by(|(a, _), (b, _)| a == b) {
-            for some in of_member.chunks(CALL_PAGES) {
-                let numbers = some.iter().map(|(_, page)| *page).collect();
-                let pages = members.pages(some[0].0, numbers).await?;
-                for (wanted, page) in some.iter().zip(pages) {
-                    nodes.take_page(*wanted, page);
+        for of_member in outdated.chunk_by(|(a, _), (b, _)| a == b) {
+            for some in of_member.chunks(MAX_CALL_SHARDS) {
+                let numbers = some.iter().map(|(_, number)| *number).collect();
+                let shards = members.member_shards(some[0].0, numbers).await?;
+                for (shard, bytes) in some.iter().zip(shards) {
+                    self.nodes.apply_shard(*shard, bytes);
                 }
             }
         }
         Ok(())
     }
 
-    /// The last word: this gateway has no nodes any more.
+    /// Publishes the last record: this gateway has no nodes any more.
     async fn leave(&mut self) {
         let Some(members) = self.bus.members() else { return };
         self.number += 1;
-        let head = MemberRecord { left: true, ..self.head() };
-        let part = Part {
+        let record = MemberRecord { left: true, ..self.record() };
+        let update = MemberUpdate {
             member: self.id,
             ttl: TTL,
             number: self.number,
             follows: None,
-            has_pages: false,
-            head: head.encode_to_vec().into(),
-            pages: vec![],
+            has_shards: false,
+            record: record.encode_to_vec().into(),
+            shards: vec![],
         };
-        if let Err(error) = members.exchange(part).await {
-            tracing::debug!(%error, "the last word was not heard");
+        if let Err(error) = members.exchange(update).await {
+            tracing::debug!(%error, "the last member record was not written");
         }
     }
 }
 
-impl OwnFigures {
-    /// Makes them again if it is time, under a new revision if they changed.
+impl OwnStats {
+    /// Makes them again if it is time, with a new revision if they changed.
     fn refresh(&mut self, nodes: &Nodes) {
-        if self.made.is_some_and(|made| made.elapsed() < FIGURES_INTERVAL) {
+        if self.made.is_some_and(|made| made.elapsed() < STATS_INTERVAL) {
             return;
         }
         self.made = Some(Instant::now());
         let mut entries = nodes.all();
         entries.sort_by_key(|entry| entry.number);
         let now_ms = unix_ms();
-        let mut figures = MemberStats { revision: self.figures.revision, ..Default::default() };
+        let mut stats = MemberStats { revision: self.stats.revision, ..Default::default() };
         let mut last = 0;
         for entry in entries {
-            let figure = entry.figure(now_ms);
-            figures.numbers.push(entry.number - last);
+            let of_stream = entry.stats(now_ms);
+            stats.numbers.push(entry.number - last);
             last = entry.number;
-            figures.delivered_events.push(figure.delivered);
-            figures.behind_events.push(figure.behind);
-            figures.lag_ms.push(figure.lag_ms);
+            stats.delivered_events.push(of_stream.delivered);
+            stats.behind_events.push(of_stream.behind);
+            stats.lag_ms.push(of_stream.lag_ms);
         }
-        if figures != self.figures || figures.revision == 0 {
-            figures.revision += 1;
-            self.bytes = figures.encode_to_vec().into();
-            self.figures = figures;
+        if stats != self.stats || stats.revision == 0 {
+            stats.revision += 1;
+            self.bytes = stats.encode_to_vec().into();
+            self.stats = stats;
         }
     }
 }
 
 impl Nodes {
-    fn take_page(&self, wanted: (MemberId, u32), page: Option<Bytes>) {
+    fn apply_shard(&self, shard: (MemberId, u32), bytes: Option<Bytes>) {
         let mut new = Vec::new();
-        self.others.page(wanted, page, Instant::now(), |node_id| new.push(node_id.to_owned()));
-        // After they are known: one of two who come at once sees the other.
+        self.others.apply_shard(shard, bytes, Instant::now(), |node_id| {
+            new.push(node_id.to_owned());
+        });
+        // After they are known: one of two that connect at the same time sees the other.
         for node_id in new {
             let here = self.local.lock().with_id(&node_id).next().is_some();
             if here || self.others.view(|view| view.with_id(&node_id).nth(1).is_some()) {

@@ -1,6 +1,7 @@
-//! What the other gateways have said of themselves, as it was last read.
+//! The other gateways and their nodes, as they were last read.
 //!
-//! While the bus is down nothing is forgotten: the age of what is known tells. Memory is bounded, whatever stands in the store.
+//! While the bus is down nothing is removed: its age shows. Memory is bounded, whatever is in the
+//! store.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -12,25 +13,24 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use prost::Message;
 
-use super::{Figure, Key};
-use crate::presence::pages::FIGURES;
+use super::{Key, StreamStats, shards::STATS_SHARD};
 use crate::{
     bus::{Exchange, MemberId},
     proto::{
-        bus_v1::{self, MemberRecord, MemberShard},
+        bus_v1::{MemberRecord, MemberShard, MemberStats},
         v1,
     },
 };
 
-/// Gateways that are known at most.
+/// Gateways that are kept.
 const MAX_GATEWAYS: usize = 1024;
 
-/// Bytes of all pages, about, that are kept at most: 400,000 usual nodes.
+/// Approximate bytes of all member shards that are kept: 400,000 usual nodes.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 
-/// Bytes of one page, and of one page of figures, that are read at most.
-const MAX_PAGE_BYTES: usize = 256 * 1024;
-const MAX_FIGURES_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of one member shard, and of the stats of one gateway, that are read.
+const MAX_SHARD_BYTES: usize = 256 * 1024;
+const MAX_STATS_BYTES: usize = 4 * 1024 * 1024;
 
 /// No lag is longer than a year.
 const MAX_LAG_MS: u64 = 366 * 24 * 3_600_000;
@@ -44,19 +44,20 @@ pub struct View {
     pub members: BTreeMap<MemberId, Member>,
     pub nodes: BTreeMap<Arc<Key>, Other>,
     bytes: usize,
-    /// Since the store has forgotten this gateway, who is missing there may only have to come back: until when.
-    lenient_until: Option<Instant>,
+    /// Until then missing members are kept: the store lost this gateway's record, and has probably
+    /// lost theirs too.
+    keep_missing_until: Option<Instant>,
 }
 
 /// Another gateway.
 pub struct Member {
-    pub head: MemberRecord,
-    /// When it last renewed its part.
-    pub heard: Instant,
-    raw_head: Bytes,
-    pages: HashMap<u32, Page>,
-    figures_revision: u64,
-    pub figures: HashMap<u64, Figure>,
+    pub record: MemberRecord,
+    /// When it last renewed its record.
+    pub renewed: Instant,
+    raw_record: Bytes,
+    shards: HashMap<u32, Shard>,
+    stats_revision: u64,
+    pub stats: HashMap<u64, StreamStats>,
 }
 
 /// A node of another gateway.
@@ -65,92 +66,94 @@ pub struct Other {
     pub member: MemberId,
     /// The stream's number at its gateway.
     pub number: u64,
-    /// When it was first seen here.
+    /// When this gateway first saw it.
     pub since: Instant,
     node: Bytes,
 }
 
-struct Page {
+/// A member shard that was read.
+struct Shard {
     revision: u64,
     bytes: usize,
     keys: Vec<Arc<Key>>,
 }
 
-/// A page that is to be read.
-pub type Wanted = (MemberId, u32);
+/// The name of a member shard: its member, and its number there.
+pub type ShardName = (MemberId, u32);
 
 impl Others {
-    /// Whether any of them has this node.
+    /// True if another gateway has a stream of this node.
     pub fn have(&self, node_id: &str) -> bool {
         self.0.read().with_id(node_id).next().is_some()
     }
 
-    /// Looks at what is known.
+    /// Reads the current view.
     pub fn view<T>(&self, look: impl FnOnce(&View) -> T) -> T {
         look(&self.0.read())
     }
 
-    /// Takes the heads that an exchange found, and says which pages are to be read.
-    pub fn heads(
+    /// Applies the records of an exchange. Returns the member shards that are outdated.
+    pub fn apply(
         &self,
         own: MemberId,
         ttl: Duration,
         exchange: Exchange,
         now: Instant,
-    ) -> Vec<Wanted> {
+    ) -> Vec<ShardName> {
         let view = &mut *self.0.write();
         if !exchange.taken {
-            view.lenient_until = Some(now + ttl);
+            view.keep_missing_until = Some(now + ttl);
         }
-        let lenient = view.lenient_until.is_some_and(|until| now < until);
+        let keep_missing = view.keep_missing_until.is_some_and(|until| now < until);
         let mut missing: HashSet<MemberId> = view.members.keys().copied().collect();
         for found in exchange.members {
             let id = found.member;
             if id == own {
                 continue;
             }
-            let heard = now.checked_sub(found.age).unwrap_or(now);
+            let renewed = now.checked_sub(found.age).unwrap_or(now);
             match view.members.get_mut(&id) {
-                Some(member) if member.raw_head == found.head => member.heard = heard,
-                // One that cannot be read is a later version's, or nobody's.
-                _ => match MemberRecord::decode(found.head.clone()) {
-                    Ok(head) if head.left => {
-                        view.forget(id);
+                Some(member) if member.raw_record == found.record => member.renewed = renewed,
+                // One that cannot be decoded is from a later version, or not from a gateway.
+                _ => match MemberRecord::decode(found.record.clone()) {
+                    Ok(record) if record.left => {
+                        view.remove(id);
                         continue;
                     }
-                    Ok(head) => view.adopt(id, head, found.head, heard),
+                    Ok(record) => view.apply_record(id, record, found.record, renewed),
                     Err(_) => {}
                 },
             }
             missing.remove(&id);
         }
-        // A store that forgot this gateway forgot the others too: they have as long to come back as they have to renew.
-        if !lenient {
+        // A store that lost this gateway's record has lost those of others too: they have one time
+        // to live to renew theirs.
+        if !keep_missing {
             for id in missing {
-                view.forget(id);
+                view.remove(id);
             }
         }
-        view.wanted()
+        view.outdated()
     }
 
-    /// Takes a page that was read; none: it is not there, which the next head explains. Calls `new` with the id of each
-    /// node that was not known before.
-    pub fn page(
+    /// Applies a member shard that was read; None: it does not exist, which the next record
+    /// explains. Calls `new` with the id of each node that was not known before.
+    pub fn apply_shard(
         &self,
-        (id, number): Wanted,
+        (id, number): ShardName,
         bytes: Option<Bytes>,
         now: Instant,
         new: impl FnMut(&str),
     ) {
         let Some(bytes) = bytes else { return };
         let view = &mut *self.0.write();
-        // What cannot be read is a later version's, or nobody's.
-        if number == FIGURES {
-            view.take_figures(id, &bytes);
-        } else if bytes.len() <= MAX_PAGE_BYTES
-            && let Ok(page) = MemberShard::decode(bytes)
+        // One that cannot be decoded is from a later version, or not from a gateway.
+        if number == STATS_SHARD {
+            view.apply_stats(id, &bytes);
+        } else if bytes.len() <= MAX_SHARD_BYTES
+            && let Ok(shard) = MemberShard::decode(bytes)
         {
-            view.take_page(id, number, page, now, new);
+            view.apply_shard(id, number, shard, now, new);
         }
     }
 }
@@ -162,76 +165,88 @@ impl View {
         self.nodes.range(from..).take_while(move |(key, _)| key.0 == node_id)
     }
 
-    fn adopt(&mut self, id: MemberId, head: MemberRecord, raw_head: Bytes, heard: Instant) {
+    fn apply_record(
+        &mut self,
+        id: MemberId,
+        record: MemberRecord,
+        raw_record: Bytes,
+        renewed: Instant,
+    ) {
         if !self.members.contains_key(&id) && self.members.len() >= MAX_GATEWAYS {
             return;
         }
         let member = self.members.entry(id).or_insert_with(|| Member {
-            head: MemberRecord::default(),
-            heard,
-            raw_head: Bytes::new(),
-            pages: HashMap::new(),
-            figures_revision: 0,
-            figures: HashMap::new(),
+            record: MemberRecord::default(),
+            renewed,
+            raw_record: Bytes::new(),
+            shards: HashMap::new(),
+            stats_revision: 0,
+            stats: HashMap::new(),
         });
-        let no_more: Vec<u32> =
-            member.pages.keys().filter(|page| !head.shards.contains(page)).copied().collect();
-        (member.head, member.raw_head, member.heard) = (head, raw_head, heard);
-        for page in no_more {
-            self.drop_page(id, page);
+        let removed: Vec<u32> = member
+            .shards
+            .keys()
+            .filter(|number| !record.shards.contains(number))
+            .copied()
+            .collect();
+        (member.record, member.raw_record, member.renewed) = (record, raw_record, renewed);
+        for number in removed {
+            self.remove_shard(id, number);
         }
     }
 
-    /// The pages of which another revision is to be read than is known.
-    fn wanted(&self) -> Vec<Wanted> {
-        let mut wanted = Vec::new();
+    /// The member shards that are known in an earlier revision than their record names.
+    fn outdated(&self) -> Vec<ShardName> {
+        let mut outdated = Vec::new();
         for (id, member) in &self.members {
-            let told = member.head.shards.iter().zip(&member.head.revisions);
-            let old = |(page, revision): &(&u32, &u64)| match **page {
-                FIGURES => member.figures_revision < **revision,
-                page => member.pages.get(&page).is_none_or(|known| known.revision < **revision),
+            let named = member.record.shards.iter().zip(&member.record.revisions);
+            let is_outdated = |(number, revision): &(&u32, &u64)| match **number {
+                STATS_SHARD => member.stats_revision < **revision,
+                number => {
+                    member.shards.get(&number).is_none_or(|known| known.revision < **revision)
+                }
             };
-            wanted.extend(told.filter(old).map(|(page, _)| (*id, *page)));
+            outdated.extend(named.filter(is_outdated).map(|(number, _)| (*id, *number)));
         }
-        wanted
+        outdated
     }
 
-    fn take_figures(&mut self, id: MemberId, bytes: &[u8]) {
+    fn apply_stats(&mut self, id: MemberId, bytes: &[u8]) {
         let Some(member) = self.members.get_mut(&id) else { return };
-        if bytes.len() > MAX_FIGURES_BYTES {
+        if bytes.len() > MAX_STATS_BYTES {
             return;
         }
-        let Ok(figures) = bus_v1::MemberStats::decode(bytes) else { return };
-        member.figures_revision = figures.revision;
+        let Ok(stats) = MemberStats::decode(bytes) else { return };
+        member.stats_revision = stats.revision;
         let mut number = 0_u64;
-        let numbers = figures.numbers.iter().map(|difference| {
+        let numbers = stats.numbers.iter().map(|difference| {
             number = number.wrapping_add(*difference);
             number
         });
-        let columns = figures.delivered_events.iter().zip(&figures.behind_events);
-        let rows = numbers.zip(columns.zip(&figures.lag_ms));
-        member.figures = rows
+        let columns = stats.delivered_events.iter().zip(&stats.behind_events);
+        let rows = numbers.zip(columns.zip(&stats.lag_ms));
+        member.stats = rows
             .map(|(number, ((delivered, behind), lag_ms))| {
                 let lag_ms = (*lag_ms).min(MAX_LAG_MS);
-                (number, Figure { delivered: *delivered, behind: *behind, lag_ms })
+                (number, StreamStats { delivered: *delivered, behind: *behind, lag_ms })
             })
             .collect();
     }
 
-    fn take_page(
+    fn apply_shard(
         &mut self,
         id: MemberId,
         number: u32,
-        page: MemberShard,
+        shard: MemberShard,
         now: Instant,
         mut new: impl FnMut(&str),
     ) {
         if !self.members.contains_key(&id) {
             return;
         }
-        let before = self.drop_page(id, number);
-        let (mut keys, mut bytes) = (Vec::with_capacity(page.nodes.len()), 0);
-        for record in page.nodes {
+        let before = self.remove_shard(id, number);
+        let (mut keys, mut bytes) = (Vec::with_capacity(shard.nodes.len()), 0);
+        for record in shard.nodes {
             let Ok(node) = v1::Node::decode(&record.node[..]) else { continue };
             let size = record.node.len() + node.node_id.len() + 200;
             if self.bytes + bytes + size > MAX_BYTES {
@@ -254,18 +269,18 @@ impl View {
         }
         self.bytes += bytes;
         if let Some(member) = self.members.get_mut(&id) {
-            member.pages.insert(number, Page { revision: page.revision, bytes, keys });
+            member.shards.insert(number, Shard { revision: shard.revision, bytes, keys });
         }
     }
 
-    /// Forgets the nodes of a page, and says since when each was known.
-    fn drop_page(&mut self, id: MemberId, number: u32) -> HashMap<Arc<Key>, Instant> {
-        let page = self.members.get_mut(&id).and_then(|member| member.pages.remove(&number));
-        let Some(page) = page else { return HashMap::new() };
-        self.bytes -= page.bytes;
+    /// Removes the nodes of a member shard. Returns since when each was known.
+    fn remove_shard(&mut self, id: MemberId, number: u32) -> HashMap<Arc<Key>, Instant> {
+        let shard = self.members.get_mut(&id).and_then(|member| member.shards.remove(&number));
+        let Some(shard) = shard else { return HashMap::new() };
+        self.bytes -= shard.bytes;
         let mut known = HashMap::new();
-        for key in page.keys {
-            // Unless another gateway says that it has the same stream, which would be a lie.
+        for key in shard.keys {
+            // Unless another gateway names the same stream, which would be a lie.
             if self.nodes.get(&*key).is_some_and(|node| node.member == id)
                 && let Some(node) = self.nodes.remove(&*key)
             {
@@ -275,22 +290,22 @@ impl View {
         known
     }
 
-    fn forget(&mut self, id: MemberId) {
-        let pages: Vec<u32> = self
+    fn remove(&mut self, id: MemberId) {
+        let shards: Vec<u32> = self
             .members
             .get(&id)
-            .map_or_else(Vec::new, |member| member.pages.keys().copied().collect());
-        for page in pages {
-            self.drop_page(id, page);
+            .map_or_else(Vec::new, |member| member.shards.keys().copied().collect());
+        for number in shards {
+            self.remove_shard(id, number);
         }
         self.members.remove(&id);
     }
 }
 
 impl Other {
-    /// The node, without what its gateway's head and figures say.
+    /// The node, without what its gateway's record and stats add.
     pub fn node(&self) -> v1::Node {
-        // It could be read when it was taken.
+        // It was decoded when it was applied.
         v1::Node::decode(&self.node[..]).unwrap_or_default()
     }
 }

@@ -1,74 +1,100 @@
-//! What answers are made of.
+//! The bodies of responses: encoded messages, and the status that follows them.
 //!
-//! The messages of a stream go to HTTP/2 as they are, [`Piece`] by piece. The generated server would copy each into a buffer of
-//! the stream first; so its answer to `Subscribe` is an empty one that carries the stream beside it, and the stream is put into
-//! its place where all answers leave.
+//! The messages of a stream go to HTTP/2 as they are. The server of tonic would copy each into a
+//! buffer of the stream first.
 
 use std::{
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use futures_util::Stream;
-use http::{HeaderMap, Response};
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use parking_lot::Mutex;
 use tonic::{Code, Status};
 
-use crate::rpc::{stream::Subscription, wire::Piece};
+use crate::rpc::{encoded::EncodedMessage, stream::Subscription};
 
-/// A stream on its way through the generated server, in the extensions of its answer.
-#[derive(Clone)]
-struct Carried(Arc<Mutex<Option<Box<Subscription>>>>);
-
-/// The body of an answer.
-pub enum Outgoing {
-    /// The messages of a stream, and how it ended; none when that was said.
-    Stream(Option<Box<Subscription>>),
-    /// Whatever tonic made.
-    Other(tonic::body::Body),
+/// The body of a response.
+pub enum ResponseBody {
+    /// Encoded messages, then a status; none once the status was sent.
+    Messages(Option<Messages>),
+    /// The body of a response that tonic makes.
+    Tonic(tonic::body::Body),
 }
 
-/// The answer that carries `subscription`.
-pub fn carry<T>(stream: T, subscription: Subscription) -> tonic::Response<T> {
-    let mut response = tonic::Response::new(stream);
-    response.extensions_mut().insert(Carried(Arc::new(Mutex::new(Some(Box::new(subscription))))));
-    response
+/// Encoded messages to be sent.
+pub enum Messages {
+    /// The response of a unary method; none once it was sent.
+    Unary(Option<EncodedMessage>),
+    /// The responses of a stream.
+    Stream(Box<Subscription>),
 }
 
-/// The answer as it leaves.
-pub fn outgoing(mut response: Response<tonic::body::Body>) -> Response<Outgoing> {
-    let carried = response.extensions_mut().remove::<Carried>();
-    match carried.and_then(|carried| carried.0.lock().take()) {
-        Some(subscription) => response.map(|_| Outgoing::Stream(Some(subscription))),
-        None => response.map(Outgoing::Other),
+impl ResponseBody {
+    /// The body of a unary method's response.
+    pub fn unary(message: &impl prost::Message) -> ResponseBody {
+        ResponseBody::Messages(Some(Messages::Unary(Some(EncodedMessage::message(message)))))
+    }
+
+    /// The body of a stream.
+    pub fn stream(stream: Subscription) -> ResponseBody {
+        ResponseBody::Messages(Some(Messages::Stream(Box::new(stream))))
     }
 }
 
-impl Body for Outgoing {
-    type Data = Piece;
+impl Default for ResponseBody {
+    /// An empty body, of a response whose status is in its headers.
+    fn default() -> ResponseBody {
+        ResponseBody::Messages(None)
+    }
+}
+
+impl From<tonic::body::Body> for ResponseBody {
+    fn from(body: tonic::body::Body) -> ResponseBody {
+        ResponseBody::Tonic(body)
+    }
+}
+
+impl From<&'static str> for ResponseBody {
+    /// Text that is not a message of gRPC.
+    fn from(text: &'static str) -> ResponseBody {
+        ResponseBody::Tonic(tonic::body::Body::new(text.to_owned()))
+    }
+}
+
+impl Messages {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<EncodedMessage, Status>>> {
+        match self {
+            Messages::Unary(message) => Poll::Ready(message.take().map(Ok)),
+            Messages::Stream(stream) => Pin::new(&mut **stream).poll_next(cx),
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = EncodedMessage;
     type Error = Status;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Piece>, Status>>> {
+    ) -> Poll<Option<Result<Frame<EncodedMessage>, Status>>> {
         match self.get_mut() {
-            Outgoing::Other(body) => {
+            ResponseBody::Tonic(body) => {
                 let frame = ready!(Pin::new(body).poll_frame(cx));
-                Poll::Ready(frame.map(|frame| Ok(frame?.map_data(Piece::Whole))))
+                Poll::Ready(frame.map(|frame| Ok(frame?.map_data(EncodedMessage::Whole))))
             }
-            Outgoing::Stream(stream) => {
-                let Some(subscription) = stream else { return Poll::Ready(None) };
-                let end = match ready!(Pin::new(&mut **subscription).poll_next(cx)) {
-                    Some(Ok(piece)) => return Poll::Ready(Some(Ok(Frame::data(piece)))),
+            ResponseBody::Messages(messages) => {
+                let Some(left) = messages else { return Poll::Ready(None) };
+                let status = match ready!(left.poll_next(cx)) {
+                    Some(Ok(message)) => return Poll::Ready(Some(Ok(Frame::data(message)))),
                     Some(Err(status)) => status,
                     None => Status::new(Code::Ok, ""),
                 };
-                *stream = None;
+                *messages = None;
                 let mut trailers = HeaderMap::new();
-                end.add_header(&mut trailers)?;
+                status.add_header(&mut trailers)?;
                 Poll::Ready(Some(Ok(Frame::trailers(trailers))))
             }
         }
@@ -76,15 +102,15 @@ impl Body for Outgoing {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Outgoing::Stream(stream) => stream.is_none(),
-            Outgoing::Other(body) => body.is_end_stream(),
+            ResponseBody::Messages(messages) => messages.is_none(),
+            ResponseBody::Tonic(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Outgoing::Stream(_) => SizeHint::default(),
-            Outgoing::Other(body) => body.size_hint(),
+            ResponseBody::Messages(_) => SizeHint::default(),
+            ResponseBody::Tonic(body) => body.size_hint(),
         }
     }
 }

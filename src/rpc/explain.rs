@@ -1,57 +1,57 @@
-//! What a stream that explains itself tells: what became of every event that it passed.
+//! The explanations of a stream: for every event that it read, why it was delivered or withheld.
 //!
-//! The verdicts are the filter's own. They are limited in number, so that a person who looks for one event does not weigh on
-//! the gateway as a thousand nodes do; the counts are always whole.
+//! The decisions are those of the filter. Their number is limited, so that a person who looks for
+//! one event does not cost the gateway as much as a thousand nodes do; the counts are complete.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::rpc::stream::wire_position;
 use crate::{
     hub::{
         explanation::{Decision, Explanation},
         filter::Exclusion,
     },
     proto::v1,
+    rpc::messages::wire_position,
 };
 
-/// Verdicts a second, and how many may come at once. The protocol promises this number.
-const VERDICTS_A_SECOND: u32 = 200;
+/// Verdicts a second, and the burst of verdicts. The protocol promises this number.
+const VERDICTS_PER_SECOND: u32 = 200;
 
-/// Counts without a verdict are told after so long.
-const PAUSE: Duration = Duration::from_millis(100);
+/// The delay of an explanation that has counts and no verdicts.
+const COUNTS_DELAY: Duration = Duration::from_millis(100);
 
 /// The explanations of one stream.
 pub struct Explainer {
-    /// Verdicts that may be given now, and as of when.
-    room: f64,
+    /// A token bucket: verdicts that may be sent, as of a time.
+    tokens: f64,
     as_of: Instant,
-    /// When an explanation was last told.
-    told: Instant,
+    /// When the last explanation was sent.
+    last_sent: Instant,
     pending: v1::Explanation,
 }
 
 impl Explainer {
-    /// Nothing is explained yet.
+    /// An explainer with nothing to explain yet.
     pub fn new(now: Instant) -> Explainer {
-        let room = f64::from(VERDICTS_A_SECOND);
-        Explainer { room, as_of: now, told: now, pending: v1::Explanation::default() }
+        let tokens = f64::from(VERDICTS_PER_SECOND);
+        Explainer { tokens, as_of: now, last_sent: now, pending: v1::Explanation::default() }
     }
 
-    /// How many verdicts may be given now.
+    /// The number of verdicts that may be sent now.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // 0 to 200
-    pub fn room(&mut self, now: Instant) -> usize {
-        let rate = f64::from(VERDICTS_A_SECOND);
+    pub fn available(&mut self, now: Instant) -> usize {
+        let rate = f64::from(VERDICTS_PER_SECOND);
         let passed = now.saturating_duration_since(self.as_of).as_secs_f64();
-        (self.room, self.as_of) = ((self.room + passed * rate).min(rate), now);
-        self.room as usize
+        (self.tokens, self.as_of) = ((self.tokens + passed * rate).min(rate), now);
+        self.tokens as usize
     }
 
     /// Adds the decisions about the events that were passed.
     pub fn add(&mut self, explanation: Explanation) {
         let verdicts = explanation.decisions.len();
-        self.room -= f64::from(u32::try_from(verdicts).unwrap_or(VERDICTS_A_SECOND));
+        self.tokens -= f64::from(u32::try_from(verdicts).unwrap_or(VERDICTS_PER_SECOND));
         self.pending.delivered_events += explanation.delivered;
         self.pending.withheld_events += explanation.withheld;
         let passed = explanation.delivered + explanation.withheld;
@@ -59,19 +59,19 @@ impl Explainer {
         self.pending.verdicts.extend(explanation.decisions.into_iter().map(verdict));
     }
 
-    /// When the next explanation is to be told; none if there is nothing to explain.
+    /// When the next explanation is due; none if there is nothing to explain.
     pub fn due(&self) -> Option<Instant> {
         let pending = &self.pending;
         if pending.verdicts.is_empty() {
-            (pending.omitted_verdicts > 0).then(|| self.told + PAUSE)
+            (pending.omitted_verdicts > 0).then(|| self.last_sent + COUNTS_DELAY)
         } else {
-            Some(self.told)
+            Some(self.last_sent)
         }
     }
 
     /// The next explanation.
     pub fn take(&mut self, now: Instant, resume_token: Vec<u8>) -> v1::Explanation {
-        self.told = now;
+        self.last_sent = now;
         v1::Explanation { resume_token, ..std::mem::take(&mut self.pending) }
     }
 }
@@ -110,25 +110,25 @@ mod tests {
     }
 
     #[test]
-    fn verdicts_are_limited_and_counts_are_whole() {
+    fn verdicts_are_limited_and_counts_are_complete() {
         let start = Instant::now();
         let mut explainer = Explainer::new(start);
         assert_eq!(explainer.due(), None);
-        assert_eq!(explainer.room(start), 200);
+        assert_eq!(explainer.available(start), 200);
         explainer.add(explanation(150, 150));
-        assert_eq!(explainer.room(start), 50);
+        assert_eq!(explainer.available(start), 50);
         explainer.add(explanation(50, 1000));
-        assert_eq!(explainer.room(start), 0);
-        assert_eq!(explainer.due(), Some(start), "verdicts are told at once");
-        let told = explainer.take(start, vec![1]);
-        assert_eq!((told.verdicts.len(), told.withheld_events), (200, 1150));
-        assert_eq!((told.omitted_verdicts, told.resume_token), (950, vec![1]));
-        assert_eq!(told.verdicts[0].exclusions, [v1::Exclusion::Account as i32]);
+        assert_eq!(explainer.available(start), 0);
+        assert_eq!(explainer.due(), Some(start), "verdicts are sent at once");
+        let sent = explainer.take(start, vec![1]);
+        assert_eq!((sent.verdicts.len(), sent.withheld_events), (200, 1150));
+        assert_eq!((sent.omitted_verdicts, sent.resume_token), (950, vec![1]));
+        assert_eq!(sent.verdicts[0].exclusions, [v1::Exclusion::Account as i32]);
         explainer.add(explanation(0, 5));
-        assert_eq!(explainer.due(), Some(start + PAUSE), "counts alone wait a little");
+        assert_eq!(explainer.due(), Some(start + COUNTS_DELAY), "counts alone are delayed");
         assert_eq!(explainer.take(start, vec![]).omitted_verdicts, 5);
         assert_eq!(explainer.due(), None);
-        assert_eq!(explainer.room(start + Duration::from_millis(500)), 100);
-        assert_eq!(explainer.room(start + Duration::from_mins(1)), 200);
+        assert_eq!(explainer.available(start + Duration::from_millis(500)), 100);
+        assert_eq!(explainer.available(start + Duration::from_mins(1)), 200);
     }
 }

@@ -1,8 +1,8 @@
 //! The health protocol (`grpc.health.v1`), for load balancers.
 //!
-//! The service of `tonic-health` says `SERVING` from the first instant, answers `NOT_FOUND` where a `Watch` of an unknown service
-//! should say `SERVICE_UNKNOWN`, and its open `Watch` streams keep a server from ever ending. So the state is ours, on its
-//! generated code.
+//! The service of `tonic-health` reports `SERVING` from the start, answers `NOT_FOUND` where a
+//! `Watch` of an unknown service should report `SERVICE_UNKNOWN`, and its open `Watch` streams keep
+//! a server from stopping. So the state is ours, on its generated code.
 
 use std::pin::Pin;
 
@@ -18,16 +18,17 @@ use tonic_health::pb::{
 
 use crate::proto::v1::SERVICE;
 
-/// The names that can be asked for: the whole gateway, its service, and one each for publishing and subscribing.
+/// The known service names: the whole gateway, its service, and one each for publishing and
+/// subscribing.
 pub fn names() -> [String; 4] {
     [String::new(), SERVICE.into(), format!("{SERVICE}/Publish"), format!("{SERVICE}/Subscribe")]
 }
 
-/// Whether the gateway serves; not before it is told so.
+/// The state that the health protocol reports; not serving at first.
 #[derive(Clone, Debug)]
 pub struct HealthState {
     serving: watch::Sender<bool>,
-    /// Ends the streams.
+    /// Ends the `Watch` streams.
     ended: CancellationToken,
 }
 
@@ -37,7 +38,7 @@ impl HealthState {
         HealthState { serving: watch::Sender::new(false), ended }
     }
 
-    /// Says whether the gateway serves. Streams are told of changes only.
+    /// Sets whether the gateway serves. Streams report changes only.
     pub fn set(&self, serving: bool) {
         self.serving.send_if_modified(|before| std::mem::replace(before, serving) != serving);
     }
@@ -56,7 +57,7 @@ fn status(serving: bool) -> HealthCheckResponse {
     response(if serving { ServingStatus::Serving } else { ServingStatus::NotServing })
 }
 
-/// What a `Watch` stream remembers.
+/// The state of one `Watch` stream.
 struct Watch {
     known: bool,
     first: bool,
@@ -109,7 +110,7 @@ impl Health for HealthState {
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let watch = Watch {
-            // An unknown service may be added later, says the protocol: its stream stays open.
+            // The protocol has the stream of an unknown service stay open.
             known: names().contains(&request.get_ref().service),
             first: true,
             serving: self.serving.subscribe(),

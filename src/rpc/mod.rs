@@ -1,13 +1,46 @@
-//! The gRPC service: publish, subscribe, nodes, status, explain; validation, errors and health.
+//! The gRPC service: publish, subscribe, nodes and status; validation, and the health protocol.
 
-pub mod body;
-pub mod error;
-pub mod explain;
-pub mod follow;
+mod body;
+mod encoded;
+mod explain;
 pub mod health;
-pub mod limit;
-pub mod service;
-pub mod status;
-pub mod stream;
-pub mod validate;
-pub mod wire;
+mod messages;
+mod publish;
+mod request;
+mod server;
+mod stream;
+mod subscribe;
+mod traces;
+mod validate;
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    access::quota::Quotas,
+    config::Limits,
+    lifecycle::Lifecycle,
+    observe::{Records, trace::Tracer},
+    presence::Nodes,
+};
+
+pub use self::{body::ResponseBody, server::Server};
+
+/// Everything that requests need.
+pub struct Context {
+    /// The state of this gateway, and its hub.
+    pub gateway: Arc<Lifecycle>,
+    /// The open streams.
+    pub nodes: Arc<Nodes>,
+    /// Limits on requests.
+    pub limits: Limits,
+    /// The quotas of each identity.
+    pub quotas: Arc<Quotas>,
+    /// The heartbeat interval of streams that do not ask for one.
+    pub heartbeat: Duration,
+    /// The deployment, as resume tokens name it.
+    pub deployment: u32,
+    /// Records requests, streams and failures.
+    pub records: Arc<Records>,
+    /// Makes the spans of recorded traces.
+    pub tracer: Tracer,
+}

@@ -1,14 +1,14 @@
 //! One `Subscribe` stream.
 //!
-//! The stream is pulled: it asks its cursor for the next batch only when the one before was taken by the connection. A reader
-//! that stops costs what its connection buffers, and nothing else.
+//! The stream is pulled: it asks its cursor for the next batch only when the connection has taken
+//! the one before. A client that stops reading costs what its connection buffers, and nothing else.
 
 use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
-    time::{Duration, SystemTime},
+    task::{Context as TaskContext, Poll},
+    time::Duration,
 };
 
 use futures_util::Stream;
@@ -20,161 +20,149 @@ use tokio::{
 use tonic::Status;
 
 use crate::{
-    access::quota::{Pending, Seat},
-    observe::{counters::Method, lines::StreamLine, recent::Ending},
-    presence::{Listed, timestamp},
-    rpc::{
-        error::{Error, Unproven},
-        explain::Explainer,
-        follow,
-        service::Shared,
-        wire::Piece,
-    },
-};
-use crate::{
+    access::quota::{InFlightRequest, StreamPermit},
     bus::{AppendError, Gap, GapReason, Position, ShardId},
+    errors::{CredentialError, Error},
     hub::{
         cursor::{Cursor, Item},
         explanation::Explanation,
-        token,
     },
-    proto::v1::{self, subscribe_response},
+    lifecycle::Drain,
+    observe::{recent::Ending, streams::StreamRecord},
+    presence::Listed,
+    proto::v1::{self, subscribe_response::Response},
+    rpc::{Context, encoded::EncodedMessage, explain::Explainer, messages, traces},
 };
 
-/// How a gateway goes away.
-#[derive(Clone, Copy, Debug)]
-pub struct Drain {
-    /// When the streams begin to be told.
-    pub start: Instant,
-    /// Over how long they are told.
-    pub spread: Duration,
-    /// When the gateway will be gone.
-    pub deadline: SystemTime,
-}
-
-/// What a stream was asked for, beside its cursor.
-pub struct Terms {
-    /// A heartbeat is sent after so long without anything else.
+/// The options of a stream, from its request.
+pub struct StreamOptions {
+    /// A heartbeat is sent after this time without another message.
     pub heartbeat: Duration,
-    /// When the stream ends by itself.
+    /// The stream ends at this time.
     pub end: Option<Instant>,
-    /// What happens to who is too slow.
+    /// The treatment of a client that is too slow.
     pub overflow: v1::Overflow,
-    /// Ends when its sender may have it no more; none if nobody asked who that is.
+    /// Ready when the credential of the caller is revoked; none where authentication is off.
     pub revoked: Option<Revoked>,
-    /// Whether it tells what became of every event.
+    /// True if the stream explains why it delivers or withholds each event.
     pub explain: bool,
     /// The kinds of the filter, for gaps.
     pub kinds: Vec<i32>,
-    /// Whether it was to continue after a token.
+    /// True if the request has a resume token.
     pub with_token: bool,
-    /// The first message.
+    /// The first message, still without its token.
     pub subscribed: v1::Subscribed,
-    /// Its lines in the log.
-    pub line: StreamLine,
 }
 
-/// See [`Terms::revoked`].
+/// See [`StreamOptions::revoked`].
 pub type Revoked = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// One stream.
 pub struct Subscription {
-    shared: Arc<Shared>,
+    context: Arc<Context>,
     cursor: Cursor,
     listed: Listed,
-    terms: Terms,
+    record: StreamRecord,
+    options: StreamOptions,
     drain: watch::Receiver<Option<Drain>>,
-    /// Where it began.
+    /// The positions at which the stream began.
     begin: Vec<Position>,
-    /// When this stream is to be told of the drain.
+    /// The time at which a drain asks this stream to leave.
     leave: Option<(Instant, Drain)>,
     last_sent: Instant,
-    /// Fires when there may be something to do that no event wakes the stream for. It is not set anew with each message: when it
-    /// fires, the stream looks at what is due.
+    /// Fires when something may be due that no event wakes the stream for. It is not reset with
+    /// each message: when it fires, the stream looks at what is due.
     timer: Pin<Box<Sleep>>,
-    /// What became of all events; none if nobody asked.
+    /// Collects explanations; none unless the request asks for them.
     explainer: Option<Explainer>,
-    /// The cursor's places, while a token is made of them.
+    /// The positions of the cursor, while a token is made of them.
     positions: Vec<Position>,
-    next: Next,
-    /// What it counts as, while it lasts.
-    _held: (Seat, Arc<Pending>),
+    state: State,
+    /// The permit of the stream, and the bytes of its request: both count until the stream ends.
+    _held: (StreamPermit, Arc<InFlightRequest>),
 }
 
-/// What comes next.
-enum Next {
-    Subscribed,
-    Anything,
-    /// The stream was told of the drain: it ends with this error.
+/// The next message.
+enum State {
+    /// `Subscribed`.
+    Opening,
+    /// Whatever is due.
+    Open,
+    /// The client was asked to leave: the stream ends with an error.
     Drained,
-    End,
+    /// None: the stream has ended.
+    Ended,
 }
 
-/// The stream of a subscription.
-pub fn stream(
-    shared: Arc<Shared>,
-    cursor: Cursor,
-    listed: Listed,
-    terms: Terms,
-    held: (Seat, Arc<Pending>),
-) -> Subscription {
-    let drain = shared.drain.subscribe();
-    let begin = cursor.positions();
-    let explainer = terms.explain.then(|| Explainer::new(Instant::now()));
-    let timer = Box::pin(tokio::time::sleep_until(Instant::now()));
-    Subscription {
-        shared,
-        cursor,
-        listed,
-        terms,
-        drain,
-        positions: begin.clone(),
-        begin,
-        leave: None,
-        last_sent: Instant::now(),
-        timer,
-        explainer,
-        next: Next::Subscribed,
-        _held: held,
+impl Subscription {
+    /// The stream over a cursor.
+    pub fn new(
+        context: Arc<Context>,
+        cursor: Cursor,
+        listed: Listed,
+        record: StreamRecord,
+        options: StreamOptions,
+        held: (StreamPermit, Arc<InFlightRequest>),
+    ) -> Subscription {
+        let begin = cursor.positions();
+        Subscription {
+            drain: context.gateway.drain(),
+            explainer: options.explain.then(|| Explainer::new(Instant::now())),
+            timer: Box::pin(tokio::time::sleep_until(Instant::now())),
+            positions: begin.clone(),
+            context,
+            cursor,
+            listed,
+            record,
+            options,
+            begin,
+            leave: None,
+            last_sent: Instant::now(),
+            state: State::Opening,
+            _held: held,
+        }
     }
 }
 
 impl Stream for Subscription {
-    type Item = Result<Piece, Status>;
+    type Item = Result<EncodedMessage, Status>;
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+    fn poll_next(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        if let Some(revoked) = &mut this.terms.revoked
+        if let Some(revoked) = &mut this.options.revoked
             && revoked.as_mut().poll(cx).is_ready()
         {
-            this.terms.revoked = None;
-            this.next = Next::End;
-            return Poll::Ready(Some(Err(this.error(Error::Unproven(Unproven::Revoked)))));
+            this.options.revoked = None;
+            let error = Error::Unauthenticated(CredentialError::Revoked);
+            return Poll::Ready(Some(Err(this.fail(error))));
         }
-        match this.next {
-            Next::Subscribed => {
-                this.next = Next::Anything;
-                let mut subscribed = this.terms.subscribed.clone();
-                subscribed.resume_token = this.token();
-                let first = subscribe_response::Response::Subscribed(subscribed);
+        match this.state {
+            State::Opening => {
+                this.state = State::Open;
                 this.last_sent = Instant::now();
-                Poll::Ready(Some(Ok(Piece::other(first))))
+                let mut subscribed = this.options.subscribed.clone();
+                subscribed.resume_token = this.token();
+                let first = Response::Subscribed(subscribed);
+                Poll::Ready(Some(Ok(EncodedMessage::response(first))))
             }
-            Next::Anything => this.poll_anything(cx),
-            Next::Drained => {
-                this.next = Next::End;
-                Poll::Ready(Some(Err(this.error(Error::draining(this.shared.reconnect_delay())))))
+            State::Open => this.poll_open(cx),
+            State::Drained => {
+                let retry_after = this.context.gateway.reconnect_delay();
+                Poll::Ready(Some(Err(this.fail(Error::Draining { retry_after }))))
             }
-            Next::End => Poll::Ready(None),
+            State::Ended => Poll::Ready(None),
         }
     }
 }
 
 impl Subscription {
-    fn poll_anything(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, Status>>> {
+    /// The next message of an open stream.
+    fn poll_open(
+        &mut self,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<EncodedMessage, Status>>> {
         if self.cursor.is_finished() {
-            self.listed.ends(Ending::MaxEvents);
-            self.terms.line.ends("it had all the events that it asked for");
+            self.record.ends(Ending::MaxEvents);
             return Poll::Ready(self.explanation().map(Ok));
         }
         loop {
@@ -182,35 +170,36 @@ impl Subscription {
             if let Some(leaving) = self.leaving(now) {
                 return Poll::Ready(Some(Ok(leaving)));
             }
-            if self.terms.end.is_some_and(|end| end <= now) {
-                self.listed.ends(Ending::MaxDuration);
-                self.terms.line.ends("its time is over");
+            if self.options.end.is_some_and(|end| end <= now) {
+                self.record.ends(Ending::MaxDuration);
                 return Poll::Ready(self.explanation().map(Ok));
             }
             if let Some(explanation) = self.due_explanation(now) {
                 self.last_sent = now;
                 return Poll::Ready(Some(Ok(explanation)));
             }
-            if self.listed.notices().is_waiting()
-                && let Poll::Ready(notice) = self.listed.notices().poll_take(cx)
+            if self.listed.notifications().is_pending()
+                && let Poll::Ready(notice) = self.listed.notifications().poll_take(cx)
             {
                 self.last_sent = now;
-                return Poll::Ready(Some(Ok(notice_of(notice))));
+                let notice = EncodedMessage::response(Response::Notice(notice));
+                return Poll::Ready(Some(Ok(notice)));
             }
             if let Poll::Ready(item) = self.cursor.poll_next(cx) {
-                // Of events that are all withheld there is nothing to send but the explanation.
+                // Events that are all withheld leave nothing to send but their explanation.
                 let Some(message) = self.item(item) else { continue };
                 self.last_sent = now;
                 return Poll::Ready(Some(message));
             }
-            if self.last_sent + self.terms.heartbeat <= now {
+            if self.last_sent + self.options.heartbeat <= now {
                 self.last_sent = now;
                 return Poll::Ready(Some(Ok(self.heartbeat())));
             }
-            // After the events, which pay nothing for being woken by it.
-            if let Poll::Ready(notice) = self.listed.notices().poll_take(cx) {
+            // After the events, so that they do not pay for registering this waker.
+            if let Poll::Ready(notice) = self.listed.notifications().poll_take(cx) {
                 self.last_sent = now;
-                return Poll::Ready(Some(Ok(notice_of(notice))));
+                let notice = EncodedMessage::response(Response::Notice(notice));
+                return Poll::Ready(Some(Ok(notice)));
             }
             if self.timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
@@ -220,17 +209,19 @@ impl Subscription {
         }
     }
 
-    /// The message that the gateway is going away, once it is this stream's turn to be told. Events that are there do not keep it.
-    fn leaving(&mut self, now: Instant) -> Option<Piece> {
+    /// `Draining`, once this stream is asked to leave. Events that are due do not delay it.
+    fn leaving(&mut self, now: Instant) -> Option<EncodedMessage> {
         if self.drain.has_changed().unwrap_or(false) {
             self.plan_leave();
         }
         let (_, drain) = self.leave.filter(|(at, _)| *at <= now)?;
-        self.next = Next::Drained;
-        Some(self.draining(drain))
+        self.state = State::Drained;
+        let draining = messages::draining(drain, self.context.gateway.reconnect_delay());
+        Some(EncodedMessage::response(Response::Draining(draining)))
     }
 
-    fn item(&mut self, item: Result<Item, AppendError>) -> Option<Result<Piece, Status>> {
+    /// The message of an item of the cursor.
+    fn item(&mut self, item: Result<Item, AppendError>) -> Option<Result<EncodedMessage, Status>> {
         Some(match item {
             Ok(Item::Events(mut events)) => {
                 if let Some(explanation) = events.explanation.take() {
@@ -241,19 +232,15 @@ impl Subscription {
                 }
                 if !events.traced.is_empty() {
                     let node = self.listed.node();
-                    follow::delivered(&self.shared.tracer, &events.traced, node);
+                    traces::delivered(&self.context.tracer, &events.traced, node);
                 }
-                self.terms.line.sent(events.count);
+                self.record.delivered(events.count, events.oldest_ms);
                 self.listed.delivered(events.count);
-                self.shared.counters.delivered(events.count, events.oldest_ms);
                 self.cursor.positions_into(&mut self.positions);
-                Ok(Piece::events(events, self.shared.deployment, &self.positions))
+                Ok(EncodedMessage::events(events, self.context.deployment, &self.positions))
             }
             Ok(Item::Gap(shard, gap)) => self.gap(shard, &gap),
-            Err(error) => {
-                self.next = Next::End;
-                Err(self.error(error.into()))
-            }
+            Err(error) => Err(self.fail(error.into())),
         })
     }
 
@@ -267,27 +254,28 @@ impl Subscription {
         }
     }
 
-    /// The explanation that is due, if one is. Looked at before each look at the cursor, which is told how many verdicts to bring.
-    fn due_explanation(&mut self, now: Instant) -> Option<Piece> {
+    /// The explanation that is due, if one is. Comes before each poll of the cursor, and sets how
+    /// many verdicts that may bring.
+    fn due_explanation(&mut self, now: Instant) -> Option<EncodedMessage> {
         let explainer = self.explainer.as_mut()?;
-        self.cursor.limit_decisions(explainer.room(now));
+        self.cursor.limit_decisions(explainer.available(now));
         explainer.due().filter(|due| *due <= now)?;
         self.explanation()
     }
 
-    /// What became of the events that were passed, if that is to be told and was not.
-    fn explanation(&mut self) -> Option<Piece> {
+    /// The explanation of the events that were read since the last one, if there are any.
+    fn explanation(&mut self) -> Option<EncodedMessage> {
         self.explainer.as_ref()?.due()?;
         let token = self.token();
         let explanation = self.explainer.as_mut()?.take(Instant::now(), token);
-        Some(Piece::other(subscribe_response::Response::Explanation(explanation)))
+        Some(EncodedMessage::response(Response::Explanation(explanation)))
     }
 
     fn next_deadline(&self) -> Instant {
-        let heartbeat = self.last_sent + self.terms.heartbeat;
+        let heartbeat = self.last_sent + self.options.heartbeat;
         let leave = self.leave.map(|(at, _)| at);
         let explain = self.explainer.as_ref().and_then(Explainer::due);
-        [leave, self.terms.end, explain].into_iter().flatten().fold(heartbeat, Instant::min)
+        [leave, self.options.end, explain].into_iter().flatten().fold(heartbeat, Instant::min)
     }
 
     fn plan_leave(&mut self) {
@@ -300,87 +288,34 @@ impl Subscription {
     }
 
     fn token(&self) -> Vec<u8> {
-        self.shared.token(&self.cursor.positions())
+        messages::resume_token(self.context.deployment, &self.cursor.positions())
     }
 
-    /// What ends the stream.
-    fn error(&mut self, error: Error) -> Status {
-        self.listed.ends(Ending::Error(error.reason()));
-        self.terms.line.ends(error.reason());
-        self.shared.counters.failed(Method::Subscribe, &error);
+    /// Ends the stream with an error.
+    fn fail(&mut self, error: Error) -> Status {
+        self.state = State::Ended;
+        self.record.failed(&error);
         error.into()
     }
 
-    fn heartbeat(&self) -> Piece {
-        Piece::other(subscribe_response::Response::Heartbeat(v1::Heartbeat {
-            resume_token: self.token(),
-            gateway_time: Some(timestamp(SystemTime::now())),
-        }))
+    fn heartbeat(&self) -> EncodedMessage {
+        EncodedMessage::response(Response::Heartbeat(messages::heartbeat(self.token())))
     }
 
-    fn draining(&self, drain: Drain) -> Piece {
-        Piece::other(subscribe_response::Response::Draining(v1::Draining {
-            reason: "the gateway is being stopped".into(),
-            deadline: Some(timestamp(drain.deadline)),
-            reconnect_delay: prost_types::Duration::try_from(self.shared.reconnect_delay()).ok(),
-        }))
-    }
-
-    fn gap(&mut self, shard: ShardId, gap: &Gap) -> Result<Piece, Status> {
-        // What the token had missed already is told: or else its node, which comes back with it, could never come back.
-        let of_token = self.terms.with_token
-            && !self.terms.subscribed.resumed
+    fn gap(&mut self, shard: ShardId, gap: &Gap) -> Result<EncodedMessage, Status> {
+        // A gap that the token already had is sent: a node that is disconnected for it would come
+        // back with the same token for ever.
+        let of_token = self.options.with_token
+            && !self.options.subscribed.resumed
             && self.begin.get(shard.index()) == Some(&gap.from);
-        if self.terms.overflow == v1::Overflow::Disconnect
+        if self.options.overflow == v1::Overflow::Disconnect
             && gap.reason == GapReason::HistoryExpired
             && !of_token
         {
-            self.next = Next::End;
-            return Err(self.error(Error::too_slow(gap.missed)));
+            return Err(self.fail(Error::SubscriberTooSlow { missed: gap.missed }));
         }
-        self.shared.counters.gap(gap.reason, gap.missed);
-        self.shared.recent.gap(self.listed.node(), shard, gap.reason, gap.missed);
-        self.terms.line.gap(shard, gap);
-        Ok(Piece::other(subscribe_response::Response::Gap(v1::Gap {
-            reason: reason(gap.reason).into(),
-            shard: shard.0.into(),
-            kinds: self.terms.kinds.clone(),
-            missed_events: gap.missed,
-            from: Some(wire_position(shard, gap.from)),
-            to: Some(wire_position(shard, gap.to)),
-            from_time: gap.from_ms.map(milliseconds),
-            to_time: Some(milliseconds(gap.to_ms)),
-            action: v1::GapAction::Resync.into(),
-            resume_token: self.token(),
-        })))
+        self.record.gap(shard, gap);
+        let gap = messages::gap(shard, gap, &self.options.kinds, self.token());
+        Ok(EncodedMessage::response(Response::Gap(gap)))
     }
-}
-
-fn notice_of(notice: v1::Notice) -> Piece {
-    Piece::other(subscribe_response::Response::Notice(notice))
-}
-
-/// A place, as the wire names it.
-pub fn wire_position(shard: ShardId, position: Position) -> v1::Position {
-    v1::Position { shard: shard.0.into(), epoch: position.epoch.0, offset: position.offset.0 }
-}
-
-fn reason(reason: GapReason) -> v1::GapReason {
-    match reason {
-        GapReason::HistoryExpired => v1::GapReason::HistoryExpired,
-        GapReason::EpochChanged => v1::GapReason::EpochChanged,
-        GapReason::UnknownEpoch => v1::GapReason::UnknownEpoch,
-        GapReason::Unreadable => v1::GapReason::Unreadable,
-    }
-}
-
-fn milliseconds(ms: u64) -> prost_types::Timestamp {
-    timestamp(SystemTime::UNIX_EPOCH + Duration::from_millis(ms))
-}
-
-/// The token of places, for a deployment.
-pub fn encode_token(deployment: u32, positions: &[Position]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(token::encoded_len(positions));
-    token::encode(deployment, positions, &mut bytes);
-    bytes
 }

@@ -1,4 +1,4 @@
-//! `Publish` requests that are wrong: everything that is wrong is named at once, and nothing of them is published.
+//! Invalid `Publish` requests: every violation is reported at once, and no event is published.
 
 use std::collections::HashMap;
 
@@ -13,12 +13,12 @@ use trunkline_proto::v1::{
 };
 
 use crate::{
-    bench::Bench,
+    deployment::Deployment,
+    error_details::{error_details, wrong_fields},
     support::{
         LIMIT,
         events::{self, event, with_id},
     },
-    told::{told, wrong_fields},
 };
 
 /// Longer than any id may be.
@@ -26,8 +26,8 @@ fn long() -> String {
     "i".repeat(129)
 }
 
-async fn refused(bench: &Bench, request: PublishRequest) -> Status {
-    let client = bench.gateway.client().await;
+async fn refused(deployment: &Deployment, request: PublishRequest) -> Status {
+    let client = deployment.gateway.client().await;
     client.clone().publish(request).await.expect_err("a refusal")
 }
 
@@ -36,9 +36,9 @@ fn from_n1(events: Vec<Event>) -> PublishRequest {
 }
 
 #[tokio::test]
-async fn all_that_is_wrong_with_a_request_is_named_at_once() {
-    let bench = Bench::embedded().await;
-    let empty = refused(&bench, PublishRequest::default()).await;
+async fn every_violation_of_a_request_is_reported_at_once() {
+    let deployment = Deployment::embedded().await;
+    let empty = refused(&deployment, PublishRequest::default()).await;
     assert_eq!(wrong_fields(&empty), ["node_id", "events"]);
 
     let request = PublishRequest {
@@ -46,49 +46,56 @@ async fn all_that_is_wrong_with_a_request_is_named_at_once() {
         request_id: "not-a-uuid".into(),
         events: vec![events::queue_refresh(), Event::default(), events::mailbox_change("", 1)],
     };
-    let status = refused(&bench, request).await;
+    let status = refused(&deployment, request).await;
     assert_eq!(
         wrong_fields(&status),
         ["node_id", "request_id", "events[1].kind", "events[2].mailbox_change.account_id"]
     );
-    let told = told(&status, Code::InvalidArgument, "INVALID_REQUEST");
-    assert!(told.violations[0].1.contains("129 bytes; the limit is 128"), "{told:?}");
+    let error_details = error_details(&status, Code::InvalidArgument, "INVALID_REQUEST");
+    assert!(
+        error_details.violations[0].1.contains("129 bytes; the limit is 128"),
+        "{error_details:?}"
+    );
 }
 
 #[tokio::test]
-async fn a_request_id_is_a_uuid_and_not_the_nil_one() {
-    let bench = Bench::embedded().await;
+async fn a_request_id_must_be_a_uuid_other_than_nil() {
+    let deployment = Deployment::embedded().await;
     for request_id in ["7", "00000000-0000-0000-0000-000000000000"] {
         let request = PublishRequest {
             request_id: request_id.into(),
             ..from_n1(vec![events::queue_refresh()])
         };
-        assert_eq!(wrong_fields(&refused(&bench, request).await), ["request_id"], "{request_id}");
+        assert_eq!(
+            wrong_fields(&refused(&deployment, request).await),
+            ["request_id"],
+            "{request_id}"
+        );
     }
 }
 
 #[tokio::test]
-async fn a_node_id_has_no_control_characters() {
-    let bench = Bench::embedded().await;
+async fn a_node_id_must_not_have_control_characters() {
+    let deployment = Deployment::embedded().await;
     let request =
         PublishRequest { node_id: "a\nb".into(), ..from_n1(vec![events::queue_refresh()]) };
-    assert_eq!(wrong_fields(&refused(&bench, request).await), ["node_id"]);
+    assert_eq!(wrong_fields(&refused(&deployment, request).await), ["node_id"]);
 }
 
 #[tokio::test]
-async fn a_request_has_at_most_a_thousand_events() {
-    let bench = Bench::embedded().await;
-    let node = bench.node("n1").await;
+async fn a_request_may_have_at_most_a_thousand_events() {
+    let deployment = Deployment::embedded().await;
+    let node = deployment.node("n1").await;
     let most = vec![events::queue_refresh(); 1000];
     assert_eq!(node.publish(most).await.unwrap().len(), 1000);
-    let more = refused(&bench, from_n1(vec![events::queue_refresh(); 1001])).await;
+    let more = refused(&deployment, from_n1(vec![events::queue_refresh(); 1001])).await;
     assert_eq!(wrong_fields(&more), ["events"]);
     assert!(more.message().contains("has 1001, must have 1 to 1000"), "{more:?}");
 }
 
 #[tokio::test]
 async fn every_field_of_every_kind_is_checked() {
-    let bench = Bench::embedded().await;
+    let deployment = Deployment::embedded().await;
     let bad_time = Some(Timestamp { seconds: i64::MAX, nanos: -1 });
     let target = Target { node_ids: vec![String::new()], roles: vec!["r".into(); 65] };
     let entry = |cache: &str, id: String| Entry { cache: cache.into(), id };
@@ -200,16 +207,16 @@ async fn every_field_of_every_kind_is_checked() {
         ),
     ];
     for (event, fields) in cases {
-        let status = refused(&bench, from_n1(vec![refresh(), event.clone()])).await;
+        let status = refused(&deployment, from_n1(vec![refresh(), event.clone()])).await;
         let expected: Vec<_> = fields.iter().map(|field| format!("events[1].{field}")).collect();
         assert_eq!(wrong_fields(&status), expected, "{event:?}");
     }
 }
 
 #[tokio::test]
-async fn values_and_addresses_of_all_forms_are_right() {
-    let bench = Bench::embedded().await;
-    let node = bench.node("n1").await;
+async fn all_forms_of_addresses_and_values_are_accepted() {
+    let deployment = Deployment::embedded().await;
+    let node = deployment.node("n1").await;
     for address in ["192.0.2.7", "192.0.2.0/24", "::1", "2001:db8::/32"] {
         node.publish(vec![events::blocked_ip(address)]).await.expect(address);
     }
@@ -220,9 +227,9 @@ async fn values_and_addresses_of_all_forms_are_right() {
 }
 
 #[tokio::test]
-async fn nothing_of_a_refused_request_is_published() {
-    let bench = Bench::embedded().await;
-    let (publisher, subscriber) = (bench.node("n1").await, bench.node("n2").await);
+async fn a_refused_request_publishes_no_event() {
+    let deployment = Deployment::embedded().await;
+    let (publisher, subscriber) = (deployment.node("n1").await, deployment.node("n2").await);
     let collector = subscriber.subscribe(subscriber.request()).await;
     let (good, bad) = (with_id("good", events::queue_refresh()), Event::default());
     publisher.publish(vec![good, bad]).await.unwrap_err();
@@ -232,12 +239,12 @@ async fn nothing_of_a_refused_request_is_published() {
 }
 
 #[tokio::test]
-async fn a_thousand_violations_arrive_as_far_as_headers_can_carry_them() {
-    let bench = Bench::embedded().await;
-    let status = refused(&bench, from_n1(vec![Event::default(); 1000])).await;
-    let told = told(&status, Code::InvalidArgument, "INVALID_REQUEST");
-    assert_eq!(told.metadata["violations"], "1000");
-    let (last, named) = told.violations.split_last().unwrap();
+async fn a_thousand_violations_are_cut_to_the_size_of_headers() {
+    let deployment = Deployment::embedded().await;
+    let status = refused(&deployment, from_n1(vec![Event::default(); 1000])).await;
+    let error_details = error_details(&status, Code::InvalidArgument, "INVALID_REQUEST");
+    assert_eq!(error_details.metadata["violations"], "1000");
+    let (last, named) = error_details.violations.split_last().unwrap();
     assert!(named.len() > 20, "{}", named.len());
     assert_eq!(named[0].0, "events[0].kind");
     assert_eq!(last.1, format!("{} more violations", 1000 - named.len()));

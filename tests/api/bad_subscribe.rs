@@ -5,21 +5,21 @@ use tonic::{Code, Status};
 use trunkline_proto::v1::{Filter, GapAction, GapReason, SubscribeRequest};
 
 use crate::{
-    bench::Bench,
+    deployment::Deployment,
+    error_details::{error_details, wrong_fields},
     support::{
         Gateway, GatewayOptions, LIMIT, Seen, TestNode,
         events::{self, with_id},
         shared,
     },
-    told::{told, wrong_fields},
 };
 
 fn n1() -> SubscribeRequest {
     SubscribeRequest { node_id: "n1".into(), ..Default::default() }
 }
 
-async fn refused(bench: &Bench, request: SubscribeRequest) -> Status {
-    let mut client = bench.gateway.client().await;
+async fn refused(deployment: &Deployment, request: SubscribeRequest) -> Status {
+    let mut client = deployment.gateway.client().await;
     let answer = client.subscribe(request.clone()).await;
     answer.err().unwrap_or_else(|| panic!("not refused: {request:?}"))
 }
@@ -29,8 +29,8 @@ fn seconds(seconds: i64) -> Duration {
 }
 
 #[tokio::test]
-async fn all_that_is_wrong_with_a_request_is_named_at_once() {
-    let bench = Bench::embedded().await;
+async fn every_violation_of_a_request_is_reported_at_once() {
+    let deployment = Deployment::embedded().await;
     let request = SubscribeRequest {
         node_id: String::new(),
         incarnation: "i".repeat(129),
@@ -47,7 +47,7 @@ async fn all_that_is_wrong_with_a_request_is_named_at_once() {
         overflow: 9,
         ..Default::default()
     };
-    let status = refused(&bench, request).await;
+    let status = refused(&deployment, request).await;
     let fields = [
         "node_id",
         "incarnation",
@@ -70,8 +70,8 @@ async fn all_that_is_wrong_with_a_request_is_named_at_once() {
 }
 
 #[tokio::test]
-async fn there_is_a_limit_to_everything_that_can_be_listed() {
-    let bench = Bench::embedded().await;
+async fn every_list_of_a_request_has_a_limit() {
+    let deployment = Deployment::embedded().await;
     let filter = Filter {
         accounts: vec!["a".into(); 10_001],
         custom_types: vec!["t".into(); 257],
@@ -79,17 +79,17 @@ async fn there_is_a_limit_to_everything_that_can_be_listed() {
     };
     let request = SubscribeRequest { roles: vec!["r".into(); 65], filter: Some(filter), ..n1() };
     let fields = ["roles", "filter.accounts", "filter.custom_types"];
-    assert_eq!(wrong_fields(&refused(&bench, request).await), fields);
+    assert_eq!(wrong_fields(&refused(&deployment, request).await), fields);
 }
 
 #[tokio::test]
-async fn a_heartbeat_interval_is_one_second_to_one_hour() {
-    let bench = Bench::embedded().await;
+async fn a_heartbeat_interval_must_be_one_second_to_one_hour() {
+    let deployment = Deployment::embedded().await;
     for wrong in [seconds(-1), seconds(0), seconds(3601), seconds(i64::MAX)] {
         let request = SubscribeRequest { heartbeat_interval: Some(wrong), ..n1() };
-        assert_eq!(wrong_fields(&refused(&bench, request).await), ["heartbeat_interval"]);
+        assert_eq!(wrong_fields(&refused(&deployment, request).await), ["heartbeat_interval"]);
     }
-    let node = bench.node("n1").await;
+    let node = deployment.node("n1").await;
     for right in [seconds(1), seconds(3600)] {
         let request = SubscribeRequest { heartbeat_interval: Some(right), ..n1() };
         let subscribed = node.subscribe(request).await.subscribed().await;
@@ -100,58 +100,58 @@ async fn a_heartbeat_interval_is_one_second_to_one_hour() {
 }
 
 #[tokio::test]
-async fn the_longest_of_durations_is_right() {
-    let bench = Bench::embedded().await;
-    let node = bench.node("n1").await;
+async fn the_longest_duration_is_accepted() {
+    let deployment = Deployment::embedded().await;
+    let node = deployment.node("n1").await;
     let request = SubscribeRequest { max_duration: Some(seconds(i64::MAX)), ..n1() };
     let collector = node.subscribe(request).await;
-    bench.node("n2").await.publish(vec![events::queue_refresh()]).await.unwrap();
+    deployment.node("n2").await.publish(vec![events::queue_refresh()]).await.unwrap();
     collector.events(1, LIMIT).await;
     for wrong in [seconds(-1), Duration { seconds: 0, nanos: -1 }] {
         let request = SubscribeRequest { max_duration: Some(wrong), ..n1() };
-        assert_eq!(wrong_fields(&refused(&bench, request).await), ["max_duration"]);
+        assert_eq!(wrong_fields(&refused(&deployment, request).await), ["max_duration"]);
     }
 }
 
 #[tokio::test]
 async fn a_filter_may_name_kinds_that_only_newer_peers_know() {
-    let bench = Bench::embedded().await;
-    let node = bench.node("n1").await;
+    let deployment = Deployment::embedded().await;
+    let node = deployment.node("n1").await;
     let filter = Filter { kinds: vec![10, 42, 99], ..Default::default() };
     node.subscribe(SubscribeRequest { filter: Some(filter), ..n1() }).await;
 }
 
 #[tokio::test]
-async fn a_malformed_token_is_told_so() {
-    let bench = Bench::embedded().await;
-    let node = bench.node("n1").await;
+async fn a_malformed_token_is_reported() {
+    let deployment = Deployment::embedded().await;
+    let node = deployment.node("n1").await;
     let mut damaged = node.subscribe(n1()).await.last_token();
     damaged[5] ^= 1;
     for (token, why) in
         [(b"?".to_vec(), "too short"), (vec![7; 4000], "checksum"), (damaged, "checksum")]
     {
-        let status = refused(&bench, SubscribeRequest { resume_token: token, ..n1() }).await;
-        let told = told(&status, Code::InvalidArgument, "RESUME_TOKEN_MALFORMED");
-        assert_eq!(told.violations.len(), 1);
-        assert_eq!(told.violations[0].0, "resume_token");
-        assert!(told.violations[0].1.contains(why), "{told:?}");
-        assert_eq!(told.retry, None);
+        let status = refused(&deployment, SubscribeRequest { resume_token: token, ..n1() }).await;
+        let error_details = error_details(&status, Code::InvalidArgument, "RESUME_TOKEN_MALFORMED");
+        assert_eq!(error_details.violations.len(), 1);
+        assert_eq!(error_details.violations[0].0, "resume_token");
+        assert!(error_details.violations[0].1.contains(why), "{error_details:?}");
+        assert_eq!(error_details.retry, None);
     }
 }
 
 #[tokio::test]
-async fn a_token_of_another_deployment_begins_with_a_gap_and_goes_on() {
-    let here = Bench::embedded().await;
+async fn a_token_of_another_deployment_begins_with_a_gap_and_continues() {
+    let here = Deployment::embedded().await;
     // Another prefix, and another number of shards.
     let elsewhere =
         Gateway::start(GatewayOptions::embedded().set("prefix", "elsewhere").set("shards", 3))
             .await;
-    // The same prefix: only the epochs tell.
+    // The same prefix: only the epochs differ.
     let namesake = Gateway::start(GatewayOptions::embedded()).await;
     let (publisher, subscriber) = (here.node("n2").await, here.node("n1").await);
     publisher.publish(vec![events::queue_refresh()]).await.unwrap();
-    for stranger in [elsewhere, namesake] {
-        let node = TestNode::connect(&stranger, "n1").await;
+    for other_deployment in [elsewhere, namesake] {
+        let node = TestNode::connect(&other_deployment, "n1").await;
         let token = node.subscribe(node.request()).await.last_token();
         let request = SubscribeRequest { resume_token: token, ..n1() };
         let collector = subscriber.subscribe(request).await;
@@ -167,7 +167,7 @@ async fn a_token_of_another_deployment_begins_with_a_gap_and_goes_on() {
         assert_eq!(recording.gaps().len(), 1);
         assert!(matches!(recording.seen[1], Seen::Gap(_)), "the gap comes before the event");
         assert_eq!(next[0].offset, to.offset + 1);
-        // The gap's token stands for the place behind it.
+        // The gap's token is the position after it.
         let request = SubscribeRequest { resume_token: gap.resume_token, ..n1() };
         let again = subscriber.subscribe(request).await;
         assert!(again.subscribed().await.resumed);
@@ -176,8 +176,8 @@ async fn a_token_of_another_deployment_begins_with_a_gap_and_goes_on() {
 }
 
 #[tokio::test]
-async fn a_strange_token_begins_with_a_gap_over_redis_too() {
-    let stranger = async |prefix: &str| {
+async fn a_token_of_another_deployment_begins_with_a_gap_over_redis_too() {
+    let token_of_another = async |prefix: &str| {
         let gateway = Gateway::start(GatewayOptions::embedded().set("prefix", prefix)).await;
         let node = TestNode::connect(&gateway, "n1").await;
         node.publish(vec![events::queue_refresh(); 9]).await.unwrap();
@@ -185,9 +185,9 @@ async fn a_strange_token_begins_with_a_gap_over_redis_too() {
     };
     let prefix = shared::prefix();
     // Of an epoch that is lower than all here, of a higher one, and of another prefix.
-    let lower = stranger(&prefix).await;
-    let here = Bench::redis_with(|options| options.set("prefix", prefix.clone())).await;
-    let (higher, other) = (stranger(&prefix).await, stranger("elsewhere").await);
+    let lower = token_of_another(&prefix).await;
+    let here = Deployment::redis_with(|options| options.set("prefix", prefix.clone())).await;
+    let (higher, other) = (token_of_another(&prefix).await, token_of_another("elsewhere").await);
     let (publisher, subscriber) = (here.node("n2").await, here.remote("n1").await);
     publisher.publish(vec![events::queue_refresh()]).await.unwrap();
     for (name, token) in [("lower", lower), ("higher", higher), ("other", other)] {

@@ -1,4 +1,5 @@
-//! A gateway that is told to stop: its nodes are sent elsewhere, nothing is lost, and it ends in time whoever still holds on.
+//! Draining: nodes are sent to other gateways, nothing is lost, and the gateway ends in time even
+//! if clients stay.
 
 use std::time::Duration;
 
@@ -8,41 +9,41 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use trunkline_proto::v1::SubscribeRequest;
 
 use crate::{
-    bench::Bench,
+    deployment::Deployment,
+    error_details::error_details,
     health::{next, watch},
     support::{
         Gateway, GatewayOptions, LIMIT, Ready, RedisOptions, RedisServer, Seen, TestNode,
         events::{self, numbered},
         shared,
     },
-    told::told,
 };
 
 fn is_draining(status: &Status) {
-    let told = told(status, Code::Unavailable, "DRAINING");
-    assert!(told.retry.is_some_and(|retry| retry < LIMIT), "{told:?}");
+    let error_details = error_details(status, Code::Unavailable, "DRAINING");
+    assert!(error_details.retry.is_some_and(|retry| retry < LIMIT), "{error_details:?}");
 }
 
 #[tokio::test]
-async fn streams_are_told_and_the_gateway_ends_with_all_of_them_open() {
-    let bench = Bench::embedded().await;
-    let node = bench.node("n1").await;
+async fn draining_notifies_streams_and_ends_while_they_are_open() {
+    let deployment = Deployment::embedded().await;
+    let node = deployment.node("n1").await;
     let mut collectors = Vec::new();
     for _ in 0..20 {
         collectors.push(node.subscribe(node.request()).await);
     }
-    let mut watched = watch(&bench.gateway, "").await;
-    let mut strange = watch(&bench.gateway, "no.such.Service").await;
+    let mut watched = watch(&deployment.gateway, "").await;
+    let mut strange = watch(&deployment.gateway, "no.such.Service").await;
     assert_eq!(next(&mut watched).await, Some(ServingStatus::Serving));
     assert_eq!(next(&mut strange).await, Some(ServingStatus::ServiceUnknown));
-    bench.node("n2").await.publish(numbered("e", 3, 1)).await.unwrap();
+    deployment.node("n2").await.publish(numbered("e", 3, 1)).await.unwrap();
     for collector in &collectors {
         collector.events(3, LIMIT).await;
     }
 
-    let ended = bench.gateway.terminate(LIMIT).await;
+    let ended = deployment.gateway.terminate(LIMIT).await;
     assert!(ended.status.success(), "{ended:?}");
-    // A second of spread, and some for who closes.
+    // A second of spread, and some time to close.
     assert!(ended.took < Duration::from_secs(5), "{ended:?}");
     for collector in collectors {
         is_draining(&collector.end(LIMIT).await.unwrap_err());
@@ -59,64 +60,64 @@ async fn streams_are_told_and_the_gateway_ends_with_all_of_them_open() {
 }
 
 #[tokio::test]
-async fn nobody_new_is_taken_while_the_others_are_sent_away() {
+async fn draining_refuses_new_requests() {
     let drain = json!({ "spread": "3s", "timeout": "10s" });
-    let bench = Bench::embedded_with(|options| options.set("drain", drain)).await;
-    let node = bench.node("n1").await;
+    let deployment = Deployment::embedded_with(|options| options.set("drain", drain)).await;
+    let node = deployment.node("n1").await;
     let mut collectors = Vec::new();
     for _ in 0..20 {
         collectors.push(node.subscribe(node.request()).await);
     }
-    let mut watched = watch(&bench.gateway, "").await;
+    let mut watched = watch(&deployment.gateway, "").await;
     assert_eq!(next(&mut watched).await, Some(ServingStatus::Serving));
-    bench.gateway.signal_term();
+    deployment.gateway.signal_term();
     assert_eq!(next(&mut watched).await, Some(ServingStatus::NotServing));
     is_draining(&node.publish(numbered("e", 1, 1)).await.unwrap_err());
     is_draining(&node.stream(node.request()).await.unwrap_err());
     // On a new connection too.
-    is_draining(&bench.node("n2").await.stream(node.request()).await.unwrap_err());
+    is_draining(&deployment.node("n2").await.stream(node.request()).await.unwrap_err());
     for collector in &collectors {
         is_draining(&collector.end(LIMIT).await.unwrap_err());
     }
-    assert!(bench.gateway.ends(LIMIT).await.status.success());
+    assert!(deployment.gateway.ends(LIMIT).await.status.success());
 }
 
 #[tokio::test]
-async fn it_serves_on_for_the_delay_so_that_load_balancers_see_it() {
+async fn draining_serves_for_the_delay_while_health_reports_not_serving() {
     let drain = json!({ "delay": "1500ms", "spread": "0s", "timeout": "1s" });
-    let bench = Bench::embedded_with(|options| options.set("drain", drain)).await;
-    let (publisher, subscriber) = (bench.node("p").await, bench.node("s").await);
+    let deployment = Deployment::embedded_with(|options| options.set("drain", drain)).await;
+    let (publisher, subscriber) = (deployment.node("p").await, deployment.node("s").await);
     let collector = subscriber.subscribe(subscriber.request()).await;
-    let mut watched = watch(&bench.gateway, "").await;
+    let mut watched = watch(&deployment.gateway, "").await;
     assert_eq!(next(&mut watched).await, Some(ServingStatus::Serving));
-    bench.gateway.signal_term();
+    deployment.gateway.signal_term();
     assert_eq!(next(&mut watched).await, Some(ServingStatus::NotServing));
     publisher.publish(numbered("late", 1, 1)).await.expect("it still serves");
     collector.events(1, LIMIT).await;
     is_draining(&collector.end(LIMIT).await.unwrap_err());
-    assert!(bench.gateway.ends(LIMIT).await.status.success());
+    assert!(deployment.gateway.ends(LIMIT).await.status.success());
 }
 
 #[tokio::test]
-async fn a_reader_that_takes_nothing_does_not_keep_it() {
+async fn a_reader_that_stalls_does_not_delay_the_end() {
     let drain = json!({ "spread": "0s", "timeout": "1s" });
-    let bench = Bench::embedded_with(|options| options.set("drain", drain)).await;
-    let (publisher, subscriber) = (bench.node("p").await, bench.node("s").await);
+    let deployment = Deployment::embedded_with(|options| options.set("drain", drain)).await;
+    let (publisher, subscriber) = (deployment.node("p").await, deployment.node("s").await);
     let stuck = subscriber.stream(subscriber.request()).await.unwrap();
     // 24 MiB: the windows of a connection are some 2 MiB.
     for _ in 0..40 {
         publisher.publish(vec![events::large(60 << 10); 10]).await.unwrap();
     }
-    let ended = bench.gateway.terminate(LIMIT).await;
+    let ended = deployment.gateway.terminate(LIMIT).await;
     assert!(ended.status.success() && ended.took < Duration::from_secs(6), "{ended:?}");
     drop(stuck);
 }
 
 #[tokio::test]
-async fn nodes_continue_elsewhere_with_their_tokens() {
-    let bench = Bench::redis().await;
-    let publisher = TestNode::connect(bench.other(), "p").await;
-    let subscriber = bench.node("s").await;
+async fn nodes_resume_on_another_gateway_with_their_tokens() {
+    let deployment = Deployment::redis().await;
+    let publisher = TestNode::connect(deployment.other(), "p").await;
+    let subscriber = deployment.node("s").await;
     let collector = subscriber.subscribe(subscriber.request()).await;
     let mut sent = Vec::new();
     let publish = async |name: &str| {
@@ -126,7 +127,7 @@ async fn nodes_continue_elsewhere_with_their_tokens() {
         publish(&format!("before{n}")).await;
         sent.extend((0..20).map(|i| format!("before{n}-{i}")));
     }
-    bench.gateway.signal_term();
+    deployment.gateway.signal_term();
     let mut n = 0;
     // While it drains.
     while collector.with(|recording| recording.ended().is_none()) {
@@ -135,8 +136,8 @@ async fn nodes_continue_elsewhere_with_their_tokens() {
         n += 1;
     }
     is_draining(&collector.end(LIMIT).await.unwrap_err());
-    assert!(bench.gateway.ends(LIMIT).await.status.success());
-    let elsewhere = TestNode::connect(bench.other(), "s").await;
+    assert!(deployment.gateway.ends(LIMIT).await.status.success());
+    let elsewhere = TestNode::connect(deployment.other(), "s").await;
     let request = SubscribeRequest { resume_token: collector.last_token(), ..elsewhere.request() };
     let next = elsewhere.subscribe(request).await;
     assert!(next.subscribed().await.resumed);
@@ -151,7 +152,7 @@ async fn nodes_continue_elsewhere_with_their_tokens() {
 }
 
 #[tokio::test]
-async fn it_ends_in_time_without_its_redis() {
+async fn draining_ends_in_time_without_redis() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let options = || {
         GatewayOptions::redis(&redis.url(), &shared::prefix())

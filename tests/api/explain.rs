@@ -3,7 +3,7 @@
 use trunkline_proto::v1::{Event, EventKind, Exclusion, Filter, SubscribeRequest, Target, Verdict};
 
 use crate::{
-    bench::Bench,
+    deployment::Deployment,
     on_both_buses,
     support::{
         Collector, LIMIT,
@@ -12,11 +12,11 @@ use crate::{
 };
 
 on_both_buses!(
-    every_reason_is_told,
-    who_explains_gets_what_it_would_have_got,
-    counts_are_whole_where_verdicts_are_too_many,
-    the_limit_of_events_counts_the_delivered_ones,
-    nobody_is_explained_anything_who_does_not_ask,
+    every_reason_is_explained,
+    explaining_does_not_change_what_is_delivered,
+    counts_are_complete_where_verdicts_are_limited,
+    max_events_counts_delivered_events,
+    only_streams_that_ask_get_explanations,
 );
 
 fn to(roles: &[&str], event: Event) -> Event {
@@ -49,10 +49,10 @@ async fn verdicts(collector: &Collector, count: usize) -> Vec<Verdict> {
         .await
 }
 
-async fn every_reason_is_told(bench: Bench) {
-    let node = bench.remote("n1").await;
+async fn every_reason_is_explained(deployment: Deployment) {
+    let node = deployment.remote("n1").await;
     let collector = node.subscribe(request("n1")).await;
-    let other = bench.node("other").await;
+    let other = deployment.node("other").await;
     let positions = other
         .publish(vec![
             with_id("mine", mailbox_change("a", 1)),
@@ -65,14 +65,19 @@ async fn every_reason_is_told(bench: Bench) {
         .await
         .unwrap();
     // Its own, published on the other gateway, is its own.
-    bench.node("n1").await.publish(vec![with_id("own", mailbox_change("a", 2))]).await.unwrap();
+    deployment
+        .node("n1")
+        .await
+        .publish(vec![with_id("own", mailbox_change("a", 2))])
+        .await
+        .unwrap();
     let verdicts = verdicts(&collector, 7).await;
-    let told: Vec<_> = verdicts
+    let error_details: Vec<_> = verdicts
         .iter()
         .map(|verdict| (verdict.event_id.as_str(), verdict.exclusions().collect::<Vec<_>>()))
         .collect();
     assert_eq!(
-        told,
+        error_details,
         [
             ("mine", vec![]),
             ("kind", vec![Exclusion::Kind]),
@@ -95,11 +100,11 @@ async fn every_reason_is_told(bench: Bench) {
     assert_eq!(collector.event_ids(), ["mine"]);
 }
 
-async fn who_explains_gets_what_it_would_have_got(bench: Bench) {
-    let node = bench.remote("n1").await;
+async fn explaining_does_not_change_what_is_delivered(deployment: Deployment) {
+    let node = deployment.remote("n1").await;
     let explains = node.subscribe(request("n1")).await;
     let plain = node.subscribe(SubscribeRequest { explain: false, ..request("n1") }).await;
-    let other = bench.node("other").await;
+    let other = deployment.node("other").await;
     for batch in numbered("e", 3_000, 3).chunks(50) {
         let mine = |event: Event| match event.kind {
             Some(trunkline_proto::v1::event::Kind::MailboxChange(ref change))
@@ -115,7 +120,8 @@ async fn who_explains_gets_what_it_would_have_got(bench: Bench) {
     let expected = plain.event("last", LIMIT).await.event_ids;
     assert_eq!(expected.len(), 1_001);
     assert_eq!(explains.event("last", LIMIT).await.event_ids, expected);
-    // Whoever goes on with its last token, here of an explanation, misses and repeats nothing.
+    // A stream that resumes with the last token, here of an explanation, misses and repeats
+    // nothing.
     let token = explains
         .wait(LIMIT, "an explanation after the last event", |recording| {
             let last = recording.explanations().last().map(|e| e.resume_token.clone());
@@ -124,14 +130,14 @@ async fn who_explains_gets_what_it_would_have_got(bench: Bench) {
         .await;
     other.publish(vec![with_id("later", mailbox_change("a", 10))]).await.unwrap();
     let resumes = SubscribeRequest { resume_token: token, ..request("n1") };
-    let resumed = bench.node("n1").await.subscribe(resumes).await;
+    let resumed = deployment.node("n1").await.subscribe(resumes).await;
     assert_eq!(resumed.event("later", LIMIT).await.event_ids, ["later"]);
 }
 
-async fn counts_are_whole_where_verdicts_are_too_many(bench: Bench) {
-    let node = bench.remote("n1").await;
+async fn counts_are_complete_where_verdicts_are_limited(deployment: Deployment) {
+    let node = deployment.remote("n1").await;
     let collector = node.subscribe(request("n1")).await;
-    let other = bench.node("other").await;
+    let other = deployment.node("other").await;
     for batch in numbered("e", 5_000, 7).chunks(500) {
         other.publish(batch.to_vec()).await.unwrap();
     }
@@ -156,11 +162,11 @@ async fn counts_are_whole_where_verdicts_are_too_many(bench: Bench) {
     assert_eq!(collector.event_ids().len(), 10);
 }
 
-async fn the_limit_of_events_counts_the_delivered_ones(bench: Bench) {
-    let node = bench.remote("n1").await;
+async fn max_events_counts_delivered_events(deployment: Deployment) {
+    let node = deployment.remote("n1").await;
     let request = SubscribeRequest { max_events: 2, ..request("n1") };
     let collector = node.subscribe(request).await;
-    let other = bench.node("other").await;
+    let other = deployment.node("other").await;
     let mut events = vec![];
     for n in 0..4 {
         events.push(with_id(format!("left-{n}"), queue_refresh()));
@@ -176,10 +182,10 @@ async fn the_limit_of_events_counts_the_delivered_ones(bench: Bench) {
     assert_eq!((delivered, withheld), (2, 2), "what came before the end is explained");
 }
 
-async fn nobody_is_explained_anything_who_does_not_ask(bench: Bench) {
-    let node = bench.remote("n1").await;
+async fn only_streams_that_ask_get_explanations(deployment: Deployment) {
+    let node = deployment.remote("n1").await;
     let collector = node.subscribe(SubscribeRequest { explain: false, ..request("n1") }).await;
-    let other = bench.node("other").await;
+    let other = deployment.node("other").await;
     other.publish(vec![queue_refresh(), with_id("mine", mailbox_change("a", 1))]).await.unwrap();
     assert!(collector.event("mine", LIMIT).await.explanations().is_empty());
 }

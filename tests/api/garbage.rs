@@ -1,11 +1,11 @@
-//! Foreign bytes where frames are expected: on the channel in Redis, and in the history. Gateways serve on, and what they
-//! acknowledge arrives.
+//! Unknown bytes where frames are expected: on the channel in Redis, and in the history. Gateways
+//! continue to serve, and deliver what they acknowledge.
 
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 use trunkline_proto::v1::{GapReason, GetStatusRequest, Position, Start, SubscribeRequest};
 
 use crate::{
-    bench::Bench,
+    deployment::Deployment,
     support::{
         Collector, Gateway, LIMIT, TestNode,
         events::{self, numbered, with_id},
@@ -13,9 +13,9 @@ use crate::{
     },
 };
 
-/// A deployment with one stream on each gateway, and one who writes into its Redis.
+/// A deployment with one stream on each gateway, and a connection that writes into its Redis.
 struct Scene {
-    bench: Bench,
+    deployment: Deployment,
     publisher: TestNode,
     collectors: [Collector; 2],
     redis: ::redis::aio::MultiplexedConnection,
@@ -24,29 +24,29 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Scene {
-        let bench = Bench::redis().await;
-        let publisher = bench.node("p").await;
-        let (one, two) = (bench.node("s1").await, bench.remote("s2").await);
+        let deployment = Deployment::redis().await;
+        let publisher = deployment.node("p").await;
+        let (one, two) = (deployment.node("s1").await, deployment.remote("s2").await);
         let collectors = [one.subscribe(one.request()).await, two.subscribe(two.request()).await];
-        let client = ::redis::Client::open(&*bench.redis_server().unwrap().url).unwrap();
+        let client = ::redis::Client::open(&*deployment.redis_server().unwrap().url).unwrap();
         let redis = client.get_multiplexed_async_connection().await.unwrap();
-        Scene { bench, publisher, collectors, redis, sent: vec![] }
+        Scene { deployment, publisher, collectors, redis, sent: vec![] }
     }
 
     fn name(&self, what: &str) -> String {
-        format!("{}:{{0}}:{what}", self.bench.redis_server().unwrap().prefix)
+        format!("{}:{{0}}:{what}", self.deployment.redis_server().unwrap().prefix)
     }
 
-    /// Publishes bytes on the channel, where both gateways hear them.
+    /// Publishes bytes on the channel, where both gateways receive them.
     async fn on_the_channel(&mut self, bytes: &[u8]) {
         let channel = self.name("channel");
-        let heard: i64 = ::redis::cmd("PUBLISH")
+        let receivers: i64 = ::redis::cmd("PUBLISH")
             .arg(channel)
             .arg(bytes)
             .query_async(&mut self.redis)
             .await
             .unwrap();
-        assert_eq!(heard, 2);
+        assert_eq!(receivers, 2);
     }
 
     async fn in_history(&mut self, id: &str, field: &str, bytes: &[u8]) {
@@ -77,7 +77,7 @@ impl Scene {
     }
 
     async fn unreadable(&self) -> u64 {
-        let mut client = self.bench.gateway.client().await;
+        let mut client = self.deployment.gateway.client().await;
         client.get_status(GetStatusRequest {}).await.unwrap().into_inner().unreadable_frames
     }
 }
@@ -89,7 +89,8 @@ fn writer() -> Vec<u8> {
     bytes
 }
 
-/// A varint field of a frame: 3 is its sequence number, 4 how many events it has, 6 and 7 where they first stood.
+/// A varint field of a frame: 3 is its sequence number, 4 the number of its events, 6 and 7 their
+/// first position.
 fn number(tag: u32, value: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     prost::encoding::uint64::encode(tag, &value, &mut bytes);
@@ -101,7 +102,7 @@ fn on_the_channel(version: &str, epoch: u64, offset: u64, body: &[u8]) -> Vec<u8
 }
 
 #[tokio::test]
-async fn foreign_bytes_on_the_channel_are_passed_over() {
+async fn unknown_bytes_on_the_channel_are_skipped() {
     let mut scene = Scene::new().await;
     let mut random = StdRng::seed_from_u64(7);
     scene.publish("first").await;
@@ -121,13 +122,14 @@ async fn foreign_bytes_on_the_channel_are_passed_over() {
 }
 
 #[tokio::test]
-async fn an_envelope_with_garbage_in_it_is_passed_over_wherever_it_claims_to_stand() {
+async fn an_envelope_with_garbage_is_skipped_whatever_position_it_claims() {
     let mut scene = Scene::new().await;
     let Position { epoch, offset, .. } = scene.publish("first").await;
     let mut next = offset;
     let mut n = 0;
     let two = [number(4, 2), b"\x0a\x00\x0a\x00".to_vec()].concat();
-    // What is no frame; one of more events than it has; two whose first place cannot be; beacons.
+    // Bytes that are not a frame; a frame that claims more events than it has; two with impossible
+    // first positions; probes.
     let frames = [
         vec![0xff; 30],
         [writer(), number(3, 1), number(4, 3)].concat(),
@@ -156,7 +158,7 @@ async fn an_envelope_with_garbage_in_it_is_passed_over_wherever_it_claims_to_sta
         scene.publish(&format!("e{n}")).await;
         (n, next) = (n + 1, next + 1);
     }
-    // The start of an epoch that nobody began.
+    // The start of an epoch that no gateway began.
     for previous in ["0-0", "1-1", "18446744073709551615-18446744073709551615"] {
         let bytes = on_the_channel("E1", epoch + 1, 0, previous.as_bytes());
         scene.on_the_channel(&bytes).await;
@@ -167,10 +169,10 @@ async fn an_envelope_with_garbage_in_it_is_passed_over_wherever_it_claims_to_sta
 }
 
 #[tokio::test]
-async fn a_frame_of_a_version_that_is_not_known_is_told_as_a_gap_of_its_size() {
+async fn a_frame_of_an_unknown_version_becomes_a_gap_of_its_size() {
     let mut scene = Scene::new().await;
     let Position { epoch, offset, .. } = scene.publish("before").await;
-    // What a gateway of a later version would do with three events.
+    // Three events, as a later version of the gateway might encode them.
     let id = format!("{epoch}-{}", offset + 3);
     scene.in_history(&id, "g", b"later").await;
     let state = scene.name("state");
@@ -207,7 +209,8 @@ async fn garbage_in_the_history_does_not_stop_a_gateway() {
     scene.in_history(&behind(last, 1), "f", b"\xff\xff\xff").await;
     scene.sent.extend(["a-0", "a-1", "a-2"].map(String::from));
     scene.publisher.publish(numbered("a", 3, 1)).await.unwrap();
-    // Far ahead, more than once; under an id that Redis makes, which is the time; and what looks like a frame of three.
+    // Far ahead, more than once; under an id that Redis makes, which is the time; and bytes that
+    // look like a frame of three events.
     let last = scene.publish("third").await;
     scene.in_history(&behind(last, 1000), "x", b"").await;
     scene.in_history(&behind(last, 2000), "f", b"").await;
@@ -223,13 +226,13 @@ async fn garbage_in_the_history_does_not_stop_a_gateway() {
         assert_eq!(recording.event_ids, scene.sent);
         assert!(recording.gaps().is_empty(), "{:?}", recording.gaps());
     }
-    // Who reads history from its begin on gets all of them too.
-    let late = scene.bench.remote("late").await;
+    // A reader of the whole history gets all of them too.
+    let late = scene.deployment.remote("late").await;
     let request = SubscribeRequest { start: Start::Oldest.into(), ..late.request() };
     let recording = late.subscribe(request).await.event("sixth", LIMIT).await;
     assert_eq!(recording.event_ids, scene.sent);
     assert!(recording.gaps().is_empty(), "{:?}", recording.gaps());
-    // And who resumes from before.
+    // And a stream that resumes from before.
     let token = scene.collectors[0].with(|recording| recording.tokens()[0].to_vec());
     let request = SubscribeRequest { resume_token: token, ..late.request() };
     let recording = late.subscribe(request).await.event("sixth", LIMIT).await;
@@ -240,7 +243,7 @@ async fn garbage_in_the_history_does_not_stop_a_gateway() {
     for collector in &scene.collectors {
         collector.event("run-499", LIMIT).await;
     }
-    let state = scene.bench.gateway.client();
+    let state = scene.deployment.gateway.client();
     let mut state = state.await;
     until(LIMIT, "serving", async || {
         state.get_status(GetStatusRequest {}).await.unwrap().into_inner().serving
@@ -249,7 +252,7 @@ async fn garbage_in_the_history_does_not_stop_a_gateway() {
 }
 
 #[tokio::test]
-async fn an_entry_behind_which_nothing_can_stand_costs_the_history_and_nothing_else() {
+async fn an_entry_at_the_last_possible_position_costs_only_the_history() {
     let mut scene = Scene::new().await;
     let before = scene.collectors[0].last_token();
     scene.publish("first").await;
@@ -258,12 +261,12 @@ async fn an_entry_behind_which_nothing_can_stand_costs_the_history_and_nothing_e
     scene.publish("third").await;
     scene.nothing_is_lost().await;
     // The gateways have the first event no more in history, and still in memory.
-    let late = scene.bench.remote("late").await;
+    let late = scene.deployment.remote("late").await;
     let request = SubscribeRequest { resume_token: before, ..late.request() };
     let collector = late.subscribe(request).await;
     assert!(collector.subscribed().await.resumed);
     assert_eq!(collector.event("third", LIMIT).await.event_ids, scene.sent);
-    let newcomer = Gateway::start(scene.bench.options()).await;
+    let newcomer = Gateway::start(scene.deployment.options()).await;
     let late = TestNode::connect(&newcomer, "late").await;
     let request = SubscribeRequest { start: Start::Oldest.into(), ..late.request() };
     let recording = late.subscribe(request).await.event("third", LIMIT).await;
@@ -271,7 +274,7 @@ async fn an_entry_behind_which_nothing_can_stand_costs_the_history_and_nothing_e
 }
 
 #[tokio::test]
-async fn such_an_entry_is_given_up_even_where_nothing_says_how_far_the_shard_was() {
+async fn an_entry_at_the_last_position_is_dropped_even_without_the_shard_state() {
     for epoch in [None, Some(u64::MAX)] {
         // The last offset that there is, and one that a double holds and a signed number does not.
         for offset in [u64::MAX - 1, 1 << 63] {
@@ -293,13 +296,12 @@ async fn such_an_entry_is_given_up_even_where_nothing_says_how_far_the_shard_was
 }
 
 #[tokio::test]
-async fn the_start_of_an_epoch_that_says_nothing_readable_hides_nothing_from_whoever_reads_history()
-{
+async fn an_unreadable_epoch_start_hides_nothing_from_readers_of_history() {
     let mut scene = Scene::new().await;
     let last = scene.publish("first").await;
     scene.in_history(&format!("{}-{}", last.epoch, last.offset + 1), "e", b"nonsense").await;
     scene.publish("second").await;
-    let newcomer = Gateway::start(scene.bench.options()).await;
+    let newcomer = Gateway::start(scene.deployment.options()).await;
     let late = TestNode::connect(&newcomer, "late").await;
     let request = SubscribeRequest { start: Start::Oldest.into(), ..late.request() };
     let recording = late.subscribe(request).await.event("second", LIMIT).await;

@@ -11,7 +11,7 @@ use tonic_reflection::pb::{v1, v1alpha};
 use trunkline_proto::v1::GetStatusRequest;
 
 use crate::{
-    bench::Bench,
+    deployment::Deployment,
     support::{Data, Gateway, GatewayOptions, LIMIT, Ready, RedisOptions, RedisServer, shared},
 };
 
@@ -38,7 +38,7 @@ pub async fn next(stream: &mut Streaming<HealthCheckResponse>) -> Option<Serving
 }
 
 #[tokio::test]
-async fn a_gateway_serves_only_while_its_bus_is_proven() {
+async fn a_gateway_serves_only_while_its_bus_is_verified() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     redis.kill_9();
     let options = GatewayOptions::redis(&redis.url(), &shared::prefix()).ready(Ready::Listening);
@@ -66,7 +66,7 @@ async fn a_gateway_serves_only_while_its_bus_is_proven() {
     redis.kill_9();
     let gone = Instant::now();
     assert_eq!(next(&mut watched).await, Some(ServingStatus::NotServing));
-    // Two beacons were missed; and a second for a busy machine.
+    // Two probes were missed; and a second for a busy machine.
     eprintln!("NOT_SERVING after {:?}", gone.elapsed());
     assert!(gone.elapsed() < Duration::from_secs(4), "{:?}", gone.elapsed());
     for name in NAMES {
@@ -81,11 +81,11 @@ async fn a_gateway_serves_only_while_its_bus_is_proven() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_not_known_is_told_as_the_protocol_says() {
-    let bench = Bench::embedded().await;
-    let status = bench.gateway.health("no.such.Service").await.unwrap_err();
+async fn an_unknown_service_is_reported_as_the_health_protocol_requires() {
+    let deployment = Deployment::embedded().await;
+    let status = deployment.gateway.health("no.such.Service").await.unwrap_err();
     assert_eq!(status.code(), Code::NotFound);
-    let mut watched = watch(&bench.gateway, "no.such.Service").await;
+    let mut watched = watch(&deployment.gateway, "no.such.Service").await;
     assert_eq!(next(&mut watched).await, Some(ServingStatus::ServiceUnknown));
     // The stream stays: the service may come.
     let more = tokio::time::timeout(Duration::from_millis(200), watched.message()).await;
@@ -93,15 +93,15 @@ async fn a_service_that_is_not_known_is_told_as_the_protocol_says() {
 }
 
 #[tokio::test]
-async fn reflection_lists_the_services_and_knows_their_files() {
-    let bench = Bench::embedded().await;
+async fn reflection_lists_the_services_and_their_files() {
+    let deployment = Deployment::embedded().await;
     let expected = |mut names: Vec<String>| {
         names.sort();
         for name in [SERVICE, "grpc.health.v1.Health"] {
             assert!(names.iter().any(|listed| listed == name), "{names:?}");
         }
     };
-    let channel = bench.gateway.connect().await.unwrap();
+    let channel = deployment.gateway.connect().await.unwrap();
 
     {
         use v1::{
@@ -122,7 +122,7 @@ async fn reflection_lists_the_services_and_knows_their_files() {
             panic!("no list");
         };
         expected(list.service.into_iter().map(|service| service.name).collect());
-        // grpcurl needs the last two to show what an error says.
+        // grpcurl needs the last two to show the details of an error.
         for symbol in
             [SERVICE, "trunkline.v1.Event", "google.rpc.ErrorInfo", "google.rpc.BadRequest"]
         {

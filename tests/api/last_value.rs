@@ -16,7 +16,7 @@ fn status(id: &str, state: State) -> Event {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_stream_gets_the_current_queue_status_first_on_a_gateway_that_never_heard_it() {
+async fn a_new_stream_begins_with_the_current_queue_status_on_any_gateway() {
     let redis = SharedRedis::get().await;
     let options = || GatewayOptions::redis(&redis.url, &redis.prefix);
     let first = Gateway::start(options()).await;
@@ -32,7 +32,7 @@ async fn a_new_stream_gets_the_current_queue_status_first_on_a_gateway_that_neve
     let recording = collector.event("f-0", LIMIT).await;
     assert_eq!(recording.event_ids, ["current", "f-0"]);
 
-    // Who resumes gets it first too; who resumes from before it gets it in its order, and once.
+    // A resumed stream gets it first too; one that resumes from before it, in its order and once.
     let mut resume = late.request();
     resume.resume_token = collector.last_token();
     let resumed = late.subscribe(resume).await;
@@ -41,7 +41,7 @@ async fn a_new_stream_gets_the_current_queue_status_first_on_a_gateway_that_neve
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_does_not_want_queue_status_does_not_get_it() {
+async fn the_current_queue_status_obeys_the_filter() {
     let gateway = Gateway::start(GatewayOptions::embedded()).await;
     let publisher = TestNode::connect(&gateway, "publisher").await;
     publisher.publish(vec![status("current", State::Paused)]).await.expect("published");

@@ -1,5 +1,5 @@
-//! A rolling upgrade loses nothing: kinds and fields of a newer peer are delivered as they came, byte by byte. And bytes that
-//! are no protobuf are the sender's error.
+//! A rolling upgrade loses nothing: kinds and fields of a newer peer are delivered as they came,
+//! byte by byte. And bytes that are no protobuf are the sender's error.
 
 use prost::Message;
 use tonic::{Code, Status};
@@ -9,14 +9,14 @@ use trunkline_proto::v1::{
 };
 
 use crate::{
-    bench::Bench,
+    deployment::Deployment,
+    error_details::wrong_fields,
     on_both_buses,
     raw::{self, Bytes},
     support::{
         LIMIT,
         events::{self, with_id},
     },
-    told::wrong_fields,
 };
 
 on_both_buses!(fields_of_newer_peers_arrive_untouched, kinds_of_newer_peers_are_delivered);
@@ -38,14 +38,14 @@ fn everything(node_id: &str) -> SubscribeRequest {
     SubscribeRequest { node_id: node_id.into(), ..Default::default() }
 }
 
-async fn fields_of_newer_peers_arrive_untouched(bench: Bench) {
-    let mut stream = raw::subscribe(bench.other(), everything("s")).await.unwrap();
+async fn fields_of_newer_peers_arrive_untouched(deployment: Deployment) {
+    let mut stream = raw::subscribe(deployment.other(), everything("s")).await.unwrap();
     assert!(stream.message().await.unwrap().unwrap().batch.is_none(), "subscribed");
     // Beside the kind, and in it; not in the order of their numbers.
     let kind = [field(1, b"account"), field(77, b"new in mailbox_change")].concat();
     let event =
         [field(900, b"new in Event"), field(10, &kind), field(1, b"id"), field(6, b"")].concat();
-    raw::publish(&bench.gateway, "p", vec![event.clone()]).await.unwrap();
+    raw::publish(&deployment.gateway, "p", vec![event.clone()]).await.unwrap();
     let arrived = raw::events(&mut stream).await;
     assert_eq!(arrived.len(), 1);
     assert!(arrived[0].starts_with(&event), "{arrived:?}");
@@ -60,34 +60,40 @@ async fn fields_of_newer_peers_arrive_untouched(bench: Bench) {
     });
 }
 
-async fn kinds_of_newer_peers_are_delivered(bench: Bench) {
+async fn kinds_of_newer_peers_are_delivered(deployment: Deployment) {
     let newer = [field(42, b"\x0a\x03new"), field(1, b"newer")].concat();
-    let mut all = raw::subscribe(bench.other(), everything("all")).await.unwrap();
+    let mut all = raw::subscribe(deployment.other(), everything("all")).await.unwrap();
     let filter = Filter { kinds: vec![42], ..Default::default() };
     let request = SubscribeRequest { filter: Some(filter), ..everything("only") };
-    let mut only = raw::subscribe(bench.other(), request).await.unwrap();
-    let others = bench.remote("others").await;
+    let mut only = raw::subscribe(deployment.other(), request).await.unwrap();
+    let others = deployment.remote("others").await;
     let filter = Filter { kinds: vec![EventKind::QueueRefresh.into()], ..Default::default() };
     let request = SubscribeRequest { filter: Some(filter), ..others.request() };
     let others = others.subscribe(request).await;
     for stream in [&mut all, &mut only] {
         assert!(stream.message().await.unwrap().unwrap().batch.is_none(), "subscribed");
     }
-    raw::publish(&bench.gateway, "p", vec![newer.clone()]).await.unwrap();
+    raw::publish(&deployment.gateway, "p", vec![newer.clone()]).await.unwrap();
     for stream in [&mut all, &mut only] {
         let arrived = raw::events(stream).await;
         assert_eq!(arrived.len(), 1);
         assert!(arrived[0].starts_with(&newer) && contains(&arrived[0], &field(2, b"p")));
     }
-    bench.node("p").await.publish(vec![with_id("known", events::queue_refresh())]).await.unwrap();
+    deployment
+        .node("p")
+        .await
+        .publish(vec![with_id("known", events::queue_refresh())])
+        .await
+        .unwrap();
     assert_eq!(others.events(1, LIMIT).await.event_ids, ["known"]);
 }
 
 #[tokio::test]
-async fn what_is_no_event_is_named() {
-    let bench = Bench::embedded().await;
-    let refused =
-        async |events: Vec<Vec<u8>>| raw::publish(&bench.gateway, "p", events).await.unwrap_err();
+async fn an_event_that_is_not_protobuf_is_reported_by_its_index() {
+    let deployment = Deployment::embedded().await;
+    let refused = async |events: Vec<Vec<u8>>| {
+        raw::publish(&deployment.gateway, "p", events).await.unwrap_err()
+    };
     let good = events::queue_refresh().encode_to_vec();
     // Cut off; no field; not UTF-8; a kind of a wrong wire type; an account that is none.
     let bad = [
@@ -101,40 +107,40 @@ async fn what_is_no_event_is_named() {
         let status = refused(vec![good.clone(), bytes.clone()]).await;
         assert_eq!(wrong_fields(&status), ["events[1]"], "{bytes:?}");
     }
-    // Only what is set apart for kinds is one.
+    // Only numbers that are reserved for kinds are kinds.
     let status = refused(vec![field(900, b"no kind"), field(100, b"")]).await;
     assert_eq!(wrong_fields(&status), ["events[0].kind", "events[1].kind"]);
 }
 
 #[tokio::test]
 async fn an_event_has_exactly_one_kind_field_known_or_not() {
-    let bench = Bench::embedded().await;
+    let deployment = Deployment::embedded().await;
     let kind = |number| field(number, &field(1, b"account"));
     for (first, second) in [(10, 42), (42, 10), (10, 11), (10, 10), (42, 43), (55, 10)] {
         let events = vec![[kind(first), kind(second)].concat()];
-        let status = raw::publish(&bench.gateway, "p", events).await.unwrap_err();
+        let status = raw::publish(&deployment.gateway, "p", events).await.unwrap_err();
         assert_eq!(wrong_fields(&status), ["events[0].kind"], "{first} and {second}");
     }
     // The account of an unknown kind that concerns one is required, as that of a known kind.
     let events = vec![field(10, b""), field(42, b""), field(55, b"")];
-    let status = raw::publish(&bench.gateway, "p", events).await.unwrap_err();
+    let status = raw::publish(&deployment.gateway, "p", events).await.unwrap_err();
     let fields = ["events[0].mailbox_change.account_id", "events[1].kind.account_id"];
     assert_eq!(wrong_fields(&status), fields);
 }
 
 #[tokio::test]
-async fn a_request_that_is_no_protobuf_is_the_senders_error() {
-    let bench = Bench::embedded().await;
+async fn a_request_that_is_not_protobuf_is_an_invalid_argument() {
+    let deployment = Deployment::embedded().await;
     let garbage = Bytes(vec![0xff; 50]);
     let refusals: [Status; 4] = [
-        raw::call::<_, PublishResponse>(&bench.gateway, "Publish", garbage.clone())
+        raw::call::<_, PublishResponse>(&deployment.gateway, "Publish", garbage.clone())
             .await
             .unwrap_err(),
-        raw::call::<_, ListNodesResponse>(&bench.gateway, "ListNodes", garbage.clone())
+        raw::call::<_, ListNodesResponse>(&deployment.gateway, "ListNodes", garbage.clone())
             .await
             .unwrap_err(),
-        raw::call::<_, Bytes>(&bench.gateway, "Subscribe", garbage.clone()).await.unwrap_err(),
-        raw::call::<_, Bytes>(&bench.gateway, "GetStatus", garbage).await.unwrap_err(),
+        raw::call::<_, Bytes>(&deployment.gateway, "Subscribe", garbage.clone()).await.unwrap_err(),
+        raw::call::<_, Bytes>(&deployment.gateway, "GetStatus", garbage).await.unwrap_err(),
     ];
     for status in refusals {
         assert_eq!(wrong_fields(&status), ["request"], "{status:?}");
@@ -142,8 +148,9 @@ async fn a_request_that_is_no_protobuf_is_the_senders_error() {
     // A node id that is not UTF-8.
     let request = raw::RawPublish { node_id: vec![0xff], events: vec![] };
     let status =
-        raw::call::<_, PublishResponse>(&bench.gateway, "Publish", request).await.unwrap_err();
+        raw::call::<_, PublishResponse>(&deployment.gateway, "Publish", request).await.unwrap_err();
     assert_eq!(wrong_fields(&status), ["request"]);
-    let unknown = raw::call::<_, Bytes>(&bench.gateway, "NoSuchMethod", GetStatusRequest {}).await;
+    let unknown =
+        raw::call::<_, Bytes>(&deployment.gateway, "NoSuchMethod", GetStatusRequest {}).await;
     assert_eq!(unknown.unwrap_err().code(), Code::Unimplemented);
 }

@@ -1,4 +1,4 @@
-//! What `Publish` promises, and what a gateway adds to an event.
+//! The promises of `Publish`, and the fields that a gateway adds to an event.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,7 +7,7 @@ use trunkline_proto::v1::{Event, Position};
 use uuid::Uuid;
 
 use crate::{
-    bench::Bench,
+    deployment::Deployment,
     on_both_buses,
     support::{
         LIMIT,
@@ -17,14 +17,14 @@ use crate::{
 
 on_both_buses!(
     all_kinds_arrive_as_they_were_published,
-    a_request_that_is_sent_twice_is_published_once,
-    a_gateway_adds_what_a_publisher_left_out,
-    a_gateway_leaves_what_a_publisher_wrote,
-    positions_say_where_each_event_stands,
+    a_request_sent_twice_is_published_once,
+    a_gateway_adds_missing_id_time_and_source,
+    a_gateway_keeps_the_id_and_time_of_the_publisher,
+    the_answer_has_the_position_of_each_event,
 );
 
-async fn all_kinds_arrive_as_they_were_published(bench: Bench) {
-    let (publisher, subscriber) = (bench.node("p").await, bench.remote("s").await);
+async fn all_kinds_arrive_as_they_were_published(deployment: Deployment) {
+    let (publisher, subscriber) = (deployment.node("p").await, deployment.remote("s").await);
     let collector = subscriber.subscribe(subscriber.request()).await;
     let published = one_of_each("a");
     publisher.publish(published.clone()).await.unwrap();
@@ -34,13 +34,13 @@ async fn all_kinds_arrive_as_they_were_published(bench: Bench) {
     assert_eq!(kinds(&recording.events), kinds(&published));
 }
 
-async fn a_request_that_is_sent_twice_is_published_once(bench: Bench) {
-    let (publisher, subscriber) = (bench.node("p").await, bench.remote("s").await);
+async fn a_request_sent_twice_is_published_once(deployment: Deployment) {
+    let (publisher, subscriber) = (deployment.node("p").await, deployment.remote("s").await);
     let collector = subscriber.subscribe(subscriber.request()).await;
     let id = Uuid::new_v4();
     let first = publisher.publish_as(id.to_string(), numbered("e", 3, 2)).await.unwrap();
     // Also in another way of writing it, and on another gateway.
-    let elsewhere = bench.remote("p").await;
+    let elsewhere = deployment.remote("p").await;
     for node in [&publisher, &elsewhere] {
         for text in [id.hyphenated().to_string(), id.simple().to_string().to_uppercase()] {
             let again = node.publish_as(text, numbered("e", 3, 2)).await.unwrap();
@@ -56,8 +56,8 @@ async fn a_request_that_is_sent_twice_is_published_once(bench: Bench) {
     assert_eq!(recording.event_ids, ["e-0", "e-1", "e-2", "f-0", "g-0", "g-0"]);
 }
 
-async fn a_gateway_adds_what_a_publisher_left_out(bench: Bench) {
-    let (publisher, subscriber) = (bench.node("p").await, bench.remote("s").await);
+async fn a_gateway_adds_missing_id_time_and_source(deployment: Deployment) {
+    let (publisher, subscriber) = (deployment.node("p").await, deployment.remote("s").await);
     let collector = subscriber.subscribe(subscriber.request()).await;
     let before = SystemTime::now() - Duration::from_millis(1);
     publisher.publish(vec![events::queue_refresh(), events::queue_refresh()]).await.unwrap();
@@ -71,8 +71,8 @@ async fn a_gateway_adds_what_a_publisher_left_out(bench: Bench) {
     assert_ne!(events[0].event_id, events[1].event_id);
 }
 
-async fn a_gateway_leaves_what_a_publisher_wrote(bench: Bench) {
-    let (publisher, subscriber) = (bench.node("p").await, bench.remote("s").await);
+async fn a_gateway_keeps_the_id_and_time_of_the_publisher(deployment: Deployment) {
+    let (publisher, subscriber) = (deployment.node("p").await, deployment.remote("s").await);
     let collector = subscriber.subscribe(subscriber.request()).await;
     let written = Event {
         source: "somebody else".into(),
@@ -81,13 +81,13 @@ async fn a_gateway_leaves_what_a_publisher_wrote(bench: Bench) {
     };
     publisher.publish(vec![written.clone()]).await.unwrap();
     let events = collector.events(1, LIMIT).await.events;
-    // But for who it is.
+    // Except for its source.
     assert_eq!(events, [Event { source: "p".into(), ..written }]);
 }
 
-async fn positions_say_where_each_event_stands(bench: Bench) {
-    let publisher = bench.node("p").await;
-    let elsewhere = bench.remote("p").await;
+async fn the_answer_has_the_position_of_each_event(deployment: Deployment) {
+    let publisher = deployment.node("p").await;
+    let elsewhere = deployment.remote("p").await;
     let mut all: Vec<Position> = publisher.publish(numbered("a", 5, 3)).await.unwrap();
     all.extend(elsewhere.publish(numbered("b", 5, 3)).await.unwrap());
     let first = &all[0];
@@ -98,14 +98,14 @@ async fn positions_say_where_each_event_stands(bench: Bench) {
 }
 
 #[tokio::test]
-async fn a_request_over_several_shards_answers_in_its_own_order_both_times() {
-    let bench = Bench::redis_with(|options| options.set("shards", 4)).await;
-    let (publisher, subscriber) = (bench.node("p").await, bench.remote("s").await);
+async fn the_positions_of_a_request_over_several_shards_are_in_its_order_on_each_try() {
+    let deployment = Deployment::redis_with(|options| options.set("shards", 4)).await;
+    let (publisher, subscriber) = (deployment.node("p").await, deployment.remote("s").await);
     let collector = subscriber.subscribe(subscriber.request()).await;
     let id = Uuid::new_v4();
     let first = publisher.publish_as(id, numbered("e", 200, 50)).await.unwrap();
     assert_eq!(
-        bench.remote("p").await.publish_as(id, numbered("e", 200, 50)).await.unwrap(),
+        deployment.remote("p").await.publish_as(id, numbered("e", 200, 50)).await.unwrap(),
         first
     );
     let mut shards: Vec<u32> = first.iter().map(|position| position.shard).collect();

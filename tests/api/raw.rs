@@ -1,4 +1,4 @@
-//! A client that writes and reads bytes where others have events: what a newer peer sends, and what of it arrives.
+//! A client that writes and reads encoded events, as a newer peer would send and receive them.
 
 use prost::Message;
 use tonic::{
@@ -15,7 +15,7 @@ pub struct RawPublish {
     /// The node.
     #[prost(bytes = "vec", tag = "1")]
     pub node_id: Vec<u8>,
-    /// What is to be decoded as an event.
+    /// The bytes of an event.
     #[prost(bytes = "vec", repeated, tag = "3")]
     pub events: Vec<Vec<u8>>,
 }

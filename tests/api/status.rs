@@ -1,4 +1,4 @@
-//! What an operator can ask: `GetStatus` and `ListNodes`.
+//! `GetStatus` and `ListNodes`.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,13 +9,13 @@ use trunkline_proto::v1::{
 };
 
 use crate::{
-    bench::Bench,
+    deployment::Deployment,
+    error_details::wrong_fields,
     on_both_buses,
     support::{Collector, Gateway, LIMIT, events::numbered, until},
-    told::wrong_fields,
 };
 
-on_both_buses!(a_gateway_says_how_it_does, nodes_are_listed_while_they_are_connected);
+on_both_buses!(the_status_of_a_gateway_is_complete, nodes_are_listed_while_they_are_connected);
 
 async fn status(gateway: &Gateway) -> GetStatusResponse {
     gateway.client().await.get_status(GetStatusRequest {}).await.unwrap().into_inner()
@@ -27,17 +27,17 @@ async fn list(gateway: &Gateway, page_size: i32, page_token: &str) -> ListNodesR
     gateway.client().await.list_nodes(request).await.unwrap().into_inner()
 }
 
-async fn a_gateway_says_how_it_does(bench: Bench) {
-    let (publisher, subscriber) = (bench.node("p").await, bench.node("s").await);
+async fn the_status_of_a_gateway_is_complete(deployment: Deployment) {
+    let (publisher, subscriber) = (deployment.node("p").await, deployment.node("s").await);
     let one = subscriber.subscribe(subscriber.request()).await;
     let two = subscriber.subscribe(subscriber.request()).await;
     let positions = publisher.publish(numbered("e", 10, 1)).await.unwrap();
-    bench.remote("p").await.publish(numbered("f", 5, 1)).await.unwrap();
+    deployment.remote("p").await.publish(numbered("f", 5, 1)).await.unwrap();
     one.events(15, LIMIT).await;
     two.events(15, LIMIT).await;
 
-    let seen = status(&bench.gateway).await;
-    let redis = bench.redis_server().is_some();
+    let seen = status(&deployment.gateway).await;
+    let redis = deployment.redis_server().is_some();
     assert_eq!(seen.gateway_id, one.subscribed().await.gateway_id);
     assert_eq!(seen.version, env!("CARGO_PKG_VERSION"));
     let started = SystemTime::try_from(seen.start_time.unwrap()).unwrap();
@@ -67,12 +67,12 @@ async fn a_gateway_says_how_it_does(bench: Bench) {
         assert!(age < Duration::from_secs(3), "{age:?}");
     }
     publisher.publish(vec![]).await.unwrap_err();
-    assert_eq!(status(&bench.gateway).await.errors, 1);
+    assert_eq!(status(&deployment.gateway).await.errors, 1);
     drop(two);
-    until(LIMIT, "one stream less", async || status(&bench.gateway).await.streams == 1).await;
+    until(LIMIT, "one stream less", async || status(&deployment.gateway).await.streams == 1).await;
 }
 
-async fn nodes_are_listed_while_they_are_connected(bench: Bench) {
+async fn nodes_are_listed_while_they_are_connected(deployment: Deployment) {
     let filter =
         Filter { kinds: vec![10], accounts: vec!["account-0".into()], ..Default::default() };
     let request = SubscribeRequest {
@@ -82,11 +82,11 @@ async fn nodes_are_listed_while_they_are_connected(bench: Bench) {
         filter: Some(filter.clone()),
         ..Default::default()
     };
-    let collector = bench.node("s").await.subscribe(request).await;
+    let collector = deployment.node("s").await.subscribe(request).await;
     let subscribed = collector.subscribed().await;
-    bench.node("p").await.publish(numbered("e", 10, 2)).await.unwrap();
+    deployment.node("p").await.publish(numbered("e", 10, 2)).await.unwrap();
     collector.events(5, LIMIT).await;
-    let nodes = list(&bench.gateway, 0, "").await.nodes;
+    let nodes = list(&deployment.gateway, 0, "").await.nodes;
     assert_eq!(nodes.len(), 1, "who only publishes holds no stream");
     let node = &nodes[0];
     assert_eq!((node.node_id.as_str(), node.incarnation.as_str()), ("s", "boot 7"));
@@ -99,13 +99,13 @@ async fn nodes_are_listed_while_they_are_connected(bench: Bench) {
     let connected = SystemTime::try_from(node.connect_time.unwrap()).unwrap();
     assert!(connected.elapsed().is_ok_and(|age| age < Duration::from_mins(1)));
     drop(collector);
-    until(LIMIT, "nobody", async || list(&bench.gateway, 0, "").await.nodes.is_empty()).await;
+    until(LIMIT, "nobody", async || list(&deployment.gateway, 0, "").await.nodes.is_empty()).await;
 }
 
 #[tokio::test]
 async fn pages_hold_every_node_once_in_order() {
-    let bench = Bench::embedded().await;
-    let client = bench.node("any").await;
+    let deployment = Deployment::embedded().await;
+    let client = deployment.node("any").await;
     let mut held: Vec<Collector> = Vec::new();
     // Two streams of each; ids that a naive token would trip over.
     for n in 0..25 {
@@ -117,7 +117,7 @@ async fn pages_hold_every_node_once_in_order() {
     for size in [1, 7, 49, 50, 51] {
         let (mut token, mut seen, mut pages) = (String::new(), Vec::new(), 0);
         loop {
-            let page = list(&bench.gateway, size, &token).await;
+            let page = list(&deployment.gateway, size, &token).await;
             assert!(page.nodes.len() <= usize::try_from(size).unwrap());
             seen.extend(page.nodes.into_iter().map(|node| (node.node_id, node.subscription_id)));
             token = page.next_page_token;
@@ -134,19 +134,19 @@ async fn pages_hold_every_node_once_in_order() {
         assert!(seen.is_sorted() && seen.windows(2).all(|pair| pair[0] != pair[1]));
     }
     // The default is a hundred, and more than the most is the most.
-    assert_eq!(list(&bench.gateway, 0, "").await.nodes.len(), 50);
-    assert_eq!(list(&bench.gateway, i32::MAX, "").await.nodes.len(), 50);
-    // A token stands for a place, also after the node that it names has gone.
-    let first = list(&bench.gateway, 10, "").await;
+    assert_eq!(list(&deployment.gateway, 0, "").await.nodes.len(), 50);
+    assert_eq!(list(&deployment.gateway, i32::MAX, "").await.nodes.len(), 50);
+    // A token stays valid after the node that it names has disconnected.
+    let first = list(&deployment.gateway, 10, "").await;
     held.clear();
-    until(LIMIT, "nobody", async || list(&bench.gateway, 0, "").await.nodes.is_empty()).await;
-    assert!(list(&bench.gateway, 10, &first.next_page_token).await.nodes.is_empty());
+    until(LIMIT, "nobody", async || list(&deployment.gateway, 0, "").await.nodes.is_empty()).await;
+    assert!(list(&deployment.gateway, 10, &first.next_page_token).await.nodes.is_empty());
 }
 
 #[tokio::test]
-async fn a_page_of_large_nodes_is_one_that_any_client_reads() {
-    let bench = Bench::embedded().await;
-    let client = bench.node("any").await;
+async fn a_page_of_large_nodes_fits_the_default_message_limit() {
+    let deployment = Deployment::embedded().await;
+    let client = deployment.node("any").await;
     // As large as a node can be: 400 of them are more than the 4 MiB of a message.
     let roles: Vec<String> = (0..64).map(|n| format!("{n:0>128}")).collect();
     let accounts = (0..64).map(|n| format!("{n:0>128}")).collect();
@@ -163,7 +163,7 @@ async fn a_page_of_large_nodes_is_one_that_any_client_reads() {
     }
     let (mut token, mut seen, mut pages) = (String::new(), Vec::new(), 0);
     loop {
-        let page = list(&bench.gateway, 1000, &token).await;
+        let page = list(&deployment.gateway, 1000, &token).await;
         seen.extend(page.nodes.into_iter().map(|node| node.node_id));
         token = page.next_page_token;
         pages += 1;
@@ -176,9 +176,9 @@ async fn a_page_of_large_nodes_is_one_that_any_client_reads() {
 }
 
 #[tokio::test]
-async fn a_page_that_cannot_be_is_refused() {
-    let bench = Bench::embedded().await;
-    let mut client = bench.gateway.client().await;
+async fn an_invalid_page_is_refused() {
+    let deployment = Deployment::embedded().await;
+    let mut client = deployment.gateway.client().await;
     let mut refused = async |page_size, page_token: &str| {
         let request =
             ListNodesRequest { page_size, page_token: page_token.into(), ..Default::default() };

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use trunkline_proto::v1::{Event, Start, SubscribeRequest};
 
 use crate::{
-    bench::Bench,
+    deployment::Deployment,
     on_both_buses,
     support::{
         LIMIT, Seen, TestNode,
@@ -14,13 +14,13 @@ use crate::{
 };
 
 on_both_buses!(
-    a_stream_ends_after_as_many_events_as_were_asked_for,
-    a_stream_ends_after_the_time_that_was_asked_for,
-    a_stream_without_events_has_heartbeats,
-    a_stream_begins_with_what_is_published_after_it_was_opened,
-    a_stream_from_the_oldest_gets_everything_that_is_kept,
-    a_stream_goes_on_after_any_of_its_tokens,
-    a_stream_says_who_serves_it,
+    a_stream_ends_after_max_events,
+    a_stream_ends_after_max_duration,
+    a_stream_without_events_gets_heartbeats,
+    a_stream_begins_with_events_published_after_it_opened,
+    a_stream_from_the_oldest_gets_all_kept_events,
+    a_stream_resumes_after_any_of_its_tokens,
+    a_stream_names_its_gateway,
 );
 
 fn ids(prefix: &str, range: std::ops::Range<usize>) -> Vec<String> {
@@ -31,14 +31,14 @@ async fn publish(node: &TestNode, id: &str) {
     node.publish(vec![with_id(id, events::queue_refresh())]).await.unwrap();
 }
 
-async fn a_stream_ends_after_as_many_events_as_were_asked_for(bench: Bench) {
-    let (publisher, subscriber) = (bench.node("p").await, bench.remote("s").await);
+async fn a_stream_ends_after_max_events(deployment: Deployment) {
+    let (publisher, subscriber) = (deployment.node("p").await, deployment.remote("s").await);
     let request = SubscribeRequest { max_events: 3, ..subscriber.request() };
     let collector = subscriber.subscribe(request).await;
     publisher.publish(numbered("e", 10, 2)).await.unwrap();
     collector.end(LIMIT).await.expect("the end is no error");
     assert_eq!(collector.event_ids(), ids("e", 0..3));
-    // The token says where it ended, inside what was published together.
+    // The token is the position where it ended, inside events that were published together.
     let request = SubscribeRequest {
         resume_token: collector.last_token(),
         max_events: 4,
@@ -50,8 +50,8 @@ async fn a_stream_ends_after_as_many_events_as_were_asked_for(bench: Bench) {
     assert_eq!(next.event_ids(), ids("e", 3..7));
 }
 
-async fn a_stream_ends_after_the_time_that_was_asked_for(bench: Bench) {
-    let subscriber = bench.remote("s").await;
+async fn a_stream_ends_after_max_duration(deployment: Deployment) {
+    let subscriber = deployment.remote("s").await;
     let asked = Duration::from_millis(700);
     let request = SubscribeRequest { max_duration: asked.try_into().ok(), ..subscriber.request() };
     let begin = Instant::now();
@@ -60,8 +60,8 @@ async fn a_stream_ends_after_the_time_that_was_asked_for(bench: Bench) {
     assert!(begin.elapsed() >= asked, "{:?}", begin.elapsed());
 }
 
-async fn a_stream_without_events_has_heartbeats(bench: Bench) {
-    let (publisher, subscriber) = (bench.node("p").await, bench.remote("s").await);
+async fn a_stream_without_events_gets_heartbeats(deployment: Deployment) {
+    let (publisher, subscriber) = (deployment.node("p").await, deployment.remote("s").await);
     let second = Duration::from_secs(1);
     let request =
         SubscribeRequest { heartbeat_interval: second.try_into().ok(), ..subscriber.request() };
@@ -78,16 +78,16 @@ async fn a_stream_without_events_has_heartbeats(bench: Bench) {
     };
     let sent = SystemTime::try_from(heartbeat.gateway_time.unwrap()).unwrap();
     assert!(sent.elapsed().is_ok_and(|age| age < LIMIT));
-    // Its token stands for the place before the event.
+    // Its token is the position before the event.
     let request =
         SubscribeRequest { resume_token: heartbeat.resume_token.clone(), ..subscriber.request() };
     let next = subscriber.subscribe(request).await;
     assert_eq!(next.events(1, LIMIT).await.event_ids, ["e"]);
 }
 
-async fn a_stream_begins_with_what_is_published_after_it_was_opened(bench: Bench) {
-    let (publisher, subscriber) = (bench.node("p").await, bench.remote("s").await);
-    // Told of it, the other gateway has it: what was published before lies before every new stream.
+async fn a_stream_begins_with_events_published_after_it_opened(deployment: Deployment) {
+    let (publisher, subscriber) = (deployment.node("p").await, deployment.remote("s").await);
+    // The other gateway has delivered it: earlier events lie before every new stream.
     let witness = subscriber.subscribe(subscriber.request()).await;
     publish(&publisher, "before").await;
     witness.event("before", LIMIT).await;
@@ -103,8 +103,8 @@ async fn a_stream_begins_with_what_is_published_after_it_was_opened(bench: Bench
     }
 }
 
-async fn a_stream_from_the_oldest_gets_everything_that_is_kept(bench: Bench) {
-    let (publisher, subscriber) = (bench.node("p").await, bench.remote("s").await);
+async fn a_stream_from_the_oldest_gets_all_kept_events(deployment: Deployment) {
+    let (publisher, subscriber) = (deployment.node("p").await, deployment.remote("s").await);
     for n in 0..5 {
         publisher.publish(numbered(&format!("r{n}"), 3, 2)).await.unwrap();
     }
@@ -118,9 +118,9 @@ async fn a_stream_from_the_oldest_gets_everything_that_is_kept(bench: Bench) {
     assert!(recording.gaps().is_empty());
 }
 
-async fn a_stream_goes_on_after_any_of_its_tokens(bench: Bench) {
-    let publisher = bench.node("p").await;
-    let (here, there) = (bench.node("s").await, bench.remote("s").await);
+async fn a_stream_resumes_after_any_of_its_tokens(deployment: Deployment) {
+    let publisher = deployment.node("p").await;
+    let (here, there) = (deployment.node("s").await, deployment.remote("s").await);
     let collector = here.subscribe(here.request()).await;
     for n in 0..6 {
         publisher.publish(numbered(&format!("r{n}"), 4, 4)).await.unwrap();
@@ -156,33 +156,33 @@ async fn a_stream_goes_on_after_any_of_its_tokens(bench: Bench) {
     assert_eq!(next.event("new", LIMIT).await.event_ids, ["new"]);
 }
 
-async fn a_stream_says_who_serves_it(bench: Bench) {
-    let (here, there) = (bench.node("s").await, bench.remote("s").await);
+async fn a_stream_names_its_gateway(deployment: Deployment) {
+    let (here, there) = (deployment.node("s").await, deployment.remote("s").await);
     let one = here.subscribe(here.request()).await.subscribed().await;
     let two = here.subscribe(here.request()).await.subscribed().await;
     let three = there.subscribe(there.request()).await.subscribed().await;
     assert_eq!(one.gateway_id, two.gateway_id);
     assert_ne!(one.subscription_id, two.subscription_id);
     assert_ne!(two.subscription_id, three.subscription_id);
-    assert_eq!(one.gateway_id == three.gateway_id, bench.redis_server().is_none());
+    assert_eq!(one.gateway_id == three.gateway_id, deployment.redis_server().is_none());
     assert!(!one.resume_token.is_empty());
 }
 
-/// The token of a stream is for any gateway; `Event` is what all of them give.
+/// A token is valid on any gateway.
 #[tokio::test]
-async fn tokens_of_a_gateway_that_is_gone_are_good_on_another() {
-    let bench = Bench::redis().await;
-    let publisher = TestNode::connect(bench.other(), "p").await;
-    let subscriber = bench.node("s").await;
+async fn tokens_of_a_stopped_gateway_are_valid_on_another() {
+    let deployment = Deployment::redis().await;
+    let publisher = TestNode::connect(deployment.other(), "p").await;
+    let subscriber = deployment.node("s").await;
     let collector = subscriber.subscribe(subscriber.request()).await;
     publisher.publish(numbered("a", 3, 1)).await.unwrap();
     collector.events(3, LIMIT).await;
     let token = collector.last_token();
-    bench.gateway.kill_9();
+    deployment.gateway.kill_9();
     assert!(collector.end(LIMIT).await.is_err());
     let missed: Vec<Event> = numbered("b", 3, 1);
     publisher.publish(missed).await.unwrap();
-    let elsewhere = TestNode::connect(bench.other(), "s").await;
+    let elsewhere = TestNode::connect(deployment.other(), "s").await;
     let request = SubscribeRequest { resume_token: token, ..elsewhere.request() };
     let next = elsewhere.subscribe(request).await;
     assert!(next.subscribed().await.resumed);

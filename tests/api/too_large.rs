@@ -1,12 +1,13 @@
-//! Events and requests that are too large: `INVALID_ARGUMENT`, with the limit and the size, however large they are.
+//! Events and requests that are too large: `INVALID_ARGUMENT` with the limit and the size, however
+//! large they are.
 
 use tonic::{Code, Status};
 use trunkline_proto::v1::{Filter, PublishRequest, SubscribeRequest};
 
 use crate::{
-    bench::Bench,
+    deployment::Deployment,
+    error_details::error_details,
     support::{LIMIT, TestNode, events, events::with_id},
-    told::told,
 };
 
 const EVENT_LIMIT: usize = 64 << 10;
@@ -20,17 +21,20 @@ fn request(bytes: usize) -> PublishRequest {
 }
 
 fn sizes(status: &Status, field: &str) -> (usize, usize) {
-    let told = told(status, Code::InvalidArgument, "PAYLOAD_TOO_LARGE");
-    assert_eq!(told.violations.len(), 1);
-    assert_eq!(told.violations[0].0, field);
-    assert_eq!(told.retry, None);
-    (told.metadata["limit"].parse().unwrap(), told.metadata["actual"].parse().unwrap())
+    let error_details = error_details(status, Code::InvalidArgument, "PAYLOAD_TOO_LARGE");
+    assert_eq!(error_details.violations.len(), 1);
+    assert_eq!(error_details.violations[0].0, field);
+    assert_eq!(error_details.retry, None);
+    (
+        error_details.metadata["limit"].parse().unwrap(),
+        error_details.metadata["actual"].parse().unwrap(),
+    )
 }
 
 #[tokio::test]
-async fn an_event_that_is_too_large_is_named_with_its_size() {
-    let bench = Bench::embedded().await;
-    let node = bench.node("n1").await;
+async fn an_event_that_is_too_large_is_reported_with_its_size() {
+    let deployment = Deployment::embedded().await;
+    let node = deployment.node("n1").await;
     let large = events::large(EVENT_LIMIT);
     let size = prost::Message::encoded_len(&large);
     let status = node.publish(vec![events::queue_refresh(), large]).await.unwrap_err();
@@ -39,16 +43,17 @@ async fn an_event_that_is_too_large_is_named_with_its_size() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_too_large_is_told_its_size_however_large_it_is() {
-    let bench = Bench::embedded().await;
-    let (other, subscriber) = (bench.node("n2").await, bench.node("n3").await);
+async fn a_request_that_is_too_large_is_reported_with_its_size() {
+    let deployment = Deployment::embedded().await;
+    let (other, subscriber) = (deployment.node("n2").await, deployment.node("n3").await);
     let collector = subscriber.subscribe(subscriber.request()).await;
-    // What fits; a little more; more than the gateway reads; far more.
-    let client = bench.gateway.client().await;
+    // A little more than fits; more than the gateway reads; far more.
+    let client = deployment.gateway.client().await;
     for (number, bytes) in [REQUEST_LIMIT, 2 * REQUEST_LIMIT, 40 << 20].into_iter().enumerate() {
         let request = request(bytes);
         let size = prost::Message::encoded_len(&request);
-        // Often, for whoever answers before it has read everything may be misunderstood by who still writes.
+        // Several times: an answer that comes before all was read may be lost by a client that
+        // still writes.
         for _ in 0..5 {
             let status = client.clone().publish(request.clone()).await.unwrap_err();
             assert_eq!(sizes(&status, "request"), (REQUEST_LIMIT, size));
@@ -74,8 +79,8 @@ async fn a_request_that_is_too_large_is_told_its_size_however_large_it_is() {
 
 #[tokio::test]
 async fn the_largest_request_fits() {
-    let bench = Bench::embedded().await;
-    let node = bench.node("n1").await;
+    let deployment = Deployment::embedded().await;
+    let node = deployment.node("n1").await;
     let mut request = request(REQUEST_LIMIT);
     request.events.truncate(REQUEST_LIMIT / (61 << 10));
     let left = REQUEST_LIMIT - prost::Message::encoded_len(&request);
@@ -87,9 +92,9 @@ async fn the_largest_request_fits() {
 }
 
 #[tokio::test]
-async fn a_request_to_subscribe_that_is_too_large_is_told_so_too() {
-    let bench = Bench::embedded().await;
-    let mut client = bench.gateway.client().await;
+async fn a_subscribe_request_that_is_too_large_is_reported_with_its_size() {
+    let deployment = Deployment::embedded().await;
+    let mut client = deployment.gateway.client().await;
     for count in [40_000, 400_000] {
         let accounts = (0..count).map(|n| format!("{n:0>120}")).collect();
         let filter = Filter { accounts, ..Default::default() };

@@ -4,7 +4,7 @@ use tonic::{Code, Request};
 use trunkline_proto::v1::{Event, PublishRequest};
 
 use crate::{
-    bench::Bench,
+    deployment::Deployment,
     on_both_buses,
     support::{
         LIMIT, TestNode,
@@ -15,8 +15,8 @@ use crate::{
 on_both_buses!(
     an_event_carries_its_trace,
     events_without_a_trace_get_that_of_the_request,
-    malformed_contexts_cost_nothing_but_the_trace,
-    oversized_contexts_of_events_are_refused,
+    malformed_trace_contexts_are_ignored,
+    oversized_trace_contexts_of_events_are_refused,
 );
 
 const ONE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -39,13 +39,13 @@ async fn publish(node: &TestNode, headers: &[(&'static str, &str)], events: Vec<
 
 /// The trace contexts that a subscriber is given of `count` events.
 async fn contexts(
-    bench: &Bench,
+    deployment: &Deployment,
     publish: impl AsyncFnOnce(TestNode),
     count: usize,
 ) -> Vec<(String, String)> {
-    let subscriber = bench.remote("subscriber").await;
+    let subscriber = deployment.remote("subscriber").await;
     let collector = subscriber.subscribe(subscriber.request()).await;
-    publish(bench.node("publisher").await).await;
+    publish(deployment.node("publisher").await).await;
     let events = collector.events(count, LIMIT).await.events;
     events.into_iter().map(|event| (event.traceparent, event.tracestate)).collect()
 }
@@ -54,13 +54,13 @@ fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
     expected.iter().map(|(one, two)| ((*one).to_owned(), (*two).to_owned())).collect()
 }
 
-async fn an_event_carries_its_trace(bench: Bench) {
+async fn an_event_carries_its_trace(deployment: Deployment) {
     let events = vec![traced("e1", ONE, "v=1"), traced("e2", TWO, ""), traced("e3", "", "")];
-    let seen = contexts(&bench, async |node| publish(&node, &[], events).await, 3).await;
+    let seen = contexts(&deployment, async |node| publish(&node, &[], events).await, 3).await;
     assert_eq!(seen, pairs(&[(ONE, "v=1"), (TWO, ""), ("", "")]));
 }
 
-async fn events_without_a_trace_get_that_of_the_request(bench: Bench) {
+async fn events_without_a_trace_get_that_of_the_request(deployment: Deployment) {
     let headers = [("traceparent", TWO), ("tracestate", "a=1"), ("tracestate", "b=2")];
     let events = vec![
         traced("own", ONE, "v=1"),
@@ -69,14 +69,14 @@ async fn events_without_a_trace_get_that_of_the_request(bench: Bench) {
         traced("state", "", "v=2"),
         traced("malformed", "00-xyz", "v=3"),
     ];
-    let seen = contexts(&bench, async |node| publish(&node, &headers, events).await, 4).await;
+    let seen = contexts(&deployment, async |node| publish(&node, &headers, events).await, 4).await;
     assert_eq!(seen[0], (ONE.to_owned(), "v=1".to_owned()));
     assert_eq!(seen[1..], pairs(&[(TWO, "a=1,b=2"); 3]));
 }
 
-async fn malformed_contexts_cost_nothing_but_the_trace(bench: Bench) {
+async fn malformed_trace_contexts_are_ignored(deployment: Deployment) {
     let seen = contexts(
-        &bench,
+        &deployment,
         async |node| {
             for headers in [
                 &[("traceparent", "nonsense"), ("tracestate", "a=1")][..],
@@ -94,8 +94,8 @@ async fn malformed_contexts_cost_nothing_but_the_trace(bench: Bench) {
     assert_eq!(seen, pairs(&[("", ""), ("", ""), ("", ""), ("nonsense", "v=1")]));
 }
 
-async fn oversized_contexts_of_events_are_refused(bench: Bench) {
-    let node = bench.node("publisher").await;
+async fn oversized_trace_contexts_of_events_are_refused(deployment: Deployment) {
+    let node = deployment.node("publisher").await;
     let event = traced("e", &"0".repeat(129), &"s".repeat(513));
     let status = node.publish(vec![event]).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);

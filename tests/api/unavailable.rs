@@ -1,4 +1,4 @@
-//! A bus that is down, or does not answer: what a node is told, and what it can rely on when it tries again.
+//! A bus that is down or does not answer: the errors that nodes get, and what retries rely on.
 
 use std::time::{Duration, Instant};
 
@@ -8,11 +8,11 @@ use trunkline_proto::v1::SubscribeRequest;
 use uuid::Uuid;
 
 use crate::{
+    error_details::{ErrorDetails, error_details},
     support::{
         Data, Gateway, GatewayOptions, LIMIT, Ready, RedisOptions, RedisServer, TestNode,
         events::numbered, shared,
     },
-    told::{Told, told},
 };
 
 /// How long a `Publish` may wait for the bus here.
@@ -22,13 +22,16 @@ fn options(redis: &RedisServer) -> GatewayOptions {
     GatewayOptions::redis(&redis.url(), &shared::prefix()).set_bus("timeout", "1500ms")
 }
 
-fn may_be_retried(told: &Told) {
-    assert!(told.retry.is_some_and(|retry| !retry.is_zero() && retry < LIMIT), "{told:?}");
+fn may_be_retried(error_details: &ErrorDetails) {
+    assert!(
+        error_details.retry.is_some_and(|retry| !retry.is_zero() && retry < LIMIT),
+        "{error_details:?}"
+    );
 }
 
 #[tokio::test]
-async fn a_bus_that_is_down_is_told_within_the_timeout() {
-    // What it acknowledged is on disk: it may be killed the moment after.
+async fn a_publish_fails_within_the_timeout_while_the_bus_is_down() {
+    // Whatever it acknowledged is on disk: it may be killed at once.
     let args = vec!["--appendfsync".into(), "always".into()];
     let durable = RedisOptions { append_only: true, args, ..Default::default() };
     let redis = RedisServer::start(durable).await;
@@ -40,12 +43,12 @@ async fn a_bus_that_is_down_is_told_within_the_timeout() {
     collector.events(3, LIMIT).await;
 
     redis.kill_9();
-    // Until the gateway has noticed, it may send what never arrives, and then it cannot know.
+    // Until the gateway notices, it may send an append that never arrives: the outcome is unknown.
     gateway.health_is("", ServingStatus::NotServing, LIMIT).await;
     let begin = Instant::now();
     let status = publisher.publish(numbered("never", 3, 1)).await.unwrap_err();
     let took = begin.elapsed();
-    may_be_retried(&told(&status, Code::Unavailable, "BUS_UNAVAILABLE"));
+    may_be_retried(&error_details(&status, Code::Unavailable, "BUS_UNAVAILABLE"));
     assert!(took < TIMEOUT + Duration::from_secs(1), "{took:?}");
 
     // A stream that is open stays, and no new one is promised anything.
@@ -54,7 +57,7 @@ async fn a_bus_that_is_down_is_told_within_the_timeout() {
         (status.code() == Code::Unavailable).then_some(status)
     };
     let status = crate::support::eventually(LIMIT, "a refusal", refused).await;
-    may_be_retried(&told(&status, Code::Unavailable, "BUS_UNAVAILABLE"));
+    may_be_retried(&error_details(&status, Code::Unavailable, "BUS_UNAVAILABLE"));
     assert!(collector.with(|recording| recording.ended().is_none()));
 
     redis.restart(Data::Kept).await;
@@ -68,24 +71,24 @@ async fn a_bus_that_is_down_is_told_within_the_timeout() {
 }
 
 #[tokio::test]
-async fn a_bus_that_was_never_there_is_told_at_once() {
+async fn requests_fail_at_once_while_the_bus_has_never_started() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     redis.kill_9();
     let gateway = Gateway::start(options(&redis).ready(Ready::Listening)).await;
     let node = TestNode::connect(&gateway, "n1").await;
     let begin = Instant::now();
     let status = node.publish(numbered("e", 1, 1)).await.unwrap_err();
-    may_be_retried(&told(&status, Code::Unavailable, "BUS_UNAVAILABLE"));
+    may_be_retried(&error_details(&status, Code::Unavailable, "BUS_UNAVAILABLE"));
     let status = node.stream(node.request()).await.unwrap_err();
-    may_be_retried(&told(&status, Code::Unavailable, "BUS_UNAVAILABLE"));
+    may_be_retried(&error_details(&status, Code::Unavailable, "BUS_UNAVAILABLE"));
     assert!(begin.elapsed() < TIMEOUT, "{:?}", begin.elapsed());
-    // What is wrong with a request is told first: it stays wrong.
+    // Violations are reported first: retrying does not help.
     let status = node.publish(vec![]).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
 }
 
 #[tokio::test]
-async fn an_outcome_that_is_not_known_is_told_and_the_retry_publishes_once() {
+async fn an_unknown_outcome_is_reported_and_the_retry_publishes_once() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let gateway = Gateway::start(options(&redis)).await;
     let (publisher, subscriber) =
@@ -99,9 +102,9 @@ async fn an_outcome_that_is_not_known_is_told_and_the_retry_publishes_once() {
     let id = Uuid::new_v4();
     let begin = Instant::now();
     let status = publisher.publish_as(id, numbered("b", 3, 1)).await.unwrap_err();
-    let told = told(&status, Code::Unavailable, "OUTCOME_UNKNOWN");
-    may_be_retried(&told);
-    assert!(told.message.contains("request_id"), "{told:?}");
+    let error_details = error_details(&status, Code::Unavailable, "OUTCOME_UNKNOWN");
+    may_be_retried(&error_details);
+    assert!(error_details.message.contains("request_id"), "{error_details:?}");
     assert!(begin.elapsed() < TIMEOUT + Duration::from_secs(1), "{:?}", begin.elapsed());
 
     redis.resume();

@@ -12,7 +12,7 @@ fn number(json: &Value, key: &str) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_acknowledged_event_is_counted_once_a_subscriber() {
+async fn every_acknowledged_event_is_counted_once_per_subscriber() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let gateway = Gateway::start(GatewayOptions::redis(&redis.url(), &shared::prefix())).await;
     let args = [
@@ -43,7 +43,7 @@ async fn every_acknowledged_event_is_counted_once_a_subscriber() {
     assert!(p50.as_f64() > Some(0.0) && p99.as_f64() >= p50.as_f64(), "{json:#}");
     assert!(output.stderr.contains("trunkline.bench."), "{}", output.stderr);
 
-    // The gateway counted the same, and is left as it was.
+    // The gateway has counted the same, and no stream is left.
     attempt(LIMIT, "a gateway without streams", async || {
         let status = to(&gateway, ["status", "--json"]).run(LIMIT).await.success();
         let status: Value = serde_json::from_str(&status).expect("JSON");
@@ -55,31 +55,31 @@ async fn every_acknowledged_event_is_counted_once_a_subscriber() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rate_is_kept() {
+async fn events_are_published_at_the_requested_rate() {
     let gateway = gateway().await;
     let args = ["bench", "--rate", "200", "--subscribers", "2", "--for", "2s"];
     let output = to(&gateway, args).run(LIMIT).await;
     assert_eq!(code(&output), 0, "{}", output.stderr);
     let out = &output.stdout;
     assert!(
-        out.starts_with("load          1 to 2 subscribers, 1 a request, 200 events/s, 2."),
+        out.starts_with("load          1 to 2 subscribers, 1 per request, 200 events/s, 2."),
         "{out}"
     );
     let acknowledged = out.lines().find_map(|line| line.strip_prefix("acknowledged  "));
     let count: u32 =
         acknowledged.and_then(|rest| rest.split(' ').next()?.parse().ok()).expect("a count");
-    // The last few may be cut off by the end.
+    // The last requests may be cut off at the end.
     assert!((300..=400).contains(&count), "{out}");
     assert!(out.contains(&format!("delivered     {} events", 2 * count)), "{out}");
     assert!(
-        out.contains("latency       p50 ") && out.contains("trouble       0 lost, 0 gaps"),
+        out.contains("latency       p50 ") && out.contains("problems      0 lost, 0 gaps"),
         "{out}"
     );
-    assert!(output.stderr.contains("acknowledged/s"), "it tells how it goes: {}", output.stderr);
+    assert!(output.stderr.contains("acknowledged/s"), "progress is reported: {}", output.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_disturbs_nobody_unless_told_to() {
+async fn connected_nodes_are_not_disturbed_without_yes() {
     let gateway = gateway().await;
     let node = TestNode::connect(&gateway, "mx1").await;
     let collector = node.subscribe(node.request()).await;
@@ -106,7 +106,7 @@ async fn it_disturbs_nobody_unless_told_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_gateway_refuses_is_told() {
+async fn a_refused_request_and_a_wrong_flag_are_reported() {
     let gateway = gateway().await;
     let args = ["bench", "--size", "100000", "--subscribers", "1", "--for", "1s"];
     let output = to(&gateway, args).run(LIMIT).await;

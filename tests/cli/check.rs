@@ -1,4 +1,4 @@
-//! `trunkline check`.
+//! `trunkline check` and `trunkline config`.
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use super::{code, run};
 use crate::support::{LIMIT, folder, gateway::trunkline, process::Output};
 
-/// A file with a configuration, and the folder that holds it.
+/// A configuration file, and the folder that contains it.
 fn file(config: &Value) -> (TempDir, String) {
     let folder = folder::new();
     let path = folder.path().join("trunkline.json");
@@ -21,12 +21,12 @@ async fn check(config: Value) -> Output {
 }
 
 /// The lines of the errors, without the name of the program.
-fn told(output: &Output) -> Vec<&str> {
+fn error_lines(output: &Output) -> Vec<&str> {
     output.stderr.lines().map(|line| line.strip_prefix("trunkline: ").unwrap_or(line)).collect()
 }
 
 #[tokio::test]
-async fn what_is_in_force_is_printed_and_can_be_used() {
+async fn the_effective_configuration_is_printed_and_can_be_loaded() {
     let effective = run(["check"]).await.success();
     let effective: Value = serde_json::from_str(&effective).expect("JSON");
     assert_eq!(effective["listen"], "127.0.0.1:7420");
@@ -36,16 +36,17 @@ async fn what_is_in_force_is_printed_and_can_be_used() {
 }
 
 #[tokio::test]
-async fn all_that_is_wrong_is_told_at_once_one_line_each() {
+async fn all_errors_are_reported_at_once_one_line_each() {
     let output = check(json!({
         "listn": "127.0.0.1:1",
         "shards": 0,
-        "coordinator": { "@type": "RedisCluster", "urls": [], "poolMaxConections": 1, "minReplicas": 17 },
+        "coordinator": { "@type": "RedisCluster", "urls": [], "poolMaxConections": 1,
+            "minReplicas": 17 },
     }))
     .await;
     assert_eq!(code(&output), 78);
-    assert_eq!(output.stdout, "", "nothing is in force");
-    let lines = told(&output);
+    assert_eq!(output.stdout, "", "nothing is printed");
+    let lines = error_lines(&output);
     let expected = [
         "coordinator.urls: is missing",
         "coordinator.minReplicas: 17 is out of range: at least 0, at most 16",
@@ -61,7 +62,7 @@ async fn all_that_is_wrong_is_told_at_once_one_line_each() {
 }
 
 #[tokio::test]
-async fn secrets_are_masked_wherever_they_come_from() {
+async fn secrets_are_masked_whatever_their_source() {
     let (_folder, path) = file(&json!({ "coordinator": {
         "@type": "RedisCluster", "urls": ["rediss://u:hunter2@a", "rediss://u:hunter2@b"],
         "authSecret": { "@type": "EnvironmentVariable", "variableName": "REDIS_PASSWORD" } } }));
@@ -80,7 +81,7 @@ async fn secrets_are_masked_wherever_they_come_from() {
         let output = run(["check", "--redis", url]).await.success();
         assert!(output.contains("***") && !output.contains("hunter2"), "{output}");
     }
-    // Nor in errors.
+    // In errors too.
     for url in ["redis://:hunter2@a/x", "http://u:hunter2@a", "redis://:hunter2@a b"] {
         let output = run(["check", "--redis", url]).await;
         assert_eq!(code(&output), 78);
@@ -98,7 +99,7 @@ async fn the_environment_and_the_flags_override_the_file() {
     let shown: Value = serde_json::from_str(&program.run(LIMIT).await.success()).expect("JSON");
     let found = [&shown["prefix"], &shown["shards"], &shown["heartbeat"]];
     assert_eq!(found, [&json!("file"), &json!(2), &json!("3s")]);
-    // And an error says from where it came.
+    // An error names the source of the value.
     let program = trunkline(["check", "--set", "heartbeat=x"])
         .env("TRUNKLINE_CONFIG", &path)
         .env("TRUNKLINE_SHARDS", "0")
@@ -115,7 +116,7 @@ async fn the_environment_and_the_flags_override_the_file() {
 }
 
 #[tokio::test]
-async fn the_variants_that_cannot_be_are_refused_and_why() {
+async fn variants_that_cannot_be_used_are_refused_with_the_reason() {
     for (config, expected) in [
         (
             json!({ "coordinator": { "@type": "Disabled" } }),
@@ -123,20 +124,25 @@ async fn the_variants_that_cannot_be_are_refused_and_why() {
         ),
         (
             json!({ "coordinator": { "@type": "Default" } }),
-            "coordinator.@type: is Default, which uses the Redis of inMemoryStore, and there is none",
+            "coordinator.@type: is Default, which uses the Redis of inMemoryStore, and there is \
+             none",
         ),
         (
-            json!({ "coordinator": { "@type": "Default" }, "inMemoryStore": { "@type": "Default" } }),
+            json!({ "coordinator": { "@type": "Default" },
+                "inMemoryStore": { "@type": "Default" } }),
             "inMemoryStore.@type: \"Default\" cannot be shared",
         ),
-        (json!({ "coordinator": { "@type": "Nats" } }), "coordinator.@type: \"Nats\" is none of"),
+        (
+            json!({ "coordinator": { "@type": "Nats" } }),
+            "coordinator.@type: \"Nats\" is not one of",
+        ),
         (json!({ "prefix": "a{b}" }), "prefix: \"a{b}\" may hold letters"),
         (json!({ "prefix": "a b" }), "prefix: "),
         (json!({ "prefix": "a\u{7}" }), "prefix: "),
     ] {
         let output = check(config).await;
         assert_eq!(code(&output), 78, "{expected}");
-        let lines = told(&output);
+        let lines = error_lines(&output);
         assert!(lines.len() == 1 && lines[0].starts_with(expected), "{lines:#?}");
     }
     let shared = json!({ "coordinator": { "@type": "Default" },
@@ -146,7 +152,7 @@ async fn the_variants_that_cannot_be_are_refused_and_why() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_none_is_told() {
+async fn a_missing_or_broken_file_is_reported() {
     let output = run(["check", "--config", "/no/such/file.json"]).await;
     assert_eq!(code(&output), 78);
     assert!(output.stderr.contains("/no/such/file.json"), "{}", output.stderr);
@@ -157,4 +163,34 @@ async fn a_file_that_is_none_is_told() {
     let output = run(["check", "--config", &path.display().to_string()]).await;
     assert_eq!(code(&output), 78);
     assert!(output.stderr.contains("line 2"), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn config_show_prints_what_check_prints() {
+    let (key, url) = ("gatewayId=mx1", "redis://:hunter2@10.0.0.1");
+    let check = run(["check", "--set", key, "--redis", url]).await.success();
+    let show = run(["config", "show", "--set", key, "--redis", url]).await.success();
+    assert_eq!(show, check);
+    assert!(show.contains("redis://:***@10.0.0.1"), "{show}");
+}
+
+#[tokio::test]
+async fn config_schema_prints_a_schema_that_names_every_key_of_the_effective_configuration() {
+    let schema = run(["config", "schema"]).await.success();
+    let schema: Value = serde_json::from_str(&schema).expect("JSON");
+    assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+    assert_eq!(schema["additionalProperties"], false);
+    let effective = run(["check"]).await.success();
+    let effective: Value = serde_json::from_str(&effective).expect("JSON");
+    for key in effective.as_object().expect("an object").keys() {
+        assert!(schema["properties"][key]["description"].is_string(), "{key}");
+    }
+}
+
+#[tokio::test]
+async fn the_help_of_a_flag_has_the_default_of_its_key() {
+    let help = run(["serve", "--help"]).await.success();
+    for default in ["[default: 127.0.0.1:7420]", "[default: 127.0.0.1:7421]"] {
+        assert!(help.contains(default), "{help}");
+    }
 }

@@ -20,12 +20,12 @@ use support::{
     process::{Output, Process, Program},
 };
 
-/// Runs a command to its end.
+/// Runs a command until it exits.
 async fn run<const N: usize>(args: [&str; N]) -> Output {
     trunkline(args).run(LIMIT).await
 }
 
-/// The exit code of a command that ended by itself.
+/// The exit code of a command that was not killed.
 fn code(output: &Output) -> i32 {
     output.status.code().unwrap_or_else(|| panic!("{}: {}", output.status, output.stderr))
 }
@@ -54,18 +54,29 @@ async fn lines(process: &Process, count: usize) -> Vec<Value> {
     lines.iter().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
-/// Nobody listens there.
-fn nowhere() -> (support::ports::Port, String) {
+/// An address at which nothing listens.
+fn unused_address() -> (support::ports::Port, String) {
     let port = support::ports::Port::free();
     let address = format!("127.0.0.1:{}", port.number());
     (port, address)
 }
 
-const COMMANDS: [&str; 9] =
-    ["serve", "check", "publish", "subscribe", "explain", "status", "nodes", "top", "bench"];
+const COMMANDS: [&str; 11] = [
+    "serve",
+    "check",
+    "config",
+    "doctor",
+    "publish",
+    "subscribe",
+    "explain",
+    "status",
+    "nodes",
+    "top",
+    "bench",
+];
 
 #[tokio::test]
-async fn help_teaches_by_example() {
+async fn the_help_of_every_command_has_examples() {
     let help = run(["--help"]).await.success();
     for expected in ["Examples:\n  trunkline  ", "Exit codes:\n  0 ", "\n  78 "] {
         assert!(help.contains(expected), "{expected:?} in {help}");
@@ -82,13 +93,13 @@ async fn help_teaches_by_example() {
 }
 
 #[tokio::test]
-async fn the_version_is_told() {
+async fn the_version_is_printed() {
     let version = run(["--version"]).await.success();
     assert_eq!(version, format!("trunkline {}\n", env!("CARGO_PKG_VERSION")));
 }
 
 #[tokio::test]
-async fn a_wrong_command_line_is_2_and_says_what_is_right() {
+async fn a_wrong_command_line_exits_with_2_and_says_what_is_right() {
     for (args, expected) in [
         (vec!["subscrib"], "subscribe"),
         (vec!["subscribe", "--knd", "custom"], "--kind"),
@@ -112,8 +123,8 @@ async fn a_wrong_command_line_is_2_and_says_what_is_right() {
 }
 
 #[tokio::test]
-async fn without_a_gateway_it_is_69_at_once() {
-    let (_port, address) = nowhere();
+async fn without_a_gateway_commands_exit_with_69_at_once() {
+    let (_port, address) = unused_address();
     let event = "{\"queueRefresh\":{}}";
     for args in [
         vec!["status"],
@@ -132,13 +143,13 @@ async fn without_a_gateway_it_is_69_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_reads_is_no_error() {
+async fn closed_standard_output_is_not_an_error() {
     let gateway = gateway().await;
     let node = TestNode::connect(&gateway, "n1").await;
     let _collector = node.subscribe(node.request()).await;
     let folder = support::folder::new();
     let gate = folder.path().join("gate").display().to_string();
-    // The right side closes what it reads before it opens the gate for the left side.
+    // The right side closes its input before it opens the gate for the left side.
     let script = "mkfifo \"$1\"
         { cat \"$1\"; \"$0\" $2; echo \"code $?\" >&2; } | { exec <&-; echo > \"$1\"; }
         rm \"$1\"";

@@ -10,7 +10,7 @@ use crate::support::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_kind_is_published_by_flags() {
+async fn every_kind_can_be_published_by_flags() {
     let gateway = gateway().await;
     let subscriber = subscribe(&gateway, []).await;
     let cases: [(&[&str], Value); 14] = [
@@ -25,7 +25,8 @@ async fn every_kind_is_published_by_flags() {
         ),
         (
             &["calendar-alert", "--account", "a1", "--event", "e1", "--uid", "u1", "--alert", "1"],
-            json!({ "calendarAlert": { "accountId": "a1", "eventId": "e1", "uid": "u1", "alertId": "1" } }),
+            json!({ "calendarAlert": { "accountId": "a1", "eventId": "e1", "uid": "u1",
+                "alertId": "1" } }),
         ),
         (
             &["push-subscription-change", "--account", "a1"],
@@ -47,7 +48,8 @@ async fn every_kind_is_published_by_flags() {
         ),
         (
             &["registry-change", "role", "admin", "--action", "insert"],
-            json!({ "registryChange": { "objectType": "role", "objectId": "admin", "action": "ACTION_INSERT" } }),
+            json!({ "registryChange": { "objectType": "role", "objectId": "admin",
+                "action": "ACTION_INSERT" } }),
         ),
         (
             &["cache-invalidation", "role:7", "domain"],
@@ -85,7 +87,7 @@ async fn every_kind_is_published_by_flags() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ban_ends_by_itself() {
+async fn a_ban_can_expire() {
     let gateway = gateway().await;
     let subscriber = subscribe(&gateway, []).await;
     let ban = to(&gateway, ["publish", "blocked-ip", "192.0.2.7", "--expires-in", "24h"]);
@@ -97,7 +99,7 @@ async fn a_ban_ends_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn flags_stand_before_the_kind_and_name_node_and_targets() {
+async fn flags_before_the_kind_set_the_node_and_the_targets() {
     let gateway = gateway().await;
     let subscriber = subscribe(&gateway, ["--node-id", "n2", "--role", "mta"]).await;
     for (args, id) in
@@ -111,13 +113,13 @@ async fn flags_stand_before_the_kind_and_name_node_and_targets() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lines_of_standard_input_are_events() {
+async fn each_line_of_standard_input_is_published_in_order() {
     let gateway = gateway().await;
     let subscriber = subscribe(&gateway, []).await;
     let line = |id: usize| {
         format!("{{\"eventId\":\"e{id}\",\"mailboxChange\":{{\"accountId\":\"a1\"}}}}\n")
     };
-    // More than one request, an empty line, and names as the .proto writes them.
+    // More than one request, an empty line, and field names as in the .proto.
     let mut input: String = (0..1200).map(line).collect();
     input.push_str("\n{\"event_id\":\"last\",\"mailbox_change\":{\"account_id\":\"a1\"}}");
     let output = to(&gateway, ["publish", "-"]).stdin(input).run(LIMIT).await;
@@ -131,13 +133,13 @@ async fn lines_of_standard_input_are_events() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_line_that_is_wrong_is_named_and_what_came_before_is_published() {
+async fn a_wrong_line_is_named_and_the_lines_before_it_are_published() {
     let gateway = gateway().await;
     let subscriber = subscribe(&gateway, []).await;
     let good = r#"{"queueRefresh":{}}"#;
     for (wrong, expected) in [
-        ("no json", "line 2: no JSON: "),
-        (r#"{"queueRefresh":{}} x"#, "line 2: no JSON: "),
+        ("no json", "line 2: not JSON: "),
+        (r#"{"queueRefresh":{}} x"#, "line 2: not JSON: "),
         (r#"{"mailboxChange":{"account":"a"}}"#, "line 2: "),
         (r#"{"eventId":7,"queueRefresh":{}}"#, "line 2: "),
         (
@@ -154,16 +156,16 @@ async fn a_line_that_is_wrong_is_named_and_what_came_before_is_published() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_gateway_refuses_is_told_by_its_line() {
+async fn events_that_the_gateway_refuses_are_reported_by_line() {
     let gateway = gateway().await;
     let input =
         "{\"queueRefresh\":{}}\n\n{\"mailboxChange\":{}}\n{\"blockedIp\":{\"address\":\"x\"}}\n";
     let output = to(&gateway, ["publish", "-"]).stdin(input).run(LIMIT).await;
     assert_eq!(code(&output), 3, "{}", output.stderr);
-    let told: Vec<&str> = output.stderr.lines().collect();
-    assert_eq!(told.len(), 2, "{told:#?}");
-    assert!(told[0].starts_with("trunkline: line 3: mailbox_change.account_id: "), "{told:#?}");
-    assert!(told[1].starts_with("trunkline: line 4: blocked_ip.address: "), "{told:#?}");
+    let errors: Vec<&str> = output.stderr.lines().collect();
+    assert_eq!(errors.len(), 2, "{errors:#?}");
+    assert!(errors[0].starts_with("trunkline: line 3: mailbox_change.account_id: "), "{errors:#?}");
+    assert!(errors[1].starts_with("trunkline: line 4: blocked_ip.address: "), "{errors:#?}");
 
     let output = to(&gateway, ["publish", "mailbox-change", "--account", ""]).run(LIMIT).await;
     assert_eq!(code(&output), 3, "{}", output.stderr);
@@ -171,7 +173,7 @@ async fn what_the_gateway_refuses_is_told_by_its_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_waits_for_a_bus_that_stands_still_and_publishes_once() {
+async fn publishing_waits_for_a_paused_bus_and_publishes_once() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let options =
         GatewayOptions::redis(&redis.url(), &shared::prefix()).set_bus("timeout", "500ms");
@@ -185,7 +187,7 @@ async fn it_waits_for_a_bus_that_stands_still_and_publishes_once() {
     };
     let publisher = Process::start("publish", publish("once"));
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(publisher.ended().is_none(), "it tries again");
+    assert!(publisher.ended().is_none(), "it retries");
     redis.resume();
     let (status, _) = publisher.wait(LIMIT).await;
     assert!(status.success(), "{status}: {}", publisher.stderr());

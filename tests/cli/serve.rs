@@ -14,14 +14,14 @@ use crate::support::{
     shared, tools, until,
 };
 
-/// The lines that it prints to try next, without their indentation.
+/// The commands to try that a gateway prints, without indentation.
 fn hints(stderr: &str) -> Vec<String> {
-    let (_, rest) = stderr.split_once("Try:\n").expect("what to try");
+    let (_, rest) = stderr.split_once("Try:\n").expect("commands to try");
     rest.lines().take(3).map(|line| line.trim().to_owned()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_prints_what_to_try_and_that_works() {
+async fn the_printed_commands_to_try_work() {
     let gateway = Gateway::start(GatewayOptions::embedded()).await;
     let stderr = gateway.stderr();
     let first =
@@ -30,7 +30,7 @@ async fn it_prints_what_to_try_and_that_works() {
     let hints = hints(&stderr);
     let [grpcurl, subscribe, publish] = &hints[..] else { panic!("{stderr}") };
 
-    // As they are, in a shell.
+    // Each line unchanged in a shell.
     let shell = |line: &str| {
         let path = format!(
             "{}:{}",
@@ -53,7 +53,7 @@ async fn it_prints_what_to_try_and_that_works() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_listens_everywhere_is_reached_on_loopback() {
+async fn the_printed_commands_of_a_gateway_on_all_addresses_use_loopback() {
     let port = Port::free();
     let options = GatewayOptions::embedded()
         .set("listen", format!("0.0.0.0:{}", port.number()))
@@ -68,7 +68,7 @@ async fn who_listens_everywhere_is_reached_on_loopback() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn alone_it_serves_with_what_the_environment_says() {
+async fn without_a_command_it_serves_as_the_environment_says() {
     let (listen, admin) = (Port::free(), Port::free());
     let address = |port: &Port| format!("127.0.0.1:{}", port.number());
     let folder = crate::support::folder::new();
@@ -77,7 +77,7 @@ async fn alone_it_serves_with_what_the_environment_says() {
     let program = trunkline::<String>([])
         .env("TRUNKLINE_CONFIG", file.display().to_string())
         .env("TRUNKLINE_ADMIN", address(&admin))
-        // Of the other commands.
+        // A variable of the other commands.
         .env("TRUNKLINE_GATEWAY", address(&listen));
     let process = Process::start("trunkline", program);
     process.stderr_has(&format!("listens on {}", address(&listen)), LIMIT).await;
@@ -90,7 +90,7 @@ async fn alone_it_serves_with_what_the_environment_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_is_one_flag() {
+async fn redis_needs_one_flag() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let prefix = shared::prefix();
     let mut options = GatewayOptions::embedded();
@@ -103,7 +103,7 @@ async fn redis_is_one_flag() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flag_overrides_a_variable_overrides_the_file() {
+async fn a_flag_overrides_a_variable_and_a_variable_the_file() {
     let file = Port::free();
     let [variable, flag] = [Port::free(), Port::free()].map(|port| (port.number(), port));
     let mut options = GatewayOptions::embedded()
@@ -119,7 +119,7 @@ async fn a_flag_overrides_a_variable_overrides_the_file() {
 }
 
 #[tokio::test]
-async fn a_wrong_configuration_is_78_and_nothing_listens() {
+async fn a_wrong_configuration_exits_with_78_before_listening() {
     for (args, expected) in [
         (["--set", "coordinator.@type=Disabled"], "there is nothing to do"),
         (["--set", "coordinator.@type=Default"], "inMemoryStore"),
@@ -136,7 +136,7 @@ async fn a_wrong_configuration_is_78_and_nothing_listens() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_port_that_is_taken_is_told() {
+async fn a_port_in_use_is_reported() {
     let gateway = Gateway::start(GatewayOptions::embedded()).await;
     let output = run(["serve", "--listen", &gateway.address(), "--set", "admin=null"]).await;
     assert_eq!(code(&output), 1, "{}", output.stderr);
@@ -145,8 +145,8 @@ async fn a_port_that_is_taken_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_its_redis_it_waits_and_does_not_end() {
-    let (_port, address) = super::nowhere();
+async fn without_its_redis_a_gateway_waits_and_does_not_exit() {
+    let (_port, address) = super::unused_address();
     let options = GatewayOptions::redis(&format!("redis://{address}"), &shared::prefix());
     let gateway = Gateway::start(options.ready(Ready::Listening)).await;
     gateway.health_is("", ServingStatus::NotServing, LIMIT).await;

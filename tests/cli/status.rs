@@ -6,7 +6,7 @@ use super::{gateway, to};
 use crate::support::{LIMIT, TestNode, events::numbered};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_state_is_told_to_people_and_to_scripts() {
+async fn the_status_is_printed_as_text_and_as_json() {
     let gateway = gateway().await;
     let node = TestNode::connect(&gateway, "mx1").await;
     let other = TestNode::connect(&gateway, "mx2").await;
@@ -32,10 +32,10 @@ async fn the_state_is_told_to_people_and_to_scripts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_nodes_are_listed() {
+async fn nodes_are_listed_as_text_and_as_json() {
     let gateway = gateway().await;
-    let nobody = to(&gateway, ["nodes"]).run(LIMIT).await.success();
-    assert!(nobody.starts_with("NODE ") && nobody.lines().count() == 1, "{nobody}");
+    let empty = to(&gateway, ["nodes"]).run(LIMIT).await.success();
+    assert!(empty.starts_with("NODE ") && empty.lines().count() == 1, "{empty}");
 
     let mut collectors = vec![];
     for id in ["mx1", "mx2"] {

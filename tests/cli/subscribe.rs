@@ -13,10 +13,11 @@ use crate::support::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_kind_goes_through_a_pipe_and_back_unchanged() {
+async fn every_kind_passes_unchanged_from_subscribe_to_publish_through_a_pipe() {
     let (one, other) = tokio::join!(gateway(), gateway());
     let pipe = format!(
-        "\"$0\" subscribe --heartbeats --max-events 11 --gateway {} | \"$0\" publish --node-id pipe --gateway {} -",
+        "\"$0\" subscribe --heartbeats --max-events 11 --gateway {} | \
+         \"$0\" publish --node-id pipe --gateway {} -",
         one.url(),
         other.url()
     );
@@ -34,7 +35,7 @@ async fn every_kind_goes_through_a_pipe_and_back_unchanged() {
     let expected = direct.events(11, LIMIT).await.events;
     let mut found = observed.events(11, LIMIT).await.events;
     for event in &mut found {
-        // Who published it here; all else is as it was, ids and times too.
+        // Only the source differs; ids and times are unchanged.
         assert_eq!(event.source, "pipe");
         event.source = "publisher".into();
     }
@@ -42,7 +43,7 @@ async fn every_kind_goes_through_a_pipe_and_back_unchanged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_event_is_one_line_of_json() {
+async fn each_event_is_one_line_of_json() {
     let gateway = gateway().await;
     let subscriber = subscribe(&gateway, []).await;
     let node = TestNode::connect(&gateway, "n1").await;
@@ -56,7 +57,7 @@ async fn one_event_is_one_line_of_json() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_prints_what_it_asked_for_and_nothing_else() {
+async fn only_events_that_match_the_filter_are_printed() {
     let gateway = gateway().await;
     let filter = [
         "--kind",
@@ -84,7 +85,7 @@ async fn it_prints_what_it_asked_for_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_ends_after_so_many_events_or_so_long() {
+async fn it_ends_after_the_given_events_or_time() {
     let gateway = gateway().await;
     let subscriber = subscribe(&gateway, ["--max-events", "3"]).await;
     let node = TestNode::connect(&gateway, "n1").await;
@@ -100,7 +101,7 @@ async fn it_ends_after_so_many_events_or_so_long() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_goes_on_from_a_token_that_it_printed() {
+async fn a_printed_token_resumes_the_stream() {
     let gateway = gateway().await;
     let subscriber =
         Process::start("subscribe", to(&gateway, ["subscribe", "--all", "--max-events", "2"]));
@@ -124,14 +125,14 @@ async fn it_goes_on_from_a_token_that_it_printed() {
         .map(|line| serde_json::from_str::<Value>(line).expect("JSON")["eventId"].clone())
         .collect();
     assert_eq!(ids, ["f-0", "f-1"]);
-    // One that is none.
+    // A malformed token is refused.
     let output = to(&gateway, ["subscribe", "--resume", "AAAA"]).run(LIMIT).await;
     assert_eq!(code(&output), 3, "{}", output.stderr);
     assert!(output.stderr.contains("resume_token"), "{}", output.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_or_a_supervisor_ends_it_well() {
+async fn interrupt_and_terminate_end_it_with_success() {
     let gateway = gateway().await;
     for signal in ["INT", "TERM"] {
         let subscriber = subscribe(&gateway, []).await;
@@ -142,12 +143,12 @@ async fn a_key_or_a_supervisor_ends_it_well() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_ends_when_nobody_reads_and_says_nothing() {
+async fn it_ends_silently_when_its_reader_closes_the_pipe() {
     let gateway = gateway().await;
     let script = "(\"$0\" subscribe --start oldest; echo \"code $?\" >&2) | head -1";
     let shell =
         Program::new("sh", ["-c", script, &binary()]).env("TRUNKLINE_GATEWAY", gateway.url());
-    // One event alone: there is no second one that it could fail to write.
+    // There is only one event, so that no later write can fail.
     let node = TestNode::connect(&gateway, "n1").await;
     node.publish(vec![queue_refresh()]).await.expect("published");
     let output = shell.run(LIMIT).await;
@@ -156,7 +157,7 @@ async fn it_ends_when_nobody_reads_and_says_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_that_goes_away_is_69() {
+async fn the_loss_of_the_gateway_exits_with_69() {
     let gateway = gateway().await;
     let killed = subscribe(&gateway, []).await;
     gateway.kill_9();
@@ -171,7 +172,7 @@ async fn a_gateway_that_goes_away_is_69() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn gaps_go_to_standard_error() {
+async fn gaps_are_printed_to_standard_error() {
     let options = crate::support::GatewayOptions::embedded()
         .set("log", json!({ "maxEvents": 10 }))
         .set("history", json!({ "maxFrames": 10 }));
@@ -193,7 +194,7 @@ async fn gaps_go_to_standard_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_explains_what_it_gets_and_what_it_does_not() {
+async fn explain_prints_the_filter_decision_for_every_event() {
     let gateway = gateway().await;
     let text = subscribe(&gateway, ["--account", "a1", "--explain"]).await;
     let json = subscribe(&gateway, ["--account", "a1", "--explain", "--json"]).await;
@@ -211,16 +212,18 @@ async fn it_explains_what_it_gets_and_what_it_does_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_event_is_explained_without_a_gateway() {
+async fn the_explain_command_needs_no_gateway() {
     let event = r#"{"source": "n1", "target": {"roles": ["mta"]}, "queueRefresh": {}}"#;
     let explain = async |args: &[&str]| {
         let args = ["explain", "--node-id", "n1"].iter().chain(args).copied();
         trunkline(args).run(LIMIT).await
     };
-    let told = explain(&["--event", event]).await.success();
-    assert!(told.contains("the node published it itself") && told.contains("its target names"));
-    let told = explain(&["--role", "mta", "--include-own", "--event", event]).await.success();
-    assert!(told.starts_with("delivered queue-refresh source=n1"), "{told}");
+    let decision = explain(&["--event", event]).await.success();
+    assert!(
+        decision.contains("the node published it itself") && decision.contains("its target names")
+    );
+    let decision = explain(&["--role", "mta", "--include-own", "--event", event]).await.success();
+    assert!(decision.starts_with("delivered queue-refresh source=n1"), "{decision}");
     let wrong = explain(&["--event", r#"{"queueRefreshed": {}}"#]).await;
     assert_eq!(code(&wrong), 3);
     assert!(wrong.stderr.contains("queueRefreshed"), "{}", wrong.stderr);

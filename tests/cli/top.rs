@@ -2,18 +2,18 @@
 
 use std::process::{Command, Stdio};
 
-use super::{gateway, nowhere, run, to};
+use super::{gateway, run, to, unused_address};
 use crate::support::{
     Gateway, LIMIT, TestNode, events::numbered, folder, gateway::binary, tools, until,
 };
 
-/// A terminal that nobody looks at: a tmux server of its own.
+/// A terminal without a screen: a tmux server of its own.
 struct Terminal {
     folder: tempfile::TempDir,
 }
 
 impl Terminal {
-    /// Opens one with a shell that says `ready` when it has finished what it was told.
+    /// Opens a terminal with a shell whose prompt is `ready$`.
     fn open() -> Terminal {
         let terminal = Terminal { folder: folder::new() };
         let shell = "exec env PS1='ready$ ' sh -i";
@@ -24,7 +24,7 @@ impl Terminal {
     fn tmux(&self, args: &[&str]) -> String {
         let socket = self.folder.path().join("tmux");
         let mut command = Command::new(tools::tmux());
-        // It must not hold what the test's runner reads.
+        // The server must not keep the output of the test runner open.
         command.arg("-S").arg(socket).args(args).stdin(Stdio::null()).stderr(Stdio::null());
         let output = command.output().expect("tmux");
         String::from_utf8_lossy(&output.stdout).into_owned()
@@ -47,7 +47,7 @@ impl Terminal {
         self.tmux(&["capture-pane", "-p"])
     }
 
-    /// A property of the terminal: whether a program has its alternate screen, or its cursor hidden.
+    /// A flag of the terminal, as `alternate_on`.
     fn has(&self, flag: &str) -> bool {
         self.tmux(&["display-message", "-p", &format!("#{{{flag}}}")]).trim() == "1"
     }
@@ -58,15 +58,15 @@ impl Terminal {
         self.screen()
     }
 
-    /// Waits until the shell is back, and is all that is there.
+    /// Waits until the terminal is restored and the shell is back.
     async fn is_restored(&self) {
-        until(LIMIT, "the terminal as it was", async || {
+        until(LIMIT, "the restored terminal", async || {
             !self.has("alternate_on")
                 && self.has("cursor_flag")
                 && !self.screen().contains("behind")
         })
         .await;
-        // In raw mode this would not come back as it was typed, and no line would end.
+        // In raw mode the input would not be echoed, and lines would not end.
         self.runs("echo as it $((1 + 1))was");
         self.shows("\nas it 2was\n").await;
     }
@@ -83,7 +83,7 @@ fn top(gateway: &Gateway) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_terminal_shows_the_nodes_obeys_keys_and_is_given_back() {
+async fn the_view_shows_nodes_handles_keys_and_restores_the_terminal() {
     let gateway = gateway().await;
     let (quiet, busy) = (
         TestNode::connect(&gateway, "quiet-1").await,
@@ -111,9 +111,9 @@ async fn a_terminal_shows_the_nodes_obeys_keys_and_is_given_back() {
     })
     .await;
     terminal.presses("Space");
-    terminal.shows("STANDING STILL").await;
+    terminal.shows("PAUSED").await;
     terminal.presses("Space");
-    // A smaller window: it fits at once, without plots.
+    // A smaller window is redrawn at once, without plots.
     terminal.tmux(&["resize-window", "-x", "90", "-y", "14"]);
     until(LIMIT, "the smaller view", async || {
         let screen = terminal.screen();
@@ -123,7 +123,7 @@ async fn a_terminal_shows_the_nodes_obeys_keys_and_is_given_back() {
     terminal.tmux(&["resize-window", "-x", "120", "-y", "40"]);
     terminal.shows("events in").await;
 
-    // The gateway goes, and comes back.
+    // The gateway is killed and restarted.
     gateway.kill_9();
     terminal.shows("NO ANSWER").await;
     gateway.restart().await;
@@ -131,7 +131,7 @@ async fn a_terminal_shows_the_nodes_obeys_keys_and_is_given_back() {
     terminal.presses("q");
     terminal.is_restored().await;
 
-    // Ctrl-C, and a signal from elsewhere, leave it in order too.
+    // Ctrl-C and a signal from another process restore the terminal too.
     terminal.runs("clear");
     terminal.runs(&top(&gateway));
     terminal.shows("SERVING  1 of 1").await;
@@ -144,14 +144,15 @@ async fn a_terminal_shows_the_nodes_obeys_keys_and_is_given_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_terminal_it_prints_one_frame() {
+async fn without_a_terminal_one_frame_is_printed() {
     let gateway = gateway().await;
     let node = TestNode::connect(&gateway, "mx1").await;
     let collector = node.subscribe(node.request()).await;
     TestNode::connect(&gateway, "p").await.publish(numbered("e", 3, 1)).await.expect("published");
     collector.events(3, LIMIT).await;
     let output = to(&gateway, ["top", "--interval", "0.1"]).run(LIMIT).await.success();
-    for expected in ["SERVING  1 of 1 shards proven", "in 0.0/s   out 0.0/s   nodes 1   behind 0"] {
+    for expected in ["SERVING  1 of 1 shards verified", "in 0.0/s   out 0.0/s   nodes 1   behind 0"]
+    {
         assert!(output.contains(expected), "{expected:?} in {output}");
     }
     let line = output.lines().find(|line| line.starts_with("mx1 ")).expect("the node");
@@ -160,8 +161,8 @@ async fn without_a_terminal_it_prints_one_frame() {
 }
 
 #[tokio::test]
-async fn no_gateway_and_no_sense_are_told() {
-    let (_port, address) = nowhere();
+async fn a_missing_gateway_and_a_wrong_interval_are_reported() {
+    let (_port, address) = unused_address();
     let output = run(["top", "--once", "--gateway", &address]).await;
     assert_eq!(output.status.code(), Some(69), "{}", output.stderr);
     let output = run(["top", "--interval", "0"]).await;

@@ -1,4 +1,5 @@
-//! A real grpcurl, which knows nothing of ours but what reflection tells: the API reads and works without our own tools.
+//! A real grpcurl, which knows the API only from reflection: the API is usable without our own
+//! tools.
 
 use super::support::{
     Gateway, GatewayOptions, LIMIT,
@@ -10,16 +11,16 @@ use serde_json::{Value, json};
 
 const SERVICE: &str = "trunkline.v1.CoordinationService";
 
-/// A grpcurl command for a gateway: options, then the address, then what is asked.
-fn command(gateway: &Gateway, options: &[&str], asked: &[&str]) -> Program {
+/// A grpcurl command for a gateway: options, the address, and the symbol or method.
+fn command(gateway: &Gateway, options: &[&str], symbol: &[&str]) -> Program {
     let address = gateway.address();
     let args = ["-plaintext"].iter().chain(options).copied();
-    let args = args.chain([address.as_str()]).chain(asked.iter().copied());
+    let args = args.chain([address.as_str()]).chain(symbol.iter().copied());
     Program::new(tools::grpcurl(), args)
 }
 
-async fn run(gateway: &Gateway, options: &[&str], asked: &[&str]) -> Output {
-    command(gateway, options, asked).run(LIMIT).await
+async fn run(gateway: &Gateway, options: &[&str], symbol: &[&str]) -> Output {
+    command(gateway, options, symbol).run(LIMIT).await
 }
 
 /// Calls a method of the service with a JSON request.
@@ -27,7 +28,7 @@ async fn call(gateway: &Gateway, method: &str, request: &Value) -> Output {
     run(gateway, &["-d", &request.to_string()], &[&format!("{SERVICE}/{method}")]).await
 }
 
-/// Starts a `Subscribe`, and returns when grpcurl has shown `subscribed`.
+/// Starts a `Subscribe`, and returns when grpcurl has printed `subscribed`.
 async fn subscribe(gateway: &Gateway, request: &Value) -> Process {
     let method = format!("{SERVICE}/Subscribe");
     let program = command(gateway, &["-d", &request.to_string()], &[&method]);
@@ -36,7 +37,7 @@ async fn subscribe(gateway: &Gateway, request: &Value) -> Process {
     process
 }
 
-/// Waits until a `Subscribe` has shown its first message.
+/// Waits until a `Subscribe` has printed its first message.
 async fn subscribed(process: &Process) {
     eventually(LIMIT, "grpcurl shows `subscribed`", async || {
         assert!(process.ended().is_none_or(|status| status.success()), "{}", process.stderr());
@@ -45,7 +46,7 @@ async fn subscribed(process: &Process) {
     .await;
 }
 
-/// Waits for the good end of a `Subscribe`, and returns its messages.
+/// Waits until a `Subscribe` ends with success, and returns its messages.
 async fn end(process: &Process) -> Vec<Value> {
     let (status, _) = process.wait(LIMIT).await;
     assert!(status.success(), "{}", process.stderr());
@@ -63,20 +64,21 @@ fn events(messages: &[Value]) -> Vec<Value> {
     batches.flatten().cloned().collect()
 }
 
-/// An event of each kind, in the field names that the protocol files use.
+/// An event of each kind, with field names as in the .proto files.
 fn one_of_each() -> Value {
     json!([
         {"mailbox_change": {"account_id": "a1", "change_id": 7,
             "changed_types": ["CHANGED_TYPE_EMAIL", "CHANGED_TYPE_MAILBOX"]}},
         {"email_delivery": {"account_id": "a1", "email_id": "m1", "change_id": 8}},
-        {"calendar_alert": {"account_id": "a1", "event_id": "e1", "recurrence_id": "20260102T090000Z",
-            "uid": "7e1f@example.org", "alert_id": "k1"}},
+        {"calendar_alert": {"account_id": "a1", "event_id": "e1",
+            "recurrence_id": "20260102T090000Z", "uid": "7e1f@example.org", "alert_id": "k1"}},
         {"push_subscription_change": {"account_id": "a1"}},
         {"blocked_ip": {"address": "192.0.2.7", "action": "ACTION_ADDED",
             "expires_at": "2100-01-01T00:00:00Z", "reason": "too many failed logins"}},
         {"certificate_change": {"certificate_id": "c1", "domain_names": ["example.org"],
             "action": "ACTION_ISSUED"}},
-        {"registry_change": {"object_type": "role", "object_id": "admin", "action": "ACTION_DELETE"}},
+        {"registry_change": {"object_type": "role", "object_id": "admin",
+            "action": "ACTION_DELETE"}},
         {"cache_invalidation": {"entries": [{"cache": "access_token", "id": "7"}],
             "scope": "SCOPE_ENTRIES"}},
         {"queue_status": {"state": "STATE_PAUSED"}},
@@ -105,7 +107,8 @@ async fn describe_shows_the_service_and_its_messages() {
     let described = run(&gateway, &[], &["describe", SERVICE]).await.success();
     for method in [
         "rpc Publish ( .trunkline.v1.PublishRequest ) returns ( .trunkline.v1.PublishResponse );",
-        "rpc Subscribe ( .trunkline.v1.SubscribeRequest ) returns ( stream .trunkline.v1.SubscribeResponse );",
+        "rpc Subscribe ( .trunkline.v1.SubscribeRequest ) \
+         returns ( stream .trunkline.v1.SubscribeResponse );",
     ] {
         assert!(described.contains(method), "{described}");
     }
@@ -134,7 +137,7 @@ async fn describe_shows_the_service_and_its_messages() {
                 "repeated .trunkline.v1.ChangedType changed_types",
             ],
         ),
-        // What errors carry, so that they can be read.
+        // The details of errors, so that grpcurl can decode them.
         (".google.rpc.BadRequest", ["message BadRequest", "field_violations", "FieldViolation"]),
         (".google.rpc.ErrorInfo", ["string reason", "string domain", "metadata"]),
         (".google.rpc.RetryInfo", ["message RetryInfo", "Duration", "retry_delay"]),
@@ -170,7 +173,7 @@ async fn every_kind_is_published_and_received_as_typed_fields() {
 }
 
 #[tokio::test]
-async fn a_filter_narrows_a_stream() {
+async fn a_stream_delivers_only_events_that_match_its_filter() {
     let gateway = Gateway::start(GatewayOptions::embedded()).await;
     let filter = json!({"kinds": ["EVENT_KIND_BLOCKED_IP", "EVENT_KIND_QUEUE_REFRESH"]});
     let request = json!({"node_id": "n1", "filter": filter, "max_events": 2});
@@ -183,7 +186,7 @@ async fn a_filter_narrows_a_stream() {
 }
 
 #[tokio::test]
-async fn a_stream_explains_itself() {
+async fn a_stream_explains_its_filter_decisions() {
     let gateway = Gateway::start(GatewayOptions::embedded()).await;
     let filter = json!({"accounts": ["a1"]});
     let request = json!({"node_id": "n1", "filter": filter, "explain": true, "max_events": 1});
@@ -191,18 +194,18 @@ async fn a_stream_explains_itself() {
     let change = |account: &str| json!({"mailbox_change": {"account_id": account}});
     let events = json!([change("a2"), change("a1")]);
     call(&gateway, "Publish", &json!({"node_id": "n2", "events": events})).await.success();
-    let told = end(&subscriber).await;
-    let verdicts = told.last().unwrap()["explanation"]["verdicts"].as_array().unwrap().clone();
-    assert_eq!(verdicts.len(), 2, "{told:?}");
-    assert_eq!(verdicts[0]["exclusions"], json!(["EXCLUSION_ACCOUNT"]));
+    let seen = end(&subscriber).await;
+    let decisions = seen.last().unwrap()["explanation"]["verdicts"].as_array().unwrap().clone();
+    assert_eq!(decisions.len(), 2, "{seen:?}");
+    assert_eq!(decisions[0]["exclusions"], json!(["EXCLUSION_ACCOUNT"]));
     assert_eq!(
-        (&verdicts[1]["delivered"], &verdicts[1]["accountId"]),
+        (&decisions[1]["delivered"], &decisions[1]["accountId"]),
         (&json!(true), &json!("a1"))
     );
 }
 
 #[tokio::test]
-async fn a_token_that_was_copied_from_the_output_resumes_the_stream() {
+async fn a_token_copied_from_the_output_resumes_the_stream() {
     let gateway = Gateway::start(GatewayOptions::embedded()).await;
     let publish = async |account: &str| {
         let event = json!({"mailbox_change": {"account_id": account}});
@@ -234,7 +237,7 @@ async fn status_nodes_and_health_answer() {
         let health = run(&gateway, &["-d", &request], &["grpc.health.v1.Health/Check"]).await;
         assert_eq!(messages(&health.success()), [json!({"status": "SERVING"})], "{service:?}");
     }
-    let unknown = json!({ "service": "nobody" }).to_string();
+    let unknown = json!({ "service": "unknown" }).to_string();
     let health = run(&gateway, &["-d", &unknown], &["grpc.health.v1.Health/Check"]).await;
     assert!(!health.status.success() && health.stderr.contains("NotFound"), "{health:?}");
 
@@ -253,10 +256,10 @@ async fn errors_show_their_details() {
     let event = json!({"mailbox_change": {"change_id": 7}});
     let refused = call(&gateway, "Publish", &json!({"events": [event]})).await;
     assert!(!refused.status.success());
-    let said = &refused.stderr;
-    assert!(said.contains("Code: InvalidArgument"), "{said}");
-    // Decoded by the types that reflection serves: names and values, no bytes.
-    assert!(!said.contains("value\":") && !said.contains("unknown message type"), "{said}");
+    let stderr = &refused.stderr;
+    assert!(stderr.contains("Code: InvalidArgument"), "{stderr}");
+    // Decoded with the types from reflection: names and values instead of bytes.
+    assert!(!stderr.contains("value\":") && !stderr.contains("unknown message type"), "{stderr}");
     for text in [
         "google.rpc.BadRequest",
         "\"field\":\"node_id\"",
@@ -265,7 +268,7 @@ async fn errors_show_their_details() {
         "\"reason\":\"INVALID_REQUEST\"",
         "\"domain\":\"trunkline\"",
     ] {
-        assert!(said.contains(text), "{text}: {said}");
+        assert!(stderr.contains(text), "{text}: {stderr}");
     }
 
     let malformed = json!({"node_id": "n1", "resume_token": "bm8gdG9rZW4="});
@@ -273,9 +276,9 @@ async fn errors_show_their_details() {
     assert!(refused.stderr.contains("\"reason\":\"RESUME_TOKEN_MALFORMED\""), "{refused:?}");
 }
 
-/// What the README tells a reader to try, and what a gateway tells at its start, is run as it stands there.
+/// The commands of the README and those that a gateway prints at its start, unchanged.
 #[tokio::test]
-async fn the_lines_of_the_readme_do_what_it_says() {
+async fn the_grpcurl_commands_of_the_readme_work() {
     let readme = include_str!("../../README.md");
     let section = readme.split("\n## ").find(|section| section.starts_with("Try it\n"));
     let lines = grpcurl_lines(section.expect("a section \"Try it\""));
@@ -284,9 +287,9 @@ async fn the_lines_of_the_readme_do_what_it_says() {
     }
 
     let gateway = Gateway::start(GatewayOptions::embedded()).await;
-    let told = grpcurl_lines(&gateway.stderr());
-    assert_eq!(told.len(), 1, "{}", gateway.stderr());
-    shell(&told[0]).run(LIMIT).await.success();
+    let printed = grpcurl_lines(&gateway.stderr());
+    assert_eq!(printed.len(), 1, "{}", gateway.stderr());
+    shell(&printed[0]).run(LIMIT).await.success();
 
     let mut streams = Vec::new();
     for line in &lines {
@@ -301,7 +304,7 @@ async fn the_lines_of_the_readme_do_what_it_says() {
             assert!(!output.is_empty(), "{line}");
         }
     }
-    // The subscription ends by itself with the event that the next line publishes.
+    // The subscription ends with the event that the next command publishes.
     for stream in streams {
         let events = events(&end(&stream).await);
         assert_eq!(events.len(), 1);
@@ -310,14 +313,14 @@ async fn the_lines_of_the_readme_do_what_it_says() {
     }
 }
 
-/// The commands of an indented text that begin with `grpcurl`, those over several lines joined.
+/// The commands in an indented text that begin with `grpcurl`; continued lines are joined.
 fn grpcurl_lines(text: &str) -> Vec<String> {
     let joined = text.replace("\\\n", "");
     let lines = joined.lines().map(str::trim);
     lines.filter(|line| line.starts_with("grpcurl ")).map(str::to_owned).collect()
 }
 
-/// A line as a shell reads it, with the grpcurl of the tests.
+/// A shell that runs a line with the grpcurl of the tests.
 fn shell(line: &str) -> Program {
     let rest = line.strip_prefix("grpcurl").expect("a grpcurl line");
     // `exec`, so that the process is grpcurl's own.

@@ -1,14 +1,13 @@
-//! The example `mail_server`: real processes of it, over real gateways.
+//! The example `mail_server`, as real processes over real gateways.
 
 use std::{
     path::{Path, PathBuf},
-    process::Command,
     sync::OnceLock,
     time::SystemTime,
 };
 
 use super::{
-    Pair,
+    Pair, cargo,
     support::{
         self, Gateway, GatewayOptions, LIMIT, TestNode,
         events::numbered,
@@ -19,7 +18,7 @@ use super::{
 };
 use serde_json::json;
 
-/// The example's binary: the one of this build, made now if it is not there or older than its source.
+/// The binary of the example, built now if it is missing or older than its source.
 fn binary() -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(find_or_build).clone()
@@ -33,18 +32,10 @@ fn find_or_build() -> PathBuf {
     let changed = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
     let source = newest(&root.join("src")).max(changed(&root.join("examples/mail_server.rs")));
     if changed(&path) < source {
-        let mut build = Command::new(env!("CARGO"));
+        let mut build = cargo();
         build.args(["build", "--locked", "--quiet", "--example", "mail_server"]).current_dir(root);
         if profile.ends_with("release") {
             build.arg("--release");
-        }
-        // Build scripts that look at these would run again, and again for whoever builds next.
-        for (name, _) in std::env::vars_os() {
-            let text = name.to_string_lossy();
-            let of_this_package = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CFG_", "OUT_DIR"];
-            if of_this_package.iter().any(|start| text.starts_with(start)) {
-                build.env_remove(&name);
-            }
         }
         build.arg("--target-dir").arg(profile.parent().expect("a folder of profiles"));
         assert!(build.status().expect("cargo").success(), "the example does not build");
@@ -52,7 +43,7 @@ fn find_or_build() -> PathBuf {
     path
 }
 
-/// When the newest file below a folder was changed.
+/// The modification time of the newest file below a folder.
 fn newest(folder: &Path) -> Option<SystemTime> {
     let entries = std::fs::read_dir(folder).ok()?.flatten();
     entries
@@ -63,7 +54,7 @@ fn newest(folder: &Path) -> Option<SystemTime> {
         .max()
 }
 
-/// A node that was given commands.
+/// A running node with these commands as its input.
 fn node(args: &[&str], gateways: &[&Gateway], commands: &str) -> Process {
     let mut program = Program::new(binary(), args.iter().copied()).stdin(commands);
     for gateway in gateways {
@@ -72,7 +63,7 @@ fn node(args: &[&str], gateways: &[&Gateway], commands: &str) -> Process {
     Process::start(&format!("mail server {}", args[0]), program)
 }
 
-/// Waits until a node has printed a line that begins so.
+/// Waits until a node has printed a line that begins with `line`.
 async fn says(node: &Process, line: &str) -> String {
     support::eventually(LIMIT, &format!("the line {line:?} of {}", node.stdout()), async || {
         node.stdout().lines().find(|found| found.starts_with(line)).map(str::to_owned)
@@ -81,25 +72,25 @@ async fn says(node: &Process, line: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_one_node_does_the_other_hears_over_two_gateways() {
+async fn each_node_receives_the_events_of_the_other_over_two_gateways() {
     let Pair { redis: _redis, first, second } = Pair::start().await;
 
     let mx2 = node(&["mx2", "--role", "mta"], &[&second], "idle alice\nlogin bob\nlogin bob\n");
     says(&mx2, "load: banned networks").await;
     says(&mx2, "alice: IDLE").await;
-    says(&mx2, "bob: rights looked up").await;
-    says(&mx2, "bob: rights remembered").await;
+    says(&mx2, "bob: permissions looked up").await;
+    says(&mx2, "bob: permissions cached").await;
 
     let commands =
         "idle alice\ndeliver alice\nban 192.0.2.7\npassword bob\nrenew example.org\nwhat\n";
     let mx1 = node(&["mx1"], &[&first], commands);
     says(&mx2, "alice: wake 1 IDLE (change ").await;
     says(&mx2, "alice: push message-").await;
-    says(&mx2, "read the queue again (mx1)").await;
+    says(&mx2, "reread the queue (mx1)").await;
     says(&mx2, "refuse 192.0.2.7: too many failed logins (mx1)").await;
-    says(&mx2, "forget the rights of bob").await;
+    says(&mx2, "drop the cached permissions of bob").await;
     says(&mx2, "load certificate acme-example.org for example.org (mx1)").await;
-    // Its own client is woken without a detour, and its own events do not come back.
+    // Its own client is woken directly, and its own events do not come back.
     says(&mx1, "idle|deliver|").await;
     let woken = mx1.stdout().lines().filter(|line| line.starts_with("alice: wake")).count();
     assert_eq!(woken, 1, "{}", mx1.stdout());
@@ -113,7 +104,7 @@ async fn what_one_node_does_the_other_hears_over_two_gateways() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_restart_it_hears_what_it_missed_or_loads_it() {
+async fn after_a_restart_a_node_receives_missed_events_or_reloads() {
     let options = GatewayOptions::embedded()
         .set("log", json!({ "maxEvents": 30 }))
         .set("history", json!({ "maxFrames": 30 }));
@@ -143,18 +134,18 @@ async fn after_a_restart_it_hears_what_it_missed_or_loads_it() {
     let missed = says(&mx2, "missed ").await;
     let count: u64 = missed.split(' ').nth(1).and_then(|n| n.parse().ok()).expect("a number");
     assert!((60..100).contains(&count), "{missed}");
-    // Once at the start, and again for the gap.
-    until(LIMIT, "everything is loaded again", async || {
+    // Once at the start and once for the gap.
+    until(LIMIT, "everything is reloaded", async || {
         mx2.stdout().matches("load: banned networks").count() == 2
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_ends_with_the_error_if_the_gateway_refuses_it() {
+async fn a_node_that_the_gateway_refuses_exits_with_the_error() {
     let gateway = Gateway::start(GatewayOptions::embedded()).await;
-    let nobody = node(&["n".repeat(200).as_str()], &[&gateway], "");
-    let (status, _) = nobody.wait(LIMIT).await;
+    let refused = node(&["n".repeat(200).as_str()], &[&gateway], "");
+    let (status, _) = refused.wait(LIMIT).await;
     assert_eq!(status.code(), Some(1));
-    assert!(nobody.stderr().contains("node_id"), "{}", nobody.stderr());
+    assert!(refused.stderr().contains("node_id"), "{}", refused.stderr());
 }

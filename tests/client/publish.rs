@@ -1,4 +1,4 @@
-//! A publication arrives once, whatever happens on its way.
+//! A publication arrives once under every fault on its way.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::support::{
     ports::Port,
 };
 
-/// A node on the second gateway that records everything.
+/// A node on the second gateway that records all events.
 async fn observer(pair: &Pair) -> Collector {
     let node = TestNode::connect(&pair.second, "observer").await;
     node.subscribe(node.request()).await
@@ -24,7 +24,8 @@ fn event(id: &str) -> Vec<Event> {
     vec![with_id(id, mailbox_change("a1", 7))]
 }
 
-/// Nothing but `expected` has come, in this order, once everything that could still come must have.
+/// Asserts that exactly `expected` was received, in this order, before an event that is published
+/// now.
 async fn assert_arrived(pair: &Pair, observer: &Collector, expected: &[&str]) {
     let marker = client_of(&pair.second, "marker");
     marker.publish(event("marker")).await.expect("published");
@@ -34,7 +35,7 @@ async fn assert_arrived(pair: &Pair, observer: &Collector, expected: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_waits_for_a_gateway_that_was_killed() {
+async fn publishing_waits_for_a_killed_gateway_to_restart() {
     let pair = Pair::start().await;
     let observer = observer(&pair).await;
     let client = client_of(&pair.first, "n1");
@@ -52,7 +53,7 @@ async fn it_waits_for_a_gateway_that_was_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_goes_to_the_next_gateway_when_one_is_killed() {
+async fn publishing_moves_to_the_next_gateway_when_one_is_killed() {
     let pair = Pair::start().await;
     let observer = observer(&pair).await;
     let client = pair.client("n1");
@@ -63,7 +64,7 @@ async fn it_goes_to_the_next_gateway_when_one_is_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_arrives_once_though_redis_stood_still_over_several_attempts_on_two_gateways() {
+async fn retries_on_two_gateways_while_redis_is_paused_publish_once() {
     let pair = Pair::start().await;
     let observer = observer(&pair).await;
     let client = pair.client("n1");
@@ -73,9 +74,9 @@ async fn it_arrives_once_though_redis_stood_still_over_several_attempts_on_two_g
         let client = client.clone();
         async move { client.publish(event("once")).await }
     });
-    // Each attempt has one second: by now both gateways have tried, and hold it.
+    // Each attempt takes one second: by now both gateways hold the request.
     tokio::time::sleep(Duration::from_millis(2500)).await;
-    assert!(!publishing.is_finished(), "nothing is confirmed while Redis stands still");
+    assert!(!publishing.is_finished(), "nothing is acknowledged while Redis is paused");
     pair.redis.resume();
     publishing.await.expect("no panic").expect("published");
     assert!(started.elapsed() < LIMIT);
@@ -83,7 +84,7 @@ async fn it_arrives_once_though_redis_stood_still_over_several_attempts_on_two_g
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_arrives_once_though_a_frozen_gateway_wakes_up_with_it() {
+async fn a_retry_publishes_once_though_the_paused_first_gateway_resumes() {
     let pair = Pair::start().await;
     let observer = observer(&pair).await;
     let client = pair.client("n1");
@@ -91,7 +92,7 @@ async fn it_arrives_once_though_a_frozen_gateway_wakes_up_with_it() {
     pair.first.pause().await;
     let started = Instant::now();
     client.publish(event("once")).await.expect("published by the second");
-    // The first has one second to answer.
+    // The attempt on the first gateway times out after one second.
     assert!(started.elapsed() > Duration::from_millis(900), "{:?}", started.elapsed());
     pair.first.resume();
     pair.first.ready(crate::support::Ready::Serving).await;
@@ -99,18 +100,18 @@ async fn it_arrives_once_though_a_frozen_gateway_wakes_up_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_callers_own_request_id_publishes_once_however_often_it_is_used() {
+async fn a_request_id_of_the_caller_publishes_once_however_often_it_is_used() {
     let pair = Pair::start().await;
     let observer = observer(&pair).await;
     let id = uuid::Uuid::new_v4().to_string();
     let one = client_of(&pair.first, "n1").publish_as(&id, event("once")).await.expect("published");
-    let other = client_of(&pair.second, "n1").publish_as(&id, event("once")).await.expect("again");
+    let other = client_of(&pair.second, "n1").publish_as(&id, event("once")).await.expect("known");
     assert_eq!(one, other, "the same position");
     assert_arrived(&pair, &observer, &["once"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn kinds_are_published_as_they_are() {
+async fn kinds_and_events_are_accepted_for_publishing() {
     let gateway = Gateway::start(GatewayOptions::embedded()).await;
     let client = client_of(&gateway, "n1");
     let change = MailboxChange { account_id: "a1".into(), ..Default::default() };
@@ -123,7 +124,7 @@ async fn kinds_are_published_as_they_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_is_told_at_once_with_every_field() {
+async fn an_invalid_request_fails_at_once_and_names_every_field() {
     let gateway = Gateway::start(GatewayOptions::embedded()).await;
     let client = client_of(&gateway, "n1");
     let wrong = [
@@ -132,7 +133,7 @@ async fn what_is_wrong_is_told_at_once_with_every_field() {
     ];
     let started = Instant::now();
     let error = client.publish(wrong).await.expect_err("refused");
-    assert!(started.elapsed() < Duration::from_secs(10), "it is not tried again");
+    assert!(started.elapsed() < Duration::from_secs(10), "it is not retried");
     assert_eq!(error.kind(), ErrorKind::Invalid);
     assert_eq!(error.status().map(tonic::Status::code), Some(Code::InvalidArgument));
     let violations = error.violations();
@@ -141,8 +142,8 @@ async fn what_is_wrong_is_told_at_once_with_every_field() {
     assert!(error.to_string().starts_with("refused: "), "{error}");
 }
 
-/// A client that gives up soon.
-fn hasty(address: String) -> Client {
+/// A client with short timeouts.
+fn impatient(address: String) -> Client {
     Client::builder("n1")
         .gateway(address)
         .publish_timeout(Duration::from_millis(1500))
@@ -152,9 +153,9 @@ fn hasty(address: String) -> Client {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_nothing_listens_nothing_was_published() {
+async fn without_a_listening_gateway_the_error_is_unavailable() {
     let port = Port::free();
-    let client = hasty(format!("127.0.0.1:{}", port.number()));
+    let client = impatient(format!("127.0.0.1:{}", port.number()));
     let started = Instant::now();
     let error = client.publish(event("e")).await.expect_err("no gateway");
     assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
@@ -163,7 +164,7 @@ async fn where_nothing_listens_nothing_was_published() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_nobody_answers_the_outcome_is_unknown() {
+async fn without_an_answer_the_outcome_is_unknown() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound").to_string();
     let silent = tokio::spawn(async move {
@@ -176,13 +177,13 @@ async fn where_nobody_answers_the_outcome_is_unknown() {
             });
         }
     });
-    let error = hasty(address).publish(event("e")).await.expect_err("no answer");
+    let error = impatient(address).publish(event("e")).await.expect_err("no answer");
     silent.abort();
     assert_eq!(error.kind(), ErrorKind::OutcomeUnknown, "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bus_that_is_down_is_told_as_such() {
+async fn a_bus_that_is_down_makes_the_error_unavailable() {
     let pair = Pair::with(|options| options.set_bus("timeout", "300ms")).await;
     pair.redis.kill_9();
     let client = Client::builder("n1")

@@ -1,4 +1,4 @@
-//! The client of examples/python, run by a real interpreter: the API is proven from outside Rust.
+//! The client of examples/python, run by a real interpreter: the API works outside of Rust.
 
 use std::{path::Path, time::Duration};
 
@@ -14,7 +14,7 @@ use super::{
 };
 use serde_json::{Value, json};
 
-/// `mail_node.py` as the node `python`, which knows these gateways.
+/// `mail_node.py` as the node `python`, with these gateways.
 fn mail_node(gateways: &[&Gateway], args: &[&str]) -> Program {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/python/mail_node.py");
     let mut all = vec![script.display().to_string(), "--node-id".into(), "python".into()];
@@ -22,7 +22,7 @@ fn mail_node(gateways: &[&Gateway], args: &[&str]) -> Program {
         all.extend(["--gateway".into(), gateway.address()]);
     }
     all.extend(args.iter().map(|arg| (*arg).to_owned()));
-    // Nothing is left in the repository.
+    // No bytecode is written into the repository.
     Program::new(tools::python(), all).env("PYTHONDONTWRITEBYTECODE", "1")
 }
 
@@ -38,7 +38,7 @@ impl Subscriber {
         subscriber
     }
 
-    /// What it has printed so far, one JSON object a line.
+    /// The lines that it has printed so far, each a JSON object.
     fn lines(&self) -> Vec<Value> {
         let text = self.0.stdout();
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
@@ -55,13 +55,13 @@ impl Subscriber {
         self.all("event").iter().map(id).collect()
     }
 
-    /// Waits until it has opened so many streams, and returns what opened the last one.
+    /// Waits until it has opened this number of streams, and returns `subscribed` of the last one.
     async fn streams(&self, count: usize) -> Value {
         self.wait(&format!("{count} streams"), || self.all("subscribed").get(count - 1).cloned())
             .await
     }
 
-    /// Waits for an event, and returns the ids of all so far.
+    /// Waits for an event, and returns the ids of all events so far.
     async fn event(&self, id: &str) -> Vec<String> {
         self.wait(id, || Some(self.event_ids()).filter(|ids| ids.iter().any(|seen| seen == id)))
             .await
@@ -75,7 +75,7 @@ impl Subscriber {
         .await
     }
 
-    /// Tells it to stop, and waits for its good end.
+    /// Terminates it, and asserts that it exits with success.
     async fn stop(self) {
         self.0.signal("TERM");
         let (status, _) = self.0.wait(LIMIT).await;
@@ -94,7 +94,7 @@ async fn python_and_rust_nodes_receive_from_each_other() {
     let collector = rust.subscribe(rust.request()).await;
     let python = Subscriber::start(&[&gateway], &[]).await;
 
-    // To Python: every kind.
+    // From Rust to Python: every kind.
     let sent: Vec<_> = events::one_of_each("a1").into_iter().zip(ids("e", 11)).collect();
     let sent = sent.into_iter().map(|(event, id)| events::with_id(id, event)).collect();
     rust.publish(sent).await.expect("published");
@@ -103,11 +103,11 @@ async fn python_and_rust_nodes_receive_from_each_other() {
     assert!(lines.iter().skip(1).all(|line| line["event"]["source"] == "rust"), "{lines:?}");
     let duties: Vec<_> = lines.iter().filter_map(|line| line["duty"].as_str()).collect();
     assert_eq!(duties[0], "wake the IDLE and JMAP sessions of account a1");
-    assert_eq!(duties[10], "hand it to whoever knows com.example.invoice_paid");
+    assert_eq!(duties[10], "pass it to the handler of com.example.invoice_paid");
     assert_eq!(lines[5]["event"]["blockedIp"]["address"], "192.0.2.7");
     assert_eq!(lines[11]["event"]["custom"]["payload"]["value"], "7s");
 
-    // From Python: several in one request, as typed fields.
+    // From Python to Rust: several events in one request, as typed fields.
     let texts = [
         json!({"eventId": "p-0", "mailboxChange": {"accountId": "a1", "changeId": 7,
             "changedTypes": ["CHANGED_TYPE_EMAIL"]}}),
@@ -126,23 +126,23 @@ async fn python_and_rust_nodes_receive_from_each_other() {
     };
     assert_eq!((change.account_id.as_str(), change.change_id), ("a1", 7));
     assert_eq!(change.changed_types, [1]);
-    // Its own events do not come back to a node.
+    // A node does not receive its own events.
     assert_eq!(python.event_ids().len(), 11);
     python.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_refused_is_not_tried_again() {
+async fn a_refused_request_is_not_retried() {
     let gateway = Gateway::start(GatewayOptions::embedded()).await;
     let output = mail_node(&[&gateway], &["publish", r#"{"mailboxChange": {}}"#]).run(LIMIT).await;
     assert_eq!(output.status.code(), Some(1));
-    let said = output.stderr;
-    assert!(said.contains("INVALID_ARGUMENT: events[0].mailbox_change.account_id"), "{said}");
-    assert!(!said.contains("again in"), "{said}");
+    let stderr = output.stderr;
+    assert!(stderr.contains("INVALID_ARGUMENT: events[0].mailbox_change.account_id"), "{stderr}");
+    assert!(!stderr.contains("retrying in"), "{stderr}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_python_node_resumes_over_a_restart_of_its_gateway() {
+async fn a_python_node_resumes_after_a_restart_of_its_gateway() {
     let Pair { redis: _redis, first: own, second: other } = Pair::start().await;
     let publisher = TestNode::connect(&other, "publisher").await;
     let python = Subscriber::start(&[&own], &[]).await;
@@ -161,7 +161,7 @@ async fn a_python_node_resumes_over_a_restart_of_its_gateway() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_python_node_goes_to_another_gateway_when_its_own_is_drained() {
+async fn a_python_node_moves_to_another_gateway_when_its_own_drains() {
     let pair = Pair::with(|options| options.set("drain", json!({"spread": "100ms"}))).await;
     let Pair { redis: _redis, first: own, second: other } = pair;
     let publisher = TestNode::connect(&other, "publisher").await;
@@ -183,7 +183,7 @@ async fn a_python_node_goes_to_another_gateway_when_its_own_is_drained() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_python_node_leaves_a_gateway_that_is_silent() {
+async fn a_python_node_leaves_a_gateway_that_sends_no_heartbeats() {
     let Pair { redis: _redis, first: own, second: other } = Pair::start().await;
     let publisher = TestNode::connect(&other, "publisher").await;
     let program = mail_node(&[&own, &other], &["--heartbeat", "1", "subscribe"]);
@@ -192,7 +192,7 @@ async fn a_python_node_leaves_a_gateway_that_is_silent() {
     publisher.publish(events::numbered("before", 5, 1)).await.expect("published");
     python.event("before-4").await;
 
-    // The connection stays open, and nothing comes.
+    // The connection stays open without any message.
     own.pause().await;
     publisher.publish(events::numbered("while", 5, 1)).await.expect("published");
     assert_eq!(python.streams(2).await["resumed"], true);
@@ -203,7 +203,7 @@ async fn a_python_node_leaves_a_gateway_that_is_silent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_python_node_is_told_of_what_redis_has_lost() {
+async fn a_python_node_gets_a_gap_for_events_that_redis_has_lost() {
     let Pair { redis, first: own, second: other } = Pair::start().await;
     let publisher = TestNode::connect(&other, "publisher").await;
     let python = Subscriber::start(&[&own], &[]).await;
@@ -212,7 +212,7 @@ async fn a_python_node_is_told_of_what_redis_has_lost() {
 
     own.kill_9();
     publisher.publish(events::numbered("lost", 5, 1)).await.expect("published");
-    // Who published it cannot publish it again either.
+    // The gateway that published the events cannot restore them either.
     other.kill_9();
     redis.cli(&["FLUSHALL"]).await;
     tokio::join!(own.restart(), other.restart());
@@ -230,7 +230,7 @@ async fn a_python_node_is_told_of_what_redis_has_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_python_node_goes_on_where_its_process_before_ended() {
+async fn a_python_node_resumes_from_the_token_file_of_the_process_before() {
     let gateway = Gateway::start(GatewayOptions::embedded()).await;
     let publisher = TestNode::connect(&gateway, "publisher").await;
     let folder = support::folder::new();
@@ -248,7 +248,8 @@ async fn a_python_node_goes_on_where_its_process_before_ended() {
     assert_eq!(python.streams(1).await["resumed"], true);
     python.stop().await;
 
-    // A token that is none does not keep a node from its events; it is told that some may be missing.
+    // A malformed token does not keep a node from its events; a gap reports that some may be
+    // missing.
     std::fs::write(&file, "no token").expect("a file");
     let python = Subscriber::start(&[&gateway], &args).await;
     assert_eq!(python.all("gap")[0]["reason"], "GAP_REASON_UNKNOWN_EPOCH");
@@ -256,9 +257,9 @@ async fn a_python_node_goes_on_where_its_process_before_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_python_node_publishes_once_however_often_it_has_to_try() {
+async fn a_python_node_publishes_once_however_often_it_retries() {
     let redis = RedisServer::start(RedisOptions::default()).await;
-    // Answers soon, so that the node has to try again.
+    // The gateway answers soon, so that the node has to retry.
     let options = || {
         let options = GatewayOptions::redis(&redis.url(), "once");
         options.set_bus("timeout", "200ms").ready(Ready::Listening)
@@ -268,7 +269,8 @@ async fn a_python_node_publishes_once_however_often_it_has_to_try() {
     let subscriber = TestNode::connect(&gateway, "subscriber").await;
     let collector = subscriber.subscribe(subscriber.request()).await;
 
-    // Frozen: what is sent lies in the connection, and is accepted later without an answer.
+    // While Redis is paused, requests wait in the connection and are accepted later without an
+    // answer.
     redis.pause().await;
     let event = json!({"eventId": "once", "queueRefresh": {}}).to_string();
     let publishing = Process::start("publish", mail_node(&[&gateway], &["publish", &event]));
@@ -276,31 +278,31 @@ async fn a_python_node_publishes_once_however_often_it_has_to_try() {
         let publishing = &publishing;
         async move {
             eventually(LIMIT, "attempts", async || {
-                let said = publishing.stderr();
-                (said.matches("again in").count() >= count).then_some(said)
+                let stderr = publishing.stderr();
+                (stderr.matches("retrying in").count() >= count).then_some(stderr)
             })
             .await
         }
     };
-    let said = tries(2).await;
+    let stderr = tries(2).await;
     redis.resume();
     let (status, _) = publishing.wait(LIMIT).await;
     assert!(status.success(), "{}", publishing.stderr());
     assert_eq!(publishing.stdout().lines().count(), 1);
 
-    for line in said.lines().filter(|line| line.contains("again in")) {
+    for line in stderr.lines().filter(|line| line.contains("retrying in")) {
         assert!(line.contains("UNAVAILABLE"), "{line}");
-        let wait = line.rsplit_once("again in ").and_then(|(_, rest)| rest.strip_suffix(" s"));
+        let wait = line.rsplit_once("retrying in ").and_then(|(_, rest)| rest.strip_suffix(" s"));
         let wait: f64 = wait.expect("a wait").parse().expect("seconds");
         // The gateway asks for half a second (RetryInfo).
         assert!((0.5..=2.0).contains(&wait), "{line}");
     }
     collector.event("once", LIMIT).await;
-    subscriber_sees_nothing_more(&gateway, &collector).await;
+    assert_received_once(&gateway, &collector).await;
 }
 
-/// What would come twice has come by the time that a later event does.
-async fn subscriber_sees_nothing_more(gateway: &Gateway, collector: &support::Collector) {
+/// Asserts that the event `once` was received once. A repetition would come before a later event.
+async fn assert_received_once(gateway: &Gateway, collector: &support::Collector) {
     let other = TestNode::connect(gateway, "other").await;
     let last = || vec![events::with_id("last", events::queue_refresh())];
     eventually(Duration::from_secs(10), "a last event", async || other.publish(last()).await.ok())
@@ -309,16 +311,16 @@ async fn subscriber_sees_nothing_more(gateway: &Gateway, collector: &support::Co
     assert_eq!(recording.event_ids.iter().filter(|id| *id == "once").count(), 1);
 }
 
-/// Without Python or its packages the tests fail, and say what to do. None is skipped.
+/// Without Python or its packages the tests fail and say what to do; they are not skipped.
 #[test]
 fn a_missing_interpreter_fails_the_tests_and_says_how_to_get_one() {
-    let test = "python::what_is_refused_is_not_tried_again";
+    let test = "python::a_refused_request_is_not_retried";
     let output = std::process::Command::new(std::env::current_exe().expect("this test"))
         .args(["--exact", test])
         .env("TRUNKLINE_TEST_PYTHON", "/bin/false")
         .output()
         .expect("this test, run again");
     assert!(!output.status.success());
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(said.contains("./test installs") && said.contains("grpcio-status"), "{said}");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(stdout.contains("./test installs") && stdout.contains("grpcio-status"), "{stdout}");
 }

@@ -1,4 +1,4 @@
-//! A subscription goes on over everything that happens to its gateway: nothing lost, nothing twice.
+//! A subscription continues over every fault of its gateway: no event is lost or repeated.
 
 use std::{
     collections::HashSet,
@@ -19,10 +19,10 @@ use crate::support::{
     events::{mailbox_change, with_id},
 };
 
-/// A reconnection waits no longer than this, unless the gateway asked for it.
-const MAX: Duration = Duration::from_secs(2);
+/// The longest wait before a reconnection, unless the gateway asks for a longer one.
+const MAX_WAIT: Duration = Duration::from_secs(2);
 
-/// Publishes events `e0`, `e1`, ... of one account one after the other, until it is told to stop.
+/// Publishes events `e0`, `e1`, ... of one account, one after the other, until it is stopped.
 struct Flow {
     stop: Arc<AtomicBool>,
     task: JoinHandle<usize>,
@@ -48,14 +48,14 @@ impl Flow {
         Flow { stop, task }
     }
 
-    /// How many there were, before the event `last`.
+    /// Stops it. The number of events before the event `last`.
     async fn end(self) -> usize {
         self.stop.store(true, Ordering::Relaxed);
         self.task.await.expect("no panic")
     }
 }
 
-/// Every event came once and in order, and nothing was told as missing.
+/// Asserts that every event was received once and in order, without a gap.
 fn assert_whole(seen: &[Notification], first: usize, count: usize) {
     assert!(gaps(seen).is_empty(), "{:?}", gaps(seen));
     let expected: Vec<String> =
@@ -75,13 +75,13 @@ fn waits(seen: &[Notification]) -> Vec<Duration> {
         .collect()
 }
 
-/// Takes all up to a stream that was opened again.
+/// Takes notifications until a stream is open again.
 async fn resumed(subscription: &mut Subscription) -> Vec<Notification> {
     until(subscription, |seen| matches!(seen, Notification::Subscribed(_))).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn its_gateway_is_killed_and_started_again_while_events_flow() {
+async fn a_subscription_resumes_when_its_killed_gateway_restarts() {
     let pair = Pair::start().await;
     let mut subscription = client_of(&pair.first, "n1").subscribe(SubscribeOptions::new());
     subscribed(&mut subscription).await;
@@ -89,7 +89,7 @@ async fn its_gateway_is_killed_and_started_again_while_events_flow() {
     let mut seen = until_event(&mut subscription, "e50").await;
 
     pair.first.kill_9();
-    // Nobody serves for a while: several attempts fail.
+    // No gateway serves for a while: several attempts fail.
     let lost = |seen: &Notification| matches!(seen, Notification::Reconnecting { .. });
     seen.extend(until(&mut subscription, lost).await);
     seen.push(next(&mut subscription).await);
@@ -98,14 +98,14 @@ async fn its_gateway_is_killed_and_started_again_while_events_flow() {
     seen.extend(resumed(&mut subscription).await);
 
     let waits = waits(&seen);
-    assert!(waits.len() >= 3 && waits.iter().all(|wait| *wait <= MAX), "{waits:?}");
+    assert!(waits.len() >= 3 && waits.iter().all(|wait| *wait <= MAX_WAIT), "{waits:?}");
     let count = flow.end().await;
     seen.extend(until_event(&mut subscription, "last").await);
     assert_whole(&seen, 0, count);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn its_gateway_is_killed_and_it_goes_to_the_next() {
+async fn a_subscription_moves_to_the_next_gateway_when_its_own_is_killed() {
     let pair = Pair::start().await;
     let mut subscription = pair.client("n1").subscribe(SubscribeOptions::new());
     subscribed(&mut subscription).await;
@@ -119,7 +119,7 @@ async fn its_gateway_is_killed_and_it_goes_to_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn its_gateway_freezes_and_the_missing_heartbeats_tell() {
+async fn missing_heartbeats_of_a_paused_gateway_move_a_subscription_to_the_next() {
     let pair = Pair::start().await;
     let options = SubscribeOptions::new().heartbeat_interval(Duration::from_secs(1));
     let mut subscription = pair.client("n1").subscribe(options);
@@ -128,17 +128,18 @@ async fn its_gateway_freezes_and_the_missing_heartbeats_tell() {
     let mut seen = until_event(&mut subscription, "e50").await;
     pair.first.pause().await;
     seen.extend(resumed(&mut subscription).await);
-    let told = seen.iter().any(|seen| {
-        matches!(seen, Notification::Reconnecting { reason, .. } if reason.contains("nothing came"))
+    let reported = seen.iter().any(|seen| {
+        let Notification::Reconnecting { reason, .. } = seen else { return false };
+        reason.contains("nothing received")
     });
-    assert!(told, "{seen:?}");
+    assert!(reported, "{seen:?}");
     let count = flow.end().await;
     seen.extend(until_event(&mut subscription, "last").await);
     assert_whole(&seen, 0, count);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn its_gateway_drains_and_it_goes_to_the_next_after_the_wait_it_was_told() {
+async fn a_drain_moves_a_subscription_to_the_next_gateway_after_the_requested_delay() {
     let drain = serde_json::json!({ "spread": "700ms" });
     let pair = Pair::with(|options| options.set("drain", drain.clone())).await;
     let mut subscription = pair.client("n1").subscribe(SubscribeOptions::new());
@@ -149,13 +150,13 @@ async fn its_gateway_drains_and_it_goes_to_the_next_after_the_wait_it_was_told()
     pair.first.signal_term();
     let draining = |seen: &Notification| matches!(seen, Notification::Draining(_));
     seen.extend(until(&mut subscription, draining).await);
-    let Some(Notification::Draining(told)) = seen.last() else { panic!("draining") };
-    let asked = Duration::try_from(told.reconnect_delay.expect("a delay")).expect("positive");
+    let Some(Notification::Draining(drain)) = seen.last() else { panic!("draining") };
+    let asked = Duration::try_from(drain.reconnect_delay.expect("a delay")).expect("positive");
     assert_eq!(asked, Duration::from_millis(700));
     let Notification::Reconnecting { wait, reason } = next(&mut subscription).await else {
         panic!("reconnecting comes next")
     };
-    assert!(wait >= asked && wait <= MAX, "{wait:?}");
+    assert!(wait >= asked && wait <= MAX_WAIT, "{wait:?}");
     assert!(reason.contains("going away"), "{reason}");
     let before = std::time::Instant::now();
     let Notification::Subscribed(second) = next(&mut subscription).await else {
@@ -170,7 +171,7 @@ async fn its_gateway_drains_and_it_goes_to_the_next_after_the_wait_it_was_told()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_bus_is_lost_and_comes_back() {
+async fn a_subscription_continues_when_the_bus_comes_back() {
     let pair = Pair::start().await;
     let options = SubscribeOptions::new().kind(EventKind::MailboxChange);
     let mut subscription = pair.client("n1").subscribe(options);
@@ -192,13 +193,13 @@ async fn the_bus_is_lost_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_next_process_continues_with_the_token_on_another_gateway() {
+async fn resuming_with_a_token_on_another_gateway_repeats_and_loses_nothing() {
     let pair = Pair::start().await;
     let mut subscription = client_of(&pair.first, "n1").subscribe(SubscribeOptions::new());
     subscribed(&mut subscription).await;
     let flow = Flow::start(&pair.second).await;
     let seen = until_event(&mut subscription, "e50").await;
-    // The token stands for whole batches: take what is left of this one.
+    // A token covers whole batches: take the rest of this one.
     let mut token = subscription.resume_token().to_vec();
     let mut received = ids(&seen).len();
     while subscription.resume_token() == token {

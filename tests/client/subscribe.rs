@@ -1,4 +1,4 @@
-//! What a subscription brings, what it refuses, and how it ends.
+//! Subscriptions: their events, their gaps, and the errors that end them.
 
 use std::time::Duration;
 
@@ -17,22 +17,22 @@ async fn gateway() -> Gateway {
     Gateway::start(GatewayOptions::embedded()).await
 }
 
-/// A gateway that keeps ten events.
-async fn forgetful() -> Gateway {
+/// A gateway that keeps ten events of history.
+async fn short_history() -> Gateway {
     let options = GatewayOptions::embedded()
         .set("log", json!({ "maxEvents": 10 }))
         .set("history", json!({ "maxFrames": 10 }));
     Gateway::start(options).await
 }
 
-/// How many nodes hold a stream.
+/// The connected nodes.
 async fn nodes(gateway: &Gateway) -> Vec<trunkline_proto::v1::Node> {
     let answer = gateway.client().await.list_nodes(ListNodesRequest::default()).await;
     answer.expect("an answer").into_inner().nodes
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_node_is_known_by_what_it_says_of_itself() {
+async fn the_gateway_lists_a_node_with_its_own_description() {
     let gateway = gateway().await;
     let client = Client::builder("mx1")
         .gateway(gateway.url())
@@ -54,15 +54,15 @@ async fn the_node_is_known_by_what_it_says_of_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dropping_it_closes_it() {
+async fn dropping_a_subscription_closes_its_stream() {
     let gateway = gateway().await;
     let client = client_of(&gateway, "n1");
     let mut subscription = client.subscribe(SubscribeOptions::new());
     subscribed(&mut subscription).await;
     assert_eq!(nodes(&gateway).await.len(), 1);
     drop(subscription);
-    // The client lives on, and so does its connection.
-    eventually(LIMIT, "the gateway has forgotten the stream", async || {
+    // The client and its connection stay usable.
+    eventually(LIMIT, "the gateway has removed the stream", async || {
         nodes(&gateway).await.is_empty()
     })
     .await;
@@ -70,7 +70,7 @@ async fn dropping_it_closes_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_brings_what_it_asked_for_and_nothing_else() {
+async fn only_events_that_match_filter_and_target_are_received() {
     let gateway = gateway().await;
     let node = Client::builder("n1").gateway(gateway.url()).role("imap").build().expect("built");
     let options = SubscribeOptions::new()
@@ -92,7 +92,7 @@ async fn it_brings_what_it_asked_for_and_nothing_else() {
         with_id("node", mailbox_change("a1", 6)).for_node("n1"),
     ];
     client_of(&gateway, "n2").publish(events).await.expect("published");
-    // Its own are left out.
+    // A node does not receive its own events.
     node.publish([with_id("own", mailbox_change("a1", 7))]).await.expect("published");
     client_of(&gateway, "n2")
         .publish([with_id("end", mailbox_change("a1", 8))])
@@ -103,7 +103,7 @@ async fn it_brings_what_it_asked_for_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_begins_with_the_oldest_and_brings_its_own_if_it_asks() {
+async fn a_node_can_start_at_the_oldest_event_and_include_its_own() {
     let gateway = gateway().await;
     let client = client_of(&gateway, "n1");
     client.publish([with_id("own", mailbox_change("a1", 1))]).await.expect("published");
@@ -115,7 +115,7 @@ async fn it_begins_with_the_oldest_and_brings_its_own_if_it_asks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_heartbeat_moves_the_token_where_the_filter_lets_nothing_through() {
+async fn a_heartbeat_advances_the_token_when_no_event_matches_the_filter() {
     let gateway = gateway().await;
     let options = SubscribeOptions::new()
         .kind(EventKind::BlockedIp)
@@ -131,9 +131,10 @@ async fn a_heartbeat_moves_the_token_where_the_filter_lets_nothing_through() {
     }
 }
 
-/// A token, and a gateway that has forgotten what follows it: 100 events, of which it keeps ten.
+/// A token, and a gateway whose history no longer reaches back to it: it keeps ten of 100 later
+/// events.
 async fn token_and_loss() -> (Gateway, Vec<u8>) {
-    let gateway = forgetful().await;
+    let gateway = short_history().await;
     let mut subscription = client_of(&gateway, "n1").subscribe(SubscribeOptions::new());
     subscribed(&mut subscription).await;
     let token = subscription.resume_token().to_vec();
@@ -146,7 +147,7 @@ async fn token_and_loss() -> (Gateway, Vec<u8>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_forgotten_is_told_as_a_gap_with_its_count() {
+async fn expired_events_are_reported_as_a_gap_with_their_count() {
     let (gateway, token) = token_and_loss().await;
     let options = SubscribeOptions::new().resume_token(token);
     let mut subscription = client_of(&gateway, "n1").subscribe(options);
@@ -160,7 +161,7 @@ async fn what_was_forgotten_is_told_as_a_gap_with_its_count() {
     assert!(missed >= 80 && missed + ids(&seen).len() == 100, "{missed} and {:?}", ids(&seen));
 }
 
-/// The error with which it ends, and nothing after it.
+/// The error that ends the subscription. Asserts that nothing follows it.
 async fn fails(subscription: &mut Subscription) -> trunkline_client::Error {
     let error = loop {
         let next = tokio::time::timeout(LIMIT, subscription.next()).await.expect("in time");
@@ -171,12 +172,12 @@ async fn fails(subscription: &mut Subscription) -> trunkline_client::Error {
         }
     };
     assert!(subscription.next().await.is_none(), "the error ends it");
-    assert!(subscription.next().await.is_none(), "for good");
+    assert!(subscription.next().await.is_none(), "and nothing follows later");
     error
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_ends_it_with_every_field() {
+async fn an_invalid_subscription_ends_with_an_error_that_names_every_field() {
     let gateway = gateway().await;
     let client = client_of(&gateway, "");
     let mut subscription = client.subscribe(SubscribeOptions::new().custom_type("a*b"));
@@ -188,7 +189,7 @@ async fn what_is_wrong_ends_it_with_every_field() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_is_none_is_told_as_a_gap_and_it_begins_anew() {
+async fn a_malformed_token_is_reported_as_a_gap_and_the_subscription_starts_anew() {
     let gateway = gateway().await;
     let client = client_of(&gateway, "n1");
     let mut subscription = client.subscribe(SubscribeOptions::new().resume_token(b"damaged"));
@@ -201,7 +202,7 @@ async fn a_token_that_is_none_is_told_as_a_gap_and_it_begins_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wait_for_the_next_notification_may_be_given_up() {
+async fn waiting_for_a_notification_can_be_cancelled_without_loss() {
     let gateway = gateway().await;
     let mut subscription = client_of(&gateway, "n1").subscribe(SubscribeOptions::new());
     subscribed(&mut subscription).await;
@@ -213,7 +214,7 @@ async fn a_wait_for_the_next_notification_may_be_given_up() {
     });
     let mut seen = vec![];
     while !matches!(seen.last(), Some(Notification::Event(event)) if event.event_id == "e-199") {
-        // Given up again and again, in the midst of whatever it does.
+        // Cancelled again and again, at any point.
         let next = tokio::time::timeout(Duration::from_micros(300), subscription.next());
         if let Ok(next) = next.await {
             seen.push(next.expect("no end").expect("no error"));

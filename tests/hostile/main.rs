@@ -1,16 +1,17 @@
-//! Clients that mean harm, or are merely slow: what each of them costs the others is nothing.
+//! Hostile and slow clients do not affect other clients.
 //!
-//! They are sockets of their own that speak HTTP/2 by the byte, from 127.0.0.2. Beside each of them a node of 127.0.0.1 publishes
-//! and another receives: in order, in time, and all of it. Afterwards the gateway has freed what it held.
+//! Hostile clients write raw HTTP/2 frames from 127.0.0.2. During each attack a node from 127.0.0.1
+//! publishes and another receives: every event, in order, in time. Afterwards the gateway has freed
+//! everything that it held for the attackers.
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../api/error_details.rs"]
+mod error_details;
 #[path = "../support/mod.rs"]
 mod support;
-#[path = "../api/told.rs"]
-mod told;
 
-mod scene;
+mod target;
 mod wire;
 
 mod bodies;

@@ -1,4 +1,4 @@
-//! Clients that ask and do not read.
+//! Clients that send requests and do not read the answers.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use serde_json::json;
 use trunkline_proto::v1::{ListNodesRequest, SubscribeRequest};
 
 use crate::{
-    scene::Scene,
     support::{
         GatewayOptions, LIMIT, TestNode,
         events::{large, with_id},
     },
+    target::Target,
     wire::{
         DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, Raw, SETTINGS, WINDOW_UPDATE, call, frame,
         message,
@@ -21,19 +21,20 @@ use crate::{
 /// The largest window that HTTP/2 has.
 const WINDOW: u32 = (1 << 31) - 1;
 
-/// A client that lets the gateway send as much as HTTP/2 can say, and has no room to receive it.
-async fn greedy(scene: &Scene, window: u32) -> Raw {
-    let mut raw = Raw::with_buffer(&scene.gateway, Some(4096)).await;
+/// A client that announces the largest flow-control window and never reads.
+async fn never_reads(target: &Target, window: u32) -> Raw {
+    let mut raw = Raw::with_buffer(&target.gateway, Some(4096)).await;
     // SETTINGS_INITIAL_WINDOW_SIZE.
     let settings = [&[0, 4][..], &window.to_be_bytes()].concat();
     let more = (WINDOW - 65_535).to_be_bytes();
-    let greeting =
+    let preface =
         [PREFACE, &frame(SETTINGS, 0, 0, &settings), &frame(WINDOW_UPDATE, 0, 0, &more)].concat();
-    raw.send(&greeting).await.unwrap();
+    raw.send(&preface).await.unwrap();
     raw
 }
 
-async fn ask(raw: &mut Raw, stream: u32, method: &str, request: &impl Message) {
+/// Sends a request.
+async fn call_method(raw: &mut Raw, stream: u32, method: &str, request: &impl Message) {
     let bytes = request.encode_to_vec();
     let body = message(bytes.len(), &bytes);
     raw.send(&frame(HEADERS, END_HEADERS, stream, &call(method))).await.unwrap();
@@ -41,14 +42,14 @@ async fn ask(raw: &mut Raw, stream: u32, method: &str, request: &impl Message) {
 }
 
 /// Publishes 64 MB.
-async fn much(node: &TestNode) {
+async fn publish_much(node: &TestNode) {
     for n in 0..80 {
         let events = (0..20).map(|m| with_id(format!("x{n}-{m}"), large(40_000))).collect();
         node.publish(events).await.unwrap();
     }
 }
 
-/// What never reads is gone when it does not answer a PING either.
+/// Keepalive closes a connection whose client does not read, since it does not answer a PING.
 fn options() -> GatewayOptions {
     GatewayOptions::embedded()
         .set("keepalive", json!({ "interval": "2s", "timeout": "2s" }))
@@ -56,64 +57,67 @@ fn options() -> GatewayOptions {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_subscriber_that_never_reads_costs_its_buffer_and_is_found_out() {
-    let scene = Scene::with(options()).await;
-    let bystander = scene.bystander().await;
+async fn a_subscriber_that_never_reads_costs_one_buffer_and_is_disconnected() {
+    let target = Target::with(options()).await;
+    let bystander = target.bystander().await;
     let mut held = Vec::new();
-    // Without a window, and with one that is as good as endless.
+    // With an empty window, and with the largest one.
     for window in [0, WINDOW] {
         for n in 0..10 {
-            let mut raw = greedy(&scene, window).await;
-            let node_id = format!("deaf-{window}-{n}");
-            ask(&mut raw, 1, "Subscribe", &SubscribeRequest { node_id, ..Default::default() })
-                .await;
+            let mut raw = never_reads(&target, window).await;
+            let node_id = format!("never-reads-{window}-{n}");
+            call_method(
+                &mut raw,
+                1,
+                "Subscribe",
+                &SubscribeRequest { node_id, ..Default::default() },
+            )
+            .await;
             held.push(raw);
         }
     }
-    scene.metric_is("streams", 21.0).await;
-    much(&TestNode::connect(&scene.gateway, "p").await).await;
-    scene.memory_is_bounded();
-    scene.metric_is("streams", 1.0).await;
-    bystander.saw_nothing().await;
+    target.metric_is("streams", 21.0).await;
+    publish_much(&TestNode::connect(&target.gateway, "p").await).await;
+    target.memory_is_bounded();
+    target.metric_is("streams", 1.0).await;
+    bystander.was_unaffected().await;
     drop(held);
-    scene.is_as_before().await;
+    target.is_freed().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lists_that_nobody_reads_cost_their_buffers() {
-    let scene = Scene::with(options()).await;
-    let bystander = scene.bystander().await;
-    // A list of some length.
-    let node = TestNode::connect(&scene.gateway, "n".repeat(100)).await;
+async fn unread_node_lists_cost_no_more_than_their_buffers() {
+    let target = Target::with(options()).await;
+    let bystander = target.bystander().await;
+    // Enough nodes for a long list.
+    let node = TestNode::connect(&target.gateway, "n".repeat(100)).await;
     let mut streams = Vec::new();
     for _ in 0..200 {
         streams.push(node.stream(node.request()).await.unwrap());
     }
-    let mut raw = greedy(&scene, WINDOW).await;
+    let mut raw = never_reads(&target, WINDOW).await;
     let request = ListNodesRequest { page_size: 1000, ..Default::default() };
     for n in 0..200 {
-        ask(&mut raw, 2 * n + 1, "ListNodes", &request).await;
+        call_method(&mut raw, 2 * n + 1, "ListNodes", &request).await;
     }
-    tokio::time::timeout(LIMIT, scene.metric_is("connections", 3.0)).await.unwrap();
-    scene.memory_is_bounded();
+    tokio::time::timeout(LIMIT, target.metric_is("connections", 3.0)).await.unwrap();
+    target.memory_is_bounded();
     drop((streams, node, raw));
-    bystander.saw_nothing().await;
-    scene.is_as_before().await;
+    target.withstood(bystander).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_that_is_gone_without_a_word_is_found_by_pings() {
-    let scene = Scene::with(options()).await;
-    let bystander = scene.bystander().await;
-    let mut raw = Raw::greeted(&scene.gateway).await;
+async fn a_dead_connection_is_found_by_keepalive() {
+    let target = Target::with(options()).await;
+    let bystander = target.bystander().await;
+    let mut raw = Raw::with_preface(&target.gateway).await;
     let request = SubscribeRequest { node_id: "gone".into(), ..Default::default() };
-    ask(&mut raw, 1, "Subscribe", &request).await;
-    scene.metric_is("streams", 2.0).await;
-    // It reads, and answers no PING: as a host that is cut off from the network.
+    call_method(&mut raw, 1, "Subscribe", &request).await;
+    target.metric_is("streams", 2.0).await;
+    // It reads and answers no PING, like a host that is cut off from the network.
     raw.rest(LIMIT).await;
-    scene.metric_is("streams", 1.0).await;
-    // Nodes that answer stay for longer than that.
+    target.metric_is("streams", 1.0).await;
+    // Nodes that answer PINGs stay connected for longer than that.
     tokio::time::sleep(Duration::from_secs(5)).await;
-    bystander.saw_nothing().await;
-    scene.is_as_before().await;
+    target.withstood(bystander).await;
 }

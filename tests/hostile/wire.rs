@@ -1,4 +1,4 @@
-//! HTTP/2 by the byte (RFC 9113), for clients without manners.
+//! Raw HTTP/2 frames (RFC 9113), for clients that break the rules.
 
 use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::support::{Gateway, LIMIT};
 
-/// Whence hostile clients come.
+/// The address of hostile clients.
 pub const HOSTILE: &str = "127.0.0.2";
 
 pub const DATA: u8 = 0;
@@ -28,10 +28,10 @@ pub const END_HEADERS: u8 = 4;
 
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A connection whose every byte is the test's.
+/// A connection whose every byte the test writes.
 pub struct Raw(pub TcpStream);
 
-/// A frame that came.
+/// A received frame.
 #[derive(Clone, Debug)]
 pub struct Frame {
     pub kind: u8,
@@ -41,12 +41,12 @@ pub struct Frame {
 }
 
 impl Raw {
-    /// Connects from [`HOSTILE`], and says nothing.
+    /// Connects from [`HOSTILE`], and sends nothing.
     pub async fn connect(gateway: &Gateway) -> Raw {
         Raw::with_buffer(gateway, None).await
     }
 
-    /// The same, with a receive buffer of its own size.
+    /// The same, with this size of the receive buffer.
     pub async fn with_buffer(gateway: &Gateway, bytes: Option<u32>) -> Raw {
         let socket = TcpSocket::new_v4().unwrap();
         if let Some(bytes) = bytes {
@@ -57,19 +57,19 @@ impl Raw {
         Raw(timeout(LIMIT, socket.connect(address)).await.unwrap().unwrap())
     }
 
-    /// Connects, and says what every client says first.
-    pub async fn greeted(gateway: &Gateway) -> Raw {
+    /// Connects, and sends the connection preface.
+    pub async fn with_preface(gateway: &Gateway) -> Raw {
         let mut raw = Raw::connect(gateway).await;
         raw.send(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await.unwrap();
         raw
     }
 
-    /// Writes bytes; an error when the gateway has closed.
+    /// Writes bytes; an error when the gateway has closed the connection.
     pub async fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        timeout(LIMIT, self.0.write_all(bytes)).await.expect("room to write in time")
+        timeout(LIMIT, self.0.write_all(bytes)).await.expect("the bytes are written in time")
     }
 
-    /// The next frame; None when the gateway has closed.
+    /// The next frame; None when the gateway has closed the connection.
     pub async fn frame(&mut self) -> Option<Frame> {
         let mut head = [0; 9];
         self.0.read_exact(&mut head).await.ok()?;
@@ -80,7 +80,7 @@ impl Raw {
         Some(Frame { kind: head[3], flags: head[4], stream, payload })
     }
 
-    /// All frames until the gateway closes.
+    /// All frames until the gateway closes the connection.
     pub async fn rest(&mut self, limit: Duration) -> Vec<Frame> {
         let mut frames = Vec::new();
         let end = timeout(limit, async {
@@ -93,7 +93,7 @@ impl Raw {
     }
 }
 
-/// How much of bodies a client may send by now (RFC 9113, 6.9).
+/// The flow-control windows of a client: the bytes that it may send now (RFC 9113, 6.9).
 pub struct Windows {
     connection: i64,
     initial: i64,
@@ -105,8 +105,8 @@ impl Windows {
         Windows { connection: 65_535, initial: 65_535, streams: HashMap::new() }
     }
 
-    /// Takes note of what the gateway says.
-    pub fn hear(&mut self, frame: &Frame) {
+    /// Applies a SETTINGS or `WINDOW_UPDATE` frame of the gateway.
+    pub fn receive(&mut self, frame: &Frame) {
         let number = |bytes: &[u8]| i64::from(u32::from_be_bytes(bytes.try_into().unwrap()));
         if frame.kind == SETTINGS {
             for setting in frame.payload.chunks(6).filter(|setting| setting[..2] == [0, 4]) {
@@ -123,7 +123,7 @@ impl Windows {
         }
     }
 
-    /// Whether so many bytes may be sent of this stream. If so, they are taken.
+    /// Takes bytes from the windows of this stream and the connection; false if they do not fit.
     pub fn take(&mut self, stream: u32, bytes: usize) -> bool {
         let bytes = i64::try_from(bytes).unwrap();
         let window = self.streams.entry(stream).or_insert(self.initial);
@@ -146,11 +146,11 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A header field, not indexed and not compressed (RFC 7541, 6.2.2).
+/// A header field, neither indexed nor compressed (RFC 7541, 6.2.2).
 pub fn field(name: &str, value: &str) -> Vec<u8> {
     let mut bytes = vec![0];
     for text in [name, value] {
-        // A number with a prefix of seven bits.
+        // An integer with a 7-bit prefix (RFC 7541, 5.1).
         match text.len().checked_sub(127) {
             None => bytes.push(u8::try_from(text.len()).unwrap()),
             Some(mut rest) => {
@@ -180,7 +180,7 @@ pub fn call(method: &str) -> Vec<u8> {
     .concat()
 }
 
-/// A message, as gRPC has it in a body; `length` may be a lie.
+/// A length-prefixed gRPC message; `length` need not be true.
 pub fn message(length: usize, bytes: &[u8]) -> Vec<u8> {
     let mut body = vec![0];
     body.extend_from_slice(&u32::try_from(length).unwrap().to_be_bytes());
@@ -188,8 +188,8 @@ pub fn message(length: usize, bytes: &[u8]) -> Vec<u8> {
     body
 }
 
-/// The text of a GOAWAY among frames.
-pub fn farewell(frames: &[Frame]) -> Option<(u32, String)> {
+/// The error code and the debug data of the last GOAWAY among frames.
+pub fn goaway(frames: &[Frame]) -> Option<(u32, String)> {
     let goaway = frames.iter().rev().find(|frame| frame.kind == GOAWAY)?;
     let code = u32::from_be_bytes(goaway.payload[4..8].try_into().unwrap());
     Some((code, String::from_utf8_lossy(&goaway.payload[8..]).into_owned()))

@@ -1,4 +1,4 @@
-//! What the list costs Redis.
+//! The cost of the list of nodes for Redis.
 
 use std::time::Duration;
 
@@ -24,12 +24,12 @@ async fn counted(redis: &RedisServer, gateways: [&Gateway; 2], nodes: usize) -> 
     for gateway in gateways {
         until(LIMIT, "all nodes", async || node_ids(gateway).await.len() == nodes).await;
     }
-    // What came last is told; figures are, too.
+    // The last changes are published, and so are the stats.
     tokio::time::sleep(Duration::from_secs(6)).await;
     redis.cli(&["CONFIG", "RESETSTAT"]).await;
     tokio::time::sleep(COUNTED).await;
     let stats = redis.cli(&["INFO", "commandstats"]).await;
-    // The scripts of the list, what they read, and the pages.
+    // The scripts of the list, what they read, and the member shards.
     ["evalsha", "hgetall", "hmget"].map(|name| calls(&stats, name))
 }
 

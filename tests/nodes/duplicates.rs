@@ -1,4 +1,4 @@
-//! Two live processes with one node id are told; one process never is.
+//! Two live processes with one node id are notified; a single process never is.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,8 @@ use super::{
     two,
 };
 
-/// After so long two processes that are both there are duplicates, in these tests; and so long after that they are told.
+/// The time after which two connected processes are duplicates in these tests, and the time after
+/// that in which they are notified.
 const TAKEOVER: Duration = Duration::from_secs(7);
 const TOLD: Duration = Duration::from_secs(TAKEOVER.as_secs() + 8);
 
@@ -32,7 +33,7 @@ async fn notice(collector: &Collector, count: usize) -> Notice {
     collector.wait(TOLD, "a notice", look).await
 }
 
-/// What the metric says.
+/// The value of the metric.
 async fn duplicate_nodes(gateway: &Gateway) -> String {
     let mut stream = TcpStream::connect(gateway.admin_address()).await.unwrap();
     let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
@@ -48,7 +49,7 @@ async fn duplicates(gateway: &Gateway) -> Vec<bool> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_processes_with_one_id_are_told_on_both_gateways_until_one_goes() {
+async fn two_processes_with_one_id_are_notified_on_both_gateways_until_one_leaves() {
     let redis = redis().await;
     let (a, b) = two(&redis).await;
     let bystander = open(&a, "another", "boot-9").await;
@@ -83,7 +84,7 @@ async fn two_processes_with_one_id_are_told_on_both_gateways_until_one_goes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_streams_of_one_process_and_one_that_comes_back_are_no_duplicates() {
+async fn the_streams_of_one_process_and_its_reconnects_are_not_duplicates() {
     let redis = redis().await;
     let (a, b) = two(&redis).await;
     // Many streams of one process: by its incarnation, or by its one connection.
@@ -115,14 +116,14 @@ async fn the_streams_of_one_process_and_one_that_comes_back_are_no_duplicates() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_whose_gateway_dies_is_no_duplicate_on_the_other() {
+async fn a_node_that_moves_from_a_dead_gateway_is_not_a_duplicate() {
     let redis = redis().await;
     let (a, b) = two(&redis).await;
     let witness = one_more(&redis, "gw-c").await;
     let lost = open(&a, "node", "boot-1").await;
     until(LIMIT, "it is known", async || node_ids(&b).await == ["node"]).await;
     a.kill_9();
-    // Started anew: another incarnation, beside the one of which nobody knows yet that it is gone.
+    // Restarted: another incarnation, beside one whose dead connection is not closed yet.
     let back = open(&b, "node", "boot-2").await;
     let begun = Instant::now();
     while begun.elapsed() < TOLD {

@@ -1,6 +1,6 @@
-//! What an operator is told of the nodes of several gateways.
+//! The nodes of several gateways, as operators see them.
 
-// A test says what it expects by unwrapping it, and its helpers do.
+// Tests and their helpers state expectations by unwrapping.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../support/mod.rs"]

@@ -10,7 +10,7 @@ use super::{
     two,
 };
 
-/// When a gateway of which nothing is heard must be forgotten: its time to live, and a round of who reads.
+/// The time in which a dead gateway is removed: its time to live, and one round of the reader.
 const FORGOTTEN: Duration = Duration::from_secs(10 + 5);
 
 async fn open(gateway: &Gateway, node_id: &str) -> Collector {
@@ -71,7 +71,7 @@ async fn two_gateways_on_a_cluster_list_the_nodes_of_both() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pages_over_both_hold_each_node_that_stays_once_while_others_come_and_go() {
+async fn pages_list_each_remaining_node_once_while_others_come_and_go() {
     let redis = redis().await;
     let (a, b) = two(&redis).await;
     let (on_a, on_b) = (TestNode::connect(&a, "").await, TestNode::connect(&b, "").await);
@@ -117,7 +117,7 @@ async fn pages_over_both_hold_each_node_that_stays_once_while_others_come_and_go
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_that_dies_is_forgotten_after_its_time_and_one_that_drains_at_once() {
+async fn a_dead_gateway_is_removed_after_its_ttl_and_a_draining_one_at_once() {
     let redis = redis().await;
     let (a, b) = two(&redis).await;
     let c = one_more(&redis, "gw-c").await;
@@ -146,7 +146,7 @@ async fn a_gateway_that_dies_is_forgotten_after_its_time_and_one_that_drains_at_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_redis_forgot_is_put_down_again() {
+async fn member_records_that_redis_lost_are_written_again() {
     let redis = redis().await;
     let (a, b) = two(&redis).await;
     let _held = [open(&a, "node-a").await, open(&b, "node-b").await];
@@ -162,7 +162,7 @@ async fn what_a_redis_forgot_is_put_down_again() {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
-    // And who comes anew reads both there.
+    // And a new gateway reads both there.
     let c = one_more(&redis, "gw-c").await;
     until(LIMIT, "both nodes", async || node_ids(&c).await == ["node-a", "node-b"]).await;
     assert_eq!(gateway_ids(&c).await, ["gw-a", "gw-b", "gw-c"]);

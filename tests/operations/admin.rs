@@ -14,7 +14,7 @@ use tokio::{
 };
 use trunkline_proto::v1::SubscribeRequest;
 
-/// How long the admin port may take to answer, whatever happens to Redis.
+/// The limit for an answer of the admin port, whatever happens to Redis.
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// An answer of the admin port.
@@ -53,7 +53,7 @@ async fn get(gateway: &Gateway, path: &str) -> Answer {
     ask(&gateway.admin_address(), "GET", path).await.expect("an answer")
 }
 
-/// What a scrape brought: each sample by its name with its labels, and each family's type.
+/// A scrape: each sample by its name with its labels, and the type of each family.
 #[derive(Debug, Default)]
 struct Scrape {
     samples: BTreeMap<String, f64>,
@@ -65,7 +65,7 @@ impl Scrape {
     ///
     /// # Panics
     ///
-    /// If a scraper would not take it.
+    /// If a scraper would refuse it.
     fn read(text: &str) -> Scrape {
         assert!(text.ends_with('\n'), "the last line ends too");
         let mut scrape = Scrape::default();
@@ -134,8 +134,8 @@ async fn counters_move_with_what_is_published_and_delivered() {
     let streams = [node.subscribe(request.clone()).await, node.subscribe(request).await];
     node.publish(vec![events::queue_refresh(), events::registry_change("role", "a")])
         .await
-        .expect("a place");
-    node.publish(vec![events::queue_refresh()]).await.expect("a place");
+        .expect("a position");
+    node.publish(vec![events::queue_refresh()]).await.expect("a position");
     for stream in &streams {
         stream.events(3, LIMIT).await;
     }
@@ -162,7 +162,7 @@ async fn counters_move_with_what_is_published_and_delivered() {
     seen.is("received_frames_total{shard=\"0\"}", 2.0);
     seen.is("log_events{shard=\"0\"}", 3.0);
     assert!(seen.get("log_limit_bytes{shard=\"0\"}") > seen.get("log_bytes{shard=\"0\"}"));
-    seen.is("shard_proven{shard=\"0\"}", 1.0);
+    seen.is("shard_verified{shard=\"0\"}", 1.0);
     seen.is("shard_epoch_changes_total{shard=\"0\"}", 0.0);
     seen.is("serving", 1.0);
     assert!(seen.get("uptime_seconds") >= before.get("uptime_seconds"));
@@ -177,7 +177,7 @@ async fn counters_move_with_what_is_published_and_delivered() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gap_is_counted_with_its_reason_and_its_events() {
-    // So little fits that whoever resumes from the start has missed most.
+    // The log is so small that a resume from the start has missed most events.
     let options = GatewayOptions::embedded()
         .set("log", serde_json::json!({ "maxEvents": 1000, "maxBytes": "1MiB" }));
     let gateway = Gateway::start(options).await;
@@ -185,7 +185,7 @@ async fn a_gap_is_counted_with_its_reason_and_its_events() {
     let token = node.subscribe(node.request()).await.subscribed().await.resume_token;
     let other = TestNode::connect(&gateway, "other").await;
     for part in 0..5 {
-        other.publish(events::numbered(&format!("e{part}-"), 500, 1)).await.expect("a place");
+        other.publish(events::numbered(&format!("e{part}-"), 500, 1)).await.expect("a position");
     }
     let late = node.subscribe(SubscribeRequest { resume_token: token, ..node.request() }).await;
     let gap = late.gap(LIMIT).await;
@@ -200,7 +200,7 @@ async fn a_gap_is_counted_with_its_reason_and_its_events() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_redis_it_is_live_and_not_ready_and_says_why() {
+async fn without_redis_the_gateway_is_live_and_not_ready_and_gives_the_reason() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     redis.kill_9();
     let options = GatewayOptions::redis(&redis.url(), &shared::prefix()).ready(Ready::Listening);
@@ -216,19 +216,19 @@ async fn without_redis_it_is_live_and_not_ready_and_says_why() {
     ready(&gateway).await;
     let seen = Scrape::of(&gateway).await;
     seen.is("serving", 1.0);
-    seen.is("shard_proven{shard=\"0\"}", 1.0);
-    assert!(seen.get("shard_proof_age_seconds{shard=\"0\"}") < 3.0);
+    seen.is("shard_verified{shard=\"0\"}", 1.0);
+    assert!(seen.get("shard_verified_age_seconds{shard=\"0\"}") < 3.0);
     let link = format!("{{address=\"127.0.0.1:{}\",purpose=\"subscribe\"}}", redis.port());
     seen.is(&format!("link_up{link}"), 1.0);
     seen.is(&format!("link_reconnects_total{link}"), 0.0);
 
-    // It goes, and it comes back having lost all.
+    // Redis dies, and comes back empty.
     redis.kill_9();
     not_ready(&gateway, "shard 0: ").await;
     assert_eq!(get(&gateway, "/livez").await.status, 200);
     let seen = Scrape::of(&gateway).await;
     seen.is("serving", 0.0);
-    seen.is("shard_proven{shard=\"0\"}", 0.0);
+    seen.is("shard_verified{shard=\"0\"}", 0.0);
     seen.is(&format!("link_up{link}"), 0.0);
     let node = TestNode::connect(&gateway, "node").await;
     node.stream(node.request()).await.expect_err("no bus");
@@ -240,7 +240,7 @@ async fn without_redis_it_is_live_and_not_ready_and_says_why() {
     let seen = Scrape::of(&gateway).await;
     seen.is(&format!("link_up{link}"), 1.0);
     assert!(seen.get(&format!("link_reconnects_total{link}")) >= 1.0);
-    // The path is proven before history has told how the epoch before ended.
+    // The path is verified before history has shown how the last epoch ended.
     until(LIMIT, "the new epoch", async || {
         Scrape::of(&gateway).await.get("shard_epoch_changes_total{shard=\"0\"}") >= 1.0
     })
@@ -248,7 +248,7 @@ async fn without_redis_it_is_live_and_not_ready_and_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frozen_redis_makes_it_not_ready_and_leaves_it_live() {
+async fn with_a_frozen_redis_the_gateway_is_live_and_not_ready() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let gateway = Gateway::start(GatewayOptions::redis(&redis.url(), &shared::prefix())).await;
     ready(&gateway).await;
@@ -276,7 +276,7 @@ async fn not_ready(gateway: &Gateway, why: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_it_drains_it_is_live_and_not_ready() {
+async fn a_draining_gateway_is_live_and_not_ready() {
     let options = GatewayOptions::embedded()
         .set("drain", serde_json::json!({ "delay": "1m", "spread": "1s", "timeout": "1m" }));
     let gateway = Gateway::start(options).await;
@@ -288,7 +288,7 @@ async fn while_it_drains_it_is_live_and_not_ready() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_answers_what_it_has_and_changes_nothing() {
+async fn the_admin_port_answers_known_paths_and_refuses_other_methods() {
     let gateway = Gateway::start(GatewayOptions::embedded()).await;
     assert_eq!(get(&gateway, "/livez?verbose").await.status, 200);
     let unknown = get(&gateway, "/metric").await;
@@ -303,7 +303,7 @@ async fn it_answers_what_it_has_and_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_can_be_nowhere_and_a_taken_address_is_told() {
+async fn the_admin_port_can_be_off_and_a_used_address_is_an_error() {
     let options = GatewayOptions::embedded().set("admin", serde_json::Value::Null);
     let nowhere = Gateway::start(options).await;
     let refused = ask(&nowhere.admin_address(), "GET", "/livez").await;
@@ -320,7 +320,7 @@ async fn it_can_be_nowhere_and_a_taken_address_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_page_is_for_its_own_eyes_only() {
+async fn the_page_is_closed_to_other_origins_and_public_host_names() {
     let gateway = Gateway::start(GatewayOptions::embedded()).await;
     let address = gateway.admin_address();
     for path in ["/", "/page.js", "/page.css", "/icon.svg", "/api/status", "/api/nodes"] {
@@ -337,7 +337,7 @@ async fn the_page_is_for_its_own_eyes_only() {
             assert!(answer.headers.contains(header), "{path}: {header} in {answer:?}");
         }
         assert!(!answer.headers.contains("access-control-allow"), "{answer:?}");
-        // A name that its owner lets point here.
+        // A public name that its owner lets point here.
         let rebound = ask_as("rebound.example.com:7421", &address, "GET", path).await;
         let rebound = rebound.expect("an answer");
         assert_eq!(rebound.status, 421, "{path}: {rebound:?}");
@@ -345,7 +345,7 @@ async fn the_page_is_for_its_own_eyes_only() {
         let posted = ask_as(&address, &address, "POST", path).await.expect("an answer");
         assert_eq!(posted.status, 405, "{path}");
     }
-    // Scrapers and probes may have any name for it.
+    // Scrapers and probes may use any name.
     for path in ["/metrics", "/livez", "/readyz"] {
         let answer = ask_as("gateway.example.com", &address, "GET", path).await;
         assert_eq!(answer.expect("an answer").status, 200, "{path}");
@@ -353,7 +353,7 @@ async fn the_page_is_for_its_own_eyes_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_page_is_told_a_bounded_number_of_nodes_in_the_order_asked_for() {
+async fn the_page_gets_a_bounded_number_of_nodes_in_the_requested_order() {
     let gateway = Gateway::start(GatewayOptions::embedded()).await;
     let mut streams = Vec::new();
     for nth in 0..12 {
@@ -377,7 +377,7 @@ async fn the_page_is_told_a_bounded_number_of_nodes_in_the_order_asked_for() {
     assert_eq!(answer["gateways"][0]["streams"], 12);
 }
 
-/// The metrics that a text names, without what `PromQL` adds to the name of a histogram.
+/// The names of metrics in a text.
 fn metrics_in(text: &str) -> Vec<&str> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut names = Vec::new();
@@ -391,7 +391,7 @@ fn metrics_in(text: &str) -> Vec<&str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dashboard_alerts_and_documentation_name_the_metrics_that_there_are() {
+async fn dashboard_alerts_and_documentation_name_existing_metrics() {
     let gateway = Gateway::start(GatewayOptions::embedded()).await;
     let scrape = Scrape::of(&gateway).await;
     let exists = |name: &str| {
@@ -417,7 +417,7 @@ async fn dashboard_alerts_and_documentation_name_the_metrics_that_there_are() {
     }
     assert!(named > 40, "{named}");
 
-    // The documentation has a row for each, and for no other.
+    // The documentation has a row for each metric, and for no other.
     let documentation = include_str!("../../docs/operations.md");
     let rows = documentation.lines().filter_map(|line| line.strip_prefix("| `trunkline_"));
     let rows: Vec<_> = rows

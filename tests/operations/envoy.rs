@@ -1,5 +1,6 @@
-//! A real Envoy in front of two gateways, with the configuration of deploy/envoy: it finds out who serves, streams move when a
-//! gateway is killed or drained, and nothing is lost. What Envoy did is what its own statistics say.
+//! A real Envoy in front of two gateways, with the configuration of deploy/envoy: its health checks
+//! find the gateways that serve, streams move when a gateway is killed or drained, and no event is
+//! lost. Envoy's own statistics show what it did.
 
 #![allow(clippy::unwrap_used)]
 
@@ -28,10 +29,10 @@ use tokio::{
 };
 use trunkline_client::{Client, Notification, SubscribeOptions, Subscription};
 
-/// How many nodes subscribe through Envoy.
+/// Nodes that subscribe through Envoy.
 const NODES: usize = 6;
 
-/// The proxy, and what it is asked through.
+/// An Envoy process: its gRPC listener and its admin port.
 struct Envoy {
     listen: Port,
     admin: Port,
@@ -40,7 +41,7 @@ struct Envoy {
 }
 
 impl Envoy {
-    /// Starts one in front of two gateways.
+    /// Starts Envoy in front of two gateways; returns once both are healthy.
     async fn start(gateways: [&Gateway; 2]) -> Envoy {
         let (listen, admin, folder) = (Port::free(), Port::free(), folder::new());
         let mut config = include_str!("../../deploy/envoy/envoy.yaml").to_owned();
@@ -58,7 +59,7 @@ impl Envoy {
         let file = folder.path().join("envoy.yaml");
         fs::write(&file, config).unwrap();
         let file = file.display().to_string();
-        // Side by side with others, and with two threads.
+        // Several Envoys may run at one time, so none may take part in hot restarts.
         let args = ["-c", &file, "--disable-hot-restart", "--concurrency", "2", "-l", "warning"];
         let process = Process::start("envoy", Program::new(tools::envoy(), args));
         let envoy = Envoy { listen, admin, _process: process, _folder: folder };
@@ -70,7 +71,7 @@ impl Envoy {
         format!("http://127.0.0.1:{}", self.listen.number())
     }
 
-    /// A statistic of the cluster of gateways; None while Envoy does not say.
+    /// A statistic of the cluster of gateways; None while Envoy does not answer.
     async fn stat(&self, name: &str) -> Option<u64> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.admin.number())).await.ok()?;
         let request = "GET /stats?filter=cluster.gateways HTTP/1.1\r\n\
@@ -88,7 +89,7 @@ impl Envoy {
     }
 }
 
-/// The nodes behind Envoy, and one who publishes through it.
+/// Nodes that subscribe through Envoy, and one that publishes through it.
 struct Traffic {
     stop: Arc<AtomicBool>,
     publisher: JoinHandle<Vec<String>>,
@@ -96,7 +97,8 @@ struct Traffic {
 }
 
 impl Traffic {
-    /// Subscribes nodes through Envoy, and begins to publish: each event until it is acknowledged, under one request id.
+    /// Subscribes the nodes, and starts to publish: the client retries each event under one request
+    /// id until it is acknowledged.
     async fn start(envoy: &Envoy) -> Traffic {
         let mut nodes = Vec::new();
         for n in 0..NODES {
@@ -113,7 +115,7 @@ impl Traffic {
             while !stopped.load(Ordering::Relaxed) {
                 let id = format!("e{}", ids.len());
                 let event = with_id(&id, mailbox_change("a1", ids.len() as u64));
-                publisher.publish([event]).await.expect("acknowledged in the end");
+                publisher.publish([event]).await.expect("acknowledged, after retries");
                 ids.push(id);
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -124,8 +126,8 @@ impl Traffic {
         Traffic { stop, publisher, nodes }
     }
 
-    /// Whether every node got every event once, in order, and no gap.
-    async fn was_whole(self) {
+    /// Asserts that every node received every event once, in order, without a gap.
+    async fn was_complete(self) {
         self.stop.store(true, Ordering::Relaxed);
         let published = self.publisher.await.unwrap();
         eprintln!("{} events", published.len());
@@ -167,10 +169,10 @@ async fn streams(gateway: &Gateway) -> u32 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_move_when_a_gateway_is_killed_or_drained_and_nothing_is_lost() {
+async fn streams_move_without_loss_when_a_gateway_is_killed_or_drained() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let prefix = shared::prefix();
-    // Load balancers look once a second.
+    // Envoy checks health once a second, so streams are asked to leave later than that.
     let drain = serde_json::json!({ "delay": "2s", "spread": "1s" });
     let options = || GatewayOptions::redis(&redis.url(), &prefix).set("drain", drain.clone());
     let (one, two) = tokio::join!(Gateway::start(options()), Gateway::start(options()));
@@ -178,27 +180,27 @@ async fn streams_move_when_a_gateway_is_killed_or_drained_and_nothing_is_lost() 
     let traffic = Traffic::start(&envoy).await;
     let all = u32::try_from(NODES).unwrap();
     assert_eq!(streams(&one).await + streams(&two).await, all);
-    assert!(streams(&one).await > 0 && streams(&two).await > 0, "both have some");
+    assert!(streams(&one).await > 0 && streams(&two).await > 0, "both have streams");
 
-    // Killed: found by the health check, and everybody is on the other one.
+    // Killed: the health check finds it, and all streams move to the other gateway.
     one.kill_9();
     envoy.stat_is("membership_healthy", 1).await;
     assert!(envoy.stat("health_check.failure").await >= Some(1));
-    until(LIMIT, "all streams on the other one", async || streams(&two).await == all).await;
+    until(LIMIT, "all streams on the other gateway", async || streams(&two).await == all).await;
 
-    // Back: it is sent some again, and takes them all when the other one drains.
+    // Restarted: it is healthy again, and gets all streams when the other gateway drains.
     one.restart().await;
     envoy.stat_is("membership_healthy", 2).await;
     let connects = envoy.stat("upstream_cx_connect_fail").await;
     let failures = envoy.stat("health_check.failure").await;
     let ended = two.terminate(LIMIT).await;
     assert!(ended.status.success(), "{ended:?}");
-    until(LIMIT, "all streams on the first one", async || streams(&one).await == all).await;
+    until(LIMIT, "all streams on the first gateway", async || streams(&one).await == all).await;
     envoy.stat_is("membership_healthy", 1).await;
-    // The health check said it before it was gone.
+    // The health check failed before the gateway had stopped.
     assert!(envoy.stat("health_check.failure").await > failures);
     eprintln!("failed connects before the drain: {connects:?}");
 
     assert!(envoy.stat("upstream_rq_total").await >= Some(100));
-    traffic.was_whole().await;
+    traffic.was_complete().await;
 }

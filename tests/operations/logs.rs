@@ -1,6 +1,6 @@
-//! The log of a real gateway: a line for each change of state, in text and in JSON, and none for each event.
+//! The log of a real gateway: one line for each change of state, in text and in JSON, and no line
+//! for an event.
 
-// A test says what it expects by unwrapping it.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tonic_health::pb::health_check_response::ServingStatus;
 use trunkline_proto::v1::SubscribeRequest;
 
-/// The lines of a gateway's log, of which the text for people at its start is none.
+/// The JSON lines of a gateway's log. The text at its start is left out.
 fn lines(gateway: &Gateway) -> Vec<Value> {
     let log = gateway.stderr();
     log.lines()
@@ -33,7 +33,7 @@ fn line<'a>(lines: &'a [Value], message: &str) -> &'a Value {
     found.unwrap_or_else(|| panic!("no {message:?} in {lines:#?}"))
 }
 
-/// Redis goes and comes back, a stream opens and ends, and the gateway drains.
+/// Streams open and end, Redis is killed and restarted, and the gateway drains.
 async fn scenario(redis: &RedisServer, options: GatewayOptions) -> Gateway {
     let gateway = Gateway::start(options).await;
     let node = TestNode::connect(&gateway, "n1").await;
@@ -55,7 +55,7 @@ async fn scenario(redis: &RedisServer, options: GatewayOptions) -> Gateway {
     stream.event("after", LIMIT).await;
     drop(stream);
     until(LIMIT, "the stream's end is in the log", async || {
-        gateway.stderr().contains("the node went away")
+        gateway.stderr().contains("the client disconnected")
     })
     .await;
     let last = node.subscribe(node.request()).await;
@@ -72,7 +72,7 @@ fn options(redis: &RedisServer, format: &str) -> GatewayOptions {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_change_of_state_is_one_line_of_json() {
+async fn each_change_of_state_is_one_json_line() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let gateway = scenario(&redis, options(&redis, "json")).await;
     let lines = lines(&gateway);
@@ -97,28 +97,25 @@ async fn each_change_of_state_is_one_line_of_json() {
     ] {
         assert_eq!(count(&lines, message), expected, "{message}: {lines:#?}");
     }
-    let lost = count(&lines, "the bus is not proven any more");
+    let lost = count(&lines, "the bus is not verified any more");
     assert!(lost > 0);
-    assert_eq!(count(&lines, "the bus is proven"), lost + 1, "one line for each change");
+    assert_eq!(count(&lines, "the bus is verified"), lost + 1, "one line for each change");
     let first = line(&lines, "starting");
     assert_eq!((&first["gateway_id"], &first["level"]), (&json!("gw-1"), &json!("INFO")));
     let config: Value = serde_json::from_str(first["config"].as_str().unwrap()).unwrap();
     assert_eq!(config["logFormat"], "json");
-    assert!(line(&lines, "the bus is not proven any more")["why"].is_string());
+    assert!(line(&lines, "the bus is not verified any more")["why"].is_string());
     let closed: Vec<_> = lines.iter().filter(|line| line["message"] == "stream closed").collect();
     let reasons: Vec<_> = closed.iter().map(|line| line["reason"].as_str().unwrap()).collect();
-    assert_eq!(
-        reasons,
-        ["it had all the events that it asked for", "the node went away", "DRAINING"]
-    );
+    assert_eq!(reasons, ["max_events is reached", "the client disconnected", "DRAINING"]);
     assert_eq!((&closed[0]["node"], &closed[0]["events"]), (&json!("n1"), &json!(500)));
     assert_eq!(closed[1]["events"], 501);
-    // All the rest is bounded too: 551 events and a dozen requests made no line.
+    // 551 events and a dozen requests made no line.
     assert!(lines.len() < 45, "{} lines: {lines:#?}", lines.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_text_for_people_says_the_same_and_no_secret() {
+async fn text_lines_have_the_same_content_and_no_secret() {
     let password = Some("hunter2".to_owned());
     let redis = RedisServer::start(RedisOptions { password, ..RedisOptions::default() }).await;
     let gateway = Gateway::start(options(&redis, "text")).await;
@@ -131,8 +128,8 @@ async fn the_text_for_people_says_the_same_and_no_secret() {
     gateway.terminate(LIMIT).await;
     let log = gateway.stderr();
     for expected in [
-        "INFO trunkline::server: starting version=\"0.1.0\" gateway_id=\"gw-1\" config={",
-        "the bus is proven",
+        "INFO trunkline::gateway: starting version=\"0.1.0\" gateway_id=\"gw-1\" config={",
+        "the bus is verified",
         "stream opened node=\"n1\"",
         "stream closed node=\"n1\"",
         "draining streams=0",
@@ -144,7 +141,7 @@ async fn the_text_for_people_says_the_same_and_no_secret() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flood_of_streams_is_not_a_flood_of_lines() {
+async fn lines_of_streams_are_limited_and_suppressed_ones_are_counted() {
     let options = GatewayOptions::embedded().set("logFormat", "json");
     let gateway = Gateway::start(options).await;
     let node = TestNode::connect(&gateway, "n1").await;
@@ -155,19 +152,24 @@ async fn a_flood_of_streams_is_not_a_flood_of_lines() {
     }
     gateway.terminate(LIMIT).await;
     let lines = lines(&gateway);
-    let told = |field: &str| -> u64 {
-        let left_out = lines.iter().filter(|l| l["message"] == "lines of streams were left out");
-        left_out.map(|line| line[field].as_u64().unwrap()).sum()
+    let suppressed = |field: &str| -> u64 {
+        let suppressed =
+            lines.iter().filter(|l| l["message"] == "log lines of streams were suppressed");
+        suppressed.map(|line| line[field].as_u64().unwrap()).sum()
     };
     for (message, field) in [("stream opened", "opened"), ("stream closed", "closed")] {
         let written = count(&lines, message);
-        assert!(written <= 400 && told(field) > 0, "{written} lines");
-        assert_eq!(written as u64 + told(field), 400, "{message}: what is left out is counted");
+        assert!(written <= 400 && suppressed(field) > 0, "{written} lines");
+        assert_eq!(
+            written as u64 + suppressed(field),
+            400,
+            "{message}: suppressed lines are counted"
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gap_that_a_stream_is_told_is_one_line() {
+async fn a_gap_on_a_stream_is_one_line() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let options = GatewayOptions::redis(&redis.url(), "logs")
         .set("logFormat", "json")
@@ -181,7 +183,7 @@ async fn a_gap_that_a_stream_is_told_is_one_line() {
     stream.events(1, LIMIT).await;
     let resume_token = stream.last_token();
     drop(stream);
-    // More than history and log hold.
+    // More than history and the log hold.
     for batch in numbered("f", 500, 5).chunks(10) {
         publisher.publish(batch.to_vec()).await.unwrap();
     }
@@ -190,20 +192,20 @@ async fn a_gap_that_a_stream_is_told_is_one_line() {
     drop(late);
     gateway.terminate(LIMIT).await;
     let lines = lines(&gateway);
-    assert_eq!(count(&lines, "stream told a gap"), 1, "{lines:#?}");
-    let told = line(&lines, "stream told a gap");
-    assert_eq!((&told["node"], &told["shard"]), (&json!("n1"), &json!("0")), "{told}");
-    assert_eq!((&told["reason"], &told["missed"]), (&json!("history expired"), &json!(missed)));
+    assert_eq!(count(&lines, "gap sent"), 1, "{lines:#?}");
+    let gap = line(&lines, "gap sent");
+    assert_eq!((&gap["node"], &gap["shard"]), (&json!("n1"), &json!("0")), "{gap}");
+    assert_eq!((&gap["reason"], &gap["missed"]), (&json!("history expired"), &json!(missed)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fault_that_lasts_is_not_a_flood_of_lines() {
+async fn a_lasting_fault_is_one_line() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     redis.kill_9();
     let options = GatewayOptions::redis(&redis.url(), "logs").set("logFormat", "json");
     let gateway = Gateway::start(options.ready(Ready::Listening)).await;
     gateway.stderr_has("waiting for Redis", LIMIT).await;
-    // It is tried twice a second.
+    // The gateway tries to connect twice a second.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(count(&lines(&gateway), "waiting for Redis"), 1);
     redis.restart(Data::Wiped).await;

@@ -1,4 +1,5 @@
-//! What an operator does and sees: who may connect, the admin port and its page, logs and traces, a load balancer in front.
+//! What an operator does and sees: who may connect, the admin port and its page, logs and traces, a
+//! load balancer in front.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,4 +1,4 @@
-//! The page of the admin port in a real browser: what it shows of real gateways over a real Redis.
+//! The page of the admin port in a real browser, for real gateways over a real Redis.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::Code;
 use trunkline_proto::v1::{Filter, Overflow, SubscribeRequest};
 
-/// Everything that a node may call itself and that would be code, were it taken for markup.
+/// A node id that would run code if the page took it for markup.
 const HOSTILE: &str = r#"<script>hit=1</script><img src=x onerror="hit=1">"#;
 
-/// Keeps little, so that who does not read soon misses something.
+/// A gateway with a short log and history, so that a slow subscriber soon misses events.
 fn forgetful(redis: &RedisServer, prefix: &str, id: &str) -> GatewayOptions {
     GatewayOptions::redis(&redis.url(), prefix)
         .set("gatewayId", id)
@@ -26,7 +26,7 @@ fn page(gateway: &Gateway) -> String {
     format!("http://{}/", gateway.admin_address())
 }
 
-/// Waits until the state at the top is this one; the sentence beneath it.
+/// Waits for this state at the top of the page; returns the sentence beneath it.
 async fn state(browser: &Browser, name: &str) -> String {
     browser
         .wait(&format!("state {name}"), async || {
@@ -36,7 +36,7 @@ async fn state(browser: &Browser, name: &str) -> String {
     browser.text("#state-why").await
 }
 
-/// Waits for a row whose first cells, after `skip` of them, are these.
+/// Waits for a row with these cells after the first `skip` ones; returns the row.
 async fn row(browser: &Browser, table: &str, skip: usize, cells: &[&str]) -> Vec<String> {
     browser
         .wait(&format!("{cells:?} in {table}"), async || {
@@ -49,7 +49,7 @@ async fn row(browser: &Browser, table: &str, skip: usize, cells: &[&str]) -> Vec
         .await
 }
 
-/// More than connection, log and history hold.
+/// Publishes more than connection, log and history hold.
 async fn flood(publisher: &TestNode) {
     for _ in 0..40 {
         publisher.publish(vec![events::large(60 << 10); 10]).await.expect("published");
@@ -66,7 +66,7 @@ async fn is_clean(browser: &Browser, gateway: &Gateway) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_shows_who_is_there_and_what_happened() {
+async fn the_page_shows_nodes_gateways_and_recent_events() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let prefix = shared::prefix();
     let (one, two) = tokio::join!(
@@ -76,10 +76,10 @@ async fn it_shows_who_is_there_and_what_happened() {
     let browser = Browser::start(1360, 1000).await;
     browser.open(&page(&one)).await;
     let why = state(&browser, "Serving").await;
-    assert_eq!(why, "The shard is proven: what is published here comes back over the bus.");
+    assert_eq!(why, "The shard is verified: what is published here comes back over the bus.");
     assert_eq!(browser.rows("#ended-table").await, [["None since the start."]]);
 
-    // Nodes come.
+    // Nodes connect.
     let imap = TestNode::connect(&one, "imap-1").await;
     let request = SubscribeRequest {
         roles: vec!["imap".into(), "jmap".into()],
@@ -107,9 +107,9 @@ async fn it_shows_who_is_there_and_what_happened() {
     assert_eq!(seen.len(), 6, "{seen:?}");
     let redis_address = format!("127.0.0.1:{}", redis.port());
     row(&browser, "#link-table", 0, &[&redis_address, "subscribe", "up", "0"]).await;
-    row(&browser, "#shard-table", 0, &["0", "proven"]).await;
+    row(&browser, "#shard-table", 0, &["0", "verified"]).await;
 
-    // What a node calls itself is text.
+    // The id of a node is shown as text.
     let seen = row(&browser, "#node-table", 0, &[HOSTILE, HOSTILE, "gateway-1"]).await;
     assert_eq!(seen[9], "everything");
     let harm = browser
@@ -117,7 +117,7 @@ async fn it_shows_who_is_there_and_what_happened() {
         .await;
     assert_eq!(harm, json!([null, 0]));
 
-    // The other gateway and its nodes are there too.
+    // The other gateway and its nodes are listed too.
     let pop = TestNode::connect(&two, "pop-1").await;
     let quiet = Some(Filter { kinds: vec![20], ..Default::default() });
     let pop_stream = pop.subscribe(SubscribeRequest { filter: quiet, ..pop.request() }).await;
@@ -125,7 +125,7 @@ async fn it_shows_who_is_there_and_what_happened() {
     assert_eq!(seen[9], "custom", "{seen:?}");
     row(&browser, "#gateway-table", 0, &["gateway-2", "serving", version, "1"]).await;
 
-    // Values change where they stand.
+    // Values are updated in place.
     let publisher = TestNode::connect(&two, "mx-1").await;
     imap.publish(vec![events::mailbox_change("a1", 1), events::queue_refresh()])
         .await
@@ -149,7 +149,7 @@ async fn it_shows_who_is_there_and_what_happened() {
         })
         .await;
 
-    // Who does not read falls behind, and is told so when it reads.
+    // A node that does not read falls behind, and gets a gap when it reads.
     flood(&publisher).await;
     let behind = |row: &Vec<String>| row[7].replace(',', "").parse::<u64>().expect("a number");
     browser
@@ -187,12 +187,12 @@ async fn it_shows_who_is_there_and_what_happened() {
     imap.publish(vec![]).await.expect_err("no events");
     let seen = row(&browser, "#ended-table", 1, &["brief-1", "max events"]).await;
     assert_eq!(seen[4], "1", "{seen:?}");
-    row(&browser, "#ended-table", 1, &["slow-1", "client went"]).await;
+    row(&browser, "#ended-table", 1, &["slow-1", "client disconnected"]).await;
     let seen = row(&browser, "#refused-table", 1, &["Publish", "invalid request"]).await;
     assert!(seen[3].starts_with("events: "), "{seen:?}");
     assert!(browser.text("#refused-note").await.contains("Subscribe subscriber too slow 1"));
 
-    // It finds a node among many.
+    // The search finds a node.
     browser.type_into("#search", "JMAP").await;
     browser
         .wait("one match", async || {
@@ -205,7 +205,7 @@ async fn it_shows_who_is_there_and_what_happened() {
     row(&browser, "#node-table", 0, &["No node matches."]).await;
     is_clean(&browser, &one).await;
 
-    // Who leaves the other gateway leaves the page.
+    // A node that disconnects from the other gateway leaves the page.
     let clear = "search.value = ''; search.dispatchEvent(new Event('input'));";
     browser.run(clear).await;
     row(&browser, "#node-table", 0, &["pop-1"]).await;
@@ -217,7 +217,7 @@ async fn it_shows_who_is_there_and_what_happened() {
         })
         .await;
 
-    // A gateway that goes away says so, and where its streams went.
+    // The page reports a gateway that does not answer, and recovers with it.
     imap_stream.subscribed().await;
     one.signal_term();
     state(&browser, "No answer").await;
@@ -227,7 +227,7 @@ async fn it_shows_who_is_there_and_what_happened() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_says_why_the_gateway_does_not_serve() {
+async fn the_page_gives_the_reason_why_the_gateway_does_not_serve() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let options = GatewayOptions::redis(&redis.url(), &shared::prefix())
         .set("gatewayId", "gateway-1")
@@ -239,7 +239,7 @@ async fn it_says_why_the_gateway_does_not_serve() {
     redis.kill_9();
     let why = state(&browser, "Not serving").await;
     assert!(why.starts_with("shard 0: "), "{why}");
-    row(&browser, "#shard-table", 0, &["0", "not proven"]).await;
+    row(&browser, "#shard-table", 0, &["0", "not verified"]).await;
     let link = format!("127.0.0.1:{}", redis.port());
     row(&browser, "#link-table", 0, &[&link, "subscribe", "down"]).await;
     redis.restart(Data::Wiped).await;
@@ -251,7 +251,7 @@ async fn it_says_why_the_gateway_does_not_serve() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_for_phones_keyboards_and_screen_readers_too() {
+async fn the_page_works_on_phones_with_keyboards_and_with_screen_readers() {
     let gateway = Gateway::start(GatewayOptions::embedded()).await;
     let mut streams = Vec::new();
     for nth in 0..3 {
@@ -264,7 +264,7 @@ async fn it_is_for_phones_keyboards_and_screen_readers_too() {
     state(&browser, "Serving").await;
     row(&browser, "#node-table", 0, &["imap-0.a-rather-long-name.example.org"]).await;
 
-    // Nothing sticks out of a narrow screen, in either light; and it is no wider than it.
+    // The page is no wider than a narrow screen, in light and dark.
     for (width, dark) in [(390, false), (390, true), (820, false)] {
         browser.as_wide_as(width, 844, width < 600).await;
         browser.dark(dark).await;
@@ -285,7 +285,7 @@ async fn it_is_for_phones_keyboards_and_screen_readers_too() {
         })
         .await;
 
-    // All that can be used or looked at has a name.
+    // Every control and picture has a name.
     let tree = browser.devtools("Accessibility.getFullAXTree", json!({})).await;
     let mut named = 0;
     for node in tree["nodes"].as_array().expect("nodes") {
@@ -302,8 +302,8 @@ async fn it_is_for_phones_keyboards_and_screen_readers_too() {
     is_clean(&browser, &gateway).await;
 }
 
-/// Not a test of its own: it makes the picture of the README from a cluster of mail servers at work, and takes minutes.
-/// `cargo test --test operations -- --ignored page::`, then look at `target/tmp/page.png`.
+/// Not a test: it makes the picture of the README from a cluster of mail servers at work, and takes
+/// minutes. `cargo test --test operations -- --ignored page::`, then look at `target/tmp/page.png`.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "makes docs/images/page.png"]
 async fn the_picture_of_the_readme() {

@@ -1,22 +1,25 @@
-//! One event followed through gateways: the spans that a collector gets, over real gateways and a real Redis.
+//! Traces of events through gateways: the spans that a collector gets, from real gateways over a
+//! real Redis.
 
-// A test says what it expects by unwrapping it.
+// A test states what it expects by unwrapping it.
 #![allow(clippy::unwrap_used)]
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::support::{
-    Gateway, GatewayOptions, LIMIT, SharedCluster, SharedRedis, TestNode,
+    Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer, SharedCluster, SharedRedis,
+    TestNode,
     events::{mailbox_change, numbered, with_id},
+    shared,
     wait::{eventually, until},
 };
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
-        ExportTraceServiceRequest, ExportTraceServiceResponse,
+        ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
         trace_service_server::{TraceService, TraceServiceServer},
     },
     common::v1::{KeyValue, any_value::Value},
-    trace::v1::Span,
+    trace::v1::{Span, status::StatusCode},
 };
 use parking_lot::Mutex;
 use serde_json::{Value as Json, json};
@@ -34,21 +37,23 @@ use trunkline_proto::v1::{Event, SubscribeRequest};
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT: &str = "00f067aa0ba902b7";
 
-/// A span, with who sent it.
+/// A span, and its sender.
 #[derive(Clone, Debug)]
-struct Told {
+struct Received {
     service: String,
     gateway: String,
     span: Span,
 }
 
-/// A collector that keeps all that it is sent.
+/// A collector that keeps the spans that it gets.
 #[derive(Clone, Default)]
 struct Collector {
-    told: Arc<Mutex<Vec<Told>>>,
+    received: Arc<Mutex<Vec<Received>>>,
     secrets: Arc<Mutex<BTreeSet<String>>>,
     /// It never answers.
     hangs: bool,
+    /// It rejects all spans but one of each request.
+    rejects: bool,
 }
 
 /// A collector that listens; it ends with the test.
@@ -92,15 +97,23 @@ impl TraceService for Collector {
         }
         let secret = request.metadata().get("api-key").map(|value| value.to_str().unwrap().into());
         self.secrets.lock().extend(secret);
+        let before = self.received.lock().len();
         for part in request.into_inner().resource_spans {
             let resource = part.resource.unwrap().attributes;
             for span in part.scope_spans.into_iter().flat_map(|scope| scope.spans) {
                 let service = text(&resource, "service.name");
                 let gateway = text(&resource, "service.instance.id");
-                self.told.lock().push(Told { service, gateway, span });
+                self.received.lock().push(Received { service, gateway, span });
             }
         }
-        Ok(Response::new(ExportTraceServiceResponse::default()))
+        let mut response = ExportTraceServiceResponse::default();
+        if self.rejects {
+            let spans = i64::try_from(self.received.lock().len() - before).unwrap();
+            let error_message = "too many".to_owned();
+            response.partial_success =
+                Some(ExportTracePartialSuccess { rejected_spans: spans - 1, error_message });
+        }
+        Ok(Response::new(response))
     }
 }
 
@@ -121,19 +134,19 @@ impl Listening {
     }
 
     /// The spans of a name, once there are `count`.
-    async fn spans(&self, name: &str, count: usize) -> Vec<Told> {
+    async fn spans(&self, name: &str, count: usize) -> Vec<Received> {
         let what = format!("{count} spans {name}");
         eventually(LIMIT, &what, async || {
-            let told = self.collector.told.lock();
+            let received = self.collector.received.lock();
             let found: Vec<_> =
-                told.iter().filter(|told| told.span.name == name).cloned().collect();
+                received.iter().filter(|received| received.span.name == name).cloned().collect();
             (found.len() >= count).then_some(found)
         })
         .await
     }
 
     fn count(&self) -> usize {
-        self.collector.told.lock().len()
+        self.collector.received.lock().len()
     }
 }
 
@@ -155,6 +168,13 @@ fn traced(id: &str, flags: &str) -> Event {
     Event { traceparent, ..with_id(id, mailbox_change("a", 1)) }
 }
 
+/// True if a span has not failed.
+fn succeeded(span: &Span) -> bool {
+    span.status
+        .as_ref()
+        .is_none_or(|status| status.code() == StatusCode::Unset && status.message.is_empty())
+}
+
 /// A metric without labels.
 async fn metric(gateway: &Gateway, name: &str) -> u64 {
     let url = gateway.admin_address();
@@ -168,7 +188,7 @@ async fn metric(gateway: &Gateway, name: &str) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_event_is_followed_from_one_gateway_to_the_other() {
+async fn an_event_is_traced_from_its_publish_to_its_delivery_by_another_gateway() {
     let collector = Listening::start(Collector::default()).await;
     let redis = SharedRedis::get().await;
     let otlp = otlp(&collector.url);
@@ -176,27 +196,29 @@ async fn one_event_is_followed_from_one_gateway_to_the_other() {
     let subscriber = TestNode::connect(&two, "subscriber").await;
     let stream = subscriber.subscribe(subscriber.request()).await;
     let publisher = TestNode::connect(&one, "publisher").await;
-    publisher.publish(vec![traced("followed", "01")]).await.unwrap();
-    stream.event("followed", LIMIT).await;
+    publisher.publish(vec![traced("traced", "01")]).await.unwrap();
+    stream.event("traced", LIMIT).await;
 
     let publish = &collector.spans("trunkline.v1.CoordinationService/Publish", 1).await[0];
     let append = &collector.spans("append", 1).await[0];
     let deliver = &collector.spans("deliver", 1).await[0];
-    for (told, gateway) in [(publish, "gw-1"), (append, "gw-1"), (deliver, "gw-2")] {
-        assert_eq!((told.gateway.as_str(), told.service.as_str()), (gateway, "trunkline"));
-        assert_eq!(hex(&told.span.trace_id), TRACE);
-        assert_eq!(hex(&told.span.parent_span_id), PARENT, "what the publisher named");
-        assert!(told.span.status.is_none() && told.span.links.is_empty());
-        assert!(told.span.start_time_unix_nano <= told.span.end_time_unix_nano);
+    for (received, gateway) in [(publish, "gw-1"), (append, "gw-1"), (deliver, "gw-2")] {
+        assert_eq!((received.gateway.as_str(), received.service.as_str()), (gateway, "trunkline"));
+        assert_eq!(hex(&received.span.trace_id), TRACE);
+        assert_eq!(hex(&received.span.parent_span_id), PARENT, "what the publisher named");
+        assert!(succeeded(&received.span) && received.span.links.is_empty());
+        assert!(received.span.start_time_unix_nano <= received.span.end_time_unix_nano);
     }
-    let ids: BTreeSet<_> = [publish, append, deliver].map(|told| hex(&told.span.span_id)).into();
+    let ids: BTreeSet<_> =
+        [publish, append, deliver].map(|received| hex(&received.span.span_id)).into();
     assert_eq!(ids.len(), 3);
     assert_eq!(text(&publish.span.attributes, "trunkline.node_id"), "publisher");
     assert_eq!(text(&deliver.span.attributes, "trunkline.node_id"), "subscriber");
     assert_eq!(text(&append.span.attributes, "trunkline.offset"), "1");
     assert_eq!(collector.collector.secrets.lock().iter().collect::<Vec<_>>(), ["hunter2"]);
 
-    // Neither an event without a context nor one that is not recorded makes a span, nor does anything else.
+    // Neither an event without a context nor one that is not sampled makes a span, nor does
+    // anything else.
     publisher.publish(vec![traced("unsampled", "00")]).await.unwrap();
     publisher.publish(vec![with_id("untraced", mailbox_change("a", 1))]).await.unwrap();
     let marker = Event {
@@ -209,10 +231,15 @@ async fn one_event_is_followed_from_one_gateway_to_the_other() {
     collector.spans("append", 2).await;
     collector.spans("trunkline.v1.CoordinationService/Publish", 2).await;
     assert_eq!(collector.count(), 6);
+    until(LIMIT, "each span counts as exported", async || {
+        metric(&one, "trunkline_trace_spans_exported_total").await == 4
+            && metric(&two, "trunkline_trace_spans_exported_total").await == 2
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_events_of_a_request_are_followed_over_every_shard_of_a_cluster() {
+async fn the_events_of_a_request_are_traced_over_all_shards_of_a_cluster() {
     let collector = Listening::start(Collector::default()).await;
     let cluster = SharedCluster::get().await;
     let otlp = otlp(&collector.url);
@@ -228,28 +255,33 @@ async fn the_events_of_a_request_are_followed_over_every_shard_of_a_cluster() {
         .map(|event| Event { traceparent: traceparent.clone(), ..event })
         .collect();
     let positions = publisher.publish(events).await.unwrap();
-    let shards: BTreeSet<_> = positions.iter().map(|place| place.shard.to_string()).collect();
+    let shards: BTreeSet<_> = positions.iter().map(|position| position.shard.to_string()).collect();
     assert_eq!(shards.len(), 6, "two shards a master, all in use");
     stream.events(60, LIMIT).await;
 
-    // One for the request, one for each shard's frame, one for each event.
+    // One for the request, one for the frame of each shard, one for each event.
     let published = collector.spans("trunkline.v1.CoordinationService/Publish", 1).await;
     let appended = collector.spans("append", shards.len()).await;
     let delivered = collector.spans("deliver", 60).await;
     assert_eq!((published.len(), delivered.len()), (1, 60));
-    let told: BTreeSet<_> =
-        appended.iter().map(|told| text(&told.span.attributes, "trunkline.shard")).collect();
-    assert_eq!(told, shards);
+    let named: BTreeSet<_> = appended
+        .iter()
+        .map(|received| text(&received.span.attributes, "trunkline.shard"))
+        .collect();
+    assert_eq!(named, shards);
     for (spans, gateway) in [(published, "gw-1"), (appended, "gw-1"), (delivered, "gw-2")] {
-        for told in spans {
-            assert_eq!((told.gateway.as_str(), hex(&told.span.trace_id)), (gateway, TRACE.into()));
-            assert!(told.span.status.is_none(), "{told:?}");
+        for received in spans {
+            assert_eq!(
+                (received.gateway.as_str(), hex(&received.span.trace_id)),
+                (gateway, TRACE.into())
+            );
+            assert!(succeeded(&received.span), "{received:?}");
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frame_of_many_traces_is_linked_to_them() {
+async fn the_append_of_events_of_many_traces_is_linked_to_them() {
     let collector = Listening::start(Collector::default()).await;
     let options = GatewayOptions::embedded().set("otlp", otlp(&collector.url));
     let gateway = Gateway::start(options).await;
@@ -267,7 +299,7 @@ async fn a_frame_of_many_traces_is_linked_to_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_without_a_context_may_begin_a_trace() {
+async fn a_sampled_request_without_a_context_begins_a_trace() {
     let collector = Listening::start(Collector::default()).await;
     let mut otlp = otlp(&collector.url);
     otlp["sampleOneIn"] = 1.into();
@@ -287,7 +319,7 @@ async fn requests_without_a_context_may_begin_a_trace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_failed_is_told_as_failed() {
+async fn the_span_of_a_failed_request_has_the_error() {
     let collector = Listening::start(Collector::default()).await;
     let options = GatewayOptions::embedded().set("otlp", otlp(&collector.url));
     let gateway = Gateway::start(options).await;
@@ -305,15 +337,32 @@ async fn what_failed_is_told_as_failed() {
     assert_eq!((status.code, status.message.as_str()), (2, "INVALID_REQUEST"));
 }
 
-/// Publishes followed events, and returns when they are delivered.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_span_of_a_cancelled_request_is_marked_as_cancelled() {
+    let collector = Listening::start(Collector::default()).await;
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let options = GatewayOptions::redis(&redis.url(), &shared::prefix());
+    let gateway = gateway_on(options, "gw-1", &otlp(&collector.url)).await;
+    let node = TestNode::connect(&gateway, "n1").await;
+    redis.pause().await;
+    let publish = node.publish(vec![traced("e", "01")]);
+    tokio::time::timeout(Duration::from_millis(300), publish).await.expect_err("no answer");
+    let publish = &collector.spans("trunkline.v1.CoordinationService/Publish", 1).await[0].span;
+    let status = publish.status.clone().unwrap();
+    assert_eq!((status.code, status.message.as_str()), (2, "CANCELLED"));
+    redis.resume();
+}
+
+/// Publishes traced events, and returns when they are delivered.
 async fn load(gateway: &Gateway, count: usize) -> Duration {
     let subscriber = TestNode::connect(gateway, "subscriber").await;
     let stream = subscriber.subscribe(SubscribeRequest { ..subscriber.request() }).await;
     let node = TestNode::connect(gateway, "n1").await;
     let begun = std::time::Instant::now();
     for batch in numbered("e", count, 9).chunks(100) {
-        let followed = |event| Event { traceparent: traced("", "01").traceparent, ..event };
-        node.publish(batch.iter().cloned().map(followed).collect()).await.unwrap();
+        let traceparent = traced("", "01").traceparent;
+        let traced = |event| Event { traceparent: traceparent.clone(), ..event };
+        node.publish(batch.iter().cloned().map(traced).collect()).await.unwrap();
     }
     stream.events(count, LIMIT).await;
     begun.elapsed()
@@ -321,7 +370,7 @@ async fn load(gateway: &Gateway, count: usize) -> Duration {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_is_down_costs_nothing() {
-    // A port on which nobody listens, until later.
+    // A port without a listener, until later.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
@@ -332,9 +381,9 @@ async fn a_collector_that_is_down_costs_nothing() {
         metric(&gateway, "trunkline_trace_spans_dropped_total").await > 0
     })
     .await;
-    gateway.stderr_has("does not take spans", LIMIT).await;
+    gateway.stderr_has("does not accept spans", LIMIT).await;
     assert_eq!(metric(&gateway, "trunkline_trace_spans_exported_total").await, 0);
-    // It comes: what happens from then on is told.
+    // It starts: spans from then on are exported.
     let listener = TcpListener::bind(address).await.unwrap();
     let collector = Listening::on(listener, Collector::default());
     let node = TestNode::connect(&gateway, "n2").await;
@@ -343,14 +392,14 @@ async fn a_collector_that_is_down_costs_nothing() {
         collector.count() > 0
     })
     .await;
-    gateway.stderr_has("takes spans again", LIMIT).await;
+    gateway.stderr_has("accepts spans again", LIMIT).await;
     let log = gateway.stderr();
     let lines = |text: &str| log.lines().filter(|line| line.contains(text)).count();
-    assert_eq!(lines("does not take spans"), 1, "{log}");
+    assert_eq!(lines("does not accept spans"), 1, "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_that_hangs_delays_neither_events_nor_the_end() {
+async fn a_collector_that_hangs_delays_neither_events_nor_the_stop() {
     let collector = Listening::start(Collector { hangs: true, ..Collector::default() }).await;
     let options = GatewayOptions::embedded().set("otlp", otlp(&collector.url));
     let gateway = Gateway::start(options).await;
@@ -365,7 +414,7 @@ async fn a_collector_that_hangs_delays_neither_events_nor_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_is_told_at_the_end() {
+async fn waiting_spans_are_exported_when_the_gateway_stops() {
     let collector = Listening::start(Collector::default()).await;
     let options = GatewayOptions::embedded().set("otlp", otlp(&collector.url));
     let gateway = Gateway::start(options).await;
@@ -373,4 +422,28 @@ async fn what_waits_is_told_at_the_end() {
     node.publish(vec![traced("e", "01")]).await.unwrap();
     assert!(gateway.terminate(LIMIT).await.status.success());
     assert_eq!(collector.count(), 2, "the request and the append");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn spans_that_the_collector_rejects_count_as_dropped() {
+    let collector = Listening::start(Collector { rejects: true, ..Collector::default() }).await;
+    let options = GatewayOptions::embedded().set("otlp", otlp(&collector.url));
+    let gateway = Gateway::start(options).await;
+    let node = TestNode::connect(&gateway, "n1").await;
+    let subscriber = TestNode::connect(&gateway, "subscriber").await;
+    let stream = subscriber.subscribe(subscriber.request()).await;
+    let traceparent = traced("", "01").traceparent;
+    let events = numbered("e", 20, 1).into_iter();
+    node.publish(events.map(|event| Event { traceparent: traceparent.clone(), ..event }).collect())
+        .await
+        .unwrap();
+    stream.events(20, LIMIT).await;
+    // A publish, an append and twenty deliveries.
+    collector.spans("deliver", 20).await;
+    until(LIMIT, "every span is exported or dropped", async || {
+        let exported = metric(&gateway, "trunkline_trace_spans_exported_total").await;
+        let dropped = metric(&gateway, "trunkline_trace_spans_dropped_total").await;
+        dropped >= 10 && exported >= 1 && exported + dropped == 22
+    })
+    .await;
 }

@@ -1,4 +1,4 @@
-//! A real browser without a window, told what to do over the `WebDriver` protocol: JSON over HTTP.
+//! A real headless browser, driven over the `WebDriver` protocol: JSON over HTTP.
 
 use std::time::Duration;
 
@@ -19,13 +19,13 @@ use super::{
     wait::{attempt, eventually},
 };
 
-/// How long the browser may take for one step, on a machine that does much else.
+/// How long the browser may take for one step, on a busy machine.
 const STEP: Duration = Duration::from_mins(1);
 
-/// A browser with one empty tab. Dropping it ends it.
+/// A browser with one empty tab. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Browser {
-    /// Its end is that of the browser too, which is connected to it by a pipe.
+    /// The browser is connected to it by a pipe, and ends with it.
     driver: Process,
     port: Port,
     session: String,
@@ -33,7 +33,7 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts a browser whose window has this size.
+    /// Starts a browser with a window of this size.
     ///
     /// # Panics
     ///
@@ -63,9 +63,9 @@ impl Browser {
             "--disable-sync",
             "--disable-extensions",
             "--hide-scrollbars",
-            // So that it ends when its driver does.
+            // The browser ends with its driver.
             "--remote-debugging-pipe",
-            // Nothing but this machine can be reached, not even by the browser's own wish.
+            // Only this machine can be reached, even by the browser's own services.
             "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE localhost , EXCLUDE 127.0.0.1",
         ];
         let mut args: Vec<String> = args.map(str::to_owned).to_vec();
@@ -82,24 +82,24 @@ impl Browser {
         browser
     }
 
-    /// Opens a page, and returns when it is loaded.
+    /// Opens a page and waits until it is loaded.
     pub async fn open(&self, url: &str) {
         self.step("POST", "url", json!({ "url": url })).await;
     }
 
-    /// Runs the body of a function in the page; its value.
+    /// Runs the body of a function in the page; returns its value.
     pub async fn run(&self, script: &str) -> Value {
         self.step("POST", "execute/sync", json!({ "script": script, "args": [] })).await
     }
 
-    /// The text of the first element that matches, as it is rendered; empty where there is none.
+    /// The rendered text of the first element that matches; empty if none does.
     pub async fn text(&self, selector: &str) -> String {
         let selector = json!(selector);
         let script = format!("return document.querySelector({selector})?.innerText ?? '';");
         self.run(&script).await.as_str().expect("a text").to_owned()
     }
 
-    /// The rows of a table, each cell's text.
+    /// The texts of the cells of a table, row by row.
     pub async fn rows(&self, table: &str) -> Vec<Vec<String>> {
         let selector = json!(format!("{table} tbody tr"));
         let script = format!(
@@ -109,12 +109,12 @@ impl Browser {
         serde_json::from_value(self.run(&script).await).expect("rows of texts")
     }
 
-    /// Waits until `look` finds what it looks for in the page.
+    /// Waits until `look` returns a value.
     pub async fn wait<T>(&self, what: &str, look: impl AsyncFnMut() -> Option<T>) -> T {
         eventually(STEP, what, look).await
     }
 
-    /// Clicks on the first element that matches, as a mouse does.
+    /// Clicks on the first element that matches.
     pub async fn click(&self, selector: &str) {
         let element = self.find(selector).await;
         self.step("POST", &format!("element/{element}/click"), json!({})).await;
@@ -126,14 +126,14 @@ impl Browser {
         self.step("POST", &format!("element/{element}/value"), json!({ "text": text })).await;
     }
 
-    /// What the page and the browser have written to the console since the last look: errors of scripts, what the security
-    /// policy refused, what could not be loaded.
+    /// Lines of the console since the last call: errors of scripts, violations of the security
+    /// policy, resources that could not be loaded.
     pub async fn console(&self) -> Vec<String> {
         let entries = self.log("browser").await;
         entries.iter().map(|entry| entry["message"].to_string()).collect()
     }
 
-    /// The addresses of all that was asked for since the last look; the browser's own first tab is not counted.
+    /// The URLs of all requests since the last call, except those of the browser's first tab.
     pub async fn requests(&self) -> Vec<String> {
         let mut urls = Vec::new();
         for entry in self.log("performance").await {
@@ -144,7 +144,7 @@ impl Browser {
                 let params = &message["params"];
                 let url = params["request"]["url"].as_str().expect("a URL");
                 let of = params["documentURL"].as_str().expect("a URL");
-                if !of.starts_with("chrome:") {
+                if !["chrome:", "chrome-untrusted:"].iter().any(|own| of.starts_with(own)) {
                     urls.push(url.to_owned());
                 }
             }
@@ -152,26 +152,26 @@ impl Browser {
         urls
     }
 
-    /// A command of the browser's own protocol.
+    /// A command of the Chrome `DevTools` Protocol.
     pub async fn devtools(&self, command: &str, params: Value) -> Value {
         self.step("POST", "goog/cdp/execute", json!({ "cmd": command, "params": params })).await
     }
 
-    /// Shows the page as a window of this size would, whatever the window is.
+    /// Renders the page as in a window of this size.
     pub async fn as_wide_as(&self, width: u32, height: u32, mobile: bool) {
         let params =
             json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile });
         self.devtools("Emulation.setDeviceMetricsOverride", params).await;
     }
 
-    /// The dark look of the page, or the light one.
+    /// Sets the dark or the light colour scheme.
     pub async fn dark(&self, dark: bool) {
         let value = if dark { "dark" } else { "light" };
         let features = json!([{ "name": "prefers-color-scheme", "value": value }]);
         self.devtools("Emulation.setEmulatedMedia", json!({ "features": features })).await;
     }
 
-    /// The page as a PNG: what is in the window.
+    /// The visible part of the page as a PNG.
     pub async fn screenshot(&self) -> Vec<u8> {
         let shot = self.devtools("Page.captureScreenshot", json!({ "format": "png" })).await;
         STANDARD.decode(shot["data"].as_str().expect("a picture")).expect("base64")
@@ -207,8 +207,8 @@ impl Browser {
             );
             stream.write_all(request.as_bytes()).await?;
             let mut answer = Vec::new();
-            // It leaves the connection open, whatever it was asked.
-            while !is_whole(&answer) && stream.read_buf(&mut answer).await? > 0 {}
+            // It ignores `Connection: close`.
+            while !is_complete(&answer) && stream.read_buf(&mut answer).await? > 0 {}
             Ok::<_, std::io::Error>(answer)
         };
         let answer = timeout(STEP, exchange).await.map_err(|_| "no answer in time".to_owned())?;
@@ -225,8 +225,8 @@ impl Browser {
     }
 }
 
-/// Whether an answer is there with all the bytes that its headers promise.
-fn is_whole(answer: &[u8]) -> bool {
+/// True if an answer has all the bytes that its headers announce.
+fn is_complete(answer: &[u8]) -> bool {
     let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") else { return false };
     let headers = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
     let length = headers.lines().find_map(|line| line.strip_prefix("content-length:"));

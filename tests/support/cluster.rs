@@ -1,6 +1,7 @@
-//! A real Redis Cluster of the test's own: one process per node, formed by the harness in about three seconds.
+//! A real Redis Cluster for one test: one process per node, formed in about three seconds.
 //!
-//! Nodes are named by their index, from 0, for as long as the cluster lives; which of them are masters changes.
+//! Nodes are identified by their index, from 0, as long as the cluster lives; which of them are
+//! masters changes.
 
 use std::time::Duration;
 
@@ -14,22 +15,22 @@ use super::{
     wait::{attempt, eventually, until},
 };
 
-/// How long a cluster may take to form, or to find itself again after a fault.
+/// How long a cluster may take to form, or to agree after a fault.
 const SETTLE: Duration = Duration::from_secs(30);
 
-/// How many keys move at once with their slot.
+/// Keys of a slot that are moved at one time.
 const MOVED_KEYS: &str = "100";
 
-/// What a cluster is made of.
+/// The composition of a cluster.
 #[derive(Clone, Debug)]
 pub struct ClusterOptions {
     /// Masters; at least 3, for a majority.
     pub masters: usize,
-    /// Replicas, dealt to the masters in turn.
+    /// Replicas, assigned to the masters in turn.
     pub replicas: usize,
-    /// After how long without an answer a node counts as down: `cluster-node-timeout`.
+    /// Time without an answer after which a node counts as down: `cluster-node-timeout`.
     pub node_timeout: Duration,
-    /// Options of every node. A replica uses the password for its master too.
+    /// Options of every node. A replica uses the password for its master as well.
     pub server: RedisOptions,
 }
 
@@ -52,7 +53,8 @@ pub struct RedisCluster {
 }
 
 impl RedisCluster {
-    /// Starts three masters and three replicas; returns when all agree and the replicas are in sync.
+    /// Starts three masters and three replicas; returns when all agree and the replicas are in
+    /// sync.
     pub async fn start() -> RedisCluster {
         RedisCluster::with(ClusterOptions::default()).await
     }
@@ -69,10 +71,10 @@ impl RedisCluster {
         for (index, first, last) in split(masters) {
             let node = &cluster.nodes[index];
             node.cli(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &last.to_string()]).await;
-            // Distinct from the start: nodes that agree need not vote.
+            // Distinct from the start, so that no election is needed.
             node.cli(&["CLUSTER", "SET-CONFIG-EPOCH", &(index + 1).to_string()]).await;
         }
-        // Everyone meets everyone: gossip alone takes seconds.
+        // Every node meets every other node: gossip alone takes seconds.
         for index in 1..cluster.nodes.len() {
             cluster.introduce(index, 0..index).await;
         }
@@ -93,12 +95,12 @@ impl RedisCluster {
         &self.nodes
     }
 
-    /// After how long without an answer a node counts as down.
+    /// Time without an answer after which a node counts as down.
     pub fn node_timeout(&self) -> Duration {
         self.options.node_timeout
     }
 
-    /// The URLs of all nodes, those that are down too.
+    /// The URLs of all nodes, running or not.
     pub fn urls(&self) -> Vec<String> {
         self.nodes.iter().map(RedisServer::url).collect()
     }
@@ -121,11 +123,11 @@ impl RedisCluster {
         view.nodes.iter().filter(follows).filter_map(|node| self.index_of(node)).collect()
     }
 
-    /// Waits until every server names this replica in CLUSTER SLOTS, which leaves it out until the server has heard by gossip
-    /// that the replica has something of its master's.
+    /// Waits until every server lists this replica in CLUSTER SLOTS. A server lists it once gossip
+    /// says that the replica has data of its master.
     pub async fn replica_is_named(&self, replica: usize) {
         let port = self.nodes[replica].port().to_string();
-        until(SETTLE, "every server names the replica", async || {
+        until(SETTLE, "every server lists the replica", async || {
             let named = join_all(self.running().map(async |node| {
                 let slots = node.cli(&["CLUSTER", "SLOTS"]).await;
                 slots.lines().any(|line| line == port)
@@ -155,14 +157,16 @@ impl RedisCluster {
         self.nodes[index].kill_9();
     }
 
-    /// Kills the master of a slot with SIGKILL, and returns its index. A replica takes over after the node timeout.
+    /// Kills the master of a slot with SIGKILL; returns its index. A replica takes over after the
+    /// node timeout.
     pub async fn kill_master(&self, slot: u16) -> usize {
         let master = self.master_of_slot(slot).await;
         self.kill_9(master);
         master
     }
 
-    /// Waits until another node than `old` owns the slot and the nodes that answer find the cluster well. Returns the new one.
+    /// Waits until another node than `old` owns the slot and all nodes that answer report that the
+    /// cluster is ok. Returns the new owner.
     pub async fn taken_over(&self, slot: u16, old: usize) -> usize {
         attempt(SETTLE, "a new master", async || {
             let owners = join_all(self.others(old).map(async |node| {
@@ -183,13 +187,14 @@ impl RedisCluster {
         .await
     }
 
-    /// Starts a node again, and waits until all nodes agree.
+    /// Restarts a node, and waits until all nodes agree.
     pub async fn restart(&self, index: usize, data: Data) {
         self.nodes[index].restart(data).await;
         self.settled().await;
     }
 
-    /// Starts a node again under another address, as happens to a container, and waits until all nodes agree.
+    /// Restarts a node with another address, as happens to containers, and waits until all nodes
+    /// agree.
     pub async fn readdress(&mut self, index: usize) {
         self.nodes[index].move_to(Port::with_bus()).await;
         self.settled().await;
@@ -221,7 +226,7 @@ impl RedisCluster {
         set(target, "IMPORTING", &source_id).await;
         set(source, "MIGRATING", &target_id).await;
         self.move_keys(source, target, &slot_text).await;
-        // The target first: it gets the higher epoch, which settles the matter for all others.
+        // The target first: it gets the higher epoch, by which the others decide.
         set(target, "NODE", &target_id).await;
         set(source, "NODE", &target_id).await;
         for master in self.masters().await {
@@ -232,7 +237,7 @@ impl RedisCluster {
         self.settled().await;
     }
 
-    /// Adds a master without slots, and returns its index.
+    /// Adds a master without slots; returns its index.
     pub async fn add_master(&mut self) -> usize {
         let index = self.launch();
         self.nodes[index].answers().await;
@@ -241,7 +246,7 @@ impl RedisCluster {
         index
     }
 
-    /// Takes a master without slots out of the cluster: it is killed, and forgotten by all others.
+    /// Removes a master without slots: kills it, and makes all others forget it.
     pub async fn remove_master(&self, index: usize) {
         let gone = id(&self.nodes[index]).await;
         self.kill_9(index);
@@ -250,7 +255,8 @@ impl RedisCluster {
         }
     }
 
-    /// Waits until all running nodes find the cluster well, agree on it, and every replica is in sync.
+    /// Waits until all running nodes report that the cluster is ok and agree on it, and every
+    /// replica is in sync.
     pub async fn settled(&self) {
         attempt(SETTLE, "a cluster that agrees", async || {
             let mut agreed: Option<Vec<String>> = None;
@@ -283,7 +289,7 @@ impl RedisCluster {
         .await;
     }
 
-    /// Whether a view holds every running node as what it is, and well.
+    /// Checks that a view has every running node, connected and not failing.
     fn complete(&self, view: &View) -> Result<(), String> {
         for node in self.running() {
             match view.on_port(node.port()) {
@@ -326,7 +332,7 @@ impl RedisCluster {
         self.nodes.iter().position(|node| node.port() == port)
     }
 
-    /// Starts a further node, alone.
+    /// Starts one more node, outside of the cluster.
     fn launch(&mut self) -> usize {
         let timeout = self.options.node_timeout.as_millis().to_string();
         let mut options = self.options.server.clone();
@@ -335,25 +341,25 @@ impl RedisCluster {
             ("--cluster-config-file", "nodes.conf"),
             ("--cluster-node-timeout", timeout.as_str()),
             ("--cluster-announce-ip", "127.0.0.1"),
-            // Replicas stay with their masters, so that a test knows who follows whom.
+            // Replicas stay with their masters, so that a test knows which replica is whose.
             ("--cluster-allow-replica-migration", "no"),
         ];
         let own = own.iter().flat_map(|(name, value)| [(*name).to_owned(), (*value).to_owned()]);
         let mut own: Vec<String> = own.collect();
         let port = Port::with_bus();
         if options.tls.is_some() {
-            // A client that asks over TLS is told of ports with TLS only where the servers talk TLS with each other. Their own
-            // port would then be another.
+            // Servers report their TLS ports to TLS clients only if they also use TLS among
+            // themselves; their bus port must be given then, since it would be another.
             let bus = (port.number() + BUS).to_string();
             own.extend(["--tls-cluster", "yes", "--cluster-port", &bus].map(str::to_owned));
         }
-        // The test's own arguments come last: they win.
+        // Arguments of the test come last and take precedence.
         options.args.splice(0..0, own);
         self.nodes.push(RedisServer::launch(options, port));
         self.nodes.len() - 1
     }
 
-    /// Makes a node known to others.
+    /// Makes a node meet others.
     async fn introduce(&self, index: usize, to: impl IntoIterator<Item = usize>) {
         for other in to {
             let port = self.nodes[other].port().to_string();
@@ -361,7 +367,7 @@ impl RedisCluster {
         }
     }
 
-    /// Makes a node the replica of a master, once it knows it.
+    /// Makes a node a replica of a master, once it has met it.
     async fn replicate(&self, replica: usize, master: usize) {
         let id = id(&self.nodes[master]).await;
         attempt(SETTLE, "the replica knows its master", async || {

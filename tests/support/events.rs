@@ -10,12 +10,12 @@ use trunkline_proto::v1::{
     registry_change,
 };
 
-/// An event with nothing but its kind.
+/// An event with only its kind set.
 pub fn event(kind: Kind) -> Event {
     Event { kind: Some(kind), ..Event::default() }
 }
 
-/// An event with an id, so that it can be told among those delivered.
+/// An event with an id, so that it is recognised when it is delivered.
 pub fn with_id(id: impl Into<String>, event: Event) -> Event {
     Event { event_id: id.into(), ..event }
 }
@@ -49,7 +49,7 @@ pub fn calendar_alert(account: &str) -> Event {
     }))
 }
 
-/// Push subscriptions to load again.
+/// Push subscriptions have changed.
 pub fn push_subscription_change(account: &str) -> Event {
     event(Kind::PushSubscriptionChange(PushSubscriptionChange { account_id: account.to_owned() }))
 }
@@ -82,7 +82,7 @@ pub fn registry_change(object_type: &str, object_id: &str) -> Event {
     }))
 }
 
-/// An entry of a cache that no longer holds.
+/// An invalid cache entry.
 pub fn cache_invalidation(cache: &str, id: &str) -> Event {
     let entry = cache_invalidation::Entry { cache: cache.to_owned(), id: id.to_owned() };
     event(Kind::CacheInvalidation(CacheInvalidation {
@@ -96,7 +96,7 @@ pub fn queue_status() -> Event {
     event(Kind::QueueStatus(QueueStatus { state: queue_status::State::Paused.into() }))
 }
 
-/// A queue to read again.
+/// A queue has changed.
 pub fn queue_refresh() -> Event {
     event(Kind::QueueRefresh(QueueRefresh {}))
 }
@@ -114,7 +114,7 @@ pub fn custom(type_name: &str) -> Event {
     }))
 }
 
-/// So many letters and digits in which nothing repeats, so that no frame of them is packed: the same for the same seed.
+/// Pseudorandom letters and digits, which do not compress. The same for the same seed.
 pub fn noise(seed: u64, length: usize) -> String {
     const DIGITS: &[u8; 64] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_";
     // SplitMix64, ten digits of each number.
@@ -130,7 +130,7 @@ pub fn noise(seed: u64, length: usize) -> String {
     digits.take(length).map(|digit| char::from(DIGITS[usize::from(digit & 63)])).collect()
 }
 
-/// An event with a payload of so many bytes.
+/// An event with a payload of this many bytes.
 pub fn large(bytes: usize) -> Event {
     let value = noise(bytes as u64, bytes).into_bytes();
     let payload = Any { type_url: "example.org/Large".to_owned(), value };
@@ -141,7 +141,8 @@ pub fn large(bytes: usize) -> Event {
     }))
 }
 
-/// One event of each of the eleven kinds, in the order of their numbers; those that concern an account concern `account`.
+/// One event of each of the eleven kinds, in the order of their numbers. Those that concern an
+/// account concern `account`.
 pub fn one_of_each(account: &str) -> Vec<Event> {
     vec![
         mailbox_change(account, 1),
@@ -158,7 +159,8 @@ pub fn one_of_each(account: &str) -> Vec<Event> {
     ]
 }
 
-/// `count` mailbox changes with ids `<prefix>-0`, `<prefix>-1` and so on, over `accounts` accounts in turn.
+/// `count` mailbox changes with ids `<prefix>-0`, `<prefix>-1` and so on, over `accounts` accounts
+/// in turn.
 pub fn numbered(prefix: &str, count: usize, accounts: usize) -> Vec<Event> {
     let one = |index: usize| {
         let account = format!("account-{}", index % accounts);

@@ -1,10 +1,11 @@
-//! Temporary folders that nobody has to clean up.
+//! Temporary folders that clean up after themselves.
 
 use std::{fs, path::Path, process, sync::Once};
 
 use tempfile::TempDir;
 
-/// Folders are named for the process that made them, so that those of a killed process can be told.
+/// Begins the names of all folders. The id of the process that made it follows, so that folders of
+/// killed processes can be found.
 const PREFIX: &str = "trunkline-test-";
 
 /// Makes a folder that is removed when it is dropped.
@@ -17,9 +18,9 @@ pub fn new() -> TempDir {
         .expect("a temporary folder")
 }
 
-/// Removes the folders of test processes that were killed before they could.
+/// Removes the folders of test processes that were killed.
 pub fn sweep() {
-    // Without /proc nobody can be told dead.
+    // Without /proc a running process cannot be told from a dead one.
     if !Path::new("/proc/self").exists() {
         return;
     }

@@ -1,4 +1,4 @@
-//! A gateway: the real binary, on ports of its own.
+//! A gateway: the real binary, on its own ports.
 
 use std::{
     fs,
@@ -30,28 +30,28 @@ use super::{
     wait::{LIMIT, attempt},
 };
 
-/// How long one look at a gateway's health may take: a frozen one must not freeze the test.
-const LOOK: Duration = Duration::from_secs(2);
+/// How long one health check may take: a frozen gateway must not freeze the test.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The largest response that a test's client takes.
+/// Bytes of the largest response that a client in a test accepts.
 const MAX_RESPONSE: usize = 64 << 20;
 
-/// For what `Gateway::start` waits.
+/// What `Gateway::start` waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ready {
     /// Health of "" is SERVING.
     #[default]
     Serving,
-    /// It answers a health check, whatever it says: for a gateway whose bus is down.
+    /// It answers a health check with any status: for a gateway whose bus is down.
     Listening,
-    /// Nothing: for one that is to refuse its configuration.
+    /// Nothing: for a gateway that refuses its configuration.
     Started,
 }
 
-/// What a gateway is started with.
+/// How a gateway is started.
 #[derive(Clone, Debug)]
 pub struct GatewayOptions {
-    /// The configuration file. `listen` and `admin` are filled in with free ports where they are absent.
+    /// The configuration file. Missing `listen` and `admin` get free ports.
     pub config: Value,
     /// Arguments after `serve --config FILE`.
     pub args: Vec<String>,
@@ -59,7 +59,7 @@ pub struct GatewayOptions {
     pub binary: Option<PathBuf>,
     /// Environment variables; it sees no other whose name begins with `TRUNKLINE_`.
     pub env: Vec<(String, String)>,
-    /// For what to wait.
+    /// What `Gateway::start` waits for.
     pub ready: Ready,
 }
 
@@ -81,7 +81,7 @@ impl GatewayOptions {
         GatewayOptions::default()
     }
 
-    /// A standalone Redis; `prefix` parts its keys and channels from those of others.
+    /// A standalone Redis; `prefix` separates its keys and channels from those of other tests.
     pub fn redis(url: &str, prefix: &str) -> GatewayOptions {
         GatewayOptions::coordinator(json!({ "@type": "Redis", "url": url })).set("prefix", prefix)
     }
@@ -92,7 +92,7 @@ impl GatewayOptions {
             .set("prefix", prefix)
     }
 
-    /// A `coordinator` object as it stands.
+    /// This `coordinator` object.
     pub fn coordinator(coordinator: Value) -> GatewayOptions {
         GatewayOptions::default().set("coordinator", coordinator)
     }
@@ -126,34 +126,34 @@ impl GatewayOptions {
     }
 }
 
-/// How a gateway ended.
+/// The end of a gateway.
 #[derive(Clone, Copy, Debug)]
 pub struct Ended {
     /// Its exit status.
     pub status: ExitStatus,
-    /// How long it took after it was told.
+    /// The time from the signal, or from its start where there was none.
     pub took: Duration,
 }
 
-/// A running gateway. Dropping it kills it, and shows what it wrote if the test is failing.
+/// A running gateway. Dropping it kills it, and shows its output if the test has failed.
 #[derive(Debug)]
 pub struct Gateway {
     options: GatewayOptions,
     process: Mutex<std::sync::Arc<Process>>,
     listen: Port,
     admin: Port,
-    // Holds the configuration file.
+    // Contains the configuration file.
     folder: TempDir,
 }
 
 impl Gateway {
-    /// Starts a gateway, and waits for what the options say.
+    /// Starts a gateway, and waits as the options say.
     ///
-    /// The binary is the one of this build, or what `TRUNKLINE_TEST_BINARY` names.
+    /// The binary is that of this build, or the one that `TRUNKLINE_TEST_BINARY` names.
     ///
     /// # Panics
     ///
-    /// If it is not ready after 15 s, or ends; what it wrote is shown.
+    /// If it ends, or is not ready after 15 s; its output is shown.
     pub async fn start(options: GatewayOptions) -> Gateway {
         let (listen, admin, folder) = (Port::free(), Port::free(), folder::new());
         let mut config = options.config.clone();
@@ -208,7 +208,7 @@ impl Gateway {
             let answer = HealthClient::new(self.connect().await?).check(request).await?;
             Ok(answer.into_inner().status())
         };
-        tokio::time::timeout(LOOK, look)
+        tokio::time::timeout(HEALTH_TIMEOUT, look)
             .await
             .unwrap_or_else(|_| Err(Status::new(Code::DeadlineExceeded, "no answer")))
     }
@@ -218,7 +218,7 @@ impl Gateway {
         connect(&self.url()).await
     }
 
-    /// A client on a connection of its own.
+    /// A client on a new connection.
     pub async fn client(&self) -> CoordinationServiceClient<Channel> {
         client(&self.url()).await
     }
@@ -243,11 +243,11 @@ impl Gateway {
         format!("127.0.0.1:{}", self.admin.number())
     }
 
-    /// What its admin port answers to a GET with 200.
+    /// The body of the admin port's answer to a GET.
     ///
     /// # Panics
     ///
-    /// If it answers anything else.
+    /// If the status is not 200.
     pub async fn admin(&self, path: &str) -> String {
         let exchange = async {
             let mut stream = TcpStream::connect(self.admin_address()).await?;
@@ -274,59 +274,59 @@ impl Gateway {
         self.process().pid()
     }
 
-    /// Memory that it holds: the resident set, in bytes.
+    /// Its resident memory, in bytes.
     pub fn rss_bytes(&self) -> u64 {
         self.process().rss_bytes()
     }
 
-    /// What it has written to standard error since it was last started.
+    /// Its standard error since the last start.
     pub fn stderr(&self) -> String {
         self.process().stderr()
     }
 
-    /// What it has written to standard output since it was last started.
+    /// Its standard output since the last start.
     pub fn stdout(&self) -> String {
         self.process().stdout()
     }
 
-    /// Waits until standard error holds `text`.
+    /// Waits until standard error contains `text`.
     pub async fn stderr_has(&self, text: &str, limit: Duration) {
         self.process().stderr_has(text, limit).await;
     }
 
-    /// Kills it with SIGKILL. Returns when it is gone.
+    /// Kills it with SIGKILL, and returns when it has ended.
     pub fn kill_9(&self) {
         self.process().kill_9();
     }
 
-    /// Freezes it with SIGSTOP, and returns when it stands still.
+    /// Freezes it with SIGSTOP, and returns when it has stopped.
     pub async fn pause(&self) {
         self.process().pause().await;
     }
 
-    /// Lets it go on after `pause`.
+    /// Continues it after `pause`.
     pub fn resume(&self) {
         self.process().resume();
     }
 
-    /// Tells it to stop with SIGTERM, and does not wait.
+    /// Sends SIGTERM, and does not wait.
     pub fn signal_term(&self) {
         self.process().signal("TERM");
     }
 
-    /// Tells it to stop with SIGTERM, and waits for its end.
+    /// Sends SIGTERM, and waits for its end.
     ///
     /// # Panics
     ///
     /// If it has not ended after `limit`.
     pub async fn terminate(&self, limit: Duration) -> Ended {
-        let told = Instant::now();
+        let signalled = Instant::now();
         self.signal_term();
         let (status, _) = self.process().wait(limit).await;
-        Ended { status, took: told.elapsed() }
+        Ended { status, took: signalled.elapsed() }
     }
 
-    /// Waits for an end of its own making.
+    /// Waits until it ends by itself.
     ///
     /// # Panics
     ///
@@ -336,7 +336,8 @@ impl Gateway {
         Ended { status, took }
     }
 
-    /// Starts it again with the same configuration and ports, and waits until it is ready; kills it first if it runs.
+    /// Restarts it with the same configuration and ports, and waits until it is ready. Kills it
+    /// first if it runs.
     pub async fn restart(&self) {
         self.kill_9();
         *self.process.lock() = run(&self.options, &self.folder, self.port());
@@ -354,7 +355,7 @@ pub fn binary() -> PathBuf {
     named.map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_trunkline")), PathBuf::from)
 }
 
-/// A `trunkline` command line, to be run or started.
+/// A `trunkline` command line.
 pub fn trunkline<S: Into<String>>(args: impl IntoIterator<Item = S>) -> Program {
     Program::new(binary(), args)
 }
@@ -362,11 +363,11 @@ pub fn trunkline<S: Into<String>>(args: impl IntoIterator<Item = S>) -> Program 
 /// A new connection to a gateway.
 pub async fn connect(url: &str) -> Result<Channel, Status> {
     let endpoint = Endpoint::from_shared(url.to_owned()).expect("a URL");
-    let connected = endpoint.connect_timeout(LOOK).connect().await;
+    let connected = endpoint.connect_timeout(HEALTH_TIMEOUT).connect().await;
     connected.map_err(|error| Status::unavailable(error.to_string()))
 }
 
-/// A client on a connection of its own.
+/// A client on a new connection.
 ///
 /// # Panics
 ///

@@ -1,9 +1,11 @@
 //! The harness: real servers, real gateways and nodes for the integration tests.
 //!
-//! Every test starts what it needs on ports and in folders of its own, so that tests run side by side. What a test started
-//! ends with it: when it returns, when it panics, and when its process is killed.
+//! Every test starts its servers on its own ports and in its own folders, so that tests run in
+//! parallel. They end with the test: when it returns, when it panics, and when its process is
+//! killed.
 //!
-//! Everything here waits for a condition with a limit; nothing sleeps for luck. What fails, panics with what was seen.
+//! Everything here waits for a condition with a time limit; nothing sleeps for a fixed time. A
+//! failure panics with what was seen.
 
 // Each test binary uses a part of the harness.
 #![allow(dead_code, unused_imports, unreachable_pub)]

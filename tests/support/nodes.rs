@@ -1,4 +1,4 @@
-//! Nodes: the clients of a gateway, who publish and record what they are sent.
+//! Nodes: clients of a gateway that publish events and record what they receive.
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use trunkline_proto::v1::{
 
 use super::gateway::{self, Gateway};
 
-/// A node with a connection of its own to one gateway.
+/// A node with its own connection to one gateway.
 #[derive(Clone, Debug)]
 pub struct TestNode {
     /// Its node id.
@@ -33,7 +33,7 @@ impl TestNode {
         TestNode { node_id: node_id.into(), client: gateway::client(url).await }
     }
 
-    /// Publishes events in one request; their positions in the same order.
+    /// Publishes events in one request; returns their positions in the same order.
     pub async fn publish(&self, events: Vec<Event>) -> Result<Vec<Position>, Status> {
         self.publish_as(String::new(), events).await
     }
@@ -49,12 +49,12 @@ impl TestNode {
         Ok(self.client.clone().publish(request).await?.into_inner().positions)
     }
 
-    /// A request that asks for everything; change it as needed and give it to `subscribe`.
+    /// A request for all events; change it as needed and pass it to `subscribe`.
     pub fn request(&self) -> SubscribeRequest {
         SubscribeRequest { node_id: self.node_id.clone(), ..SubscribeRequest::default() }
     }
 
-    /// Opens a stream and leaves the reading to the test.
+    /// Opens a stream that the test reads itself.
     pub async fn stream(
         &self,
         request: SubscribeRequest,
@@ -62,18 +62,18 @@ impl TestNode {
         Ok(self.client.clone().subscribe(request).await?.into_inner())
     }
 
-    /// Opens a stream, records all that it brings, and returns after `subscribed`.
+    /// Opens a stream, records everything that it receives, and returns after `Subscribed`.
     ///
     /// # Panics
     ///
-    /// If the stream ends before, or `subscribed` is not there after 15 s.
+    /// If the stream ends before `Subscribed`, or it is not received within 15 s.
     pub async fn subscribe(&self, request: SubscribeRequest) -> Collector {
         let collector = self.collect(request, Keep::Everything).await.expect("a stream");
         collector.subscribed().await;
         collector
     }
 
-    /// Opens a stream and records what it brings.
+    /// Opens a stream and records everything that it receives.
     pub async fn collect(
         &self,
         request: SubscribeRequest,
@@ -83,49 +83,49 @@ impl TestNode {
     }
 }
 
-/// What a collector keeps of each event.
+/// The part of each event that a collector keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
-    /// The event.
+    /// The whole event.
     Everything,
-    /// Its id only: for hundreds of thousands.
+    /// Only its id, for hundreds of thousands of events.
     Ids,
 }
 
-/// Something that a stream brought.
+/// One message of a stream, or its end.
 #[derive(Clone, Debug)]
 pub enum Seen {
-    /// The stream is open.
+    /// The first message.
     Subscribed(Subscribed),
-    /// A batch: which of the recording's events, and the token after it.
+    /// A batch: the range of its events in the recording, and its token.
     Events {
         /// Indexes into `Recording::event_ids` and `Recording::events`.
         events: Range<usize>,
         /// The resume token of the batch.
         token: Vec<u8>,
     },
-    /// Events that will not come.
+    /// Events that the stream will not deliver.
     Gap(Gap),
-    /// Nothing else for a while.
+    /// A heartbeat.
     Heartbeat(Heartbeat),
-    /// The gateway is going away.
+    /// The gateway is draining.
     Draining(Draining),
-    /// What whoever runs the node should know.
+    /// A notice for the operator of the node.
     Notice(Notice),
-    /// What became of all events.
+    /// The filter decision for each event.
     Explanation(Explanation),
-    /// A response whose arm is not known.
+    /// A response with an unknown arm.
     Unknown,
-    /// The end of the stream, OK or not; nothing follows.
+    /// The end of the stream, with its status. Nothing follows.
     Ended(Result<(), Status>),
 }
 
-/// All that a stream has brought so far, in order.
+/// Everything that a stream has received so far, in order.
 #[derive(Clone, Debug, Default)]
 pub struct Recording {
-    /// What came, in order.
+    /// Messages, and the end.
     pub seen: Vec<Seen>,
-    /// The ids of all events, in order.
+    /// The ids of all events.
     pub event_ids: Vec<String>,
     /// The events; empty under `Keep::Ids`.
     pub events: Vec<Event>,
@@ -140,17 +140,17 @@ impl Recording {
             .collect()
     }
 
-    /// The tokens of all that carries one, in order.
+    /// The resume tokens of all messages that have one, in order.
     pub fn tokens(&self) -> Vec<&[u8]> {
         self.seen.iter().filter_map(Seen::token).collect()
     }
 
-    /// The token that stands for all that came so far.
+    /// The last resume token.
     pub fn last_token(&self) -> Option<&[u8]> {
         self.seen.iter().rev().find_map(Seen::token)
     }
 
-    /// What opened the stream.
+    /// The first message of the stream.
     pub fn subscribed(&self) -> Option<&Subscribed> {
         self.seen.iter().find_map(|seen| match seen {
             Seen::Subscribed(subscribed) => Some(subscribed),
@@ -168,12 +168,12 @@ impl Recording {
         .collect()
     }
 
-    /// How many heartbeats came.
+    /// The number of heartbeats.
     pub fn heartbeats(&self) -> usize {
         self.seen.iter().filter(|seen| matches!(seen, Seen::Heartbeat(_))).count()
     }
 
-    /// The farewell, if it came.
+    /// The `Draining` message, if it was received.
     pub fn draining(&self) -> Option<&Draining> {
         self.seen.iter().find_map(|seen| match seen {
             Seen::Draining(draining) => Some(draining),
@@ -189,7 +189,7 @@ impl Recording {
             .collect()
     }
 
-    /// How the stream ended, if it has.
+    /// The status of the stream, if it has ended.
     pub fn ended(&self) -> Option<&Result<(), Status>> {
         match self.seen.last() {
             Some(Seen::Ended(how)) => Some(how),
@@ -219,7 +219,7 @@ impl Recording {
 }
 
 impl Seen {
-    /// The resume token that it carries.
+    /// Its resume token.
     pub fn token(&self) -> Option<&[u8]> {
         match self {
             Seen::Subscribed(subscribed) => Some(&subscribed.resume_token),
@@ -232,7 +232,7 @@ impl Seen {
     }
 }
 
-/// Reads a stream to its end and records what it brings. Dropping it closes the stream.
+/// Reads a stream to its end and records everything. Dropping it closes the stream.
 #[derive(Debug)]
 pub struct Collector {
     node_id: String,
@@ -247,7 +247,7 @@ struct State {
 }
 
 impl Collector {
-    /// Reads `stream`; `node_id` is for people.
+    /// Reads `stream`; `node_id` is for messages.
     pub fn start(
         node_id: String,
         mut stream: Streaming<SubscribeResponse>,
@@ -279,32 +279,32 @@ impl Collector {
         Collector { node_id, state, task }
     }
 
-    /// A copy of what came so far.
+    /// A copy of the recording so far.
     pub fn recording(&self) -> Recording {
         self.state.recording.lock().clone()
     }
 
-    /// Looks at what came so far, without a copy.
+    /// Reads the recording so far, without a copy.
     pub fn with<T>(&self, look: impl FnOnce(&Recording) -> T) -> T {
         look(&self.state.recording.lock())
     }
 
-    /// The ids of the events that came so far.
+    /// The ids of all events so far.
     pub fn event_ids(&self) -> Vec<String> {
         self.with(|recording| recording.event_ids.clone())
     }
 
-    /// The token that stands for all that came so far.
+    /// The last resume token.
     pub fn last_token(&self) -> Vec<u8> {
         self.with(|recording| recording.last_token().unwrap_or_default().to_vec())
     }
 
-    /// Waits for `subscribed`.
+    /// Waits for `Subscribed`.
     pub async fn subscribed(&self) -> Subscribed {
         self.wait(super::LIMIT, "subscribed", |recording| recording.subscribed().cloned()).await
     }
 
-    /// Waits until at least `count` events came, and returns what came.
+    /// Waits for at least `count` events; returns the recording.
     pub async fn events(&self, count: usize, limit: Duration) -> Recording {
         let what = format!("{count} events");
         self.wait(limit, &what, |recording| {
@@ -313,7 +313,7 @@ impl Collector {
         .await
     }
 
-    /// Waits for an event with this id.
+    /// Waits for an event with this id; returns the recording.
     pub async fn event(&self, id: &str, limit: Duration) -> Recording {
         let what = format!("event {id:?}");
         self.wait(limit, &what, |recording| {
@@ -322,7 +322,7 @@ impl Collector {
         .await
     }
 
-    /// Waits for a gap, and returns the first.
+    /// Waits for a gap; returns the first.
     pub async fn gap(&self, limit: Duration) -> Gap {
         self.wait(limit, "a gap", |recording| recording.gaps().first().map(|gap| (*gap).clone()))
             .await
@@ -333,11 +333,11 @@ impl Collector {
         self.wait(limit, "the end of the stream", |recording| recording.ended().cloned()).await
     }
 
-    /// Waits until `look` finds what it looks for.
+    /// Waits until `look` returns a value.
     ///
     /// # Panics
     ///
-    /// After `limit`, naming `what` and what came instead; or as soon as the stream has ended without it.
+    /// After `limit`, or as soon as the stream has ended; with `what`, and what was received.
     pub async fn wait<T>(
         &self,
         limit: Duration,
@@ -346,7 +346,7 @@ impl Collector {
     ) -> T {
         let found = async {
             loop {
-                // Asked for before the look, so that nothing that comes between the two is missed.
+                // Registered before the check, so that no change between the two is missed.
                 let changed = self.state.changed.notified();
                 let (value, ended) =
                     self.with(|recording| (look(recording), recording.ended().is_some()));

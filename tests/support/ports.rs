@@ -1,18 +1,19 @@
-//! Free ports, without races between tests that run side by side.
+//! Free ports, without races between tests that run in parallel.
 //!
-//! Whoever leases a TCP port holds the UDP socket of the same number. Nothing here speaks UDP, so the socket is nothing but a
-//! lock; and the kernel gives it back when the process ends, however it ends. Unlike a port that the kernel chose and that
-//! was closed again, a lease stays ours while its server is down: a killed server comes back on the same port.
+//! A test that leases a TCP port binds the UDP port of the same number. Nothing here uses UDP, so
+//! that socket is only a lock, which the kernel releases when the process ends for any reason.
+//! Unlike a port from the kernel that was closed again, a leased port stays reserved while its
+//! server is down: a killed server restarts on the same port.
 
 use std::{
     net::{Ipv4Addr, TcpListener, UdpSocket},
     ops::Range,
 };
 
-/// What Redis adds to a node's port for its cluster bus.
+/// The offset from a Redis node's port to that of its cluster bus.
 pub const BUS: u16 = 10_000;
 
-// Below the ports that Linux gives to outgoing connections (32768 and up), with the bus ports too.
+// Below the ports that Linux uses for outgoing connections (32768 and up), bus ports included.
 const RANGE: Range<u16> = 12_000..22_000;
 
 /// A TCP port on loopback that no other test takes, until it is dropped.
@@ -33,14 +34,14 @@ impl Port {
         Port::lease(&[0, BUS])
     }
 
-    /// The port.
+    /// The port number.
     pub fn number(&self) -> u16 {
         self.number
     }
 
     fn lease(offsets: &[u16]) -> Port {
         let count = RANGE.end - RANGE.start;
-        // Processes start at different places, so that they seldom ask for the same port.
+        // A random start, so that processes seldom try the same port.
         let start = rand::random_range(0..count);
         (0..count)
             .map(|step| RANGE.start + (start + step) % count)
@@ -52,7 +53,7 @@ impl Port {
     }
 }
 
-/// Locks the port, if nobody has and nobody listens on it.
+/// Locks the port, unless it is locked or a server listens on it.
 fn claim(port: u16) -> Option<UdpSocket> {
     let lock = UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).ok()?;
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()?;

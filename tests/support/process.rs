@@ -1,7 +1,8 @@
 //! Processes that a test starts, and that end with it.
 //!
-//! A child stays in the process group of its test, so that a test runner which ends a test ends its children too. Where the
-//! system has `setpriv` (all of Linux), the kernel kills the children besides when the test process dies, even by SIGKILL.
+//! A child stays in the process group of its test, so that a test runner that ends a test ends its
+//! children too. Where the system has `setpriv` (all of Linux), the kernel also kills the children
+//! when the test process dies, even by SIGKILL.
 
 use std::{
     fs::{self, File},
@@ -21,10 +22,10 @@ use super::{
     wait::{LIMIT, eventually, until},
 };
 
-/// How much of a log is shown when a test fails.
+/// Lines of a log that are shown when a test fails.
 const SHOWN_LINES: usize = 120;
 
-/// A program and what it is started with.
+/// A program, its arguments, environment and input.
 #[derive(Clone, Debug)]
 pub struct Program {
     /// The executable file.
@@ -33,7 +34,7 @@ pub struct Program {
     pub args: Vec<String>,
     /// Environment variables to set, besides those of the test.
     pub env: Vec<(String, String)>,
-    /// What it reads from standard input. None: nothing, at once the end.
+    /// Its standard input. None: empty.
     pub stdin: Option<String>,
 }
 
@@ -51,7 +52,7 @@ impl Program {
         }
     }
 
-    /// With text on standard input, and then its end.
+    /// With this standard input.
     #[must_use]
     pub fn stdin(mut self, text: impl Into<String>) -> Program {
         self.stdin = Some(text.into());
@@ -78,16 +79,16 @@ impl Program {
     }
 }
 
-/// What a program that has ended left.
+/// The outcome of a program that has ended.
 #[derive(Debug)]
 pub struct Output {
-    /// How it ended.
+    /// Its exit status.
     pub status: ExitStatus,
     /// How long it ran.
     pub took: Duration,
-    /// What it wrote to standard output.
+    /// Its standard output.
     pub stdout: String,
-    /// What it wrote to standard error.
+    /// Its standard error.
     pub stderr: String,
 }
 
@@ -96,30 +97,30 @@ impl Output {
     ///
     /// # Panics
     ///
-    /// If it failed, with what it wrote.
+    /// If it failed, with its output.
     pub fn success(self) -> String {
         assert!(self.status.success(), "{}\n{}{}", self.status, self.stdout, self.stderr);
         self.stdout
     }
 }
 
-/// A running program. Dropping it kills it, and shows what it wrote if the test is failing.
+/// A running program. Dropping it kills it, and shows its output if the test has failed.
 #[derive(Debug)]
 pub struct Process {
     name: String,
-    // Reaped by nobody else: as long as it is held, the process id means this process.
+    // Reaped only through this: while it is held, no other process can have its id.
     child: Mutex<Child>,
     started: Instant,
     folder: TempDir,
 }
 
 impl Process {
-    /// Starts a program; `name` is for people.
+    /// Starts a program; `name` is for messages.
     pub fn start(name: &str, program: Program) -> Process {
         let folder = folder::new();
         let output = |file: &str| File::create(folder.path().join(file)).expect("a log file");
         let mut command = wrapped(&program.path);
-        // What configures a gateway on this machine does not configure those under test.
+        // Variables that configure a gateway on this machine must not configure those under test.
         let stray = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
         for name in stray.filter(|name| name.starts_with("TRUNKLINE_")) {
             command.env_remove(name);
@@ -134,7 +135,8 @@ impl Process {
             panic!("{name}: {} did not start: {error}", program.path.display())
         });
         if let (Some(text), Some(mut input)) = (program.stdin, child.stdin.take()) {
-            // A thread, since a program may read late or never; it ends with the program, whose end closes the pipe.
+            // A thread, since a program may read late or never. It ends when the program closes
+            // the pipe by its end.
             thread::spawn(move || {
                 let _ = input.write_all(text.as_bytes());
             });
@@ -147,27 +149,27 @@ impl Process {
         self.child.lock().id()
     }
 
-    /// Where it writes.
+    /// The folder of its output.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// What it has written to standard output.
+    /// Its standard output so far.
     pub fn stdout(&self) -> String {
         read(&self.folder.path().join("stdout"))
     }
 
-    /// What it has written to standard error.
+    /// Its standard error so far.
     pub fn stderr(&self) -> String {
         read(&self.folder.path().join("stderr"))
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     pub fn ended(&self) -> Option<ExitStatus> {
         self.child.lock().try_wait().expect("the child is ours")
     }
 
-    /// Kills it with SIGKILL, and returns when it is gone.
+    /// Kills it with SIGKILL, and returns when it has ended.
     pub fn kill_9(&self) {
         let mut child = self.child.lock();
         // An error means that it has ended already.
@@ -175,59 +177,60 @@ impl Process {
         child.wait().expect("the child is ours");
     }
 
-    /// Sends a signal by name: "TERM", "HUP". A process that has ended gets none.
+    /// Sends a signal by name, "TERM" or "HUP", unless it has ended.
     pub fn signal(&self, signal: &str) {
         let mut child = self.child.lock();
         if child.try_wait().expect("the child is ours").is_some() {
             return;
         }
-        // Signals need unsafe code or a program; every shell has the program built in.
+        // Sending a signal needs unsafe code or the program `kill`, a builtin of every shell.
         let kill = format!("kill -{signal} {}", child.id());
         let status = Command::new("sh").args(["-c", &kill]).status().expect("a shell");
         assert!(status.success(), "{kill}: {status}");
     }
 
-    /// Freezes it with SIGSTOP, and returns when it stands still: connections stay open, and nothing answers.
+    /// Freezes it with SIGSTOP, and returns when it has stopped: its connections stay open, and
+    /// nothing answers.
     pub async fn pause(&self) {
         self.signal("STOP");
-        until(LIMIT, "the process stands still", async || self.state() == Some('T')).await;
+        until(LIMIT, "the process is stopped", async || self.state() == Some('T')).await;
     }
 
-    /// Lets it go on after `pause`.
+    /// Continues it after `pause`.
     pub fn resume(&self) {
         self.signal("CONT");
     }
 
-    /// Waits for its end; says how it ended, and after how long since its start.
+    /// Waits for its end; returns its exit status and the time since its start.
     ///
     /// # Panics
     ///
-    /// After `limit`, with what it wrote.
+    /// After `limit`, with its output.
     pub async fn wait(&self, limit: Duration) -> (ExitStatus, Duration) {
         let what = format!("the end of {}", self.name);
         let status = eventually(limit, &what, async || self.ended()).await;
         (status, self.started.elapsed())
     }
 
-    /// Waits until standard error holds `text`.
+    /// Waits until standard error contains `text`.
     pub async fn stderr_has(&self, text: &str, limit: Duration) {
         let what = format!("{text:?} on the standard error of {}", self.name);
         until(limit, &what, async || self.stderr().contains(text)).await;
     }
 
-    /// Waits until standard output has `count` lines, and returns them all.
+    /// Waits until standard output has `count` lines; returns all lines.
     pub async fn stdout_lines(&self, count: usize, limit: Duration) -> Vec<String> {
         let what = format!("{count} lines on the standard output of {}", self.name);
         eventually(limit, &what, async || {
             let text = self.stdout();
-            let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-            let lines: Vec<String> = whole.lines().map(str::to_owned).collect();
+            let complete = text.rfind('\n').map_or("", |end| &text[..end]);
+            let lines: Vec<String> = complete.lines().map(str::to_owned).collect();
             (lines.len() >= count).then_some(lines)
         })
         .await
     }
 
-    /// Memory that it holds: the resident set, in bytes.
+    /// Its resident memory, in bytes.
     pub fn rss_bytes(&self) -> u64 {
         let status = read(Path::new(&format!("/proc/{}/status", self.pid())));
         let kibibytes = status
@@ -242,7 +245,7 @@ impl Process {
     /// The state letter that the kernel shows: 'R', 'S', 'T', 'Z'.
     fn state(&self) -> Option<char> {
         let stat = read(Path::new(&format!("/proc/{}/stat", self.pid())));
-        // The name before it stands in brackets and may hold anything.
+        // The name before it is in brackets and may contain anything.
         stat.rsplit_once(") ")?.1.chars().next()
     }
 }
@@ -262,7 +265,7 @@ impl Drop for Process {
     }
 }
 
-/// Shows the end of a log to whoever reads the failed test.
+/// Prints the end of a log of a failed test.
 pub fn show(title: &str, text: &str) {
     if text.is_empty() {
         return;
@@ -285,7 +288,7 @@ fn wrapped(path: &Path) -> Command {
         probe.status().is_ok_and(|status| status.success())
     };
     if *SETPRIV.get_or_init(works) {
-        // It becomes the program: same process id, nothing in between.
+        // It replaces itself by the program, which keeps the process id.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]).arg(path);
         command
@@ -294,8 +297,8 @@ fn wrapped(path: &Path) -> Command {
     }
 }
 
-/// Spawns on a thread that lives as long as the process: the kernel takes the end of the thread that spawned for the death
-/// of the parent, and tests and their runtimes end threads all the time.
+/// Spawns on a thread that lives as long as the process. For the kernel, the end of the spawning
+/// thread is the death of the parent, and the threads of tests and their runtimes end all the time.
 fn spawn(command: Command) -> std::io::Result<Child> {
     type Order = (Command, mpsc::SyncSender<std::io::Result<Child>>);
     static SPAWNER: OnceLock<mpsc::SyncSender<Order>> = OnceLock::new();

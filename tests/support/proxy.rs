@@ -1,5 +1,5 @@
-//! A TCP proxy in front of a Redis server, whose connections can be made to stay open and bring nothing: what a dead host, a
-//! middle box that forgot, or dropped packets look like from the other end.
+//! A TCP proxy in front of a Redis server that can drop all bytes while its connections stay open,
+//! like a dead host, a firewall that lost its state, or dropped packets.
 
 use std::{
     sync::{
@@ -17,12 +17,12 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// What a connection does with what it reads.
+/// What a connection does with the bytes that it reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    Pass,
-    /// Reads on, and hands nothing on, in both directions.
-    Swallow,
+enum Mode {
+    Forward,
+    /// Reads and drops them, in both directions.
+    Drop,
 }
 
 /// A running proxy. Dropping it closes all its connections.
@@ -35,16 +35,16 @@ pub struct Proxy {
 
 #[derive(Debug)]
 struct Shared {
-    /// For connections made from now on, too.
-    all: watch::Sender<Way>,
+    /// The mode of all connections, new ones too.
+    all: watch::Sender<Mode>,
     connections: Mutex<Vec<Arc<Connection>>>,
-    made: AtomicUsize,
+    accepted: AtomicUsize,
 }
 
 #[derive(Debug)]
 struct Connection {
-    way: watch::Sender<Way>,
-    /// Whether the client has subscribed on it.
+    mode: watch::Sender<Mode>,
+    /// True once the client has subscribed on it.
     subscribed: Mutex<bool>,
 }
 
@@ -54,16 +54,16 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("a local address").port();
         let shared = Arc::new(Shared {
-            all: watch::Sender::new(Way::Pass),
+            all: watch::Sender::new(Mode::Forward),
             connections: Mutex::default(),
-            made: AtomicUsize::new(0),
+            accepted: AtomicUsize::new(0),
         });
         let state = shared.clone();
         let task = tokio::spawn(async move {
-            // Ends with the task: nothing is left behind.
+            // Dropped with the task, which ends all of them.
             let mut serving = tokio::task::JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                state.made.fetch_add(1, Ordering::Relaxed);
+                state.accepted.fetch_add(1, Ordering::Relaxed);
                 serving.spawn(serve(state.clone(), client, to));
             }
         });
@@ -75,26 +75,26 @@ impl Proxy {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// How many connections were made through it so far.
+    /// The number of connections so far.
     pub fn connections(&self) -> usize {
-        self.shared.made.load(Ordering::Relaxed)
+        self.shared.accepted.load(Ordering::Relaxed)
     }
 
-    /// Hands nothing on any more, on the connections that are there and on new ones.
-    pub fn swallow(&self) {
-        self.shared.all.send_replace(Way::Swallow);
+    /// Drops all bytes from now on, on open connections and new ones.
+    pub fn drop_bytes(&self) {
+        self.shared.all.send_replace(Mode::Drop);
     }
 
-    /// Hands everything on again. What was swallowed is gone, so connections that lost something are closed.
-    pub fn pass(&self) {
-        self.shared.all.send_replace(Way::Pass);
+    /// Forwards all bytes again. Connections that have dropped bytes are closed.
+    pub fn forward(&self) {
+        self.shared.all.send_replace(Mode::Forward);
     }
 
-    /// Hands nothing on any more, on the connections that subscribe now; others are not touched.
-    pub fn swallow_subscriptions(&self) {
+    /// Drops all bytes of the connections that have subscribed; others are not affected.
+    pub fn drop_subscriptions(&self) {
         let connections = self.shared.connections.lock();
         for connection in connections.iter().filter(|connection| *connection.subscribed.lock()) {
-            connection.way.send_replace(Way::Swallow);
+            connection.mode.send_replace(Mode::Drop);
         }
     }
 }
@@ -107,21 +107,23 @@ impl Drop for Proxy {
 
 async fn serve(shared: Arc<Shared>, mut client: TcpStream, to: u16) {
     let mut all = shared.all.subscribe();
-    while *all.borrow_and_update() == Way::Swallow {
-        // A new connection to a host that is gone: nobody answers.
+    while *all.borrow_and_update() == Mode::Drop {
+        // A new connection to a dead host: nothing answers.
         if all.changed().await.is_err() {
             return;
         }
     }
     let Ok(mut server) = TcpStream::connect(("127.0.0.1", to)).await else { return };
-    let connection =
-        Arc::new(Connection { way: watch::Sender::new(Way::Pass), subscribed: Mutex::new(false) });
+    let connection = Arc::new(Connection {
+        mode: watch::Sender::new(Mode::Forward),
+        subscribed: Mutex::new(false),
+    });
     shared.connections.lock().push(connection.clone());
     let (mut from_client, mut from_server) = (vec![0; 65_536], vec![0; 65_536]);
     let mut lost = false;
     loop {
-        let swallows = *all.borrow() == Way::Swallow || *connection.way.borrow() == Way::Swallow;
-        if lost && !swallows {
+        let drops = *all.borrow() == Mode::Drop || *connection.mode.borrow() == Mode::Drop;
+        if lost && !drops {
             return;
         }
         tokio::select! {
@@ -131,20 +133,20 @@ async fn serve(shared: Arc<Shared>, mut client: TcpStream, to: u16) {
                 if bytes.windows(9).any(|window| window.eq_ignore_ascii_case(b"SUBSCRIBE")) {
                     *connection.subscribed.lock() = true;
                 }
-                lost |= swallows;
-                if !swallows && server.write_all(bytes).await.is_err() {
+                lost |= drops;
+                if !drops && server.write_all(bytes).await.is_err() {
                     return;
                 }
             }
             read = server.read(&mut from_server) => {
                 let Ok(count @ 1..) = read else { return };
-                lost |= swallows;
-                if !swallows && client.write_all(&from_server[..count]).await.is_err() {
+                lost |= drops;
+                if !drops && client.write_all(&from_server[..count]).await.is_err() {
                     return;
                 }
             }
             changed = all.changed() => if changed.is_err() { return },
-            // A way is set from outside, and looked at often enough.
+            // The connection's own mode is checked this often.
             () = tokio::time::sleep(Duration::from_millis(20)) => {}
         }
     }

@@ -1,4 +1,4 @@
-//! A real Redis server of the test's own, to be killed, frozen and restarted at will.
+//! A real Redis server for one test, which the test can kill, freeze and restart.
 
 use std::{
     fs,
@@ -25,20 +25,21 @@ const START: Duration = Duration::from_secs(10);
 /// How long a command of the harness may take: a frozen server must not freeze the test.
 const COMMAND: Duration = Duration::from_secs(5);
 
-/// What a server is started with. The default: no persistence, no limit on memory, no password, TCP only.
+/// How a server is started. The default: no persistence, no limit on memory, no password, TCP only.
 #[derive(Clone, Debug, Default)]
 pub struct RedisOptions {
-    /// Writes every change to disk, so that a killed server comes back with its data.
+    /// Writes every change to disk, so that a killed server restarts with its data.
     pub append_only: bool,
-    /// Limit on memory and what happens at it: `("8mb", "allkeys-lru")`.
+    /// The memory limit and the eviction policy: `("8mb", "allkeys-lru")`.
     pub max_memory: Option<(String, String)>,
     /// Password of the default user.
     pub password: Option<String>,
     /// Listens on a Unix socket too.
     pub unix_socket: bool,
-    /// Listens with TLS too, on a port of its own; the servers of a cluster then talk TLS with each other.
+    /// Listens with TLS too, on its own port; the servers of a cluster then use TLS among
+    /// themselves.
     pub tls: Option<TlsFiles>,
-    /// Further arguments of `redis-server`; they win over those of the harness.
+    /// Further arguments of `redis-server`; they take precedence over those of the harness.
     pub args: Vec<String>,
 }
 
@@ -47,16 +48,16 @@ pub struct RedisOptions {
 pub struct TlsFiles {
     /// The folder.
     pub folder: PathBuf,
-    /// Whether a client without a certificate of that authority is turned away.
+    /// True if clients need a certificate of that authority.
     pub asks_clients: bool,
 }
 
-/// What a restarted server finds.
+/// The data of a restarted server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Data {
-    /// The files that it left. Without `append_only` there are none.
+    /// Its files. Without `append_only` there are none.
     Kept,
-    /// Nothing: it lost its disk. A node of a cluster still knows its place in it.
+    /// None: it lost its disk. A node of a cluster keeps its identity in the cluster.
     Wiped,
 }
 
@@ -120,7 +121,7 @@ impl RedisServer {
         self.process.lock().as_ref().expect("the server is down").pid()
     }
 
-    /// Whether its process runs; a frozen one does.
+    /// True if its process runs or is frozen.
     pub fn is_running(&self) -> bool {
         self.process.lock().as_ref().is_some_and(|process| process.ended().is_none())
     }
@@ -154,7 +155,7 @@ impl RedisServer {
         format!("unix://{}{query}", self.socket())
     }
 
-    /// Kills it with SIGKILL. Returns when it is gone.
+    /// Kills it with SIGKILL, and returns when it has ended.
     pub fn kill_9(&self) {
         let process = self.process.lock().take();
         if let Some(process) = process {
@@ -162,7 +163,7 @@ impl RedisServer {
         }
     }
 
-    /// Starts it again on its port, and returns when it answers; kills it first if it runs.
+    /// Restarts it on its port, and returns when it answers. Kills it first if it runs.
     pub async fn restart(&self, data: Data) {
         self.kill_9();
         if data == Data::Wiped {
@@ -172,7 +173,7 @@ impl RedisServer {
         self.answers().await;
     }
 
-    /// Starts it again with its files on another port, and returns when it answers.
+    /// Restarts it with its files on another port, and returns when it answers.
     pub(super) async fn move_to(&mut self, port: Port) {
         self.kill_9();
         self.port = port;
@@ -180,23 +181,24 @@ impl RedisServer {
         self.answers().await;
     }
 
-    /// Freezes it with SIGSTOP, and returns when it stands still: connections stay open, and nothing answers.
+    /// Freezes it with SIGSTOP, and returns when it has stopped: its connections stay open, and
+    /// nothing answers.
     pub async fn pause(&self) {
         let process = self.process.lock().clone();
         process.expect("the server is down").pause().await;
     }
 
-    /// Lets it go on after `pause`.
+    /// Continues it after `pause`.
     pub fn resume(&self) {
         self.process.lock().as_ref().expect("the server is down").resume();
     }
 
-    /// Runs one command on a connection of its own.
+    /// Runs one command on a new connection.
     pub async fn command<T: FromRedisValue>(&self, args: &[&str]) -> RedisResult<T> {
         command(&self.url(), args).await
     }
 
-    /// Runs one command and returns the answer as text, a line for each element, as `redis-cli` does.
+    /// Runs one command; returns the answer as text, a line for each element, like `redis-cli`.
     ///
     /// # Panics
     ///
@@ -205,7 +207,8 @@ impl RedisServer {
         cli(&self.url(), args).await
     }
 
-    /// A field of INFO, such as `("replication", "master_link_status")`; None if there is no such field or no answer.
+    /// A field of INFO, such as `("replication", "master_link_status")`. None: there is no such
+    /// field, or no answer.
     pub async fn info(&self, section: &str, field: &str) -> Option<String> {
         let text: String = self.command(&["INFO", section]).await.ok()?;
         let value =
@@ -213,7 +216,7 @@ impl RedisServer {
         text.lines().find_map(value)
     }
 
-    /// The connections that it has, but for the one that asks.
+    /// Its connections, except the one that asks.
     pub async fn clients(&self) -> Vec<ConnectedClient> {
         clients(&self.url()).await
     }
@@ -238,7 +241,7 @@ impl RedisServer {
             ("--dir", &folder),
             ("--save", ""),
             ("--appendonly", append_only),
-            // A replica that comes is served at once, not after five seconds.
+            // A new replica is synchronised at once, not after five seconds.
             ("--repl-diskless-sync-delay", "0"),
         ]
         .iter()
@@ -289,24 +292,25 @@ pub struct ConnectedClient {
 }
 
 impl ConnectedClient {
-    /// A field: `id`, `addr`, `name`, `sub`, `psub`, `ssub`, `cmd`, `flags`, `resp`; empty if this server has no such field.
+    /// A field: `id`, `addr`, `name`, `sub`, `psub`, `ssub`, `cmd`, `flags`, `resp`; empty if this
+    /// server has no such field.
     pub fn field(&self, name: &str) -> &str {
         let mut fields = self.line.split(' ').filter_map(|pair| pair.split_once('='));
         fields.find(|(key, _)| *key == name).map_or("", |(_, value)| value)
     }
 
-    /// Whether it is subscribed to channels: plain, by pattern or sharded.
+    /// True if it is subscribed to channels: plain, by pattern or sharded.
     pub fn is_subscriber(&self) -> bool {
         ["sub", "psub", "ssub"].iter().any(|name| !matches!(self.field(name), "" | "0"))
     }
 
-    /// Whether it is a replica's, or the link of a replica to its master.
+    /// True if it links a replica with its master.
     pub fn is_replication(&self) -> bool {
         self.field("flags").contains(['S', 'M'])
     }
 }
 
-/// The connections of the server at `url`, but for the one that asks.
+/// The connections of the server at `url`, except the one that asks.
 pub async fn clients(url: &str) -> Vec<ConnectedClient> {
     let mut connection = connect(url).await.expect("a connection to the redis server");
     let mut ask = async |args: [&str; 2]| -> RedisResult<String> {
@@ -320,13 +324,13 @@ pub async fn clients(url: &str) -> Vec<ConnectedClient> {
         .collect()
 }
 
-/// Runs one command on a connection of its own to the server at `url`.
+/// Runs one command on a new connection to the server at `url`.
 pub async fn command<T: FromRedisValue>(url: &str, args: &[&str]) -> RedisResult<T> {
     let mut connection = connect(url).await?;
     cmd(args[0]).arg(&args[1..]).query_async(&mut connection).await
 }
 
-/// As `RedisServer::cli`, for the server at `url`.
+/// Like `RedisServer::cli`, for the server at `url`.
 pub async fn cli(url: &str, args: &[&str]) -> String {
     let answer: RedisResult<Value> = command(url, args).await;
     text(&answer.unwrap_or_else(|error| panic!("{args:?}: {error}")))

@@ -1,7 +1,9 @@
-//! Redis for tests that inject no faults: one that runs already, where the environment names it, or one of the test's own.
+//! Redis for tests that inject no faults: a running one where the environment names it, otherwise
+//! one that the test starts.
 //!
-//! `TRUNKLINE_TEST_REDIS_URL` names a standalone server, `TRUNKLINE_TEST_CLUSTER_URLS` nodes of a cluster, separated by
-//! commas: those of docker-compose.yml, for example. Tests that share a server differ by their key prefix.
+//! `TRUNKLINE_TEST_REDIS_URL` names a standalone server, `TRUNKLINE_TEST_CLUSTER_URLS` the nodes of
+//! a cluster, separated by commas: those of docker-compose.yml, for example. Tests on a shared
+//! server use different key prefixes.
 
 use std::env;
 
@@ -17,7 +19,7 @@ pub struct SharedRedis {
     pub url: String,
     /// The prefix of this test's keys and channels; no other test has it.
     pub prefix: String,
-    /// Held for its end.
+    /// Kept until the test ends.
     own: Option<RedisServer>,
 }
 
@@ -40,7 +42,7 @@ pub struct SharedCluster {
     pub urls: Vec<String>,
     /// The prefix of this test's keys and channels; no other test has it.
     pub prefix: String,
-    /// Held for its end.
+    /// Kept until the test ends.
     own: Option<RedisCluster>,
 }
 

@@ -1,8 +1,8 @@
-//! The programs that tests need besides the gateway's own. What is missing fails the test that needs it, and says how to get
-//! it; nothing is skipped in silence.
+//! Programs that tests need besides `trunkline`. A test fails if its program is missing, and says
+//! how to get it; no test is skipped silently.
 //!
-//! Each is looked for in its environment variable, then in `PATH`, then in `.venv`, which `./test` makes; the first that
-//! works is taken.
+//! Each is searched for in its environment variable, then in `PATH`, then in `.venv`, which
+//! `./test` makes; the first that works is used.
 
 use std::{
     env,
@@ -11,17 +11,17 @@ use std::{
     sync::OnceLock,
 };
 
-/// A program, and how to tell that it works.
+/// A program, and how to check that it works.
 struct Tool {
-    /// What names it, if it is somewhere else.
+    /// The environment variable with its path.
     variable: &'static str,
     /// File name.
     name: &'static str,
-    /// Arguments with which it ends well at once if all that tests need is there.
-    proof: &'static [&'static str],
-    /// What it is, for people.
+    /// Arguments with which it exits with 0 if everything that tests need is installed.
+    probe: &'static [&'static str],
+    /// Its description in messages.
     what: &'static str,
-    /// Where it is, once it was looked for.
+    /// Its path, once it was found.
     found: OnceLock<PathBuf>,
 }
 
@@ -42,14 +42,16 @@ pub fn grpcurl() -> PathBuf {
     TOOL.path()
 }
 
-/// A Python 3 with grpcio, grpcio-status, grpcio-tools and grpcio-health-checking; `TRUNKLINE_TEST_PYTHON` names another.
+/// A Python 3 with grpcio, grpcio-status, grpcio-tools and grpcio-health-checking;
+/// `TRUNKLINE_TEST_PYTHON` names another.
 pub fn python() -> PathBuf {
     static TOOL: Tool = Tool::new(
         "TRUNKLINE_TEST_PYTHON",
         "python3",
         &[
             "-c",
-            "import grpc, grpc_status.rpc_status, grpc_tools.protoc, grpc_health.v1.health_pb2_grpc",
+            "import grpc, grpc_status.rpc_status, grpc_tools.protoc\n\
+             import grpc_health.v1.health_pb2_grpc",
         ],
         "Python 3 with grpcio, grpcio-status, grpcio-tools and grpcio-health-checking",
     );
@@ -87,7 +89,7 @@ pub fn chromedriver() -> PathBuf {
     TOOL.path()
 }
 
-/// `tmux`, a terminal that can be looked at; `TRUNKLINE_TEST_TMUX` names another.
+/// `tmux`, a terminal whose screen can be read; `TRUNKLINE_TEST_TMUX` names another.
 pub fn tmux() -> PathBuf {
     static TOOL: Tool = Tool::new("TRUNKLINE_TEST_TMUX", "tmux", &["-V"], "tmux");
     TOOL.path()
@@ -103,10 +105,10 @@ impl Tool {
     const fn new(
         variable: &'static str,
         name: &'static str,
-        proof: &'static [&'static str],
+        probe: &'static [&'static str],
         what: &'static str,
     ) -> Tool {
-        Tool { variable, name, proof, what, found: OnceLock::new() }
+        Tool { variable, name, probe, what, found: OnceLock::new() }
     }
 
     fn path(&self) -> PathBuf {
@@ -124,9 +126,9 @@ impl Tool {
             );
             return path;
         }
-        let places = env::var_os("PATH").unwrap_or_default();
+        let search = env::var_os("PATH").unwrap_or_default();
         let own = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin");
-        env::split_paths(&places)
+        env::split_paths(&search)
             .chain([own])
             .map(|folder| folder.join(self.name))
             .find(|path| path.is_file() && self.works(path))
@@ -140,7 +142,7 @@ impl Tool {
 
     fn works(&self, path: &Path) -> bool {
         let mut probe = Command::new(path);
-        probe.args(self.proof).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        probe.args(self.probe).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         probe.status().is_ok_and(|status| status.success())
     }
 }

@@ -1,8 +1,8 @@
-//! What a node of a Redis Cluster says of the cluster: CLUSTER NODES, read.
+//! A Redis Cluster as one of its nodes sees it: CLUSTER NODES, parsed.
 
 use std::ops::RangeInclusive;
 
-/// How many hash slots a cluster has.
+/// The number of hash slots of a cluster.
 pub const SLOTS: u16 = 16_384;
 
 /// The hash slot of a key or sharded channel.
@@ -15,7 +15,7 @@ pub fn slot(key: &str) -> u16 {
 /// The cluster as one node sees it.
 #[derive(Clone, Debug)]
 pub struct View {
-    /// All nodes that it knows.
+    /// All known nodes.
     pub nodes: Vec<NodeView>,
 }
 
@@ -26,22 +26,22 @@ pub struct NodeView {
     pub id: String,
     /// Its port.
     pub port: u16,
-    /// What it is: `master`, `slave`, `fail?`, `fail`, `handshake`, `noaddr`.
+    /// Its flags: `master`, `slave`, `fail?`, `fail`, `handshake`, `noaddr`.
     pub flags: Vec<String>,
     /// The id of its master, if it is a replica.
     pub master: Option<String>,
-    /// Whether the link to it is up.
+    /// True if the link to it is up.
     pub connected: bool,
     /// The slots that it owns.
     pub slots: Vec<RangeInclusive<u16>>,
 }
 
 impl View {
-    /// Reads the answer of CLUSTER NODES.
+    /// Parses the answer of CLUSTER NODES.
     ///
     /// # Panics
     ///
-    /// If it cannot be read.
+    /// If the answer is malformed.
     pub fn parse(text: &str) -> View {
         let read =
             |line: &str| NodeView::parse(line).unwrap_or_else(|| panic!("CLUSTER NODES: {line}"));
@@ -58,7 +58,7 @@ impl View {
         self.nodes.iter().find(|node| node.port == port)
     }
 
-    /// What all nodes must come to agree on: who is there, in which role, with which slots.
+    /// The part that all nodes must agree on: members, roles and slots.
     pub fn agreement(&self) -> Vec<String> {
         let mut lines: Vec<String> = self
             .nodes
@@ -73,12 +73,12 @@ impl View {
 }
 
 impl NodeView {
-    /// Whether it is a master.
+    /// True if it is a master.
     pub fn is_master(&self) -> bool {
         self.flags.iter().any(|flag| flag == "master")
     }
 
-    /// Whether it is thought to be down, or is not yet known for sure.
+    /// True if it is marked as down, or its handshake is not complete.
     pub fn failing(&self) -> bool {
         self.flags
             .iter()
@@ -93,7 +93,7 @@ impl NodeView {
         let flags = words.next()?.split(',').map(str::to_owned).collect();
         let master = words.next().filter(|master| *master != "-").map(str::to_owned);
         let connected = words.nth(3)? == "connected";
-        // A slot on the move stands in brackets, besides its owner's range.
+        // A slot that is being migrated is listed in brackets besides its owner's range.
         let slots =
             words.filter(|word| !word.starts_with('[')).map(range).collect::<Option<_>>()?;
         Some(NodeView { id, port, flags, master, connected, slots })

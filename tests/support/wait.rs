@@ -1,19 +1,19 @@
-//! Waiting for a condition, with a limit.
+//! Waits for a condition, with a time limit.
 
 use std::time::{Duration, Instant};
 
-/// How long a test waits for what should take a moment. Generous: a busy machine is slow, and a test that passes does not
-/// wait for it.
+/// How long a test waits for something that should take a moment. Generous, since a busy machine is
+/// slow; a test that passes does not wait that long.
 pub const LIMIT: Duration = Duration::from_secs(15);
 
-/// How often a condition is looked at.
-const PACE: Duration = Duration::from_millis(10);
+/// The pause between two checks of a condition.
+const PAUSE: Duration = Duration::from_millis(10);
 
-/// Looks until `probe` gives a value, and returns it.
+/// Calls `probe` until it returns a value.
 ///
 /// # Panics
 ///
-/// After `limit`, naming `what` was waited for.
+/// After `limit`, with `what` as the condition.
 pub async fn eventually<T>(
     limit: Duration,
     what: &str,
@@ -22,27 +22,27 @@ pub async fn eventually<T>(
     attempt(limit, what, async || probe().await.ok_or_else(|| "not yet".to_owned())).await
 }
 
-/// Looks until `probe` says true.
+/// Calls `probe` until it returns true.
 ///
 /// # Panics
 ///
-/// After `limit`, naming `what` was waited for.
+/// After `limit`, with `what` as the condition.
 pub async fn until(limit: Duration, what: &str, mut probe: impl AsyncFnMut() -> bool) {
     eventually(limit, what, async || probe().await.then_some(())).await;
 }
 
-/// Tries until `probe` succeeds, and returns its value.
+/// Calls `probe` until it succeeds; returns its value.
 ///
 /// # Panics
 ///
-/// After `limit`, naming `what` was waited for and the last reason why not.
+/// After `limit`, with `what` as the condition, and with the last error.
 pub async fn attempt<T>(
     limit: Duration,
     what: &str,
     mut probe: impl AsyncFnMut() -> Result<T, String>,
 ) -> T {
     let start = Instant::now();
-    let mut reason = String::from("the first look has not come back");
+    let mut reason = String::from("the first probe has not returned");
     loop {
         // A probe that hangs must not outlive the limit.
         let left = limit.saturating_sub(start.elapsed());
@@ -51,7 +51,7 @@ pub async fn attempt<T>(
             Ok(Err(why)) => reason = why,
             Err(_) => {}
         }
-        assert!(start.elapsed() < limit, "not within {limit:?}: {what}; last seen: {reason}");
-        tokio::time::sleep(PACE).await;
+        assert!(start.elapsed() < limit, "not within {limit:?}: {what}; last error: {reason}");
+        tokio::time::sleep(PAUSE).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Publishers as fast as they get their acknowledgements.
+//! Closed loop: publishers as fast as their requests are acknowledged.
 
 use std::{
     sync::{
@@ -13,47 +13,49 @@ use tokio::{task::JoinSet, time::sleep};
 use super::{Audience, WARM_UP, float, latency::measure_latency};
 use crate::{
     contestant::{Contestant, System},
-    counts::Look,
-    node::Publisher,
+    counts::Sample,
     payload::{Content, Payload},
+    publisher::Publisher,
     report::Metrics,
 };
 
-/// How far publishers may be ahead of what subscribers have heard: in events on average, and in deliveries of all. Who has no
-/// flow control (Redis and NATS cut off whoever is behind) is kept from overrunning itself.
-const AHEAD: u64 = 10_000;
-const AHEAD_OF_ALL: u64 = 1_000_000;
+/// Most events by which publishers may be ahead of the average subscriber, and most deliveries by
+/// which they may be ahead of all subscribers together. Redis and NATS, which disconnect
+/// subscribers that are behind instead of slowing publishers down, are kept from overload by it.
+const MAX_AHEAD: u64 = 10_000;
+const MAX_AHEAD_OF_ALL: u64 = 1_000_000;
 
-/// Requests under way, of all publishers together: enough to keep every contestant busy.
-const UNDER_WAY: usize = 64;
-const BATCHES_UNDER_WAY: usize = 4;
+/// Requests in flight of all publishers together, one by one and in batches: enough to keep every
+/// contestant busy.
+const IN_FLIGHT: usize = 64;
+const BATCHES_IN_FLIGHT: usize = 4;
 
-/// At what rate growth looks at the latency.
+/// Events per second at which growth measures the latency.
 const GROWTH_RATE: u64 = 100;
 
-/// Who publishes what to how many.
+/// The load: publishers, subscribers and events.
 #[derive(Clone, Copy, Debug)]
 pub struct Offer {
     /// Publishers, each on a connection of its own.
     pub publishers: usize,
     /// Subscribers, each on a connection of its own.
     pub subscribers: usize,
-    /// Events of a request.
+    /// Events per request.
     pub batch: usize,
-    /// Of which kind.
+    /// The kind of the events.
     pub content: Content,
 }
 
-/// Delivered events a second, and what they cost.
+/// Measures delivered events per second, and their cost.
 pub async fn fan_out(system: &System, offer: Offer, length: Duration) -> Metrics {
     let payload = Arc::new(Payload::new(offer.content));
-    // The floor of publishing has nobody to deliver to.
+    // The floor of publishing has no subscribers.
     let subscribers = if system.contestant == Contestant::Unary { 0 } else { offer.subscribers };
     let audience = Audience::gather(system, subscribers, &payload, false).await;
     closed_loop(system, offer, &payload, &audience, length).await
 }
 
-/// The same, and then the latency at a low fixed rate, to the same nodes.
+/// Measures the same, and then the latency at a low fixed rate, with the same nodes.
 pub async fn growth(system: &System, nodes: usize, length: Duration) -> Metrics {
     let offer = Offer { publishers: 1, subscribers: nodes, batch: 100, content: Content::Mailbox };
     let payload = Arc::new(Payload::new(offer.content));
@@ -70,30 +72,34 @@ async fn closed_loop(
     audience: &Audience,
     length: Duration,
 ) -> Metrics {
-    let subscribers = audience.heard.len() as u64;
-    let ahead = (AHEAD_OF_ALL / subscribers.max(1)).min(AHEAD).max(offer.batch as u64);
+    let subscribers = audience.received.len() as u64;
+    let ahead = (MAX_AHEAD_OF_ALL / subscribers.max(1)).min(MAX_AHEAD).max(offer.batch as u64);
     let published = Arc::new(AtomicU64::new(0));
     let acknowledged = Arc::new(AtomicU64::new(0));
-    let heard = Arc::new(AtomicU64::new(0));
+    let received = Arc::new(AtomicU64::new(0));
     let stop = Arc::new(AtomicBool::new(false));
     let mut publishing = JoinSet::new();
-    let under_way = if offer.batch == 1 { UNDER_WAY } else { BATCHES_UNDER_WAY };
+    let in_flight = if offer.batch == 1 { IN_FLIGHT } else { BATCHES_IN_FLIGHT };
     let mut endless = false;
-    // They stay to the end: what NATS has been handed leaves with its connection.
+    // Kept to the end: events that were handed to NATS are lost with their connection.
     let mut publishers = vec![];
     for node in 0..offer.publishers {
         let publisher = system.publisher(node).await;
         publishers.push(publisher.clone());
-        endless = matches!(publisher, Publisher::Nobody);
-        let requests = if endless { 0 } else { under_way.div_ceil(offer.publishers) };
+        endless = matches!(publisher, Publisher::Endless);
+        let requests = if endless { 0 } else { in_flight.div_ceil(offer.publishers) };
         for _ in 0..requests {
             let (publisher, payload) = (publisher.clone(), payload.clone());
             let (published, acknowledged) = (published.clone(), acknowledged.clone());
-            let (heard, stop) = (heard.clone(), stop.clone());
+            let (received, stop) = (received.clone(), stop.clone());
             let batch = offer.batch;
             publishing.spawn(async move {
                 let limit = || {
-                    if subscribers == 0 { u64::MAX } else { heard.load(Ordering::Relaxed) + ahead }
+                    if subscribers == 0 {
+                        u64::MAX
+                    } else {
+                        received.load(Ordering::Relaxed) + ahead
+                    }
                 };
                 while !stop.load(Ordering::Relaxed) {
                     if published.load(Ordering::Relaxed) > limit() {
@@ -114,20 +120,21 @@ async fn closed_loop(
     let watch = async {
         loop {
             let average = audience.delivered().checked_div(subscribers).unwrap_or(0);
-            heard.store(average, Ordering::Relaxed);
+            received.store(average, Ordering::Relaxed);
             sleep(Duration::from_millis(1)).await;
         }
     };
-    // Where nothing is delivered, what was taken counts.
+    // Where nothing is delivered, acknowledged events count.
     let counted = || {
-        let taken = acknowledged.load(Ordering::Relaxed);
-        (if subscribers == 0 { taken } else { audience.delivered() }, audience.messages(), taken)
+        let accepted = acknowledged.load(Ordering::Relaxed);
+        let events = if subscribers == 0 { accepted } else { audience.delivered() };
+        (events, audience.messages(), accepted)
     };
     let measure = async {
         sleep(WARM_UP).await;
-        let before = (Look::begin(system).await, counted());
+        let before = (Sample::begin(system).await, counted());
         sleep(length).await;
-        (before, (counted(), Look::end(system).await))
+        (before, (counted(), Sample::end(system).await))
     };
     let (before, after) = tokio::select! {
         measured = measure => measured,
@@ -141,15 +148,15 @@ async fn closed_loop(
         if endless { 0 } else { audience.complete(published.load(Ordering::Relaxed)).await };
 
     drop(publishers);
-    let (before, (events, messages, taken)) = before;
-    let ((events_after, messages_after, taken_after), after) = after;
+    let (before, (events, messages, accepted)) = before;
+    let ((events_after, messages_after, accepted_after), after) = after;
     let (events, messages) = (events_after - events, messages_after - messages);
     let seconds = after.seconds_since(&before);
     let mut metrics = Metrics::new();
     after.since(&before, events, &mut metrics);
     let mut add = |name: &str, value| metrics.insert(name.to_owned(), value);
     add("delivered_per_second", float(events) / seconds);
-    add("published_per_second", float(taken_after - taken) / seconds);
+    add("published_per_second", float(accepted_after - accepted) / seconds);
     if messages > 0 {
         add("events_per_message", float(events) / float(messages));
     }

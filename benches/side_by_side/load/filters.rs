@@ -1,4 +1,4 @@
-//! Subscribers that want a few accounts each, and others that want none of those that are published.
+//! Subscribers with filters: each for a few accounts, others only for accounts without events.
 
 use std::{
     sync::{Arc, atomic::AtomicBool},
@@ -12,31 +12,33 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{ARRIVAL, OPENING, WARM_UP, float};
+use super::{ARRIVAL_TIMEOUT, OPENING, WARM_UP, float};
 use crate::{
     contestant::System,
-    counts::Look,
-    heard::Heard,
-    node::{count, open, publish_encoded, subscribe_request},
+    counts::Sample,
     pace::paced,
     payload::change_of,
+    publisher::publish_encoded,
+    recorder::Recorder,
     report::Metrics,
+    subscriber::{open, record, subscribe_request},
 };
 
-/// Accounts that a subscriber wants; those of all who match together are those that events concern.
+/// Accounts in the filter of a subscriber. Events concern the accounts of all matching subscribers.
 const ACCOUNTS: usize = 100;
 
-/// Streams on a connection.
+/// Streams per connection.
 const PER_CONNECTION: usize = 100;
 
-/// Events of a request, and events a second.
+/// Events per request, and events per second.
 const BATCH: u64 = 10;
 const RATE: u64 = 10_000;
 
-/// CPU for each published event, while `matching` subscribers share the accounts and `others` want accounts that nothing
-/// happens to.
+/// Measures the CPU per published event, while `matching` subscribers share the accounts of the
+/// events and the filters of `others` match no event.
 pub async fn filters(system: &System, matching: usize, others: usize, length: Duration) -> Metrics {
-    let heard = Heard::new(false);
+    let recorder = Recorder::new(false);
+    let received = recorder.received();
     let mut tasks = JoinSet::new();
     let streams: Vec<_> = stream::iter(0..(matching + others).div_ceil(PER_CONNECTION))
         .map(async |connection| {
@@ -54,7 +56,7 @@ pub async fn filters(system: &System, matching: usize, others: usize, length: Du
         .collect()
         .await;
     for stream in streams.into_iter().flatten() {
-        tasks.spawn(count(stream, heard.clone()));
+        tasks.spawn(record(stream, recorder.clone()));
     }
 
     let channel = system.gateway(0).await;
@@ -64,9 +66,9 @@ pub async fn filters(system: &System, matching: usize, others: usize, length: Du
     let (handle, stop) = (Handle::current(), Arc::new(AtomicBool::new(false)));
     let total = requests(WARM_UP + length);
     let rate = float(RATE / BATCH);
-    let clockwork = paced(rate, total, stop, move |number, _| {
+    let pacing = paced(rate, total, stop, move |number, _| {
         let channel = channel.clone();
-        // A step that has no factor in common with the number of accounts: all have their turn.
+        // The step has no factor in common with the number of accounts, so that each has its turn.
         let accounts = (number * BATCH..(number + 1) * BATCH).map(move |event| event * 7_919 % all);
         handle.spawn(async move {
             let events: Vec<_> = accounts
@@ -76,25 +78,25 @@ pub async fn filters(system: &System, matching: usize, others: usize, length: Du
         });
     });
     sleep(WARM_UP).await;
-    let before = (Look::begin(system).await, heard.events());
+    let before = (Sample::begin(system).await, received.events());
     sleep(length).await;
-    let events = heard.events();
-    let after = (Look::end(system).await, events);
-    let joined = tokio::task::spawn_blocking(|| clockwork.join()).await;
+    let events = received.events();
+    let after = (Sample::end(system).await, events);
+    let joined = tokio::task::spawn_blocking(|| pacing.join()).await;
     joined.expect("joined").expect("the sender does not fail");
     let wanted = total * BATCH;
     let arrived = async {
-        while heard.events() < wanted {
+        while received.events() < wanted {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    let _ = timeout(ARRIVAL, arrived).await;
+    let _ = timeout(ARRIVAL_TIMEOUT, arrived).await;
     let seconds = after.0.seconds_since(&before.0);
     let mut metrics = Metrics::new();
     // Each event is delivered once.
     after.0.since(&before.0, after.1 - before.1, &mut metrics);
     metrics.insert("delivered_per_second".to_owned(), float(after.1 - before.1) / seconds);
-    metrics.insert("lost".to_owned(), float(wanted.saturating_sub(heard.events())));
+    metrics.insert("lost".to_owned(), float(wanted.saturating_sub(received.events())));
     metrics
 }
 

@@ -1,4 +1,4 @@
-//! Streams on which nothing happens.
+//! Idle streams.
 
 use std::time::Duration;
 
@@ -6,14 +6,15 @@ use futures_util::{StreamExt, stream};
 use tokio::time::sleep;
 
 use super::{OPENING, float};
-use crate::{contestant::System, counts::Look, node::open_idle, report::Metrics};
+use crate::{contestant::System, counts::Sample, report::Metrics, subscriber::open_idle};
 
-/// How long the idle CPU is watched.
-const WATCHED: Duration = Duration::from_secs(4);
+/// Time for which the idle CPU is measured.
+const MEASURED: Duration = Duration::from_secs(4);
 
-/// Memory and CPU of a gateway, or of the floor, for idle streams, `per_connection` on each connection.
+/// Measures memory and CPU of a gateway, or of the floor, with idle streams, `per_connection` on
+/// each connection.
 pub async fn idle(system: &System, streams: usize, per_connection: usize) -> Metrics {
-    // The first ones make what there is one of.
+    // The first stream allocates what all streams share.
     let warm = system.server().await;
     drop(open_idle(system.contestant, &warm, 0).await);
     sleep(Duration::from_millis(300)).await;
@@ -33,9 +34,9 @@ pub async fn idle(system: &System, streams: usize, per_connection: usize) -> Met
         .collect()
         .await;
     sleep(Duration::from_millis(500)).await;
-    let first = Look::begin(system).await;
-    sleep(WATCHED).await;
-    let second = Look::end(system).await;
+    let first = Sample::begin(system).await;
+    sleep(MEASURED).await;
+    let second = Sample::end(system).await;
     let bytes = float(system.rss_bytes().saturating_sub(before));
     let mut metrics = Metrics::new();
     second.since(&first, 1, &mut metrics);

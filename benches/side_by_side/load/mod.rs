@@ -1,4 +1,4 @@
-//! The load: who publishes what, when, and what is measured meanwhile. The same for all contestants.
+//! The load on a contestant, and what is measured meanwhile. The same for all contestants.
 
 mod fan_out;
 mod filters;
@@ -13,7 +13,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{contestant::System, heard::Heard, payload::Payload};
+use crate::{contestant::System, payload::Payload, received::Received, recorder::Recorder};
 
 pub use fan_out::{Offer, fan_out, growth};
 pub use filters::filters;
@@ -23,60 +23,62 @@ pub use latency::latency;
 /// Load before the measurement begins.
 const WARM_UP: Duration = Duration::from_millis(500);
 
-/// How long all that was published may take to arrive.
-const ARRIVAL: Duration = Duration::from_secs(10);
+/// Time limit for the arrival of everything that was published.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many connections are opened at a time.
+/// Connections that are opened at a time.
 const OPENING: usize = 16;
 
 /// Subscribers, each on connections of its own.
 struct Audience {
-    heard: Vec<Arc<Heard>>,
-    // They end with it.
+    received: Vec<Arc<Received>>,
+    // Dropping them ends the subscribers.
     _tasks: Vec<JoinSet<()>>,
 }
 
 impl Audience {
-    async fn gather(system: &System, count: usize, payload: &Payload, latency: bool) -> Audience {
+    /// Connects `count` subscribers. `timed`: they record latencies.
+    async fn gather(system: &System, count: usize, payload: &Payload, timed: bool) -> Audience {
         let opened: Vec<_> = stream::iter(0..count)
             .map(async |node| {
-                let (heard, mut tasks) = (Heard::new(latency), JoinSet::new());
-                system.subscribe(node, payload, heard.clone(), &mut tasks).await;
-                (heard, tasks)
+                let (recorder, mut tasks) = (Recorder::new(timed), JoinSet::new());
+                let received = recorder.received().clone();
+                system.subscribe(node, payload, recorder, &mut tasks).await;
+                (received, tasks)
             })
             .buffer_unordered(OPENING)
             .collect()
             .await;
-        let (heard, tasks) = opened.into_iter().unzip();
-        Audience { heard, _tasks: tasks }
+        let (received, tasks) = opened.into_iter().unzip();
+        Audience { received, _tasks: tasks }
     }
 
     fn delivered(&self) -> u64 {
-        self.heard.iter().map(|heard| heard.events()).sum()
+        self.received.iter().map(|received| received.events()).sum()
     }
 
     fn messages(&self) -> u64 {
-        self.heard.iter().map(|heard| heard.messages()).sum()
+        self.received.iter().map(|received| received.messages()).sum()
     }
 
     fn gaps(&self) -> u64 {
-        self.heard.iter().map(|heard| heard.gaps()).sum()
+        self.received.iter().map(|received| received.gaps()).sum()
     }
 
-    /// Waits until all have heard `published` events; returns how many deliveries are missing.
+    /// Waits until all have received `published` events. Returns the number of missing deliveries.
     async fn complete(&self, published: u64) -> u64 {
-        let wanted = published * self.heard.len() as u64;
+        let wanted = published * self.received.len() as u64;
         let all = async {
             while self.delivered() < wanted {
                 sleep(Duration::from_millis(5)).await;
             }
         };
-        let _ = timeout(ARRIVAL, all).await;
+        let _ = timeout(ARRIVAL_TIMEOUT, all).await;
         wanted.saturating_sub(self.delivered())
     }
 }
 
-/// A count as what a rate is made of.
+/// A count as a floating-point number.
 #[allow(clippy::cast_precision_loss)] // Counts here are far below 2^52.
 pub fn float(count: u64) -> f64 {
     count as f64

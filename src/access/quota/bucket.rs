@@ -1,26 +1,27 @@
-//! A token bucket, kept as the one time at which it would be full again.
+//! A token bucket, kept as one number: the time at which it will be full again (the generic cell
+//! rate algorithm).
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How fast something may go, and how much of it at once.
+/// A rate limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// So many a second; not 0.
+    /// Tokens a second; not 0.
     pub per_second: usize,
-    /// So many at once after a pause.
+    /// The size of the bucket: tokens that may be taken at once after a pause.
     pub burst: usize,
 }
 
-/// What one identity has used of its rate.
+/// The token bucket of one identity.
 #[derive(Clone, Copy, Debug)]
 pub struct Bucket {
     full_at: Instant,
 }
 
 impl Rate {
-    /// How long it takes until `count` more may go.
+    /// The time in which the bucket gets `count` tokens.
     fn time_of(self, count: usize) -> Duration {
         let nanos = count as u128 * 1_000_000_000 / self.per_second.max(1) as u128;
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
@@ -28,12 +29,13 @@ impl Rate {
 }
 
 impl Bucket {
-    /// A full one.
+    /// A full bucket.
     pub fn full(now: Instant) -> Bucket {
         Bucket { full_at: now }
     }
 
-    /// Takes `count`, not more than the burst; if that is too much now, says how long to wait and takes nothing.
+    /// Takes `count` tokens, which must not be more than the burst. Takes none if there are fewer;
+    /// the error is the time after which there will be enough.
     pub fn take(&mut self, count: usize, rate: Rate, now: Instant) -> Result<(), Duration> {
         let after = self.full_at.max(now) + rate.time_of(count);
         let latest = now + rate.time_of(rate.burst);
@@ -44,7 +46,7 @@ impl Bucket {
         Ok(())
     }
 
-    /// Whether nothing is missing: then nothing has to be remembered either.
+    /// True if the bucket is full: it need not be remembered then.
     pub fn is_full(&self, now: Instant) -> bool {
         self.full_at <= now
     }
@@ -57,7 +59,7 @@ mod tests {
     const RATE: Rate = Rate { per_second: 10, burst: 5 };
 
     #[test]
-    fn a_burst_goes_at_once_and_then_the_rate_holds() {
+    fn a_burst_passes_at_once_and_then_the_rate_holds() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let mut bucket = Bucket::full(start);
@@ -65,11 +67,11 @@ mod tests {
         assert_eq!(bucket.take(2, RATE, start), Ok(()));
         assert_eq!(bucket.take(1, RATE, start), Err(Duration::from_millis(100)));
         assert_eq!(bucket.take(5, RATE, start), Err(Duration::from_millis(500)));
-        // What it said is enough, and less is not.
+        // The time in the error is enough, and one millisecond less is not.
         assert_eq!(bucket.take(1, RATE, at(99)), Err(Duration::from_millis(1)));
         assert_eq!(bucket.take(1, RATE, at(100)), Ok(()));
         assert!(!bucket.is_full(at(599)) && bucket.is_full(at(600)));
-        // A long pause saves up no more than one burst.
+        // A long pause fills the bucket, and no more.
         assert_eq!(bucket.take(5, RATE, at(60_000)), Ok(()));
         assert!(bucket.take(1, RATE, at(60_000)).is_err());
     }

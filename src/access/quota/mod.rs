@@ -1,6 +1,8 @@
-//! What each identity has of the gateway: its streams, the bytes of its requests, its events a second.
+//! The quotas of each identity: its open streams, the bytes of its requests in flight, its events a
+//! second.
 //!
-//! An identity is known here while it has something: an open stream, a request under way, or a bucket that is not full.
+//! An identity is remembered while it uses something: while it has an open stream or a request in
+//! flight, or its token bucket is not full.
 
 mod bucket;
 
@@ -16,179 +18,187 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use self::bucket::{Bucket, Rate};
-use crate::config::Limits;
 use crate::{
     access::Identity,
-    rpc::{error::Error, limit::Limit},
+    config::Limits,
+    errors::{Error, Limit},
 };
 
-/// Fewer identities than this are not looked through for those that have nothing.
-const FEW: usize = 1024;
+/// With fewer identities than this, the table is not searched for unused ones.
+const MIN_SWEEP: usize = 1024;
 
-/// The shares of all identities.
+/// The quotas of all identities.
 #[derive(Debug)]
 pub struct Quotas {
-    most_streams: usize,
-    most_streams_of_connection: usize,
-    most_pending: usize,
-    most_pending_of_one: usize,
+    max_streams_per_identity: usize,
+    max_streams_per_connection: usize,
+    max_bytes: usize,
+    max_bytes_per_identity: usize,
     rate: Option<Rate>,
-    /// Bytes of all requests that are not answered.
-    pending: AtomicUsize,
+    /// Bytes of all requests in flight.
+    bytes: AtomicUsize,
     table: Mutex<Table>,
 }
 
 #[derive(Debug, Default)]
 struct Table {
-    shares: HashMap<Identity, Arc<Share>>,
-    /// How many there may be until those that have nothing are forgotten.
-    look_at: usize,
+    quotas: HashMap<Identity, Arc<Quota>>,
+    /// Unused quotas are removed when the table has grown to this size.
+    next_sweep: usize,
 }
 
-/// What one identity has.
+/// What one identity uses.
 #[derive(Debug)]
-pub struct Share {
+pub struct Quota {
     streams: AtomicUsize,
-    pending: AtomicUsize,
+    bytes: AtomicUsize,
     bucket: Mutex<Bucket>,
 }
 
-/// Bytes of one request that is not answered. They are free again when this is dropped.
+/// One request in flight. Its bytes count against the quota of its identity until it is dropped.
 #[derive(Debug)]
-pub struct Pending {
+pub struct InFlightRequest {
     quotas: Arc<Quotas>,
-    share: Arc<Share>,
+    quota: Arc<Quota>,
     bytes: AtomicUsize,
 }
 
-/// The open streams of one connection.
+/// Counts the open streams of one connection.
 #[derive(Debug, Default)]
-pub struct Streams(AtomicUsize);
+pub struct ConnectionStreams(AtomicUsize);
 
-/// One open stream of an identity, on a connection. Dropping it makes room for another.
+/// Permits one open stream of an identity, on a connection, until it is dropped.
 #[derive(Debug)]
-pub struct Seat {
-    share: Arc<Share>,
-    streams: Arc<Streams>,
+pub struct StreamPermit {
+    quota: Arc<Quota>,
+    streams: Arc<ConnectionStreams>,
 }
 
 impl Quotas {
-    /// Shares as the limits have them.
+    /// Quotas with the limits of the configuration.
     pub fn new(limits: &Limits) -> Quotas {
         let rate = |per_second| Rate { per_second, burst: limits.event_burst };
         Quotas {
-            most_streams: limits.max_streams_per_identity,
-            most_streams_of_connection: limits.max_streams_per_connection,
-            most_pending: limits.max_pending_bytes,
-            most_pending_of_one: limits.max_pending_bytes_per_identity,
+            max_streams_per_identity: limits.max_streams_per_identity,
+            max_streams_per_connection: limits.max_streams_per_connection,
+            max_bytes: limits.max_pending_bytes,
+            max_bytes_per_identity: limits.max_pending_bytes_per_identity,
             rate: limits.events_per_second.map(rate),
-            pending: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
             table: Mutex::default(),
         }
     }
 
-    /// The share of an identity.
-    pub fn of(&self, identity: &Identity) -> Arc<Share> {
+    /// The quota of an identity.
+    pub fn of(&self, identity: &Identity) -> Arc<Quota> {
         let mut table = self.table.lock();
-        if let Some(share) = table.shares.get(identity) {
-            return share.clone();
+        if let Some(quota) = table.quotas.get(identity) {
+            return quota.clone();
         }
-        if table.shares.len() >= table.look_at.max(FEW) {
+        if table.quotas.len() >= table.next_sweep.max(MIN_SWEEP) {
             let now = Instant::now();
-            table.shares.retain(|_, share| {
-                Arc::strong_count(share) > 1 || !share.bucket.lock().is_full(now)
+            table.quotas.retain(|_, quota| {
+                Arc::strong_count(quota) > 1 || !quota.bucket.lock().is_full(now)
             });
-            table.look_at = table.shares.len() * 2;
+            table.next_sweep = table.quotas.len() * 2;
         }
-        let share = Arc::new(Share {
+        let quota = Arc::new(Quota {
             streams: AtomicUsize::new(0),
-            pending: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
             bucket: Mutex::new(Bucket::full(Instant::now())),
         });
-        table.shares.insert(identity.clone(), share.clone());
-        share
+        table.quotas.insert(identity.clone(), quota.clone());
+        quota
     }
 
-    /// A request of an identity, of which nothing has come yet.
-    pub fn request(self: &Arc<Self>, share: Arc<Share>) -> Pending {
-        Pending { quotas: self.clone(), share, bytes: AtomicUsize::new(0) }
+    /// A new request in flight, of which no bytes have arrived yet.
+    pub fn request(self: &Arc<Self>, quota: Arc<Quota>) -> InFlightRequest {
+        InFlightRequest { quotas: self.clone(), quota, bytes: AtomicUsize::new(0) }
     }
 
-    /// Whether an identity may publish `events` more now.
-    pub fn publish(&self, share: &Share, events: usize) -> Result<(), Error> {
+    /// Takes `events` from the rate of an identity. The error says after which time a retry may
+    /// succeed, or that so many events never fit.
+    pub fn publish(&self, quota: &Quota, events: usize) -> Result<(), Error> {
         let Some(rate) = self.rate else { return Ok(()) };
         if events > rate.burst {
-            let most = rate.burst;
-            let why = format!("has {events}; limits.eventBurst is {most}, so it never fits");
+            let max = rate.burst;
+            let why = format!("has {events}; limits.eventBurst is {max}, so it never fits");
             return Err(Error::field("events", why));
         }
-        share
+        quota
             .bucket
             .lock()
             .take(events, rate, Instant::now())
             .map_err(|wait| Error::limit_for(Limit::EventsPerSecond, rate.per_second, wait))
     }
 
-    /// One more stream of an identity, on a connection.
-    pub fn stream(&self, share: &Arc<Share>, streams: &Arc<Streams>) -> Result<Seat, Error> {
-        // Counted first: of two that come at once for the last place, one finds it taken.
-        let of_identity = share.streams.fetch_add(1, Ordering::Relaxed);
+    /// Permits one more stream of an identity, on a connection. The error names the limit that is
+    /// reached.
+    pub fn stream(
+        &self,
+        quota: &Arc<Quota>,
+        streams: &Arc<ConnectionStreams>,
+    ) -> Result<StreamPermit, Error> {
+        // Counted before it is checked: of two calls at one time for the last permit, one fails.
+        let of_identity = quota.streams.fetch_add(1, Ordering::Relaxed);
         let of_connection = streams.0.fetch_add(1, Ordering::Relaxed);
-        let seat = Seat { share: share.clone(), streams: streams.clone() };
-        if of_connection >= self.most_streams_of_connection {
-            let most = self.most_streams_of_connection;
-            return Err(Error::limit(Limit::StreamsPerConnection, most));
+        let permit = StreamPermit { quota: quota.clone(), streams: streams.clone() };
+        if of_connection >= self.max_streams_per_connection {
+            let max = self.max_streams_per_connection;
+            return Err(Error::limit(Limit::StreamsPerConnection, max));
         }
-        if of_identity >= self.most_streams {
-            return Err(Error::limit(Limit::StreamsPerIdentity, self.most_streams));
+        if of_identity >= self.max_streams_per_identity {
+            let max = self.max_streams_per_identity;
+            return Err(Error::limit(Limit::StreamsPerIdentity, max));
         }
-        Ok(seat)
+        Ok(permit)
     }
 
-    /// Bytes of all requests that are not answered.
-    pub fn pending(&self) -> usize {
-        self.pending.load(Ordering::Relaxed)
+    /// The bytes of all requests in flight.
+    pub fn bytes_in_flight(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
     }
 
-    /// How many there may be.
-    pub fn most_pending(&self) -> usize {
-        self.most_pending
+    /// The limit of [`Quotas::bytes_in_flight`].
+    pub fn max_bytes_in_flight(&self) -> usize {
+        self.max_bytes
     }
 }
 
-impl Pending {
-    /// What the sender of the request has.
-    pub fn share(&self) -> &Arc<Share> {
-        &self.share
+impl InFlightRequest {
+    /// The quota of its identity.
+    pub fn quota(&self) -> &Arc<Quota> {
+        &self.quota
     }
 
-    /// More bytes of the request have come.
+    /// Adds bytes that have arrived or were announced. The error names the limit that is reached.
     pub fn add(&self, bytes: usize) -> Result<(), Error> {
-        let Quotas { most_pending, most_pending_of_one, pending, .. } = &*self.quotas;
+        let quotas = &*self.quotas;
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let of_one = self.share.pending.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let of_all = pending.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if of_one > *most_pending_of_one {
-            return Err(Error::limit(Limit::PendingBytesPerIdentity, *most_pending_of_one));
+        let of_identity = self.quota.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let of_all = quotas.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if of_identity > quotas.max_bytes_per_identity {
+            let max = quotas.max_bytes_per_identity;
+            return Err(Error::limit(Limit::PendingBytesPerIdentity, max));
         }
-        if of_all > *most_pending {
-            return Err(Error::limit(Limit::PendingBytes, *most_pending));
+        if of_all > quotas.max_bytes {
+            return Err(Error::limit(Limit::PendingBytes, quotas.max_bytes));
         }
         Ok(())
     }
 }
 
-impl Drop for Pending {
+impl Drop for InFlightRequest {
     fn drop(&mut self) {
         let bytes = *self.bytes.get_mut();
-        self.share.pending.fetch_sub(bytes, Ordering::Relaxed);
-        self.quotas.pending.fetch_sub(bytes, Ordering::Relaxed);
+        self.quota.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.quotas.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
-impl Drop for Seat {
+impl Drop for StreamPermit {
     fn drop(&mut self) {
-        self.share.streams.fetch_sub(1, Ordering::Relaxed);
+        self.quota.streams.fetch_sub(1, Ordering::Relaxed);
         self.streams.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -208,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_and_bytes_are_counted_by_identity_and_freed() {
+    fn streams_and_bytes_are_limited_by_identity_and_freed_when_dropped() {
         let quotas = Arc::new(Quotas::new(&Limits {
             max_streams_per_identity: 3,
             max_streams_per_connection: 2,
@@ -217,13 +227,13 @@ mod tests {
             ..Limits::default()
         }));
         let [one, two] = [1, 2].map(|n| quotas.of(&identity(n)));
-        let [here, there] = [(); 2].map(|()| Arc::new(Streams::default()));
+        let [here, there] = [(); 2].map(|()| Arc::new(ConnectionStreams::default()));
         let [first, _second] = [(); 2].map(|()| quotas.stream(&one, &here).unwrap());
-        let full = refused(quotas.stream(&one, &here));
-        assert_eq!(full, "limits.maxStreamsPerConnection is reached: 2");
+        let reached = refused(quotas.stream(&one, &here));
+        assert_eq!(reached, "limits.maxStreamsPerConnection is reached: 2");
         let _third = quotas.stream(&one, &there).unwrap();
-        let full = refused(quotas.stream(&one, &there));
-        assert_eq!(full, "limits.maxStreamsPerIdentity is reached: 3");
+        let reached = refused(quotas.stream(&one, &there));
+        assert_eq!(reached, "limits.maxStreamsPerIdentity is reached: 3");
         quotas.stream(&two, &there).unwrap();
         drop(first);
         quotas.stream(&one, &here).unwrap();
@@ -237,34 +247,34 @@ mod tests {
         drop(request);
         other.add(1).unwrap();
         drop(other);
-        assert_eq!(quotas.pending(), 0);
+        assert_eq!(quotas.bytes_in_flight(), 0);
     }
 
     #[test]
-    fn the_rate_is_one_for_all_that_an_identity_does() {
+    fn all_requests_of_an_identity_share_one_rate() {
         let limits = Limits { events_per_second: Some(10), event_burst: 20, ..Limits::default() };
         let quotas = Quotas::new(&limits);
         let publish = |n, events| quotas.publish(&quotas.of(&identity(n)), events);
         publish(1, 20).unwrap();
-        // Its share is remembered though nothing of it is open.
+        // Its quota is remembered though it has nothing open.
         assert!(refused(publish(1, 5)).contains("limits.eventsPerSecond"));
         publish(2, 20).unwrap();
         assert!(refused(publish(3, 21)).contains("limits.eventBurst is 20"));
     }
 
     #[test]
-    fn who_has_nothing_is_forgotten() {
+    fn identities_that_use_nothing_are_forgotten() {
         let limits = Limits { events_per_second: Some(10), ..Limits::default() };
         let quotas = Arc::new(Quotas::new(&limits));
-        let seat = quotas.stream(&quotas.of(&identity(0)), &Arc::default()).unwrap();
+        let permit = quotas.stream(&quotas.of(&identity(0)), &Arc::default()).unwrap();
         quotas.publish(&quotas.of(&identity(1)), 100).unwrap();
         for n in 2..100_000 {
             quotas.of(&identity(n));
         }
         let table = quotas.table.lock();
-        assert!(table.shares.len() < 3 * FEW, "{}", table.shares.len());
-        assert!([0, 1].iter().all(|n| table.shares.contains_key(&identity(*n))));
+        assert!(table.quotas.len() < 3 * MIN_SWEEP, "{}", table.quotas.len());
+        assert!([0, 1].iter().all(|n| table.quotas.contains_key(&identity(*n))));
         drop(table);
-        drop(seat);
+        drop(permit);
     }
 }

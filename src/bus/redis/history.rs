@@ -1,4 +1,4 @@
-//! Reads what Redis keeps of a shard.
+//! Readings of a shard's history and state in Redis.
 
 use std::{
     collections::HashMap,
@@ -10,46 +10,46 @@ use bytes::{Buf, Bytes};
 use redis::Value;
 
 use super::{
+    auth::{Authenticator, Kind, TAG_LENGTH},
     envelope::{Body, Envelope, parse_position},
-    link::Server,
     names::ShardNames,
     script::{Failure, classify},
-    seal::{self, Kind, Seal},
+    server::Server,
     topology::Topology,
 };
 use crate::bus::{Epoch, Offset, Position, Retained, ShardId};
 
-/// Entries a reading. Frames are of some hundred KiB at most, so a reading stays within some MiB.
+/// Entries of one reading. Frames have some hundred KiB at most, so a reading has some MiB.
 const ENTRIES: usize = 128;
 
-/// How long a replica may take, before its master is asked.
+/// The time limit of a replica, after which its master is asked.
 const REPLICA_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the master may take, all attempts together.
+/// The time limit of the master, for all attempts together.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The wait between two attempts.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// What one reading brought.
+/// The result of one reading.
 #[derive(Debug)]
 pub(super) struct Reading {
-    /// Entries after the place asked for, in order.
+    /// Entries after the position asked for, in order.
     pub entries: Vec<Envelope>,
-    /// Where the shard stood at the same instant. Unknown: Redis has nothing of the shard.
+    /// The shard's end at the same instant. Unknown: Redis has no state of the shard.
     pub tip: Position,
-    /// Whether there may be more entries than these.
+    /// True if there may be more entries.
     pub more: bool,
 }
 
 impl Reading {
-    /// How many entries carry a seal that does not hold.
+    /// The number of entries whose authentication tag does not verify.
     pub(super) fn forged(&self) -> u64 {
         self.entries.iter().filter(|entry| matches!(entry.body, Body::Forged)).count() as u64
     }
 }
 
-/// Reads the entries after `after`. Retries until its time limit; the error is for people.
+/// Reads the entries after `after`. Retries until a time limit; the error is for people.
 pub(super) async fn read(
     topology: &Topology,
     names: &ShardNames,
@@ -59,11 +59,11 @@ pub(super) async fn read(
 ) -> Result<Reading, String> {
     if prefer_replica && let Some(replica) = topology.replica(shard) {
         match tokio::time::timeout(REPLICA_TIMEOUT, read_once(&replica, names, after, true)).await {
-            // It may be behind: whoever wants more than it has is better served by the master.
+            // It may be behind its master, which is asked if it has no entries.
             Ok(Ok(reading)) if reading.entries.is_empty() => {}
             Ok(Ok(reading)) => return Ok(reading),
-            Ok(Err(failure)) => topology.leave_alone(&replica, failure),
-            Err(_) => topology.leave_alone(&replica, "no answer in time"),
+            Ok(Err(failure)) => topology.back_off(&replica, failure),
+            Err(_) => topology.back_off(&replica, "no answer in time"),
         }
     }
     let mut why = String::from("no master is known");
@@ -75,7 +75,7 @@ pub(super) async fn read(
                     Err(failure) => why = failure.to_string(),
                 }
             }
-            // What a refresh that fails would say, the next attempt says too.
+            // If the refresh fails, so does the next attempt, with a reason.
             let _ = topology.refresh().await;
             tokio::time::sleep(RETRY).await;
         }
@@ -84,7 +84,7 @@ pub(super) async fn read(
     reading.map_err(|_| why)
 }
 
-/// Reads the events that are retained. One attempt. Counts those whose seal does not hold.
+/// Reads the last values. One attempt. Counts in `forged` those whose tag does not verify.
 pub(super) async fn retained(
     server: &Server,
     names: &ShardNames,
@@ -99,25 +99,26 @@ pub(super) async fn retained(
         let position = parse_position(&value[..space])?;
         Some(Retained { key, position, event: Bytes::from(value).slice(space + 1..) })
     };
-    // What cannot be read is another version's; what is not sealed as it should be is a stranger's.
+    // A value that cannot be parsed was written by another version; one without a valid tag was not
+    // written by a gateway.
     let kept = fields.into_iter().filter_map(read);
-    let Some(seal) = &names.seal else { return Ok(kept.collect()) };
-    let open = |mut retained: Retained| {
-        let Some((there, event)) = retained.event.split_at_checked(seal::LENGTH) else {
+    let Some(auth) = &names.auth else { return Ok(kept.collect()) };
+    let verified = |mut retained: Retained| {
+        let Some((tag, event)) = retained.event.split_at_checked(TAG_LENGTH) else {
             forged.fetch_add(1, Ordering::Relaxed);
             return None;
         };
-        if !seal.holds(there, Kind::Retained, retained.position, &[&[retained.key], event]) {
+        if !auth.verify(tag, Kind::Retained, retained.position, &[&[retained.key], event]) {
             forged.fetch_add(1, Ordering::Relaxed);
             return None;
         }
-        retained.event.advance(seal::LENGTH);
+        retained.event.advance(TAG_LENGTH);
         Some(retained)
     };
-    Ok(kept.filter_map(open).collect())
+    Ok(kept.filter_map(verified).collect())
 }
 
-/// The last entry of an epoch that Redis still has.
+/// The last offset of an epoch that history still has.
 pub(super) async fn end_of_epoch(
     server: &Server,
     names: &ShardNames,
@@ -139,7 +140,7 @@ async fn read_once(
     after: Position,
     from_replica: bool,
 ) -> Result<Reading, Failure> {
-    let mut query = server.query().await.map_err(Failure::NoLink)?;
+    let mut query = server.query().await.map_err(Failure::NotConnected)?;
     let connection = query.connection();
     if from_replica {
         let readonly: Result<(), _> = redis::cmd("READONLY").query_async(connection).await;
@@ -153,15 +154,15 @@ async fn read_once(
     let answer: Result<(Value, Value), _> = pipe.query_async(connection).await;
     let (entries, tip) = answer.map_err(|error| classify(&error))?;
     let form = || Failure::Refused("an unknown form of XRANGE and HMGET".into());
-    let entries = parse_entries(entries, names.seal.as_deref()).ok_or_else(form)?;
+    let entries = parse_entries(entries, names.auth.as_deref()).ok_or_else(form)?;
     let tip = parse_tip(&tip).unwrap_or(Position::UNKNOWN);
     let more = entries.len() >= ENTRIES;
-    Ok(Reading { more, entries: without_foreign(entries, tip), tip })
+    Ok(Reading { more, entries: without_unknown(entries, tip), tip })
 }
 
-/// The entries that gateways wrote. Whoever else adds to the stream adds behind the place where the shard stands, or where the
-/// next entry shows that nothing stood.
-fn without_foreign(entries: Vec<Envelope>, tip: Position) -> Vec<Envelope> {
+/// The entries that gateways wrote. An unknown writer can only add entries beyond the shard's end,
+/// or at a position that the next entry shows to be within its own frame.
+fn without_unknown(entries: Vec<Envelope>, tip: Position) -> Vec<Envelope> {
     let mut limit = tip.is_known().then_some(tip);
     let mut kept: Vec<Envelope> = Vec::with_capacity(entries.len());
     for entry in entries.into_iter().rev() {
@@ -175,7 +176,7 @@ fn without_foreign(entries: Vec<Envelope>, tip: Position) -> Vec<Envelope> {
     kept
 }
 
-fn parse_entries(value: Value, seal: Option<&Seal>) -> Option<Vec<Envelope>> {
+fn parse_entries(value: Value, auth: Option<&Authenticator>) -> Option<Vec<Envelope>> {
     let Value::Array(entries) = value else { return None };
     entries
         .into_iter()
@@ -190,7 +191,7 @@ fn parse_entries(value: Value, seal: Option<&Seal>) -> Option<Vec<Envelope>> {
             else {
                 return None;
             };
-            Envelope::from_history(&id, &field, &Bytes::from(value), seal)
+            Envelope::from_history(&id, &field, &Bytes::from(value), auth)
         })
         .collect()
 }
@@ -214,32 +215,32 @@ mod tests {
     }
 
     fn kept(entries: Vec<Envelope>, tip: Position) -> Vec<String> {
-        without_foreign(entries, tip).iter().map(|entry| entry.position.to_string()).collect()
+        without_unknown(entries, tip).iter().map(|entry| entry.position.to_string()).collect()
     }
 
     #[test]
-    fn what_others_wrote_into_history_is_left_out() {
+    fn entries_of_unknown_writers_are_left_out_of_history() {
         // Sequence 1, one event and two events.
         let (one, two) = (b"\x18\x01\x20\x01\x0a\x00", b"\x18\x01\x20\x02\x0a\x00\x0a\x00");
         let entries = || {
             vec![
                 entry("7-0", "e", b"0-0"),
                 entry("7-1", "f", one),
-                // Within the next frame; of a later version; far ahead; under the time of day.
-                entry("7-2", "f", b"foreign"),
+                // Within the next frame; of a later version; far ahead; under a time of day.
+                entry("7-2", "f", b"unknown"),
                 entry("7-3", "f", two),
                 entry("7-5", "later", b"readable one day"),
-                entry("7-900", "x", b"foreign"),
-                entry("8-0", "x", b"foreign"),
+                entry("7-900", "x", b"unknown"),
+                entry("8-0", "x", b"unknown"),
                 entry("9-0", "e", b"7-5"),
                 entry("9-1", "f", one),
-                entry("9-7", "x", b"foreign"),
-                entry("10-0", "x", b"foreign"),
+                entry("9-7", "x", b"unknown"),
+                entry("10-0", "x", b"unknown"),
             ]
         };
         let own = ["7-0", "7-1", "7-3", "7-5", "9-0", "9-1"];
         assert_eq!(kept(entries(), Position::new(9, 1)), own);
-        // Where nobody knows how far the shard has come, nobody can tell.
+        // Without the shard's end the last entries cannot be checked.
         assert_eq!(kept(entries(), Position::UNKNOWN)[6..], ["9-7", "10-0"]);
     }
 }

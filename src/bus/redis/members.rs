@@ -1,6 +1,8 @@
-//! The parts of the gateways in Redis: one hash of all heads, and one of pages for each gateway, all in one slot.
+//! The member store in Redis: one hash of all records, and one hash of member shards for each
+//! gateway, all in one slot.
 //!
-//! A call here never takes the connection that the writers share, and is made once: who calls comes again.
+//! A call does not use the connection that the writers share unless the pool has only one, and is
+//! made once: the caller repeats exchanges anyway.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -11,64 +13,64 @@ use bytes::Bytes;
 use redis::{ErrorKind, ServerErrorKind, Value};
 
 use super::{
-    link::Server,
     names::MemberNames,
     script::{Failure, classify},
+    server::Server,
     topology::Topology,
 };
-use crate::bus::{AppendError, Exchange, MemberHead, MemberId, Part, ShardId};
+use crate::bus::{AppendError, Exchange, MemberId, MemberRecord, MemberUpdate, ShardId, millis};
 
 static EXCHANGE: LazyLock<redis::Script> =
     LazyLock::new(|| redis::Script::new(include_str!("members.lua")));
 
-/// How long one call may take.
+/// The time limit of one call.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where members are kept.
+/// The store of all members.
 pub(super) struct MemberStore {
     pub names: MemberNames,
-    /// What the topology knows the slot of the names as.
+    /// The pseudo-shard under which the topology knows the slot of the names.
     pub slot: ShardId,
     pub topology: Arc<Topology>,
 }
 
 impl MemberStore {
-    pub(super) async fn exchange(&self, part: &Part) -> Result<Exchange, AppendError> {
+    pub(super) async fn exchange(&self, update: &MemberUpdate) -> Result<Exchange, AppendError> {
         let mut call = redis::cmd("EVALSHA");
         call.arg(EXCHANGE.get_hash()).arg(2);
-        call.arg(&self.names.heads).arg(self.names.pages(part.member));
-        call.arg(name(part.member)).arg(u64::try_from(part.ttl.as_millis()).unwrap_or(u64::MAX));
-        call.arg(part.number).arg(part.follows.unwrap_or(0));
-        call.arg(u8::from(part.has_pages)).arg(&part.head[..]);
-        for (number, page) in &part.pages {
-            call.arg(*number).arg(page.as_deref().unwrap_or_default());
+        call.arg(&self.names.records).arg(self.names.shards(update.member));
+        call.arg(field(update.member)).arg(millis(update.ttl));
+        call.arg(update.number).arg(update.follows.unwrap_or(0));
+        call.arg(u8::from(update.has_shards)).arg(&update.record[..]);
+        for (number, shard) in &update.shards {
+            call.arg(*number).arg(shard.as_deref().unwrap_or_default());
         }
         parse(self.ask(&call).await?)
             .ok_or_else(|| AppendError::Unavailable("an unknown form of the members script".into()))
     }
 
-    pub(super) async fn pages(
+    pub(super) async fn shards(
         &self,
         member: MemberId,
-        pages: &[u32],
+        numbers: &[u32],
     ) -> Result<Vec<Option<Bytes>>, AppendError> {
         let mut call = redis::cmd("HMGET");
-        call.arg(self.names.pages(member)).arg(pages);
-        let Value::Array(pages) = self.ask(&call).await? else {
+        call.arg(self.names.shards(member)).arg(numbers);
+        let Value::Array(shards) = self.ask(&call).await? else {
             return Err(AppendError::Unavailable("an unknown form of HMGET".into()));
         };
-        let bytes = |page| match page {
+        let bytes = |shard| match shard {
             Value::BulkString(bytes) => Some(Bytes::from(bytes)),
             _ => None,
         };
-        Ok(pages.into_iter().map(bytes).collect())
+        Ok(shards.into_iter().map(bytes).collect())
     }
 
-    /// Asks the slot's master; if it is none any more, the topology is read again for the next call.
+    /// Calls the slot's master. After a failure the topology is read again for the next call.
     async fn ask(&self, call: &redis::Cmd) -> Result<Value, AppendError> {
         let attempt = async {
             let Some(server) = self.topology.master(self.slot) else {
-                // What a refresh that fails would say, the next call says too.
+                // If the refresh fails, so does the next call, with a reason.
                 let _ = self.topology.refresh().await;
                 return Err("no server is known to own the members".to_owned());
             };
@@ -77,7 +79,7 @@ impl MemberStore {
                 Err(failure) => {
                     let _ = self.topology.refresh().await;
                     Err(match failure {
-                        Failure::NoLink(error) => error.to_string(),
+                        Failure::NotConnected(error) => error.to_string(),
                         failure => format!("{}: {failure}", server.address),
                     })
                 }
@@ -89,7 +91,7 @@ impl MemberStore {
 }
 
 async fn ask(server: &Server, call: &redis::Cmd) -> Result<Value, Failure> {
-    let mut query = server.query().await.map_err(Failure::NoLink)?;
+    let mut query = server.query().await.map_err(Failure::NotConnected)?;
     let connection = query.connection();
     let mut reply = call.query_async(connection).await;
     if let Err(error) = &reply
@@ -101,8 +103,8 @@ async fn ask(server: &Server, call: &redis::Cmd) -> Result<Value, Failure> {
     reply.map_err(|error| classify(&error))
 }
 
-/// A member in the hash of heads.
-fn name(member: MemberId) -> String {
+/// The field of a member in the hash of records.
+fn field(member: MemberId) -> String {
     format!("{:016x}", member.0)
 }
 
@@ -112,13 +114,13 @@ fn parse(value: Value) -> Option<Exchange> {
     let Some(Value::Int(taken)) = parts.next() else { return None };
     let mut members = Vec::with_capacity(parts.len() / 3);
     while let Some(member) = parts.next() {
-        let (Value::BulkString(member), Value::BulkString(age), Value::BulkString(head)) =
+        let (Value::BulkString(member), Value::BulkString(age), Value::BulkString(record)) =
             (member, parts.next()?, parts.next()?)
         else {
             return None;
         };
         let age = std::str::from_utf8(&age).ok()?.parse().ok()?;
-        // Who is none of us is passed over.
+        // Fields that no gateway wrote are skipped.
         let Some(member) = std::str::from_utf8(&member)
             .ok()
             .filter(|text| text.len() == 16)
@@ -126,10 +128,10 @@ fn parse(value: Value) -> Option<Exchange> {
         else {
             continue;
         };
-        members.push(MemberHead {
+        members.push(MemberRecord {
             member: MemberId(member),
             age: Duration::from_millis(age),
-            head: Bytes::from(head),
+            record: Bytes::from(record),
         });
     }
     Some(Exchange { taken: taken == 1, members })
@@ -144,12 +146,12 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_of_the_script_is_understood_and_strangers_are_passed_over() {
+    fn an_exchange_is_parsed_and_unknown_fields_are_skipped() {
         let value = Value::Array(vec![
             Value::Int(1),
             bulk("00000000000000ff"),
             bulk("1500"),
-            bulk("head"),
+            bulk("record"),
             bulk("not a member"),
             bulk("0"),
             bulk(""),
@@ -157,8 +159,8 @@ mod tests {
         let exchange = parse(value).unwrap();
         assert!(exchange.taken);
         let members: Vec<_> =
-            exchange.members.iter().map(|m| (m.member, m.age, &m.head[..])).collect();
-        assert_eq!(members, [(MemberId(255), Duration::from_millis(1500), &b"head"[..])]);
+            exchange.members.iter().map(|m| (m.member, m.age, &m.record[..])).collect();
+        assert_eq!(members, [(MemberId(255), Duration::from_millis(1500), &b"record"[..])]);
         assert!(parse(Value::Array(vec![])).is_none());
         assert!(parse(Value::Array(vec![Value::Int(0), bulk("00000000000000ff")])).is_none());
         assert!(parse(Value::Okay).is_none());

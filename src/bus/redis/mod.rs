@@ -1,24 +1,23 @@
 //! The bus over Redis: one standalone server, or a Redis Cluster.
 //!
-//! Each shard has a writer (what this gateway accepts) and all share one reader (what all gateways accepted). The append
-//! script gives every frame its place, keeps it as history and publishes it, in one step. Nothing outside this module names
-//! the redis crate.
+//! Each shard has a writer, for what this gateway accepts; all shards share one reader, for what
+//! all gateways accepted. The append script assigns every frame its position, keeps it in history
+//! and publishes it, in one step. Nothing outside this module names the redis crate.
 
 mod attempts;
-#[doc(hidden)]
-pub mod check;
-pub mod doctor;
-mod envelope;
+mod auth;
+mod deployment;
+mod doctor;
+pub mod envelope;
 mod history;
-mod link;
+mod liveness;
 mod members;
 mod names;
-mod order;
+pub mod order;
 mod packing;
-mod proof;
 mod reader;
 mod script;
-mod seal;
+mod server;
 mod settings;
 mod subscription;
 mod topology;
@@ -35,38 +34,70 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
 use parking_lot::Mutex;
-use redis::Value;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use self::settings::Settings;
 use self::{
+    deployment::JoinError,
+    liveness::Liveness,
     members::MemberStore,
     names::{MemberNames, ShardNames},
     order::Order,
-    proof::Proof,
     reader::{Counters, Reader, ReaderParts},
-    seal::Keys,
     subscription::Link,
     topology::Topology,
-    writer::{Job, Writer},
+    writer::{Job, Writer, WriterParts},
 };
 use super::{
-    AppendError, Appended, Batch, Bus, BusStatus, Exchange, Health, History, HistoryPage, MemberId,
-    Members, Part, Position, Retained, ShardId, Sink, StartError,
+    AppendError, Appended, Batch, Bus, BusFactory, BusStatus, Exchange, Finding, Health, History,
+    HistoryPage, MemberId, MemberUpdate, Members, Position, Progress, Retained, ShardId, SharedBus,
+    Sink, StartError, Starting,
 };
+use crate::{config::Config, throttle::Throttle};
 
-use crate::throttle::Throttle;
-
-pub use settings::Settings;
-
-/// Shards a master, where nothing else is set: two, so that a master's work is not one shard's.
-const SHARDS_A_MASTER: usize = 2;
-
-/// The wait between two attempts to find Redis at the start.
+/// The wait between two attempts to reach Redis at the start.
 const START_RETRY: Duration = Duration::from_millis(500);
 
-/// How long beyond its deadline a caller waits for the writer's own answer, which is more exact.
+/// The time beyond its deadline that a caller waits for the writer's own answer, which is more
+/// exact.
 const GRACE: Duration = Duration::from_millis(250);
+
+/// `@type: Redis` and `@type: RedisCluster`.
+pub struct RedisFactory;
+
+impl BusFactory for RedisFactory {
+    fn start<'a>(&'a self, starting: Starting<'a>) -> BoxFuture<'a, Result<SharedBus, StartError>> {
+        async move {
+            let settings = Settings::from_config(starting.config)?;
+            let bus = RedisBus::start(settings, starting.waiting, starting.sink).await?;
+            Ok(Arc::new(bus) as SharedBus)
+        }
+        .boxed()
+    }
+
+    fn examine<'a>(
+        &'a self,
+        config: &'a Config,
+        report: &'a mut (dyn FnMut(Progress) + Send),
+    ) -> BoxFuture<'a, ()> {
+        async move {
+            match Settings::from_config(config) {
+                Ok(settings) => {
+                    let max_frame = config.limits.max_request_bytes as u64;
+                    Box::pin(doctor::examine(&settings, max_frame, report)).await;
+                }
+                Err(error) => {
+                    let advice =
+                        "see that the files of coordinator.tls are what they are named for";
+                    let finding = Finding::failure("reach", error.to_string(), advice);
+                    report(Progress::Found(finding));
+                }
+            }
+        }
+        .boxed()
+    }
+}
 
 /// The bus over Redis.
 pub struct RedisBus {
@@ -75,7 +106,7 @@ pub struct RedisBus {
     names: Vec<Arc<ShardNames>>,
     members: MemberStore,
     queues: Vec<mpsc::Sender<Job>>,
-    proofs: Vec<Arc<Proof>>,
+    liveness: Vec<Arc<Liveness>>,
     health: watch::Receiver<Health>,
     links: Arc<Mutex<Vec<Arc<Link>>>>,
     counters: Arc<Mutex<Counters>>,
@@ -86,18 +117,10 @@ pub struct RedisBus {
     stop_reader: CancellationToken,
 }
 
-/// What the gateways of one prefix must agree on, as it is recorded in Redis by the first of them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Deployment {
-    shards: u16,
-    mode: String,
-    /// The id of the key with which frames are sealed.
-    key: Option<String>,
-}
-
 impl RedisBus {
-    /// Finds Redis, agrees with the other gateways, and starts. Waits for a Redis that is not there; the error is for what
-    /// waiting does not mend. `sink` is made when the number of shards is known.
+    /// Connects to Redis, joins the deployment, and starts. Waits while Redis is not reachable, and
+    /// reports the reason to `waiting`; the error is for what waiting does not mend. `sink` is
+    /// called when the number of shards is known.
     pub async fn start(
         settings: Settings,
         waiting: impl Fn(String),
@@ -106,16 +129,16 @@ impl RedisBus {
         let settings = Arc::new(settings);
         let throttle = Throttle::repeated();
         let deployment = loop {
-            match agree(&settings).await {
+            match deployment::join(&settings).await {
                 Ok(deployment) => break deployment,
-                Err(Disagree::NotNow(why)) => {
+                Err(JoinError::Unavailable(why)) => {
                     if let Some(left_out) = throttle.pass() {
                         tracing::warn!(why, left_out, "waiting for Redis");
                     }
                     waiting(why);
                     tokio::time::sleep(START_RETRY).await;
                 }
-                Err(Disagree::Never(why)) => return Err(StartError(why)),
+                Err(JoinError::Mismatch(why)) => return Err(StartError(why)),
             }
         };
         tracing::info!(
@@ -126,9 +149,9 @@ impl RedisBus {
         let count = deployment.shards;
         let names: Vec<_> = ShardId::all(count)
             .map(|shard| ShardNames::new(&settings.prefix, shard, count))
-            .map(|names| Arc::new(names.sealed_by(settings.keys.as_ref())))
+            .map(|names| Arc::new(names.with_keys(settings.keys.as_ref())))
             .collect();
-        // The members' slot stands behind those of the shards.
+        // The slot of the members comes after those of the shards.
         let members = MemberNames::new(&settings.prefix);
         let slots = names.iter().map(|names| names.slot).chain([members.slot]).collect();
         let topology =
@@ -147,8 +170,8 @@ impl RedisBus {
         sink: Arc<dyn Sink>,
     ) -> RedisBus {
         let own = rand::random();
-        let proofs: Vec<Arc<Proof>> = names.iter().map(|_| Arc::default()).collect();
-        let beacons: Vec<Arc<Notify>> = names.iter().map(|_| Arc::default()).collect();
+        let liveness: Vec<Arc<Liveness>> = names.iter().map(|_| Arc::default()).collect();
+        let probes: Vec<Arc<Notify>> = names.iter().map(|_| Arc::default()).collect();
         let (health, healthy) = watch::channel(Health::NotReady("starting".into()));
         let links = Arc::default();
         let counters = Arc::default();
@@ -156,13 +179,13 @@ impl RedisBus {
         let (writers, reader) = (TaskTracker::new(), TaskTracker::new());
         let (stop_writers, stop_reader) = (CancellationToken::new(), CancellationToken::new());
 
-        let (task, hearing) = Reader::new(ReaderParts {
+        let (task, subscription_events) = Reader::new(ReaderParts {
             own,
             settings: settings.clone(),
             topology: topology.clone(),
             names: names.clone(),
-            proofs: proofs.clone(),
-            beacons: beacons.clone(),
+            liveness: liveness.clone(),
+            probes: probes.clone(),
             sink,
             health,
             links: Arc::clone(&links),
@@ -170,25 +193,23 @@ impl RedisBus {
             forged: Arc::clone(&forged),
             stop: stop_reader.clone(),
         });
-        reader.spawn(task.run(hearing));
+        reader.spawn(task.run(subscription_events));
 
         let mut queues = Vec::with_capacity(names.len());
         for (index, names) in names.iter().enumerate() {
             let (queue, jobs) = mpsc::channel(writer::QUEUE);
             queues.push(queue);
-            let task = Writer {
+            let task = Writer::new(WriterParts {
                 shard: ShardId(u16::try_from(index).unwrap_or(u16::MAX)),
                 id: own,
-                key: names.writer(own),
                 names: names.clone(),
                 settings: settings.clone(),
                 topology: topology.clone(),
                 queue: jobs,
-                proof: proofs[index].clone(),
-                beacon_now: beacons[index].clone(),
+                liveness: liveness[index].clone(),
+                probe_now: probes[index].clone(),
                 stop: stop_writers.clone(),
-                state: writer::State::default(),
-            };
+            });
             writers.spawn(task.run());
         }
         writers.close();
@@ -199,7 +220,7 @@ impl RedisBus {
             names,
             members,
             queues,
-            proofs,
+            liveness,
             health: healthy,
             links,
             counters,
@@ -220,7 +241,9 @@ impl RedisBus {
         match tokio::time::timeout_at(deadline.into(), queue.send(job)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(AppendError::Closed),
-            Err(_) => return Err(AppendError::Unavailable("the bus is behind".into())),
+            Err(_) => {
+                return Err(AppendError::Unavailable("too many batches wait for the bus".into()));
+            }
         }
         match tokio::time::timeout_at((deadline + GRACE).into(), answered).await {
             Ok(Ok(result)) => result,
@@ -228,7 +251,9 @@ impl RedisBus {
             Err(_) if sent.load(Ordering::Acquire) => {
                 Err(AppendError::OutcomeUnknown("Redis did not answer in time".into()))
             }
-            Err(_) => Err(AppendError::Unavailable("Redis did not take it in time".into())),
+            Err(_) => {
+                Err(AppendError::Unavailable("Redis did not accept the batch in time".into()))
+            }
         }
     }
 
@@ -293,7 +318,7 @@ impl Bus for RedisBus {
         let counters = self.counters.lock();
         BusStatus {
             links: self.links.lock().iter().map(|link| link.status()).collect(),
-            shards: self.proofs.iter().map(|proof| proof.status()).collect(),
+            shards: self.liveness.iter().map(|liveness| liveness.status()).collect(),
             gaps: counters.gaps,
             unreadable: counters.unreadable,
             forged: self.forged.load(Ordering::Relaxed),
@@ -335,7 +360,7 @@ impl History for RedisBus {
     fn tip(&self, shard: ShardId) -> BoxFuture<'_, Result<Position, AppendError>> {
         async move {
             let names = &self.names[shard.index()];
-            // Nothing lies behind this place, so the reading brings the tip alone.
+            // Nothing comes after this position, so the reading has the tip alone.
             let end = Position::new(u64::MAX, u64::MAX - 1);
             let reading = history::read(&self.topology, names, shard, end, false).await;
             reading.map(|reading| reading.tip).map_err(AppendError::Unavailable)
@@ -345,150 +370,23 @@ impl History for RedisBus {
 }
 
 impl Members for RedisBus {
-    fn exchange(&self, part: Part) -> BoxFuture<'_, Result<Exchange, AppendError>> {
-        async move { self.members.exchange(&part).await }.boxed()
+    fn exchange(&self, update: MemberUpdate) -> BoxFuture<'_, Result<Exchange, AppendError>> {
+        async move { self.members.exchange(&update).await }.boxed()
     }
 
-    fn pages(
+    fn member_shards(
         &self,
         member: MemberId,
-        pages: Vec<u32>,
+        numbers: Vec<u32>,
     ) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, AppendError>> {
-        async move { self.members.pages(member, &pages).await }.boxed()
+        async move { self.members.shards(member, &numbers).await }.boxed()
     }
 }
 
 impl Drop for RedisBus {
     fn drop(&mut self) {
-        // Tasks end even where nobody called `close`.
+        // The tasks end even if `close` was never called.
         self.stop_writers.cancel();
         self.stop_reader.cancel();
-    }
-}
-
-/// Why a gateway cannot join a deployment.
-enum Disagree {
-    /// Redis is not there, or not ready.
-    NotNow(String),
-    /// It is configured otherwise than the others.
-    Never(String),
-}
-
-/// What the channels of these settings are called in the deployment's record.
-fn mode(settings: &Settings) -> &'static str {
-    match (settings.cluster, settings.sharded) {
-        (false, _) => "standalone",
-        (true, true) => "sharded",
-        (true, false) => "classic",
-    }
-}
-
-/// Reads what the deployment's first gateway recorded, or records it.
-async fn agree(settings: &Arc<Settings>) -> Result<Deployment, Disagree> {
-    let key = names::deployment(&settings.prefix);
-    // A topology of one pseudo-shard: the slot of the record.
-    let topology = Topology::new((**settings).clone(), vec![names::slot_of(&key)])
-        .map_err(|error| Disagree::Never(error.to_string()))?;
-    let not_now = |error: topology::TopologyError| Disagree::NotNow(error.to_string());
-    let masters = if settings.cluster {
-        let masters = topology.count_masters().await.map_err(not_now)?;
-        topology.refresh().await.map_err(not_now)?;
-        masters
-    } else {
-        1
-    };
-    let mode = mode(settings);
-    let default = if settings.cluster { masters * SHARDS_A_MASTER } else { 1 };
-    let ours = settings.shards.unwrap_or(u16::try_from(default.min(256)).unwrap_or(256));
-    let keys = settings.keys.as_ref().map(Keys::ids).unwrap_or_default();
-    let recorded = record(&topology, &key, ours, mode, &keys).await?;
-    if let Some(why) = key_differs(&settings.prefix, recorded.key.as_deref(), &keys) {
-        return Err(Disagree::Never(why));
-    }
-    if let Some(shards) = settings.shards.filter(|shards| *shards != recorded.shards) {
-        return Err(Disagree::Never(format!(
-            "shards is {shards} here, and the deployment with prefix {:?} has {}: set shards to {} or leave it out",
-            settings.prefix, recorded.shards, recorded.shards
-        )));
-    }
-    if recorded.mode != mode {
-        return Err(Disagree::Never(format!(
-            "this gateway would use {mode} channels, and the deployment with prefix {:?} uses {} ones: \
-             set coordinator.@type and coordinator.protocolVersion as on the other gateways",
-            settings.prefix, recorded.mode
-        )));
-    }
-    Ok(recorded)
-}
-
-/// How the keys of this gateway differ from the one that the deployment recorded.
-fn key_differs(prefix: &str, recorded: Option<&str>, ours: &[String]) -> Option<String> {
-    let deployment = format!("the deployment with prefix {prefix:?}");
-    match (recorded, ours.first()) {
-        (Some(recorded), Some(_)) if ours.iter().any(|key| key == recorded) => None,
-        (None, None) => None,
-        (Some(recorded), Some(_)) => Some(format!(
-            "frameKey holds the keys {} here, and {deployment} has {recorded}: all gateways need a key in common",
-            ours.join(", ")
-        )),
-        (Some(recorded), None) => Some(format!(
-            "frameKey is not set here, and {deployment} has the key {recorded}: set it as on the other gateways"
-        )),
-        (None, Some(_)) => Some(format!(
-            "frameKey is set here, and {deployment} has no key: leave it out, or turn it on for all \
-             (stop every gateway, DEL {prefix}:deployment, start them with the key)"
-        )),
-    }
-}
-
-async fn record(
-    topology: &Topology,
-    key: &str,
-    shards: u16,
-    mode: &str,
-    keys: &[String],
-) -> Result<Deployment, Disagree> {
-    let refused = |why: String| Disagree::NotNow(why);
-    let server = topology
-        .master(ShardId(0))
-        .ok_or_else(|| refused("no server is known to own the deployment's record".into()))?;
-    let mut command = server.command().await.map_err(|error| refused(error.to_string()))?;
-    let failed = |error| refused(format!("{}: {error}", server.address));
-    let ours = keys.first();
-    // A key is recorded by the first of all; who comes to a deployment without one leaves it so.
-    let mut records_key = false;
-    if ours.is_some() {
-        let asked = redis::cmd("HMGET").arg(key).arg("shards").arg("key").to_owned();
-        let fields: Result<(Option<String>, Option<String>), _> =
-            asked.query_async(&mut command.connection).await;
-        let (shards, recorded) = fields.map_err(failed)?;
-        records_key = shards.is_none() || recorded.is_some();
-    }
-    let mut pipe = redis::pipe();
-    pipe.atomic();
-    pipe.cmd("HSETNX").arg(key).arg("shards").arg(shards).ignore();
-    pipe.cmd("HSETNX").arg(key).arg("mode").arg(mode).ignore();
-    if let Some(ours) = ours.filter(|_| records_key) {
-        pipe.cmd("HSETNX").arg(key).arg("key").arg(ours).ignore();
-    }
-    pipe.cmd("HMGET").arg(key).arg("shards").arg("mode").arg("key");
-    let answer: Result<Vec<Value>, _> = pipe.query_async(&mut command.connection).await;
-    let answer = answer.map_err(failed)?;
-    let fields: Option<(u16, String, Option<String>)> =
-        answer.into_iter().next().and_then(|value| redis::from_redis_value(value).ok());
-    match fields {
-        Some((shards, mode, mut recorded)) if shards > 0 => {
-            // Keys are being changed: who knows the recorded one and seals with another records that.
-            let knows = recorded.as_ref().is_some_and(|recorded| keys.contains(recorded));
-            if let Some(ours) = ours.filter(|ours| knows && recorded.as_ref() != Some(*ours)) {
-                let mut set = redis::cmd("HSET");
-                set.arg(key).arg("key").arg(ours);
-                let set: Result<(), _> = set.query_async(&mut command.connection).await;
-                set.map_err(failed)?;
-                recorded = Some(ours.clone());
-            }
-            Ok(Deployment { shards, mode, key: recorded })
-        }
-        _ => Err(Disagree::Never(format!("the record {key:?} in Redis has an unknown form"))),
     }
 }

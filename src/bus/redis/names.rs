@@ -1,12 +1,13 @@
-//! The keys and the channel of each shard. All of a shard's names share one hash tag, so one script reaches them on one master.
+//! The names of keys and channels in Redis. All names of a shard share one hash tag, so that one
+//! script reaches them on one master.
 
 use std::sync::Arc;
 
 use uuid::Uuid;
 
 use super::{
+    auth::{Authenticator, Keys},
     envelope::WriterId,
-    seal::{Keys, Seal},
 };
 use crate::bus::{MemberId, RequestId, ShardId};
 
@@ -16,27 +17,28 @@ pub(super) const SLOTS: u16 = 16384;
 /// The names of one shard.
 #[derive(Clone, Debug)]
 pub(super) struct ShardNames {
-    /// `<prefix>:{<tag>}`, which all names begin with.
+    /// `<prefix>:{<tag>}`, the beginning of all names.
     base: String,
     /// The hash slot of all of them.
     pub slot: u16,
     /// Epoch, offset and bookkeeping (hash).
     pub state: String,
-    /// The frames that are kept (stream).
+    /// The frames that are kept (stream); see `append.lua`.
     pub history: String,
-    /// Places in history by time and size, to trim it (list).
-    pub marks: String,
+    /// Positions in history by time and size, to trim it (list).
+    pub trim_index: String,
     /// The last events by key (hash).
     pub retained: String,
-    /// Where frames are published.
+    /// The channel on which frames are published.
     pub channel: String,
-    /// What seals and opens what lies under these names; none where nothing is sealed.
-    pub seal: Option<Arc<Seal>>,
+    /// Makes and verifies the tags of everything under these names. None without `frameKey`.
+    pub auth: Option<Arc<Authenticator>>,
 }
 
 impl ShardNames {
-    /// The names of shard `shard` of `shards`: the tag is chosen so that the shards spread evenly over the slots, and with
-    /// them over masters that hold ranges of equal size. The same on all gateways.
+    /// The names of shard `shard` of `shards`: the tag is chosen so that the shards spread evenly
+    /// over the slots, and with them over masters that hold ranges of equal size. The same on all
+    /// gateways.
     pub(super) fn new(prefix: &str, shard: ShardId, shards: u16) -> ShardNames {
         let width = u32::from(SLOTS);
         let (shard, shards) = (u32::from(shard.0), u32::from(shards.max(1)));
@@ -51,31 +53,31 @@ impl ShardNames {
             slot: slot_of(&tag),
             state: format!("{base}:state"),
             history: format!("{base}:history"),
-            marks: format!("{base}:marks"),
+            trim_index: format!("{base}:marks"),
             retained: format!("{base}:retained"),
             channel: format!("{base}:channel"),
-            seal: None,
+            auth: None,
             base,
         }
     }
 
-    /// With everything under them sealed, if there are keys.
-    pub(super) fn sealed_by(mut self, keys: Option<&Keys>) -> ShardNames {
-        self.seal = keys.map(|keys| keys.on(&self.channel));
+    /// Adds authentication tags to everything under these names, if there are keys.
+    pub(super) fn with_keys(mut self, keys: Option<&Keys>) -> ShardNames {
+        self.auth = keys.map(|keys| keys.on(&self.channel));
         self
     }
 
-    /// Where a writer's last frame is remembered.
+    /// The key that remembers a writer's last frame.
     pub(super) fn writer(&self, writer: WriterId) -> String {
         format!("{}:writer:{writer:016x}", self.base)
     }
 
-    /// A name that no gateway uses, for those who look whether all is well.
+    /// A name that no gateway uses, for the doctor.
     pub(super) fn scratch(&self, name: &str) -> String {
         format!("{}:doctor:{name}", self.base)
     }
 
-    /// Where a request id is remembered.
+    /// The key that remembers a request id.
     pub(super) fn request(&self, id: &RequestId) -> String {
         let mut digits = Uuid::encode_buffer();
         let digits = Uuid::from_bytes(*id).as_simple().encode_lower(&mut digits);
@@ -83,29 +85,30 @@ impl ShardNames {
     }
 }
 
-/// Where the gateways keep what they say of themselves. One hash tag for all, so that one script reaches it.
+/// The names under which gateways publish their state. One hash tag for all, so that one script
+/// reaches them.
 #[derive(Clone, Debug)]
 pub(super) struct MemberNames {
     base: String,
     /// The hash slot of all of them.
     pub slot: u16,
-    /// The heads of all gateways (hash).
-    pub heads: String,
+    /// The records of all gateways (hash). The name in Redis is that of the first version.
+    pub records: String,
 }
 
 impl MemberNames {
     pub(super) fn new(prefix: &str) -> MemberNames {
         let base = format!("{prefix}:{{members}}");
-        MemberNames { slot: slot_of("members"), heads: format!("{base}:heads"), base }
+        MemberNames { slot: slot_of("members"), records: format!("{base}:heads"), base }
     }
 
-    /// A gateway's pages (hash).
-    pub(super) fn pages(&self, member: MemberId) -> String {
+    /// The member shards of a gateway (hash). The name in Redis is that of the first version.
+    pub(super) fn shards(&self, member: MemberId) -> String {
         format!("{}:pages:{:016x}", self.base, member.0)
     }
 }
 
-/// Where the deployment's shard count and mode are recorded.
+/// The key that records the deployment: shard count, mode and key id.
 pub(super) fn deployment(prefix: &str) -> String {
     format!("{prefix}:deployment")
 }
@@ -142,8 +145,8 @@ mod tests {
     #[test]
     fn all_names_of_members_have_one_tag() {
         let names = MemberNames::new("mail");
-        assert_eq!(names.heads, "mail:{members}:heads");
-        assert_eq!(names.pages(MemberId(255)), "mail:{members}:pages:00000000000000ff");
+        assert_eq!(names.records, "mail:{members}:heads");
+        assert_eq!(names.shards(MemberId(255)), "mail:{members}:pages:00000000000000ff");
     }
 
     #[test]
@@ -152,7 +155,7 @@ mod tests {
         let tag = names.state.split(['{', '}']).nth(1).unwrap();
         for name in [
             &names.history,
-            &names.marks,
+            &names.trim_index,
             &names.channel,
             &names.writer(1),
             &names.request(&[7; 16]),

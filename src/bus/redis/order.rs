@@ -1,64 +1,66 @@
-//! Puts what comes from Redis in the order of one shard.
+//! The order of one shard: a state machine without I/O.
 //!
-//! Pure bookkeeping, without I/O: the reader uses it for what comes over the channel, and whoever reads history uses it for
-//! that. What does not follow from the last place is a hole on the channel, to be repaired from history; in history it is a
-//! gap, for there is nowhere else to look.
+//! The reader uses it for envelopes from the channel, and so does every reading of history. An
+//! envelope that does not follow the last position is a hole on the channel, to be repaired from
+//! history; in history it is a gap, because there is no other source.
 
 use std::collections::HashMap;
 
 use super::envelope::{Body, Envelope, StampedFrame, WriterId};
 use crate::bus::{Delivery, Gap, GapReason, Position, unix_ms};
 
-/// How many writers are remembered; a gateway that restarts is a new one. Forgetting one costs nothing unless its frames are
-/// appended again after that.
+/// The number of writers that are remembered; a gateway that restarts is a new one. Forgetting a
+/// writer matters only if its frames are re-appended after that.
 const MAX_WRITERS: usize = 1024;
 
-/// How many ended epochs are remembered.
+/// The number of ended epochs that are remembered.
 const MAX_EPOCHS: usize = 64;
 
-/// The order of one shard, up to a place.
+/// The order of one shard, up to a position.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Order {
-    /// The last place handed on.
+pub struct Order {
+    /// The last position delivered.
     position: Position,
-    /// When the last frame was made, in milliseconds since 1970.
+    /// The time of the last frame, in milliseconds since 1970.
     time_ms: Option<u64>,
-    /// Each writer's last frame, to know again what is appended a second time after Redis lost it.
+    /// Each writer's last sequence, to recognize frames that are re-appended after Redis lost them.
     writers: HashMap<WriterId, u64>,
-    /// The last place handed on of each epoch that has ended: a frame that stood at or before it was handed on.
+    /// The last position delivered of each epoch that has ended: a frame whose origin is at or
+    /// before it was delivered.
     ended: Vec<Position>,
-    /// Whether `place` may lie within a frame: no frame was handed on yet.
+    /// True if `position` may lie within a frame: no frame was delivered yet.
     within: bool,
 }
 
-/// What an arrival means.
+/// Meaning of an envelope that arrived.
 #[derive(Debug)]
-pub(super) enum Step {
-    /// It follows: hand it on.
+pub enum Step {
+    /// It follows: to be delivered.
     Next(Delivery),
-    /// Nothing new.
+    /// It is not new.
     Nothing,
-    /// Something before it has not come.
+    /// Something before it has not arrived.
     Hole,
 }
 
 impl Order {
-    /// An order of which everything up to `place` was handed on.
+    /// An order of which everything up to `position` was delivered.
     pub(super) fn after(position: Position) -> Order {
         Order { position, ended: vec![position], ..Order::default() }
     }
 
-    /// The order of a subscriber, who may have had a part of the next frame.
+    /// The order of a subscriber, who may have received a part of the next frame.
     pub(super) fn within(position: Position) -> Order {
         Order { within: true, ..Order::after(position) }
     }
 
-    pub(super) fn position(&self) -> Position {
+    /// The last position delivered.
+    pub fn position(&self) -> Position {
         self.position
     }
 
-    /// Takes what came over the channel.
-    pub(super) fn offer(&mut self, envelope: &Envelope) -> Step {
+    /// Takes an envelope from the channel.
+    pub fn offer(&mut self, envelope: &Envelope) -> Step {
         let at = envelope.position;
         if at <= self.position {
             return Step::Nothing;
@@ -74,14 +76,14 @@ impl Order {
         }
     }
 
-    /// Takes the next entry of history. What lies between is lost.
-    pub(super) fn take_history(&mut self, envelope: &Envelope, out: &mut Vec<Delivery>) {
+    /// Takes the next entry of history. Positions between are lost.
+    pub fn take_history(&mut self, envelope: &Envelope, out: &mut Vec<Delivery>) {
         let at = envelope.position;
         if at <= self.position {
             return;
         }
         match &envelope.body {
-            // It holds what has another's place.
+            // Part of its positions was delivered with other events.
             Body::Frame(frame) if self.overlaps(frame) => {
                 self.skip(at, GapReason::Unreadable, out);
             }
@@ -97,7 +99,8 @@ impl Order {
                 if !self.position.is_known() {
                     self.position = at;
                 } else if ended_with_us && previous.offset <= self.position.offset {
-                    // Redis may have lost what was handed on; its publishers append it again, and it is known by its writer.
+                    // Redis may have lost frames that were delivered. Their writers re-append them,
+                    // and they are recognized by writer and sequence.
                     out.push(self.begin(at));
                 } else {
                     if ended_with_us {
@@ -113,12 +116,12 @@ impl Order {
                 }
             }
             Body::Unreadable | Body::Forged => self.skip(at, GapReason::Unreadable, out),
-            Body::Beacon { .. } => {}
+            Body::Probe { .. } => {}
         }
     }
 
-    /// Says that history ends, and that the shard stands at `tip`: what lies between is lost.
-    pub(super) fn finish_history(&mut self, tip: Position, out: &mut Vec<Delivery>) {
+    /// Ends a reading of history, with the shard's end at `tip`: positions between are lost.
+    pub fn finish_history(&mut self, tip: Position, out: &mut Vec<Delivery>) {
         if tip > self.position {
             let reason = if tip.epoch == self.position.epoch {
                 GapReason::HistoryExpired
@@ -134,14 +137,14 @@ impl Order {
             && frame.frame.first == self.position.offset.plus(1)
     }
 
-    /// Whether nothing lies between. A subscriber may stand within a frame: it takes the rest of it.
+    /// True if the frame leaves no hole. A subscriber may have a part of it already.
     fn joins(&self, frame: &StampedFrame) -> bool {
         let next = self.position.offset.plus(1);
         frame.frame.epoch == self.position.epoch
             && (frame.frame.first == next || self.within && frame.frame.first < next)
     }
 
-    /// Whether a part of it was handed on as other frames.
+    /// True if a part of its positions was delivered in other frames.
     fn overlaps(&self, frame: &StampedFrame) -> bool {
         !self.within
             && frame.frame.epoch == self.position.epoch
@@ -151,10 +154,11 @@ impl Order {
     fn take(&mut self, stamped: &StampedFrame) -> Delivery {
         let frame = &stamped.frame;
         (self.position, self.within) = (frame.last(), false);
-        let again = self.writers.get(&stamped.writer).is_some_and(|last| stamped.sequence <= *last)
-            || frame.origin.is_some_and(|origin| self.handed_on(origin));
-        if again {
-            return Delivery::Again(frame.clone());
+        let restored =
+            self.writers.get(&stamped.writer).is_some_and(|last| stamped.sequence <= *last)
+                || frame.origin.is_some_and(|origin| self.delivered(origin));
+        if restored {
+            return Delivery::Restored(frame.clone());
         }
         if self.writers.len() >= MAX_WRITERS && !self.writers.contains_key(&stamped.writer) {
             self.writers.clear();
@@ -164,8 +168,8 @@ impl Order {
         Delivery::Frame(frame.clone())
     }
 
-    /// Whether what stood at `origin` was handed on there.
-    fn handed_on(&self, origin: Position) -> bool {
+    /// True if the event at `origin` was delivered there.
+    fn delivered(&self, origin: Position) -> bool {
         self.ended.iter().any(|last| last.epoch == origin.epoch && origin.offset <= last.offset)
     }
 
@@ -222,7 +226,7 @@ mod tests {
         Envelope { position, body: Body::Frame(StampedFrame { frame, writer: 1, sequence }) }
     }
 
-    fn again(mut envelope: Envelope, writer: WriterId, origin: Position) -> Envelope {
+    fn restored(mut envelope: Envelope, writer: WriterId, origin: Position) -> Envelope {
         if let Body::Frame(stamped) = &mut envelope.body {
             stamped.writer = writer;
             stamped.frame.origin = Some(origin);
@@ -234,19 +238,20 @@ mod tests {
         Envelope { position: Position::new(epoch, 0), body: Body::EpochStart { previous } }
     }
 
-    fn beacon(epoch: u64, offset: u64) -> Envelope {
+    fn probe(epoch: u64, offset: u64) -> Envelope {
         Envelope {
             position: Position::new(epoch, offset),
-            body: Body::Beacon { writer: 9, number: 1 },
+            body: Body::Probe { writer: 9, number: 1 },
         }
     }
 
     fn is_gap(delivery: &Delivery, from: Position, to: Position, missed: Option<u64>) -> bool {
-        matches!(delivery, Delivery::Gap(gap) if gap.from == from && gap.to == to && gap.missed == missed)
+        let Delivery::Gap(gap) = delivery else { return false };
+        (gap.from, gap.to, gap.missed) == (from, to, missed)
     }
 
     #[test]
-    fn frames_follow_each_other_and_repeats_are_nothing() {
+    fn frames_are_delivered_in_order_and_repeats_are_ignored() {
         let mut order = Order::after(Position::new(5, 0));
         assert!(matches!(order.offer(&frame(5, 1, 2, 1)), Step::Next(Delivery::Frame(_))));
         assert!(matches!(order.offer(&frame(5, 1, 2, 1)), Step::Nothing));
@@ -256,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn who_stands_within_a_frame_takes_it_from_history_without_a_gap() {
+    fn a_subscriber_within_a_frame_resumes_from_history_without_a_gap() {
         let mut order = Order::within(Position::new(5, 3));
         let mut out = Vec::new();
         order.take_history(&frame(5, 1, 6, 1), &mut out);
@@ -266,15 +271,15 @@ mod tests {
     }
 
     #[test]
-    fn a_beacon_shows_a_lost_last_event() {
+    fn a_probe_reveals_a_lost_last_event() {
         let mut order = Order::after(Position::new(5, 3));
-        assert!(matches!(order.offer(&beacon(5, 3)), Step::Nothing));
-        assert!(matches!(order.offer(&beacon(5, 4)), Step::Hole));
-        assert!(matches!(order.offer(&beacon(6, 0)), Step::Hole));
+        assert!(matches!(order.offer(&probe(5, 3)), Step::Nothing));
+        assert!(matches!(order.offer(&probe(5, 4)), Step::Hole));
+        assert!(matches!(order.offer(&probe(6, 0)), Step::Hole));
     }
 
     #[test]
-    fn an_epoch_that_goes_on_where_the_last_ended_is_no_gap() {
+    fn an_epoch_that_continues_where_the_last_ended_is_no_gap() {
         let mut order = Order::after(Position::new(5, 3));
         let step = order.offer(&epoch(9, Position::new(5, 3)));
         assert!(
@@ -284,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn history_that_lacks_events_tells_how_many() {
+    fn missing_history_is_a_gap_with_a_count() {
         let mut order = Order::after(Position::new(5, 3));
         let mut out = vec![];
         order.take_history(&frame(5, 10, 2, 8), &mut out);
@@ -295,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_redis_that_lost_everything_is_one_gap_of_unknown_size() {
+    fn total_loss_of_redis_is_one_gap_of_unknown_size() {
         let mut order = Order::after(Position::new(5, 3));
         let mut out = vec![];
         order.take_history(&epoch(9, Position::UNKNOWN), &mut out);
@@ -306,29 +311,29 @@ mod tests {
     }
 
     #[test]
-    fn a_redis_that_lost_what_was_handed_on_is_no_gap_and_its_second_coming_is_skipped() {
+    fn loss_of_delivered_frames_is_no_gap_and_their_copies_are_restored() {
         let mut order = Order::after(Position::new(5, 0));
         let mut out = vec![];
         order.offer(&frame(5, 1, 1, 1));
         order.offer(&frame(5, 2, 1, 2));
         order.take_history(&epoch(9, Position::new(5, 1)), &mut out);
         assert!(matches!(out[..], [Delivery::Epoch(_)]));
-        assert!(matches!(order.offer(&frame(9, 1, 1, 2)), Step::Next(Delivery::Again(_))));
+        assert!(matches!(order.offer(&frame(9, 1, 1, 2)), Step::Next(Delivery::Restored(_))));
         assert!(matches!(order.offer(&frame(9, 2, 1, 3)), Step::Next(Delivery::Frame(_))));
     }
 
     #[test]
-    fn whoever_resumes_elsewhere_knows_by_the_origin_what_it_had() {
+    fn resuming_on_another_gateway_recognizes_delivered_frames_by_origin() {
         let mut order = Order::after(Position::new(5, 7));
         let mut out = vec![];
         order.take_history(&epoch(9, Position::new(5, 4)), &mut out);
-        order.take_history(&again(frame(9, 1, 3, 40), 2, Position::new(5, 7)), &mut out);
-        order.take_history(&again(frame(9, 4, 1, 41), 2, Position::new(5, 8)), &mut out);
-        assert!(matches!(out[..], [Delivery::Epoch(_), Delivery::Again(_), Delivery::Frame(_)]));
+        order.take_history(&restored(frame(9, 1, 3, 40), 2, Position::new(5, 7)), &mut out);
+        order.take_history(&restored(frame(9, 4, 1, 41), 2, Position::new(5, 8)), &mut out);
+        assert!(matches!(out[..], [Delivery::Epoch(_), Delivery::Restored(_), Delivery::Frame(_)]));
     }
 
     #[test]
-    fn a_frame_that_overlaps_what_was_handed_on_is_told_as_unreadable() {
+    fn a_frame_that_overlaps_delivered_positions_is_an_unreadable_gap() {
         let mut order = Order::after(Position::new(5, 10));
         let mut out = vec![];
         assert!(matches!(order.offer(&frame(5, 6, 15, 1)), Step::Hole));
@@ -338,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_of_an_ended_epoch_is_counted() {
+    fn missing_events_of_an_ended_epoch_are_counted() {
         let mut order = Order::after(Position::new(5, 3));
         let mut out = vec![];
         order.take_history(&epoch(9, Position::new(5, 8)), &mut out);

@@ -1,4 +1,4 @@
-//! Calls the append script, and says what became of a call.
+//! Calls of the append script, and their outcomes.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -8,24 +8,24 @@ use std::{
 use redis::{Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
 
 use super::{
-    link::{Command, LinkError, Server},
     names::ShardNames,
+    server::{Command, ConnectError, Server},
     settings::Settings,
 };
-use crate::bus::{Epoch, Offset, Position, RequestId};
+use crate::bus::{Appended, Epoch, Offset, Position, RequestId, millis};
 
 static APPEND: LazyLock<redis::Script> =
     LazyLock::new(|| redis::Script::new(include_str!("append.lua")));
 
-/// How long a writer's last frame is remembered, in milliseconds: longer than any retry.
+/// The time for which a writer's last frame is remembered, in milliseconds: longer than any retry.
 const WRITER_TTL_MS: u64 = 600_000;
 
-/// Room for the arguments of a call beside its frame, and for those of each request or retained event beside its bytes. A guess
-/// that is too small costs a copy.
-const CALL_ROOM: (usize, usize) = (22, 768);
-const EACH_ROOM: (usize, usize) = (3, 96);
+/// Capacity (arguments, bytes) of a call beside its frame, and of each request or retained event
+/// beside its bytes. An estimate that is too small costs a copy.
+const CALL_CAPACITY: (usize, usize) = (22, 768);
+const EACH_CAPACITY: (usize, usize) = (3, 96);
 
-/// How long one WAIT may block the connection, which other shards' writers and beacons share.
+/// The time that one WAIT may block the connection, which the writers of other shards share.
 const WAIT_SLICE: Duration = Duration::from_millis(100);
 
 /// One call of the script.
@@ -33,11 +33,12 @@ pub(super) struct Call<'a> {
     pub names: &'a ShardNames,
     /// The writer's key.
     pub writer: &'a str,
-    /// The last place that the caller has seen. For a frame its epoch is the one that the caller appends to.
+    /// The last position that the caller has seen. For a frame its epoch is the one that the caller
+    /// appends to.
     pub seen: Position,
-    /// Whether the frame is for the place behind `seen` and for no other.
+    /// True if the frame may be appended at the position after `seen` and at no other.
     pub exact: bool,
-    /// 0: a beacon.
+    /// The writer's number of the frame; 0: a probe.
     pub sequence: u64,
     pub count: u64,
     pub frame: &'a [u8],
@@ -46,51 +47,51 @@ pub(super) struct Call<'a> {
     pub retain: &'a [Retain<'a>],
 }
 
-/// An event of the frame that is kept as the last one under its key.
+/// An event of the frame that becomes the last value of its key.
 pub(super) struct Retain<'a> {
     pub key: u8,
     pub index: u64,
     pub event: &'a [u8],
 }
 
-/// What the script answered.
+/// Answer of the script.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     /// The frame was appended, now or by an earlier call whose answer was lost.
-    Appended { epoch: Epoch, first: Offset },
+    Appended(Appended),
     /// A later frame of the writer was appended, and this one was not.
     Overtaken,
-    /// The epoch is over, or an exact place is taken; nothing was done.
+    /// The epoch is over, or an exact position is taken; nothing was done. The shard's end.
     EpochOver(Position),
-    /// These requests (by index) were accepted before, at these places; nothing was done.
-    Seen(Vec<(usize, Epoch, Offset)>),
-    /// The beacon was published; the shard stands here.
+    /// Requests, by index, that were accepted before, at these positions; nothing was done.
+    Seen(Vec<(usize, Appended)>),
+    /// The probe was published. The shard's end.
     Tip(Position),
 }
 
-/// Why a call brought no answer.
+/// Reason why a call has no answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     /// There was no connection: nothing was sent.
     #[error(transparent)]
-    NoLink(LinkError),
-    /// The server refused: nothing was done.
+    NotConnected(ConnectError),
+    /// The server refused the call: nothing was done.
     #[error("{0}")]
     Refused(String),
     /// The server does not own the shard: nothing was done.
     #[error("{0}")]
     NotOwner(String),
-    /// The slot is moving, and this server has it already: to be asked there.
+    /// The slot is moving, and this server already has it: the call is to be sent there.
     #[error("its slot is moving to {0}")]
     AskAt(String),
-    /// It was sent and no answer came: it may have been done.
+    /// It was sent and not answered: it may have been done.
     #[error("{0}")]
     Unknown(String),
 }
 
 impl Call<'_> {
-    /// Calls the script on `server`. `asking`: the server is being given the slot and must be told that it is asked all the
-    /// same.
+    /// Calls the script on `server`. `asking`: the server is still importing the slot, and serves
+    /// it only after `ASKING`.
     pub(super) async fn send(
         &self,
         server: &Arc<Server>,
@@ -100,14 +101,14 @@ impl Call<'_> {
     ) -> Result<Answer, Failure> {
         let started = Instant::now();
         let Ok(command) = tokio::time::timeout(limit, server.command()).await else {
-            return Err(Failure::NoLink(server.slow()));
+            return Err(Failure::NotConnected(server.slow()));
         };
-        let mut command = command.map_err(Failure::NoLink)?;
+        let mut command = command.map_err(Failure::NotConnected)?;
         let limit = limit.saturating_sub(started.elapsed());
         let Ok(sent) =
             tokio::time::timeout(limit, self.send_over(&mut command, settings, asking)).await
         else {
-            // It may be half open: the next attempt takes another.
+            // The connection may be half open: the next attempt opens another.
             server.discard(&command).await;
             return Err(Failure::Unknown(format!("{} did not answer in time", server.address)));
         };
@@ -156,13 +157,13 @@ impl Call<'_> {
         let retained: usize = self.retain.iter().map(|retain| retain.event.len()).sum();
         let each = self.requests.len() + self.retain.len();
         let mut cmd = Cmd::with_capacity(
-            CALL_ROOM.0 + each * EACH_ROOM.0,
-            CALL_ROOM.1 + each * EACH_ROOM.1 + self.frame.len() + retained,
+            CALL_CAPACITY.0 + each * EACH_CAPACITY.0,
+            CALL_CAPACITY.1 + each * EACH_CAPACITY.1 + self.frame.len() + retained,
         );
         cmd.arg("EVALSHA").arg(APPEND.get_hash()).arg(5 + self.requests.len());
         cmd.arg(&names.state)
             .arg(&names.history)
-            .arg(&names.marks)
+            .arg(&names.trim_index)
             .arg(self.writer)
             .arg(&names.retained);
         for (id, _) in self.requests {
@@ -190,7 +191,7 @@ impl Call<'_> {
     }
 }
 
-/// Waits until so many replicas have what was last written on the connection.
+/// Waits until so many replicas have the last write of the connection.
 async fn replicated(command: &mut Command, replicas: u32, limit: Duration) -> Result<(), Failure> {
     let until = Instant::now() + limit;
     loop {
@@ -199,7 +200,7 @@ async fn replicated(command: &mut Command, replicas: u32, limit: Duration) -> Re
         let asked = tokio::time::timeout(limit, wait.query_async(&mut command.connection)).await;
         let have: u32 = match asked {
             Ok(Ok(have)) => have,
-            Ok(Err(error)) => return Err(Failure::Unknown(in_words_of_redis(&error))),
+            Ok(Err(error)) => return Err(Failure::Unknown(server_text(&error))),
             Err(_) => 0,
         };
         if have >= replicas {
@@ -226,10 +227,11 @@ async fn invoke(
     Ok(values.pop().unwrap_or(Value::Nil))
 }
 
-/// Sorts the errors by what is known of the call. An error that the server wrote means that the script did nothing: it
-/// checks before it writes, and Redis refuses a script that may not write at its first write.
+/// Classifies an error by what is known about the call. An error that the server wrote means that
+/// the script did nothing: it checks before it writes, and Redis refuses a script that may not
+/// write at its first write.
 pub(super) fn classify(error: &RedisError) -> Failure {
-    let text = in_words_of_redis(error);
+    let text = server_text(error);
     match error.kind() {
         ErrorKind::Server(ServerErrorKind::Moved) => Failure::NotOwner(text),
         ErrorKind::Server(ServerErrorKind::Ask) => match error.redirect_node() {
@@ -244,8 +246,8 @@ pub(super) fn classify(error: &RedisError) -> Failure {
     }
 }
 
-/// An error as the server wrote it, so that who looks for "READONLY" or "NOPERM" finds it.
-fn in_words_of_redis(error: &RedisError) -> String {
+/// The error as the server wrote it, so that a search for "READONLY" or "NOPERM" finds it.
+fn server_text(error: &RedisError) -> String {
     match (error.code(), error.detail()) {
         (Some(code), Some(detail)) => format!("{code} {detail}"),
         _ => error.to_string(),
@@ -262,7 +264,9 @@ fn parse(value: &Value) -> Option<Answer> {
     let number = |index: usize| text(index)?.parse::<u64>().ok();
     let position = || Some(Position::new(number(1)?, number(2)?));
     Some(match text(0)? {
-        "ok" | "dup" => Answer::Appended { epoch: Epoch(number(1)?), first: Offset(number(2)?) },
+        "ok" | "dup" => {
+            Answer::Appended(Appended { epoch: Epoch(number(1)?), first: Offset(number(2)?) })
+        }
         "old" => Answer::Overtaken,
         "epoch" => Answer::EpochOver(position()?),
         "tip" => Answer::Tip(position()?),
@@ -270,16 +274,13 @@ fn parse(value: &Value) -> Option<Answer> {
             let pairs = (1..parts.len()).step_by(2).map(|at| {
                 let (epoch, first) = text(at + 1)?.split_once(' ')?;
                 let index = usize::try_from(number(at)?).ok()?;
-                Some((index, Epoch(epoch.parse().ok()?), Offset(first.parse().ok()?)))
+                let (epoch, first) = (Epoch(epoch.parse().ok()?), Offset(first.parse().ok()?));
+                Some((index, Appended { epoch, first }))
             });
             Answer::Seen(pairs.collect::<Option<_>>()?)
         }
         _ => return None,
     })
-}
-
-fn millis(duration: std::time::Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -290,9 +291,13 @@ mod tests {
         Value::Array(parts.iter().map(|p| Value::BulkString(p.as_bytes().to_vec())).collect())
     }
 
+    fn at(epoch: u64, first: u64) -> Appended {
+        Appended { epoch: Epoch(epoch), first: Offset(first) }
+    }
+
     #[test]
-    fn every_answer_of_the_script_is_understood() {
-        let appended = Some(Answer::Appended { epoch: Epoch(9), first: Offset(4) });
+    fn every_answer_of_the_script_is_parsed() {
+        let appended = Some(Answer::Appended(at(9, 4)));
         assert_eq!(parse(&reply(&["ok", "9", "4"])), appended);
         assert_eq!(parse(&reply(&["dup", "9", "4"])), appended);
         assert_eq!(parse(&reply(&["old"])), Some(Answer::Overtaken));
@@ -301,14 +306,14 @@ mod tests {
             Some(Answer::EpochOver(Position::new(9, 4)))
         );
         assert_eq!(parse(&reply(&["tip", "9", "4"])), Some(Answer::Tip(Position::new(9, 4))));
-        let seen = Answer::Seen(vec![(0, Epoch(9), Offset(4)), (2, Epoch(9), Offset(7))]);
+        let seen = Answer::Seen(vec![(0, at(9, 4)), (2, at(9, 7))]);
         assert_eq!(parse(&reply(&["seen", "0", "9 4", "2", "9 7"])), Some(seen));
         assert_eq!(parse(&reply(&["what", "9", "4"])), None);
         assert_eq!(parse(&Value::Nil), None);
     }
 
     #[test]
-    fn only_a_call_without_an_answer_is_of_unknown_outcome() {
+    fn only_a_call_without_an_answer_has_an_unknown_outcome() {
         let server =
             |code: &str| RedisError::from((ErrorKind::Extension, "server", code.to_owned()));
         let io = RedisError::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));

@@ -1,4 +1,4 @@
-//! What the Redis bus was told, in the redis crate's terms.
+//! The settings of the Redis bus, in the redis crate's terms.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -6,34 +6,34 @@ use redis::{
     Client, ClientTlsConfig, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, TlsCertificates,
 };
 
-use super::seal::Keys;
+use super::auth::Keys;
 use crate::{
     bus::StartError,
     config::{BusConfig, Config, Pool, Protocol, RedisUrl, Tls},
 };
 
-/// Everything that the Redis bus is told.
+/// The settings of the Redis bus.
 #[derive(Clone)]
 pub struct Settings {
-    /// One standalone server, or some of a cluster's.
+    /// One standalone server, or some servers of a cluster.
     pub(super) seeds: Vec<ConnectionInfo>,
-    /// Whether they are a cluster.
+    /// True for a cluster.
     pub(super) cluster: bool,
-    /// Whether frames travel over sharded channels (a cluster in RESP3).
+    /// True if frames travel over sharded channels: in a cluster with RESP3.
     pub(super) sharded: bool,
     /// The protocol of the subscriptions.
     pub(super) protocol: ProtocolVersion,
-    /// How long a batch may wait for the bus.
+    /// The time limit of an append.
     pub(super) timeout: Duration,
-    /// How long one command may wait for its answer.
+    /// The time limit of one command.
     pub(super) response_timeout: Duration,
-    /// How often a frame is sent again after its answer did not come.
+    /// The number of times that a frame is sent again if it was not answered.
     pub(super) max_retries: u32,
     /// The first and the longest wait between two attempts.
     pub(super) retry_wait: (Duration, Duration),
-    /// How many replicas must have a frame before its callers are told OK.
+    /// The number of replicas that must have a frame before its appends are answered OK.
     pub(super) min_replicas: u32,
-    /// Whether replicas may serve history.
+    /// True if replicas may serve history.
     pub(super) read_from_replicas: bool,
     pub(super) pool: PoolSettings,
     pub(super) prefix: String,
@@ -41,7 +41,7 @@ pub struct Settings {
     pub(super) shards: Option<u16>,
     pub(super) history: HistorySettings,
     pub(super) request_id_window: Duration,
-    /// What frames are sealed with.
+    /// The keys of `frameKey`.
     pub(super) keys: Option<Keys>,
 }
 
@@ -54,7 +54,7 @@ pub(super) struct PoolSettings {
     pub timeout_recycle: Option<Duration>,
 }
 
-/// Limits of what Redis keeps of each shard.
+/// Limits of the history of each shard.
 #[derive(Clone)]
 #[allow(clippy::struct_field_names)] // the names of the configuration
 pub(super) struct HistorySettings {
@@ -63,37 +63,33 @@ pub(super) struct HistorySettings {
     pub max_age: Duration,
 }
 
-/// A standalone server is tried again until the time is up.
+/// Attempts on a standalone server end only with the time limit.
 const UNLIMITED: u32 = u32::MAX;
 
 /// The waits between two attempts on a standalone server.
 const STANDALONE_WAIT: (Duration, Duration) =
     (Duration::from_millis(50), Duration::from_millis(500));
 
-/// One answer may take this long on a standalone server before it is asked again.
+/// The time limit of one answer of a standalone server, after which the frame is sent again.
 const STANDALONE_RESPONSE: Duration = Duration::from_millis(2500);
 
 impl Settings {
-    /// The settings of a configuration; none if its bus is not Redis.
+    /// The settings of a configuration.
     ///
     /// # Errors
     ///
-    /// A certificate file cannot be read or used.
-    pub fn from_config(config: &Config) -> Result<Option<Settings>, StartError> {
+    /// Its bus is not Redis, or a certificate file cannot be read or used.
+    pub fn from_config(config: &Config) -> Result<Settings, StartError> {
         let history = HistorySettings {
             max_frames: config.history.max_frames,
             max_bytes: config.history.max_bytes,
             max_age: config.history.max_age,
         };
-        let keys = match (&config.bus, &config.frame_key) {
-            (BusConfig::Embedded, _) | (_, None) => None,
-            (_, Some(secret)) => Some(Keys::of(secret)?),
-        };
+        let keys = config.frame_key.as_ref().map(Keys::of).transpose()?;
         let settings = match &config.bus {
-            BusConfig::Embedded => return Ok(None),
             BusConfig::Redis(redis) => {
                 let seed = connection(&redis.url, &redis.tls)?;
-                // RESP3 has been there since Redis 6; the URL says where it is not wanted.
+                // Every Redis that is supported has RESP3; the URL may ask for RESP2.
                 let protocol = match redis.url.protocol() {
                     Some(Protocol::Resp2) => ProtocolVersion::RESP2,
                     _ => ProtocolVersion::RESP3,
@@ -140,7 +136,7 @@ impl Settings {
                     sharded: protocol == ProtocolVersion::RESP3,
                     protocol,
                     timeout: cluster.timeout,
-                    // All attempts together fit into the time that a batch may wait.
+                    // All attempts together fit into the time limit of an append.
                     response_timeout: cluster.timeout
                         / cluster.max_retries.saturating_add(1).min(8),
                     max_retries: cluster.max_retries,
@@ -155,8 +151,11 @@ impl Settings {
                     keys,
                 }
             }
+            other @ BusConfig::Embedded => {
+                return Err(StartError(format!("coordinator: {} is not Redis", other.type_name())));
+            }
         };
-        Ok(Some(settings))
+        Ok(settings)
     }
 }
 
@@ -171,8 +170,8 @@ fn pool(pool: &Pool) -> PoolSettings {
 
 fn with_protocol(info: ConnectionInfo, protocol: ProtocolVersion) -> ConnectionInfo {
     let redis = info.redis_settings().clone().set_protocol(protocol);
-    // A user of its own has few rights, and a name that says as much: `CLIENT SETINFO` would be refused and written into the
-    // server's ACL log with every connection.
+    // A dedicated user has few rights, and its name identifies the gateway: `CLIENT SETINFO` would
+    // be refused and written into the server's ACL log with every connection.
     let redis = if redis.username().is_some() {
         redis.set_skip_set_lib_name()
     } else {
@@ -181,7 +180,7 @@ fn with_protocol(info: ConnectionInfo, protocol: ProtocolVersion) -> ConnectionI
     info.set_redis_settings(redis)
 }
 
-/// Errors name the key; the URL may hold a password.
+/// Connection info of a URL. Errors never show the URL's password.
 fn connection(url: &RedisUrl, tls: &Tls) -> Result<ConnectionInfo, StartError> {
     let unusable = |error: redis::RedisError| StartError(format!("coordinator: {url}: {error}"));
     let info = url.as_str_with_password().into_connection_info().map_err(unusable)?;

@@ -1,8 +1,9 @@
-//! One subscription connection to one server, for as long as that server is to be listened to.
+//! One subscription connection to one server.
 //!
-//! The client library's own re-subscription loses channels for good (it replays sharded ones as one command, and forgets
-//! what the server took away). So each connection is a plain one to a single node, and when anything is wrong with it, it is
-//! given up and made anew with all that is wanted. What was missed meanwhile is the reader's to repair.
+//! The client library's own re-subscription loses channels for good: it repeats all sharded
+//! channels in one command, and forgets those that the server unsubscribed. So each connection is a
+//! plain one to a single node. After any error it is closed and opened again with all channels; the
+//! reader repairs what was missed meanwhile.
 
 use std::{
     collections::HashMap,
@@ -20,28 +21,29 @@ use tokio::sync::{Notify, mpsc};
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 
-use super::link::{CONNECT_TIMEOUT, Server};
+use super::server::{CONNECT_TIMEOUT, Server};
 use crate::bus::{LinkStatus, ShardId};
 
-/// Messages that may wait for the reader, over all connections. What does not fit is dropped, and repaired like any hole.
+/// Messages that may wait for the reader, over all connections. A message that does not fit is
+/// dropped, and repaired like any hole.
 pub(super) const QUEUE: usize = 8192;
 
-/// The longest wait before the next attempt to connect.
+/// The waits before the next attempt to connect.
 const MAX_WAIT: Duration = Duration::from_millis(700);
 const MIN_WAIT: Duration = Duration::from_millis(20);
 
-/// What a subscription tells the reader.
+/// A message from a subscription to the reader.
 #[derive(Debug)]
-pub(super) enum Heard {
-    /// All channels are confirmed, on a new connection: what was published before may have been missed.
+pub(super) enum SubscriptionEvent {
+    /// All channels are subscribed on a new connection: earlier messages may have been missed.
     Subscribed { link: u64 },
-    /// A message of a shard's channel.
+    /// A message on a shard's channel.
     Message { shard: ShardId, bytes: Bytes },
     /// The server no longer owns a channel.
     Moved,
 }
 
-/// One connection and what it is to listen to.
+/// One connection and its channels.
 pub(super) struct Subscription {
     /// Identity among the reader's subscriptions.
     pub id: u64,
@@ -49,20 +51,20 @@ pub(super) struct Subscription {
     pub channels: HashMap<Vec<u8>, ShardId>,
     pub sharded: bool,
     pub protocol: ProtocolVersion,
-    pub heard: mpsc::Sender<Heard>,
+    pub events: mpsc::Sender<SubscriptionEvent>,
     pub link: Arc<Link>,
     pub stop: CancellationToken,
 }
 
-/// The state of a connection, for those who look from outside.
+/// The state of a connection, shared with the reader.
 pub(super) struct Link {
     pub address: String,
     connected: AtomicBool,
     connects: AtomicU64,
-    /// Milliseconds from `base` to when all channels were confirmed.
+    /// Milliseconds from `base` until all channels were subscribed.
     since: AtomicU64,
     base: Instant,
-    /// Gives the connection up, and has it made anew.
+    /// Asks for a new connection.
     renew: Notify,
 }
 
@@ -78,12 +80,13 @@ impl Link {
         }
     }
 
-    /// When all channels were confirmed; none while they are not.
+    /// The time at which all channels were subscribed; None while they are not.
     pub(super) fn since(&self) -> Option<Instant> {
         let connected = self.connected.load(Ordering::Acquire);
         connected.then(|| self.base + Duration::from_millis(self.since.load(Ordering::Relaxed)))
     }
 
+    /// Closes the connection and opens a new one.
     pub(super) fn renew(&self) {
         self.renew.notify_one();
     }
@@ -109,12 +112,12 @@ impl Link {
     }
 }
 
-/// Why a connection ended.
+/// Reason why a connection ended.
 #[derive(Debug, thiserror::Error)]
 enum End {
     #[error("the connection was closed")]
     Closed,
-    #[error("it is to be made anew")]
+    #[error("a new connection was asked for")]
     Renewed,
     #[error("the server no longer owns a channel")]
     Moved,
@@ -125,7 +128,7 @@ enum End {
 }
 
 impl Subscription {
-    /// Listens until told to stop.
+    /// Keeps the subscription until it is stopped.
     pub(super) async fn run(self) {
         let mut wait = MIN_WAIT;
         loop {
@@ -141,15 +144,14 @@ impl Subscription {
             }
             match &end {
                 End::Renewed => {}
-                // The next attempt says the same, and the shard's state tells.
                 _ if was_up => {
                     tracing::warn!(server = self.link.address, why = %end, "subscription lost");
                 }
                 _ => tracing::debug!(server = self.link.address, why = %end, "not subscribed"),
             }
             if matches!(&end, End::Moved) || is_moved(&end) {
-                // A full queue means that the reader has work; it will hear of it next time.
-                let _ = self.heard.try_send(Heard::Moved);
+                // If the queue is full, the next attempt reports it again.
+                let _ = self.events.try_send(SubscriptionEvent::Moved);
             }
             let pause = wait.mul_f64(rand::rng().random_range(0.1..=1.0));
             tokio::select! {
@@ -161,7 +163,7 @@ impl Subscription {
         self.link.down();
     }
 
-    /// Makes a connection, subscribes, and hands on messages until it ends.
+    /// Connects, subscribes, and passes messages on until the connection ends.
     async fn listen(&self) -> End {
         let result = match self.protocol {
             ProtocolVersion::RESP2 => self.listen_resp2().await,
@@ -175,14 +177,14 @@ impl Subscription {
 
     async fn listen_resp3(&self) -> Result<End, RedisError> {
         let (sender, mut pushed) = mpsc::channel::<PushInfo>(QUEUE);
-        // The push sender must not wait. A message that finds the queue full is a hole like any other.
+        // The push sender must not wait. A message that does not fit is a hole like any other.
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(CONNECT_TIMEOUT))
             .set_push_sender(move |push| sender.try_send(push));
         let client = self.server.client()?;
         let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-        // Each sharded channel lies in a slot of its own, so each is asked for by a command of its own.
+        // Sharded channels are in different slots, so each needs a command of its own.
         let command = if self.sharded { "SSUBSCRIBE" } else { "SUBSCRIBE" };
         for channel in self.channels.keys() {
             let _: Value = redis::cmd(command).arg(channel).query_async(&mut connection).await?;
@@ -245,14 +247,15 @@ impl Subscription {
     async fn subscribed(&self) {
         self.link.up();
         tracing::info!(server = self.link.address, channels = self.channels.len(), "subscribed");
-        // The reader is gone only when this task is about to be stopped.
-        let _ = self.heard.send(Heard::Subscribed { link: self.id }).await;
+        // The reader ends only after this task was stopped.
+        let subscribed = SubscriptionEvent::Subscribed { link: self.id };
+        let _ = self.events.send(subscribed).await;
     }
 
     async fn message(&self, channel: &[u8], bytes: Vec<u8>) {
         if let Some(shard) = self.channels.get(channel) {
-            let heard = Heard::Message { shard: *shard, bytes: Bytes::from(bytes) };
-            let _ = self.heard.send(heard).await;
+            let event = SubscriptionEvent::Message { shard: *shard, bytes: Bytes::from(bytes) };
+            let _ = self.events.send(event).await;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Which server owns which shard.
+//! The servers of the deployment, and the owner of each shard.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,42 +12,43 @@ use rand::seq::{IteratorRandom, SliceRandom};
 use redis::{ConnectionAddr, ConnectionInfo, Value};
 use tokio::sync::{Mutex, watch};
 
-use super::{link::Server, names::SLOTS, settings::Settings};
+use super::{names::SLOTS, server::Server, settings::Settings};
 use crate::{bus::ShardId, throttle::Throttle};
 
 /// A refresh is not repeated before this has passed.
 const MIN_AGE: Duration = Duration::from_millis(100);
 
-/// How long one server may take to say how the cluster stands.
+/// The time limit for one server's answer to `CLUSTER SLOTS`.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a replica that did not serve is left alone. Where it hangs, each attempt costs its time limit.
-const LEFT_ALONE: Duration = Duration::from_secs(10);
+/// The time for which a replica that failed is not asked. If it hangs, each attempt costs a time
+/// limit.
+const BACK_OFF: Duration = Duration::from_secs(10);
 
-/// Lines about replicas that do not serve.
+/// Throttles the log lines about replicas that failed.
 static REPLICA: Throttle = Throttle::repeated();
 
-/// The servers, and who owns what. One standalone server owns everything.
+/// The servers, and the shards that each owns. One standalone server owns everything.
 pub(super) struct Topology {
     settings: Settings,
     /// The slot of each shard.
     slots: Vec<u16>,
-    /// Servers are made once an address, so that their connections outlive a refresh.
+    /// One `Server` for each address, so that connections outlive a refresh.
     servers: RwLock<HashMap<String, Arc<Server>>>,
     map: RwLock<Map>,
-    /// Replicas that did not serve, by address, and when.
+    /// Replicas that failed, by address, and when.
     failed: RwLock<HashMap<String, Instant>>,
     /// Counts the changes of the map.
     version: watch::Sender<u64>,
-    /// When the map was last read. Locked while it is being read, so that many who ask cause one reading.
+    /// When the map was last read. Locked during a refresh, so that many callers cause one.
     last_refresh: Mutex<Option<Instant>>,
 }
 
 #[derive(Clone, Default, PartialEq, Eq)]
 struct Map {
-    /// Address of each shard's master.
+    /// The address of each shard's master.
     masters: Vec<Option<String>>,
-    /// Addresses of its replicas.
+    /// The addresses of its replicas.
     replicas: Vec<Vec<String>>,
 }
 
@@ -58,14 +59,14 @@ struct SlotRange {
     nodes: Vec<(String, u16)>,
 }
 
-/// Nobody could say how the cluster stands.
+/// No server answered with the state of the cluster.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct TopologyError(pub String);
 
 impl Topology {
-    /// A topology that knows the seeds. A standalone server owns the shards at once; in a cluster nobody does before the
-    /// first refresh.
+    /// A topology that knows the seeds. A standalone server owns all shards at once; in a cluster
+    /// no owner is known before the first refresh.
     pub(super) fn new(settings: Settings, slots: Vec<u16>) -> Result<Topology, TopologyError> {
         let mut servers = HashMap::new();
         for info in &settings.seeds {
@@ -86,33 +87,33 @@ impl Topology {
         })
     }
 
-    /// The server that takes a shard's frames, if one is known.
+    /// The master of a shard, if known.
     pub(super) fn master(&self, shard: ShardId) -> Option<Arc<Server>> {
         let address = self.map.read().masters[shard.index()].clone()?;
         self.servers.read().get(&address).cloned()
     }
 
-    /// A replica of it, chosen at random among those that are not left alone, if there is one.
+    /// A random replica of a shard that has not failed recently, if there is one.
     pub(super) fn replica(&self, shard: ShardId) -> Option<Arc<Server>> {
         let failed = self.failed.read();
         let serves = |address: &&String| {
-            failed.get(*address).is_none_or(|since| since.elapsed() >= LEFT_ALONE)
+            failed.get(*address).is_none_or(|since| since.elapsed() >= BACK_OFF)
         };
         let map = self.map.read();
         let address = map.replicas[shard.index()].iter().filter(serves).choose(&mut rand::rng())?;
         self.server(address)
     }
 
-    /// A replica did not serve, and is left alone for a while.
-    pub(super) fn leave_alone(&self, replica: &Server, why: impl fmt::Display) {
+    /// Records that a replica failed: it is not asked for a while.
+    pub(super) fn back_off(&self, replica: &Server, why: impl fmt::Display) {
         self.failed.write().insert(replica.address.clone(), Instant::now());
         if let Some(left_out) = REPLICA.pass() {
             tracing::warn!(server = replica.address, %why, left_out,
-                "a replica does not serve history: its master does");
+                "a replica did not serve history; its master does");
         }
     }
 
-    /// Any server, the ones that own shards first.
+    /// All servers, those that own shards first.
     pub(super) fn any(&self) -> Vec<Arc<Server>> {
         let owners: Vec<_> = self.map.read().masters.iter().flatten().cloned().collect();
         let mut servers: Vec<_> = self.servers.read().values().cloned().collect();
@@ -121,12 +122,12 @@ impl Topology {
         servers
     }
 
-    /// Tells when the owners change.
+    /// Changes of the owners.
     pub(super) fn changes(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
     }
 
-    /// The server at an address that another one named.
+    /// The server at an address that another server reported.
     pub(super) fn server(&self, address: &str) -> Option<Arc<Server>> {
         if let Some(server) = self.servers.read().get(address) {
             return Some(server.clone());
@@ -138,7 +139,7 @@ impl Topology {
         Some(servers.entry(address.to_owned()).or_insert(server).clone())
     }
 
-    /// Asks the cluster who owns the shards now. Nothing to ask where there is but one server.
+    /// Reads the owners of the shards from the cluster. Does nothing for a standalone server.
     pub(super) async fn refresh(&self) -> Result<(), TopologyError> {
         if !self.settings.cluster {
             return Ok(());
@@ -148,7 +149,7 @@ impl Topology {
             return Ok(());
         }
         let mut why = String::from("no server of the cluster is known");
-        // One that does not answer costs its time limit, so servers are asked in a random order.
+        // A server that does not answer costs a time limit, so the order is random.
         for server in self.any() {
             let asked = tokio::time::timeout(ANSWER_TIMEOUT, ask(&server));
             match asked.await.unwrap_or_else(|_| Err("no answer in time".into())) {
@@ -163,7 +164,7 @@ impl Topology {
         Err(TopologyError(why))
     }
 
-    /// How many masters own slots.
+    /// The number of masters, if together they own all slots.
     pub(super) async fn count_masters(&self) -> Result<usize, TopologyError> {
         let mut why = String::from("no server of the cluster is known");
         for server in self.any() {
@@ -202,13 +203,13 @@ impl Topology {
         for address in map.masters.iter().flatten() {
             self.server(address);
         }
-        // Those that left: where containers get new addresses, they would become ever more, and each costs a time limit when the
-        // cluster is looked for.
+        // Forget servers that left: where containers get new addresses there would be more and more
+        // of them, and each costs a time limit when no master answers.
         let mut kept: HashSet<String> =
             ranges.iter().flat_map(|range| range.nodes.iter().map(address)).collect();
         kept.extend(self.settings.seeds.iter().map(|seed| seed.addr().to_string()));
         self.servers.write().retain(|address, _| kept.contains(address));
-        self.failed.write().retain(|_, since| since.elapsed() < LEFT_ALONE);
+        self.failed.write().retain(|_, since| since.elapsed() < BACK_OFF);
         let changed = *self.map.read() != map;
         if changed {
             tracing::info!(masters = ?map.masters, "the shards' masters are known");
@@ -239,7 +240,7 @@ async fn ask(server: &Server) -> Result<Vec<SlotRange>, String> {
         redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut command.connection).await;
     match answer {
         Ok(value) => {
-            // A server may name itself without an address: then it is where it was asked.
+            // A server may report itself without an address: then it is the one that was asked.
             let asked = match server.info.addr() {
                 ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host.clone(),
                 _ => String::new(),
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_without_an_address_is_where_it_was_asked() {
+    fn a_server_without_an_address_has_the_one_that_was_asked() {
         let node = |host: Value, port| Value::Array(vec![host, Value::Int(port), text("id")]);
         let range = Value::Array(vec![
             Value::Int(0),
@@ -308,12 +309,12 @@ mod tests {
     fn of_slots(slots: Vec<u16>) -> Topology {
         let text = br#"{"coordinator":{"@type":"RedisCluster","urls":["redis://seed:7000"]}}"#;
         let config = Config::load_text(text, &Sources::default()).unwrap();
-        let settings = Settings::from_config(&config).unwrap().unwrap();
+        let settings = Settings::from_config(&config).unwrap();
         Topology::new(settings, slots).unwrap()
     }
 
     #[test]
-    fn servers_that_left_are_forgotten_and_seeds_are_not() {
+    fn servers_that_left_are_forgotten_but_seeds_are_kept() {
         let topology = of_slots(vec![5, 16_000]);
         let range = |first, last, hosts: [&str; 2]| SlotRange {
             first,
@@ -332,26 +333,26 @@ mod tests {
         assert_eq!(known(&topology), ["a:7000", "b:7000", "c:7000", "seed:7000"]);
         topology.adopt(&[range(0, 9999, ["e", "f"]), range(10_000, 16_383, ["c", "d"])]);
         assert_eq!(known(&topology), ["c:7000", "e:7000", "seed:7000"]);
-        assert!(Arc::ptr_eq(&kept, &topology.master(second).unwrap()), "with its connections");
+        assert!(Arc::ptr_eq(&kept, &topology.master(second).unwrap()), "connections are kept");
     }
 
     #[test]
-    fn a_replica_that_failed_is_left_alone_and_others_are_not() {
+    fn only_a_replica_that_failed_is_not_asked_for_a_while() {
         let topology = of_slots(vec![5]);
         let nodes = ["a", "b", "c"].map(|host| (host.to_owned(), 7000)).to_vec();
         topology.adopt(&[SlotRange { first: 0, last: 16_383, nodes }]);
         let failed = topology.replica(ShardId(0)).unwrap();
-        topology.leave_alone(&failed, "a test");
+        topology.back_off(&failed, "a test");
         for _ in 0..20 {
             let other = topology.replica(ShardId(0)).unwrap();
             assert_ne!(other.address, failed.address);
         }
-        topology.leave_alone(&topology.replica(ShardId(0)).unwrap(), "a test");
+        topology.back_off(&topology.replica(ShardId(0)).unwrap(), "a test");
         assert!(topology.replica(ShardId(0)).is_none(), "the master serves");
     }
 
     #[test]
-    fn another_form_is_refused() {
+    fn an_unknown_form_of_cluster_slots_is_rejected() {
         assert!(parse_slots(&Value::Okay, "h").is_none());
         assert!(parse_slots(&Value::Array(vec![Value::Int(1)]), "h").is_none());
     }

@@ -1,4 +1,4 @@
-//! The clock that events are stamped with: publishers and subscribers of a bench live in one process.
+//! The clock of event times: the publishers and subscribers of a benchmark share one process.
 
 use std::{sync::LazyLock, time::Instant};
 

@@ -1,12 +1,12 @@
-//! `trunkline bench`: load for a gateway that runs, and what it makes of it.
+//! `trunkline bench`: puts load on a running gateway, and measures throughput and latency.
 
 mod clock;
-// Parts of it are for benches/side_by_side alone, which has this file too.
-#[allow(dead_code)]
-mod heard;
 mod load;
 mod outcome;
 mod pace;
+mod publishers;
+mod received;
+mod subscribers;
 #[cfg(test)]
 mod tests;
 
@@ -16,52 +16,65 @@ use clap::Args;
 use trunkline_proto::v1::ListNodesRequest;
 
 use self::load::Load;
-use super::{Failure, Gateway, subscribe::parse_duration};
+use super::{Failure, GatewayArgs, duration::parse_duration};
 
-/// Names of nodes that are told to whoever would disturb them.
-const NAMED: usize = 5;
+/// Nodes that the refusal to disturb them names.
+const MAX_NAMED: usize = 5;
 
 #[derive(Args)]
 #[command(after_help = "\
-Publishes custom events of a type of its own, trunkline.bench.<id>, and subscribes to that type alone. Other nodes that hold a
-stream without a filter of custom types get the events too; mail servers pass over them. Where such nodes may be connected,
---yes is asked for. What is published stays in the history of the bus until it expires.
+Publishes custom events of a type of its own, trunkline.bench.<id>, and subscribes to that type
+alone. Other nodes whose filter does not exclude the type receive the events too; mail servers
+ignore them. If other nodes are connected, --yes is required. The events stay in the history of the
+bus until it expires.
 
-Without --rate, each publisher has --in-flight requests under way, and waits while subscribers are far behind; latency counts
-from when a request is sent. With --rate it counts from when an event was to be sent, whatever the answers do.
+Without --rate, each publisher keeps --in-flight requests in flight, and waits while subscribers are
+far behind; latency counts from the time at which a request is sent. With --rate, it counts from the
+time at which an event was due to be sent, whether earlier requests are answered or not.
 
 Examples:
-  trunkline bench                                             one publisher to ten subscribers, as fast as it goes
-  trunkline bench --rate 1000 --subscribers 100 --for 30s     the latency at a steady rate
-  trunkline bench --batch 100 --publishers 4 --json           100 events a request; the figures as JSON")]
+  trunkline bench                    one publisher to ten subscribers, as fast as possible
+  trunkline bench --rate 1000 --subscribers 100 --for 30s
+                                     the latency at a steady rate
+  trunkline bench --batch 100 --publishers 4 --json
+                                     100 events per request; the figures as JSON")]
 pub(super) struct Bench {
     #[command(flatten)]
-    gateway: Gateway,
+    gateway: GatewayArgs,
     /// Publishers, each on a connection of its own
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     publishers: u32,
-    /// Subscribers; each gets every event
+    /// Subscribers; each receives every event
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     subscribers: u32,
-    /// Subscribers on one connection
+    /// Subscribers per connection
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     per_connection: u32,
-    /// Events a second, of all publishers together [default: as fast as they are acknowledged]
+    /// Events per second, of all publishers together [default: as fast as they are acknowledged]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
-    /// Events of a request
+    /// Events per request
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     batch: u32,
-    /// Requests that a publisher has under way; with --rate, that all have at the most
+    /// Requests in flight per publisher; with --rate, at most this many of all publishers
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     in_flight: Option<u32>,
-    /// Bytes of content of an event
-    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(0..=16_777_216))]
+    /// Bytes of payload per event
+    #[arg(
+        long,
+        default_value_t = 128,
+        value_parser = clap::value_parser!(u32).range(0..=16_777_216)
+    )]
     size: u32,
-    /// For how long: 10s, 5m
-    #[arg(long = "for", value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    /// Duration of the load: 10s, 5m
+    #[arg(
+        long = "for",
+        value_name = "DURATION",
+        default_value = "10s",
+        value_parser = parse_duration
+    )]
     length: Duration,
-    /// Even if other nodes are connected
+    /// Run even if other nodes are connected
     #[arg(long)]
     yes: bool,
     /// Print JSON
@@ -72,24 +85,24 @@ pub(super) struct Bench {
 impl Bench {
     pub(super) async fn run(&self) -> Result<(), Failure> {
         if self.length.is_zero() {
-            return Err(Failure::Usage("--for must be longer than nothing".into()));
+            return Err(Failure::Usage("--for must not be zero".into()));
         }
         let id = uuid::Uuid::new_v4().simple().to_string()[..8].to_owned();
-        self.ask(&id).await?;
+        self.check_connected_nodes(&id).await?;
         eprintln!(
-            "publishing custom events of the type {} for {:?}; end it with Ctrl-C",
-            load::event_type(&id),
+            "publishing custom events of the type {} for {:?}; stop it with Ctrl-C",
+            publishers::event_type(&id),
             self.length
         );
         let load = Load::start(self, &id).await?;
         let measured = load.measure(self.length).await;
-        let outcome = load.end(measured).await;
+        let outcome = load.finish(measured).await;
         outcome.print(self.json)?;
-        outcome.verdict()
+        outcome.result()
     }
 
-    /// Refuses to disturb other nodes unless told to.
-    async fn ask(&self, id: &str) -> Result<(), Failure> {
+    /// Refuses to disturb other nodes unless `--yes` is given.
+    async fn check_connected_nodes(&self, id: &str) -> Result<(), Failure> {
         let mut client = self.gateway.connect().await?;
         if self.yes {
             return Ok(());
@@ -97,18 +110,18 @@ impl Bench {
         let request = ListNodesRequest { page_size: 1_000, ..ListNodesRequest::default() };
         let page = client.list_nodes(request).await?.into_inner();
         let Some(last) = page.nodes.len().checked_sub(1) else { return Ok(()) };
-        let named = page.nodes.iter().take(NAMED).map(|node| node.node_id.as_str());
+        let named = page.nodes.iter().take(MAX_NAMED).map(|node| node.node_id.as_str());
         let named = named.collect::<Vec<_>>().join(", ");
         let (count, more) = match last + 1 {
             _ if !page.next_page_token.is_empty() => ("more than 1000 nodes".to_owned(), ", ..."),
             1 => ("1 node".to_owned(), ""),
-            count if count > NAMED => (format!("{count} nodes"), ", ..."),
+            count if count > MAX_NAMED => (format!("{count} nodes"), ", ..."),
             count => (format!("{count} nodes"), ""),
         };
         Err(Failure::Usage(format!(
-            "connected: {count} ({named}{more}). Those without a filter of custom types would get every event \
-             of {}; say --yes to go on",
-            load::event_type(id)
+            "connected: {count} ({named}{more}). Those without a filter of custom types would \
+             receive every event of {}; give --yes to continue",
+            publishers::event_type(id)
         )))
     }
 }

@@ -1,4 +1,4 @@
-//! What came of it.
+//! The result of a benchmark: its figures, as text and as JSON, and whether it succeeded.
 
 use std::{
     io::{self, Write},
@@ -11,37 +11,38 @@ use tonic::Status;
 
 use crate::cli::Failure;
 
-/// The figures of a bench.
+/// The figures of a benchmark.
 pub(super) struct Outcome {
     pub(super) took: Duration,
     pub(super) publishers: usize,
     pub(super) subscribers: usize,
     pub(super) rate: Option<u32>,
     pub(super) batch: u32,
-    /// Events.
+    /// Events that were acknowledged.
     pub(super) acknowledged: u64,
-    /// Events that were due and not sent, since too many requests were under way.
+    /// Events that were due and not sent, since too many requests were in flight.
     pub(super) unsent: u64,
-    /// Requests, and the first answer of one.
+    /// Requests that failed, and the error of the first.
     pub(super) failed: u64,
-    pub(super) failure: Option<Status>,
-    /// Events, counted once a subscriber, and the messages in which they came.
+    pub(super) first_failure: Option<Status>,
+    /// Events delivered, counted once per subscriber, and the messages in which they came.
     pub(super) delivered: u64,
     pub(super) messages: u64,
-    /// Gaps, and the events that they told to be missing.
+    /// Gaps, and the events that they reported as missed.
     pub(super) gaps: u64,
     pub(super) missed: u64,
-    /// Streams that ended early.
-    pub(super) broken: u64,
-    /// Deliveries that neither came nor were told to be missing.
+    /// Streams that ended before the benchmark.
+    pub(super) ended: u64,
+    /// Deliveries that neither came nor were reported as missed.
     pub(super) lost: u64,
-    /// Nanoseconds from when an event was sent, or due, to its arrival; and from a request to its answer.
+    /// Nanoseconds from the time at which an event was sent, or due, to its arrival.
     pub(super) latency: Histogram<u64>,
+    /// Nanoseconds from a request to its answer.
     pub(super) answers: Histogram<u64>,
 }
 
 impl Outcome {
-    /// Prints it, to people or to scripts.
+    /// Prints the figures as text or as JSON.
     pub(super) fn print(&self, as_json: bool) -> io::Result<()> {
         let mut out = io::stdout().lock();
         if as_json {
@@ -53,7 +54,7 @@ impl Outcome {
         );
         writeln!(
             out,
-            "load          {} to {} subscribers, {} a request, {wanted}, {:.1} s",
+            "load          {} to {} subscribers, {} per request, {wanted}, {:.1} s",
             self.publishers,
             self.subscribers,
             self.batch,
@@ -72,23 +73,24 @@ impl Outcome {
             self.per_second(self.delivered)
         )?;
         if self.messages > 0 {
-            writeln!(out, "a message     {:.1} events", ratio(self.delivered, self.messages))?;
+            writeln!(out, "per message   {:.1} events", ratio(self.delivered, self.messages))?;
         }
         for (name, histogram) in [("latency", &self.latency), ("answer", &self.answers)] {
             if !histogram.is_empty() {
-                writeln!(out, "{name:<13} {}", told(histogram))?;
+                writeln!(out, "{name:<13} {}", percentiles(histogram))?;
             }
         }
         writeln!(
             out,
-            "trouble       {} lost, {} gaps ({} events), {} failed requests, {} streams ended, {} events not sent in time",
-            self.lost, self.gaps, self.missed, self.failed, self.broken, self.unsent
+            "problems      {} lost, {} gaps ({} events), {} failed requests, {} streams ended, \
+             {} events not sent in time",
+            self.lost, self.gaps, self.missed, self.failed, self.ended, self.unsent
         )
     }
 
-    /// Whether all is as it should be.
-    pub(super) fn verdict(self) -> Result<(), Failure> {
-        match self.failure {
+    /// An error if no request succeeded, a stream ended early or deliveries were lost.
+    pub(super) fn result(self) -> Result<(), Failure> {
+        match self.first_failure {
             Some(status) if self.acknowledged == 0 => return Err(status.into()),
             Some(status) => eprintln!(
                 "trunkline: the first of {} failed requests: {:?}: {}",
@@ -98,12 +100,13 @@ impl Outcome {
             ),
             None => {}
         }
-        if self.broken > 0 {
-            return Err(Failure::Other(format!("{} streams ended before the bench", self.broken)));
+        if self.ended > 0 {
+            let message = format!("{} streams ended before the benchmark", self.ended);
+            return Err(Failure::Other(message));
         }
         if self.lost > 0 {
             return Err(Failure::Other(format!(
-                "{} deliveries did not come and were not told to be missing",
+                "{} deliveries were lost: they neither arrived nor were reported in a gap",
                 self.lost
             )));
         }
@@ -135,7 +138,7 @@ impl Outcome {
             "gaps": self.gaps,
             "missedEvents": self.missed,
             "failedRequests": self.failed,
-            "endedStreams": self.broken,
+            "endedStreams": self.ended,
             "unsentEvents": self.unsent,
         })
     }
@@ -146,10 +149,10 @@ impl Outcome {
     }
 }
 
-fn told(histogram: &Histogram<u64>) -> String {
+fn percentiles(histogram: &Histogram<u64>) -> String {
     let at = |quantile| milliseconds(histogram.value_at_quantile(quantile));
     format!(
-        "p50 {:.3} ms, p99 {:.3} ms, p99.9 {:.3} ms, most {:.3} ms",
+        "p50 {:.3} ms, p99 {:.3} ms, p99.9 {:.3} ms, max {:.3} ms",
         at(0.5),
         at(0.99),
         at(0.999),

@@ -1,4 +1,4 @@
-//! Open loop: what is sent at a fixed rate, whatever the answers do.
+//! Open loop: sends at a fixed rate, whether earlier sends are answered or not.
 
 use std::{
     sync::{
@@ -11,17 +11,18 @@ use std::{
 
 use super::clock;
 
-/// Calls `send` with the number and the due time of each of `count` sends, `rate` a second, from a thread of its own, since
-/// the timers of the runtime count in milliseconds. It ends after the last, or soon after `stop`.
+/// Calls `send` with the number and the due time of each of `count` sends, `rate` per second. It
+/// runs on a thread of its own, since the runtime's timers have a resolution of a millisecond, and
+/// ends after the last send or soon after `stop`.
 ///
-/// A send that is late is followed by the next at once: the due times do not move.
+/// A late send is followed by the next one at once: due times never shift.
 pub fn paced(
     rate: f64,
     count: u64,
     stop: Arc<AtomicBool>,
     mut send: impl FnMut(u64, u64) + Send + 'static,
 ) -> JoinHandle<()> {
-    /// From the start of the thread to the first send.
+    /// Nanoseconds from the start of the thread to the first send.
     const LEAD: u64 = 20_000_000;
     std::thread::spawn(move || {
         let start = clock::now() + LEAD;
@@ -41,7 +42,7 @@ pub fn paced(
     })
 }
 
-/// Nanoseconds from the first send to this one.
+/// Nanoseconds from the first send to send number `number`.
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 pub fn due(number: u64, rate: f64) -> u64 {
     // Far below 2^53, and not negative.

@@ -1,4 +1,4 @@
-//! What the parts promise. Apart from them, since `benches/side_by_side` has them too.
+//! Tests of the modules that `benches/side_by_side` includes too, where tests would be unused code.
 
 use std::sync::{
     Arc,
@@ -6,12 +6,12 @@ use std::sync::{
 };
 
 use super::{
-    heard::{Heard, histogram, id, time},
     pace::{due, paced},
+    received::{Received, id, take_latencies, time},
 };
 
 #[test]
-fn an_id_is_a_time() {
+fn an_event_id_encodes_a_time() {
     for at in [0, 7, u64::MAX] {
         assert_eq!((id(at).len(), time(&id(at))), (16, Some(at)));
     }
@@ -19,19 +19,24 @@ fn an_id_is_a_time() {
 }
 
 #[test]
-fn what_comes_is_counted() {
-    let heard = Heard::new(true);
-    heard.message(3);
-    heard.message(1);
-    heard.gap();
-    heard.late(0);
-    assert_eq!((heard.events(), heard.messages(), heard.gaps()), (4, 2, 1));
-    let mut all = histogram();
-    heard.add_latency(&mut all);
-    assert_eq!(all.len(), 1);
-    heard.forget_latency();
-    heard.add_latency(&mut all);
-    assert_eq!(all.len(), 1);
+fn events_messages_and_gaps_are_counted() {
+    let received = Received::new();
+    received.count_message(3);
+    received.count_message(1);
+    received.count_gap();
+    assert_eq!((received.events(), received.messages(), received.gaps()), (4, 2, 1));
+}
+
+#[test]
+fn each_latency_is_taken_once() {
+    let subscribers = [Received::new(), Received::new()];
+    assert_eq!(take_latencies(&subscribers).len(), 0);
+    subscribers[0].record_latency(0);
+    assert_eq!(take_latencies(&subscribers).len(), 1);
+    subscribers[0].record_latency(0);
+    subscribers[1].record_latency(0);
+    assert_eq!(take_latencies(&subscribers).len(), 2);
+    assert_eq!(take_latencies(&subscribers).len(), 0);
 }
 
 #[test]
@@ -41,7 +46,7 @@ fn sends_are_due_at_even_distances() {
 }
 
 #[test]
-fn pacing_ends_when_told() {
+fn pacing_ends_when_it_is_stopped() {
     let stop = Arc::new(AtomicBool::new(false));
     let (sender, sent) = std::sync::mpsc::sync_channel(1);
     let thread = paced(1.0, 1_000_000, stop.clone(), move |number, _| {

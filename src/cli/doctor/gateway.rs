@@ -1,4 +1,4 @@
-//! Whether a gateway runs where this configuration would listen, and how it does.
+//! The gateway that listens where this configuration says, if there is one, and its state.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -15,7 +15,7 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 use trunkline::{
-    bus::redis::doctor::Finding,
+    bus::Finding,
     config::{Config, ServerTls},
 };
 use trunkline_proto::v1::{
@@ -24,53 +24,53 @@ use trunkline_proto::v1::{
 };
 
 use super::{Report, pinned};
-use crate::cli::{Failure, Proof, describe, serve::reachable};
+use crate::cli::{CredentialArgs, Failure, describe, serve::reachable};
 
 const CHECK: &str = "gateway";
 
-/// How long it may take to answer.
+/// Time limit of the connection and the answers together.
 const LIMIT: Duration = Duration::from_secs(3);
 
 pub(super) async fn examine(
     config: &Config,
-    proof: &Proof,
+    credentials: &CredentialArgs,
     report: &mut Report,
 ) -> Result<(), Failure> {
-    let bearer = proof.credentials()?.bearer();
+    let bearer = credentials.read()?.bearer();
     if config.listen.port() == 0 {
         return Ok(());
     }
     report.begins(CHECK);
     let address = reachable(config.listen);
-    let asked = async {
-        let channel = connect(address, config.tls.as_ref(), proof).await?;
+    let ask = async {
+        let channel = connect(address, config.tls.as_ref(), credentials).await?;
         let mut client = CoordinationServiceClient::with_interceptor(channel.clone(), bearer);
         match client.get_status(Request::new(GetStatusRequest {})).await {
-            Ok(status) => Ok(judge(address, status.get_ref())),
-            Err(status) if is_denied(&status) => Ok(judge_health(address, &status, channel).await),
-            Err(status) => Err(Asked::Refused(status)),
+            Ok(status) => Ok(assess_status(address, status.get_ref())),
+            Err(status) if is_denied(&status) => Ok(assess_health(address, &status, channel).await),
+            Err(status) => Err(Unknown::Refused(status)),
         }
     };
-    report.found(match tokio::time::timeout(LIMIT, asked).await {
+    report.found(match tokio::time::timeout(LIMIT, ask).await {
         Err(_) => {
-            let advice = "look at the process that listens there; is it a gateway?";
+            let advice = "check that the process that listens there is a gateway";
             Finding::failure(CHECK, format!("{address} does not answer within {LIMIT:?}"), advice)
         }
-        Ok(Err(Asked::Nobody(why))) => {
-            Finding::ok(CHECK, format!("none runs at {address} ({why})"))
+        Ok(Err(Unknown::NotListening(why))) => {
+            Finding::ok(CHECK, format!("no gateway runs at {address} ({why})"))
         }
-        Ok(Err(Asked::Other(why))) => {
+        Ok(Err(Unknown::OtherServer(why))) => {
             let advice =
-                "restart it if it is this one and does not follow the file; its log says why";
+                "restart it if it is this gateway and has not reloaded the file; see its log";
             Finding::failure(CHECK, format!("{address}: {why}"), advice)
         }
-        Ok(Err(Asked::Refused(status))) => {
+        Ok(Err(Unknown::Refused(status))) => {
             let seen = format!("{address} answers {:?}: {}", status.code(), describe(&status));
-            let wants = config.tls.as_ref().is_some_and(|tls| tls.client_certificate_required);
-            let advice = if wants && proof.tls_cert.is_none() {
-                "it asks for a client certificate: show one with --tls-cert and --tls-key"
+            let requires = config.tls.as_ref().is_some_and(|tls| tls.client_certificate_required);
+            let advice = if requires && credentials.tls_cert.is_none() {
+                "it requires a client certificate: give one with --tls-cert and --tls-key"
             } else {
-                "see whether a gateway of this configuration listens there"
+                "check that a gateway of this configuration listens there"
             };
             Finding::warning(CHECK, seen, advice)
         }
@@ -79,12 +79,12 @@ pub(super) async fn examine(
     Ok(())
 }
 
-/// Why a gateway did not say how it does.
-enum Asked {
-    /// Nobody listens.
-    Nobody(String),
-    /// Who listens is not the gateway of this configuration.
-    Other(String),
+/// The reasons for which the state of the gateway is not known.
+enum Unknown {
+    /// Nothing listens at the address.
+    NotListening(String),
+    /// The server that listens is not the gateway of this configuration.
+    OtherServer(String),
     /// It answered with an error.
     Refused(Status),
 }
@@ -92,74 +92,78 @@ enum Asked {
 async fn connect(
     address: SocketAddr,
     tls: Option<&ServerTls>,
-    proof: &Proof,
-) -> Result<Channel, Asked> {
+    credentials: &CredentialArgs,
+) -> Result<Channel, Unknown> {
     let stream = TcpStream::connect(address).await;
-    let stream = stream.map_err(|error| Asked::Nobody(error.to_string()))?;
-    let Some(tls) = tls else { return over(stream).await };
-    let shown = proof.tls_cert.as_deref().zip(proof.tls_key.as_deref());
-    over(pinned::handshake(stream, &tls.certificate, shown).await.map_err(Asked::Other)?).await
+    let stream = stream.map_err(|error| Unknown::NotListening(error.to_string()))?;
+    let Some(tls) = tls else { return channel_over(stream).await };
+    let client = credentials.tls_cert.as_deref().zip(credentials.tls_key.as_deref());
+    let stream = pinned::handshake(stream, &tls.certificate, client).await;
+    channel_over(stream.map_err(Unknown::OtherServer)?).await
 }
 
-/// A channel that has this one connection.
-async fn over<S>(stream: S) -> Result<Channel, Asked>
+/// A channel over this one connection.
+async fn channel_over<S>(stream: S) -> Result<Channel, Unknown>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let mut stream = Some(TokioIo::new(stream));
     let connector = tower::service_fn(move |_| {
         let stream = stream.take();
-        async { stream.ok_or_else(|| io::Error::other("the connection ended")) }
+        async { stream.ok_or_else(|| io::Error::other("the connection was closed")) }
     });
     let channel = Endpoint::from_static("http://gateway").connect_with_connector(connector).await;
-    channel.map_err(|error| Asked::Refused(Status::from_error(Box::new(error))))
+    channel.map_err(|error| Unknown::Refused(Status::from_error(Box::new(error))))
 }
 
 fn is_denied(status: &Status) -> bool {
     matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied)
 }
 
-/// What a gateway says to anybody, where its status is not for everybody.
-async fn judge_health(address: SocketAddr, denied: &Status, channel: Channel) -> Finding {
+/// Assesses the gateway by its health, which needs no permission, where its status does.
+async fn assess_health(address: SocketAddr, denied: &Status, channel: Channel) -> Finding {
     let request = HealthCheckRequest { service: SERVICE.to_owned() };
     let health = HealthClient::new(channel).check(request).await;
     match health.map(|answer| answer.get_ref().status()) {
         Ok(ServingStatus::Serving) => {
-            let more = "an identity with the operation getStatus would see more";
-            Finding::ok(CHECK, format!("one at {address} serves ({:?}: {more})", denied.code()))
+            let more = "an identity with the operation getStatus is shown more";
+            let seen = format!("the gateway at {address} serves ({:?}: {more})", denied.code());
+            Finding::ok(CHECK, seen)
         }
         Ok(_) => {
-            let seen = format!("one at {address} does not serve");
-            Finding::failure(CHECK, seen, "/readyz of its admin port says why, and so does its log")
+            let seen = format!("the gateway at {address} does not serve");
+            Finding::failure(CHECK, seen, "/readyz of its admin port and its log have the reason")
         }
         Err(status) => {
             let seen = format!("{address} answers {:?}: {}", status.code(), status.message());
-            let advice = "see whether a gateway of this configuration listens there";
+            let advice = "check that a gateway of this configuration listens there";
             Finding::warning(CHECK, seen, advice)
         }
     }
 }
 
-fn judge(address: SocketAddr, status: &GetStatusResponse) -> Finding {
-    let who = format!("{} at {address} (version {})", status.gateway_id, status.version);
+/// Assesses the gateway by its status.
+fn assess_status(address: SocketAddr, status: &GetStatusResponse) -> Finding {
+    let gateway = format!("{} at {address} (version {})", status.gateway_id, status.version);
     if !status.serving {
-        let seen = format!("{who} does not serve: {}", status.reason);
-        return Finding::failure(CHECK, seen, "what it says of its bus; its log says more");
+        let seen = format!("{gateway} does not serve: {}", status.reason);
+        return Finding::failure(CHECK, seen, "that is the state of its bus; its log has more");
     }
-    let unproven: Vec<_> =
+    let unverified: Vec<_> =
         status.shards.iter().filter(|shard| !shard.proven).map(|s| s.shard.to_string()).collect();
-    if !unproven.is_empty() {
-        let seen = format!("{who}: shards {} are not proven", unproven.join(", "));
+    if !unverified.is_empty() {
+        let seen = format!("{gateway}: shards {} are not verified", unverified.join(", "));
         return Finding::failure(CHECK, seen, "see the findings about their Redis masters");
     }
     if status.version != env!("CARGO_PKG_VERSION") {
-        let advice = "restart it when it suits: this is another version";
+        let advice = "restart it at a convenient time: the installed version is another one";
         return Finding::warning(
             CHECK,
-            format!("{who} serves; this is doctor {}", env!("CARGO_PKG_VERSION")),
+            format!("{gateway} serves; this is doctor {}", env!("CARGO_PKG_VERSION")),
             advice,
         );
     }
     let streams = status.streams;
-    Finding::ok(CHECK, format!("{who} serves {streams} streams on {} shards", status.shards.len()))
+    let shards = status.shards.len();
+    Finding::ok(CHECK, format!("{gateway} serves {streams} streams on {shards} shards"))
 }

@@ -1,7 +1,8 @@
-//! A TLS connection to a gateway whose certificate lies in a file here: trusted is that certificate and no other.
+//! A TLS connection to a gateway whose certificate is in a local file: that certificate is trusted
+//! and no other.
 //!
-//! That says more than an authority could: a gateway that did not follow its file shows the certificate from before. Whether the
-//! certificate holds is looked at in the file.
+//! An authority would say less: a gateway that has not reloaded its file still shows the
+//! certificate from before. The validity of the certificate is checked in the file.
 
 use std::{path::Path, sync::Arc};
 
@@ -19,12 +20,12 @@ use tokio_rustls::{
 
 use super::certificates::{certificates, private_key};
 
-/// Begins TLS with a gateway that should show the first certificate of a file. `proof` is the files of the certificate and the
-/// key that it is shown, if any.
+/// Does the TLS handshake with a gateway that should show the first certificate of the file
+/// `certificate`. `client` is the files of the client certificate and its key, if there is one.
 pub(super) async fn handshake(
     stream: TcpStream,
     certificate: &Path,
-    proof: Option<(&Path, &Path)>,
+    client: Option<(&Path, &Path)>,
 ) -> Result<TlsStream<TcpStream>, String> {
     let name = ServerName::from(stream.peer_addr().map_err(|error| error.to_string())?.ip());
     let provider = Arc::new(ring::default_provider());
@@ -35,7 +36,7 @@ pub(super) async fn handshake(
         .map_err(|error| error.to_string())?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
-    let mut config = match proof {
+    let mut config = match client {
         None => config.with_no_client_auth(),
         Some((certificate, key)) => config
             .with_client_auth_cert(certificates(certificate)?, private_key(key)?)
@@ -45,11 +46,11 @@ pub(super) async fn handshake(
     let connector = TlsConnector::from(Arc::new(config));
     connector.connect(name, stream).await.map_err(|error| match error.get_ref() {
         Some(why) => why.to_string(),
-        None => format!("no TLS: {error}"),
+        None => format!("not TLS: {error}"),
     })
 }
 
-/// Trusts one certificate.
+/// A verifier that trusts one certificate.
 #[derive(Debug)]
 struct Pinned {
     expected: CertificateDer<'static>,
@@ -68,7 +69,7 @@ impl ServerCertVerifier for Pinned {
         if *end_entity == self.expected {
             return Ok(ServerCertVerified::assertion());
         }
-        Err(Error::General("shows another certificate than that in tls.certificate".to_owned()))
+        Err(Error::General("shows another certificate than the one in tls.certificate".to_owned()))
     }
 
     fn verify_tls12_signature(

@@ -1,37 +1,38 @@
-//! What doctor prints: each finding as it comes, or all of them as JSON.
+//! The output of doctor: each finding as it is made, or all of them as JSON.
 
 use std::io::{IsTerminal, Write};
 
 use serde_json::json;
-use trunkline::bus::redis::doctor::{Finding, Level};
+use trunkline::bus::{Finding, Level};
 
 use crate::cli::Failure;
 
-/// Prints what is found, and counts it.
+/// Prints findings and counts them.
 pub(super) struct Report {
     json: bool,
-    /// Somebody watches: they are told what is being looked at.
-    watched: bool,
+    /// Standard error is a terminal: it shows the check that runs.
+    interactive: bool,
     findings: Vec<Finding>,
-    /// Nobody reads what is printed any more.
+    /// The error of writing to standard output.
     broken: Option<std::io::Error>,
 }
 
 impl Report {
     pub(super) fn new(json: bool) -> Report {
-        let watched = std::io::stderr().is_terminal();
-        Report { json, watched, findings: vec![], broken: None }
+        let interactive = std::io::stderr().is_terminal();
+        Report { json, interactive, findings: vec![], broken: None }
     }
 
-    /// A check begins.
+    /// Shows that a check begins.
     pub(super) fn begins(&mut self, check: &str) {
-        if self.watched {
+        if self.interactive {
             eprint!("\r\x1b[K... {check}");
         }
     }
 
+    /// Records a finding, and prints it unless JSON is asked for.
     pub(super) fn found(&mut self, finding: Finding) {
-        if self.watched {
+        if self.interactive {
             eprint!("\r\x1b[K");
         }
         if !self.json
@@ -42,9 +43,9 @@ impl Report {
         self.findings.push(finding);
     }
 
-    /// The end: an error if there was a failure.
-    pub(super) fn end(self) -> Result<(), Failure> {
-        if self.watched {
+    /// Prints the JSON if it is asked for. An error if there was a failure.
+    pub(super) fn finish(self) -> Result<(), Failure> {
+        if self.interactive {
             eprint!("\r\x1b[K");
         }
         if let Some(error) = self.broken {

@@ -1,4 +1,4 @@
-//! `trunkline top`: how a gateway does, live, in a terminal.
+//! `trunkline top`: a live view of a gateway in a terminal.
 
 mod draw;
 mod poll;
@@ -18,33 +18,35 @@ use self::{
     screen::Screen,
     view::{Sort, View},
 };
-use super::{Failure, Gateway};
+use super::{Failure, GatewayArgs};
 
-/// How wide a frame is that no terminal shows.
+/// Width of a frame that is printed as plain text.
 const PLAIN_WIDTH: u16 = 120;
 
 #[derive(Args)]
 #[command(after_help = "\
 Keys:
-  b r n d t     sort the nodes: behind, rate, node, delivered, time connected; again: the other way round
-  arrows, PgUp, PgDn, Home, End   scroll the nodes
-  space         stand still, and go on
+  b r n d t     sort the nodes by: behind, rate, node, delivered, time connected;
+                the same key again reverses the order
+  arrows, PgUp, PgDn, Home, End
+                scroll the nodes
+  space         pause and resume
   q             quit
 
 Examples:
   trunkline top
   trunkline top --gateway gateway-2.example.com:7420 --sort rate
-  trunkline top --once                one frame as plain text, as when the output is no terminal")]
+  trunkline top --once          one frame as plain text, as without a terminal")]
 pub(super) struct Top {
     #[command(flatten)]
-    gateway: Gateway,
-    /// Seconds between two looks
+    gateway: GatewayArgs,
+    /// Seconds between two snapshots
     #[arg(long, default_value_t = 1.0, value_parser = parse_interval)]
     interval: f64,
-    /// By what the nodes are sorted
+    /// Order of the nodes
     #[arg(long, value_enum, default_value_t = Sort::Behind)]
     sort: Sort,
-    /// Print one frame as plain text, after two looks
+    /// Print one frame as plain text, after two snapshots
     #[arg(long)]
     once: bool,
 }
@@ -60,41 +62,41 @@ impl Top {
         watch(view, &mut poller).await
     }
 
-    /// One frame, with the rates between two looks.
+    /// Prints one frame, with the rates between two snapshots.
     async fn print(self, mut view: View, interval: Duration) -> Result<(), Failure> {
         let mut client = self.gateway.connect().await?;
-        for look in 0..2 {
-            if look > 0 {
+        for number in 0..2 {
+            if number > 0 {
                 tokio::time::sleep(interval).await;
             }
-            view.take(poll::look(&mut client).await?, Instant::now());
+            view.take(poll::snapshot(&mut client).await?, Instant::now());
         }
         let mut out = std::io::stdout().lock();
         write!(out, "{}", draw::plain(&view, PLAIN_WIDTH))?;
         match view.why_not_serving() {
             None => Ok(()),
-            Some(why) => Err(Failure::NoGateway { address: view.address().into(), why }),
+            Some(why) => Err(Failure::Unavailable { address: view.address().into(), why }),
         }
     }
 }
 
-/// Shows what comes, and does what keys say, until one says to quit or a signal comes. The terminal is as it was before when
-/// this returns, and when it panics.
+/// Shows each snapshot and handles keys, until a key or a signal quits. The terminal is restored
+/// when this returns, and when it panics.
 async fn watch(mut view: View, poller: &mut Poller) -> Result<(), Failure> {
     let mut screen = Screen::open()?;
-    let mut told_to_end = std::pin::pin!(screen::signal());
+    let mut terminated = std::pin::pin!(screen::signal());
     loop {
         screen.draw(&mut view)?;
         tokio::select! {
-            looked = poller.next() => match looked {
+            polled = poller.next() => match polled {
                 Ok(snapshot) => view.take(snapshot, Instant::now()),
-                Err(failure) => view.no_answer(failure.to_string()),
+                Err(failure) => view.set_failure(failure.to_string()),
             },
             event = screen.event() => match event {
                 Some(event) => if view.key(&event) { return Ok(()) },
-                None => return Err(Failure::Other("the terminal is gone".into())),
+                None => return Err(Failure::Other("the terminal was closed".into())),
             },
-            () = &mut told_to_end => return Ok(()),
+            () = &mut terminated => return Ok(()),
         }
     }
 }

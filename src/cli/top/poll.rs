@@ -1,4 +1,4 @@
-//! Asks a gateway again and again; a gateway that went away is tried until it is back.
+//! Polls a gateway; reconnects to one that went away.
 
 use std::time::Duration;
 
@@ -6,58 +6,58 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 use trunkline_proto::v1::{GetStatusRequest, GetStatusResponse, ListNodesRequest, Node};
 
-use crate::cli::{Client, Failure, Gateway};
+use crate::cli::{Client, Failure, GatewayArgs};
 
-/// How long an answer may take.
+/// Time limit of a connection and of a snapshot.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Nodes that are asked for at most: nobody scrolls through more.
+/// Most nodes of a snapshot: nobody scrolls through more.
 const MAX_NODES: usize = 5000;
 
-/// What one look brought.
+/// The state of a gateway at one time.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// The gateway.
+    /// The status of the gateway.
     pub status: GetStatusResponse,
-    /// The nodes that hold a stream, or the first of them.
+    /// The connected nodes, or the first of them.
     pub nodes: Vec<Node>,
-    /// Whether there are more.
+    /// True if there are more nodes than `nodes` lists.
     pub more: bool,
 }
 
-/// Looks in the background, until it is dropped.
+/// Polls in the background until it is dropped.
 pub struct Poller {
-    looks: mpsc::Receiver<Result<Snapshot, Failure>>,
+    results: mpsc::Receiver<Result<Snapshot, Failure>>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl Poller {
-    /// Looks once an interval.
-    pub fn start(gateway: Gateway, interval: Duration) -> Poller {
-        // One place: who does not take a look gets no newer one either.
-        let (to, looks) = mpsc::channel(1);
+    /// Polls once per interval.
+    pub fn start(gateway: GatewayArgs, interval: Duration) -> Poller {
+        // Capacity 1: while a snapshot waits to be taken, no newer ones are made.
+        let (to, results) = mpsc::channel(1);
         let task = tokio::spawn(async move {
             loop {
-                let Err(failure) = follow(&gateway, interval, &to).await else { return };
+                let Err(failure) = poll(&gateway, interval, &to).await else { return };
                 if to.send(Err(failure)).await.is_err() {
                     return;
                 }
                 tokio::time::sleep(interval).await;
             }
         });
-        Poller { looks, _task: AbortOnDropHandle::new(task) }
+        Poller { results, _task: AbortOnDropHandle::new(task) }
     }
 
-    /// The next look.
+    /// The next snapshot, or the reason for which there is none.
     pub async fn next(&mut self) -> Result<Snapshot, Failure> {
-        let gone = || Failure::Other("nobody asks the gateway any more".into());
-        self.looks.recv().await.unwrap_or_else(|| Err(gone()))
+        let ended = || Failure::Other("polling has ended".into());
+        self.results.recv().await.unwrap_or_else(|| Err(ended()))
     }
 }
 
-/// Looks over one connection until it breaks. Ends well when nobody wants to know.
-async fn follow(
-    gateway: &Gateway,
+/// Polls over one connection until it fails. Returns `Ok` once the receiver is dropped.
+async fn poll(
+    gateway: &GatewayArgs,
     interval: Duration,
     to: &mpsc::Sender<Result<Snapshot, Failure>>,
 ) -> Result<(), Failure> {
@@ -66,8 +66,8 @@ async fn follow(
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let looked = timeout(LIMIT, look(&mut client)).await.map_err(|_| late())??;
-        if to.send(Ok(looked)).await.is_err() {
+        let snapshot = timeout(LIMIT, snapshot(&mut client)).await.map_err(|_| late())??;
+        if to.send(Ok(snapshot)).await.is_err() {
             return Ok(());
         }
     }
@@ -77,13 +77,13 @@ fn late() -> Failure {
     Failure::Other(format!("no answer within {} s", LIMIT.as_secs()))
 }
 
-/// One look.
-pub async fn look(client: &mut Client) -> Result<Snapshot, Failure> {
+/// Asks for the status and the nodes.
+pub async fn snapshot(client: &mut Client) -> Result<Snapshot, Failure> {
     let status = client.get_status(GetStatusRequest {}).await?.into_inner();
     let mut snapshot = Snapshot { status, ..Default::default() };
     let mut page_token = String::new();
     loop {
-        // Those of this gateway, as all else that is shown.
+        // Only this gateway's nodes, like everything else in the view.
         let gateway_id = snapshot.status.gateway_id.clone();
         let request =
             ListNodesRequest { page_size: 1000, page_token, gateway_id, ..Default::default() };

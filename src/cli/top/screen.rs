@@ -1,4 +1,4 @@
-//! The terminal: taken over while it is watched, and given back however that ends.
+//! The terminal: taken over while the view is shown, and restored in every case.
 
 use std::{
     sync::{
@@ -18,24 +18,25 @@ use tokio::sync::mpsc;
 use super::{draw, view::View};
 use crate::cli::Failure;
 
-/// How often the thread that waits for keys looks whether it is still wanted.
-const LOOK: Duration = Duration::from_millis(100);
+/// Interval at which the thread that waits for keys checks whether to end.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A terminal in raw mode, on its alternate screen. Dropping it restores the terminal; so does a panic.
+/// A terminal in raw mode, on its alternate screen. Dropping it restores the terminal; so does a
+/// panic.
 pub struct Screen {
     terminal: DefaultTerminal,
     events: mpsc::Receiver<Event>,
     keys: Keys,
 }
 
-/// The thread that waits for keys; nothing but a thread can.
+/// The thread that waits for keys, which cannot be done asynchronously.
 struct Keys {
     ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Screen {
-    /// Takes the terminal over.
+    /// Takes over the terminal.
     pub fn open() -> Result<Screen, Failure> {
         let terminal = ratatui::try_init().inspect_err(|_| ratatui::restore())?;
         let (to, events) = mpsc::channel(16);
@@ -43,12 +44,12 @@ impl Screen {
         let until = ended.clone();
         let thread = std::thread::spawn(move || {
             while !until.load(Ordering::Relaxed) {
-                let event = match event::poll(LOOK) {
+                let event = match event::poll(CHECK_INTERVAL) {
                     Ok(true) => event::read(),
                     Ok(false) => continue,
                     Err(error) => Err(error),
                 };
-                // Neither the terminal nor who looks at it comes back.
+                // The terminal is closed for good.
                 let Ok(event) = event else { return };
                 if to.blocking_send(event).is_err() {
                     return;
@@ -58,13 +59,13 @@ impl Screen {
         Ok(Screen { terminal, events, keys: Keys { ended, thread: Some(thread) } })
     }
 
-    /// Shows the view as it is now, in the size that the terminal has now.
+    /// Draws the view in the current size of the terminal.
     pub fn draw(&mut self, view: &mut View) -> Result<(), Failure> {
         self.terminal.draw(|frame| draw::draw(view, frame.area(), frame.buffer_mut()))?;
         Ok(())
     }
 
-    /// What was done at the terminal next; none once it is gone.
+    /// The next event of the terminal; none once it is closed.
     pub async fn event(&mut self) -> Option<Event> {
         self.events.recv().await
     }
@@ -72,7 +73,7 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // The thread must not take what is typed for whoever has the terminal next.
+        // The thread must not take input that is meant for the next program in this terminal.
         self.keys.ended.store(true, Ordering::Relaxed);
         self.events.close();
         if let Some(thread) = self.keys.thread.take() {
@@ -82,7 +83,7 @@ impl Drop for Screen {
     }
 }
 
-/// Waits for a signal that ends programs. Ctrl-C is none: in raw mode it is a key.
+/// Waits for a signal that terminates the process. Ctrl-C is not one: in raw mode it is a key.
 #[cfg(unix)]
 pub async fn signal() {
     use tokio::signal::unix::{SignalKind, signal};
@@ -93,7 +94,7 @@ pub async fn signal() {
     futures_util::future::select_all(each).await;
 }
 
-/// Waits for a signal that ends programs.
+/// Waits for a signal that terminates the process.
 #[cfg(not(unix))]
 pub async fn signal() {
     let _ = tokio::signal::ctrl_c().await;

@@ -1,4 +1,5 @@
-//! What `top` shows: the last look, what changed since the one before, and what keys asked for.
+//! The model of `top`: the last snapshot, the rates since the one before, and the settings that
+//! keys change.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,54 +13,54 @@ use trunkline_proto::v1::{GetStatusResponse, Node};
 
 use super::poll::Snapshot;
 
-/// Rates that are kept for the plots.
-const KEPT: usize = 600;
+/// Most rates that are kept for the plots.
+const MAX_RATES: usize = 600;
 
-/// By what nodes are sorted.
+/// Order of the nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Sort {
-    /// How far they are behind, the furthest first.
+    /// By the events that they are behind, the furthest first.
     Behind,
-    /// How fast they are sent events, the fastest first.
+    /// By the rate of their events, the fastest first.
     Rate,
-    /// Their ids.
+    /// By their ids.
     Node,
-    /// How many events they were sent, the most first.
+    /// By the events delivered to them, the most first.
     Delivered,
-    /// Since when they are connected, the longest first.
+    /// By the time since they connected, the longest first.
     Time,
 }
 
-/// Everything that is drawn.
+/// Everything that the view draws.
 pub struct View {
     address: String,
     snapshot: Option<Snapshot>,
-    /// When it was taken, and the totals of each stream then.
+    /// The time of the snapshot, and the totals of each stream in it.
     taken: Option<Instant>,
     delivered: HashMap<String, u64>,
     node_rates: HashMap<String, f64>,
     rates: VecDeque<Rates>,
-    /// Why there is no newer look, and since when.
-    trouble: Option<(String, SystemTime)>,
+    /// The error that prevents newer snapshots, and the time of the first.
+    failure: Option<(String, SystemTime)>,
     sort: Sort,
     reversed: bool,
     paused: bool,
     scroll: usize,
-    /// How many nodes were visible when it was last drawn.
+    /// Nodes that were visible when the view was last drawn.
     pub visible: usize,
 }
 
-/// Events a second.
+/// Events per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rates {
-    /// Accepted by the gateway.
+    /// Accepted from publishers.
     pub published: f64,
-    /// Sent by it.
+    /// Sent to subscribers.
     pub delivered: f64,
 }
 
 impl View {
-    /// A view of which nothing is known yet.
+    /// A view without a snapshot yet.
     pub fn new(address: String, sort: Sort) -> View {
         View {
             address,
@@ -68,7 +69,7 @@ impl View {
             delivered: HashMap::new(),
             node_rates: HashMap::new(),
             rates: VecDeque::new(),
-            trouble: None,
+            failure: None,
             sort,
             reversed: false,
             paused: false,
@@ -77,15 +78,15 @@ impl View {
         }
     }
 
-    /// Takes a look. While it stands still nothing changes.
+    /// Replaces the snapshot and computes the rates, unless the view is paused.
     #[allow(clippy::cast_precision_loss)]
     pub fn take(&mut self, snapshot: Snapshot, now: Instant) {
         if self.paused {
             return;
         }
-        self.trouble = None;
+        self.failure = None;
         let before = self.snapshot.as_ref().map(|before| &before.status);
-        // After a restart the totals begin again.
+        // After a restart of the gateway the totals start from zero.
         let same = before.is_some_and(|before| before.start_time == snapshot.status.start_time);
         let span = self.taken.map(|then| now.duration_since(then).as_secs_f64());
         let span = span.filter(|span| same && *span > 0.0);
@@ -95,7 +96,7 @@ impl View {
             let status = &snapshot.status;
             let published = per_second(status.published_events, before.published_events);
             let delivered = per_second(status.delivered_events, before.delivered_events);
-            if self.rates.len() == KEPT {
+            if self.rates.len() == MAX_RATES {
                 self.rates.pop_front();
             }
             self.rates.push_back(Rates {
@@ -121,13 +122,13 @@ impl View {
         self.sort_nodes();
     }
 
-    /// The gateway did not answer. What is shown stays, and says so.
-    pub fn no_answer(&mut self, why: String) {
-        let since = self.trouble.take().map_or_else(SystemTime::now, |(_, since)| since);
-        self.trouble = Some((why, since));
+    /// Records that the gateway did not answer. The last snapshot stays.
+    pub fn set_failure(&mut self, why: String) {
+        let since = self.failure.take().map_or_else(SystemTime::now, |(_, since)| since);
+        self.failure = Some((why, since));
     }
 
-    /// Does what was done at the terminal; true: quit.
+    /// Handles an event of the terminal. True if it quits.
     pub fn key(&mut self, event: &Event) -> bool {
         let Event::Key(key) = event else { return false };
         if key.kind == KeyEventKind::Release {
@@ -155,53 +156,53 @@ impl View {
         false
     }
 
-    /// Which gateway is asked.
+    /// The address of the gateway.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// The gateway at the last look.
+    /// The status of the gateway in the snapshot.
     pub fn status(&self) -> Option<&GetStatusResponse> {
         self.snapshot.as_ref().map(|snapshot| &snapshot.status)
     }
 
-    /// The nodes at the last look, in the order asked for.
+    /// The nodes of the snapshot, sorted.
     pub fn nodes(&self) -> &[Node] {
         self.snapshot.as_ref().map_or(&[], |snapshot| &snapshot.nodes)
     }
 
-    /// Whether there are nodes that are not listed.
+    /// True if there are nodes that the snapshot does not list.
     pub fn more_nodes(&self) -> bool {
         self.snapshot.as_ref().is_some_and(|snapshot| snapshot.more)
     }
 
-    /// How fast a node was sent events between the last two looks; none for one that is new.
+    /// Events per second that a node was sent between the last two snapshots; none for a new node.
     pub fn rate_of(&self, node: &Node) -> Option<f64> {
         self.node_rates.get(&node.subscription_id).copied()
     }
 
-    /// The rates between looks, the oldest first.
+    /// The rates between snapshots, the oldest first.
     pub fn rates(&self) -> &VecDeque<Rates> {
         &self.rates
     }
 
-    /// Why there is no newer look, and since when.
-    pub fn trouble(&self) -> Option<(&str, SystemTime)> {
-        self.trouble.as_ref().map(|(why, since)| (&**why, *since))
+    /// The error that prevents newer snapshots, and the time of the first.
+    pub fn failure(&self) -> Option<(&str, SystemTime)> {
+        self.failure.as_ref().map(|(why, since)| (&**why, *since))
     }
 
-    /// Why the gateway did not serve at the last look.
+    /// The reason for which the gateway did not serve, if it did not.
     pub fn why_not_serving(&self) -> Option<String> {
         let status = self.status()?;
         (!status.serving).then(|| status.reason.clone())
     }
 
-    /// By what the nodes are sorted, and whether the other way round.
+    /// The order of the nodes, and whether it is reversed.
     pub fn order(&self) -> (Sort, bool) {
         (self.sort, self.reversed)
     }
 
-    /// Whether it stands still.
+    /// True while new snapshots are ignored.
     pub fn is_paused(&self) -> bool {
         self.paused
     }
@@ -232,7 +233,7 @@ impl View {
                 Sort::Time => since(a).cmp(&since(b)),
             };
             let order = if self.reversed { order.reverse() } else { order };
-            // Equal ones keep their places from look to look.
+            // A stable order from snapshot to snapshot.
             order
                 .then_with(|| a.node_id.cmp(&b.node_id))
                 .then_with(|| a.subscription_id.cmp(&b.subscription_id))

@@ -1,14 +1,22 @@
-//! Bearer tokens. What is kept of them is their SHA-256 hashes.
+//! Bearer tokens, of which only the SHA-256 hashes are kept.
 
 use std::{fmt, path::PathBuf};
 
-use crate::config::secret::{MASK, SecretSource, is_mask};
+use serde_json::{Map, Value, json};
 
-/// A token of fewer bytes can be guessed.
-const SHORTEST: usize = 16;
-const LONGEST: usize = 1024;
+use crate::config::{
+    declaration::{Declaration, Shape},
+    error::{Problem, wrong_type},
+    fields::{Element, Fields},
+    secret::{self, MASK, SecretSource, is_mask},
+    settings::Declared,
+};
 
-/// What a hash begins with, where one stands in place of a token.
+/// A shorter token could be guessed.
+const MIN_BYTES: usize = 16;
+const MAX_BYTES: usize = 1024;
+
+/// The prefix of a hash that is given in place of a token.
 const HASH_PREFIX: &str = "sha256:";
 
 /// The SHA-256 hash of a token. `Debug` shows nothing of it.
@@ -18,18 +26,18 @@ pub struct TokenHash([u8; 32]);
 /// One entry of an identity's `tokens`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
-    /// Hashes of what was found there, at least one; more than one in a file only.
+    /// The hashes of its tokens: at least one; more than one in a file only.
     pub hashes: Vec<TokenHash>,
-    /// Where it was found.
+    /// The source of the tokens.
     pub source: TokenSource,
 }
 
-/// Where a token was found.
+/// The source of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenSource {
-    /// Its hash stands in the configuration.
+    /// The configuration has its hash.
     Hash,
-    /// The token itself stands in the configuration.
+    /// The configuration has the token itself.
     Value,
     /// In the environment variable of this name.
     EnvironmentVariable(String),
@@ -51,7 +59,8 @@ impl TokenHash {
         &self.0
     }
 
-    /// Reads a token, or `sha256:` and its hash in 64 hexadecimal digits. The error repeats nothing of it.
+    /// Reads a token, or `sha256:` and its hash in 64 hexadecimal digits. The error repeats nothing
+    /// of it.
     pub(super) fn parse(text: &str) -> Result<TokenHash, String> {
         if let Some(digits) = text.strip_prefix(HASH_PREFIX) {
             if is_mask(digits) {
@@ -61,10 +70,10 @@ impl TokenHash {
                 .map(TokenHash)
                 .ok_or_else(|| format!("{HASH_PREFIX} must be followed by 64 hexadecimal digits"));
         }
-        if !(SHORTEST..=LONGEST).contains(&text.len()) {
+        if !(MIN_BYTES..=MAX_BYTES).contains(&text.len()) {
             let length = text.len();
             return Err(format!(
-                "the token has {length} bytes; it must have {SHORTEST} to {LONGEST}"
+                "the token has {length} bytes; it must have {MIN_BYTES} to {MAX_BYTES}"
             ));
         }
         if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -73,8 +82,8 @@ impl TokenHash {
         Ok(TokenHash::of(text.as_bytes()))
     }
 
-    /// The tokens of a file: one a line, or its hash; empty lines and those that begin with `#` are passed over. None may be
-    /// left. The error names the line, and repeats nothing of it.
+    /// The tokens of a file: one token or hash a line; empty lines and those that begin with `#`
+    /// are ignored. There may be none. The error names the line, and repeats nothing of it.
     pub fn parse_file(text: &str) -> Result<Vec<TokenHash>, String> {
         let lines = text.lines().map(str::trim).zip(1..);
         lines
@@ -96,6 +105,67 @@ impl fmt::Display for TokenHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
     }
+}
+
+/// A key with a list of tokens.
+pub(super) struct Tokens(pub(super) &'static str);
+
+const EXPECTED: &str =
+    "a secret such as {\"@type\": \"File\", \"filePath\": ...}, or sha256: and a hash";
+
+impl Declared for Tokens {
+    type Value = Vec<Token>;
+
+    fn read(&self, fields: &mut Fields<'_>) -> Vec<Token> {
+        let tokens = fields.list(self.0, EXPECTED, |element| match element {
+            Element::Text(fields, text) if text.starts_with(HASH_PREFIX) => {
+                let hash = TokenHash::parse(text).map_err(|why| {
+                    fields.fail("", Problem::Invalid(why));
+                });
+                Some(Token { hashes: vec![hash.ok()?], source: TokenSource::Hash })
+            }
+            // The text may be a token, so it is not repeated.
+            Element::Text(fields, _) => {
+                fields.fail("", wrong_type("a string", EXPECTED));
+                None
+            }
+            Element::Object(fields) => read_token(fields),
+        });
+        tokens.into_iter().flatten().flatten().collect()
+    }
+
+    fn show(&self, value: &Vec<Token>, object: &mut Map<String, Value>) {
+        let shown = value.iter().map(|token| match &token.source {
+            TokenSource::Hash => json!(format!("{HASH_PREFIX}{MASK}")),
+            TokenSource::Value => secret::show_source(Some(&SecretSource::Value)),
+            TokenSource::EnvironmentVariable(name) => {
+                secret::show_source(Some(&SecretSource::EnvironmentVariable(name.clone())))
+            }
+            TokenSource::File(path) => secret::show_source(Some(&SecretSource::File(path.clone()))),
+        });
+        object.insert(self.0.to_owned(), shown.collect());
+    }
+
+    fn describe(&self, doc: &'static str) -> Vec<Declaration> {
+        let item = Box::new(Shape::Variants(secret::variants(false)));
+        let text = Some("^sha256:[0-9A-Fa-f]{64}$");
+        vec![Declaration::new(self.0, doc, Shape::List { item, text })]
+    }
+}
+
+fn read_token(fields: &mut Fields<'_>) -> Option<Token> {
+    let secret = secret::read(fields)?;
+    let one = || TokenHash::parse(secret.expose()).map(|hash| vec![hash]);
+    let (key, hashes) = match secret.source() {
+        SecretSource::File(_) => ("filePath", TokenHash::parse_file(secret.expose())),
+        SecretSource::EnvironmentVariable(_) => ("variableName", one()),
+        SecretSource::Value => ("secret", one()),
+    };
+    let hashes = hashes.and_then(|hashes| {
+        if hashes.is_empty() { Err("the file holds no token".to_owned()) } else { Ok(hashes) }
+    });
+    let hashes = hashes.map_err(|why| fields.fail(key, Problem::Invalid(why))).ok()?;
+    Some(Token { hashes, source: TokenSource::from(secret.source()) })
 }
 
 impl From<&SecretSource> for TokenSource {
@@ -129,7 +199,7 @@ mod tests {
     const HASH: &str = "sha256:95bbbfbb56c5af2b3eac9b6c4d4ab5dfb0b2a0d1b39dc2bfbdcf9f33d2cd2a3a";
 
     #[test]
-    fn what_is_too_short_or_cannot_travel_in_a_header_is_no_token() {
+    fn short_tokens_and_those_that_no_header_can_carry_are_refused() {
         for token in ["", "short", "fifteen-letters", "has a space in it", "umlauts-f\u{fc}r-alle"]
         {
             let why = TokenHash::parse(token).unwrap_err();
@@ -143,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_is_that_of_its_token_and_shows_to_nobody() {
+    fn a_hash_is_that_of_its_token_and_is_masked() {
         // The published test vector of SHA-256 for "abc".
         let abc = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(TokenHash::parse(abc).unwrap(), TokenHash::of(b"abc"));
@@ -151,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_has_one_token_a_line() {
+    fn a_token_file_has_one_token_a_line() {
         let text = format!("# of May\nfirst-token-of-the-file\r\n\n  {HASH}\n");
         let hashes = TokenHash::parse_file(&text).unwrap();
         assert_eq!(hashes.len(), 2);

@@ -1,10 +1,10 @@
-//! Every key: its default, what it sets, its range.
+//! Every key: its default, the setting that it changes, its range.
 
 use std::{path::PathBuf, time::Duration};
 
 use serde_json::{Value, json};
 
-use super::{cluster, load, load_text, redis, with};
+use super::{cluster, load, redis, with};
 use crate::config::{
     BusConfig, Config, Drain, History, Keepalive, Key, Limits, Log, LogFormat, Otlp, Pool, Problem,
     Protocol, Redis, RedisCluster, RedisUrl, Secret, Sources, Tls, keys,
@@ -19,7 +19,7 @@ fn millis(millis: u64) -> Duration {
 }
 
 #[test]
-fn nothing_gives_the_defaults() {
+fn an_empty_document_gives_the_defaults() {
     let config = Config::load(&Sources::default()).unwrap();
     assert_eq!(config.listen, "127.0.0.1:7420".parse().unwrap());
     assert_eq!(config.admin, Some("127.0.0.1:7421".parse().unwrap()));
@@ -65,7 +65,7 @@ fn nothing_gives_the_defaults() {
 }
 
 #[test]
-fn an_empty_file_and_a_file_of_nulls_give_the_defaults_too() {
+fn null_gives_the_default_of_each_key() {
     let nulls = json!({
         "listen": null, "coordinator": null, "prefix": null, "shards": null, "history": null,
         "log": { "maxBytes": null }, "heartbeat": null, "logFormat": null, "logLevel": null,
@@ -79,7 +79,7 @@ fn an_empty_file_and_a_file_of_nulls_give_the_defaults_too() {
 }
 
 #[test]
-fn each_gateway_makes_up_a_name_of_its_own() {
+fn gateways_without_an_id_get_different_random_ones() {
     let (one, other) = (Config::default(), Config::default());
     assert_ne!(one.gateway_id, other.gateway_id);
     assert!(one.gateway_id.starts_with("gw-") && one.gateway_id.len() == 15, "{}", one.gateway_id);
@@ -100,12 +100,13 @@ fn every_key_of_the_gateway_is_set() {
             "maxStreams": 10, "maxStreamsPerConnection": 15, "maxStreamsPerIdentity": 16,
             "maxRequestsPerConnection": 17, "maxPendingBytes": "19MiB",
             "maxPendingBytesPerIdentity": "18MiB", "maxHeaderBytes": "20KiB", "eventsPerSecond": 21,
-            "eventBurst": 22, "handshakeTimeout": "23s", "requestTimeout": "24s", "idleTimeout": "25s",
+            "eventBurst": 22, "handshakeTimeout": "23s", "requestTimeout": "24s",
+            "idleTimeout": "25s",
         },
         "keepalive": { "interval": "26s", "timeout": "27s" },
         "drain": { "delay": "11s", "spread": 12, "timeout": "13s" },
-        "otlp": { "endpoint": "http://[::1]:4317", "timeout": "14s", "sampleOneIn": 15, "header": "x-key",
-            "headerSecret": { "@type": "Value", "secret": "hunter2" } },
+        "otlp": { "endpoint": "http://[::1]:4317", "timeout": "14s", "sampleOneIn": 15,
+            "header": "x-key", "headerSecret": { "@type": "Value", "secret": "hunter2" } },
     }));
     let expected = Config {
         gateway_id: "mx1".into(),
@@ -160,7 +161,7 @@ fn every_key_of_the_gateway_is_set() {
 }
 
 #[test]
-fn limits_that_are_set_make_others_smaller_or_larger() {
+fn defaults_follow_the_limits_that_were_set() {
     let limits = |document| load(&json!({ "limits": document })).limits;
     assert_eq!(limits(json!({ "maxConnections": 7 })).max_connections_per_peer, 7);
     let small = limits(json!({ "maxPendingBytes": "8MiB" }));
@@ -170,7 +171,7 @@ fn limits_that_are_set_make_others_smaller_or_larger() {
 }
 
 #[test]
-fn admin_can_be_nowhere() {
+fn the_admin_port_can_be_turned_off() {
     assert_eq!(load(&json!({ "admin": null })).admin, None);
 }
 
@@ -191,8 +192,9 @@ fn the_defaults_of_redis() {
 #[test]
 fn every_key_of_redis_is_set() {
     let found = redis(load(&json!({ "coordinator": {
-        "@type": "Redis", "url": "redis://r:1/2", "timeout": "3s", "minReplicas": 1, "poolMaxConnections": 4,
-        "poolTimeoutCreate": "5s", "poolTimeoutWait": 6, "poolTimeoutRecycle": null,
+        "@type": "Redis", "url": "redis://r:1/2", "timeout": "3s", "minReplicas": 1,
+        "poolMaxConnections": 4, "poolTimeoutCreate": "5s", "poolTimeoutWait": 6,
+        "poolTimeoutRecycle": null,
     } })));
     let pool = Pool {
         max_connections: 4,
@@ -228,8 +230,8 @@ fn the_defaults_of_a_cluster() {
 fn every_key_of_a_cluster_is_set() {
     let found = cluster(load(&json!({ "coordinator": {
         "@type": "RedisCluster", "urls": ["redis://a", "redis://b"], "timeout": "1s",
-        "minReplicas": 2, "authUsername": "u", "authSecret": { "@type": "Value", "secret": "s" }, "maxRetries": 2,
-        "minRetryWait": "3ms", "maxRetryWait": "4ms", "readFromReplicas": false,
+        "minReplicas": 2, "authUsername": "u", "authSecret": { "@type": "Value", "secret": "s" },
+        "maxRetries": 2, "minRetryWait": "3ms", "maxRetryWait": "4ms", "readFromReplicas": false,
         "protocolVersion": "resp2", "poolMaxConnections": 5, "poolTimeoutCreate": null,
         "poolTimeoutWait": null, "poolTimeoutRecycle": "6s",
     } })));
@@ -283,19 +285,33 @@ fn the_certificates_are_set() {
     }
 }
 
+/// A document with the `@type`s that `key` needs.
+pub(super) fn shape_with(key: &Key) -> Value {
+    let mut document = document_for(key);
+    let types = |group: &str| match group {
+        "secret" => "Value",
+        "variableName" => "EnvironmentVariable",
+        _ => "File",
+    };
+    if let Some((secret, name)) = key.path.rsplit_once('.')
+        && ["secret", "variableName", "filePath"].contains(&name)
+    {
+        document = with(document, &format!("{secret}.@type"), types(name));
+        document = with(document, &key.path, "x");
+    } else if key.path.ends_with("ecret.@type") || key.path == "frameKey.@type" {
+        document = with(document, &key.path, "None");
+    }
+    document
+}
+
 /// A document in which `key` can be set.
-fn place_of(key: &Key) -> Value {
+fn document_for(key: &Key) -> Value {
     let group = key.path.split('.').next().unwrap();
     if !["coordinator", "inMemoryStore"].contains(&group) {
         return json!({});
     }
-    let documents = ["Redis", "RedisCluster"].map(|variant| json!({ group: { "@type": variant } }));
-    let unknown = format!("{}: is not known", key.path);
-    let known = documents.into_iter().find(|document| {
-        let probe = with(document.clone(), &key.path, "?").to_string();
-        !load_text(&probe).is_err_and(|lines| lines.iter().any(|line| line.starts_with(&unknown)))
-    });
-    known.unwrap_or_else(|| panic!("{} has no place", key.path))
+    let variant = key.variants.first().copied().unwrap_or("Redis");
+    json!({ group: { "@type": variant } })
 }
 
 /// The range violation of `value` at `key`.
@@ -311,7 +327,7 @@ fn range_problem(document: &Value, key: &Key, value: Value) -> Option<String> {
 }
 
 /// `limit` as a number: itself, milliseconds, or bytes.
-fn number_of(limit: &str) -> u64 {
+pub(super) fn number_of(limit: &str) -> u64 {
     let number = limit.parse().ok();
     let duration = || crate::config::units::parse_duration(limit);
     let millis = || duration().map(|duration| u64::try_from(duration.as_millis()).unwrap());
@@ -322,14 +338,15 @@ fn number_of(limit: &str) -> u64 {
 fn every_range_holds_at_both_ends() {
     let mut ranges = 0;
     for key in keys() {
-        let Some(range) = &key.range else { continue };
+        // The length of a text has a range too: see `prefix_and_gateway_id_are_checked`.
+        let Some(range) = key.range.as_ref().filter(|_| key.type_name != "text") else { continue };
         ranges += 1;
         let (least, most) = range.split_once(" to ").unwrap();
-        let document = place_of(key);
+        let document = document_for(key);
         for limit in [least, most] {
             let number = json!(number_of(limit));
             assert_eq!(range_problem(&document, key, number), None, "{} = {limit}", key.path);
-            // As text too, where it is more than a number.
+            // As text too, where the limit has a unit.
             if limit.parse::<u64>().is_err() {
                 assert_eq!(range_problem(&document, key, json!(limit)), None, "{}", key.path);
             }

@@ -1,4 +1,4 @@
-//! The variants of the bus, and what they ask of their keys.
+//! The variants of the bus, and the rules of their keys.
 
 use serde_json::{Value, json};
 
@@ -10,19 +10,19 @@ fn bus(coordinator: &Value) -> Value {
 }
 
 #[test]
-fn embedded_is_the_default_and_can_be_said() {
+fn embedded_is_the_default_and_can_be_named() {
     assert_eq!(load(&json!({})).bus, BusConfig::Embedded);
     assert_eq!(load(&bus(&json!({ "@type": "Embedded" }))).bus, BusConfig::Embedded);
 }
 
 #[test]
-fn disabled_has_nothing_to_do() {
+fn a_disabled_coordinator_is_refused() {
     let line = error(&bus(&json!({ "@type": "Disabled" })));
     assert!(line.starts_with("coordinator.@type: ") && line.contains("nothing to do"), "{line}");
 }
 
 #[test]
-fn default_is_the_redis_of_the_store() {
+fn default_shares_the_redis_of_the_store() {
     let store = json!({ "@type": "Redis", "url": "redis://r:7", "poolMaxConnections": 3 });
     let document = json!({ "coordinator": { "@type": "Default" }, "inMemoryStore": store });
     let shared = redis(load(&document));
@@ -48,7 +48,7 @@ fn default_without_a_redis_store_is_an_error() {
 }
 
 #[test]
-fn what_is_wrong_with_the_store_is_told_under_its_name() {
+fn violations_of_the_store_have_its_path() {
     let store = json!({ "@type": "Redis", "url": "http://x", "poolMaxConnections": 0, "ulr": "" });
     let lines = errors(&json!({ "coordinator": { "@type": "Default" }, "inMemoryStore": store }));
     assert_eq!(lines.len(), 3, "{lines:#?}");
@@ -56,26 +56,29 @@ fn what_is_wrong_with_the_store_is_told_under_its_name() {
 }
 
 #[test]
-fn a_store_that_is_not_used_may_be_any() {
+fn an_unused_store_may_have_any_type() {
     let sharded = json!({ "@type": "Sharded", "stores": [{ "@type": "Redis" }] });
     assert_eq!(load(&json!({ "inMemoryStore": sharded })).bus, BusConfig::Embedded);
-    // Neither are its secrets looked for.
+    // Its secrets are not read.
     let secret = json!({ "@type": "EnvironmentVariable", "variableName": "NOT_SET" });
     let store = json!({ "@type": "RedisCluster", "authSecret": secret });
     assert_eq!(load(&json!({ "inMemoryStore": store })).bus, BusConfig::Embedded);
-    // Its keys are checked where they are known.
+    // The keys of a known type are checked all the same.
     let line = error(&json!({ "inMemoryStore": { "@type": "Redis", "uri": "redis://x" } }));
     assert_eq!(line, "inMemoryStore.uri: is not known; did you mean url?");
 }
 
 #[test]
-fn the_type_must_be_there_and_be_one_of_ours() {
+fn a_missing_or_unknown_type_is_refused() {
     let line = error(&bus(&json!({ "url": "redis://x" })));
     assert!(line.starts_with("coordinator.@type: is missing: one of Embedded, Redis,"), "{line}");
     let line = error(&bus(&json!({ "@type": "Rediscluster", "urls": [] })));
     assert!(line.ends_with("did you mean RedisCluster?"), "{line}");
     let line = error(&bus(&json!({ "@type": "Kafka", "brokers": ["a"], "groupId": "b" })));
-    assert!(line.starts_with("coordinator.@type: \"Kafka\" is none of Embedded, Redis,"), "{line}");
+    assert!(
+        line.starts_with("coordinator.@type: \"Kafka\" is not one of Embedded, Redis,"),
+        "{line}"
+    );
     let line = error(&bus(&json!({ "@type": 5 })));
     assert_eq!(line, "coordinator.@type: is a number; expected a string");
     let line = error(&bus(&json!("Redis")));
@@ -92,12 +95,14 @@ fn keys_of_another_variant_are_unknown() {
     assert_eq!(line, "coordinator.url: is not known; did you mean urls?");
 }
 
-/// As other servers write it: sets as objects, durations both ways, null for what is not set, and an id.
+/// As other servers write it: sets as objects, durations both ways, null for what is not set, and
+/// an id.
 #[test]
-fn an_object_of_an_existing_deployment_is_taken_as_it_is() {
+fn an_object_of_an_existing_deployment_is_accepted_unchanged() {
     let found = cluster(load(&json!({ "coordinator": {
         "id": "singleton", "@type": "RedisCluster",
-        "urls": { "redis://10.0.0.1:7000": true, "redis://10.0.0.2:7000": true, "redis://old": false },
+        "urls": { "redis://10.0.0.1:7000": true, "redis://10.0.0.2:7000": true,
+            "redis://old": false },
         "timeout": 10000, "authUsername": "stalwart", "authSecret": { "@type": "None" },
         "maxRetryWait": null, "minRetryWait": null, "maxRetries": null, "readFromReplicas": true,
         "protocolVersion": "resp2", "poolMaxConnections": 10, "poolTimeoutCreate": "30s",
@@ -109,7 +114,7 @@ fn an_object_of_an_existing_deployment_is_taken_as_it_is() {
     assert_eq!((found.max_retries, found.protocol), (3, Protocol::Resp2));
     assert_eq!(found.pool.timeout_wait, found.pool.timeout_create);
     assert_eq!(found.pool.timeout_recycle, None);
-    assert_eq!(found.credentials(), (None, None), "a user alone logs nobody in");
+    assert_eq!(found.credentials(), (None, None), "a user without a secret does not log in");
 
     let found = redis(load(&json!({
         "coordinator": { "@type": "Default", "id": "singleton" },
@@ -129,7 +134,7 @@ fn a_cluster_needs_a_url() {
 }
 
 #[test]
-fn a_set_of_something_else_is_an_error() {
+fn a_set_of_other_values_than_strings_is_refused() {
     let cases = [
         (json!("redis://x"), "coordinator.urls: is a string; expected an array of strings"),
         (json!([5]), "coordinator.urls[0]: is a number; expected a string"),
@@ -143,7 +148,7 @@ fn a_set_of_something_else_is_an_error() {
 }
 
 #[test]
-fn each_broken_url_of_a_cluster_is_named_by_its_place() {
+fn each_broken_url_of_a_cluster_is_named_by_its_index() {
     let urls = json!([
         "redis://a",
         "http://b",
@@ -191,7 +196,7 @@ fn the_protocol_of_a_cluster_comes_from_key_or_url_and_they_must_agree() {
     let line = error(&with("redis://a?protocol=resp3", json!("resp2")));
     assert_eq!(line, "coordinator.protocolVersion: is resp2, but the URLs say resp3");
     let line = error(&with("redis://a", json!("resp4")));
-    assert!(line.contains("\"resp4\" is none of resp2, resp3"), "{line}");
+    assert!(line.contains("\"resp4\" is not one of resp2, resp3"), "{line}");
 }
 
 #[test]
@@ -225,13 +230,13 @@ fn the_waits_between_retries_are_in_order() {
     assert_eq!(waits(of(json!(700), json!(700))), (700, 700));
     let line = error(&of(json!("2s"), json!("1s")));
     assert_eq!(line, "coordinator.minRetryWait: 2s is more than maxRetryWait, which is 1s");
-    // Where one is broken there is nothing to compare.
+    // A broken value is not compared.
     let line = error(&of(json!("2x"), json!("1ms")));
     assert!(line.starts_with("coordinator.minRetryWait: \"2x\" is not a duration"), "{line}");
 }
 
 #[test]
-fn replicas_are_asked_for_by_number() {
+fn the_number_of_replicas_has_limits() {
     let of =
         |variant: &str, number: Value| bus(&json!({ "@type": variant, "minReplicas": number }));
     assert_eq!(redis(load(&of("Redis", json!(16)))).min_replicas, 16);
@@ -281,7 +286,7 @@ fn certificates_are_checked() {
 }
 
 #[test]
-fn an_unused_stores_files_are_not_looked_for() {
+fn the_files_of_an_unused_store_are_not_read() {
     let tls = json!({ "caCertificate": "/no/such/file" });
     let store = json!({ "@type": "Redis", "url": "rediss://r", "tls": tls });
     assert_eq!(load(&json!({ "inMemoryStore": store })).bus, BusConfig::Embedded);

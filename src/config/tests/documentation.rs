@@ -1,14 +1,131 @@
-//! docs/configuration.md says what is true.
+//! The tables of docs/configuration.md are made from the declarations, and its examples are real.
+//!
+//! `UPDATE_DOCS=1 cargo nextest run --lib -E 'test(/tables_are_those/)'` rewrites the tables.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write};
 
 use serde_json::json;
 
 use super::load;
-use crate::config::{Config, keys};
+use crate::config::{
+    Config, Key,
+    declaration::{Shape, declarations},
+    keys,
+};
 
 const DOCUMENT: &str = include_str!("../../../docs/configuration.md");
 
+/// The table that a comment of the document asks for: `<!-- keys: history -->`.
+enum Table<'d> {
+    /// The keys at the prefixes; with `variants`, those that exactly these types of the bus have. A
+    /// prefix that ends with a dot leaves out the key itself.
+    Keys { prefixes: Vec<&'d str>, variants: Vec<&'d str> },
+    /// The variants of the key.
+    Variants(&'d str),
+}
+
+impl<'d> Table<'d> {
+    fn parse(line: &'d str) -> Option<Table<'d>> {
+        let text = line.strip_prefix("<!-- ")?.strip_suffix("-->")?;
+        let list = |text: &'d str| text.split(',').map(str::trim).collect();
+        match text.split_once(':')? {
+            ("keys", text) => {
+                let (prefixes, variants) = text.split_once(" of ").unwrap_or((text, ""));
+                let variants = if variants.is_empty() { vec![] } else { list(variants) };
+                Some(Table::Keys { prefixes: list(prefixes), variants })
+            }
+            ("variants", key) => Some(Table::Variants(key.trim())),
+            _ => None,
+        }
+    }
+
+    /// The fit of the table for a key: the length of the prefix, and whether the variants agree.
+    fn fit(&self, key: &Key) -> Option<(usize, bool)> {
+        let Table::Keys { prefixes, variants } = self else { return None };
+        if !variants.is_empty() && *variants != key.variants {
+            return None;
+        }
+        let fits = |prefix: &&&str| {
+            let rest = key.path.strip_prefix(**prefix);
+            prefix.is_empty()
+                || rest.is_some_and(|rest| {
+                    prefix.ends_with('.') || rest.is_empty() || rest.starts_with(['.', '['])
+                })
+        };
+        let longest = prefixes.iter().filter(fits).map(|prefix| prefix.len()).max()?;
+        Some((longest, !variants.is_empty()))
+    }
+}
+
+/// Keys of the store that the coordinator has too are listed once.
+fn is_listed(key: &Key) -> bool {
+    let of_store = key.path.strip_prefix("inMemoryStore.");
+    of_store.is_none_or(|name| name == "@type")
+}
+
+pub(super) fn row(key: &Key) -> String {
+    let default = key.default_text().map(|text| format!(" `{text}`")).unwrap_or_default();
+    let range = key.range.as_ref().map(|range| format!(" {range}")).unwrap_or_default();
+    let Key { path, type_name, meaning, .. } = key;
+    format!("| `{path}` | {type_name} |{default} |{range} | {meaning} |\n")
+}
+
+/// The document with new tables.
+fn made() -> String {
+    let tables: Vec<Table<'_>> = DOCUMENT.lines().filter_map(Table::parse).collect();
+    let mut bodies = vec![String::new(); tables.len()];
+    for key in keys().iter().filter(|key| is_listed(key)) {
+        let fits = tables.iter().enumerate().filter_map(|(i, table)| Some((table.fit(key)?, i)));
+        let (_, best) = fits.max().unwrap_or_else(|| panic!("no table for {}", key.path));
+        bodies[best] += &row(key);
+    }
+    for (table, body) in tables.iter().zip(&mut bodies) {
+        *body = match table {
+            Table::Keys { .. } => {
+                format!("| key | type | default | range | meaning |\n|---|---|---|---|---|\n{body}")
+            }
+            Table::Variants(key) => variants(key),
+        };
+    }
+    let mut document = String::new();
+    let mut bodies = bodies.into_iter();
+    let mut of_table = false;
+    for line in DOCUMENT.lines() {
+        if of_table && (line.is_empty() || line.starts_with('|')) {
+            continue;
+        }
+        if of_table {
+            document.push('\n');
+        }
+        writeln!(document, "{line}").unwrap();
+        of_table = Table::parse(line).is_some();
+        if of_table {
+            write!(document, "\n{}", bodies.next().unwrap()).unwrap();
+        }
+    }
+    document
+}
+
+fn variants(key: &str) -> String {
+    let declared = declarations().iter().find(|declaration| declaration.name == key).unwrap();
+    let Shape::Variants(variants) = &declared.shape else { panic!("{key} has no variants") };
+    let rows = variants.known.iter().map(|v| format!("| `{}` | {} |\n", v.name, v.meaning));
+    format!("| `@type` | meaning |\n|---|---|\n{}", rows.collect::<String>())
+}
+
+#[test]
+fn the_tables_are_those_of_the_declarations() {
+    let made = made();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
+        std::fs::write(path, &made).unwrap();
+        return;
+    }
+    for (line, made) in DOCUMENT.lines().zip(made.lines()) {
+        assert_eq!(line, made, "rewrite the tables with UPDATE_DOCS=1");
+    }
+    assert_eq!(DOCUMENT.len(), made.len(), "rewrite the tables with UPDATE_DOCS=1");
+}
 /// The rows about keys: key, default and range.
 fn rows() -> BTreeMap<&'static str, (&'static str, &'static str)> {
     let mut rows = BTreeMap::new();
@@ -20,8 +137,8 @@ fn rows() -> BTreeMap<&'static str, (&'static str, &'static str)> {
         } else if cells[0] == "key" {
             of_keys = true;
         } else if of_keys && !cells[0].starts_with('-') {
-            let [key, default, range, what] = cells[..] else { panic!("four cells: {line}") };
-            assert!(!what.is_empty(), "{line}");
+            let [key, _, default, range, meaning] = cells[..] else { panic!("five cells: {line}") };
+            assert!(!meaning.is_empty(), "{line}");
             let twice = rows.insert(key.trim_matches('`'), (default.trim_matches('`'), range));
             assert!(twice.is_none(), "twice: {line}");
         }
@@ -29,7 +146,7 @@ fn rows() -> BTreeMap<&'static str, (&'static str, &'static str)> {
     rows
 }
 
-/// The row that stands for a key: the keys of the store are those of the coordinator.
+/// The row of a key: the keys of the store have those of the coordinator.
 fn documented(path: &str) -> String {
     match path.strip_prefix("inMemoryStore.") {
         Some("@type") | None => path.to_owned(),
@@ -57,7 +174,7 @@ fn every_row_has_a_key() {
 }
 
 #[test]
-fn every_default_is_the_one_in_effect() {
+fn every_documented_default_is_the_effective_one() {
     let mut documents = vec![Config::default().effective()];
     for variant in ["RedisCluster", "Redis"] {
         documents.push(load(&json!({ "coordinator": { "@type": variant } })).effective());
@@ -78,13 +195,13 @@ fn every_default_is_the_one_in_effect() {
 }
 
 #[test]
-fn the_variables_and_the_json_in_it_are_real() {
+fn the_documented_variables_and_examples_load() {
     for variable in DOCUMENT.lines().filter_map(|line| line.strip_prefix("    TRUNKLINE_")) {
         let Some((name, _)) = variable.split_once('=') else { continue };
         let name = format!("TRUNKLINE_{name}");
         assert!(keys().iter().any(|key| key.variable().as_deref() == Some(&name)), "{name}");
     }
-    // Their files are those of the tests.
+    // In place of the files of the examples, those of the tests.
     let folder = tempfile::tempdir().unwrap();
     let tokens = folder.path().join("webmail.tokens");
     std::fs::write(&tokens, "a-token-of-the-webmail\n").unwrap();
@@ -105,7 +222,7 @@ fn the_variables_and_the_json_in_it_are_real() {
 }
 
 #[test]
-fn the_errors_shown_in_it_are_the_real_ones() {
+fn the_documented_errors_are_those_of_the_loader() {
     let text = r#"{"coordinator": {"@type": "Redis", "poolMaxConection": 1}}"#;
     let env = [("TRUNKLINE_COORDINATOR__TIMEOUT", "0s"), ("TRUNKLINE_LISTN", "x")];
     let lines = super::load_all(text, &env, &[("history.maxAge", "5 minutes")]).unwrap_err();

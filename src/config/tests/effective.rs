@@ -1,19 +1,20 @@
-//! The effective configuration: whole, masked, and loadable.
+//! The effective configuration: complete, masked, and loadable.
 
 use serde_json::{Value, json};
 
 use super::{file_of, load, load_all};
-use crate::config::{Config, Problem, Sources, keys};
+use crate::config::{Config, Problem, Sources, keys, keys::Kind};
 
 #[test]
-fn it_can_be_loaded_again_and_gives_the_same() {
+fn loading_the_effective_configuration_gives_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let pem = folder.path().join("ca.pem").to_str().unwrap().to_owned();
     std::fs::write(&pem, "-----BEGIN CERTIFICATE-----\n").unwrap();
     let documents = [
         json!({ "gatewayId": "a" }),
-        json!({ "gatewayId": "a", "admin": null, "shards": 3, "logFormat": "json", "heartbeat": 1001,
-            "history": { "maxBytes": 1025 }, "limits": { "maxEventBytes": 1025 } }),
+        json!({ "gatewayId": "a", "admin": null, "shards": 3, "logFormat": "json",
+            "heartbeat": 1001, "history": { "maxBytes": 1025 },
+            "limits": { "maxEventBytes": 1025 } }),
         json!({ "gatewayId": "a", "coordinator": { "@type": "Redis", "poolTimeoutWait": null,
             "url": "rediss://x:1/2?protocol=resp3", "tls": { "caCertificate": pem } } }),
         json!({ "gatewayId": "a", "coordinator": { "@type": "Redis", "url": "unix:///x?db=2" } }),
@@ -32,20 +33,21 @@ fn it_can_be_loaded_again_and_gives_the_same() {
 }
 
 #[test]
-fn a_name_that_was_made_up_is_left_out() {
+fn a_random_gateway_id_is_not_in_the_effective_configuration() {
     assert_eq!(load(&json!({})).effective()["gatewayId"], Value::Null);
     assert_eq!(load(&json!({ "gatewayId": "a" })).effective()["gatewayId"], "a");
 }
 
 #[test]
-fn it_holds_every_key() {
+fn the_effective_configuration_has_every_key() {
     let cluster = json!({ "coordinator": { "@type": "RedisCluster" } });
     let single = json!({ "coordinator": { "@type": "Redis" } });
     let documents = [load(&single).effective(), load(&cluster).effective()];
     for key in keys() {
-        // What Default took from the store stands under coordinator; of a secret only what its type has is there.
-        let elsewhere = key.path.starts_with("inMemoryStore") || key.path == "coordinator.id";
-        // Nobody has rights by default.
+        // The keys of the store are shown under coordinator; a secret has only the keys of its
+        // type.
+        let elsewhere = key.path.starts_with("inMemoryStore") || key.kind == Kind::Ignored;
+        // There are no identities by default.
         let of_auth = key.path.starts_with("auth.");
         let of_secret = key.path.contains("Secret.") || key.path.starts_with("frameKey.");
         if elsewhere || of_auth || of_secret {
@@ -57,7 +59,7 @@ fn it_holds_every_key() {
 }
 
 #[test]
-fn secrets_are_masked_and_the_mask_is_no_secret() {
+fn secrets_are_masked_and_the_mask_is_refused_as_a_secret() {
     let secret = json!({ "@type": "Value", "secret": "hunter2" });
     let config = load(&json!({ "coordinator": { "@type": "RedisCluster", "authSecret": secret,
         "urls": ["redis://user:hunter2@a"] } }));
@@ -75,7 +77,7 @@ fn secrets_are_masked_and_the_mask_is_no_secret() {
 }
 
 #[test]
-fn the_secret_of_the_trace_collector_is_masked_too() {
+fn the_secret_of_the_trace_collector_is_masked() {
     let secret = json!({ "@type": "Value", "secret": "hunter2" });
     let config = load(&json!({ "otlp": { "endpoint": "http://a:1", "headerSecret": secret } }));
     assert_eq!(config.effective()["otlp"]["headerSecret"]["secret"], "***");
@@ -83,7 +85,7 @@ fn the_secret_of_the_trace_collector_is_masked_too() {
 }
 
 #[test]
-fn secrets_that_lie_elsewhere_are_named_by_their_place() {
+fn secrets_in_variables_and_files_are_shown_by_name() {
     let file = file_of("hunter2\n");
     let path = file.path().to_str().unwrap();
     let secrets = [

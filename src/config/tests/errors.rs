@@ -1,4 +1,4 @@
-//! What is wrong is told: all of it, each with its place.
+//! Violations: all of them are reported, each with its path.
 
 use serde_json::{Value, json};
 
@@ -6,13 +6,14 @@ use super::{error, errors, load, load_text};
 use crate::config::{Config, ConfigErrors, Origin, Problem, Sources};
 
 #[test]
-fn everything_is_told_at_once() {
+fn all_violations_are_reported_at_once() {
     let lines = errors(&json!({
         "listen": "localhost:7420",
         "shards": 257,
         "heartbeet": "1s",
         "history": { "maxAge": "5 minutes" },
-        "coordinator": { "@type": "Redis", "url": "http://x", "poolMaxConection": 10, "timeout": 0 },
+        "coordinator": { "@type": "Redis", "url": "http://x", "poolMaxConection": 10,
+            "timeout": 0 },
         "limits": { "maxEventBytes": true },
         "logLevel": "inof",
     }));
@@ -24,7 +25,7 @@ fn everything_is_told_at_once() {
         "shards: 257 is out of range: at least 1, at most 256",
         "history.maxAge: \"5 minutes\" is not a duration",
         "limits.maxEventBytes: is a boolean; expected a size",
-        "logLevel: \"inof\" is none of off, error, warn, info, debug, trace; did you mean info?",
+        "logLevel: \"inof\" is not one of off, error, warn, info, debug, trace; did you mean info?",
         "heartbeet: is not known; did you mean heartbeat?",
     ];
     assert_eq!(lines.len(), expected.len(), "{lines:#?}");
@@ -34,7 +35,7 @@ fn everything_is_told_at_once() {
 }
 
 #[test]
-fn an_unknown_key_names_the_nearest() {
+fn an_unknown_key_gets_the_most_similar_one_suggested() {
     let cases = [
         (json!({ "lsten": 1 }), "lsten: is not known; did you mean listen?"),
         (json!({ "Listen": 1 }), "Listen: is not known; did you mean listen?"),
@@ -65,7 +66,7 @@ fn an_unknown_key_names_the_nearest() {
 }
 
 #[test]
-fn values_of_the_wrong_type_are_told() {
+fn values_of_the_wrong_type_are_refused() {
     let cases = [
         (json!({ "listen": 7420 }), "listen: is a number; expected an IP address with a port"),
         (json!({ "shards": "4" }), "shards: is a string; expected a whole number"),
@@ -82,7 +83,7 @@ fn values_of_the_wrong_type_are_told() {
         (json!({ "logFormat": 1 }), "logFormat: is a number; expected a string"),
         (
             json!({ "logFormat": "jsn" }),
-            "logFormat: \"jsn\" is none of text, json; did you mean json?",
+            "logFormat: \"jsn\" is not one of text, json; did you mean json?",
         ),
         (json!({ "prefix": {} }), "prefix: is an object; expected a string"),
         (
@@ -103,7 +104,7 @@ fn values_of_the_wrong_type_are_told() {
 }
 
 #[test]
-fn the_two_listeners_need_two_ports() {
+fn the_two_listeners_need_different_ports() {
     let clash =
         |listen: &str, admin: &str| json!({ "listen": listen, "admin": admin, "insecure": true });
     for (listen, admin) in [
@@ -128,6 +129,26 @@ fn the_two_listeners_need_two_ports() {
     assert!(line.starts_with("admin: 127.0.0.1:7421 is taken by listen"), "{line}");
 }
 
+/// An object without a certificate sets no TLS: `"tls": {}` must not open a port in plain text.
+#[test]
+fn plain_text_beyond_this_machine_needs_to_be_asked_for() {
+    let refused = "listen: 0.0.0.0:1 can be reached from other machines: anybody who reaches it";
+    for document in [
+        json!({ "listen": "0.0.0.0:1" }),
+        json!({ "listen": "0.0.0.0:1", "tls": {} }),
+        json!({ "listen": "0.0.0.0:1", "tls": { "clientCertificates": "optional" } }),
+    ] {
+        let line = error(&document);
+        assert!(line.starts_with(refused), "{line}");
+    }
+    // Broken TLS is reported once.
+    let broken = json!({ "listen": "0.0.0.0:1", "tls": { "certificate": "/no/such/file" } });
+    let lines = errors(&broken);
+    assert!(lines.iter().all(|line| line.starts_with("tls.")), "{lines:#?}");
+    load(&json!({ "listen": "0.0.0.0:1", "insecure": true }));
+    load(&json!({ "listen": "127.0.0.2:1" }));
+}
+
 #[test]
 fn limits_and_drain_are_consistent() {
     let line = error(&json!({ "limits": { "maxRequestBytes": "32KiB" } }));
@@ -135,12 +156,12 @@ fn limits_and_drain_are_consistent() {
     assert_eq!(line, expected);
     let line = error(&json!({ "drain": { "spread": "11s" } }));
     assert_eq!(line, "drain.spread: 11s is more than drain.timeout, which is 10s");
-    // The default makes room for a short limit.
+    // The default is lowered to the limit.
     assert_eq!(load(&json!({ "drain": { "timeout": "1s" } })).drain.spread.as_secs(), 1);
 }
 
 #[test]
-fn names_have_their_rules() {
+fn prefix_and_gateway_id_are_checked() {
     for (document, expected) in [
         (
             json!({ "prefix": "" }),
@@ -169,10 +190,10 @@ fn log_levels_are_checked() {
         load(&json!({ "logLevel": level }));
     }
     for (level, expected) in [
-        ("", "logLevel: \"\" is none of off"),
-        ("info,", "logLevel: \"\" is none of off"),
-        ("trunkline=dbg", "logLevel: \"dbg\" is none of off"),
-        ("verbose", "logLevel: \"verbose\" is none of off"),
+        ("", "logLevel: \"\" is not one of off"),
+        ("info,", "logLevel: \"\" is not one of off"),
+        ("trunkline=dbg", "logLevel: \"dbg\" is not one of off"),
+        ("verbose", "logLevel: \"verbose\" is not one of off"),
         ("=info", "logLevel: \"=info\" names no target"),
     ] {
         let line = error(&json!({ "logLevel": level }));
@@ -181,14 +202,16 @@ fn log_levels_are_checked() {
 }
 
 #[test]
-fn a_key_that_stands_twice_is_an_error_and_the_rest_is_told_too() {
-    let text = r#"{"prefix": "a", "log": {"maxBytes": 1024, "maxBytes": 2048}, "prefix": "b", "x": 1,
-        "coordinator": {"@type": "RedisCluster", "urls": {"redis://:hunter2@a": true, "redis://:hunter2@a": true}}}"#;
+fn a_duplicate_key_is_reported_with_all_other_violations() {
+    let text = r#"{
+        "prefix": "a", "log": {"maxBytes": 1024, "maxBytes": 2048}, "prefix": "b", "x": 1,
+        "coordinator": {"@type": "RedisCluster",
+            "urls": {"redis://:hunter2@a": true, "redis://:hunter2@a": true}}}"#;
     let lines = load_text(text).unwrap_err();
     assert_eq!(lines.len(), 4, "{lines:#?}");
-    assert_eq!(lines[0], "log.maxBytes: is there twice");
-    assert_eq!(lines[1], "prefix: is there twice");
-    assert_eq!(lines[2], "coordinator.urls.a URL: is there twice");
+    assert_eq!(lines[0], "log.maxBytes: occurs twice");
+    assert_eq!(lines[1], "prefix: occurs twice");
+    assert_eq!(lines[2], "coordinator.urls.a URL: occurs twice");
     assert!(lines[3].starts_with("x: is not known"), "{lines:#?}");
 }
 
@@ -199,7 +222,7 @@ fn violations_of(text: &str) -> ConfigErrors {
 }
 
 #[test]
-fn what_is_no_json_is_told_with_its_place() {
+fn a_syntax_error_is_reported_with_line_and_column() {
     for (text, place, why) in [
         ("{\n  \"listen\": \"x\",\n}", (3, 1), "trailing comma"),
         ("{ \"listen\" \"x\" }", (1, 12), "expected `:`"),
@@ -220,7 +243,7 @@ fn what_is_no_json_is_told_with_its_place() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_named_and_the_other_sources_are_still_checked() {
+fn an_unreadable_file_is_reported_and_the_other_sources_are_checked() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("none.json");
     let sources = Sources {
@@ -240,7 +263,7 @@ fn a_file_that_cannot_be_read_is_named_and_the_other_sources_are_still_checked()
 }
 
 #[test]
-fn long_and_odd_text_stays_one_short_line() {
+fn long_and_odd_text_is_reported_in_one_short_line() {
     let long = "x".repeat(100_000);
     let line = error(&json!({ "listen": format!("a\nb\u{1b}[31m{long}") }));
     assert!(line.starts_with("listen: \"a\\nb\\u{1b}[31m"), "{line}");

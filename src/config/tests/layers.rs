@@ -1,4 +1,4 @@
-//! File, environment and command line over each other.
+//! File, environment and command line override one another.
 
 use std::collections::BTreeSet;
 
@@ -21,13 +21,13 @@ fn each_source_overrides_the_one_before() {
 }
 
 #[test]
-fn of_one_flag_given_twice_the_later_counts() {
+fn the_later_of_two_equal_flags_wins() {
     let config = load_all("{}", &[], &[("prefix", "a"), ("prefix", "b")]).unwrap();
     assert_eq!(config.prefix, "b");
 }
 
 #[test]
-fn bare_text_is_read_as_what_the_key_wants() {
+fn text_of_a_variable_is_read_as_the_type_of_its_key() {
     let env = [
         ("TRUNKLINE_GATEWAY_ID", "12"),
         ("TRUNKLINE_PREFIX", "true"),
@@ -60,12 +60,12 @@ fn bare_text_is_read_as_what_the_key_wants() {
 }
 
 #[test]
-fn bare_text_is_no_number_in_a_file() {
+fn a_string_in_the_file_is_not_a_number() {
     assert!(load_all(r#"{"shards": "4"}"#, &[], &[]).is_err());
     assert!(load_all(r#"{"heartbeat": "2000"}"#, &[], &[]).is_err());
 }
 
-/// Documents of all shapes that the keys of `group` can have.
+/// Documents of all shapes that `group` can have.
 fn shapes(group: &str) -> Vec<Value> {
     let secrets = ["Value", "EnvironmentVariable", "File"];
     let cluster = |secret| json!({ "@type": "RedisCluster", "authSecret": { "@type": secret } });
@@ -88,26 +88,26 @@ fn shapes(group: &str) -> Vec<Value> {
 }
 
 #[test]
-fn every_single_key_has_a_variable_and_a_flag_that_reach_it() {
+fn every_key_can_be_set_by_its_variable_and_by_a_flag() {
     let mut seen = BTreeSet::new();
     for key in keys() {
         let Some(variable) = key.variable() else { continue };
         assert!(seen.insert(variable.clone()), "{variable} twice");
-        // For these any text is right; the test above sets them.
+        // Any text is valid for these; the test above sets them.
         if [".secret", ".authUsername"].iter().any(|free| key.path.ends_with(free)) {
             continue;
         }
-        let tells = |env: &[(&str, &str)], flags: &[(&str, &str)], origin: &str| {
+        let reports = |env: &[(&str, &str)], flags: &[(&str, &str)], origin: &str| {
             let start = format!("{} (from {origin}): ", key.path);
-            let told = shapes(key.path.split('.').next().unwrap()).iter().any(|shape| {
+            let reported = shapes(key.path.split('.').next().unwrap()).iter().any(|shape| {
                 let lines = load_all(&shape.to_string(), env, flags).unwrap_err();
                 let unknown = |line: &String| line.contains("is not known");
                 !lines.iter().any(unknown) && lines.iter().any(|line| line.starts_with(&start))
             });
-            assert!(told, "{start}");
+            assert!(reported, "{start}");
         };
-        tells(&[(&variable, "\u{7f} wrong")], &[], &variable);
-        tells(&[], &[(&key.path, "\u{7f} wrong")], "the command line");
+        reports(&[(&variable, "\u{7f} wrong")], &[], &variable);
+        reports(&[], &[(&key.path, "\u{7f} wrong")], "the command line");
     }
     assert!(seen.contains("TRUNKLINE_COORDINATOR__TYPE"));
     assert!(seen.contains("TRUNKLINE_HISTORY__MAX_AGE"));
@@ -116,13 +116,13 @@ fn every_single_key_has_a_variable_and_a_flag_that_reach_it() {
 }
 
 #[test]
-fn an_empty_variable_is_not_set() {
+fn an_empty_variable_counts_as_not_set() {
     let env = [("TRUNKLINE_LISTEN", ""), ("TRUNKLINE_NONSENSE", "")];
     assert_eq!(load_all(FILE, &env, &[]).unwrap().listen.port(), 1);
 }
 
 #[test]
-fn an_unknown_variable_names_the_nearest() {
+fn an_unknown_variable_gets_the_most_similar_one_suggested() {
     for (name, expected) in [
         ("TRUNKLINE_LISTN", "TRUNKLINE_LISTN: is not known; did you mean TRUNKLINE_LISTEN?"),
         (
@@ -141,7 +141,7 @@ fn an_unknown_variable_names_the_nearest() {
 }
 
 #[test]
-fn variables_of_others_are_left_alone() {
+fn foreign_variables_are_ignored() {
     let env = [
         ("PATH", "/bin"),
         ("trunkline_listen", "nonsense"),
@@ -155,12 +155,13 @@ fn variables_of_others_are_left_alone() {
 }
 
 #[test]
-fn a_variable_in_which_a_secret_lies_is_known() {
+fn a_variable_that_holds_a_secret_is_not_unknown() {
     let text = r#"{"coordinator": {"@type": "RedisCluster",
-        "authSecret": {"@type": "EnvironmentVariable", "variableName": "TRUNKLINE_REDIS_PASSWORD"}}}"#;
+        "authSecret": {"@type": "EnvironmentVariable",
+            "variableName": "TRUNKLINE_REDIS_PASSWORD"}}}"#;
     let config = load_all(text, &[("TRUNKLINE_REDIS_PASSWORD", "hunter2")], &[]).unwrap();
     assert_eq!(cluster(config).secret.unwrap().expose(), "hunter2");
-    // Also where the command line says so.
+    // Also where the command line names it.
     let overrides = [
         ("coordinator.@type", "RedisCluster"),
         ("coordinator.authSecret.@type", "EnvironmentVariable"),
@@ -171,7 +172,7 @@ fn a_variable_in_which_a_secret_lies_is_known() {
 }
 
 #[test]
-fn an_unknown_flag_names_the_nearest() {
+fn an_unknown_flag_gets_the_most_similar_one_suggested() {
     for (path, expected) in [
         ("prefx", "prefx (from the command line): is not known; did you mean prefix?"),
         (
@@ -180,7 +181,8 @@ fn an_unknown_flag_names_the_nearest() {
         ),
         (
             "coordinator.type",
-            "coordinator.type (from the command line): is not known; did you mean coordinator.@type?",
+            "coordinator.type (from the command line): is not known; did you mean \
+             coordinator.@type?",
         ),
         (
             "log",
@@ -193,15 +195,16 @@ fn an_unknown_flag_names_the_nearest() {
     }
 }
 
-/// `--redis URL` over a file with a cluster: the cluster's keys do not get in its way.
+/// `--redis URL` over a file with a cluster: the keys of the cluster are dropped.
 #[test]
-fn another_type_drops_the_keys_of_the_one_before() {
-    let text = r#"{"coordinator": {"@type": "RedisCluster", "urls": ["redis://a"], "maxRetries": 2, "timeout": "1s"}}"#;
+fn another_type_drops_the_keys_of_the_previous_one() {
+    let text = r#"{"coordinator": {"@type": "RedisCluster", "urls": ["redis://a"],
+        "maxRetries": 2, "timeout": "1s"}}"#;
     let flags = [("coordinator.url", "redis://b"), ("coordinator.@type", "Redis")];
     let found = redis(load_all(text, &[], &flags).unwrap());
     assert_eq!(found.url.to_string(), "redis://b");
     assert_eq!(found.timeout.as_secs(), 10, "the default, not the cluster's");
-    // Also those of the environment.
+    // Also the keys from the environment.
     let env = [
         ("TRUNKLINE_COORDINATOR__TYPE", "RedisCluster"),
         ("TRUNKLINE_COORDINATOR__MAX_RETRIES", "2"),
@@ -213,7 +216,7 @@ fn another_type_drops_the_keys_of_the_one_before() {
 }
 
 #[test]
-fn the_same_type_again_keeps_the_keys() {
+fn setting_the_same_type_keeps_the_keys() {
     let text = r#"{"coordinator": {"@type": "Redis", "url": "redis://a", "timeout": "1s"}}"#;
     let env = [("TRUNKLINE_COORDINATOR__TYPE", "Redis")];
     let found = redis(load_all(text, &env, &[("coordinator.url", "redis://b")]).unwrap());
@@ -221,14 +224,14 @@ fn the_same_type_again_keeps_the_keys() {
 }
 
 #[test]
-fn a_group_that_is_something_else_in_the_file_is_told() {
+fn a_group_of_another_type_in_the_file_is_reported_once() {
     let lines =
         load_all(r#"{"log": 5}"#, &[("TRUNKLINE_LOG__MAX_BYTES", "1KiB")], &[]).unwrap_err();
     assert_eq!(lines, ["log: is a number; expected an object"]);
 }
 
 #[test]
-fn a_violation_says_where_the_value_came_from() {
+fn a_violation_names_the_source_of_the_value() {
     let env = [
         ("TRUNKLINE_COORDINATOR__TYPE", "Disabled"),
         ("TRUNKLINE_SHARDS", "-1"),
@@ -249,11 +252,11 @@ fn a_violation_says_where_the_value_came_from() {
 }
 
 #[test]
-fn a_variable_with_an_odd_name_is_told_in_one_line() {
+fn a_variable_with_an_odd_name_is_reported_in_one_line() {
     for name in ["TRUNKLINE_A\nB", "TRUNKLINE_redis://:hunter2@h", "TRUNKLINE_\u{1b}[31m"] {
         let lines = load_all("{}", &[(name, "x")], &[]).expect_err("an error");
         assert_eq!(lines.len(), 1, "{lines:?}");
         assert!(!lines[0].contains("hunter2") && !lines[0].contains('\u{1b}'), "{lines:?}");
-        assert!(!lines[0].contains("(from"), "its name stands there once: {lines:?}");
+        assert!(!lines[0].contains("(from"), "its name is there once: {lines:?}");
     }
 }

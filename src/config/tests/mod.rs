@@ -1,12 +1,14 @@
-//! Tests of the whole: documents and variables in, configuration or violations out.
+//! Tests of the whole configuration: documents and variables in, settings or violations out.
 
 mod all_keys;
 mod bus;
+mod declaration;
 mod documentation;
 mod effective;
 mod errors;
 mod layers;
 mod random;
+mod schema;
 mod secrets;
 mod urls;
 
@@ -14,7 +16,7 @@ use serde_json::Value;
 
 use super::{BusConfig, Config, Redis, RedisCluster, Sources};
 
-/// A file with `text`, kept as long as what is returned lives.
+/// A file with `text`, deleted with what is returned.
 fn file_of(text: &str) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), text).unwrap();
@@ -25,7 +27,7 @@ fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
-/// What all three sources give: the configuration, or the lines of the errors.
+/// The configuration of all three sources, or the lines of the errors.
 fn load_all(
     text: &str,
     env: &[(&str, &str)],
@@ -80,10 +82,10 @@ fn cluster(config: Config) -> RedisCluster {
 
 /// `document` with `value` at `path`.
 fn with(mut document: Value, path: &str, value: impl Into<Value>) -> Value {
-    let mut place = &mut document;
+    let mut at = &mut document;
     for segment in path.split('.') {
-        place = &mut place[segment];
+        at = &mut at[segment];
     }
-    *place = value.into();
+    *at = value.into();
     document
 }

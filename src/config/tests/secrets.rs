@@ -1,4 +1,4 @@
-//! Secrets: where they are found, and that they show nowhere.
+//! Secrets: their sources, and that no output shows them.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -21,19 +21,19 @@ fn error_of(secret: &Value, env: &[(&str, &str)]) -> String {
 }
 
 #[test]
-fn none_is_none() {
+fn a_secret_of_type_none_is_none() {
     assert_eq!(secret_of(&json!({ "@type": "None" }), &[]).unwrap(), None);
     assert_eq!(secret_of(&json!(null), &[]).unwrap(), None);
 }
 
 #[test]
-fn a_value_is_taken_as_it_is() {
+fn a_secret_value_is_taken_unchanged() {
     let secret = secret_of(&json!({ "@type": "Value", "secret": " s\n" }), &[]).unwrap().unwrap();
     assert_eq!((secret.expose(), secret.source()), (" s\n", &SecretSource::Value));
 }
 
 #[test]
-fn a_variable_is_looked_up() {
+fn a_secret_is_read_from_its_variable() {
     let named = json!({ "@type": "EnvironmentVariable", "variableName": "REDIS_PASSWORD" });
     let secret = secret_of(&named, &[("REDIS_PASSWORD", "hunter2")]).unwrap().unwrap();
     assert_eq!(secret.expose(), "hunter2");
@@ -46,7 +46,7 @@ fn a_variable_is_looked_up() {
 }
 
 #[test]
-fn a_file_is_read_and_trimmed_at_its_end() {
+fn a_secret_is_read_from_its_file_and_trimmed_at_its_end() {
     let of = |text: &str| {
         let file = file_of(text);
         let secret = json!({ "@type": "File", "filePath": file.path().to_str().unwrap() });
@@ -74,13 +74,14 @@ fn a_file_is_read_and_trimmed_at_its_end() {
 }
 
 #[test]
-fn what_is_missing_or_wrong_is_told() {
+fn a_broken_secret_is_reported() {
     for (secret, expected) in [
         (json!({}), "coordinator.authSecret.@type: is missing: one of None, Value, Env"),
         (json!("hunter2"), "coordinator.authSecret: is a string; expected an object"),
         (
             json!({ "@type": "Vaule", "secret": "s" }),
-            "coordinator.authSecret.@type: \"Vaule\" is none of None, Value, EnvironmentVariable, File; did you",
+            "coordinator.authSecret.@type: \"Vaule\" is not one of None, Value, \
+             EnvironmentVariable, File; did you",
         ),
         (json!({ "@type": "Value" }), "coordinator.authSecret.secret: is missing: the secret"),
         (
@@ -114,13 +115,13 @@ fn what_is_missing_or_wrong_is_told() {
 }
 
 #[test]
-fn a_secret_shows_nothing() {
+fn a_secret_is_displayed_as_a_mask() {
     let secret = Secret::new("hunter2");
     assert_eq!(format!("{secret:?} {secret}"), "Secret(***) ***");
 }
 
 #[test]
-fn a_configuration_shows_no_secret() {
+fn a_configuration_displays_no_secret() {
     let secret = json!({ "@type": "Value", "secret": "hunter2" });
     for coordinator in [
         json!({ "@type": "RedisCluster", "authSecret": secret, "urls": ["redis://u:hunter2@a"] }),
@@ -136,10 +137,13 @@ fn a_configuration_shows_no_secret() {
     }
 }
 
-/// Passwords that were put into places where they break something.
+/// Documents with a password where it is an error.
 fn leaky_documents(password: &str) -> Vec<Value> {
     let url = format!("redis://user:{password}@host:6379/1");
-    let bus = |kind: &str, key: &str, value: Value| json!({ "coordinator": { "@type": kind, key: value } });
+    let bus = |kind: &str, key: &str, value: Value| {
+        let bus = json!({ "@type": kind, key: value });
+        json!({ "coordinator": bus })
+    };
     vec![
         bus("Redis", "url", json!(url)),
         bus("Redis", "url", json!(format!("http://user:{password}@host"))),
@@ -181,7 +185,7 @@ fn assert_no_leak(password: &str) {
 }
 
 #[test]
-fn no_stray_separator_lets_a_password_out() {
+fn no_stray_separator_reveals_a_password() {
     for separator in
         ["", "/", "?", "#", "@", ":", "%", "&", "=", ",", ".", " ", "\n", "\"", "\\", "[", "://"]
     {
@@ -200,7 +204,7 @@ proptest! {
     }
 
     #[test]
-    fn a_password_written_with_percent_signs_arrives_and_is_masked(password in "\\PC{1,12}") {
+    fn a_percent_encoded_password_is_decoded_and_masked(password in "\\PC{1,12}") {
         prop_assume!(password.chars().any(|c| c != '*'));
         let encode = |text: String, byte| format!("{text}%{byte:02X}");
         let encoded = password.bytes().fold(String::new(), encode);
@@ -218,12 +222,12 @@ proptest! {
 }
 
 #[test]
-fn the_default_holds_none() {
+fn the_default_configuration_has_no_secret() {
     assert!(!format!("{:?}", Config::default()).contains("Secret"));
 }
 
 #[test]
-fn a_frame_key_is_long_and_several_stand_one_a_line() {
+fn frame_keys_have_a_minimum_length_and_may_be_several() {
     let (one, two) = ("a".repeat(32), "b".repeat(40));
     let document = |key: &Value, bus: &str| {
         json!({ "coordinator": { "@type": bus }, "frameKey": key }).to_string()
@@ -246,9 +250,6 @@ fn a_frame_key_is_long_and_several_stand_one_a_line() {
     assert_eq!(lines, ["frameKey.@type: holds a key of 31 bytes; each has at least 32"]);
     for key in [value(&one), named] {
         let lines = load_all(&document(&key, "Embedded"), &[], &[]).unwrap_err();
-        assert_eq!(
-            lines,
-            ["frameKey: has no effect: the bus is embedded, and nothing lies in Redis"]
-        );
+        assert_eq!(lines, ["frameKey: has no effect: the bus is embedded, without Redis"]);
     }
 }

@@ -16,7 +16,7 @@ fn tcp(host: &str, port: u16, tls: Option<TlsMode>) -> Endpoint {
 }
 
 #[test]
-fn every_scheme_is_understood() {
+fn every_scheme_is_parsed() {
     for scheme in ["redis", "valkey", "REDIS"] {
         assert_eq!(*url(&format!("{scheme}://h:1")).endpoint(), tcp("h", 1, None));
     }
@@ -35,7 +35,7 @@ fn every_scheme_is_understood() {
 }
 
 #[test]
-fn every_part_is_understood() {
+fn every_part_is_parsed() {
     let parsed = url("redis://us%40er:p%2Fss@h.example:7000/12?protocol=resp3");
     assert_eq!(*parsed.endpoint(), tcp("h.example", 7000, None));
     assert_eq!(parsed.username(), Some("us@er"));
@@ -62,13 +62,13 @@ fn every_part_is_understood() {
 }
 
 #[test]
-fn addresses_are_hosts() {
+fn hosts_may_be_addresses() {
     assert_eq!(*url("redis://127.0.0.1").endpoint(), tcp("127.0.0.1", 6379, None));
     assert_eq!(*url("redis://[::1]:7").endpoint(), tcp("::1", 7, None));
 }
 
 #[test]
-fn the_password_is_masked_and_nothing_else() {
+fn only_the_password_is_masked() {
     assert_eq!(url("redis://u:p@h:1/2?protocol=2").to_string(), "redis://u:***@h:1/2?protocol=2");
     assert_eq!(url("redis://:p@h").to_string(), "redis://:***@h");
     assert_eq!(url("unix:///s?pass=p&db=1").to_string(), "unix:///s?pass=***&db=1");
@@ -80,7 +80,7 @@ fn the_password_is_masked_and_nothing_else() {
 }
 
 #[test]
-fn each_mistake_is_named() {
+fn each_mistake_has_its_error() {
     use RedisUrlError as E;
     let socket = "db, user, pass and protocol";
     for (text, expected) in [
@@ -139,6 +139,7 @@ fn an_error_names_the_key() {
     let line = error(&json!({ "coordinator": { "@type": "Redis", "url": "redis://h#insecure" } }));
     assert_eq!(
         line,
-        "coordinator.url: is not a usable Redis URL: #insecure is for rediss and valkeys; this scheme has no TLS"
+        "coordinator.url: is not a usable Redis URL: #insecure is for rediss and valkeys; this \
+         scheme has no TLS"
     );
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::{
     bus::put_event,
     hub::{event::EventMeta, explanation::Explanation, log::IndexedFrame},
-    trace::Context,
+    trace_context::TraceContext,
 };
 
 /// A batch is full when it holds this much. Larger ones gain little, and a node's client may refuse
@@ -43,7 +43,7 @@ pub struct Events {
 #[derive(Clone, Copy, Debug)]
 pub struct TracedEvent {
     /// The trace.
-    pub context: Context,
+    pub context: TraceContext,
     /// The number of the event's kind.
     pub kind: u8,
     /// The time at which this gateway received the event, from the bus or from history.

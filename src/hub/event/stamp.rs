@@ -7,7 +7,7 @@ use prost::Message;
 use prost_types::Timestamp;
 use uuid::Uuid;
 
-use crate::trace::Carried;
+use crate::trace_context::IncomingTrace;
 
 use super::{
     EVENT_ID, EventView, PUBLISH_TIME, SOURCE, TRACEPARENT, TRACESTATE,
@@ -32,7 +32,7 @@ pub fn stamp(
     event: &EventView<'_>,
     node_id: &str,
     now: SystemTime,
-    trace: Option<&Carried>,
+    trace: Option<&IncomingTrace>,
     new_event_id: impl FnOnce() -> Uuid,
 ) -> Bytes {
     let meta = event.meta();

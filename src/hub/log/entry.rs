@@ -39,7 +39,7 @@ impl Entry {
                 let position = frame.last();
                 (Content::Frame(IndexedFrame::new(frame)), position)
             }
-            Delivery::Again(frame) => {
+            Delivery::Restored(frame) => {
                 let position = frame.last();
                 (Content::Restored(IndexedFrame::new(frame)), position)
             }

@@ -79,7 +79,7 @@ impl TestBus {
 
 fn end(delivery: &Delivery) -> Position {
     match delivery {
-        Delivery::Frame(frame) | Delivery::Again(frame) => frame.last(),
+        Delivery::Frame(frame) | Delivery::Restored(frame) => frame.last(),
         Delivery::Gap(gap) => gap.to,
         Delivery::Start(position) | Delivery::Epoch(position) => *position,
     }

@@ -1,16 +1,17 @@
-//! By which names the page may be opened.
+//! The host names under which the page may be opened.
 //!
-//! A web page from elsewhere cannot read this port: nothing allows it to (CORS). It could if it came from a name that its owner
-//! lets point here once it is loaded (DNS rebinding): to the browser that is the same place. So what names nodes is told only
-//! to who asks for an address, or for a name that nobody can own on the public internet.
+//! A web page of another origin cannot read this port (no CORS header allows it). It could after
+//! DNS rebinding: its owner lets the name of its origin point to this address once it is loaded. So
+//! data that names nodes is served only under an address, or under a name that nobody can own on
+//! the public internet.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// Endings that public DNS has not and will not have, and what clusters use.
+/// Suffixes that are reserved from public DNS, and those of clusters.
 const PRIVATE: [&str; 8] =
     [".localhost", ".local", ".internal", ".lan", ".home.arpa", ".svc", ".test", ".localdomain"];
 
-/// Whether a `Host` header names an address, or a name that no stranger can point here.
+/// True when a `Host` header names an address, or a name that no outsider can point here.
 pub fn is_private(host: &str) -> bool {
     if let Some(rest) = host.strip_prefix('[') {
         let Some((address, port)) = rest.split_once(']') else { return false };
@@ -28,8 +29,8 @@ pub fn is_private(host: &str) -> bool {
     let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
     !name.is_empty()
         && name.chars().all(is_name)
-        // A name without a dot is one of this machine or of its network: localhost, a container.
-        && (!name.contains('.') || PRIVATE.iter().any(|ending| name.ends_with(ending)))
+        // A name without a dot is local: localhost, a container.
+        && (!name.contains('.') || PRIVATE.iter().any(|suffix| name.ends_with(suffix)))
 }
 
 fn is_port(text: &str) -> bool {

@@ -1,23 +1,25 @@
-//! Every metric of a gateway, with its meaning. docs/operations.md lists them.
+//! All metrics of a gateway, with their meaning. docs/operations.md lists them.
 //!
-//! All families are there from the start, those of the shards without a value until the bus has started: an expression over
-//! them is never silently about nothing.
+//! All families exist from the start, those of the shards without samples until the bus has
+//! started, so that an alert never watches a name that does not exist.
 
 use std::time::{Duration, SystemTime};
 
 use trunkline_proto::kinds;
 
-use crate::observe::admin::text::Text;
+use super::{Sources, text::Text};
 use crate::{
     access::Rule,
     bus::{BusStatus, GapReason, ShardBusStatus},
+    errors::Limit,
     hub::log::{Capacity, Extent},
-    observe::counters::{Counters, Method},
-    rpc::service::Shared,
-    trace::Tracer,
+    observe::{
+        counters::{Counters, Method},
+        trace::Tracer,
+    },
 };
 
-/// A shard as the bus and its log see it.
+/// A shard: the state of its bus side and of its log.
 struct Shard {
     name: String,
     bus: ShardBusStatus,
@@ -25,10 +27,10 @@ struct Shard {
     capacity: Capacity,
 }
 
-/// All metrics, now.
-pub fn render(shared: &Shared) -> String {
+/// The current values of all metrics.
+pub fn render(sources: &Sources) -> String {
     let mut text = Text::default();
-    let hub = shared.hub.get();
+    let hub = sources.gateway.hub.get();
     let status = hub.map(|hub| hub.bus().status()).unwrap_or_default();
     let shards: Vec<Shard> = hub.map_or_else(Vec::new, |hub| {
         let each = status.shards.iter().zip(hub.logs()).enumerate();
@@ -40,40 +42,48 @@ pub fn render(shared: &Shared) -> String {
         })
         .collect()
     });
-    gateway(&mut text, shared);
-    events(&mut text, &shared.counters);
-    denied(&mut text, shared);
-    streams(&mut text, shared);
-    traces(&mut text, &shared.tracer);
-    connections(&mut text, shared);
+    gateway(&mut text, sources);
+    events(&mut text, &sources.records.counters);
+    denied(&mut text, sources);
+    streams(&mut text, sources);
+    traces(&mut text, &sources.tracer);
+    connections(&mut text, sources);
     bus(&mut text, &status);
-    proofs(&mut text, &shards);
+    liveness(&mut text, &shards);
     logs(&mut text, &shards);
     text.finish()
 }
 
-fn gateway(text: &mut Text, shared: &Shared) {
-    let bus = shared.hub.get().map_or("", |hub| hub.bus().kind());
-    let labels =
-        [("version", env!("CARGO_PKG_VERSION")), ("gateway_id", &shared.gateway_id), ("bus", bus)];
-    text.gauge("build_info", "1; its labels say what runs. The bus is empty until it has started.")
-        .sample(&labels, 1);
-    let uptime = shared.started.elapsed().unwrap_or_default();
-    text.gauge("uptime_seconds", "Time since the start.").sample(&[], uptime.as_secs_f64());
-    let since = shared.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+fn gateway(text: &mut Text, sources: &Sources) {
+    let bus = sources.gateway.hub.get().map_or("", |hub| hub.bus().kind());
+    let labels = [
+        ("version", env!("CARGO_PKG_VERSION")),
+        ("gateway_id", &sources.gateway.about.gateway_id),
+        ("bus", bus),
+    ];
+    text.gauge(
+        "build_info",
+        "Always 1; labels: version, gateway id and bus. The bus is empty until it has started.",
+    )
+    .sample(&labels, 1);
+    let uptime = sources.gateway.about.started.elapsed().unwrap_or_default();
+    text.gauge("uptime_seconds", "Time since the gateway started.")
+        .sample(&[], uptime.as_secs_f64());
+    let since =
+        sources.gateway.about.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     text.gauge("start_time_seconds", "When the gateway started, in seconds since 1970.")
         .sample(&[], since.as_secs_f64());
-    let serving = u8::from(shared.why_not_serving().is_none());
-    text.gauge("serving", "Whether the gateway serves: 1 or 0. /readyz says why not.")
+    let serving = u8::from(sources.gateway.why_not_serving().is_none());
+    text.gauge("serving", "1 while the gateway serves, otherwise 0: /readyz gives the reason.")
         .sample(&[], serving);
-    let draining = u8::from(shared.drain.borrow().is_some());
-    text.gauge("draining", "Whether the gateway is going away: 1 or 0.").sample(&[], draining);
+    let draining = u8::from(sources.gateway.is_draining());
+    text.gauge("draining", "1 while the gateway is draining, otherwise 0.").sample(&[], draining);
 }
 
 fn events(text: &mut Text, counters: &Counters) {
     let mut family = text.counter(
         "published_events_total",
-        "Events accepted by this gateway, by kind; unknown: kinds of newer nodes.",
+        "Events accepted by this gateway, by kind; unknown: kinds that it does not know.",
     );
     let mut unknown = 0;
     for (number, count) in counters.published_by_kind() {
@@ -85,21 +95,21 @@ fn events(text: &mut Text, counters: &Counters) {
     family.sample(&[("kind", "unknown")], unknown);
     text.histogram(
         "publish_duration_seconds",
-        "How long accepted Publish requests took, until the bus had all of their events.",
+        "Duration of accepted Publish requests, until the bus has accepted all events.",
         counters.publish_times(),
     );
-    text.counter("delivered_events_total", "Events sent, counted once a stream.")
+    text.counter("delivered_events_total", "Events sent to nodes, counted for each stream.")
         .sample(&[], counters.delivered_events());
-    text.counter("delivered_batches_total", "Messages in which events were sent.")
+    text.counter("delivered_batches_total", "Messages that carried these events.")
         .sample(&[], counters.delivered_batches());
     text.histogram(
         "delivery_lag_seconds",
-        "For each message sent: time since the oldest of its frames was made, replays included.",
+        "Age of the oldest frame in each message sent, replayed events included.",
         counters.lags(),
     );
     let mut family = text.counter(
         "errors_total",
-        "Requests answered with an error and streams ended with one, by method and reason.",
+        "Requests and streams that ended with an error, by method and reason.",
     );
     for method in Method::ALL {
         for (reason, count) in counters.errors(method) {
@@ -109,44 +119,47 @@ fn events(text: &mut Text, counters: &Counters) {
     }
 }
 
-fn denied(text: &mut Text, shared: &Shared) {
+fn denied(text: &mut Text, sources: &Sources) {
     let mut family = text.counter(
         "denied_total",
-        "Connections, requests and streams that were turned away, by the rule that they broke.",
+        "Connections, requests and streams without the required permission, by rule.",
     );
     for rule in Rule::ALL {
-        family.sample(&[("rule", rule.name())], shared.access.refusals.count(rule));
+        family.sample(&[("rule", rule.name())], sources.refusals.count(rule));
     }
 }
 
-fn streams(text: &mut Text, shared: &Shared) {
-    let counters = &shared.counters;
-    let (mut open, mut sum, mut most) = (0u64, 0u64, 0u64);
-    for behind in shared.nodes.behind_each() {
-        (open, sum, most) = (open + 1, sum + behind, most.max(behind));
+fn streams(text: &mut Text, sources: &Sources) {
+    let counters = &sources.records.counters;
+    let (mut open, mut sum, mut max) = (0u64, 0u64, 0u64);
+    for behind in sources.nodes.behind_each() {
+        (open, sum, max) = (open + 1, sum + behind, max.max(behind));
     }
-    text.gauge("streams", "Subscribe streams that are open.").sample(&[], open);
-    text.gauge("streams_limit", "Streams that may be open: limits.maxStreams.")
-        .sample(&[], shared.limits.max_streams);
-    text.gauge("gateways", "Gateways that this one knows of, itself included.")
-        .sample(&[], shared.gateways().len());
+    text.gauge("streams", "Open Subscribe streams.").sample(&[], open);
+    text.gauge("streams_limit", "Limit of open streams: limits.maxStreams.")
+        .sample(&[], sources.nodes.max_streams());
+    text.gauge("gateways", "Gateways that this gateway knows, itself included.")
+        .sample(&[], sources.nodes.gateways().len());
     text.gauge(
         "duplicate_nodes",
-        "Node ids that more than one live process has, on all gateways, as far as this one knows.",
+        "Node ids that more than one live process uses, on all known gateways.",
     )
-    .sample(&[], shared.nodes.duplicate_ids());
-    text.gauge("behind_events", "Events that the streams have still to be offered, all together.")
-        .sample(&[], sum);
-    text.gauge("most_behind_events", "The same of the stream that is furthest behind.")
-        .sample(&[], most);
-    let mut family = text.counter("stream_gaps_total", "Gaps that streams were told, by reason.");
+    .sample(&[], sources.nodes.duplicate_ids());
+    text.gauge(
+        "behind_events",
+        "Events in the logs that streams have not read yet, sum over all streams.",
+    )
+    .sample(&[], sum);
+    text.gauge("max_behind_events", "Events that the stream furthest behind has not read yet.")
+        .sample(&[], max);
+    let mut family = text.counter("stream_gaps_total", "Gaps reported to streams, by reason.");
     for reason in GapReason::ALL {
         let count = counters.stream_gaps(reason).gaps;
         family.sample(&[("reason", reason_name(reason))], count);
     }
     let mut family = text.counter(
         "stream_missed_events_total",
-        "Events in the gaps that streams were told, where their number is known, by reason.",
+        "Events in gaps reported to streams, where their number is known, by reason.",
     );
     for reason in GapReason::ALL {
         let count = counters.stream_gaps(reason).missed_events;
@@ -155,107 +168,108 @@ fn streams(text: &mut Text, shared: &Shared) {
 }
 
 fn traces(text: &mut Text, tracer: &Tracer) {
-    text.counter("trace_spans_exported_total", "Spans that the trace collector took.")
+    text.counter("trace_spans_exported_total", "Spans that the trace collector accepted.")
         .sample(&[], tracer.exported());
     text.counter(
         "trace_spans_dropped_total",
-        "Spans that it did not get: it was down or slow, or there were too many.",
+        "Spans that were lost: the queue was full, or the collector failed or rejected them.",
     )
     .sample(&[], tracer.dropped());
 }
 
-fn connections(text: &mut Text, shared: &Shared) {
-    text.gauge("connections", "Connections that are open on the gRPC port.")
-        .sample(&[], shared.slots.taken());
-    text.gauge("connections_limit", "Connections that may be open: limits.maxConnections.")
-        .sample(&[], shared.slots.most());
-    text.counter("connections_total", "Connections that were let in.")
-        .sample(&[], shared.counters.connections());
-    text.gauge("requests_under_way", "Requests that are not wholly answered, streams included.")
-        .sample(&[], shared.counters.under_way());
-    text.gauge(
-        "pending_request_bytes",
-        "Bytes of requests that are not answered, streams included.",
-    )
-    .sample(&[], shared.quotas.pending());
-    text.gauge("pending_request_limit_bytes", "How many there may be: limits.maxPendingBytes.")
-        .sample(&[], shared.quotas.most_pending());
+fn connections(text: &mut Text, sources: &Sources) {
+    text.gauge("connections", "Open connections of the gRPC port.")
+        .sample(&[], sources.slots.used());
+    text.gauge("connections_limit", "Limit of open connections: limits.maxConnections.")
+        .sample(&[], sources.slots.max());
+    text.counter("connections_total", "Connections that were accepted.")
+        .sample(&[], sources.port.connections());
+    text.gauge("requests_in_flight", "Requests without a complete answer, streams included.")
+        .sample(&[], sources.port.in_flight());
+    text.gauge("pending_request_bytes", "Bytes of requests in flight, streams included.")
+        .sample(&[], sources.quotas.bytes_in_flight());
+    text.gauge("pending_request_limit_bytes", "Limit of these bytes: limits.maxPendingBytes.")
+        .sample(&[], sources.quotas.max_bytes_in_flight());
     let mut family = text.counter(
         "refused_total",
-        "Connections and requests that were refused or ended because of a limit, by limit.",
+        "Connections and requests that were refused or ended by a limit, by its key.",
     );
-    for (limit, count) in shared.counters.refusals() {
+    for limit in Limit::ALL {
+        let count = sources.port.refusals(limit) + sources.records.counters.refused(limit);
         family.sample(&[("limit", limit.key())], count);
     }
 }
 
 fn bus(text: &mut Text, status: &BusStatus) {
-    let mut family = text.counter(
-        "bus_gaps_total",
-        "Gaps that this gateway found on the bus and history could not fill, by reason.",
-    );
+    let mut family =
+        text.counter("bus_gaps_total", "Gaps on the bus that history could not fill, by reason.");
     for reason in GapReason::ALL {
         family.sample(&[("reason", reason_name(reason))], status.gaps[reason.index()].gaps);
     }
     let mut family = text.counter(
         "bus_missed_events_total",
-        "Events in the gaps of the bus, where their number is known, by reason.",
+        "Events in gaps on the bus, where their number is known, by reason.",
     );
     for reason in GapReason::ALL {
         let count = status.gaps[reason.index()].missed_events;
         family.sample(&[("reason", reason_name(reason))], count);
     }
-    text.counter("bus_unreadable_messages_total", "Messages on the channels that no gateway made.")
-        .sample(&[], status.unreadable);
+    text.counter(
+        "bus_unreadable_messages_total",
+        "Messages on the bus that are no valid frame or probe.",
+    )
+    .sample(&[], status.unreadable);
     text.counter(
         "bus_forged_messages_total",
-        "Frames, beacons and last values in Redis whose seal does not hold.",
+        "Frames, probes and last values in Redis with a wrong authentication tag.",
     )
     .sample(&[], status.forged);
-    let mut family = text.gauge("link_up", "Whether a connection to Redis is up: 1 or 0.");
+    let mut family =
+        text.gauge("link_up", "1 while a subscription connection to Redis is up, otherwise 0.");
     for link in &status.links {
         let labels = [("address", &*link.address), ("purpose", link.purpose)];
         family.sample(&labels, u8::from(link.connected));
     }
     let mut family =
-        text.counter("link_reconnects_total", "How often a connection to Redis was opened again.");
+        text.counter("link_reconnects_total", "Reconnects of a subscription connection to Redis.");
     for link in &status.links {
         family.sample(&[("address", &link.address), ("purpose", link.purpose)], link.reconnects);
     }
 }
 
-fn proofs(text: &mut Text, shards: &[Shard]) {
+fn liveness(text: &mut Text, shards: &[Shard]) {
     let mut family = text.gauge(
-        "shard_proven",
-        "Whether the way through the bus is proven to work, in both directions: 1 or 0.",
+        "shard_verified",
+        "1 while the path over the bus is verified in both directions, otherwise 0.",
     );
     for shard in shards {
-        family.sample(&[("shard", &shard.name)], u8::from(shard.bus.proven));
+        family.sample(&[("shard", &shard.name)], u8::from(shard.bus.verified));
     }
     let mut family = text.gauge(
-        "shard_proof_age_seconds",
-        "Time since the last beacon or frame of this gateway came back; absent before the first.",
+        "shard_verified_age_seconds",
+        "Time since a probe or frame of this gateway last came back; absent before the first.",
     );
     for shard in shards {
-        if let Some(age) = shard.bus.proof_age.as_ref().map(Duration::as_secs_f64) {
+        if let Some(age) = shard.bus.verified_age.as_ref().map(Duration::as_secs_f64) {
             family.sample(&[("shard", &shard.name)], age);
         }
     }
     let mut family = text.counter(
         "shard_repairs_total",
-        "Readings of history that brought what the channel had not.",
+        "Holes in the received frames that were filled from history.",
     );
     for shard in shards {
         family.sample(&[("shard", &shard.name)], shard.bus.repairs);
     }
     let mut family = text.counter(
         "shard_epoch_changes_total",
-        "New epochs since the start: a Redis that restarted, failed over or lost its memory.",
+        "New epochs since the start: Redis restarted, failed over or lost its data.",
     );
     for shard in shards {
         family.sample(&[("shard", &shard.name)], shard.extent.epoch_changes);
     }
-    let mut family = text.gauge("shard_offset", "The last offset handed on, in its epoch.");
+    let mut family =
+        text.gauge("shard_offset", "Offset of the last event in the log, within its epoch.");
     for shard in shards {
         family.sample(&[("shard", &shard.name)], shard.extent.end.offset.0);
     }
@@ -264,20 +278,24 @@ fn proofs(text: &mut Text, shards: &[Shard]) {
 fn logs(text: &mut Text, shards: &[Shard]) {
     type Of = fn(&Shard) -> usize;
     let mut family =
-        text.counter("received_frames_total", "Frames that came over the bus, of all gateways.");
+        text.counter("received_frames_total", "Frames received over the bus, from all gateways.");
     for shard in shards {
         family.sample(&[("shard", &shard.name)], shard.extent.frames);
     }
     let mut family =
-        text.counter("received_events_total", "Events that came over the bus, of all gateways.");
+        text.counter("received_events_total", "Events received over the bus, from all gateways.");
     for shard in shards {
         family.sample(&[("shard", &shard.name)], shard.extent.total);
     }
     let gauges: [(&'static str, &str, Of); 4] = [
         ("log_events", "Events in the log.", |shard| shard.extent.events),
         ("log_bytes", "Bytes in the log.", |shard| shard.extent.bytes),
-        ("log_limit_events", "Events that a log may hold.", |shard| shard.capacity.events),
-        ("log_limit_bytes", "Bytes that a log may hold.", |shard| shard.capacity.bytes),
+        ("log_limit_events", "Limit of events in the log: log.maxEvents.", |shard| {
+            shard.capacity.events
+        }),
+        ("log_limit_bytes", "Limit of bytes in the log: log.maxBytes.", |shard| {
+            shard.capacity.bytes
+        }),
     ];
     for (name, help, of) in gauges {
         let mut family = text.gauge(name, help);
@@ -287,6 +305,7 @@ fn logs(text: &mut Text, shards: &[Shard]) {
     }
 }
 
+/// The name of the reason of a gap, like `history_expired`.
 pub fn reason_name(reason: GapReason) -> &'static str {
     match reason {
         GapReason::HistoryExpired => "history_expired",

@@ -1,4 +1,4 @@
-//! The page at `/`: files of the binary, and the headers that keep it to them.
+//! The page at `/`: its files, which are part of the binary, and its security headers.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
@@ -11,9 +11,9 @@ pub struct Asset {
     text: &'static str,
 }
 
-/// What the page may do: load its own files, ask its own server, and make no markup out of text.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
-     base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
+/// Lets the page load its own files and ask its own server, and never turn text into markup.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
+     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
      require-trusted-types-for 'script'; trusted-types 'none'";
 
 /// The file at a path.
@@ -32,13 +32,13 @@ pub fn asset(path: &str) -> Option<Asset> {
 }
 
 impl Asset {
-    /// What is sent.
+    /// Its bytes.
     pub fn body(self) -> Bytes {
         Bytes::from_static(self.text.as_bytes())
     }
 }
 
-/// Puts the page, and what it asks for, out of the reach of other pages.
+/// Adds the headers that keep the page and its data out of the reach of other pages.
 pub fn guard(headers: &mut HeaderMap) {
     let guards: [(HeaderName, &'static str); 5] = [
         (header::CONTENT_SECURITY_POLICY, POLICY),

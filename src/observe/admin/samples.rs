@@ -1,31 +1,34 @@
-//! The last ten minutes, one point a second, for the plots of the page.
+//! The plots of the page: one point a second for the last ten minutes.
 //!
-//! A point is the difference of two readings of the totals: it costs events nothing. The ring is as large when nothing
-//! happens as when everything does.
+//! A point is the difference between two readings of the totals, so that events pay nothing for it.
+//! The ring has a fixed size.
 
 use std::{collections::VecDeque, time::Duration};
 
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::time::Instant;
-
-use crate::{
-    bus::unix_ms,
-    observe::counters::{BUCKETS, Counters, Histogram},
-    rpc::service::Shared,
-};
 use trunkline_proto::kinds;
 
-/// How far points are apart.
-pub const EVERY: Duration = Duration::from_secs(1);
+use super::Sources;
+use crate::{
+    bus::unix_ms,
+    observe::{
+        counters::Counters,
+        histogram::{BUCKETS, Histogram},
+    },
+};
 
-/// How many points are kept: ten minutes.
-pub const KEPT: usize = 600;
+/// The time between two points.
+pub const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Buckets of a histogram, the one without an end included.
-const ENDS: usize = BUCKETS.len() + 1;
+/// Points that are kept: ten minutes of them.
+pub const MAX_POINTS: usize = 600;
 
-/// The points, and the totals at the last one.
+/// Buckets of a histogram, the one without an upper bound included.
+const BUCKET_COUNT: usize = BUCKETS.len() + 1;
+
+/// The points, and the totals of the last reading.
 #[derive(Default)]
 pub struct Samples(Mutex<State>);
 
@@ -33,7 +36,7 @@ pub struct Samples(Mutex<State>);
 struct State {
     points: VecDeque<Point>,
     last: Option<(Instant, Totals)>,
-    /// Points ever made.
+    /// Points since the start.
     count: u64,
 }
 
@@ -41,48 +44,48 @@ struct State {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Point {
-    /// Counts on from 1; tells which points somebody has already.
+    /// Counts up from 1; the page asks for the points after the last one that it has.
     pub number: u64,
-    /// When it was made, since 1970.
+    /// The time of the reading, in milliseconds since 1970.
     pub at: u64,
-    /// Events accepted by this gateway, of each of the [`kinds`].
+    /// Events accepted by this gateway, for each of the [`kinds`].
     pub published: Vec<f64>,
     /// Events that came over the bus, of all gateways.
     pub received: f64,
-    /// Events sent, once a stream.
+    /// Events delivered, counted for each stream.
     pub delivered: f64,
-    /// How long accepted requests took; none where there were none.
+    /// Durations of accepted publish requests; `None` without requests.
     pub publish: Option<Spread>,
-    /// How old the oldest frame of each batch was.
+    /// Ages of the oldest frame of each delivered batch.
     pub lag: Option<Spread>,
-    /// Gaps that streams were told.
+    /// Gaps reported to streams.
     pub gaps: f64,
 }
 
-/// The middle and the slow end of times, as far as the buckets in which they are counted tell.
+/// Two percentiles of durations, as exact as the buckets of the histogram allow.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
-    /// Half of them took no longer.
+    /// The median.
     pub p50: f64,
-    /// All but one in a hundred took no longer.
+    /// The 99th percentile.
     pub p99: f64,
 }
 
-/// What is read once a second.
+/// One reading of the totals.
 #[derive(Clone, Default)]
 struct Totals {
     published: Vec<u64>,
     received: u64,
     delivered: u64,
     gaps: u64,
-    publish: [u64; ENDS],
-    lag: [u64; ENDS],
+    publish: [u64; BUCKET_COUNT],
+    lag: [u64; BUCKET_COUNT],
 }
 
 impl Samples {
-    /// Makes the next point.
-    pub fn take(&self, shared: &Shared) {
-        self.add(Instant::now(), unix_ms(), Totals::read(shared));
+    /// Reads the totals and adds the next point.
+    pub fn take(&self, sources: &Sources) {
+        self.add(Instant::now(), unix_ms(), Totals::read(sources));
     }
 
     fn add(&self, now: Instant, at: u64, totals: Totals) {
@@ -99,13 +102,13 @@ impl Samples {
         state.count += 1;
         let point = totals.since(&before, span, state.count, at);
         state.last = Some((now, totals));
-        if state.points.len() == KEPT {
+        if state.points.len() == MAX_POINTS {
             state.points.pop_front();
         }
         state.points.push_back(point);
     }
 
-    /// The points after the one with this number; all where that is none of this gateway's.
+    /// The points after `number`; all of them if this process has not got that far.
     pub fn after(&self, number: u64) -> Vec<Point> {
         let state = self.0.lock();
         let from = if number > state.count { 0 } else { number };
@@ -114,9 +117,9 @@ impl Samples {
 }
 
 impl Totals {
-    fn read(shared: &Shared) -> Totals {
-        let counters = &shared.counters;
-        let logs = shared.hub.get().map(|hub| hub.logs());
+    fn read(sources: &Sources) -> Totals {
+        let counters = &sources.records.counters;
+        let logs = sources.gateway.hub.get().map(|hub| hub.logs());
         Totals {
             published: by_kind(counters),
             received: logs.map_or(0, |logs| logs.iter().map(|log| log.extent().total).sum()),
@@ -129,7 +132,7 @@ impl Totals {
 
     #[allow(clippy::cast_precision_loss)]
     fn since(&self, before: &Totals, span: f64, number: u64, at: u64) -> Point {
-        // One decimal is more than anybody can see.
+        // One decimal is enough for a plot.
         let rate =
             |now: u64, then: u64| (now.saturating_sub(then) as f64 / span * 10.0).round() / 10.0;
         Point {
@@ -148,7 +151,7 @@ impl Totals {
     }
 }
 
-/// The names of the kinds that are told apart. The last one is for all that this gateway does not know.
+/// The names of the kinds. The last one stands for all kinds that this gateway does not know.
 pub fn kinds() -> Vec<String> {
     let names = kinds::TABLE.iter().map(|row| row.name);
     names.chain(["unknown"]).map(str::to_owned).collect()
@@ -173,25 +176,26 @@ fn filled<const N: usize>(values: impl IntoIterator<Item = u64>) -> [u64; N] {
     filled
 }
 
-fn cumulative(histogram: &Histogram) -> [u64; ENDS] {
+fn cumulative(histogram: &Histogram) -> [u64; BUCKET_COUNT] {
     filled(histogram.cumulative())
 }
 
-/// The spread of what was counted between two readings.
-fn spread(now: &[u64; ENDS], before: &[u64; ENDS]) -> Option<Spread> {
-    let counts: [u64; ENDS] = std::array::from_fn(|end| now[end].saturating_sub(before[end]));
-    if counts[ENDS - 1] == 0 {
+/// The percentiles of the durations counted between two readings.
+fn spread(now: &[u64; BUCKET_COUNT], before: &[u64; BUCKET_COUNT]) -> Option<Spread> {
+    let counts: [u64; BUCKET_COUNT] =
+        std::array::from_fn(|end| now[end].saturating_sub(before[end]));
+    if counts[BUCKET_COUNT - 1] == 0 {
         return None;
     }
     Some(Spread { p50: quantile(&counts, 0.5), p99: quantile(&counts, 0.99) })
 }
 
-/// A quantile of cumulative counts in milliseconds, on a straight line within its bucket. What lies past the last end is
-/// said to lie at it.
+/// A quantile of cumulative counts, in milliseconds, interpolated within its bucket. Past the last
+/// upper bound it is that bound.
 #[allow(clippy::cast_precision_loss)]
-fn quantile(counts: &[u64; ENDS], part: f64) -> f64 {
-    let rank = counts[ENDS - 1] as f64 * part;
-    let bucket = counts.iter().position(|count| *count as f64 >= rank).unwrap_or(ENDS - 1);
+fn quantile(counts: &[u64; BUCKET_COUNT], part: f64) -> f64 {
+    let rank = counts[BUCKET_COUNT - 1] as f64 * part;
+    let bucket = counts.iter().position(|count| *count as f64 >= rank).unwrap_or(BUCKET_COUNT - 1);
     let Some(end) = BUCKETS.get(bucket).map(|end| *end as f64) else {
         return BUCKETS[BUCKETS.len() - 1] as f64 / 1000.0;
     };
@@ -200,7 +204,7 @@ fn quantile(counts: &[u64; ENDS], part: f64) -> f64 {
         None => (0.0, 0.0),
     };
     let within = (rank - below) / (counts[bucket] as f64 - below);
-    // Microseconds are exact enough.
+    // Rounded to microseconds.
     (start + (end - start) * within).round() / 1000.0
 }
 
@@ -218,11 +222,11 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_point_is_the_rate_between_two_readings() {
+    async fn a_point_holds_the_rates_between_two_readings() {
         let samples = Samples::default();
         let begun = Instant::now();
         samples.add(begun, 1000, totals(100, 200));
-        assert_eq!(samples.after(0), [], "one reading is no rate");
+        assert_eq!(samples.after(0), [], "one reading gives no rate");
         samples.add(begun + Duration::from_secs(2), 3000, totals(105, 260));
         let points = samples.after(0);
         assert_eq!(points.len(), 1);
@@ -233,23 +237,27 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn ten_minutes_are_kept_and_only_what_is_new_is_handed_out() {
+    async fn ten_minutes_are_kept_and_only_newer_points_are_returned() {
         let samples = Samples::default();
         let begun = Instant::now();
-        for second in 0..KEPT as u64 + 11 {
-            samples.add(begun + EVERY * u32::try_from(second).unwrap(), second, totals(second, 0));
+        for second in 0..MAX_POINTS as u64 + 11 {
+            samples.add(
+                begun + INTERVAL * u32::try_from(second).unwrap(),
+                second,
+                totals(second, 0),
+            );
         }
         let all = samples.after(0);
-        assert_eq!((all.len(), all[0].number, all[KEPT - 1].number), (KEPT, 11, 610));
+        assert_eq!((all.len(), all[0].number, all[MAX_POINTS - 1].number), (MAX_POINTS, 11, 610));
         assert_eq!(samples.after(608).len(), 2);
         assert_eq!(samples.after(610), []);
-        // A number of a gateway that was there before a restart.
-        assert_eq!(samples.after(9999).len(), KEPT);
+        // A number from before a restart.
+        assert_eq!(samples.after(9999).len(), MAX_POINTS);
     }
 
     #[test]
-    fn quantiles_lie_in_the_bucket_of_their_rank() {
-        let none = [0; ENDS];
+    fn quantiles_are_interpolated_in_the_bucket_of_their_rank() {
+        let none = [0; BUCKET_COUNT];
         assert_eq!(spread(&none, &none), None);
         // A hundred between 250 and 500 us.
         let counts = std::array::from_fn(|end| if end >= 2 { 100 } else { 0 });
@@ -257,8 +265,8 @@ mod tests {
         assert_eq!((seen.p50, seen.p99), (0.375, 0.498));
         // The same, read again: nothing new.
         assert_eq!(spread(&counts, &counts), None);
-        // Past the last end.
-        let late = std::array::from_fn(|end| u64::from(end == ENDS - 1));
+        // Past the last bound.
+        let late = std::array::from_fn(|end| u64::from(end == BUCKET_COUNT - 1));
         assert_eq!(spread(&late, &none), Some(Spread { p50: 10_000.0, p99: 10_000.0 }));
     }
 }

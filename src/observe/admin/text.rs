@@ -1,41 +1,41 @@
-//! The text format of Prometheus, version 0.0.4: what every scraper reads, and a person too.
+//! The text format of Prometheus, version 0.0.4.
 
 use std::fmt::{Display, Write};
 
-use crate::observe::counters::{BUCKETS, Histogram};
+use crate::observe::histogram::{BUCKETS, Histogram};
 
 /// The media type of the format.
 pub const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What all names begin with.
+/// The prefix of all names.
 const PREFIX: &str = "trunkline_";
 
 /// Labels with their values.
 pub type Labels<'a> = &'a [(&'a str, &'a str)];
 
-/// Metrics, one family after the other.
+/// Metrics, family by family.
 #[derive(Default)]
 pub struct Text(String);
 
-/// The samples of one family follow.
+/// A family that takes samples.
 pub struct Family<'a> {
     text: &'a mut String,
     name: &'static str,
 }
 
 impl Text {
-    /// A total that only rises: its name ends with `_total`.
+    /// Begins a total that only rises. Its name ends with `_total`.
     pub fn counter(&mut self, name: &'static str, help: &str) -> Family<'_> {
         debug_assert!(name.ends_with("_total"), "{name}");
         self.family(name, "counter", help)
     }
 
-    /// A value that rises and falls.
+    /// Begins a value that rises and falls.
     pub fn gauge(&mut self, name: &'static str, help: &str) -> Family<'_> {
         self.family(name, "gauge", help)
     }
 
-    /// How often something took how long: its name ends with `_seconds`.
+    /// Adds a histogram of durations. Its name ends with `_seconds`.
     pub fn histogram(&mut self, name: &'static str, help: &str, of: &Histogram) {
         debug_assert!(name.ends_with("_seconds"), "{name}");
         let Family { text, name } = self.family(name, "histogram", help);
@@ -48,7 +48,7 @@ impl Text {
         line(text, &format!("{name}_count"), &[], counts.last().unwrap_or(&0));
     }
 
-    /// The text.
+    /// The text of all families.
     pub fn finish(self) -> String {
         self.0
     }
@@ -56,14 +56,14 @@ impl Text {
     fn family(&mut self, name: &'static str, kind: &str, help: &str) -> Family<'_> {
         let text = &mut self.0;
         let help = help.replace('\\', "\\\\").replace('\n', "\\n");
-        // Writing to a string does not fail.
+        // Writing to a String does not fail.
         let _ = writeln!(text, "# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}");
         Family { text, name }
     }
 }
 
 impl Family<'_> {
-    /// One value.
+    /// Adds a sample.
     pub fn sample(&mut self, labels: Labels<'_>, value: impl Display) {
         line(self.text, self.name, labels, value);
     }
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_of_buckets_are_exact() {
+    fn bucket_bounds_are_written_exactly() {
         let ends = [100, 2_500, 1_000_000, 10_000_000].map(seconds);
         assert_eq!(ends, ["0.0001", "0.0025", "1", "10"]);
     }

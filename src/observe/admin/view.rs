@@ -1,11 +1,12 @@
-//! What the page shows, as JSON: `/api/status`. It is made for the page and changes with it; programs have `/metrics` and
-//! `GetStatus`.
+//! The answer of `/api/status`: JSON for the page, which changes with it. Programs use `/metrics`
+//! and `GetStatus`.
 
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use crate::observe::admin::{
+use super::{
+    Sources,
     metrics::reason_name,
     samples::{self, Point, Samples},
 };
@@ -13,13 +14,12 @@ use crate::{
     bus::unix_ms,
     observe::{
         counters::Method,
-        recent::{EndedStream, Refusal, ToldGap},
+        recent::{EndedStream, Refusal, SentGap},
     },
     proto::v1,
-    rpc::service::Shared,
 };
 
-/// How a gateway does. Times are milliseconds, points in time those since 1970.
+/// The state of a gateway. Durations are in milliseconds, times in milliseconds since 1970.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct View {
@@ -30,7 +30,7 @@ pub struct View {
     bus: String,
     serving: bool,
     draining: bool,
-    /// Why it does not serve.
+    /// The reason why it does not serve; empty while it does.
     reason: String,
     streams: u32,
     streams_limit: usize,
@@ -47,7 +47,7 @@ pub struct View {
     ended: Vec<Ended>,
     errors: Vec<Errors>,
     refused: Vec<Refused>,
-    /// The names of the kinds, in the order of `published` of each point.
+    /// The names of the kinds, in the order of [`Point::published`].
     kinds: Vec<String>,
     points: Vec<Point>,
 }
@@ -68,8 +68,9 @@ struct Shard {
     number: u32,
     epoch: u64,
     offset: u64,
-    proven: bool,
-    proof_age: Option<u64>,
+    verified: bool,
+    /// Milliseconds since it was last verified.
+    verified_age: Option<u64>,
     log_events: u64,
     log_limit_events: u64,
     log_bytes: u64,
@@ -116,12 +117,12 @@ struct Refused {
     text: String,
 }
 
-/// The view now, with the points that follow number `after`.
-pub fn view(shared: &Shared, samples: &Samples, after: u64) -> View {
-    let status = shared.status();
-    let recent = &shared.recent;
+/// The current view, with the points after number `after`.
+pub fn view(sources: &Sources, samples: &Samples, after: u64) -> View {
+    let status = sources.status();
+    let recent = &sources.records.recent;
     let errors = Method::ALL.into_iter().flat_map(|method| {
-        let counts = shared.counters.errors(method).filter(|(_, count)| *count > 0);
+        let counts = sources.records.counters.errors(method).filter(|(_, count)| *count > 0);
         counts.map(move |(reason, count)| Errors {
             method: method.name(),
             reason: reason.to_ascii_lowercase(),
@@ -132,13 +133,13 @@ pub fn view(shared: &Shared, samples: &Samples, after: u64) -> View {
         now: unix_ms(),
         gateway: status.gateway_id,
         version: status.version,
-        started: milliseconds(shared.started),
+        started: milliseconds(sources.gateway.about.started),
         bus: status.bus,
         serving: status.serving,
-        draining: shared.drain.borrow().is_some(),
+        draining: sources.gateway.is_draining(),
         reason: status.reason,
         streams: status.streams,
-        streams_limit: shared.limits.max_streams,
+        streams_limit: sources.nodes.max_streams(),
         behind: status.behind_events,
         published: status.published_events,
         delivered: status.delivered_events,
@@ -180,8 +181,8 @@ impl From<v1::ShardStatus> for Shard {
             number: shard.shard,
             epoch: shard.epoch,
             offset: shard.offset,
-            proven: shard.proven,
-            proof_age: shard.proof_age.and_then(|age| Duration::try_from(age).ok()).map(whole),
+            verified: shard.proven,
+            verified_age: shard.proof_age.and_then(|age| Duration::try_from(age).ok()).map(whole),
             log_events: shard.log_events,
             log_limit_events: shard.log_limit_events,
             log_bytes: shard.log_bytes,
@@ -192,8 +193,8 @@ impl From<v1::ShardStatus> for Shard {
     }
 }
 
-impl From<ToldGap> for Gap {
-    fn from(gap: ToldGap) -> Gap {
+impl From<SentGap> for Gap {
+    fn from(gap: SentGap) -> Gap {
         Gap {
             at: milliseconds(gap.at),
             node: gap.node_id,

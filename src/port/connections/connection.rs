@@ -1,4 +1,4 @@
-//! One connection, from its first byte to its last.
+//! Serves one connection, from its first byte to its last.
 
 use std::{
     convert::Infallible,
@@ -15,58 +15,63 @@ use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::{Instant, sleep_until, timeout_at},
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulConnection,
 };
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::Connected;
 use tower::{BoxError, Service};
 
-use super::{CONNECTION_WINDOW, MAX_ERRORS, MAX_RESETS, SEND_BUFFER, STREAM_WINDOW, Terms};
-use crate::port::connections::{
-    activity::{Activity, Runner, Speaks, Watched},
-    together::{self, Arrivals},
+use super::{
+    CONNECTION_WINDOW, Connection, ConnectionLimits, MAX_ERRORS, MAX_RESETS, SEND_BUFFER,
+    STREAM_WINDOW,
 };
-use crate::{observe::counters::Counters, rpc::limit::Limit};
+use crate::port::connections::{
+    activity::{Activity, RequestExecutor},
+    driver::{self, NewRequests},
+    preface::{PrefaceIo, Protocol},
+};
+use crate::{errors::Limit, port::counters::Counters};
 
-/// How long a connection that was told to close may take.
+/// How long an idle connection may take to close after its GOAWAY.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Looks at a connection within one `idleTimeout`: it is closed when nothing was asked for between two of them.
-const LOOKS: u32 = 4;
+/// Checks of a connection within one `idleTimeout`. It is idle when this many in a row found no
+/// new request.
+const IDLE_CHECKS: u32 = 4;
 
-/// What all connections share.
+/// Shared by all connections.
 pub struct Shared<S> {
     /// Answers requests. Always ready for one.
     pub service: S,
-    pub terms: Terms,
+    pub limits: ConnectionLimits,
     pub counters: Arc<Counters>,
-    /// They are asked to close.
-    pub ended: CancellationToken,
-    /// They are closed.
-    pub gone: CancellationToken,
+    /// Closes all connections gracefully.
+    pub shutdown: CancellationToken,
+    /// Closes all connections at once.
+    pub abort: CancellationToken,
 }
 
-/// How far a connection is.
+/// The stages of an HTTP/2 connection.
 enum Stage {
-    /// Its client must have greeted when the time is up.
-    Greeting,
-    /// Looked at from time to time: so many requests there were, and so many looks ago.
-    Open { requests: Option<u64>, looks: u32 },
-    /// It was told to close; nothing limits it but its requests, or the gateway's own end.
-    Closing,
-    /// It was told to close, and has nothing under way that it could wait for.
+    /// Waits for the client's connection preface.
+    Preface,
+    /// Serves requests: how many there were at the last check, if none was in flight then, and how
+    /// many checks in a row have found the same.
+    Open { requests: Option<u64>, checks: u32 },
+    /// Has sent GOAWAY for the gateway's shutdown; ends with its last request.
+    ShuttingDown,
+    /// Has sent GOAWAY because it is idle.
     ClosingIdle,
 }
 
-/// Serves one connection to its end.
+/// Serves one connection until it is closed.
 ///
-/// What it needs for each stage lives in that one only: there may be many connections, on which nothing happens mostly.
-pub async fn serve<IO, S, B>(io: IO, shared: Arc<Shared<S>>)
+/// Memory that only one stage needs is freed with that stage: there may be many connections, and
+/// most of them are quiet.
+pub async fn serve<S, B>(connection: Connection, shared: Arc<Shared<S>>)
 where
-    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     S: Clone + Send + Sync + 'static,
     S::Future: Send + 'static,
@@ -74,94 +79,90 @@ where
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
+    let Connection { slot: _slot, peer, io } = connection;
     let activity = Arc::new(Activity::default());
-    let greeting = Instant::now() + shared.terms.handshake_timeout;
-    let listening = listen(Watched::new(io, activity.clone()), greeting, &shared);
-    let Some((io, speaks)) = Box::pin(listening).await else { return };
-    let peer = io.connect_info();
+    let deadline = Instant::now() + shared.limits.handshake_timeout;
+    let detecting = detect_protocol(PrefaceIo::new(io, activity.clone()), deadline, &shared);
+    let Some((io, protocol)) = Box::pin(detecting).await else { return };
     let of_all = shared.clone();
-    let answers = service_fn(move |mut request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
         of_all.service.clone().call(request)
     });
-    match speaks {
-        Speaks::Http2 => {
-            let arrivals = Arc::new(Arrivals::default());
-            let runner = Runner {
-                arrivals: Arc::downgrade(&arrivals),
+    match protocol {
+        Protocol::Http2 => {
+            let new_requests = Arc::new(NewRequests::default());
+            let executor = RequestExecutor {
+                new_requests: Arc::downgrade(&new_requests),
                 activity: activity.clone(),
                 counters: shared.counters.clone(),
             };
-            let builder = http2(&shared.terms, runner);
-            let connection = Box::pin(builder.serve_connection(TokioIo::new(io), answers));
-            serve_http2(connection, arrivals, &activity, greeting, &shared).await;
+            let builder = http2(&shared.limits, executor);
+            let connection = Box::pin(builder.serve_connection(TokioIo::new(io), service));
+            serve_http2(connection, new_requests, &activity, deadline, &shared).await;
         }
-        Speaks::Other => {
-            let builder = http1(&shared.terms);
-            let connection = Box::pin(builder.serve_connection(TokioIo::new(io), answers));
-            // One answer is all that it gets.
+        Protocol::Other => {
+            let builder = http1(&shared.limits);
+            let connection = Box::pin(builder.serve_connection(TokioIo::new(io), service));
             tokio::select! {
-                answered = timeout_at(greeting, connection) => if answered.is_err() {
+                answered = timeout_at(deadline, connection) => if answered.is_err() {
                     shared.counters.refused(Limit::HandshakeTimeout);
                 },
-                () = shared.gone.cancelled() => {}
+                () = shared.abort.cancelled() => {}
             }
         }
     }
 }
 
-/// Finds out how the client speaks; none if it does not in time, or need not any more.
-async fn listen<IO: AsyncRead + Unpin, S>(
-    mut io: Watched<IO>,
-    greeting: Instant,
+/// Finds out which protocol the client speaks. None: the connection is over before that is known.
+async fn detect_protocol<S>(
+    mut io: PrefaceIo,
+    deadline: Instant,
     shared: &Shared<S>,
-) -> Option<(Watched<IO>, Speaks)> {
+) -> Option<(PrefaceIo, Protocol)> {
     tokio::select! {
-        speaks = timeout_at(greeting, io.listen()) => {
-            let Ok(speaks) = speaks else {
+        protocol = timeout_at(deadline, io.detect()) => {
+            let Ok(protocol) = protocol else {
                 shared.counters.refused(Limit::HandshakeTimeout);
                 return None;
             };
-            // One that went away has seen that itself.
-            Some((io, speaks.ok()?))
+            Some((io, protocol.ok()?))
         }
-        () = shared.gone.cancelled() => None,
-        // Nothing is under way on it.
-        () = shared.ended.cancelled() => None,
+        () = shared.abort.cancelled() => None,
+        // No request is in flight yet.
+        () = shared.shutdown.cancelled() => None,
     }
 }
 
-async fn serve_http2<C: Closing, S>(
+async fn serve_http2<C: GracefulConnection, S>(
     mut connection: Pin<Box<C>>,
-    arrivals: Arc<Arrivals>,
+    new_requests: Arc<NewRequests>,
     activity: &Activity,
-    greeting: Instant,
+    deadline: Instant,
     shared: &Shared<S>,
 ) {
-    let terms = &shared.terms;
-    let mut stage = Stage::Greeting;
-    let mut timer = pin!(sleep_until(greeting));
-    let mut gone = pin!(shared.gone.cancelled());
-    let mut ended = pin!(shared.ended.cancelled());
-    together::run(connection.as_mut(), arrivals, |mut connection, cx| {
-        if gone.as_mut().poll(cx).is_ready() {
+    let mut stage = Stage::Preface;
+    let mut timer = pin!(sleep_until(deadline));
+    let mut abort = pin!(shared.abort.cancelled());
+    let mut shutdown = pin!(shared.shutdown.cancelled());
+    driver::run(connection.as_mut(), new_requests, |mut connection, cx| {
+        if abort.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        if !stage.is_closing() && ended.as_mut().poll(cx).is_ready() {
-            connection.as_mut().close();
-            stage = Stage::Closing;
+        if !stage.is_shutting_down() && shutdown.as_mut().poll(cx).is_ready() {
+            connection.as_mut().graceful_shutdown();
+            stage = Stage::ShuttingDown;
         }
-        while !stage.is_closing() && timer.as_mut().poll(cx).is_ready() {
-            let (next, wait) = stage.after(activity, terms);
-            let Some(next) = next else {
-                if matches!(stage, Stage::Greeting) {
+        while !stage.is_shutting_down() && timer.as_mut().poll(cx).is_ready() {
+            let Some((next, wait)) = stage.next(activity, &shared.limits) else {
+                if matches!(stage, Stage::Preface) {
                     shared.counters.refused(Limit::HandshakeTimeout);
                 }
                 return Poll::Ready(());
             };
             if matches!(next, Stage::ClosingIdle) {
                 shared.counters.refused(Limit::IdleTimeout);
-                connection.as_mut().close();
+                connection.as_mut().graceful_shutdown();
             }
             stage = next;
             timer.as_mut().reset(Instant::now() + wait);
@@ -171,76 +172,57 @@ async fn serve_http2<C: Closing, S>(
     .await;
 }
 
-/// A connection that can be told to close.
-trait Closing: Future {
-    /// No request is taken any more; those that are under way are answered.
-    fn close(self: Pin<&mut Self>);
-}
-
-impl<IO, S, B> Closing for http2::Connection<IO, S, Runner>
-where
-    IO: hyper::rt::Read + hyper::rt::Write + Unpin,
-    S: hyper::service::HttpService<Incoming, ResBody = B>,
-    S::Error: Into<BoxError>,
-    B: Body + 'static,
-    B::Error: Into<BoxError>,
-    Runner: hyper::rt::bounds::Http2ServerConnExec<S::Future, B>,
-{
-    fn close(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
-    }
-}
-
 impl Stage {
-    fn is_closing(&self) -> bool {
-        matches!(self, Stage::Closing)
+    fn is_shutting_down(&self) -> bool {
+        matches!(self, Stage::ShuttingDown)
     }
 
-    /// What comes when the time is up, and when to look again; None: the connection is cut off.
-    fn after(&self, activity: &Activity, terms: &Terms) -> (Option<Stage>, Duration) {
-        let look = terms.idle_timeout / LOOKS;
-        let at_rest = activity.at_rest();
-        let open = |requests, looks| (Some(Stage::Open { requests, looks }), look);
+    /// The stage after the timer has fired, and the time until it fires again. None: the
+    /// connection is closed at once.
+    fn next(&self, activity: &Activity, limits: &ConnectionLimits) -> Option<(Stage, Duration)> {
+        let check_interval = limits.idle_timeout / IDLE_CHECKS;
+        let requests = activity.requests_if_idle();
+        let open = |requests, checks| Some((Stage::Open { requests, checks }, check_interval));
         match self {
-            Stage::Greeting if activity.has_greeted() => open(at_rest, 0),
-            Stage::Open { requests: Some(before), looks } if at_rest == Some(*before) => {
-                if looks + 1 >= LOOKS {
-                    (Some(Stage::ClosingIdle), CLOSE_TIMEOUT)
+            Stage::Preface if activity.preface_received() => open(requests, 0),
+            Stage::Open { requests: Some(before), checks } if requests == Some(*before) => {
+                if checks + 1 >= IDLE_CHECKS {
+                    Some((Stage::ClosingIdle, CLOSE_TIMEOUT))
                 } else {
-                    open(at_rest, looks + 1)
+                    open(requests, checks + 1)
                 }
             }
-            Stage::Open { .. } => open(at_rest, 0),
-            // A request that crossed the farewell is answered first.
-            Stage::ClosingIdle if at_rest.is_none() => open(None, 0),
-            Stage::Greeting | Stage::ClosingIdle | Stage::Closing => (None, Duration::ZERO),
+            Stage::Open { .. } => open(requests, 0),
+            // A request that the client sent before it saw the GOAWAY is answered first.
+            Stage::ClosingIdle if requests.is_none() => open(None, 0),
+            Stage::Preface | Stage::ClosingIdle | Stage::ShuttingDown => None,
         }
     }
 }
 
-fn http2(terms: &Terms, runner: Runner) -> http2::Builder<Runner> {
-    let mut builder = http2::Builder::new(runner);
+fn http2(limits: &ConnectionLimits, executor: RequestExecutor) -> http2::Builder<RequestExecutor> {
+    let mut builder = http2::Builder::new(executor);
     builder
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(terms.requests)
+        .max_concurrent_streams(limits.requests)
         .max_send_buf_size(SEND_BUFFER)
-        .max_header_list_size(terms.header_bytes)
+        .max_header_list_size(limits.header_bytes)
         .max_pending_accept_reset_streams(MAX_RESETS)
         .max_local_error_reset_streams(MAX_ERRORS)
-        .keep_alive_interval(terms.keepalive.interval)
-        .keep_alive_timeout(terms.keepalive.timeout);
+        .keep_alive_interval(limits.keepalive.interval)
+        .keep_alive_timeout(limits.keepalive.timeout);
     builder
 }
 
-/// Whoever comes with HTTP/1 gets one answer.
-fn http1(terms: &Terms) -> http1::Builder {
+/// A client of HTTP/1 gets one answer, which says that gRPC needs HTTP/2.
+fn http1(limits: &ConnectionLimits) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(terms.handshake_timeout)
-        .max_buf_size(terms.header_bytes.max(8192) as usize)
+        .header_read_timeout(limits.handshake_timeout)
+        .max_buf_size(limits.header_bytes.max(8192) as usize)
         .keep_alive(false);
     builder
 }

@@ -1,14 +1,16 @@
-//! The connections of the gRPC port: what each may hold, and how long it may stay.
+//! The connections of the gRPC port: their limits, and how each is served.
 //!
-//! This is tonic's own loop over hyper, with what that one has no setting for: how much may wait to be sent on a stream, how long
-//! a connection may be silent at its begin and idle later, and one task for a
-//! connection with all its requests, which has an owner.
+//! This is tonic's loop over hyper, with what tonic has no settings for: the bytes that may wait
+//! to be sent on a stream, time limits for the connection preface and for idle connections, and
+//! one task for a connection with all its requests.
 
 mod activity;
 mod connection;
-mod refusal;
+mod driver;
+mod goaway;
+mod peer;
+mod preface;
 mod slots;
-mod together;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -16,50 +18,53 @@ use futures_util::{Stream, StreamExt};
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::server::Connected;
 use tower::{BoxError, Service};
 
 pub use self::{
-    refusal::Refusals,
-    slots::{ConnectionSlot, ConnectionSlots, Full, peer_of},
+    goaway::GoawaySender,
+    peer::Connection,
+    slots::{ConnectionSlot, ConnectionSlots, SlotsExhausted},
 };
-use crate::config::{Keepalive, Limits};
-use crate::observe::counters::Counters;
+use crate::{
+    config::{Keepalive, Limits},
+    port::counters::Counters,
+};
 
-/// Bytes of requests that a client may send ahead on one stream, and on a whole connection, of what was not read yet.
+/// The flow-control windows of a client: bytes that it may send on one stream, and on a whole
+/// connection, before the gateway has read them.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
-/// Bytes that may wait on one stream for a connection that does not take them; one message more may lie behind them. What hides
-/// a slow reader, and what a client costs that never reads.
+/// Bytes that may wait on one stream until the client takes them; one message may wait besides. A
+/// slow reader is not noticed before this is full, and a client that never reads costs this much.
 const SEND_BUFFER: usize = 128 * 1024;
 
-/// Streams that a client may have reset before they were looked at, or that were reset for its errors; then it is sent away.
+/// Streams that a client may reset before the gateway has accepted them, and streams that may be
+/// reset for the client's errors; one more closes the connection.
 const MAX_RESETS: usize = 20;
 const MAX_ERRORS: usize = 256;
 
-/// What one connection may do.
+/// Limits of one connection.
 #[derive(Clone, Debug)]
-pub struct Terms {
-    /// Requests at one time, streams included.
+pub struct ConnectionLimits {
+    /// Requests in flight, open streams included.
     pub requests: u32,
     /// Bytes of the header fields of a request.
     pub header_bytes: u32,
-    /// Until HTTP/2 stands.
+    /// Time until the client has sent its HTTP/2 connection preface.
     pub handshake_timeout: Duration,
-    /// Without a request.
+    /// Time without a request.
     pub idle_timeout: Duration,
-    /// How it is found out that its client is gone.
+    /// HTTP/2 PINGs, which find dead connections.
     pub keepalive: Keepalive,
 }
 
-impl Terms {
-    /// As the configuration has them.
-    pub fn new(limits: &Limits, keepalive: &Keepalive) -> Terms {
+impl ConnectionLimits {
+    /// The limits of a configuration.
+    pub fn new(limits: &Limits, keepalive: &Keepalive) -> ConnectionLimits {
         let requests = limits.max_streams_per_connection + limits.max_requests_per_connection;
-        Terms {
+        ConnectionLimits {
             requests: u32::try_from(requests).unwrap_or(u32::MAX),
             header_bytes: u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX),
             handshake_timeout: limits.handshake_timeout,
@@ -69,16 +74,16 @@ impl Terms {
     }
 }
 
-/// Serves connections until `ended`: hands their requests to `service`, which must always be ready for one. Then asks those that are
-/// left to close, and waits for it. Dropping it ends them all.
-pub async fn serve<IO, S, B>(
-    incoming: impl Stream<Item = IO>,
+/// Serves connections until `shutdown`: passes their requests to `service`, which must always be
+/// ready for one. Then closes the open connections gracefully and waits for that. Dropping the
+/// future closes all connections at once.
+pub async fn serve<S, B>(
+    incoming: impl Stream<Item = Connection>,
     service: S,
-    terms: Terms,
+    limits: ConnectionLimits,
     counters: Arc<Counters>,
-    ended: CancellationToken,
+    shutdown: CancellationToken,
 ) where
-    IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     S: Clone + Send + Sync + 'static,
     S::Future: Send + 'static,
@@ -86,20 +91,21 @@ pub async fn serve<IO, S, B>(
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    let gone = CancellationToken::new();
-    let _gone = gone.clone().drop_guard();
+    let abort = CancellationToken::new();
+    let _abort = abort.clone().drop_guard();
     let tasks = TaskTracker::new();
     {
-        // Its listener is closed when it is no longer asked: who connects then is told so at once.
+        // Dropped at the end of this block, and the listener with it, so that clients that connect
+        // while the gateway shuts down are refused at once.
         let mut incoming = std::pin::pin!(incoming);
-        let shared = Arc::new(connection::Shared { service, terms, counters, ended, gone });
+        let shared = Arc::new(connection::Shared { service, limits, counters, shutdown, abort });
         loop {
             tokio::select! {
                 biased;
-                () = shared.ended.cancelled() => break,
-                io = incoming.next() => match io {
-                    Some(io) => {
-                        tasks.spawn(connection::serve(io, shared.clone()));
+                () = shared.shutdown.cancelled() => break,
+                connection = incoming.next() => match connection {
+                    Some(connection) => {
+                        tasks.spawn(connection::serve(connection, shared.clone()));
                     }
                     None => break,
                 },

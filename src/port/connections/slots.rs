@@ -1,101 +1,87 @@
-//! How many connections there may be: in all, and from one peer.
+//! Limits the number of open connections: in all, and from one peer.
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
-    sync::Arc,
-};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use parking_lot::Mutex;
 
-use crate::rpc::limit::Limit;
+use crate::{access::peer_network, errors::Limit};
 
-/// The places for connections.
+/// The slots for connections: a semaphore that also limits what one peer may hold.
 #[derive(Debug)]
 pub struct ConnectionSlots {
-    most: usize,
-    most_per_peer: usize,
-    taken: Mutex<Taken>,
+    max: usize,
+    max_per_peer: usize,
+    used: Mutex<Used>,
 }
 
 #[derive(Debug, Default)]
-struct Taken {
-    all: usize,
-    /// Only those who have a connection.
+struct Used {
+    total: usize,
+    /// Holds peers with at least one connection.
     by_peer: HashMap<IpAddr, usize>,
 }
 
-/// A connection's place. Dropping it makes room for another.
+/// The slot of one connection. Dropping it frees the slot.
 #[derive(Debug)]
 pub struct ConnectionSlot {
     slots: Arc<ConnectionSlots>,
     peer: IpAddr,
 }
 
-/// There is no place for another connection.
+/// All slots for connections, or all of one peer, are in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Full {
-    /// Which limit is reached.
+pub struct SlotsExhausted {
+    /// The limit that is reached.
     pub limit: Limit,
     /// Its value.
     pub allowed: usize,
 }
 
 impl ConnectionSlots {
-    /// Places for `most` connections, and for `most_per_peer` of one peer.
-    pub fn new(most: usize, most_per_peer: usize) -> ConnectionSlots {
-        ConnectionSlots { most, most_per_peer, taken: Mutex::default() }
+    /// `max` slots, of which one peer may hold `max_per_peer`.
+    pub fn new(max: usize, max_per_peer: usize) -> ConnectionSlots {
+        ConnectionSlots { max, max_per_peer, used: Mutex::default() }
     }
 
-    /// Takes a place.
-    pub fn take(self: &Arc<Self>, address: IpAddr) -> Result<ConnectionSlot, Full> {
-        let peer = peer_of(address);
-        let mut taken = self.taken.lock();
-        if taken.all >= self.most {
-            return Err(Full { limit: Limit::Connections, allowed: self.most });
+    /// Takes a slot for a connection from this address. The error names the limit that is reached.
+    pub fn acquire(self: &Arc<Self>, address: IpAddr) -> Result<ConnectionSlot, SlotsExhausted> {
+        let peer = peer_network(address);
+        let mut used = self.used.lock();
+        if used.total >= self.max {
+            return Err(SlotsExhausted { limit: Limit::Connections, allowed: self.max });
         }
-        let of_peer = taken.by_peer.get(&peer).copied().unwrap_or(0);
-        if of_peer >= self.most_per_peer {
-            return Err(Full { limit: Limit::ConnectionsPerPeer, allowed: self.most_per_peer });
+        let of_peer = used.by_peer.get(&peer).copied().unwrap_or(0);
+        if of_peer >= self.max_per_peer {
+            let allowed = self.max_per_peer;
+            return Err(SlotsExhausted { limit: Limit::ConnectionsPerPeer, allowed });
         }
-        taken.all += 1;
-        taken.by_peer.insert(peer, of_peer + 1);
-        drop(taken);
+        used.total += 1;
+        used.by_peer.insert(peer, of_peer + 1);
+        drop(used);
         Ok(ConnectionSlot { slots: self.clone(), peer })
     }
 
-    /// How many connections are open.
-    pub fn taken(&self) -> usize {
-        self.taken.lock().all
+    /// The number of open connections.
+    pub fn used(&self) -> usize {
+        self.used.lock().total
     }
 
-    /// How many connections there may be.
-    pub fn most(&self) -> usize {
-        self.most
+    /// The number of connections that may be open.
+    pub fn max(&self) -> usize {
+        self.max
     }
 }
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        let mut taken = self.slots.taken.lock();
-        taken.all -= 1;
-        if let Some(count) = taken.by_peer.get_mut(&self.peer) {
+        let mut used = self.slots.used.lock();
+        used.total -= 1;
+        if let Some(count) = used.by_peer.get_mut(&self.peer) {
             *count -= 1;
             if *count == 0 {
-                taken.by_peer.remove(&self.peer);
+                used.by_peer.remove(&self.peer);
             }
         }
-    }
-}
-
-/// Who counts as one peer: an address of IPv4, and the network of an address of IPv6, of which one host has all 2^64.
-pub fn peer_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            let network = u128::from(address) & !u128::from(u64::MAX);
-            IpAddr::V6(Ipv6Addr::from(network))
-        }
-        address @ IpAddr::V4(_) => address,
     }
 }
 
@@ -108,29 +94,21 @@ mod tests {
     }
 
     #[test]
-    fn there_are_places_for_so_many_of_a_peer_and_so_many_in_all() {
+    fn connections_are_limited_in_all_and_by_peer() {
         let slots = Arc::new(ConnectionSlots::new(3, 2));
         let [one, two, three] = ["10.0.0.1", "10.0.0.2", "10.0.0.3"].map(address);
-        let first = slots.take(one).unwrap();
-        let _second = slots.take(one).unwrap();
-        let full = Full { limit: Limit::ConnectionsPerPeer, allowed: 2 };
-        assert_eq!(slots.take(one).unwrap_err(), full);
-        let third = slots.take(two).unwrap();
-        let full = Full { limit: Limit::Connections, allowed: 3 };
-        assert_eq!(slots.take(three).unwrap_err(), full);
+        let first = slots.acquire(one).unwrap();
+        let _second = slots.acquire(one).unwrap();
+        let reached = SlotsExhausted { limit: Limit::ConnectionsPerPeer, allowed: 2 };
+        assert_eq!(slots.acquire(one).unwrap_err(), reached);
+        let third = slots.acquire(two).unwrap();
+        let reached = SlotsExhausted { limit: Limit::Connections, allowed: 3 };
+        assert_eq!(slots.acquire(three).unwrap_err(), reached);
         drop(first);
-        assert_eq!(slots.taken(), 2);
-        let _again = slots.take(one).unwrap();
+        assert_eq!(slots.used(), 2);
+        let _fourth = slots.acquire(one).unwrap();
         drop(third);
-        // Nothing is remembered of who is gone.
-        assert_eq!(slots.taken.lock().by_peer.len(), 1);
-    }
-
-    #[test]
-    fn a_host_of_ipv6_is_one_peer_whatever_address_it_takes() {
-        assert_eq!(peer_of(address("2001:db8:1:2:3:4:5:6")), address("2001:db8:1:2::"));
-        assert_eq!(peer_of(address("2001:db8:1:2::1")), address("2001:db8:1:2::"));
-        assert_ne!(peer_of(address("2001:db8:1:3::1")), address("2001:db8:1:2::"));
-        assert_eq!(peer_of(address("::ffff:10.1.2.3")), address("10.1.2.3"));
+        // A peer without connections is forgotten.
+        assert_eq!(slots.used.lock().by_peer.len(), 1);
     }
 }

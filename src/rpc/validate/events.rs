@@ -1,4 +1,4 @@
-//! Checks an event, whatever its kind.
+//! Checks an event of any kind.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,7 @@ use super::{Check, MAX_NAMES, Path};
 use crate::{
     hub::event::EventView,
     proto::v1::{self, event::Kind},
-    trace::{MAX_TRACEPARENT, MAX_TRACESTATE},
+    trace_context::{MAX_TRACEPARENT, MAX_TRACESTATE},
 };
 
 const MAX_REASON: usize = 1024;
@@ -23,7 +23,7 @@ impl Check {
     pub(super) fn event(&mut self, path: Path<'_>, event: &v1::Event, view: &EventView<'_>) {
         self.id(path.field("event_id"), &event.event_id);
         self.time(path.field("publish_time"), event.publish_time.as_ref());
-        // What is in them is nobody's business but that of who follows the event.
+        // Their content concerns only those who trace the event.
         self.at_most(path.field("traceparent"), &event.traceparent, MAX_TRACEPARENT);
         self.at_most(path.field("tracestate"), &event.tracestate, MAX_TRACESTATE);
         if let Some(target) = &event.target {
@@ -51,7 +51,7 @@ impl Check {
                 let path = path.field("mailbox_change");
                 self.count(path.field("changed_types"), e.changed_types.len(), MAX_NAMES);
                 for (index, value) in e.changed_types.iter().enumerate() {
-                    self.value(path.field("changed_types").index(index), *value);
+                    self.enum_value(path.field("changed_types").index(index), *value);
                 }
             }
             Kind::EmailDelivery(e) => {
@@ -73,7 +73,7 @@ impl Check {
                         "must be an IPv4 or IPv6 address, or a network in CIDR form",
                     );
                 }
-                self.value(path.field("action"), e.action);
+                self.enum_value(path.field("action"), e.action);
                 self.time(path.field("expires_at"), e.expires_at.as_ref());
                 self.at_most(path.field("reason"), &e.reason, MAX_REASON);
             }
@@ -84,13 +84,13 @@ impl Check {
                 for (index, name) in e.domain_names.iter().enumerate().take(MAX_DOMAINS) {
                     self.at_most(path.field("domain_names").index(index), name, MAX_DOMAIN);
                 }
-                self.value(path.field("action"), e.action);
+                self.enum_value(path.field("action"), e.action);
             }
             Kind::RegistryChange(e) => {
                 let path = path.field("registry_change");
                 self.required(path.field("object_type"), &e.object_type);
                 self.id(path.field("object_id"), &e.object_id);
-                self.value(path.field("action"), e.action);
+                self.enum_value(path.field("action"), e.action);
             }
             Kind::CacheInvalidation(e) => self.cache_invalidation(path, e),
             Kind::QueueStatus(e)
@@ -139,6 +139,6 @@ fn is_network(text: &str) -> bool {
         None => (text, None),
     };
     let Ok(address) = address.parse::<IpAddr>() else { return false };
-    let most = if address.is_ipv4() { 32 } else { 128 };
-    bits.is_none_or(|bits| bits.parse::<u8>().is_ok_and(|bits| bits <= most))
+    let max_bits = if address.is_ipv4() { 32 } else { 128 };
+    bits.is_none_or(|bits| bits.parse::<u8>().is_ok_and(|bits| bits <= max_bits))
 }

@@ -1,8 +1,8 @@
-//! Where in a request something stands: `events[3].target.roles[1]`.
+//! The path of a field in a request: `events[3].target.roles[1]`.
 
 use std::fmt;
 
-/// A field, by the way to it. Put into words only where something is wrong: publishing checks many fields.
+/// A path. It is formatted only in a violation: publishing checks many fields.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Path<'a> {
     above: Option<&'a Path<'a>>,
@@ -22,17 +22,17 @@ impl<'a> Path<'a> {
         Path { above: None, step: Step::Field(field) }
     }
 
-    /// A field of the message that stands here.
+    /// A field of the message at this path.
     pub(super) fn field(&'a self, name: &'a str) -> Path<'a> {
         Path { above: Some(self), step: Step::Field(name) }
     }
 
-    /// An element of the list that stands here.
+    /// An element of the list at this path.
     pub(super) fn index(&'a self, index: usize) -> Path<'a> {
         Path { above: Some(self), step: Step::Index(index) }
     }
 
-    /// A value of the map that stands here.
+    /// A value of the map at this path.
     pub(super) fn key(&'a self, key: &'a str) -> Path<'a> {
         Path { above: Some(self), step: Step::Key(key) }
     }
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_reads_as_one_would_write_it() {
+    fn a_path_is_formatted_as_in_code() {
         let events = Path::of("events");
         let event = events.index(3);
         let (target, custom) = (event.field("target"), event.field("custom"));

@@ -1,4 +1,4 @@
-//! Which shards there are, who has them, and whether the way through each works.
+//! Checks of the deployment record, of the balance of shards, and of the path through each shard.
 
 use std::{
     collections::BTreeMap,
@@ -11,43 +11,50 @@ use redis::{
 };
 use tokio::sync::mpsc;
 
-use super::{CONNECT, Finding, Master, Settings, ShardNames, connect, default_shards, names, told};
+use super::{
+    CONNECT, Finding, Master, Settings, ShardNames, connect, default_shards, error_text, names,
+};
 use crate::bus::{
     ShardId,
-    redis::{key_differs, mode, seal::Keys, topology::Topology},
+    redis::{
+        auth::Keys,
+        deployment::{key_mismatch, mode},
+        topology::Topology,
+    },
 };
 
-/// How often a message is sent round.
+/// The number of round trips to measure.
 const TRIPS: usize = 5;
 
-/// A way that takes longer than this is felt.
+/// A round trip above this is noticeable to nodes.
 const SLOW: Duration = Duration::from_millis(100);
 
-/// What the gateways recorded, beside what this configuration says; and the number of shards.
+/// Compares the record of the gateways with this configuration. The finding, and the number of
+/// shards.
 pub(super) async fn deployment(settings: &Settings) -> Result<(Finding, u16), String> {
     let key = names::deployment(&settings.prefix);
     let topology = Topology::new(settings.clone(), vec![names::slot_of(&key)])
         .map_err(|error| error.to_string())?;
     topology.refresh().await.map_err(|error| error.to_string())?;
     let server = topology.master(ShardId(0)).ok_or("no server is known to own the record")?;
-    let mut connection = connect(&server.info).await.map_err(|error| told(&error))?;
+    let mut connection = connect(&server.info).await.map_err(|error| error_text(&error))?;
     let mut asked = redis::cmd("HMGET");
     asked.arg(&key).arg("shards").arg("mode").arg("key");
     let fields: RedisResult<(Option<String>, Option<String>, Option<String>)> =
         asked.query_async(&mut connection).await;
-    let (shards, recorded, key_of_others) = fields.map_err(|error| told(&error))?;
+    let (shards, recorded, key_of_others) = fields.map_err(|error| error_text(&error))?;
     let ours = default_shards(settings).await?;
     let (Some(shards), Some(recorded)) = (shards, recorded) else {
         let seen = format!(
-            "nothing is recorded under {key} yet: the first gateway will say {ours} shards"
+            "nothing is recorded under {key} yet: the first gateway will record {ours} shards"
         );
         return Ok((Finding::ok("deployment", seen), ours));
     };
-    let advice = "all gateways of a prefix must agree: set it as on the others, leave it out, or take another prefix";
+    let advice = "all gateways of a prefix must agree: set it as on the others, leave it out, or \
+                  take another prefix";
     let Some(count) = shards.parse().ok().filter(|count| (1..=256).contains(count)) else {
         let seen = format!("{key} records {shards:?} shards");
-        let advice =
-            format!("some other system has written there: take another prefix, or DEL {key}");
+        let advice = format!("another system wrote this key: take another prefix, or DEL {key}");
         return Ok((Finding::failure("deployment", seen, advice), ours));
     };
     let finding = if settings.shards.is_some_and(|ours| ours != count) {
@@ -59,7 +66,7 @@ pub(super) async fn deployment(settings: &Settings) -> Result<(Finding, u16), St
             mode(settings)
         );
         Finding::failure("deployment", seen, advice)
-    } else if let Some(why) = key_differs(
+    } else if let Some(why) = key_mismatch(
         &settings.prefix,
         key_of_others.as_deref(),
         &settings.keys.as_ref().map(Keys::ids).unwrap_or_default(),
@@ -72,11 +79,12 @@ pub(super) async fn deployment(settings: &Settings) -> Result<(Finding, u16), St
 }
 
 pub(super) fn unknown_deployment(why: &str) -> Finding {
-    let advice = "see that the user may read the prefix's keys, and that every slot of a cluster has a master";
+    let advice = "see that the user may read the prefix's keys, and that every slot of a cluster \
+                  has a master";
     Finding::failure("deployment", format!("the record could not be read: {why}"), advice)
 }
 
-/// Whether the masters have about as many shards each.
+/// Checks that the masters have about the same number of shards.
 pub(super) fn balance(masters: &[Master]) -> Finding {
     let mut owned: BTreeMap<&str, usize> = BTreeMap::new();
     for master in masters {
@@ -92,7 +100,7 @@ pub(super) fn balance(masters: &[Master]) -> Finding {
     Finding::ok("shards", seen)
 }
 
-/// Sends messages over a channel of its own in the shard's slot, and waits for them to come back.
+/// Sends messages over a channel of its own in the shard's slot, and measures their way back.
 pub(super) async fn round_trip(
     address: &str,
     client: Result<&Client, &RedisError>,
@@ -103,8 +111,8 @@ pub(super) async fn round_trip(
     let names = &names[shard.index()];
     let channel = names.scratch(&format!("{:016x}:trip", rand::random::<u64>()));
     let trips = async {
-        let client = client.map_err(told)?;
-        trips(client, settings.sharded, &channel).await.map_err(|error| told(&error))?
+        let client = client.map_err(error_text)?;
+        trips(client, settings.sharded, &channel).await.map_err(|error| error_text(&error))?
     };
     let finding = match trips.await {
         Ok(mut trips) => {
@@ -112,7 +120,8 @@ pub(super) async fn round_trip(
             let (middle, most) = (trips[trips.len() / 2], trips[trips.len() - 1]);
             let seen = format!("shard {shard} by {address}: {middle:.2?}, at most {most:.2?}");
             if middle > SLOW {
-                let advice = "put gateways and Redis nearer to each other; look at SLOWLOG and the server's load";
+                let advice = "put gateways and Redis nearer to each other; look at SLOWLOG and the \
+                              server's load";
                 Finding::warning("round trip", seen, advice)
             } else {
                 Finding::ok("round trip", seen)
@@ -142,7 +151,7 @@ async fn trips(
         .set_response_timeout(Some(CONNECT))
         .set_push_sender(move |push| sender.try_send(push));
     let info = client.get_connection_info().clone();
-    // Both protocols share their channels; pushes need the later one.
+    // Both protocols share their channels; only RESP3 has push messages.
     let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
     let client = Client::open(info.set_redis_settings(redis))?;
     let mut subscriber = client.get_multiplexed_async_connection_with_config(&config).await?;

@@ -1,17 +1,17 @@
-//! Whether the user may do all that a gateway does: by doing each of it, under names that no gateway uses.
+//! Checks the user's rights by running each command of a gateway, under names that no gateway uses.
 
 use redis::{Cmd, RedisResult, Value, aio::MultiplexedConnection};
 
-use super::{Finding, Reached, Settings, ShardNames, told};
+use super::{Finding, Reached, Settings, ShardNames, error_text};
 
-/// The users as they are documented and tested. What they may do is what is tried.
+/// The users as they are documented and tested: their rights are the commands to try.
 const STANDALONE: &str = include_str!("../../../../deploy/redis/standalone.acl");
 const CLUSTER: &str = include_str!("../../../../deploy/redis/cluster.acl");
 
-/// How long what is written stays if it is not taken away, in milliseconds.
-const STAYS: u64 = 30_000;
+/// The time to live of every key that is written, in milliseconds.
+const TTL_MS: u64 = 30_000;
 
-/// The commands that a gateway of these settings needs, as the rights are written.
+/// The commands that a gateway of these settings needs, as ACL rules name them.
 fn needed(settings: &Settings) -> Vec<&'static str> {
     let file = if settings.cluster { CLUSTER } else { STANDALONE };
     let classic = settings.cluster && !settings.sharded;
@@ -38,19 +38,19 @@ pub(super) async fn examine(
     let (mut denied, mut other) = (Vec::new(), Vec::new());
     let needed = needed(settings);
     for right in &needed {
-        // Subscribing is tried by the round trip.
+        // The round trip tries to subscribe.
         let Some(commands) = scratch.trial(right) else { continue };
         if let Err(error) = run(&mut connection, &commands).await {
-            let text = told(&error);
+            let text = error_text(&error);
             if text.contains("NOPERM") || text.contains("permission") {
                 denied.push((*right, text));
             } else if !text.contains("no such key") {
-                // Without one right there is not the key that another looks at.
+                // The key may be missing because the right to write it is.
                 other.push((*right, text));
             }
         }
     }
-    // What is left ends by itself.
+    // If this fails, the keys expire.
     let _ = run(&mut connection, &[scratch.clean()]).await;
     let mut found = Vec::new();
     if let Some((right, text)) = denied.first() {
@@ -69,14 +69,14 @@ pub(super) async fn examine(
         } else {
             (
                 format!("{address} refuses {rights}: {text}"),
-                format!("ACL SETUSER <user> {rights}; all that is needed stands in deploy/redis"),
+                format!("ACL SETUSER <user> {rights}; deploy/redis has all rights that are needed"),
             )
         };
         found.push(Finding::failure("rights", seen, advice));
     }
     if let Some((right, text)) = other.first() {
         let advice = if text.starts_with("OOM") {
-            "it is full: raise maxmemory, or lower history.maxBytes and what else lies there"
+            "it is full: raise maxmemory, lower history.maxBytes, or remove other data"
         } else if text.starts_with("READONLY") {
             "it is a replica: name the master"
         } else if text.starts_with("MISCONF") {
@@ -127,7 +127,7 @@ impl Scratch {
         cmd
     }
 
-    /// Commands that show whether there is a right. Each key that they make ends by itself.
+    /// Commands that fail without the right. Each key that they write has a time to live.
     fn trial(&self, right: &str) -> Option<Vec<Cmd>> {
         let cmd = |words: &[&str]| {
             let mut cmd = redis::cmd(words[0]);
@@ -136,8 +136,8 @@ impl Scratch {
         };
         let (text, hash, list) = (self.text.as_str(), self.hash.as_str(), self.list.as_str());
         let (stream, channel) = (self.stream.as_str(), self.channel.as_str());
-        let stays = STAYS.to_string();
-        let ends = |key: &str| cmd(&["PEXPIRE", key, &stays]);
+        let ttl = TTL_MS.to_string();
+        let ends = |key: &str| cmd(&["PEXPIRE", key, &ttl]);
         // SHA-1 of "return 1".
         let known = "e0e1f9fabfc9d4800c877a703b823ac0578ff8db";
         Some(match right {
@@ -155,7 +155,7 @@ impl Scratch {
                 vec![cmd(&["SCRIPT", "LOAD", "return 1"]), cmd(&["EVALSHA", known, "1", text])]
             }
             "time" => vec![cmd(&["TIME"])],
-            "set" => vec![cmd(&["SET", text, "v", "PX", &stays])],
+            "set" => vec![cmd(&["SET", text, "v", "PX", &ttl])],
             "mget" => vec![cmd(&["MGET", text])],
             "pexpire" => vec![ends(text)],
             "del" => vec![cmd(&["DEL", text])],
@@ -184,7 +184,7 @@ mod tests {
     use crate::bus::ShardId;
 
     #[test]
-    fn every_right_of_the_files_is_tried() {
+    fn every_right_of_the_acl_files_is_tried() {
         let scratch = Scratch::new(&ShardNames::new("p", ShardId(0), 1));
         for right in [STANDALONE, CLUSTER].iter().flat_map(|file| file.split_whitespace()) {
             let Some(right) = right.strip_prefix('+') else { continue };

@@ -1,4 +1,4 @@
-//! What one server says of itself.
+//! Checks of one server: version, role, memory, persistence, settings and clock.
 
 use std::{
     collections::HashMap,
@@ -7,18 +7,18 @@ use std::{
 
 use redis::{RedisResult, aio::MultiplexedConnection};
 
-use super::{Finding, Progress, Reached, Settings, step, told};
+use super::{Finding, Progress, Reached, Settings, error_text, step};
 use crate::bus::unix_ms;
 
-/// A clock that is further off than this is not kept by anybody.
+/// A clock that is further off than this is not synchronized.
 const CLOCK_OFF: Duration = Duration::from_secs(1);
 
-/// Further off than this, ages and epochs mean nothing.
+/// With a clock that is further off than this, ages and epochs mean nothing.
 const CLOCK_WRONG: Duration = Duration::from_secs(30);
 
 const MIB: u64 = 1 << 20;
 
-/// What INFO answered.
+/// The answer of INFO.
 pub(super) struct Info(HashMap<String, String>);
 
 impl Info {
@@ -44,7 +44,7 @@ impl Info {
     }
 }
 
-/// Whether it is a cluster where one is expected, and of an age that can be used.
+/// Checks that the server is of the configured mode and of a supported version.
 pub(super) fn mode(address: &str, info: &Info, cluster: bool) -> Finding {
     let mode = info.text("redis_mode");
     match (mode, cluster) {
@@ -59,7 +59,8 @@ pub(super) fn mode(address: &str, info: &Info, cluster: bool) -> Finding {
             return Finding::failure(
                 "mode",
                 format!("{address} is a standalone server, and the coordinator is a cluster"),
-                "set coordinator.@type to Redis, and url in place of urls; or name the servers of the cluster",
+                "set coordinator.@type to Redis, and url in place of urls; or name the servers of \
+                 the cluster",
             );
         }
         ("sentinel", _) => {
@@ -86,13 +87,13 @@ pub(super) fn mode(address: &str, info: &Info, cluster: bool) -> Finding {
     Finding::ok("mode", format!("{address} is {name} {version}, {mode}"))
 }
 
-/// All that is to be seen of a server that takes frames.
+/// Examines a master that takes frames.
 pub(super) async fn examine(
     reached: &mut Reached,
     settings: &Settings,
-    largest: u64,
+    max_frame: u64,
     shards: usize,
-    tell: &mut (dyn FnMut(Progress) + Send),
+    report: &mut (dyn FnMut(Progress) + Send),
 ) {
     let Reached { address, info, connection } = reached;
     let mut found = vec![
@@ -102,11 +103,11 @@ pub(super) async fn examine(
     ];
     found.extend(disk(address, info));
     for finding in found {
-        tell(Progress::Begins(finding.check));
-        tell(Progress::Found(finding));
+        report(Progress::Begins(finding.check));
+        report(Progress::Found(finding));
     }
-    step("configuration of Redis", tell, set(address, info, connection, largest)).await;
-    step("clock", tell, clock(address, connection)).await;
+    step("configuration of Redis", report, set(address, info, connection, max_frame)).await;
+    step("clock", report, clock(address, connection)).await;
 }
 
 fn role(address: &str, info: &Info, min_replicas: u32) -> Finding {
@@ -123,9 +124,11 @@ fn role(address: &str, info: &Info, min_replicas: u32) -> Finding {
         return Finding::failure(
             "role",
             format!(
-                "{address} is a master with {online} replicas online, and minReplicas is {min_replicas}"
+                "{address} is a master with {online} replicas online, and minReplicas is \
+                 {min_replicas}"
             ),
-            "add replicas, see why they are not in sync (INFO replication), or lower coordinator.minReplicas",
+            "add replicas, see why they are not in sync (INFO replication), or lower \
+             coordinator.minReplicas",
         );
     }
     Finding::ok("role", format!("{address} is a master with {online} replicas online"))
@@ -134,8 +137,8 @@ fn role(address: &str, info: &Info, min_replicas: u32) -> Finding {
 fn eviction(address: &str, info: &Info) -> Finding {
     let policy = info.text("maxmemory_policy");
     let seen = format!("{address} has maxmemory-policy {policy}");
-    let advice = "CONFIG SET maxmemory-policy noeviction (and the same in redis.conf): what is evicted is lost \
-                  to every node, and told as a gap at best";
+    let advice = "CONFIG SET maxmemory-policy noeviction (and the same in redis.conf): evicted \
+                  events are lost to every node, at best with a gap";
     match policy {
         "noeviction" | "" => Finding::ok("eviction", seen),
         _ if info.number("maxmemory") == 0 => {
@@ -144,7 +147,7 @@ fn eviction(address: &str, info: &Info) -> Finding {
         }
         policy if policy.starts_with("allkeys") => Finding::failure("eviction", seen, advice),
         _ => {
-            let seen = format!("{seen}: what makes retries safe has a time to live, and may go");
+            let seen = format!("{seen}: request ids, which make retries safe, can be evicted");
             Finding::warning("eviction", seen, advice)
         }
     }
@@ -165,7 +168,7 @@ fn memory(address: &str, info: &Info, history: u64) -> Finding {
     if left < most / 20 {
         Finding::failure("memory", format!("{seen}: it is about to refuse writes"), advice)
     } else if left < history {
-        // Some of it is history already; a server that is half empty is not to be warned of.
+        // A part of the used memory is history already, so a half empty server gets no warning.
         Finding::warning("memory", format!("{seen}, which history alone may need"), advice)
     } else {
         Finding::ok("memory", seen)
@@ -184,12 +187,12 @@ fn disk(address: &str, info: &Info) -> Vec<Finding> {
     vec![]
 }
 
-/// What only CONFIG GET tells; a gateway's user has no right to it, nor any need.
+/// Checks settings that only CONFIG GET shows; a gateway's user does not need that right.
 async fn set(
     address: &str,
     info: &Info,
     connection: &mut MultiplexedConnection,
-    largest: u64,
+    max_frame: u64,
 ) -> Vec<Finding> {
     let mut asked = redis::cmd("CONFIG");
     asked.arg("GET").arg("save");
@@ -199,13 +202,16 @@ async fn set(
         Err(error) => {
             return vec![Finding::warning(
                 "configuration of Redis",
-                format!("{address} does not show its settings to this user: {}", told(&error)),
-                "run doctor with an administrator's URL (--set coordinator.url=...) to have persistence, output \
-                 buffers and timeout checked; the gateway needs no such right",
+                format!(
+                    "{address} does not show its settings to this user: {}",
+                    error_text(&error)
+                ),
+                "run doctor with an administrator's URL (--set coordinator.url=...) to check \
+                 persistence, output buffers and timeout; the gateway does not need that right",
             )];
         }
     };
-    // One at a time: servers before 7.0 take but one.
+    // One at a time: servers before 7.0 take only one.
     for name in ["client-output-buffer-limit", "timeout"] {
         let mut asked = redis::cmd("CONFIG");
         asked.arg("GET").arg(name);
@@ -216,7 +222,7 @@ async fn set(
     let saves = info.text("aof_enabled") == "1" || !value("save").is_empty();
     vec![
         persistence(address, saves, info.replicas_online()),
-        output_buffer(address, value("client-output-buffer-limit"), largest),
+        output_buffer(address, value("client-output-buffer-limit"), max_frame),
         timeout(address, value("timeout").parse().unwrap_or(0)),
     ]
 }
@@ -228,30 +234,32 @@ fn persistence(address: &str, saves: bool, replicas: usize) -> Finding {
     Finding::warning(
         "persistence",
         format!("{address} writes nothing to disk, and has {replicas} replicas online"),
-        "a restart loses history: nodes that resume across it are told a gap. Set appendonly yes, or save",
+        "a restart loses history: nodes that resume get a gap. Set appendonly yes, or save",
     )
 }
 
-/// `classes`: as CONFIG GET tells them, `normal 0 0 0 slave 268435456 67108864 60 pubsub 33554432 8388608 60`.
-fn output_buffer(address: &str, classes: &str, largest: u64) -> Finding {
+/// `classes`: as CONFIG GET shows them,
+/// `normal 0 0 0 slave 268435456 67108864 60 pubsub 33554432 8388608 60`.
+fn output_buffer(address: &str, classes: &str, max_frame: u64) -> Finding {
     let words: Vec<&str> = classes.split_whitespace().collect();
     let limits = words.iter().position(|word| *word == "pubsub").map(|at| {
         let number = |n: usize| words.get(at + n).and_then(|w| w.parse::<u64>().ok()).unwrap_or(0);
         (number(1), number(2), number(3))
     });
     let Some((hard, soft, seconds)) = limits else {
-        let seen = format!("{address} says {classes:?} of its output buffers");
+        let seen =
+            format!("{address} has the output buffer limits {classes:?}, of an unknown form");
         return Finding::warning("output buffer", seen, "CONFIG GET client-output-buffer-limit");
     };
     let seen = format!(
         "{address} cuts subscribers off at {hard} bytes, or {soft} for {seconds} s (0: never)"
     );
     let advice = format!(
-        "CONFIG SET client-output-buffer-limit \"pubsub 32mb 8mb 60\": one frame may have {largest} bytes, and a \
-         subscription that is cut off has to be repaired from history"
+        "CONFIG SET client-output-buffer-limit \"pubsub 32mb 8mb 60\": one frame may have \
+         {max_frame} bytes, and a subscription that is cut off has to be repaired from history"
     );
     let below = |limit: u64, least: u64| limit != 0 && limit < least;
-    if below(hard, largest + largest / 4) {
+    if below(hard, max_frame + max_frame / 4) {
         Finding::failure("output buffer", seen, advice)
     } else if below(hard, 16 * MIB) || below(soft, 2 * MIB) {
         Finding::warning("output buffer", seen, advice)
@@ -263,15 +271,14 @@ fn output_buffer(address: &str, classes: &str, largest: u64) -> Finding {
 fn timeout(address: &str, seconds: u64) -> Finding {
     let seen = format!("{address} closes idle connections after {seconds} s (0: never)");
     if (1..10).contains(&seconds) {
-        let advice =
-            "CONFIG SET timeout 0, or 60 and more: connections are made anew again and again";
+        let advice = "CONFIG SET timeout 0, or 60 and more, so that connections stay open";
         Finding::warning("timeout", seen, advice)
     } else {
         Finding::ok("timeout", seen)
     }
 }
 
-/// The server's clock beside this machine's.
+/// Compares the server's clock with this machine's.
 async fn clock(address: &str, connection: &mut MultiplexedConnection) -> Vec<Finding> {
     let started = Instant::now();
     let before = unix_ms();
@@ -285,7 +292,7 @@ async fn clock(address: &str, connection: &mut MultiplexedConnection) -> Vec<Fin
         }
         Err(error) => {
             let advice = "give the user the right to TIME";
-            vec![Finding::failure("clock", format!("{address}: {}", told(&error)), advice)]
+            vec![Finding::failure("clock", format!("{address}: {}", error_text(&error)), advice)]
         }
     }
 }
@@ -298,7 +305,8 @@ fn clock_is(address: &str, there: u64, here: u64, trip: Duration) -> Finding {
     }
     let direction = if there > here { "ahead of" } else { "behind" };
     let seen = format!("the clock of {address} is {off:?} {direction} this machine's");
-    let advice = "keep the clocks of all machines by NTP: ages, lags and epochs go by them";
+    let advice =
+        "synchronize the clocks of all machines by NTP: ages, lags and epochs depend on them";
     if off > CLOCK_WRONG {
         Finding::failure("clock", seen, advice)
     } else if off > CLOCK_OFF {
@@ -313,7 +321,7 @@ mod tests {
     use super::{super::Level, *};
 
     #[test]
-    fn old_servers_are_named() {
+    fn servers_below_the_minimum_version_fail() {
         let info = |version: &str, mode: &str| {
             Info::parse(&format!("redis_version:{version}\r\nredis_mode:{mode}\r\n"))
         };
@@ -331,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_off_is_told_with_its_direction() {
+    fn a_clock_that_is_off_is_reported_with_its_direction() {
         let found = |there, here| clock_is("r:1", there, here, Duration::from_millis(10));
         assert_eq!(found(1_000_500, 1_000_000).level, Level::Ok);
         let ahead = found(1_002_000, 1_000_000);
@@ -341,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_of_subscribers_are_found_among_the_classes() {
+    fn the_limit_of_subscribers_is_read_from_the_classes() {
         let level = |pubsub: &str| {
             let classes = format!("normal 0 0 0 slave 268435456 67108864 60 pubsub {pubsub}");
             output_buffer("r:1", &classes, 4 * MIB).level

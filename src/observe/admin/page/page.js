@@ -1,16 +1,19 @@
-// Asks the gateway once a second, and shows what it says.
+// Asks the gateway once a second, and shows its answers.
 
 import { Plot } from '/plots.js';
 import { show } from '/tables.js';
-import { bytes, compact, count, ending, exact, moment, none, rate, some, span, time, words } from '/words.js';
+import {
+  bytes, compact, count, ending, exact, moment, none, rate, some, span, time, words,
+} from '/words.js';
 
-const EVERY = 1000;
-const LIMIT = 5000;
-const KEPT = 600;
+// Milliseconds between two questions, for an answer, and of the plots.
+const INTERVAL = 1000;
+const TIMEOUT = 5000;
 const SPAN = 600_000;
+const MAX_POINTS = 600;
 // Kinds that have a colour of their own; the others share one.
 const COLOURS = 6;
-const MOST_ROWS = 1000;
+const MAX_ROWS = 1000;
 
 const $ = (id) => document.getElementById(id);
 
@@ -28,10 +31,10 @@ const plots = {
 
 let points = [];
 let started = null;
-let heard = null;
+let answered = null;
 const query = { search: '', sort: 'node', order: 'ascending', rows: 100 };
 
-// --- state -----------------------------------------------------------------------------------------------------------------
+// --- state ---------------------------------------------------------------------------------------
 
 function state(name, title, why) {
   $('state').dataset.state = name;
@@ -42,12 +45,17 @@ function state(name, title, why) {
 
 function showState(view) {
   put('gateway', view.gateway);
-  put('about', `version ${view.version} · ${view.bus || 'no'} bus · up ${span(view.now - view.started)}`);
+  const uptime = span(view.now - view.started);
+  put('about', `version ${view.version} · ${view.bus || 'no'} bus · up ${uptime}`);
   if (view.serving) {
-    const lost = view.shards.length === 1 ? 'The shard is proven' : (view.shards.length === 2 ? 'Both shards are proven' : `All ${view.shards.length} shards are proven`);
-    state('serving', 'Serving', `${lost}: what is published here comes back over the bus.`);
+    const shards = { 1: 'The shard is', 2: 'Both shards are' }[view.shards.length]
+      ?? `All ${view.shards.length} shards are`;
+    const why = 'verified: what is published here comes back over the bus.';
+    state('serving', 'Serving', `${shards} ${why}`);
   } else if (view.draining) {
-    state('draining', 'Draining', 'The gateway is going away. Its nodes are sent elsewhere and continue with their tokens.');
+    const why = 'The gateway is shutting down. '
+      + 'Its nodes connect to others and continue with their tokens.';
+    state('draining', 'Draining', why);
   } else {
     state('not-serving', 'Not serving', view.reason);
   }
@@ -62,22 +70,24 @@ function showTiles(view, last) {
   put('tile-out', last ? perSecond(last.delivered) : none);
   put('tile-out-more', `${compact(view.delivered)} since the start`);
   put('tile-behind', compact(view.behind));
-  put('tile-behind-more', 'events still to be offered');
+  put('tile-behind-more', 'events not yet read by streams');
   put('tile-gaps', compact(view.streamGaps));
   put('tile-gaps-more', `${compact(view.missed)} missed · ${compact(view.busGaps)} on the bus`);
   const errors = view.errors.reduce((sum, one) => sum + one.count, 0);
   put('tile-errors', compact(errors));
-  put('tile-errors-more', view.unreadable ? some(view.unreadable, 'unreadable message') : 'answers and streams');
+  const unreadable = some(view.unreadable, 'unreadable message');
+  put('tile-errors-more', view.unreadable ? unreadable : 'answers and streams');
   $('tile-behind').parentElement.classList.toggle('warn', view.behind > 0);
   $('tile-gaps').parentElement.classList.toggle('warn', view.streamGaps > 0 || view.busGaps > 0);
 }
 
-// --- plots -----------------------------------------------------------------------------------------------------------------
+// --- plots ---------------------------------------------------------------------------------------
 
 function showPlots(view) {
-  const totals = view.kinds.map((_, kind) => points.reduce((sum, point) => sum + point.published[kind], 0));
-  const seen = totals.map((total, kind) => ({ total, kind })).filter(({ total }) => total > 0);
-  seen.sort((a, b) => b.total - a.total);
+  const total = (kind) => points.reduce((sum, point) => sum + point.published[kind], 0);
+  const totals = view.kinds.map((_, kind) => total(kind));
+  const seen = totals.map((sum, kind) => ({ sum, kind })).filter(({ sum }) => sum > 0);
+  seen.sort((a, b) => b.sum - a.sum);
   const own = seen.length > COLOURS ? seen.slice(0, COLOURS) : seen;
   const series = own.map(({ kind }, nth) => ({
     name: words(view.kinds[kind]),
@@ -93,7 +103,7 @@ function showPlots(view) {
   plots.in.draw(points, series, view.now);
   plots.out.draw(points, [
     { name: 'sent, all streams', colour: 'c1', value: (point) => point.delivered },
-    { name: 'came over the bus, all gateways', colour: 'c3', value: (point) => point.received },
+    { name: 'received over the bus', colour: 'c3', value: (point) => point.received },
   ], view.now);
   const spread = (of) => [
     { name: 'median', colour: 'c0', value: (point) => point[of]?.p50 ?? null },
@@ -103,7 +113,7 @@ function showPlots(view) {
   plots.lag.draw(points, spread('lag'), view.now);
 }
 
-// --- tables ----------------------------------------------------------------------------------------------------------------
+// --- tables --------------------------------------------------------------------------------------
 
 const when = ({ at }) => ({ text: moment(at), title: exact(at), at });
 const named = (text) => ({ text, title: text, mono: true });
@@ -114,11 +124,12 @@ function showBus(view) {
     (link) => link.purpose,
     (link) => (link.connected ? { text: 'up', pill: 'good' } : { text: 'down', pill: 'bad' }),
     (link) => count(link.reconnects),
-  ], view.links, view.bus === 'embedded' ? 'The embedded bus needs none.' : 'None yet.');
+  ], view.links, view.bus === 'embedded' ? 'The embedded bus has no links.' : 'None yet.');
   show('shard-table', [
     (shard) => String(shard.shard),
-    (shard) => (shard.proven ? { text: 'proven', pill: 'good' } : { text: 'not proven', pill: 'bad' }),
-    (shard) => (shard.proofAge === null ? 'never' : `${time(shard.proofAge)} ago`),
+    ({ verified }) => (verified
+      ? { text: 'verified', pill: 'good' } : { text: 'not verified', pill: 'bad' }),
+    (shard) => (shard.verifiedAge === null ? 'never' : `${time(shard.verifiedAge)} ago`),
     (shard) => ({ text: String(shard.epoch), title: `began ${exact(shard.epoch)}`, mono: true }),
     (shard) => ({ text: count(shard.offset), mono: true }),
     (shard) => ({
@@ -140,16 +151,19 @@ function showRecent(view) {
     (gap) => ({ text: words(gap.reason), pill: 'warn' }),
     (gap) => (gap.missed === null ? 'unknown' : count(gap.missed)),
   ], view.gaps, 'None since the start.');
-  const colour = (why) => ({ client_went: 'plain', max_events: 'plain', max_duration: 'plain', draining: 'info' })[why] ?? 'bad';
+  const colours = {
+    client_went: 'plain', max_events: 'plain', max_duration: 'plain', draining: 'info',
+  };
   show('ended-table', [
     when,
     (stream) => ({ ...named(stream.node), title: `${stream.node} from ${stream.peer}` }),
-    (stream) => ({ text: ending(stream.why), pill: colour(stream.why) }),
+    ({ why }) => ({ text: ending(why), pill: colours[why] ?? 'bad' }),
     (stream) => (stream.lasted < 1000 ? time(stream.lasted) : span(stream.lasted)),
     (stream) => count(stream.delivered),
   ], view.ended, 'None since the start.');
   const totals = view.errors.map((one) => `${one.method} ${words(one.reason)} ${count(one.count)}`);
-  put('refused-note', totals.length ? `Since the start, ended streams included: ${totals.join(' · ')}` : '');
+  const list = totals.join(' · ');
+  put('refused-note', list && `Since the start, ended streams included: ${list}`);
   show('refused-table', [
     when,
     (refused) => refused.method,
@@ -158,9 +172,11 @@ function showRecent(view) {
   ], view.refused, 'None since the start.');
 }
 
-// Two live processes with one id are worse than any lag.
+// A duplicate node id is worse than any other state.
 function nodeState(node) {
-  if (node.duplicate) return { text: 'twice', pill: 'bad', title: 'another live process has this node id' };
+  if (node.duplicate) {
+    return { text: 'duplicate', pill: 'bad', title: 'another live process has this node id' };
+  }
   return { text: node.state, pill: { current: 'good', silent: 'bad' }[node.state] ?? 'warn' };
 }
 
@@ -168,26 +184,34 @@ function showNodes(answer, now) {
   const shown = answer.nodes.length;
   const all = answer.matching === answer.total ? '' : ` of ${count(answer.total)}`;
   const first = shown < answer.matching ? `the first ${count(shown)} of ` : '';
-  put('nodes-count', query.search ? `${first}${count(answer.matching)}${all} match` : `${first}${count(answer.total)}`);
-  $('more').hidden = shown >= answer.matching || shown >= MOST_ROWS;
+  const matching = `${first}${count(answer.matching)}${all} match`;
+  put('nodes-count', query.search ? matching : `${first}${count(answer.total)}`);
+  $('more').hidden = shown >= answer.matching || shown >= MAX_ROWS;
   show('node-table', [
-    (node) => ({ ...named(node.nodeId), title: node.incarnation ? `${node.nodeId}, incarnation ${node.incarnation}` : node.nodeId }),
+    ({ nodeId, incarnation }) => ({
+      ...named(nodeId),
+      title: incarnation ? `${nodeId}, incarnation ${incarnation}` : nodeId,
+    }),
     (node) => node.roles.join(', ') || none,
     (node) => named(node.gateway),
     nodeState,
     (node) => named(node.peer),
-    (node) => (node.since === null ? none : { text: span(now - node.since), title: `since ${exact(node.since)}` }),
+    ({ since }) => (since === null
+      ? none : { text: span(now - since), title: `since ${exact(since)}` }),
     (node) => (node.rate === null ? none : rate(node.rate)),
     (node) => (node.behind > 0 ? { text: count(node.behind), pill: 'warn' } : '0'),
     (node) => count(node.delivered),
     (node) => ({ text: node.filter || 'everything', title: node.filter }),
   ], answer.nodes, query.search ? 'No node matches.' : 'No node holds a stream.');
   show('gateway-table', [
-    (gateway) => ({ ...named(gateway.this ? `${gateway.id} (this one)` : gateway.id), title: gateway.address ? `${gateway.id} at ${gateway.address}` : gateway.id }),
+    (gateway) => ({
+      ...named(gateway.this ? `${gateway.id} (this one)` : gateway.id),
+      title: gateway.address ? `${gateway.id} at ${gateway.address}` : gateway.id,
+    }),
     (gateway) => ({
       text: words(gateway.state),
       pill: { serving: 'good', draining: 'warn' }[gateway.state] ?? 'bad',
-      title: gateway.this ? '' : `heard of ${time(gateway.age)} ago`,
+      title: gateway.this ? '' : `last report ${time(gateway.age)} ago`,
     }),
     (gateway) => gateway.version,
     (gateway) => count(gateway.streams),
@@ -196,10 +220,10 @@ function showNodes(answer, now) {
   ], answer.gateways, none);
 }
 
-// --- asking ----------------------------------------------------------------------------------------------------------------
+// --- questions -----------------------------------------------------------------------------------
 
 async function ask(path) {
-  const answer = await fetch(path, { cache: 'no-store', signal: AbortSignal.timeout(LIMIT) });
+  const answer = await fetch(path, { cache: 'no-store', signal: AbortSignal.timeout(TIMEOUT) });
   if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
   return answer.json();
 }
@@ -207,13 +231,15 @@ async function ask(path) {
 async function look() {
   const view = await ask(`/api/status?after=${points.at(-1)?.number ?? 0}`);
   // After a restart its points count from one again.
-  if (view.started !== started || (view.points.length && view.points[0].number <= (points.at(-1)?.number ?? 0))) points = [];
-  const again = started !== null && view.started !== started;
+  const restarted = started !== null && view.started !== started;
+  const repeated = view.points.length && view.points[0].number <= (points.at(-1)?.number ?? 0);
+  if (view.started !== started || repeated) points = [];
   started = view.started;
-  if (again) view.points = (await ask('/api/status?after=0')).points;
-  points = [...points, ...view.points].slice(-KEPT).filter((point) => view.now - point.at < SPAN);
+  if (restarted) view.points = (await ask('/api/status?after=0')).points;
+  points = [...points, ...view.points].slice(-MAX_POINTS);
+  points = points.filter((point) => view.now - point.at < SPAN);
   const answer = await ask(`/api/nodes?${new URLSearchParams(query)}`);
-  heard = Date.now();
+  answered = Date.now();
   showState(view);
   showTiles(view, points.at(-1));
   showPlots(view);
@@ -232,14 +258,15 @@ async function turn() {
   try {
     await look();
   } catch (error) {
-    const since = heard === null ? '' : ` since ${moment(heard)}. What is below is from then`;
-    state('no-answer', 'No answer', `The gateway has not answered${since}. Asking again.`);
+    const since = answered === null
+      ? '' : ` since ${moment(answered)}. The values below are from then`;
+    state('no-answer', 'No answer', `The gateway has not answered${since}. Retrying.`);
     console.debug(error);
   } finally {
     busy = false;
   }
-  // Nobody looks at a hidden page.
-  if (!document.hidden) timer = setTimeout(turn, EVERY);
+  // A hidden page does not ask.
+  if (!document.hidden) timer = setTimeout(turn, INTERVAL);
 }
 
 document.addEventListener('visibilitychange', () => { if (!document.hidden) turn(); });
@@ -251,7 +278,7 @@ $('search').addEventListener('input', (event) => {
 });
 
 $('more').addEventListener('click', () => {
-  query.rows = Math.min(MOST_ROWS, query.rows * 4);
+  query.rows = Math.min(MAX_ROWS, query.rows * 4);
   turn();
 });
 

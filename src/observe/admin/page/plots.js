@@ -5,8 +5,8 @@ import { moment, none } from '/words.js';
 const SPAN = 600_000;
 const WIDTH = 600;
 const HEIGHT = 120;
-// Two points further apart than this have nothing between them.
-const BREAK = 5_000;
+// Points further apart than this are not joined by a line.
+const MAX_STEP = 5_000;
 
 const svg = (name, attributes) => {
   const element = document.createElementNS('http://www.w3.org/2000/svg', name);
@@ -22,7 +22,7 @@ const html = (name, className, text = '') => {
 };
 
 export class Plot {
-  // format: how a value is written. stacked: series stand on each other.
+  // format: writes a value. stacked: each series is drawn on top of the one before.
   constructor(id, title, { format, stacked = false }) {
     this.format = format;
     this.stacked = stacked;
@@ -32,13 +32,14 @@ export class Plot {
     this.now = html('strong', 'now', none);
     caption.append(html('span', '', title), this.now);
     this.area = html('div', 'area');
-    this.picture = svg('svg', { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: 'none', role: 'img' });
+    const viewBox = `0 0 ${WIDTH} ${HEIGHT}`;
+    this.picture = svg('svg', { viewBox, preserveAspectRatio: 'none', role: 'img' });
     this.most = html('span', 'most');
     this.line = html('span', 'line');
     this.line.hidden = true;
     this.area.append(this.picture, this.most, this.line);
     const times = html('div', 'times');
-    times.append(html('span', '', '10 min ago'), html('span', '', '5 min'), html('span', '', 'now'));
+    for (const text of ['10 min ago', '5 min', 'now']) times.append(html('span', '', text));
     this.legend = html('ul', 'legend');
     figure.append(caption, this.area, times, this.legend);
     this.area.addEventListener('pointermove', (event) => this.look(event));
@@ -54,8 +55,10 @@ export class Plot {
     this.series = series;
     this.from = now - SPAN;
     const rows = points.map((point) => series.map((one) => one.value(point)));
-    const tops = rows.map((row) =>
-      this.stacked ? row.reduce((sum, value) => sum + (value ?? 0), 0) : Math.max(0, ...row.map((v) => v ?? 0)));
+    const tops = rows.map((row) => {
+      const values = row.map((value) => value ?? 0);
+      return this.stacked ? values.reduce((a, b) => a + b, 0) : Math.max(0, ...values);
+    });
     this.top = nice(Math.max(0, ...tops));
     this.most.textContent = tops.some((top) => top > 0) ? this.format(this.top) : '';
     const paths = [
@@ -63,7 +66,7 @@ export class Plot {
     ];
     const floors = rows.map(() => 0);
     series.forEach((one, nth) => {
-      // Nothing stands on nothing: a kind that was not there draws no line along the top of the others.
+      // A zero of a stacked series is left out: it would draw a line along the series below.
       const runs = this.runs(rows.map((row) => (this.stacked && row[nth] === 0 ? null : row[nth])));
       const y = (value) => HEIGHT - (value / this.top) * (HEIGHT - 4);
       let line = '';
@@ -75,18 +78,22 @@ export class Plot {
         const back = run.toReversed().map((at) => `${this.x(points[at].at)} ${y(floors[at])}`);
         fill += `M${edge.join('L')}L${back.join('L')}Z`;
       }
-      if (this.stacked || series.length === 1) paths.push(svg('path', { class: `under ${this.stacked ? 'solid ' : ''}${one.colour}`, d: fill }));
-      paths.push(svg('path', { class: `over ${this.stacked ? 'thin ' : ''}${one.colour}`, d: line }));
+      if (this.stacked || series.length === 1) {
+        const className = `under ${this.stacked ? 'solid ' : ''}${one.colour}`;
+        paths.push(svg('path', { class: className, d: fill }));
+      }
+      const className = `over ${this.stacked ? 'thin ' : ''}${one.colour}`;
+      paths.push(svg('path', { class: className, d: line }));
       if (this.stacked) rows.forEach((row, at) => { floors[at] += row[nth] ?? 0; });
     });
     this.picture.replaceChildren(...paths);
     this.labels();
   }
 
-  // The legend, with the values of the last point, or of the one that is looked at.
+  // The legend, with the values of the last point, or of the one under the pointer.
   labels(at = this.points.length - 1) {
     const point = this.points[at];
-    const said = (value) => (value === null || value === undefined ? none : this.format(value));
+    const written = (value) => (value === null || value === undefined ? none : this.format(value));
     const values = this.series.map((one) => (point ? one.value(point) : null));
     while (this.legend.children.length > this.series.length) this.legend.lastChild.remove();
     while (this.legend.children.length < this.series.length) {
@@ -98,12 +105,13 @@ export class Plot {
       const [swatch, name, value] = this.legend.children[nth].children;
       swatch.className = one.colour;
       name.textContent = one.name;
-      value.textContent = said(values[nth]);
+      value.textContent = written(values[nth]);
     });
     const sum = values.reduce((sum, value) => (value === null ? sum : (sum ?? 0) + value), null);
-    this.now.textContent = this.series.length === 0 ? none : said(this.stacked ? sum : values[0]);
-    const told = this.series.map((one, nth) => `${one.name} ${said(values[nth])}`).join(', ');
-    this.picture.setAttribute('aria-label', `${this.title}, now: ${told || 'nothing'}`);
+    const now = this.stacked ? sum : values[0];
+    this.now.textContent = this.series.length === 0 ? none : written(now);
+    const texts = this.series.map((one, nth) => `${one.name} ${written(values[nth])}`).join(', ');
+    this.picture.setAttribute('aria-label', `${this.title}, now: ${texts || 'nothing'}`);
   }
 
   look(event) {
@@ -126,13 +134,14 @@ export class Plot {
     return Math.round(((at - this.from) / SPAN) * WIDTH * 10) / 10;
   }
 
-  // Indexes of points that hang together.
+  // Runs of indexes of points that are joined by a line.
   runs(values) {
     const runs = [];
     values.forEach((value, at) => {
       if (value === null || value === undefined) return;
       const last = runs.at(-1)?.at(-1);
-      if (last !== undefined && last === at - 1 && this.points[at].at - this.points[last].at < BREAK) {
+      const follows = last !== undefined && last === at - 1;
+      if (follows && this.points[at].at - this.points[last].at < MAX_STEP) {
         runs.at(-1).push(at);
       } else {
         runs.push([at]);
@@ -142,7 +151,7 @@ export class Plot {
   }
 }
 
-// The next round number up.
+// The next round number that is not less.
 function nice(value) {
   if (value <= 0) return 1;
   const power = 10 ** Math.floor(Math.log10(value));

@@ -1,11 +1,12 @@
-// Tables whose cells are text, and nothing but text: what a node calls itself is never taken for markup.
+// Tables whose cells are always text: the name of a node is never taken for markup.
 
-// Shows rows in the table with this id. Each column makes of a row a text, or { text, title, pill, fill, mono, at }:
-//   title  what is shown on hover
+// Shows rows in the table with this id. Each column turns a row into a text, or into
+// { text, title, pill, fill, mono, at }:
+//   title  text on hover
 //   pill   a state, by its colour: good, bad, warn, plain
 //   fill   a part of a whole, 0 to 1
 //   at     a point in time
-// What did not change is left alone, so that selections and screen readers are.
+// Cells that did not change are not touched, so that selections and screen readers keep theirs.
 export function show(id, columns, rows, empty) {
   const table = document.getElementById(id);
   const body = table.tBodies[0];
@@ -30,7 +31,8 @@ export function show(id, columns, rows, empty) {
       if (cell.className === 'empty') cell.colSpan = 1;
       const value = column(of);
       const shown = typeof value === 'object' ? value : { text: value };
-      cell.className = `${table.tHead.rows[0].cells[at].className} ${shown.mono ? 'mono' : ''}`.trim();
+      const { className } = table.tHead.rows[0].cells[at];
+      cell.className = `${className} ${shown.mono ? 'mono' : ''}`.trim();
       if (cell.dataset.label !== labels[at]) cell.dataset.label = labels[at];
       set(cell, shown);
     });
@@ -51,7 +53,7 @@ function set(cell, { text, title = '', pill, fill, at }) {
   if (at !== undefined) inner.dataset.at = at;
 }
 
-// A narrow screen shows rows as blocks, and a block is no row to a screen reader unless it is said to be.
+// A narrow screen shows rows as blocks, which a screen reader takes for rows by their role only.
 function role(element, name) {
   element.setAttribute('role', name);
   return element;

@@ -1,4 +1,4 @@
-// Numbers, times and names, as people read them.
+// Formats numbers, times and names for people.
 
 const whole = new Intl.NumberFormat('en', { maximumFractionDigits: 0 });
 const tenths = new Intl.NumberFormat('en', { maximumFractionDigits: 1 });
@@ -42,7 +42,7 @@ export function span(ms) {
   return parts.join(' ');
 }
 
-// A point in time: the clock, and the day if it is not today.
+// A time of day, with the date if it is not today.
 export function moment(ms) {
   const at = new Date(ms);
   const clock = clockOf.format(at);
@@ -62,7 +62,7 @@ export function bytes(n) {
 export const words = (name) => name.replaceAll('_', ' ');
 
 const endings = {
-  client_went: 'client went',
+  client_went: 'client disconnected',
   draining: 'drained',
   subscriber_too_slow: 'too slow',
 };

@@ -1,0 +1,235 @@
+//! Authentication tags: with `frameKey`, another tenant of the same Redis can neither forge nor
+//! replay what gateways write.
+//!
+//! A tag is an HMAC-SHA-256, cut to 16 bytes, over the shard's channel (which contains the prefix),
+//! the kind of item, its position, and its bytes. The position makes a copied frame worthless
+//! anywhere else: the writer names the position that it expects, and the append script assigns that
+//! one or none. ARCHITECTURE.md says what this prevents and what it does not.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use ring::hmac;
+
+use crate::{
+    bus::{Epoch, Position, StartError, millis, unix_ms},
+    config::Secret,
+};
+
+/// Bytes of a tag as it is encoded: field 9 of a frame, with its length, the key id and the code.
+pub(super) const TAG_LENGTH: usize = 2 + ID + CODE;
+
+/// The protobuf key of field 9, and the length of what follows.
+const HEAD: [u8; 2] = [0x4a, 20];
+
+const ID: usize = 4;
+const CODE: usize = 16;
+
+/// The distance of a gateway's first epoch from its clock: beyond every epoch for which anybody has
+/// made a tag before.
+const AHEAD: Duration = Duration::from_mins(5);
+
+/// The difference between the clocks of gateways up to which none waits for another.
+const SKEW: Duration = Duration::from_secs(10);
+
+/// Kind of an authenticated item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A frame, at the position of its last event.
+    Frame = 1,
+    /// A probe, which has no position of its own.
+    Probe = 2,
+    /// A last value, at the position of its event.
+    Retained = 3,
+}
+
+/// The keys of a deployment: the first makes tags, all verify them.
+#[derive(Clone)]
+pub(super) struct Keys(Vec<Key>);
+
+#[derive(Clone)]
+struct Key {
+    /// Identifies the key and reveals nothing about it.
+    id: [u8; ID],
+    key: hmac::Key,
+}
+
+impl Keys {
+    /// The keys of a secret, which are separated by white space.
+    pub(super) fn of(secret: &Secret) -> Result<Keys, StartError> {
+        let key = |word: &str| {
+            let key = hmac::Key::new(hmac::HMAC_SHA256, word.as_bytes());
+            let mut id = [0; ID];
+            id.copy_from_slice(&hmac::sign(&key, b"trunkline key id").as_ref()[..ID]);
+            Key { id, key }
+        };
+        let keys: Vec<_> = secret.expose().split_whitespace().map(key).collect();
+        if keys.is_empty() {
+            return Err(StartError("frameKey holds no key".to_owned()));
+        }
+        Ok(Keys(keys))
+    }
+
+    /// The key ids as the deployment records them; that of the key that makes tags is first.
+    pub(super) fn ids(&self) -> Vec<String> {
+        let hex = |key: &Key| format!("{:08x}", u32::from_be_bytes(key.id));
+        self.0.iter().map(hex).collect()
+    }
+
+    /// The authenticator of one channel.
+    pub(super) fn on(&self, channel: &str) -> Arc<Authenticator> {
+        let prepared = |key: &Key| {
+            let mut context = hmac::Context::with_key(&key.key);
+            context.update(b"trunkline 1\0");
+            context.update(channel.as_bytes());
+            context.update(b"\0");
+            (key.id, context)
+        };
+        Arc::new(Authenticator(self.0.iter().map(prepared).collect()))
+    }
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Never the keys.
+        f.debug_tuple("Keys").field(&self.ids()).finish()
+    }
+}
+
+/// Makes and verifies the tags of one channel. The contexts already hold the common prefix.
+pub(super) struct Authenticator(Vec<([u8; ID], hmac::Context)>);
+
+impl Authenticator {
+    /// The tag of the concatenated `parts`.
+    pub(super) fn tag(&self, kind: Kind, position: Position, parts: &[&[u8]]) -> [u8; TAG_LENGTH] {
+        let (id, prepared) = &self.0[0];
+        let mut tag = [0; TAG_LENGTH];
+        tag[..2].copy_from_slice(&HEAD);
+        tag[2..2 + ID].copy_from_slice(id);
+        let code = code(prepared, kind, position, parts);
+        tag[2 + ID..].copy_from_slice(&code.as_ref()[..CODE]);
+        tag
+    }
+
+    /// True if one of the keys made `tag` for the concatenated `parts`.
+    pub(super) fn verify(
+        &self,
+        tag: &[u8],
+        kind: Kind,
+        position: Position,
+        parts: &[&[u8]],
+    ) -> bool {
+        let Some((head, claimed)) = tag.split_at_checked(2 + ID) else { return false };
+        // More than one key may have the same id.
+        head.starts_with(&HEAD)
+            && self.0.iter().filter(|(id, _)| head[2..] == id[..]).any(|(_, prepared)| {
+                let code = code(prepared, kind, position, parts);
+                let equal = subtle::ConstantTimeEq::ct_eq(&code.as_ref()[..CODE], claimed);
+                bool::from(equal)
+            })
+    }
+}
+
+impl fmt::Debug for Authenticator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Authenticator")
+    }
+}
+
+fn code(prepared: &hmac::Context, kind: Kind, position: Position, parts: &[&[u8]]) -> hmac::Tag {
+    let mut context = prepared.clone();
+    let mut head = [0; 17];
+    head[0] = kind as u8;
+    head[1..9].copy_from_slice(&position.epoch.0.to_be_bytes());
+    head[9..].copy_from_slice(&position.offset.0.to_be_bytes());
+    context.update(&head);
+    for part in parts {
+        context.update(part);
+    }
+    context.sign()
+}
+
+/// The epoch that a gateway asks for when it starts: no tag was ever made for it or a later one.
+pub(super) fn first_epoch() -> Epoch {
+    Epoch(unix_ms().saturating_add(millis(AHEAD)))
+}
+
+/// True if an epoch lies so far beyond this gateway's clock that no tag may be made for it yet.
+pub(super) fn is_beyond(epoch: Epoch) -> bool {
+    epoch.0 > unix_ms().saturating_add(millis(AHEAD + SKEW))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: &str = "0123456789abcdef0123456789abcdef";
+    const NEW: &str = "fedcba9876543210fedcba9876543210";
+
+    fn on(keys: &str, channel: &str) -> Arc<Authenticator> {
+        Keys::of(&Secret::new(keys)).unwrap().on(channel)
+    }
+
+    #[test]
+    fn a_tag_verifies_only_its_own_kind_position_channel_key_and_bytes() {
+        let auth = on(NEW, "p:{0}:channel");
+        let position = Position::new(7, 3);
+        let made = auth.tag(Kind::Frame, position, &[b"some ", b"bytes"]);
+        let verifies = |auth: &Authenticator, kind, position, bytes: &[u8]| {
+            auth.verify(&made, kind, position, &[bytes])
+        };
+        assert!(verifies(&auth, Kind::Frame, position, b"some bytes"));
+        assert!(!verifies(&auth, Kind::Frame, position, b"some bytez"));
+        assert!(!verifies(&auth, Kind::Frame, Position::new(7, 4), b"some bytes"));
+        assert!(!verifies(&auth, Kind::Frame, Position::new(8, 3), b"some bytes"));
+        assert!(!verifies(&auth, Kind::Retained, position, b"some bytes"));
+        assert!(!verifies(&on(NEW, "p:{1}:channel"), Kind::Frame, position, b"some bytes"));
+        assert!(!verifies(&on(NEW, "q:{0}:channel"), Kind::Frame, position, b"some bytes"));
+        assert!(!verifies(&on(OLD, "p:{0}:channel"), Kind::Frame, position, b"some bytes"));
+        for bit in 0..TAG_LENGTH * 8 {
+            let mut flipped = made;
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(!auth.verify(&flipped, Kind::Frame, position, &[b"some bytes"]), "bit {bit}");
+        }
+        assert!(!auth.verify(&made[..TAG_LENGTH - 1], Kind::Frame, position, &[b"some bytes"]));
+        assert!(!auth.verify(b"", Kind::Frame, position, &[b"some bytes"]));
+    }
+
+    #[test]
+    fn during_a_rotation_all_keys_verify_and_the_first_makes_tags() {
+        let (old, both) = (on(OLD, "c"), on(&format!("{NEW}\n{OLD}\n"), "c"));
+        let (position, bytes) = (Position::new(1, 1), [&b"bytes"[..]]);
+        let by_old = old.tag(Kind::Frame, position, &bytes);
+        let by_both = both.tag(Kind::Frame, position, &bytes);
+        assert!(both.verify(&by_old, Kind::Frame, position, &bytes));
+        assert!(on(NEW, "c").verify(&by_both, Kind::Frame, position, &bytes));
+        assert!(!old.verify(&by_both, Kind::Frame, position, &bytes));
+    }
+
+    #[test]
+    fn tags_may_be_made_for_the_first_epoch_at_once() {
+        assert!(!is_beyond(Epoch(first_epoch().0 + 1)));
+        assert!(is_beyond(Epoch(first_epoch().0 + 60_000)));
+    }
+
+    /// `cargo test --lib -- --ignored --nocapture cost_of_a_tag`
+    #[test]
+    #[ignore = "a measurement"]
+    fn cost_of_a_tag() {
+        let auth = on(NEW, "trunkline:{0}:channel");
+        for bytes in [100, 1024, 8 << 10, 128 << 10] {
+            let frame = vec![7; bytes];
+            let rounds = (64 << 20) / (bytes + 1000);
+            let mut best = Duration::MAX;
+            // The minimum of many rounds: other load on the machine only adds.
+            for _ in 0..20 {
+                let started = std::time::Instant::now();
+                for round in 0..rounds / 20 {
+                    let position = Position::new(1, round as u64);
+                    std::hint::black_box(auth.tag(Kind::Frame, position, &[&frame]));
+                }
+                best = best.min(started.elapsed() / u32::try_from(rounds / 20).unwrap());
+            }
+            println!("{bytes} bytes: {best:?}");
+        }
+    }
+}

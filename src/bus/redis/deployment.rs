@@ -1,0 +1,172 @@
+//! The agreement of the gateways of one prefix: the first one records it in Redis, and all others
+//! compare their configuration with it.
+
+use std::sync::Arc;
+
+use redis::Value;
+
+use super::{
+    Settings,
+    auth::Keys,
+    names,
+    topology::{Topology, TopologyError},
+};
+use crate::bus::ShardId;
+
+/// Shards for each master of a cluster if none are configured: two, so that the work of a master is
+/// spread over two writers.
+const SHARDS_PER_MASTER: usize = 2;
+
+/// The configuration that the gateways of one prefix must have in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Deployment {
+    pub shards: u16,
+    pub mode: String,
+    /// The id of the key that makes authentication tags.
+    pub key: Option<String>,
+}
+
+/// Reason why a gateway cannot join a deployment.
+pub(super) enum JoinError {
+    /// Redis is not reachable or not ready: to be tried again.
+    Unavailable(String),
+    /// The gateway is configured otherwise than the others.
+    Mismatch(String),
+}
+
+/// The name of the channels' mode in the record.
+pub(super) fn mode(settings: &Settings) -> &'static str {
+    match (settings.cluster, settings.sharded) {
+        (false, _) => "standalone",
+        (true, true) => "sharded",
+        (true, false) => "classic",
+    }
+}
+
+/// Joins the deployment: reads what its first gateway recorded, or records it.
+pub(super) async fn join(settings: &Arc<Settings>) -> Result<Deployment, JoinError> {
+    let key = names::deployment(&settings.prefix);
+    // A topology of one pseudo-shard: the slot of the record.
+    let topology = Topology::new((**settings).clone(), vec![names::slot_of(&key)])
+        .map_err(|error| JoinError::Mismatch(error.to_string()))?;
+    let unavailable = |error: TopologyError| JoinError::Unavailable(error.to_string());
+    let default = default_shards(settings, &topology).await.map_err(unavailable)?;
+    topology.refresh().await.map_err(unavailable)?;
+    let ours = settings.shards.unwrap_or(default);
+    let mode = mode(settings);
+    let keys = settings.keys.as_ref().map(Keys::ids).unwrap_or_default();
+    let recorded = record(&topology, &key, ours, mode, &keys).await?;
+    if let Some(why) = key_mismatch(&settings.prefix, recorded.key.as_deref(), &keys) {
+        return Err(JoinError::Mismatch(why));
+    }
+    if let Some(shards) = settings.shards.filter(|shards| *shards != recorded.shards) {
+        return Err(JoinError::Mismatch(format!(
+            "shards is {shards} here, and the deployment with prefix {:?} has {}: set shards to {} \
+             or leave it out",
+            settings.prefix, recorded.shards, recorded.shards
+        )));
+    }
+    if recorded.mode != mode {
+        return Err(JoinError::Mismatch(format!(
+            "this gateway would use {mode} channels, and the deployment with prefix {:?} uses {} \
+             ones: set coordinator.@type and coordinator.protocolVersion as on the other gateways",
+            settings.prefix, recorded.mode
+        )));
+    }
+    Ok(recorded)
+}
+
+/// The error if the keys of this gateway do not fit the one that the deployment recorded.
+pub(super) fn key_mismatch(
+    prefix: &str,
+    recorded: Option<&str>,
+    ours: &[String],
+) -> Option<String> {
+    let deployment = format!("the deployment with prefix {prefix:?}");
+    match (recorded, ours.first()) {
+        (Some(recorded), Some(_)) if ours.iter().any(|key| key == recorded) => None,
+        (None, None) => None,
+        (Some(recorded), Some(_)) => Some(format!(
+            "frameKey holds the keys {} here, and {deployment} has {recorded}: all gateways need a \
+             key in common",
+            ours.join(", ")
+        )),
+        (Some(recorded), None) => Some(format!(
+            "frameKey is not set here, and {deployment} has the key {recorded}: set it as on the \
+             other gateways"
+        )),
+        (None, Some(_)) => Some(format!(
+            "frameKey is set here, and {deployment} has no key: leave it out, or turn it on for \
+             all (stop every gateway, DEL {prefix}:deployment, start them with the key)"
+        )),
+    }
+}
+
+/// Records what is not recorded yet, and reads the record.
+async fn record(
+    topology: &Topology,
+    key: &str,
+    shards: u16,
+    mode: &str,
+    keys: &[String],
+) -> Result<Deployment, JoinError> {
+    let server = topology
+        .master(ShardId(0))
+        .ok_or_else(|| unavailable(&"no server is known to own the deployment's record"))?;
+    let mut command = server.command().await.map_err(|error| unavailable(&error))?;
+    let failed = |error| unavailable(&format!("{}: {error}", server.address));
+    let ours = keys.first();
+    // Only the first gateway records a key: a deployment without one stays so.
+    let mut records_key = false;
+    if ours.is_some() {
+        let asked = redis::cmd("HMGET").arg(key).arg("shards").arg("key").to_owned();
+        let fields: Result<(Option<String>, Option<String>), _> =
+            asked.query_async(&mut command.connection).await;
+        let (shards, recorded) = fields.map_err(failed)?;
+        records_key = shards.is_none() || recorded.is_some();
+    }
+    let mut pipe = redis::pipe();
+    pipe.atomic();
+    pipe.cmd("HSETNX").arg(key).arg("shards").arg(shards).ignore();
+    pipe.cmd("HSETNX").arg(key).arg("mode").arg(mode).ignore();
+    if let Some(ours) = ours.filter(|_| records_key) {
+        pipe.cmd("HSETNX").arg(key).arg("key").arg(ours).ignore();
+    }
+    pipe.cmd("HMGET").arg(key).arg("shards").arg("mode").arg("key");
+    let answer: Result<Vec<Value>, _> = pipe.query_async(&mut command.connection).await;
+    let answer = answer.map_err(failed)?;
+    let fields: Option<(u16, String, Option<String>)> =
+        answer.into_iter().next().and_then(|value| redis::from_redis_value(value).ok());
+    match fields {
+        Some((shards, mode, mut recorded)) if shards > 0 => {
+            // During a rotation a gateway that knows the recorded key, and makes its tags with
+            // another one, records that one.
+            let knows = recorded.as_ref().is_some_and(|recorded| keys.contains(recorded));
+            if let Some(ours) = ours.filter(|ours| knows && recorded.as_ref() != Some(*ours)) {
+                let mut set = redis::cmd("HSET");
+                set.arg(key).arg("key").arg(ours);
+                let set: Result<(), _> = set.query_async(&mut command.connection).await;
+                set.map_err(failed)?;
+                recorded = Some(ours.clone());
+            }
+            Ok(Deployment { shards, mode, key: recorded })
+        }
+        _ => Err(JoinError::Mismatch(format!("the record {key:?} in Redis has an unknown form"))),
+    }
+}
+
+fn unavailable(why: &impl ToString) -> JoinError {
+    JoinError::Unavailable(why.to_string())
+}
+
+/// The number of shards of a new deployment if none is configured.
+pub(super) async fn default_shards(
+    settings: &Settings,
+    topology: &Topology,
+) -> Result<u16, TopologyError> {
+    if !settings.cluster {
+        return Ok(1);
+    }
+    let masters = topology.count_masters().await?;
+    Ok(u16::try_from((masters * SHARDS_PER_MASTER).min(256)).unwrap_or(256))
+}

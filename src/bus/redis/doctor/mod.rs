@@ -1,0 +1,242 @@
+//! Examination of a deployment's Redis, as a gateway would use it, for `trunkline doctor`.
+//!
+//! Nothing that gateways use is changed: the doctor writes under names of its own below the prefix,
+//! removes them, and gives them a time to live in case it cannot. Every step has a time limit.
+
+mod path;
+mod rights;
+mod server;
+
+use std::{future::Future, time::Duration};
+
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionInfo, RedisError, RedisResult,
+    aio::MultiplexedConnection,
+};
+
+use self::server::Info;
+use super::{
+    Settings, deployment,
+    names::{self, ShardNames},
+    topology::Topology,
+};
+use crate::bus::{Finding, Level, Progress, ShardId};
+
+/// The time limit of one step.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// The time limit of a connection, and of one answer.
+const CONNECT: Duration = Duration::from_secs(3);
+
+/// A server that answers.
+struct Reached {
+    address: String,
+    info: Info,
+    connection: MultiplexedConnection,
+}
+
+/// Examines the Redis of `settings`. `max_frame`: the limit of a request, and so of a frame, in
+/// bytes.
+pub(super) async fn examine(
+    settings: &Settings,
+    max_frame: u64,
+    report: &mut (dyn FnMut(Progress) + Send),
+) {
+    let mut seeds = Vec::new();
+    report(Progress::Begins("reach"));
+    for seed in &settings.seeds {
+        match limited(reach(seed)).await {
+            Ok(reached) => {
+                let seen = format!("{} answers", reached.address);
+                report(Progress::Found(Finding::ok("reach", seen)));
+                seeds.push(reached);
+            }
+            Err(why) => {
+                let mut finding = unreached(seed, &why);
+                if settings.cluster && settings.seeds.len() > 1 {
+                    // The others may be enough.
+                    finding.level = Level::Warning;
+                }
+                report(Progress::Found(finding));
+            }
+        }
+    }
+    let Some(seed) = seeds.first() else {
+        if settings.seeds.len() > 1 {
+            let seen = "no server of coordinator.urls can be used";
+            report(Progress::Found(Finding::failure("reach", seen, "see above")));
+        }
+        return;
+    };
+    report(Progress::Begins("mode"));
+    let mode = server::mode(&seed.address, &seed.info, settings.cluster);
+    let goes_on = mode.level != Level::Failure;
+    report(Progress::Found(mode));
+    if !goes_on {
+        // A gateway would not use such a server at all.
+        return;
+    }
+    report(Progress::Begins("deployment"));
+    let shards = match limited(Box::pin(path::deployment(settings))).await {
+        Ok((finding, shards)) => {
+            report(Progress::Found(finding));
+            shards
+        }
+        Err(why) => {
+            report(Progress::Found(path::unknown_deployment(&why)));
+            return;
+        }
+    };
+    let (masters, names) = match limited(find_masters(settings, shards)).await {
+        Ok(found) => found,
+        Err(why) => {
+            let advice = "see that every slot has a master: redis-cli --cluster check";
+            report(Progress::Found(Finding::failure("shards", why, advice)));
+            return;
+        }
+    };
+    report(Progress::Begins("shards"));
+    report(Progress::Found(path::balance(&masters)));
+    for (address, info, shards) in by_server(&masters) {
+        let mut reached = match limited(reach(&info)).await {
+            Ok(reached) => reached,
+            Err(why) => {
+                report(Progress::Found(unreached(&info, &why)));
+                continue;
+            }
+        };
+        server::examine(&mut reached, settings, max_frame, shards.len(), report).await;
+        let first = &names[shards[0].index()];
+        step("rights", report, rights::examine(&reached, settings, first)).await;
+        let server = Client::open(info);
+        for shard in shards {
+            let work = path::round_trip(&address, server.as_ref(), settings, shard, &names);
+            step("round trip", report, work).await;
+        }
+    }
+}
+
+/// Runs one check within its time limit.
+async fn step(
+    check: &'static str,
+    report: &mut (dyn FnMut(Progress) + Send),
+    work: impl Future<Output = Vec<Finding>>,
+) {
+    report(Progress::Begins(check));
+    let late = || {
+        let advice = "see whether the server is overloaded, or the network to it slow";
+        vec![Finding::failure(check, format!("not done after {LIMIT:?}"), advice)]
+    };
+    let found = tokio::time::timeout(LIMIT, work).await.unwrap_or_else(|_| late());
+    for finding in found {
+        report(Progress::Found(finding));
+    }
+}
+
+async fn limited<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let done = tokio::time::timeout(LIMIT, work).await;
+    done.unwrap_or_else(|_| Err(format!("no answer within {LIMIT:?}")))
+}
+
+async fn connect(info: &ConnectionInfo) -> RedisResult<MultiplexedConnection> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT))
+        .set_response_timeout(Some(CONNECT));
+    Client::open(info.clone())?.get_multiplexed_async_connection_with_config(&config).await
+}
+
+async fn reach(info: &ConnectionInfo) -> Result<Reached, String> {
+    let text = |error: RedisError| error_text(&error);
+    let mut connection = connect(info).await.map_err(text)?;
+    let answer: String = redis::cmd("INFO").query_async(&mut connection).await.map_err(text)?;
+    Ok(Reached { address: info.addr().to_string(), info: Info::parse(&answer), connection })
+}
+
+/// The text of an error: that of the server, if it has one.
+fn error_text(error: &RedisError) -> String {
+    match (error.code(), error.detail()) {
+        (Some(code), Some(detail)) => format!("{code} {detail}"),
+        _ => error.to_string(),
+    }
+}
+
+/// The finding for a server that cannot be reached, with the most likely remedy.
+fn unreached(info: &ConnectionInfo, why: &str) -> Finding {
+    let has = |words: &[&str]| words.iter().any(|word| why.to_lowercase().contains(word));
+    let advice = if has(&["wrongpass", "noauth", "authentication", "invalid username"]) {
+        "set user and password: in coordinator.url, or authUsername and authSecret of a cluster"
+    } else if has(&["noperm"]) {
+        "give the user the rights of deploy/redis: docs/operations.md, \"A user of Redis\""
+    } else if has(&["expired"]) {
+        "renew the certificate of the Redis server, or set the clock of this machine"
+    } else if has(&["not valid for name", "notvalidforname"]) {
+        "name the server in the URL as its certificate does, or have it certified for that name"
+    } else if has(&["unknownissuer", "unknown issuer"]) {
+        "set coordinator.tls.caCertificate to the authority that signed the server's certificate"
+    } else if has(&["certificate", "tls", "alert"]) {
+        "compare coordinator.tls with the server's tls-* settings: does it ask for a client \
+         certificate?"
+    } else if has(&["refused"]) {
+        "see that Redis runs, listens on this address (bind, port, protected-mode), and that the \
+         port is right"
+    } else if has(&["timed out", "no answer", "deadline"]) {
+        "see that the address is right and that no firewall drops what is sent to it"
+    } else if has(&["lookup", "resolve", "name or service"]) {
+        "see that the name in the URL is known to this machine"
+    } else if has(&["loading"]) {
+        "wait until Redis has loaded its data"
+    } else {
+        "see that the URL is right (redis:// or rediss://), and what the log of Redis says"
+    };
+    Finding::failure("reach", format!("{}: {why}", info.addr()), advice)
+}
+
+/// A shard's master.
+struct Master {
+    shard: ShardId,
+    address: String,
+    info: ConnectionInfo,
+}
+
+async fn find_masters(
+    settings: &Settings,
+    shards: u16,
+) -> Result<(Vec<Master>, Vec<ShardNames>), String> {
+    let names: Vec<_> = ShardId::all(shards)
+        .map(|shard| ShardNames::new(&settings.prefix, shard, shards))
+        .collect();
+    let slots = names.iter().map(|names| names.slot).collect();
+    let topology = Topology::new(settings.clone(), slots).map_err(|error| error.to_string())?;
+    topology.refresh().await.map_err(|error| error.to_string())?;
+    let master = |shard| {
+        let server = topology.master(shard).ok_or(format!("shard {shard} has no master"))?;
+        Ok(Master { shard, address: server.address.clone(), info: server.info.clone() })
+    };
+    let masters = ShardId::all(shards).map(master).collect::<Result<_, String>>()?;
+    Ok((masters, names))
+}
+
+/// The servers, each with its shards, in the order of the shards.
+fn by_server(masters: &[Master]) -> Vec<(String, ConnectionInfo, Vec<ShardId>)> {
+    let mut servers: Vec<(String, ConnectionInfo, Vec<ShardId>)> = Vec::new();
+    for master in masters {
+        match servers.iter_mut().find(|(address, ..)| *address == master.address) {
+            Some((_, _, shards)) => shards.push(master.shard),
+            None => {
+                servers.push((master.address.clone(), master.info.clone(), vec![master.shard]));
+            }
+        }
+    }
+    servers
+}
+
+/// The number of shards that a new deployment would get.
+async fn default_shards(settings: &Settings) -> Result<u16, String> {
+    if let Some(shards) = settings.shards {
+        return Ok(shards);
+    }
+    let key = names::deployment(&settings.prefix);
+    let topology = Topology::new(settings.clone(), vec![names::slot_of(&key)])
+        .map_err(|error| error.to_string())?;
+    deployment::default_shards(settings, &topology).await.map_err(|error| error.to_string())
+}

@@ -1,0 +1,63 @@
+//! Supervision: deaf subscriptions, and the health of all shards.
+
+use super::Reader;
+use crate::{
+    bus::{Health, ShardId},
+    throttle::Throttle,
+};
+
+static DEAF: Throttle = Throttle::repeated();
+
+impl Reader {
+    /// Records that the path of a shard is verified.
+    pub(super) fn verified(&self, shard: ShardId) {
+        self.parts.liveness[shard.index()].returned();
+        if matches!(&*self.parts.health.borrow(), Health::NotReady(_)) {
+            self.update_health();
+        }
+    }
+
+    /// Renews deaf subscriptions, and updates the health.
+    pub(super) fn supervise(&mut self) {
+        for running in self.subscriptions.values() {
+            let Some(since) = running.link.since() else { continue };
+            let is_deaf = |shard: &&ShardId| self.parts.liveness[shard.index()].is_deaf(since);
+            if let Some(shard) = running.shards.iter().find(is_deaf) {
+                if let Some(left_out) = DEAF.pass() {
+                    tracing::warn!(server = running.address, %shard, left_out,
+                        "this subscription does not receive what Redis accepts: reconnecting");
+                }
+                running.link.renew();
+            }
+        }
+        if self.parts.settings.cluster
+            && !self.parts.settings.sharded
+            && self.subscriptions.values().all(|running| running.link.since().is_none())
+        {
+            self.plan();
+        }
+        self.update_health();
+    }
+
+    /// Sets the health: ready if every shard is verified.
+    fn update_health(&self) {
+        let problem = self.parts.liveness.iter().enumerate().find_map(|(shard, liveness)| {
+            let problem = if self.shards[shard].started {
+                liveness.problem()
+            } else {
+                Some(liveness.problem().unwrap_or_else(|| "its position is not known yet".into()))
+            };
+            problem.map(|why| format!("shard {shard}: {why}"))
+        });
+        let health = problem.map_or(Health::Ready, Health::NotReady);
+        self.parts.health.send_if_modified(|before| {
+            // The reason contains a time: if only that changed, watchers are not woken.
+            let changed = matches!(
+                (&*before, &health),
+                (Health::Ready, Health::NotReady(_)) | (Health::NotReady(_), Health::Ready)
+            );
+            *before = health;
+            changed
+        });
+    }
+}

@@ -1,0 +1,299 @@
+//! The reader of all shards: receives what all gateways append, and delivers it in order.
+//!
+//! One task owns everything about reading: the subscriptions, the order of each shard, and the
+//! repairs. An envelope that does not follow the last position is not delivered: the shard waits
+//! while the hole is filled from history, and only what history no longer has becomes a gap.
+
+mod health;
+mod repair;
+mod subscriptions;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    task::JoinSet,
+    time::MissedTickBehavior,
+};
+use tokio_util::sync::CancellationToken;
+
+use self::{repair::Pending, subscriptions::Subscribed};
+use super::{
+    envelope::{Body, Envelope, WriterId},
+    history::Reading,
+    liveness::Liveness,
+    names::ShardNames,
+    order::{Order, Step},
+    settings::Settings,
+    subscription::{self, Link, SubscriptionEvent},
+    topology::Topology,
+};
+use crate::{
+    bus::{Delivery, GapCount, GapReason, Health, ShardId, Sink},
+    throttle::Throttle,
+};
+
+/// The interval of supervision.
+const TICK: Duration = Duration::from_millis(200);
+
+/// The interval at which the topology is read again although no error occurred.
+const REFRESH: Duration = Duration::from_secs(30);
+
+/// The number of writers whose last probe is remembered.
+const MAX_WRITERS: usize = 1024;
+
+static TOPOLOGY: Throttle = Throttle::repeated();
+
+/// Counters for the status of the bus.
+#[derive(Default)]
+pub(super) struct Counters {
+    /// By reason.
+    pub gaps: [GapCount; GapReason::ALL.len()],
+    pub unreadable: u64,
+}
+
+/// The parts of the reader that others share.
+pub(super) struct ReaderParts {
+    /// Identity of this gateway's writers: the path is verified when their messages come back.
+    pub own: WriterId,
+    pub settings: Arc<Settings>,
+    pub topology: Arc<Topology>,
+    pub names: Vec<Arc<ShardNames>>,
+    pub liveness: Vec<Arc<Liveness>>,
+    /// Asks a shard's writer for a probe.
+    pub probes: Vec<Arc<Notify>>,
+    pub sink: Arc<dyn Sink>,
+    pub health: watch::Sender<Health>,
+    pub links: Arc<Mutex<Vec<Arc<Link>>>>,
+    pub counters: Arc<Mutex<Counters>>,
+    /// Counts items whose authentication tag does not verify, from channels and history.
+    pub forged: Arc<AtomicU64>,
+    pub stop: CancellationToken,
+}
+
+/// The reader of all shards.
+pub(super) struct Reader {
+    parts: ReaderParts,
+    shards: Vec<Shard>,
+    subscriptions: HashMap<u64, Subscribed>,
+    next_subscription: u64,
+    tasks: JoinSet<Done>,
+    subscription_events: mpsc::Sender<SubscriptionEvent>,
+}
+
+/// Result of one of the reader's tasks.
+enum Done {
+    Subscription,
+    Repair(ShardId, Result<Reading, String>),
+    Refresh,
+}
+
+#[derive(Default)]
+struct Shard {
+    order: Order,
+    started: bool,
+    /// Envelopes received during a repair. None while no repair is under way.
+    pending: Option<Pending>,
+    /// The last authenticated probe of each writer: an earlier one is a replay.
+    probes: HashMap<WriterId, u64>,
+}
+
+impl Reader {
+    pub(super) fn new(parts: ReaderParts) -> (Reader, mpsc::Receiver<SubscriptionEvent>) {
+        let (sender, receiver) = mpsc::channel(subscription::QUEUE);
+        let shards = parts.names.iter().map(|_| Shard::default()).collect();
+        let reader = Reader {
+            parts,
+            shards,
+            subscriptions: HashMap::new(),
+            next_subscription: 0,
+            tasks: JoinSet::new(),
+            subscription_events: sender,
+        };
+        (reader, receiver)
+    }
+
+    /// Reads until it is stopped.
+    pub(super) async fn run(mut self, mut events: mpsc::Receiver<SubscriptionEvent>) {
+        let mut changes = self.parts.topology.changes();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut refresh = tokio::time::interval(REFRESH);
+        let mut received = Vec::with_capacity(256);
+        let stop = self.parts.stop.clone();
+        self.plan();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                count = events.recv_many(&mut received, 256) => {
+                    debug_assert!(count > 0, "the reader holds a sender");
+                    for event in received.drain(..) {
+                        self.handle(event);
+                    }
+                }
+                Some(done) = self.tasks.join_next() => {
+                    if let Ok(Done::Repair(shard, reading)) = done {
+                        self.repaired(shard, reading);
+                    }
+                }
+                _ = changes.changed() => self.plan(),
+                _ = tick.tick() => self.supervise(),
+                _ = refresh.tick() => self.refresh(),
+            }
+        }
+        for running in self.subscriptions.values() {
+            running.stop.cancel();
+        }
+        self.tasks.shutdown().await;
+    }
+
+    fn handle(&mut self, event: SubscriptionEvent) {
+        match event {
+            SubscriptionEvent::Message { shard, bytes } => {
+                let auth = self.parts.names[shard.index()].auth.clone();
+                match Envelope::open(bytes, auth.as_deref()) {
+                    Some(envelope) if auth.is_some() => self.arrived_with_tag(shard, envelope),
+                    Some(envelope) => self.arrived(shard, envelope),
+                    None => self.count_unreadable(shard),
+                }
+            }
+            SubscriptionEvent::Subscribed { link } => {
+                let Some(running) = self.subscriptions.get(&link) else { return };
+                for shard in running.shards.clone() {
+                    // A probe verifies the path, and history has what was missed.
+                    self.parts.probes[shard.index()].notify_one();
+                    if self.shards[shard.index()].started {
+                        self.repair(shard);
+                    }
+                }
+            }
+            SubscriptionEvent::Moved => self.refresh(),
+        }
+    }
+
+    /// Takes an envelope from a channel on which everything has authentication tags.
+    fn arrived_with_tag(&mut self, id: ShardId, envelope: Envelope) {
+        match &envelope.body {
+            // If history has an entry at its position, the next probe shows that it is missing.
+            Body::Forged => return self.count_forged(id, 1),
+            Body::Probe { writer, number } => {
+                let probes = &mut self.shards[id.index()].probes;
+                if probes.get(writer).is_some_and(|last| number <= last) {
+                    return self.count_forged(id, 1);
+                }
+                if probes.len() >= MAX_WRITERS && !probes.contains_key(writer) {
+                    probes.clear();
+                }
+                probes.insert(*writer, *number);
+            }
+            // It has no tag because the script makes it, so anybody could have written it. History
+            // has it too, next to the shard's state, to which writers append.
+            Body::EpochStart { .. } => {
+                let shard = &mut self.shards[id.index()];
+                match &mut shard.pending {
+                    Some(pending) => pending.overflowed = true,
+                    None if shard.started && envelope.position > shard.order.position() => {
+                        self.repair(id);
+                    }
+                    None => {}
+                }
+                return;
+            }
+            Body::Frame(_) | Body::Unreadable => {}
+        }
+        self.arrived(id, envelope);
+    }
+
+    fn count_forged(&self, shard: ShardId, count: u64) {
+        let before = self.parts.forged.fetch_add(count, Ordering::Relaxed);
+        // The first, and then at every doubling, so that a flood does not fill the log.
+        if before == 0 || (before + count).ilog2() > before.ilog2() {
+            tracing::warn!(%shard, count = before + count,
+                "an authentication tag does not verify: forged, replayed, or of another key");
+        }
+    }
+
+    fn count_unreadable(&mut self, shard: ShardId) {
+        let mut counters = self.parts.counters.lock();
+        counters.unreadable += 1;
+        // The first, and then at every doubling, so that a flood does not fill the log.
+        if counters.unreadable.is_power_of_two() {
+            tracing::warn!(%shard, count = counters.unreadable,
+                "a message of an unknown writer on the channel");
+        }
+    }
+
+    fn arrived(&mut self, id: ShardId, envelope: Envelope) {
+        let own = match &envelope.body {
+            Body::Probe { writer, .. } => *writer == self.parts.own,
+            Body::Frame(frame) => frame.writer == self.parts.own,
+            _ => false,
+        };
+        let shard = &mut self.shards[id.index()];
+        if !shard.started {
+            // Our probe shows the shard's end, and that later messages will be received.
+            if own && matches!(envelope.body, Body::Probe { .. }) {
+                shard.started = true;
+                shard.order = Order::after(envelope.position);
+                self.deliver(id, Delivery::Start(envelope.position));
+                self.verified(id);
+            }
+            return;
+        }
+        if own {
+            self.verified(id);
+        }
+        self.offer(id, envelope);
+    }
+
+    /// Delivers an envelope if it follows; a hole starts a repair.
+    fn offer(&mut self, id: ShardId, envelope: Envelope) {
+        let shard = &mut self.shards[id.index()];
+        if let Some(pending) = &mut shard.pending {
+            pending.add(envelope);
+            return;
+        }
+        match shard.order.offer(&envelope) {
+            Step::Next(delivery) => self.deliver(id, delivery),
+            Step::Nothing => {}
+            // History has the envelope too; if not, it was never accepted.
+            Step::Hole => self.repair(id),
+        }
+    }
+
+    fn deliver(&mut self, shard: ShardId, delivery: Delivery) {
+        if let Delivery::Gap(gap) = &delivery {
+            let mut counters = self.parts.counters.lock();
+            let count = &mut counters.gaps[gap.reason.index()];
+            count.gaps += 1;
+            count.missed_events += gap.missed.unwrap_or(0);
+            tracing::warn!(%shard, reason = %gap.reason, from = %gap.from, to = %gap.to,
+                missed = gap.missed, "events are missing");
+        }
+        if let Delivery::Epoch(position) = &delivery {
+            tracing::info!(%shard, position = %position, "a new epoch; nothing is missing");
+        }
+        self.parts.sink.deliver(shard, delivery);
+        self.parts.liveness[shard.index()].reached(self.shards[shard.index()].order.position());
+    }
+
+    fn refresh(&mut self) {
+        let topology = self.parts.topology.clone();
+        self.tasks.spawn(async move {
+            if let Err(error) = topology.refresh().await
+                && let Some(left_out) = TOPOLOGY.pass()
+            {
+                tracing::warn!(%error, left_out, "the topology could not be read");
+            }
+            Done::Refresh
+        });
+    }
+}

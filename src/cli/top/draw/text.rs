@@ -1,0 +1,29 @@
+//! Texts that several parts of the view use.
+
+use ratatui::{
+    style::Stylize,
+    text::{Line, Span},
+    widgets::Cell,
+};
+
+/// A cell aligned right.
+#[allow(clippy::needless_pass_by_value)] // a number, or a text made for it
+pub fn right<'a>(value: impl ToString) -> Cell<'a> {
+    Cell::from(Line::from(value.to_string()).right_aligned())
+}
+
+/// A number that should be zero, highlighted if it is not.
+pub fn warned(number: u64) -> Span<'static> {
+    let text = number.to_string();
+    if number > 0 { text.yellow().bold() } else { text.into() }
+}
+
+/// A rate in a few characters.
+pub fn rate_text(rate: f64) -> String {
+    if rate >= 100.0 { format!("{rate:.0}") } else { format!("{rate:.1}") }
+}
+
+/// `text` without control characters, which must not reach the terminal: nodes choose their names.
+pub fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}

@@ -1,0 +1,189 @@
+//! Errors as nodes receive them: one enum, and one module (`status`) that turns it into a gRPC
+//! status after AIP-193.
+//!
+//! Every room that refuses a request returns these; they know no room above the bus.
+
+mod limit;
+mod status;
+
+use std::time::Duration;
+
+use crate::{bus::AppendError, config::format_duration};
+
+pub use self::limit::{Limit, LimitCounters};
+
+/// The delay before a retry that a node is asked for when the bus is down.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// The same where a limit is reached for an unknown time.
+const LIMIT_RETRY: Duration = Duration::from_secs(1);
+
+/// One wrong field of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Path of the field: `events[3].mailbox_change.account_id`.
+    pub field: String,
+    /// The mistake, with the limit that applies.
+    pub description: String,
+}
+
+/// Every reason for which a request is refused or a stream is ended.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// Fields are wrong; all of them are listed.
+    #[error("{}", describe(.0))]
+    Invalid(Vec<Violation>),
+    /// The bytes are not a resume token.
+    #[error("resume_token: {0}")]
+    TokenMalformed(String),
+    /// An event or a request is too large.
+    #[error("{what} has {actual} bytes; the limit is {limit}")]
+    PayloadTooLarge {
+        /// `events[3]`, or `request`.
+        what: String,
+        /// Bytes allowed.
+        limit: usize,
+        /// Bytes found.
+        actual: usize,
+    },
+    /// The bus did not accept the events. Nothing was published.
+    #[error("the bus is not available: {0}")]
+    BusUnavailable(String),
+    /// The bus may or may not have accepted the events.
+    #[error(
+        "it is not known whether the bus accepted the events \
+         (retry with the same request_id): {0}"
+    )]
+    OutcomeUnknown(String),
+    /// A limit is reached.
+    #[error("{} is reached: {allowed}", limit.key())]
+    Limit {
+        /// The limit.
+        limit: Limit,
+        /// Its value.
+        allowed: String,
+        /// The delay after which a retry may succeed.
+        retry_after: Duration,
+    },
+    /// The stream fell behind what history keeps, and its node asked to be disconnected then.
+    #[error("the subscriber is too slow: {} events are missing", count_of(*.missed))]
+    SubscriberTooSlow {
+        /// Number of missed events, where it is known.
+        missed: Option<u64>,
+    },
+    /// The caller's identity is not verified.
+    #[error("{0}")]
+    Unauthenticated(CredentialError),
+    /// The caller's identity lacks a permission.
+    #[error("not allowed: {}", describe(.violations))]
+    NotAllowed {
+        /// The rule that refuses it, as metrics name it.
+        rule: &'static str,
+        /// Everything that is not allowed.
+        violations: Vec<Violation>,
+    },
+    /// The gateway is draining.
+    #[error("the gateway is going away; connect again")]
+    Draining {
+        /// The delay before the node connects again.
+        retry_after: Duration,
+    },
+}
+
+/// The reason why the caller's identity is not verified. Nothing here helps somebody who guesses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CredentialError {
+    /// The request has neither a token nor a client certificate.
+    #[error("a token or a client certificate is needed")]
+    Missing,
+    /// The credential is not one of this gateway's.
+    #[error("the token or the client certificate is not valid here")]
+    Wrong,
+    /// The credential was valid when the stream was opened.
+    #[error("the token or the client certificate is not valid any more")]
+    Revoked,
+}
+
+/// All values of [`Error::reason`].
+pub const REASONS: [&str; 12] = [
+    "INVALID_REQUEST",
+    "RESUME_TOKEN_MALFORMED",
+    "PAYLOAD_TOO_LARGE",
+    "BUS_UNAVAILABLE",
+    "OUTCOME_UNKNOWN",
+    "LIMIT_REACHED",
+    "SUBSCRIBER_TOO_SLOW",
+    "CREDENTIALS_MISSING",
+    "CREDENTIALS_WRONG",
+    "CREDENTIALS_REVOKED",
+    "NOT_ALLOWED",
+    "DRAINING",
+];
+
+impl Violation {
+    /// A wrong field and its mistake.
+    pub fn new(field: impl Into<String>, description: impl Into<String>) -> Violation {
+        Violation { field: field.into(), description: description.into() }
+    }
+}
+
+impl Error {
+    /// One wrong field.
+    pub fn field(field: impl Into<String>, description: impl Into<String>) -> Error {
+        Error::Invalid(vec![Violation::new(field, description)])
+    }
+
+    /// A limit is reached, for an unknown time.
+    pub fn limit(limit: Limit, allowed: usize) -> Error {
+        Error::limit_for(limit, allowed, LIMIT_RETRY)
+    }
+
+    /// A limit is reached; a retry succeeds after `retry_after` unless somebody else is faster.
+    pub fn limit_for(limit: Limit, allowed: usize, retry_after: Duration) -> Error {
+        Error::Limit { limit, allowed: allowed.to_string(), retry_after }
+    }
+
+    /// A time limit is exceeded.
+    pub fn late(limit: Limit, allowed: Duration) -> Error {
+        let allowed = format_duration(allowed);
+        Error::Limit { limit, allowed, retry_after: LIMIT_RETRY }
+    }
+
+    /// `ErrorInfo.reason`: one of [`REASONS`].
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Error::Invalid(_) => "INVALID_REQUEST",
+            Error::TokenMalformed(_) => "RESUME_TOKEN_MALFORMED",
+            Error::PayloadTooLarge { .. } => "PAYLOAD_TOO_LARGE",
+            Error::BusUnavailable(_) => "BUS_UNAVAILABLE",
+            Error::OutcomeUnknown(_) => "OUTCOME_UNKNOWN",
+            Error::Limit { .. } => "LIMIT_REACHED",
+            Error::SubscriberTooSlow { .. } => "SUBSCRIBER_TOO_SLOW",
+            Error::Unauthenticated(CredentialError::Missing) => "CREDENTIALS_MISSING",
+            Error::Unauthenticated(CredentialError::Wrong) => "CREDENTIALS_WRONG",
+            Error::Unauthenticated(CredentialError::Revoked) => "CREDENTIALS_REVOKED",
+            Error::NotAllowed { .. } => "NOT_ALLOWED",
+            Error::Draining { .. } => "DRAINING",
+        }
+    }
+}
+
+impl From<AppendError> for Error {
+    fn from(error: AppendError) -> Error {
+        match error {
+            AppendError::Unavailable(why) => Error::BusUnavailable(why),
+            AppendError::OutcomeUnknown(why) => Error::OutcomeUnknown(why),
+            AppendError::Closed => Error::Draining { retry_after: RETRY },
+        }
+    }
+}
+
+fn describe(violations: &[Violation]) -> String {
+    let list: Vec<_> =
+        violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect();
+    list.join("; ")
+}
+
+fn count_of(missed: Option<u64>) -> String {
+    missed.map_or_else(|| "some".into(), |count| count.to_string())
+}

@@ -1,0 +1,160 @@
+//! The gRPC port: its services, and the layers around them.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use futures_util::TryFutureExt;
+use http::{Request, Response};
+use http_body::Body;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tower::{BoxError, Layer, Service};
+
+use super::rooms::Rooms;
+use crate::{
+    config::Config,
+    port::{
+        connections::{self, ConnectionLimits, GoawaySender},
+        grpc_only::GrpcOnlyLayer,
+        listener::{self, Admission},
+        requests::{RequestLimits, RequestLimitsLayer},
+    },
+    proto::v1::{self, SERVICE},
+    rpc::{self, ResponseBody, health::HealthState},
+};
+
+/// Bytes of a request to the health and reflection services: a name and little else.
+const SMALL_REQUEST: usize = 4096;
+
+/// Files that a process needs besides its connections: for the bus, the admin port, logs and the
+/// runtime.
+const OTHER_FILES: usize = 100;
+
+/// Serves the gRPC port until `ended`.
+pub async fn serve(
+    listener: TcpListener,
+    config: &Config,
+    rooms: &Rooms,
+    health: &HealthState,
+    ended: CancellationToken,
+) {
+    let requests = |max_message| RequestLimitsLayer {
+        counters: rooms.port.clone(),
+        timeout: config.limits.request_timeout,
+        max_message,
+    };
+    let services = Services {
+        coordination: requests(config.limits.max_request_bytes)
+            .layer(rpc::Server::new(rooms.rpc_context(config))),
+        others: requests(SMALL_REQUEST).layer(health_and_reflection(health)),
+    };
+    let service = GrpcOnlyLayer.layer(rooms.access_layer().layer(services));
+    let admission = Admission {
+        access: rooms.access.clone(),
+        handshake_timeout: config.limits.handshake_timeout,
+        slots: rooms.slots.clone(),
+        goaway: GoawaySender::new(config.tls.is_none()),
+        counters: rooms.port.clone(),
+    };
+    let incoming = listener::incoming(listener, admission);
+    let limits = ConnectionLimits::new(&config.limits, &config.keepalive);
+    connections::serve(incoming, service, limits, rooms.port.clone(), ended).await;
+}
+
+fn health_and_reflection(health: &HealthState) -> Routes {
+    let descriptors = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // So that grpcurl shows the details of errors.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+    };
+    let reflection = descriptors().build_v1().expect("the descriptors are those of the build");
+    let reflection_alpha =
+        descriptors().build_v1alpha().expect("the descriptors are those of the build");
+    Routes::new(health.service().max_decoding_message_size(SMALL_REQUEST))
+        .add_service(reflection.max_decoding_message_size(SMALL_REQUEST))
+        .add_service(reflection_alpha.max_decoding_message_size(SMALL_REQUEST))
+        .prepare()
+}
+
+/// The services of the port, by the path of a request.
+#[derive(Clone)]
+struct Services {
+    coordination: RequestLimits<rpc::Server>,
+    others: RequestLimits<Routes>,
+}
+
+impl<B> Service<Request<B>> for Services
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<ResponseBody>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // Both are always ready.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let path = request.uri().path().strip_prefix('/').and_then(|path| path.split_once('/'));
+        if path.is_some_and(|(service, _)| service == SERVICE) {
+            return self.coordination.call(request);
+        }
+        let response = self.others.call(request);
+        Box::pin(response.map_ok(|response| response.map(ResponseBody::from)))
+    }
+}
+
+/// Warns of a port that is open to every client that reaches it.
+pub fn warn_if_open(config: &Config) {
+    let listen = config.listen;
+    if listen.ip().is_loopback() {
+        return;
+    }
+    if config.tls.is_none() {
+        tracing::warn!(
+            %listen,
+            "insecure: nodes connect in plain text, \
+             and what they send can be read and changed on the way"
+        );
+    }
+    if config.auth.is_none() {
+        tracing::warn!(
+            %listen,
+            "authentication is off: \
+             everybody who reaches this port may read and publish everything"
+        );
+    }
+}
+
+/// The limits of connections, in all and of one peer: as configured, or fewer where the process may
+/// not open that many files. It must always be able to open a connection to Redis.
+pub fn max_connections(config: &Config) -> (usize, usize) {
+    let (all, of_peer) = (config.limits.max_connections, config.limits.max_connections_per_peer);
+    let Some(files) = max_open_files() else { return (all, of_peer) };
+    let available = files.saturating_sub(OTHER_FILES).max(1);
+    if all <= available {
+        return (all, of_peer);
+    }
+    tracing::warn!(
+        "limits.maxConnections is {all}, but this process may open {files} files: \
+         it accepts {available} connections"
+    );
+    (available, of_peer.min(available.div_ceil(2)))
+}
+
+/// The number of files that this process may open, where the system says it.
+fn max_open_files() -> Option<usize> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
+}

@@ -1,0 +1,146 @@
+//! The state of this gateway: it starts, serves while its bus is verified, and drains.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::{Duration, SystemTime},
+};
+
+use parking_lot::RwLock;
+use tokio::{sync::watch, time::Instant};
+
+use crate::{bus::Health, errors::Error, hub::Hub, proto::v1::GatewayState};
+
+/// The time that a new stream waits for a bus that is not verified, before it is refused.
+const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The longest delay before a reconnect that a draining gateway asks its nodes for.
+const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(1);
+
+/// Facts about this gateway that do not change while it runs.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// Identity of the gateway.
+    pub gateway_id: String,
+    /// The listening address; empty if others could not use it.
+    pub address: String,
+    /// When the gateway started.
+    pub started: SystemTime,
+}
+
+/// The schedule of a drain.
+#[derive(Clone, Copy, Debug)]
+pub struct Drain {
+    /// When the first stream is asked to leave.
+    pub start: Instant,
+    /// The streams are asked to leave at random times over this period.
+    pub spread: Duration,
+    /// When the gateway stops.
+    pub deadline: SystemTime,
+}
+
+/// The state of this gateway. Everything that depends on it shares one.
+pub struct Lifecycle {
+    /// Facts that do not change.
+    pub about: About,
+    /// Set once the bus has started.
+    pub hub: OnceLock<Arc<Hub>>,
+    /// The reason why the bus has not started yet.
+    pub waiting: RwLock<String>,
+    /// The delay before a reconnect that nodes are asked for.
+    reconnect_delay: Duration,
+    drain: watch::Sender<Option<Drain>>,
+}
+
+impl Lifecycle {
+    /// A gateway that starts. `drain_spread` is the period over which a drain spreads its streams.
+    pub fn new(about: About, drain_spread: Duration) -> Lifecycle {
+        Lifecycle {
+            about,
+            hub: OnceLock::new(),
+            waiting: RwLock::new("connecting".into()),
+            reconnect_delay: drain_spread.min(MAX_RECONNECT_DELAY),
+            drain: watch::Sender::new(None),
+        }
+    }
+
+    /// Starts to drain: streams leave by this schedule.
+    pub fn start_drain(&self, drain: Drain) {
+        self.drain.send_replace(Some(drain));
+        if let Some(hub) = self.hub.get() {
+            hub.wake_all();
+        }
+    }
+
+    /// The schedule of the drain, once there is one.
+    pub fn drain(&self) -> watch::Receiver<Option<Drain>> {
+        self.drain.subscribe()
+    }
+
+    /// True once the gateway drains.
+    pub fn is_draining(&self) -> bool {
+        self.drain.borrow().is_some()
+    }
+
+    /// The delay before a reconnect that nodes are asked for.
+    pub fn reconnect_delay(&self) -> Duration {
+        self.reconnect_delay
+    }
+
+    /// Refuses a request once streams are asked to leave. Before that, while load balancers look
+    /// away, requests are still served.
+    pub fn refuse_if_draining(&self) -> Result<(), Error> {
+        match *self.drain.borrow() {
+            Some(drain) if drain.start <= Instant::now() => {
+                Err(Error::Draining { retry_after: self.reconnect_delay })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The state as the wire API names it.
+    pub fn state(&self) -> GatewayState {
+        if self.is_draining() {
+            return GatewayState::Draining;
+        }
+        match self.hub.get() {
+            Some(hub) if *hub.bus().health().borrow() == Health::Ready => GatewayState::Serving,
+            _ => GatewayState::NotServing,
+        }
+    }
+
+    /// The reason why the gateway does not serve; none if it does.
+    pub fn why_not_serving(&self) -> Option<String> {
+        let Some(hub) = self.hub.get() else {
+            return Some(format!("the bus has not started: {}", self.waiting.read()));
+        };
+        if self.is_draining() {
+            return Some("draining".into());
+        }
+        match &*hub.bus().health().borrow() {
+            Health::NotReady(why) => Some(why.clone()),
+            Health::Ready => None,
+        }
+    }
+
+    /// The hub, once the bus has started.
+    pub fn hub(&self) -> Result<&Arc<Hub>, Error> {
+        self.hub.get().ok_or_else(|| Error::BusUnavailable(self.waiting.read().clone()))
+    }
+
+    /// The hub, once the path through the bus is verified. Waits for that, but not for long.
+    pub async fn verified_hub(&self) -> Result<&Arc<Hub>, Error> {
+        let hub = self.hub()?;
+        let mut health = hub.bus().health();
+        let ready = health.wait_for(|health| *health == Health::Ready);
+        match tokio::time::timeout(VERIFY_TIMEOUT, ready).await {
+            Ok(Ok(_)) if hub.is_started() => Ok(hub),
+            _ => {
+                let why = match &*hub.bus().health().borrow() {
+                    Health::NotReady(why) => why.clone(),
+                    Health::Ready => "the bus has just started".into(),
+                };
+                Err(Error::BusUnavailable(why))
+            }
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The routes of the admin port, and what all answers have in common.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::{RawQuery, Request, State},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use bytes::Bytes;
+
+use super::{Admin, host, metrics, nodes::Query, page, text, view};
+
+const PLAIN: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+
+/// All routes.
+pub fn router(admin: Arc<Admin>) -> Router {
+    // The page and its data name nodes.
+    let for_people = Router::new()
+        .route("/api/status", get(status))
+        .route("/api/nodes", get(nodes))
+        .fallback(asset)
+        .layer(middleware::from_fn(private_host));
+    Router::new()
+        .route("/livez", get(async || answer(StatusCode::OK, PLAIN, "live\n")))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .merge(for_people)
+        .layer(middleware::from_fn(read_only))
+        .with_state(admin)
+}
+
+async fn ready(State(admin): State<Arc<Admin>>) -> Response {
+    match admin.sources.gateway.why_not_serving() {
+        None => answer(StatusCode::OK, PLAIN, "ready\n"),
+        Some(why) => answer(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("not ready: {why}\n")),
+    }
+}
+
+async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
+    answer(StatusCode::OK, text::MEDIA_TYPE, metrics::render(&admin.sources))
+}
+
+async fn status(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Response {
+    let after = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes())
+        .find_map(|(key, value)| (key == "after").then(|| value.parse().ok())?);
+    json(&view::view(&admin.sources, &admin.samples, after.unwrap_or(0)))
+}
+
+async fn nodes(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Response {
+    json(&admin.nodes.answer(&admin.sources, &Query::parse(&query.unwrap_or_default())))
+}
+
+async fn asset(uri: Uri) -> Response {
+    match page::asset(uri.path()) {
+        Some(asset) => answer(StatusCode::OK, asset.media_type, asset.body()),
+        None => {
+            answer(StatusCode::NOT_FOUND, PLAIN, "the paths are /, /livez, /readyz and /metrics\n")
+        }
+    }
+}
+
+/// Answers only under names that nobody on the public internet can own, and keeps other pages out.
+async fn private_host(headers: HeaderMap, request: Request, next: Next) -> Response {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    if !host.is_some_and(host::is_private) {
+        let why = "open the page by address, or by a name of a private network: \
+                   see docs/operations.md\n";
+        return answer(StatusCode::MISDIRECTED_REQUEST, PLAIN, why);
+    }
+    let mut response = next.run(request).await;
+    page::guard(response.headers_mut());
+    response
+}
+
+/// Refuses methods that could mean a change, whatever the path.
+async fn read_only(request: Request, next: Next) -> Response {
+    if matches!(*request.method(), Method::GET | Method::HEAD) {
+        return next.run(request).await;
+    }
+    let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, PLAIN, "GET or HEAD\n");
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    response
+}
+
+fn json(value: &impl serde::Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(body) => answer(StatusCode::OK, JSON, body),
+        Err(error) => answer(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{error}\n")),
+    }
+}
+
+/// An answer that holds for this moment only, and so is not cached.
+fn answer(status: StatusCode, media_type: &'static str, body: impl Into<Bytes>) -> Response {
+    let headers = [(header::CONTENT_TYPE, media_type), (header::CACHE_CONTROL, "no-store")];
+    (status, headers, body.into()).into_response()
+}

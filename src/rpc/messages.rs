@@ -1,0 +1,66 @@
+//! Messages of a stream, from the types of the hub and the bus.
+
+use std::time::{Duration, SystemTime};
+
+use crate::{
+    bus::{Gap, GapReason, Position, ShardId},
+    hub::token,
+    lifecycle::Drain,
+    presence::timestamp,
+    proto::v1,
+};
+
+/// The heartbeat of a stream.
+pub fn heartbeat(resume_token: Vec<u8>) -> v1::Heartbeat {
+    v1::Heartbeat { resume_token, gateway_time: Some(timestamp(SystemTime::now())) }
+}
+
+/// Asks a node to connect to another gateway.
+pub fn draining(drain: Drain, reconnect_delay: Duration) -> v1::Draining {
+    v1::Draining {
+        reason: "the gateway is being stopped".into(),
+        deadline: Some(timestamp(drain.deadline)),
+        reconnect_delay: prost_types::Duration::try_from(reconnect_delay).ok(),
+    }
+}
+
+/// A gap in one shard, on a stream with these `kinds` in its filter.
+pub fn gap(shard: ShardId, gap: &Gap, kinds: &[i32], resume_token: Vec<u8>) -> v1::Gap {
+    v1::Gap {
+        reason: gap_reason(gap.reason).into(),
+        shard: shard.0.into(),
+        kinds: kinds.to_vec(),
+        missed_events: gap.missed,
+        from: Some(wire_position(shard, gap.from)),
+        to: Some(wire_position(shard, gap.to)),
+        from_time: gap.from_ms.map(milliseconds),
+        to_time: Some(milliseconds(gap.to_ms)),
+        action: v1::GapAction::Resync.into(),
+        resume_token,
+    }
+}
+
+/// A position, as the wire API names it.
+pub fn wire_position(shard: ShardId, position: Position) -> v1::Position {
+    v1::Position { shard: shard.0.into(), epoch: position.epoch.0, offset: position.offset.0 }
+}
+
+/// The resume token of positions in a deployment.
+pub fn resume_token(deployment: u32, positions: &[Position]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(token::encoded_len(positions));
+    token::encode(deployment, positions, &mut bytes);
+    bytes
+}
+
+fn gap_reason(reason: GapReason) -> v1::GapReason {
+    match reason {
+        GapReason::HistoryExpired => v1::GapReason::HistoryExpired,
+        GapReason::EpochChanged => v1::GapReason::EpochChanged,
+        GapReason::UnknownEpoch => v1::GapReason::UnknownEpoch,
+        GapReason::Unreadable => v1::GapReason::Unreadable,
+    }
+}
+
+fn milliseconds(ms: u64) -> prost_types::Timestamp {
+    timestamp(SystemTime::UNIX_EPOCH + Duration::from_millis(ms))
+}

@@ -1,0 +1,79 @@
+//! Reads the message of a unary request, or of one that opens a stream.
+
+use std::{marker::PhantomData, pin::pin};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::Body;
+use prost::Message;
+use tonic::{
+    Status, Streaming,
+    codec::{BufferSettings, DecodeBuf, Decoder},
+    metadata::MetadataValue,
+};
+use tower::BoxError;
+
+use crate::errors::Error;
+
+/// `trunkline.v1.PublishRequest` with its events left encoded.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PublishRequest {
+    /// The publishing node.
+    #[prost(string, tag = "1")]
+    pub node_id: String,
+    /// Makes a retry safe.
+    #[prost(string, tag = "2")]
+    pub request_id: String,
+    /// The events, as the node encoded them.
+    #[prost(bytes = "bytes", repeated, tag = "3")]
+    pub events: Vec<Bytes>,
+}
+
+/// Reads the only message of a request, and its end. `max_bytes` limits the message.
+pub async fn read<M, B>(headers: &HeaderMap, body: B, max_bytes: usize) -> Result<M, Status>
+where
+    M: Message + Default + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    refuse_compression(headers)?;
+    let decoder = RequestDecoder(PhantomData);
+    let mut messages = pin!(Streaming::new_request(decoder, body, None, Some(max_bytes)));
+    let message = messages.message().await?;
+    // The request is complete with its end, not with its message.
+    messages.trailers().await?;
+    message.ok_or_else(|| Error::field("request", "has no message").into())
+}
+
+/// Refuses a request whose messages are compressed: it could unpack to any size.
+fn refuse_compression(headers: &HeaderMap) -> Result<(), Status> {
+    let Some(encoding) = headers.get("grpc-encoding").filter(|encoding| *encoding != "identity")
+    else {
+        return Ok(());
+    };
+    let text = format!("messages compressed with {encoding:?} are not supported");
+    let mut status = Status::unimplemented(text);
+    let identity = MetadataValue::from_static("identity");
+    status.metadata_mut().insert("grpc-accept-encoding", identity);
+    Err(status)
+}
+
+/// Decodes requests. Bytes that are not a message are the caller's mistake, where the codec of
+/// `tonic-prost` reports an internal error.
+struct RequestDecoder<M>(PhantomData<fn() -> M>);
+
+impl<M: Message + Default> Decoder for RequestDecoder<M> {
+    type Item = M;
+    type Error = Status;
+
+    fn buffer_settings(&self) -> BufferSettings {
+        // Most requests are small; the buffer grows for others.
+        BufferSettings::new(1024, 32 * 1024)
+    }
+
+    fn decode(&mut self, src: &mut DecodeBuf<'_>) -> Result<Option<M>, Status> {
+        M::decode(src)
+            .map(Some)
+            .map_err(|error| Error::field("request", format!("is malformed: {error}")).into())
+    }
+}

@@ -1,0 +1,114 @@
+//! Checks a `Publish` request, and stamps its events.
+
+use std::time::SystemTime;
+
+use bytes::{Bytes, BytesMut};
+use prost::Message;
+use uuid::Uuid;
+
+use super::{Check, path::Path};
+use crate::{
+    config::Limits,
+    errors::Error,
+    hub::event::{EventView, Malformed, routing_key_hash, stamp, stamped_len},
+    proto::v1,
+    rpc::request::PublishRequest,
+    trace_context::{IncomingTrace, TraceContext},
+};
+
+/// A valid request.
+#[derive(Debug)]
+pub struct ValidPublish {
+    /// Makes a retry safe.
+    pub request_id: Option<[u8; 16]>,
+    /// The events, with the gateway's stamp.
+    pub events: Vec<StampedEvent>,
+}
+
+/// An event with the gateway's stamp.
+#[derive(Debug)]
+pub struct StampedEvent {
+    /// The encoded event.
+    pub bytes: Bytes,
+    /// The hash of its routing key.
+    pub key_hash: u32,
+    /// The number of its kind.
+    pub kind: u8,
+    /// Its trace, if that is recorded.
+    pub traced: Option<TraceContext>,
+}
+
+/// Checks a request, and stamps its events. `views` has a peek at each of them, of as many as a
+/// request may have.
+pub fn publish(
+    request: &PublishRequest,
+    views: &[Result<EventView<'_>, Malformed>],
+    limits: &Limits,
+    now: SystemTime,
+    trace: Option<&IncomingTrace>,
+) -> Result<ValidPublish, Error> {
+    let PublishRequest { node_id, request_id, events } = request;
+    let too_large = |event: &Bytes| event.len() > limits.max_event_bytes;
+    if let Some(index) = events.iter().position(too_large) {
+        return Err(Error::PayloadTooLarge {
+            what: format!("events[{index}]"),
+            limit: limits.max_event_bytes,
+            actual: events[index].len(),
+        });
+    }
+    let mut check = Check::default();
+    check.node_id(node_id);
+    let request_id = check.request_id(request_id);
+    let max = limits.max_events_per_request;
+    if events.is_empty() || events.len() > max {
+        check.wrong("events", format!("has {}, must have 1 to {max}", events.len()));
+    }
+    let mut stamped = Vec::with_capacity(views.len());
+    let sizes = events.iter().take(views.len()).map(|event| stamped_len(event, node_id));
+    let mut buffer = BytesMut::with_capacity(sizes.sum());
+    let (path, mut event) = (Path::of("events"), v1::Event::default());
+    for (index, (bytes, view)) in events.iter().zip(views).enumerate() {
+        let path = path.index(index);
+        // Decoded once, so that no bytes ever reach a subscriber that its decoder refuses.
+        event.clear();
+        let decoded = event.merge(&bytes[..]);
+        let (Ok(()), Ok(view)) = (decoded, view) else {
+            check.wrong(path, "is not a valid protobuf message");
+            continue;
+        };
+        check.event(path, &event, view);
+        if !check.violations.is_empty() {
+            continue;
+        }
+        let (key_hash, kind) = (routing_key_hash(view), view.kind());
+        let context =
+            if view.meta().has_trace() { view.trace() } else { trace.map(|trace| trace.context) };
+        let traced = context.filter(|context| context.sampled);
+        let bytes = stamp(&mut buffer, view, node_id, now, trace, Uuid::now_v7);
+        stamped.push(StampedEvent { bytes, key_hash, kind, traced });
+    }
+    check.done()?;
+    Ok(ValidPublish { request_id, events: stamped })
+}
+
+impl Check {
+    /// Reads a request id; none where it is empty or wrong.
+    fn request_id(&mut self, text: &str) -> Option<[u8; 16]> {
+        if text.is_empty() {
+            return None;
+        }
+        match Uuid::parse_str(text) {
+            // A client that forgets to fill it in must not find all requests but the first already
+            // accepted.
+            Ok(id) if id.is_nil() => {
+                self.wrong("request_id", "is the nil UUID; leave it empty or make one");
+                None
+            }
+            Ok(id) => Some(id.into_bytes()),
+            Err(_) => {
+                self.wrong("request_id", "is not a UUID");
+                None
+            }
+        }
+    }
+}

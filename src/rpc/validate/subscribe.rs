@@ -1,0 +1,169 @@
+//! Checks a `Subscribe` request.
+
+use std::time::Duration;
+
+use trunkline_proto::kinds;
+
+use super::{Check, path::Path};
+use crate::{
+    config::Limits,
+    errors::Error,
+    hub::{
+        filter::Filter,
+        token::{ResumeToken, TokenError},
+    },
+    proto::v1,
+};
+
+const MAX_PATTERNS: usize = 256;
+const MIN_HEARTBEAT: Duration = Duration::from_secs(1);
+const MAX_HEARTBEAT: Duration = Duration::from_hours(1);
+
+/// Longer durations are as good as this one, which no clock overflows: a hundred years.
+const MAX_DURATION: Duration = Duration::from_hours(100 * 366 * 24);
+
+/// A valid request.
+#[derive(Debug)]
+pub struct ValidSubscribe {
+    /// The node.
+    pub node_id: String,
+    /// The start of the node's process, as the node names it.
+    pub incarnation: String,
+    /// Roles of the node.
+    pub roles: Vec<String>,
+    /// The software of the node.
+    pub client_version: String,
+    /// The filter, compiled.
+    pub filter: Filter,
+    /// The filter, as it was sent.
+    pub wire_filter: v1::Filter,
+    /// The begin of a stream without a token.
+    pub start: v1::Start,
+    /// The positions to continue from.
+    pub token: Option<ResumeToken>,
+    /// The heartbeat interval.
+    pub heartbeat: Duration,
+    /// The stream ends after this number of events.
+    pub max_events: Option<u64>,
+    /// The stream ends after this time.
+    pub max_duration: Option<Duration>,
+    /// The treatment of a client that is too slow.
+    pub overflow: v1::Overflow,
+    /// True if the stream explains why it delivers or withholds each event.
+    pub explain: bool,
+}
+
+/// Checks a request.
+pub fn subscribe(
+    request: v1::SubscribeRequest,
+    limits: &Limits,
+    default_heartbeat: Duration,
+    deployment: u32,
+) -> Result<ValidSubscribe, Error> {
+    let mut check = Check::default();
+    check.node_id(&request.node_id);
+    check.id("incarnation", &request.incarnation);
+    check.names(Path::of("roles"), &request.roles);
+    check.id("client_version", &request.client_version);
+    let wire_filter = request.filter.unwrap_or_default();
+    check.filter(&wire_filter, limits);
+    let start = v1::Start::try_from(request.start).unwrap_or_else(|_| {
+        check.wrong("start", format!("{} is not a value of Start", request.start));
+        v1::Start::Unspecified
+    });
+    let overflow = match v1::Overflow::try_from(request.overflow) {
+        Ok(v1::Overflow::Unspecified) => v1::Overflow::Gap,
+        Ok(overflow) => overflow,
+        Err(_) => {
+            check.wrong("overflow", format!("{} is not a value of Overflow", request.overflow));
+            v1::Overflow::Gap
+        }
+    };
+    let heartbeat = match request.heartbeat_interval {
+        None => default_heartbeat,
+        Some(given) => match Duration::try_from(given) {
+            Ok(given) if (MIN_HEARTBEAT..=MAX_HEARTBEAT).contains(&given) => given,
+            _ => {
+                check.wrong("heartbeat_interval", "must be 1s to 1h");
+                default_heartbeat
+            }
+        },
+    };
+    let max_duration = request.max_duration.and_then(|given| match Duration::try_from(given) {
+        Ok(given) if !given.is_zero() => Some(given.min(MAX_DURATION)),
+        _ => {
+            check.wrong("max_duration", "must be longer than 0s");
+            None
+        }
+    });
+    let token = match &request.resume_token[..] {
+        [] => Ok(None),
+        bytes => resume_token(bytes, deployment).map(Some),
+    };
+    if let Err(why) = &token
+        && !check.violations.is_empty()
+    {
+        check.wrong("resume_token", why);
+    }
+    check.done()?;
+    let token = token.map_err(Error::TokenMalformed)?;
+    let filter =
+        Filter::new(&wire_filter, &request.node_id, &request.roles, request.include_own_events);
+    let filter = if request.explain { filter.watching_all() } else { filter };
+    Ok(ValidSubscribe {
+        node_id: request.node_id,
+        incarnation: request.incarnation,
+        roles: request.roles,
+        client_version: request.client_version,
+        filter,
+        wire_filter,
+        start,
+        token,
+        heartbeat,
+        max_events: (request.max_events > 0).then_some(request.max_events),
+        max_duration,
+        overflow,
+        explain: request.explain,
+    })
+}
+
+/// Reads a token. One of another deployment is valid, but means nothing here: it has no position in
+/// any shard, so the stream begins with gaps, as after any other loss of memory.
+fn resume_token(bytes: &[u8], deployment: u32) -> Result<ResumeToken, String> {
+    match ResumeToken::decode(bytes, deployment) {
+        Err(TokenError::ForeignDeployment) => Ok(ResumeToken { deployment, positions: vec![] }),
+        result => result.map_err(|error| error.to_string()),
+    }
+}
+
+impl Check {
+    fn filter(&mut self, filter: &v1::Filter, limits: &Limits) {
+        let path = Path::of("filter");
+        let (kinds, accounts) = (path.field("kinds"), path.field("accounts"));
+        let custom_types = path.field("custom_types");
+        for (index, kind) in filter.kinds.iter().enumerate() {
+            // All reserved numbers: a newer peer may publish kinds that this gateway does not know.
+            if !u8::try_from(*kind).is_ok_and(kinds::is_number) {
+                self.wrong(kinds.index(index), format!("{kind} is not a kind"));
+            }
+        }
+        self.count(accounts, filter.accounts.len(), limits.max_accounts_per_filter);
+        for (index, account) in
+            filter.accounts.iter().enumerate().take(limits.max_accounts_per_filter)
+        {
+            self.required(accounts.index(index), account);
+        }
+        self.count(custom_types, filter.custom_types.len(), MAX_PATTERNS);
+        for (index, pattern) in filter.custom_types.iter().enumerate().take(MAX_PATTERNS) {
+            let field = custom_types.index(index);
+            let name = pattern.strip_suffix('*').unwrap_or(pattern);
+            if pattern.is_empty() {
+                self.wrong(field, "is required");
+            } else if name.contains('*') {
+                self.wrong(field, "may have '*' at its end only");
+            } else if !name.is_empty() {
+                self.type_name(field, name);
+            }
+        }
+    }
+}

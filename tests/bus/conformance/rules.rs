@@ -1,0 +1,287 @@
+//! The rules of `Bus` and `Members`, one function for each.
+
+use std::{collections::HashMap, time::Duration};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use trunkline::bus::{
+    AppendError, Appended, Health, MemberId, MemberUpdate, Members, Position, ShardId,
+};
+
+use super::{LIMIT, Member, batch, events, last, request_id, until};
+use crate::memory::{Fault, MemoryFactory};
+
+/// **Start.**
+pub fn start_is_delivered_before_health_is_ready(member: &Member) {
+    assert!(member.bus.shards() >= 1);
+    for shard in member.shards() {
+        assert!(member.sink.shard(shard).at.is_some(), "shard {shard} has its start");
+    }
+}
+
+/// **Order**, **Contiguous** and **Delivered**; the recorder checks each delivery.
+pub async fn concurrent_appends_are_delivered_in_one_order(one: &Member, two: &Member) {
+    const CALLERS: usize = 8;
+    const BATCHES: usize = 40;
+    let shards = usize::from(one.bus.shards());
+    let callers = (0..CALLERS).map(async |caller| {
+        let gateway = if caller % 2 == 0 { one } else { two };
+        let shard = ShardId(u16::try_from(caller / 2 % shards).expect("small"));
+        let mut accepted: Vec<(Position, Bytes)> = Vec::new();
+        for number in 0..BATCHES {
+            let events = events(1 + number % 4);
+            let appended = gateway.append(shard, &events).await.expect("appended");
+            let offsets = appended.first.0..;
+            let positions = offsets.map(|offset| Position::new(appended.epoch.0, offset));
+            let before = accepted.last().map(|(position, _)| *position);
+            accepted.extend(positions.zip(events));
+            let first = Position { epoch: appended.epoch, offset: appended.first };
+            assert!(before.is_none_or(|before| before < first), "a caller's batches keep order");
+        }
+        (shard, accepted)
+    });
+    let mut accepted: HashMap<ShardId, Vec<(Position, Bytes)>> = HashMap::new();
+    for (shard, events) in join_all(callers).await {
+        accepted.entry(shard).or_default().extend(events);
+    }
+    for (shard, mut events) in accepted {
+        events.sort_by_key(|(position, _)| *position);
+        let (end, _) = events.last().expect("an event").clone();
+        let begin = events[0].0;
+        for member in [one, two] {
+            member.reaches(shard, end).await;
+            let delivered = member.sink.shard(shard).events;
+            let delivered: Vec<_> =
+                delivered.into_iter().filter(|(at, _)| (begin..=end).contains(at)).collect();
+            assert_eq!(delivered, events, "every event once, at the position of its answer");
+        }
+    }
+}
+
+/// **Idempotent.**
+pub async fn a_request_id_is_appended_once(one: &Member, two: &Member) {
+    let shard = ShardId(0);
+    let (id, events) = (request_id(), events(3));
+    let attempts = [one, two, one, two].map(|member| {
+        let batch = batch(&events, Some(id));
+        async move { member.bus.append(shard, batch).await.expect("appended") }
+    });
+    let answers: Vec<Appended> = join_all(attempts).await;
+    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
+    // Other events between, and then once more.
+    one.append(shard, &super::events(2)).await.expect("appended");
+    let later = two.bus.append(shard, batch(&events, Some(id))).await.expect("appended");
+    assert_eq!(later, answers[0]);
+    let after = super::events(1);
+    let end = last(one.append(shard, &after).await.expect("appended"), &after);
+    for member in [one, two] {
+        member.reaches(shard, end).await;
+        let recording = member.sink.shard(shard);
+        for (event, offset) in events.iter().zip(answers[0].first.0..) {
+            let once = [Position::new(answers[0].epoch.0, offset)];
+            assert_eq!(recording.positions_of(event), once);
+        }
+    }
+}
+
+/// **Cancellation.**
+pub async fn a_dropped_append_is_made_in_full_or_not_at_all(one: &Member, two: &Member) {
+    let shard = ShardId(0);
+    let mut dropped = Vec::new();
+    for round in 0..40_u64 {
+        let events = events(3);
+        let append = one.append(shard, &events);
+        let _ = tokio::time::timeout(Duration::from_micros(round * 25), append).await;
+        dropped.push(events);
+    }
+    let after = events(1);
+    let end = last(one.append(shard, &after).await.expect("appended"), &after);
+    for member in [one, two] {
+        member.reaches(shard, end).await;
+        let recording = member.sink.shard(shard);
+        for events in &dropped {
+            let positions: Vec<_> =
+                events.iter().flat_map(|event| recording.positions_of(event)).collect();
+            let contiguous = positions.windows(2).all(|two| two[0].offset.plus(1) == two[1].offset);
+            assert!(contiguous && [0, events.len()].contains(&positions.len()), "{positions:?}");
+        }
+    }
+}
+
+/// **Health.**
+pub async fn an_idle_bus_stays_verified(member: &Member) {
+    let mut health = member.bus.health();
+    health.mark_unchanged();
+    let broke = tokio::time::timeout(Duration::from_secs(4), health.changed()).await;
+    assert!(broke.is_err(), "without appends: {:?}", *health.borrow());
+    let status = member.bus.status();
+    assert_eq!(status.shards.len(), usize::from(member.bus.shards()));
+    for (shard, state) in member.shards().zip(&status.shards) {
+        assert!(state.verified && state.verified_age.is_some(), "{state:?}");
+        assert_eq!(Some(state.position), member.sink.shard(shard).at);
+    }
+    assert!(status.links.iter().all(|link| link.connected), "{:?}", status.links);
+    assert_eq!((status.unreadable, status.forged), (0, 0));
+}
+
+/// **Close.**
+pub async fn close_answers_every_append(closing: &Member, other: &Member, several: bool) {
+    let shard = ShardId(0);
+    let batches: Vec<_> = (0..40).map(|_| events(2)).collect();
+    let appends = batches.iter().map(|events| closing.append(shard, events));
+    let close = async {
+        tokio::task::yield_now().await;
+        closing.bus.close().await;
+    };
+    let (answers, ()) =
+        tokio::time::timeout(LIMIT, async { tokio::join!(join_all(appends), close) })
+            .await
+            .expect("closed in time");
+    let refused = closing.append(shard, &events(1)).await;
+    assert!(matches!(refused, Err(AppendError::Closed)), "{refused:?}");
+    for (answer, events) in answers.into_iter().zip(&batches) {
+        match answer {
+            Ok(appended) if several => {
+                other.reaches(shard, last(appended, events)).await;
+                let found = other.sink.shard(shard).positions_of(&events[0]);
+                assert_eq!(found, [Position { epoch: appended.epoch, offset: appended.first }]);
+            }
+            Ok(_) | Err(AppendError::Closed) => {}
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    closing.sink.assert_rules_kept();
+}
+
+/// **Epochs** and **Restored**.
+pub async fn a_loss_begins_a_new_epoch(one: &Member, two: &Member, lose: impl AsyncFn()) {
+    let shards: Vec<_> = one.shards().collect();
+    let mut before = Vec::new();
+    for shard in &shards {
+        for _ in 0..5 {
+            let events = events(2);
+            let appended = one.append(*shard, &events).await.expect("appended");
+            before.push((*shard, appended, events));
+        }
+    }
+    for (shard, appended, events) in &before {
+        one.reaches(*shard, last(*appended, events)).await;
+        two.reaches(*shard, last(*appended, events)).await;
+    }
+    lose().await;
+    for shard in shards {
+        let mut after = Vec::new();
+        for gateway in [one, two, one] {
+            let events = events(2);
+            let appended = gateway.appended(shard, &events).await;
+            after.push((appended, events));
+        }
+        let (_, old, _) = before.iter().rfind(|(of, ..)| *of == shard).expect("an append");
+        for member in [one, two] {
+            let (end, events) = after.last().expect("an append");
+            assert!(end.epoch > old.epoch, "a new epoch is higher");
+            member.reaches(shard, last(*end, events)).await;
+            let recording = member.sink.shard(shard);
+            for (appended, events) in &after {
+                let at = Position { epoch: appended.epoch, offset: appended.first };
+                let found = recording.positions_of(&events[0]);
+                assert!(found == [at] || recording.is_missing(at), "{at}: {found:?}");
+            }
+            for (_, _, events) in before.iter().filter(|(of, ..)| *of == shard) {
+                let times = recording.positions_of(&events[0]).len();
+                assert_eq!(times, 1, "delivered events are repeated only as restored");
+            }
+        }
+    }
+}
+
+/// **Health** and **Errors**, while the servers are away.
+pub async fn an_outage_is_noticed_and_appends_nothing(member: &Member, memory: &MemoryFactory) {
+    let shard = ShardId(0);
+    memory.inject(Fault::Unavailable);
+    let lost = events(1);
+    let refused = member.append(shard, &lost).await;
+    assert!(matches!(refused, Err(AppendError::Unavailable(_))), "{refused:?}");
+    let mut health = member.bus.health();
+    let noticed = health.wait_for(|health| matches!(health, Health::NotReady(_)));
+    tokio::time::timeout(LIMIT, noticed).await.expect("in time").expect("a running bus");
+    memory.heal();
+    member.is_ready().await;
+    let after = events(1);
+    let end = last(member.append(shard, &after).await.expect("appended"), &after);
+    member.reaches(shard, end).await;
+    assert!(member.sink.shard(shard).positions_of(&lost[0]).is_empty());
+    member.sink.assert_rules_kept();
+}
+
+/// **Errors** and **Idempotent**, when an answer is lost.
+pub async fn a_retry_after_a_lost_answer_is_safe(member: &Member, memory: &MemoryFactory) {
+    let shard = ShardId(0);
+    let (id, events) = (request_id(), events(2));
+    memory.inject(Fault::LostAnswer);
+    let unknown = member.bus.append(shard, batch(&events, Some(id))).await;
+    assert!(matches!(unknown, Err(AppendError::OutcomeUnknown(_))), "{unknown:?}");
+    memory.heal();
+    let appended = member.bus.append(shard, batch(&events, Some(id))).await.expect("appended");
+    let after = super::events(1);
+    let end = last(member.append(shard, &after).await.expect("appended"), &after);
+    member.reaches(shard, end).await;
+    let once = [Position { epoch: appended.epoch, offset: appended.first }];
+    assert_eq!(member.sink.shard(shard).positions_of(&events[0]), once);
+    member.sink.assert_rules_kept();
+}
+
+/// The rules of `Members`.
+pub async fn members_find_one_another(members: &dyn Members) {
+    let ids = [MemberId(rand::random()), MemberId(rand::random())];
+    let update = |member, number, follows, record: &'static str| MemberUpdate {
+        member,
+        ttl: Duration::from_secs(30),
+        number,
+        follows,
+        has_shards: follows.is_some(),
+        record: Bytes::from(record),
+        shards: vec![(
+            u32::try_from(number).expect("small"),
+            Some(Bytes::from(format!("shard {number}"))),
+        )],
+    };
+    for id in ids {
+        let exchange = members.exchange(update(id, 1, None, "first")).await.expect("an exchange");
+        assert!(exchange.taken);
+    }
+    let exchange = members.exchange(update(ids[0], 2, Some(1), "second")).await.expect("one");
+    assert!(exchange.taken);
+    let record = |id| exchange.members.iter().find(|member| member.member == id);
+    assert_eq!(record(ids[0]).expect("the caller").record, "second");
+    assert_eq!(record(ids[1]).expect("the other").record, "first");
+    assert!(exchange.members.iter().all(|member| member.age < LIMIT));
+    let shards = members.member_shards(ids[0], vec![2, 9, 1]).await.expect("shards");
+    let text = |shard: &Option<Bytes>| {
+        shard.as_ref().map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+    };
+    let shards: Vec<_> = shards.iter().map(text).collect();
+    assert_eq!(shards, [Some("shard 2".into()), None, Some("shard 1".into())]);
+
+    // An exchange that does not follow the last one is not taken, and changes nothing.
+    let wrong = members.exchange(update(ids[0], 9, Some(7), "wrong")).await.expect("an exchange");
+    assert!(!wrong.taken);
+    // To begin anew removes the member shards of before.
+    let anew = members.exchange(update(ids[0], 10, None, "anew")).await.expect("an exchange");
+    assert!(anew.taken);
+    let shards = members.member_shards(ids[0], vec![1, 2, 10]).await.expect("shards");
+    assert_eq!(shards.iter().map(Option::is_some).collect::<Vec<_>>(), [false, false, true]);
+
+    // A member that is not renewed is removed.
+    let mut brief = update(ids[1], 2, Some(1), "brief");
+    brief.ttl = Duration::from_millis(50);
+    assert!(members.exchange(brief).await.expect("an exchange").taken);
+    let mut number = 10;
+    until(LIMIT, "a member expires", async || {
+        number += 1;
+        let renewed = update(ids[0], number, Some(number - 1), "renewed");
+        let exchange = members.exchange(renewed).await.expect("an exchange");
+        exchange.members.iter().all(|member| member.member != ids[1])
+    })
+    .await;
+}
