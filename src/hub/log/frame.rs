@@ -33,7 +33,7 @@ pub struct IndexedFrame {
 /// Facts about all events of a frame, so that most filters need not look at each of them.
 #[derive(Debug, Default)]
 pub struct Summary {
-    /// Their kinds, one bit each; see [`kind_bit`].
+    /// Their kinds, one bit each; see `kind_bit`.
     pub kinds: u128,
     /// True if any of them is for certain nodes only.
     pub targeted: bool,

@@ -79,7 +79,8 @@ const FRAME: &[u8] = b"T1 ";
 const EPOCH: &[u8] = b"E1 ";
 
 impl Envelope {
-    /// As [`Envelope::open`], without `frameKey`.
+    /// Reads a message from a channel, without `frameKey`. None for bytes that no known version
+    /// writes.
     pub fn parse(bytes: Bytes) -> Option<Envelope> {
         Envelope::open(bytes, None)
     }
@@ -103,7 +104,7 @@ impl Envelope {
         Some(Envelope { position, body })
     }
 
-    /// As [`Envelope::from_history`], without `frameKey`.
+    /// Reads an entry of history, its id and its only field, without `frameKey`.
     pub fn parse_history(id: &[u8], field: &[u8], value: &Bytes) -> Option<Envelope> {
         Envelope::from_history(id, field, value, None)
     }
