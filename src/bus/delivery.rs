@@ -17,9 +17,9 @@ pub struct Frame {
     pub count: u64,
     /// The time at which the writer made the frame, by its own clock, in milliseconds since 1970.
     pub time_ms: u64,
-    /// The first position of its last event, if the bus lost the frame and a gateway
-    /// re-appended it.
-    pub origin: Option<Position>,
+    /// What recovery adds to it. None for a frame that was accepted here first, and was not in
+    /// doubt.
+    pub provenance: Option<Box<Provenance>>,
     /// The events as they are encoded in `trunkline.v1.EventBatch`: each with the tag of field 1
     /// and its length.
     pub events: Bytes,
@@ -30,6 +30,72 @@ impl Frame {
     pub fn last(&self) -> Position {
         Position { epoch: self.epoch, offset: self.first.plus(self.count - 1) }
     }
+
+    /// True if its events were accepted elsewhere first: they keep the names that they have from
+    /// there.
+    pub fn is_copy(&self) -> bool {
+        self.provenance.as_ref().is_some_and(|provenance| provenance.name.is_some())
+    }
+
+    /// The name of an event for ever: the position at which it was accepted first.
+    pub fn name_of(&self, index: u64) -> Position {
+        match self.provenance.as_ref().and_then(|provenance| provenance.name.as_ref()) {
+            Some(name) => name.of(index),
+            None => Position { epoch: self.epoch, offset: self.first.plus(index) },
+        }
+    }
+}
+
+/// What recovery adds to a frame.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Provenance {
+    /// The bus lost the frame, and a gateway appended it again: its name.
+    pub name: Option<Name>,
+    /// Other names of single events, which were accepted more than once: the index of the event in
+    /// this frame, and the name.
+    pub aliases: Vec<(u64, Position)>,
+    /// Each earlier attempt to append the frame, in another epoch, whose outcome is unknown: the
+    /// end of the shard as its writer knew it. If that attempt succeeded, the events have a second
+    /// name behind it.
+    pub doubts: Vec<Position>,
+}
+
+/// The positions at which the events of a frame were accepted first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// The epoch of all of them.
+    pub epoch: Epoch,
+    /// The offset of the first event.
+    pub first: Offset,
+    /// The number of events at that time.
+    pub count: u64,
+    /// The indices, at that time, of the events that are left, in ascending order. Empty: all are.
+    pub left: Vec<u64>,
+}
+
+impl Name {
+    /// The name of the event that has this index now.
+    pub fn of(&self, index: u64) -> Position {
+        let left = usize::try_from(index).ok().and_then(|index| self.left.get(index));
+        Position { epoch: self.epoch, offset: self.first.plus(left.copied().unwrap_or(index)) }
+    }
+
+    /// The name of the last event at that time.
+    pub fn last(&self) -> Position {
+        Position { epoch: self.epoch, offset: self.first.plus(self.count - 1) }
+    }
+}
+
+/// The start of an epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EpochStart {
+    /// The epoch, at offset 0.
+    pub position: Position,
+    /// The end of the epoch before it. Unknown if the bus has no trace of one.
+    pub previous: Position,
+    /// For each earlier epoch the last position that is in the shard, was appended again, or was
+    /// told as lost. Ascending; epochs that ended long ago are left out.
+    pub ends: Vec<Position>,
 }
 
 /// Events that the bus cannot deliver.
@@ -37,12 +103,12 @@ impl Frame {
 pub struct Gap {
     /// The reason.
     pub reason: GapReason,
-    /// The last position before the gap.
-    pub from: Position,
-    /// The last position in the gap.
-    pub to: Position,
-    /// The number of missing events, if known.
-    pub missed: Option<u64>,
+    /// The names of the missing events, as far as they are known.
+    pub lost: Vec<Lost>,
+    /// True if more is missing than `lost` names: nobody knows how much.
+    pub more: bool,
+    /// The position of this delivery in the shard: the next one follows it.
+    pub position: Position,
     /// The time at which the last event before the gap was published, in milliseconds since 1970,
     /// if known.
     pub from_ms: Option<u64>,
@@ -50,12 +116,37 @@ pub struct Gap {
     pub to_ms: u64,
 }
 
+impl Gap {
+    /// The number of missing events, if known.
+    pub fn missed(&self) -> Option<u64> {
+        (!self.more).then(|| self.lost.iter().map(Lost::count).sum())
+    }
+}
+
+/// Names of events that are missing: an unbroken run in one epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The first offset.
+    pub first: Offset,
+    /// The last offset.
+    pub last: Offset,
+}
+
+impl Lost {
+    /// The number of events.
+    pub fn count(&self) -> u64 {
+        (self.last.0 + 1).saturating_sub(self.first.0)
+    }
+}
+
 /// Reason why events are missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GapReason {
     /// History no longer holds them.
     HistoryExpired,
-    /// The bus lost its memory.
+    /// The bus lost them, and no gateway holds them.
     EpochChanged,
     /// The position asked for lies in an epoch that the bus does not know.
     UnknownEpoch,
@@ -93,17 +184,15 @@ impl fmt::Display for GapReason {
 #[derive(Clone, Debug)]
 pub enum Delivery {
     /// Events follow from this position on; nothing is known about earlier ones. Delivered once for
-    /// each shard, as the first.
-    Start(Position),
+    /// each shard, as the first. `previous` is unknown, and `ends` are those of the shard.
+    Start(EpochStart),
     /// The next events.
     Frame(Frame),
-    /// A new epoch continues where the last one ended: nothing is missing. Its first event follows.
-    Epoch(Position),
-    /// Events are missing; the next event follows `gap.to`.
+    /// A new epoch begins. Nothing is said about loss: what is missing of earlier epochs follows,
+    /// as copies ([`Provenance::name`]) or as gaps.
+    Epoch(EpochStart),
+    /// Events are missing; the next delivery follows `gap.position`.
     Gap(Gap),
-    /// Events that this sink has had at the frame's origin; the bus lost them and a gateway
-    /// re-appended them. Only a stream that comes from another gateway may not have them.
-    Restored(Frame),
 }
 
 /// Receives the deliveries of a bus.

@@ -28,7 +28,9 @@ use tokio::sync::watch;
 pub use self::delivery::put_event;
 pub use self::{
     append::{AppendError, Appended, Batch, RequestId, Retained},
-    delivery::{Delivery, Frame, Gap, GapReason, HistoryPage, Sink},
+    delivery::{
+        Delivery, EpochStart, Frame, Gap, GapReason, HistoryPage, Lost, Name, Provenance, Sink,
+    },
     examination::{Finding, Level, Progress},
     members::{Exchange, MemberId, MemberRecord, MemberUpdate, Members},
     position::{Epoch, Offset, Position, ShardId},
@@ -52,10 +54,10 @@ pub type SharedBus = Arc<dyn Bus>;
 /// - **Order.** Every sink of a deployment gets the frames of a shard in the same order, which is
 ///   that of their positions. Batches that one caller appends one after the other keep their order;
 ///   the events of one batch stay together.
-/// - **Contiguous.** The offsets of an epoch begin at 1 and have no holes. Each delivery begins
-///   where the one before it ended: a frame at the next offset of the same epoch, a gap at the last
-///   position. Events that cannot be delivered are never skipped without a [`Delivery::Gap`], and
-///   there is no gap where nothing is missing.
+/// - **Contiguous.** The offsets of an epoch begin at 1 and have no holes. Each delivery follows
+///   the last one of its epoch: a frame at the next offset, a gap from there on. Events that cannot
+///   be delivered are never skipped without a [`Delivery::Gap`], and there is no gap where nothing
+///   is missing.
 /// - **Delivered.** An event whose append was answered OK reaches every sink of the deployment that
 ///   had its `Start` before, or lies in a gap of that sink. The sink gets the bytes of the event
 ///   unchanged, at the position that the append returned.
@@ -63,11 +65,12 @@ pub type SharedBus = Arc<dyn Bus>;
 ///   by this or another gateway, is not appended again: the answer is the position of the first
 ///   time.
 /// - **Epochs.** When the bus loses events that it had acknowledged, or may have, it begins a new
-///   epoch with a higher number; nothing is appended to an earlier one after that. A new epoch that
-///   follows directly on what a sink has is [`Delivery::Epoch`]; one before which events are
-///   missing is a gap. A position never stands for two events.
-/// - **Restored.** Events that the bus lost and a gateway re-appended keep their first position
-///   as [`Frame::origin`]. A sink that has them already gets them as [`Delivery::Restored`].
+///   epoch with a higher number, [`Delivery::Epoch`]; nothing is appended to an earlier one after
+///   that. A position never stands for two events. A sink that was connected to a part of the bus
+///   that lost against another one may get an epoch with a lower number after a higher one.
+/// - **Copies.** Events that the bus lost are appended again if a gateway holds them, and keep their
+///   first position as a name ([`Frame::name_of`]): every sink gets them, whether it had them or
+///   not. What nobody holds is a gap of those names.
 /// - **Last values.** The event of [`Batch::retain`] with the highest position under a key is kept,
 ///   whatever becomes of history; see [`History::retained`].
 /// - **Health.** [`Bus::health`] is ready only while the path from this gateway to the bus and back
