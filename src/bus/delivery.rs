@@ -28,7 +28,7 @@ pub struct Frame {
 impl Frame {
     /// The position of the last event.
     pub fn last(&self) -> Position {
-        Position { epoch: self.epoch, offset: self.first.plus(self.count - 1) }
+        Position { epoch: self.epoch, offset: self.first.plus(self.count.saturating_sub(1)) }
     }
 
     /// True if its events were accepted elsewhere first: they keep the names that they have from
@@ -82,7 +82,7 @@ impl Name {
 
     /// The name of the last event at that time.
     pub fn last(&self) -> Position {
-        Position { epoch: self.epoch, offset: self.first.plus(self.count - 1) }
+        Position { epoch: self.epoch, offset: self.first.plus(self.count.saturating_sub(1)) }
     }
 }
 

@@ -25,6 +25,14 @@ pub struct Epoch(pub u64);
 impl Epoch {
     /// No epoch is known.
     pub const NONE: Epoch = Epoch(0);
+
+    /// The epochs of one millisecond: the low bits of an epoch are random.
+    const PER_MS: u64 = 4096;
+
+    /// An epoch that is opened at `ms` milliseconds since 1970, with random low bits of `entropy`.
+    pub fn opened_at(ms: u64, entropy: u64) -> Epoch {
+        Epoch(ms.saturating_mul(Epoch::PER_MS).saturating_add(entropy % Epoch::PER_MS))
+    }
 }
 
 /// The number of an event in its epoch, from 1. As a position, 0 is before the first event.

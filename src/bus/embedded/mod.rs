@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    AppendError, Appended, Batch, Bus, BusFactory, BusStatus, Delivery, Epoch, Finding, Frame,
+    AppendError, Appended, Batch, Bus, BusFactory, BusStatus, Delivery, Epoch, EpochStart, Finding, Frame,
     Health, History, Members, Offset, Position, Progress, RequestId, ShardBusStatus, ShardId,
     SharedBus, Sink, StartError, Starting, put_event, traced::TracedAppend, unix_ms,
 };
@@ -68,9 +68,11 @@ struct Shard {
 impl EmbeddedBus {
     /// A bus that is ready.
     pub fn start(shards: u16, request_id_window: Duration, sink: Arc<dyn Sink>) -> EmbeddedBus {
-        let epoch = Epoch(unix_ms());
+        let epoch = Epoch::opened_at(unix_ms(), rand::random());
+        let position = Position { epoch, offset: Offset(0) };
+        let start = EpochStart { position, previous: Position::UNKNOWN, ends: vec![] };
         for shard in ShardId::all(shards) {
-            sink.deliver(shard, Delivery::Start(Position { epoch, offset: Offset(0) }));
+            sink.deliver(shard, Delivery::Start(start.clone()));
         }
         EmbeddedBus {
             shards: ShardId::all(shards).map(|_| Mutex::default()).collect(),
@@ -111,7 +113,7 @@ impl EmbeddedBus {
                 first: appended.first,
                 count,
                 time_ms: unix_ms(),
-                origin: None,
+                provenance: None,
                 events: Bytes::from(events),
             }),
         );

@@ -26,6 +26,22 @@ pub(super) struct Deployment {
     pub key: Option<String>,
 }
 
+/// The version of the protocol between gateways: the scripts, the state of a shard, the messages.
+pub(super) const PROTOCOL: u32 = 2;
+
+impl Deployment {
+    /// What the shards' script compares on every call. Two gateways that differ in it cannot both
+    /// append.
+    pub(super) fn text(&self, settings: &Settings) -> String {
+        let key = self.key.as_deref().unwrap_or("no key");
+        let database = settings.seeds.first().map_or(0, |seed| seed.redis_settings().db());
+        format!(
+            "protocol {PROTOCOL}, {} shards, {} channels, {key}, database {database}",
+            self.shards, self.mode
+        )
+    }
+}
+
 /// Reason why a gateway cannot join a deployment.
 pub(super) enum JoinError {
     /// Redis is not reachable or not ready: to be tried again.

@@ -7,17 +7,18 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use redis::Value;
+use redis::{Cmd, Value};
 
 use super::{
     auth::{Authenticator, Kind, TAG_LENGTH},
-    envelope::{Body, Envelope, parse_position},
+    envelope::{Body, Envelope, parse_position, parse_view},
     names::ShardNames,
-    script::{Failure, classify},
+    recovery::ShardView,
+    script::{Failure, Target, classify},
     server::Server,
     topology::Topology,
 };
-use crate::bus::{Epoch, Offset, Position, Retained, ShardId};
+use crate::bus::{Position, Retained, ShardId};
 
 /// Entries of one reading. Frames have some hundred KiB at most, so a reading has some MiB.
 const ENTRIES: usize = 128;
@@ -33,16 +34,28 @@ const RETRY: Duration = Duration::from_millis(100);
 
 /// The result of one reading.
 #[derive(Debug)]
-pub(super) struct Reading {
+pub struct Reading {
     /// Entries after the position asked for, in order.
     pub entries: Vec<Envelope>,
-    /// The shard's end at the same instant. Unknown: Redis has no state of the shard.
-    pub tip: Position,
+    /// The shard at the same instant. Unknown: Redis has no state of it.
+    pub view: ShardView,
     /// True if there may be more entries.
     pub more: bool,
 }
 
 impl Reading {
+    /// The reading that the answers of its two commands make. None if they have another form.
+    pub fn read(target: &Target, entries: Value, state: &Value) -> Option<Reading> {
+        Reading::of(entries, state, target.names.auth.as_deref())
+    }
+
+    fn of(entries: Value, state: &Value, auth: Option<&Authenticator>) -> Option<Reading> {
+        let entries = parse_entries(entries, auth)?;
+        let view = read_view(state).unwrap_or_default();
+        let more = entries.len() >= ENTRIES;
+        Some(Reading { more, entries: without_unknown(entries, view.tip), view })
+    }
+
     /// The number of entries whose authentication tag does not verify.
     pub(super) fn forged(&self) -> u64 {
         self.entries.iter().filter(|entry| matches!(entry.body, Body::Forged)).count() as u64
@@ -118,46 +131,42 @@ pub(super) async fn retained(
     Ok(kept.filter_map(verified).collect())
 }
 
-/// The last offset of an epoch that history still has.
-pub(super) async fn end_of_epoch(
-    server: &Server,
-    names: &ShardNames,
-    epoch: Epoch,
-) -> Result<Option<Offset>, String> {
-    let mut query = server.query().await.map_err(|error| error.to_string())?;
-    let mut cmd = redis::cmd("XREVRANGE");
-    cmd.arg(&names.history).arg(format!("{}-{}", epoch.0, u64::MAX)).arg(format!("{}-0", epoch.0));
-    cmd.arg("COUNT").arg(1);
-    let value: Value =
-        cmd.query_async(query.connection()).await.map_err(|error| error.to_string())?;
-    let entries = parse_entries(value, None).ok_or("an unknown form of XREVRANGE")?;
-    Ok(entries.first().map(|entry| entry.position.offset))
-}
-
 async fn read_once(
     server: &Server,
     names: &ShardNames,
     after: Position,
     from_replica: bool,
 ) -> Result<Reading, Failure> {
-    let mut query = server.query().await.map_err(Failure::NotConnected)?;
+    let mut query = server.query().await.map_err(|error| Failure::NotConnected(error.to_string()))?;
     let connection = query.connection();
     if from_replica {
         let readonly: Result<(), _> = redis::cmd("READONLY").query_async(connection).await;
         readonly.map_err(|error| classify(&error))?;
     }
-    let start = if after.is_known() { format!("({after}") } else { "-".to_owned() };
     let mut pipe = redis::pipe();
     pipe.atomic();
-    pipe.cmd("XRANGE").arg(&names.history).arg(start).arg("+").arg("COUNT").arg(ENTRIES);
-    pipe.cmd("HMGET").arg(&names.state).arg("epoch").arg("offset");
+    let [entries, state] = queries(names, after);
+    pipe.add_command(entries);
+    pipe.add_command(state);
     let answer: Result<(Value, Value), _> = pipe.query_async(connection).await;
-    let (entries, tip) = answer.map_err(|error| classify(&error))?;
+    let (entries, view) = answer.map_err(|error| classify(&error))?;
     let form = || Failure::Refused("an unknown form of XRANGE and HMGET".into());
-    let entries = parse_entries(entries, names.auth.as_deref()).ok_or_else(form)?;
-    let tip = parse_tip(&tip).unwrap_or(Position::UNKNOWN);
-    let more = entries.len() >= ENTRIES;
-    Ok(Reading { more, entries: without_unknown(entries, tip), tip })
+    Reading::of(entries, &view, names.auth.as_deref()).ok_or_else(form)
+}
+
+/// The two commands of a reading, which are executed at one instant.
+fn queries(names: &ShardNames, after: Position) -> [Cmd; 2] {
+    let start = if after.is_known() { format!("({after}") } else { "-".to_owned() };
+    let mut entries = redis::cmd("XRANGE");
+    entries.arg(&names.history).arg(start).arg("+").arg("COUNT").arg(ENTRIES);
+    let mut state = redis::cmd("HMGET");
+    state.arg(&names.state).arg("epoch").arg("offset").arg("copies").arg("ends");
+    [entries, state]
+}
+
+/// The commands of a reading after a position, for simulations.
+pub fn reading(target: &Target, after: Position) -> [Cmd; 2] {
+    queries(&target.names, after)
 }
 
 /// The entries that gateways wrote. An unknown writer can only add entries beyond the shard's end,
@@ -196,13 +205,15 @@ fn parse_entries(value: Value, auth: Option<&Authenticator>) -> Option<Vec<Envel
         .collect()
 }
 
-fn parse_tip(value: &Value) -> Option<Position> {
+fn read_view(value: &Value) -> Option<ShardView> {
     let Value::Array(parts) = value else { return None };
-    let number = |index: usize| match parts.get(index)? {
-        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok()?.parse().ok(),
+    let text = |index: usize| match parts.get(index)? {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
         _ => None,
     };
-    Some(Position::new(number(0)?, number(1)?))
+    let tip = Position::new(text(0)?.parse().ok()?, text(1)?.parse().ok()?);
+    // The first version kept neither.
+    parse_view(tip, text(2).unwrap_or_default(), text(3).unwrap_or("0"), false)
 }
 
 #[cfg(test)]
@@ -224,7 +235,7 @@ mod tests {
         let (one, two) = (b"\x18\x01\x20\x01\x0a\x00", b"\x18\x01\x20\x02\x0a\x00\x0a\x00");
         let entries = || {
             vec![
-                entry("7-0", "e", b"0-0"),
+                entry("7-0", "e", b"0-0 0"),
                 entry("7-1", "f", one),
                 // Within the next frame; of a later version; far ahead; under a time of day.
                 entry("7-2", "f", b"unknown"),
@@ -232,7 +243,7 @@ mod tests {
                 entry("7-5", "later", b"readable one day"),
                 entry("7-900", "x", b"unknown"),
                 entry("8-0", "x", b"unknown"),
-                entry("9-0", "e", b"7-5"),
+                entry("9-0", "e", b"7-5 0"),
                 entry("9-1", "f", one),
                 entry("9-7", "x", b"unknown"),
                 entry("10-0", "x", b"unknown"),

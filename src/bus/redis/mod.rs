@@ -4,24 +4,24 @@
 //! all gateways accepted. The append script assigns every frame its position, keeps it in history
 //! and publishes it, in one step. Nothing outside this module names the redis crate.
 
-mod attempts;
-mod auth;
+pub mod auth;
 mod deployment;
 mod doctor;
 pub mod envelope;
-mod history;
+pub mod history;
 mod liveness;
 mod members;
 mod names;
 pub mod order;
 mod packing;
-mod reader;
-mod script;
+pub mod reader;
+pub mod recovery;
+pub mod script;
 mod server;
 mod settings;
 mod subscription;
 mod topology;
-mod writer;
+pub mod writer;
 
 use std::{
     sync::{
@@ -40,11 +40,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use self::settings::Settings;
 use self::{
     deployment::JoinError,
+    envelope::Body,
     liveness::Liveness,
     members::MemberStore,
     names::{MemberNames, ShardNames},
     order::Order,
     reader::{Counters, Reader, ReaderParts},
+    recovery::{MAX_HELD, Memory},
+    script::Target,
     subscription::Link,
     topology::Topology,
     writer::{Job, Writer, WriterParts},
@@ -107,6 +110,7 @@ pub struct RedisBus {
     members: MemberStore,
     queues: Vec<mpsc::Sender<Job>>,
     liveness: Vec<Arc<Liveness>>,
+    memory: Vec<Arc<Mutex<Memory>>>,
     health: watch::Receiver<Health>,
     links: Arc<Mutex<Vec<Arc<Link>>>>,
     counters: Arc<Mutex<Counters>>,
@@ -159,19 +163,24 @@ impl RedisBus {
         let topology = Arc::new(topology);
         let slot = ShardId(count);
         let members = MemberStore { names: members, slot, topology: topology.clone() };
-        Ok(Self::run(settings, topology, names, members, sink(count)))
+        let deployment = deployment.text(&settings);
+        Ok(Self::run(settings, topology, names, &deployment, members, sink(count)))
     }
 
     fn run(
         settings: Arc<Settings>,
         topology: Arc<Topology>,
         names: Vec<Arc<ShardNames>>,
+        deployment: &str,
         members: MemberStore,
         sink: Arc<dyn Sink>,
     ) -> RedisBus {
         let own = rand::random();
+        let memory = || Arc::new(Mutex::new(Memory::new(own, MAX_HELD)));
+        let memory: Vec<_> = names.iter().map(|_| memory()).collect();
         let liveness: Vec<Arc<Liveness>> = names.iter().map(|_| Arc::default()).collect();
-        let probes: Vec<Arc<Notify>> = names.iter().map(|_| Arc::default()).collect();
+        let notifies = || names.iter().map(|_| Arc::<Notify>::default()).collect::<Vec<_>>();
+        let (probes, recoveries) = (notifies(), notifies());
         let (health, healthy) = watch::channel(Health::NotReady("starting".into()));
         let links = Arc::default();
         let counters = Arc::default();
@@ -185,7 +194,9 @@ impl RedisBus {
             topology: topology.clone(),
             names: names.clone(),
             liveness: liveness.clone(),
+            memory: memory.clone(),
             probes: probes.clone(),
+            recoveries: recoveries.clone(),
             sink,
             health,
             links: Arc::clone(&links),
@@ -202,12 +213,18 @@ impl RedisBus {
             let task = Writer::new(WriterParts {
                 shard: ShardId(u16::try_from(index).unwrap_or(u16::MAX)),
                 id: own,
-                names: names.clone(),
-                settings: settings.clone(),
+                limits: settings.call_limits(),
+                target: Target {
+                    names: names.clone(),
+                    settings: settings.clone(),
+                    deployment: deployment.to_owned(),
+                },
                 topology: topology.clone(),
                 queue: jobs,
                 liveness: liveness[index].clone(),
+                memory: memory[index].clone(),
                 probe_now: probes[index].clone(),
+                recover_now: recoveries[index].clone(),
                 stop: stop_writers.clone(),
             });
             writers.spawn(task.run());
@@ -221,6 +238,7 @@ impl RedisBus {
             members,
             queues,
             liveness,
+            memory,
             health: healthy,
             links,
             counters,
@@ -264,7 +282,7 @@ impl RedisBus {
         max_bytes: usize,
     ) -> Result<HistoryPage, AppendError> {
         let names = &self.names[shard.index()];
-        let mut order = Order::within(after);
+        let mut order = Order::page(after);
         let mut deliveries = Vec::new();
         let mut bytes = 0;
         loop {
@@ -274,12 +292,15 @@ impl RedisBus {
                 .await
                 .map_err(AppendError::Unavailable)?;
             self.forged.fetch_add(reading.forged(), Ordering::Relaxed);
-            for entry in &reading.entries {
-                order.take_history(entry, &mut deliveries);
+            for mut entry in reading.entries {
+                if let Body::Frame(stamped) = &mut entry.body {
+                    self.memory[shard.index()].lock().name(stamped);
+                }
+                order.take_history(&entry, &mut deliveries);
                 bytes += entry.size();
             }
             if !reading.more {
-                order.finish_history(reading.tip, &mut deliveries);
+                order.finish_history(&reading.view, &mut deliveries);
             }
             if !reading.more || bytes >= max_bytes {
                 let next = order.position();
@@ -363,7 +384,7 @@ impl History for RedisBus {
             // Nothing comes after this position, so the reading has the tip alone.
             let end = Position::new(u64::MAX, u64::MAX - 1);
             let reading = history::read(&self.topology, names, shard, end, false).await;
-            reading.map(|reading| reading.tip).map_err(AppendError::Unavailable)
+            reading.map(|reading| reading.view.tip).map_err(AppendError::Unavailable)
         }
         .boxed()
     }

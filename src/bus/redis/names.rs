@@ -7,7 +7,6 @@ use uuid::Uuid;
 
 use super::{
     auth::{Authenticator, Keys},
-    envelope::WriterId,
 };
 use crate::bus::{MemberId, RequestId, ShardId};
 
@@ -65,11 +64,6 @@ impl ShardNames {
     pub(super) fn with_keys(mut self, keys: Option<&Keys>) -> ShardNames {
         self.auth = keys.map(|keys| keys.on(&self.channel));
         self
-    }
-
-    /// The key that remembers a writer's last frame.
-    pub(super) fn writer(&self, writer: WriterId) -> String {
-        format!("{}:writer:{writer:016x}", self.base)
     }
 
     /// A name that no gateway uses, for the doctor.
@@ -157,7 +151,6 @@ mod tests {
             &names.history,
             &names.trim_index,
             &names.channel,
-            &names.writer(1),
             &names.request(&[7; 16]),
         ] {
             assert!(name.starts_with(&format!("mail:{{{tag}}}:")), "{name}");

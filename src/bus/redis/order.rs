@@ -1,35 +1,44 @@
 //! The order of one shard: a state machine without I/O.
 //!
 //! The reader uses it for envelopes from the channel, and so does every reading of history. An
-//! envelope that does not follow the last position is a hole on the channel, to be repaired from
-//! history; in history it is a gap, because there is no other source.
+//! envelope that does not follow is a hole on the channel, to be repaired from history; in history
+//! it is a gap, because there is no other source.
+//!
+//! A shard's epochs form a line: each begins behind a position of the one before. A Redis that lost
+//! a tail, or won against another one, has another line than the gateway has read so far. The
+//! epochs that are new in it are read from where the two lines part; nothing is read twice.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
-use super::envelope::{Body, Envelope, StampedFrame, WriterId};
-use crate::bus::{Delivery, Gap, GapReason, Position, unix_ms};
+use super::{
+    envelope::{Body, Envelope, StampedFrame},
+    recovery::ShardView,
+};
+use crate::bus::{
+    Delivery, Epoch, EpochStart, Gap, GapReason, Lost, Offset, Position, unix_ms,
+};
 
-/// The number of writers that are remembered; a gateway that restarts is a new one. Forgetting a
-/// writer matters only if its frames are re-appended after that.
-const MAX_WRITERS: usize = 1024;
-
-/// The number of ended epochs that are remembered.
-const MAX_EPOCHS: usize = 64;
+/// The number of epochs that are remembered. With more, the lowest are forgotten.
+const MAX_EPOCHS: usize = 256;
 
 /// The order of one shard, up to a position.
 #[derive(Clone, Debug, Default)]
 pub struct Order {
     /// The last position delivered.
     position: Position,
+    /// For each epoch the last offset delivered.
+    walked: BTreeMap<Epoch, Offset>,
+    /// The ends of epochs, as the last entry or view told of them.
+    ends: BTreeMap<Epoch, Offset>,
+    /// The shard has forgotten the epochs up to this one.
+    floor: Epoch,
     /// The time of the last frame, in milliseconds since 1970.
     time_ms: Option<u64>,
-    /// Each writer's last sequence, to recognize frames that are re-appended after Redis lost them.
-    writers: HashMap<WriterId, u64>,
-    /// The last position delivered of each epoch that has ended: a frame whose origin is at or
-    /// before it was delivered.
-    ended: Vec<Position>,
-    /// True if `position` may lie within a frame: no frame was delivered yet.
-    within: bool,
+    /// The order of a page of history for a stream, which may have a part of the next frame and has
+    /// chosen where to begin.
+    page: bool,
+    /// Where history was read again from, to find an epoch that was left out.
+    read_again: Option<Position>,
 }
 
 /// Meaning of an envelope that arrived.
@@ -44,14 +53,17 @@ pub enum Step {
 }
 
 impl Order {
-    /// An order of which everything up to `position` was delivered.
-    pub(super) fn after(position: Position) -> Order {
-        Order { position, ended: vec![position], ..Order::default() }
+    /// An order of which everything was delivered that a view of the shard tells of.
+    pub fn after(view: &ShardView) -> Order {
+        let ends = view.ends.iter().chain([&view.tip]).map(|end| (end.epoch, end.offset));
+        Order { position: view.tip, walked: ends.collect(), ..Order::default() }
     }
 
-    /// The order of a subscriber, who may have received a part of the next frame.
-    pub(super) fn within(position: Position) -> Order {
-        Order { within: true, ..Order::after(position) }
+    /// The order of a page of history after `position`; unknown: from the oldest entry on.
+    pub(super) fn page(position: Position) -> Order {
+        let walked = position.is_known().then_some((position.epoch, position.offset));
+        let walked = walked.into_iter().collect();
+        Order { position, walked, page: true, ..Order::default() }
     }
 
     /// The last position delivered.
@@ -59,150 +71,214 @@ impl Order {
         self.position
     }
 
+    /// The position after which history is to be read.
+    pub fn read_from(&self) -> Position {
+        self.read_again.unwrap_or(self.position)
+    }
+
     /// Takes an envelope from the channel.
     pub fn offer(&mut self, envelope: &Envelope) -> Step {
         let at = envelope.position;
-        if at <= self.position {
+        if self.has(at) {
             return Step::Nothing;
         }
         match &envelope.body {
-            Body::Frame(frame) if self.follows(frame) => Step::Next(self.take(frame)),
-            Body::EpochStart { previous }
-                if self.position.is_known() && *previous == self.position =>
+            Body::Frame(stamped)
+                if at.epoch == self.position.epoch && self.is_next(stamped.frame.first) =>
             {
-                Step::Next(self.begin(at))
+                Step::Next(self.take(stamped))
+            }
+            Body::Note(lost) if at.epoch == self.position.epoch && self.is_next(at.offset) => {
+                Step::Next(self.note(at, *lost))
+            }
+            Body::EpochStart { previous, floor, ends }
+                if at > self.position && (!previous.is_known() || self.has(*previous)) =>
+            {
+                self.learn(*floor, ends);
+                Step::Next(self.begin(at, *previous, ends))
             }
             _ => Step::Hole,
         }
     }
 
-    /// Takes the next entry of history. Positions between are lost.
-    pub fn take_history(&mut self, envelope: &Envelope, out: &mut Vec<Delivery>) {
+    /// Takes the next entry of history. Positions between are lost. False: an epoch before it was
+    /// left out; history is to be read again, after [`Order::read_from`].
+    pub fn take_history(&mut self, envelope: &Envelope, out: &mut Vec<Delivery>) -> bool {
         let at = envelope.position;
-        if at <= self.position {
-            return;
+        if self.has(at) {
+            return true;
         }
         match &envelope.body {
-            // Part of its positions was delivered with other events.
-            Body::Frame(frame) if self.overlaps(frame) => {
-                self.skip(at, GapReason::Unreadable, out);
-            }
-            Body::Frame(frame) => {
-                if !self.joins(frame) {
-                    let before = Position::new(at.epoch.0, frame.frame.first.0 - 1);
-                    self.skip(before, GapReason::HistoryExpired, out);
+            Body::Frame(stamped) => {
+                let first = stamped.frame.first;
+                let walked = self.walked.get(&at.epoch).copied();
+                if walked.is_some_and(|walked| walked >= first) && !self.page {
+                    // Part of its positions was delivered with other events.
+                    self.skip(at, GapReason::Unreadable, out);
+                    return true;
                 }
-                out.push(self.take(frame));
+                self.skip_before(at.epoch, first, out);
+                out.push(self.take(stamped));
             }
-            Body::EpochStart { previous } => {
-                let ended_with_us = previous.epoch == self.position.epoch;
-                if !self.position.is_known() {
-                    self.position = at;
-                } else if ended_with_us && previous.offset <= self.position.offset {
-                    // Redis may have lost frames that were delivered. Their writers re-append them,
-                    // and they are recognized by writer and sequence.
-                    out.push(self.begin(at));
-                } else {
-                    if ended_with_us {
-                        self.skip(*previous, GapReason::HistoryExpired, out);
-                    } else if previous.is_known() {
-                        self.skip(at, GapReason::HistoryExpired, out);
-                    } else {
-                        self.skip(at, GapReason::EpochChanged, out);
-                    }
-                    if at > self.position {
-                        out.push(self.begin(at));
-                    }
-                }
+            Body::Note(lost) => {
+                self.skip_before(at.epoch, at.offset, out);
+                out.push(self.note(at, *lost));
+            }
+            Body::EpochStart { previous, floor, ends } => {
+                return self.take_start(at, *previous, (*floor, ends), out);
             }
             Body::Unreadable | Body::Forged => self.skip(at, GapReason::Unreadable, out),
             Body::Probe { .. } => {}
         }
+        true
     }
 
-    /// Ends a reading of history, with the shard's end at `tip`: positions between are lost.
-    pub fn finish_history(&mut self, tip: Position, out: &mut Vec<Delivery>) {
-        if tip > self.position {
-            let reason = if tip.epoch == self.position.epoch {
+    fn take_start(
+        &mut self,
+        at: Position,
+        previous: Position,
+        (floor, ends): (Epoch, &[Position]),
+        out: &mut Vec<Delivery>,
+    ) -> bool {
+        let follows = !previous.is_known() || !self.position.is_known() || self.has(previous);
+        let left_out = !follows && !self.walked.contains_key(&previous.epoch);
+        if left_out && !self.page {
+            let below = self.walked.range(..previous.epoch).next_back();
+            let from = below.map(|(epoch, offset)| Position { epoch: *epoch, offset: *offset });
+            if let Some(from) = from.filter(|from| self.read_again.is_none_or(|again| *from < again))
+                && from < self.position
+            {
+                self.read_again = Some(from);
+                return false;
+            }
+        }
+        self.learn(floor, ends);
+        // A page of a stream that comes from another line begins where the stream wants.
+        if !follows && !(self.page && previous.epoch < self.position.epoch) {
+            let end = self.ends.entry(previous.epoch).or_default();
+            *end = (*end).max(previous.offset);
+            self.skip(previous, GapReason::HistoryExpired, out);
+        }
+        out.push(self.begin(at, previous, ends));
+        true
+    }
+
+    /// Ends a reading of history: positions up to the end of the shard are lost.
+    pub fn finish_history(&mut self, view: &ShardView, out: &mut Vec<Delivery>) {
+        self.read_again = None;
+        if view.tip.is_known() && !self.has(view.tip) {
+            self.learn(view.floor, &view.ends);
+            let reason = if self.walked.contains_key(&view.tip.epoch) {
                 GapReason::HistoryExpired
             } else {
                 GapReason::EpochChanged
             };
-            self.skip(tip, reason, out);
+            self.skip(view.tip, reason, out);
         }
     }
 
-    fn follows(&self, frame: &StampedFrame) -> bool {
-        frame.frame.epoch == self.position.epoch
-            && frame.frame.first == self.position.offset.plus(1)
+    /// True if everything of its epoch up to the position was delivered.
+    pub(super) fn has(&self, at: Position) -> bool {
+        self.walked.get(&at.epoch).is_some_and(|walked| *walked >= at.offset)
     }
 
-    /// True if the frame leaves no hole. A subscriber may have a part of it already.
-    fn joins(&self, frame: &StampedFrame) -> bool {
-        let next = self.position.offset.plus(1);
-        frame.frame.epoch == self.position.epoch
-            && (frame.frame.first == next || self.within && frame.frame.first < next)
+    fn is_next(&self, offset: Offset) -> bool {
+        self.position.offset.plus(1) == offset
     }
 
-    /// True if a part of its positions was delivered in other frames.
-    fn overlaps(&self, frame: &StampedFrame) -> bool {
-        !self.within
-            && frame.frame.epoch == self.position.epoch
-            && frame.frame.first <= self.position.offset
+    fn learn(&mut self, floor: Epoch, ends: &[Position]) {
+        self.floor = self.floor.max(floor);
+        self.ends.extend(ends.iter().map(|end| (end.epoch, end.offset)));
     }
 
     fn take(&mut self, stamped: &StampedFrame) -> Delivery {
         let frame = &stamped.frame;
-        (self.position, self.within) = (frame.last(), false);
-        let restored =
-            self.writers.get(&stamped.writer).is_some_and(|last| stamped.sequence <= *last)
-                || frame.origin.is_some_and(|origin| self.delivered(origin));
-        if restored {
-            return Delivery::Restored(frame.clone());
+        self.walk(frame.last());
+        let provenance = frame.provenance.as_deref();
+        if let Some(name) = provenance.and_then(|provenance| provenance.name.as_ref()) {
+            self.handled(name.last());
         }
-        if self.writers.len() >= MAX_WRITERS && !self.writers.contains_key(&stamped.writer) {
-            self.writers.clear();
-        }
-        self.writers.insert(stamped.writer, stamped.sequence);
         self.time_ms = Some(frame.time_ms);
         Delivery::Frame(frame.clone())
     }
 
-    /// True if the event at `origin` was delivered there.
-    fn delivered(&self, origin: Position) -> bool {
-        self.ended.iter().any(|last| last.epoch == origin.epoch && origin.offset <= last.offset)
+    fn note(&mut self, at: Position, lost: Lost) -> Delivery {
+        self.walk(at);
+        self.handled(Position { epoch: lost.epoch, offset: lost.last });
+        Delivery::Gap(self.gap(GapReason::EpochChanged, vec![lost], false))
     }
 
-    fn begin(&mut self, start: Position) -> Delivery {
-        self.end_epoch();
-        self.position = start;
-        Delivery::Epoch(start)
+    fn begin(&mut self, position: Position, previous: Position, ends: &[Position]) -> Delivery {
+        self.walk(position);
+        Delivery::Epoch(EpochStart { position, previous, ends: ends.to_vec() })
     }
 
-    fn end_epoch(&mut self) {
-        if self.ended.len() >= MAX_EPOCHS {
-            self.ended.remove(0);
-        }
-        self.ended.push(self.position);
-    }
-
-    fn skip(&mut self, to: Position, reason: GapReason, out: &mut Vec<Delivery>) {
-        if self.position.is_known() {
-            let missed =
-                (to.epoch == self.position.epoch).then(|| to.offset.0 - self.position.offset.0);
-            out.push(Delivery::Gap(Gap {
-                reason,
-                from: self.position,
-                to,
-                missed,
-                from_ms: self.time_ms,
-                to_ms: unix_ms(),
-            }));
-        }
-        if to.epoch != self.position.epoch {
-            self.end_epoch();
-        }
+    fn walk(&mut self, to: Position) {
         self.position = to;
+        self.handled(to);
+    }
+
+    /// Everything of an epoch up to a position was delivered, in its own place or as a copy, or was
+    /// told as lost.
+    fn handled(&mut self, to: Position) {
+        if self.walked.len() >= MAX_EPOCHS && !self.walked.contains_key(&to.epoch) {
+            self.walked.pop_first();
+        }
+        let walked = self.walked.entry(to.epoch).or_default();
+        *walked = (*walked).max(to.offset);
+    }
+
+    fn gap(&self, reason: GapReason, lost: Vec<Lost>, more: bool) -> Gap {
+        let (from_ms, to_ms) = (self.time_ms, unix_ms());
+        Gap { reason, lost, more, position: self.position, from_ms, to_ms }
+    }
+
+    /// Tells what is missing before the entry at `next`.
+    fn skip_before(&mut self, epoch: Epoch, next: Offset, out: &mut Vec<Delivery>) {
+        let before = Position { epoch, offset: Offset(next.0.saturating_sub(1)) };
+        if self.position.is_known() {
+            if !self.has(before) {
+                self.skip(before, GapReason::HistoryExpired, out);
+            }
+        } else {
+            // The oldest entry that is kept.
+            out.push(self.begin(before, Position::UNKNOWN, &[]));
+        }
+    }
+
+    /// Tells as missing what lies before `to`, and `to` itself.
+    fn skip(&mut self, to: Position, reason: GapReason, out: &mut Vec<Delivery>) {
+        if !self.position.is_known() {
+            self.walk(to);
+            return;
+        }
+        let mut lost = Vec::new();
+        let mut more = false;
+        let lose = |lost: &mut Vec<Lost>, epoch, after: Offset, last: Offset| {
+            if last > after {
+                lost.push(Lost { epoch, first: after.plus(1), last });
+            }
+        };
+        if !self.walked.contains_key(&to.epoch) {
+            // What the shard had of all epochs before, as far as it remembers them.
+            let known = self.walked.range(..to.epoch).next_back();
+            more = known.is_none_or(|(epoch, _)| *epoch <= self.floor);
+            for (epoch, end) in self.ends.range(..to.epoch) {
+                let after = self.walked.get(epoch).copied().unwrap_or_default();
+                if !self.page || *epoch >= self.position.epoch {
+                    lose(&mut lost, *epoch, after, *end);
+                }
+            }
+        }
+        let after = self.walked.get(&to.epoch).copied().unwrap_or_default();
+        lose(&mut lost, to.epoch, after, to.offset);
+        self.walk(to);
+        for lost in &lost {
+            self.handled(Position { epoch: lost.epoch, offset: lost.last });
+        }
+        if more || !lost.is_empty() {
+            out.push(Delivery::Gap(self.gap(reason, lost, more)));
+        }
     }
 }
 

@@ -1,80 +1,142 @@
-//! Calls of the append script, and their outcomes.
+//! Calls of the shard's script, and their answers.
 
 use std::{
     sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use redis::{Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
 
 use super::{
+    envelope::{WriterId, parse_view},
     names::ShardNames,
-    server::{Command, ConnectError, Server},
+    recovery::ShardView,
+    server::{Command, Server},
     settings::Settings,
 };
-use crate::bus::{Appended, Epoch, Offset, Position, RequestId, millis};
+use crate::bus::{Appended, Epoch, Name, Offset, Position, RequestId, ShardId, millis};
 
-static APPEND: LazyLock<redis::Script> =
-    LazyLock::new(|| redis::Script::new(include_str!("append.lua")));
+/// The script: everything that gateways do to a shard.
+pub const SHARD: &str = include_str!("shard.lua");
 
-/// The time for which a writer's last frame is remembered, in milliseconds: longer than any retry.
+static SCRIPT: LazyLock<redis::Script> = LazyLock::new(|| redis::Script::new(SHARD));
+
+/// The time for which a writer's frames are remembered, in milliseconds: longer than any retry.
 const WRITER_TTL_MS: u64 = 600_000;
 
 /// Capacity (arguments, bytes) of a call beside its frame, and of each request or retained event
 /// beside its bytes. An estimate that is too small costs a copy.
-const CALL_CAPACITY: (usize, usize) = (22, 768);
+const CALL_CAPACITY: (usize, usize) = (30, 1024);
 const EACH_CAPACITY: (usize, usize) = (3, 96);
 
 /// The time that one WAIT may block the connection, which the writers of other shards share.
 const WAIT_SLICE: Duration = Duration::from_millis(100);
 
 /// One call of the script.
-pub(super) struct Call<'a> {
-    pub names: &'a ShardNames,
-    /// The writer's key.
-    pub writer: &'a str,
+#[derive(Clone, Debug)]
+pub struct Call {
     /// The last position that the caller has seen. For a frame its epoch is the one that the caller
     /// appends to.
     pub seen: Position,
-    /// True if the frame may be appended at the position after `seen` and at no other.
+    /// True if the frame may be placed after `seen` and nowhere else.
     pub exact: bool,
-    /// The writer's number of the frame; 0: a probe.
+    /// The positions of which the caller has heard.
+    pub heard: String,
+    /// A random number, for an epoch that the call may open.
+    pub entropy: u16,
+    /// What is to be done.
+    pub op: Op,
+    /// The time limit for the answer.
+    pub limit: Duration,
+}
+
+/// What a call does.
+#[derive(Clone, Debug)]
+pub enum Op {
+    /// Appends a frame.
+    Append(Framed),
+    /// Appends a frame again that Redis lost, under its name.
+    Again(Framed, Name),
+    /// Publishes a probe.
+    Probe(Vec<u8>),
+    /// Ends a recovery, if everybody has appended again what was lost.
+    Release {
+        /// The caller.
+        caller: WriterId,
+        /// The gateways that are waited for.
+        peers: Vec<WriterId>,
+    },
+}
+
+/// A frame, and what the script does with it.
+#[derive(Clone, Debug, Default)]
+pub struct Framed {
+    /// The gateway that wrote it.
+    pub writer: WriterId,
+    /// The writer's number of the frame.
     pub sequence: u64,
+    /// The number of its events. None: all were accepted before.
     pub count: u64,
-    pub frame: &'a [u8],
-    /// Request ids, each with the index of its first event in the frame.
-    pub requests: &'a [(RequestId, u64)],
-    pub retain: &'a [Retain<'a>],
+    /// The encoded frame.
+    pub bytes: Vec<u8>,
+    /// Request ids, each with the index of its first event.
+    pub requests: Vec<(RequestId, u64)>,
+    /// Events that become the last value of their key.
+    pub retain: Vec<Retain>,
 }
 
-/// An event of the frame that becomes the last value of its key.
-pub(super) struct Retain<'a> {
+/// An event of a frame that becomes the last value of its key.
+#[derive(Clone, Debug)]
+pub struct Retain {
+    /// The key.
     pub key: u8,
+    /// Its index.
     pub index: u64,
-    pub event: &'a [u8],
+    /// The encoded event.
+    pub event: Bytes,
 }
 
-/// Answer of the script.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Answer {
-    /// The frame was appended, now or by an earlier call whose answer was lost.
-    Appended(Appended),
-    /// A later frame of the writer was appended, and this one was not.
-    Overtaken,
-    /// The epoch is over, or an exact position is taken; nothing was done. The shard's end.
-    EpochOver(Position),
+/// An answer of the script.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The shard after the call, and what became of it.
+    Shard(ShardView, Status),
+    /// The caller may not serve this shard: the gateways there are configured otherwise. Nothing
+    /// was done.
+    Deployment(String),
+}
+
+/// What became of a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// The frame was appended here; a probe was published; the shard was released.
+    Done(Option<Appended>),
+    /// The frame is there, since an earlier call.
+    Duplicate {
+        /// Its place and the number of its events, if they are known.
+        place: Option<(Appended, u64)>,
+        /// The entry as it stands there; empty if history has it no more.
+        entry: Bytes,
+    },
+    /// Nothing is missing of what was to be appended again.
+    There,
     /// Requests, by index, that were accepted before, at these positions; nothing was done.
     Seen(Vec<(usize, Appended)>),
-    /// The probe was published. The shard's end.
-    Tip(Position),
+    /// The epoch is over, or an exact position is taken; nothing was done.
+    EpochOver,
+    /// Appends wait for a recovery; nothing was appended.
+    Recovering,
+    /// Other gateways may hold what comes before; nothing was done.
+    Wait,
 }
 
 /// Reason why a call has no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
+pub enum Failure {
     /// There was no connection: nothing was sent.
-    #[error(transparent)]
-    NotConnected(ConnectError),
+    #[error("{0}")]
+    NotConnected(String),
     /// The server refused the call: nothing was done.
     #[error("{0}")]
     Refused(String),
@@ -89,24 +151,23 @@ pub(super) enum Failure {
     Unknown(String),
 }
 
-impl Call<'_> {
+impl Call {
     /// Calls the script on `server`. `asking`: the server is still importing the slot, and serves
     /// it only after `ASKING`.
     pub(super) async fn send(
         &self,
+        target: &Target,
         server: &Arc<Server>,
-        settings: &Settings,
         asking: bool,
-        limit: Duration,
     ) -> Result<Answer, Failure> {
         let started = Instant::now();
-        let Ok(command) = tokio::time::timeout(limit, server.command()).await else {
-            return Err(Failure::NotConnected(server.slow()));
+        let Ok(command) = tokio::time::timeout(self.limit, server.command()).await else {
+            return Err(Failure::NotConnected(server.slow().to_string()));
         };
-        let mut command = command.map_err(Failure::NotConnected)?;
-        let limit = limit.saturating_sub(started.elapsed());
+        let mut command = command.map_err(|error| Failure::NotConnected(error.to_string()))?;
+        let limit = self.limit.saturating_sub(started.elapsed());
         let Ok(sent) =
-            tokio::time::timeout(limit, self.send_over(&mut command, settings, asking)).await
+            tokio::time::timeout(limit, self.send_over(&mut command, target, asking)).await
         else {
             // The connection may be half open: the next attempt opens another.
             server.discard(&command).await;
@@ -115,12 +176,18 @@ impl Call<'_> {
         match sent {
             Ok(value) => {
                 let answer = parse(&value).ok_or_else(|| {
-                    Failure::Unknown(format!("the append script answered {value:?}"))
+                    Failure::Unknown(format!("the shard's script answered {value:?}"))
                 })?;
-                let appended = matches!(answer, Answer::Appended { .. } | Answer::Seen(_));
-                if appended && settings.min_replicas > 0 {
+                let accepted = matches!(
+                    answer,
+                    Answer::Shard(
+                        _,
+                        Status::Done(Some(_)) | Status::Duplicate { .. } | Status::Seen(_)
+                    )
+                );
+                if accepted && target.settings.min_replicas > 0 {
                     let limit = limit.saturating_sub(started.elapsed());
-                    replicated(&mut command, settings.min_replicas, limit).await?;
+                    replicated(&mut command, target.settings.min_replicas, limit).await?;
                 }
                 Ok(answer)
             }
@@ -137,58 +204,116 @@ impl Call<'_> {
     async fn send_over(
         &self,
         command: &mut Command,
-        settings: &Settings,
+        target: &Target,
         asking: bool,
     ) -> RedisResult<Value> {
-        let evalsha = self.command(settings, &command.run);
+        let evalsha = self.command(target);
         let connection = &mut command.connection;
         let reply = invoke(connection, &evalsha, asking).await;
         match reply {
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                APPEND.load_async(connection).await?;
+                SCRIPT.load_async(connection).await?;
                 invoke(connection, &evalsha, asking).await
             }
             reply => reply,
         }
     }
 
-    fn command(&self, settings: &Settings, run: &str) -> Cmd {
-        let names = self.names;
-        let retained: usize = self.retain.iter().map(|retain| retain.event.len()).sum();
-        let each = self.requests.len() + self.retain.len();
+    /// The command that makes this call.
+    pub fn command(&self, target: &Target) -> Cmd {
+        let (names, settings) = (&*target.names, &*target.settings);
+        let framed = match &self.op {
+            Op::Append(framed) | Op::Again(framed, _) => Some(framed),
+            Op::Probe(_) | Op::Release { .. } => None,
+        };
+        let size = framed.map_or((0, 0), |framed| {
+            let retained: usize = framed.retain.iter().map(|retain| retain.event.len()).sum();
+            (framed.requests.len() + framed.retain.len(), framed.bytes.len() + retained)
+        });
         let mut cmd = Cmd::with_capacity(
-            CALL_CAPACITY.0 + each * EACH_CAPACITY.0,
-            CALL_CAPACITY.1 + each * EACH_CAPACITY.1 + self.frame.len() + retained,
+            CALL_CAPACITY.0 + size.0 * EACH_CAPACITY.0,
+            CALL_CAPACITY.1 + self.heard.len() + size.0 * EACH_CAPACITY.1 + size.1,
         );
-        cmd.arg("EVALSHA").arg(APPEND.get_hash()).arg(5 + self.requests.len());
-        cmd.arg(&names.state)
-            .arg(&names.history)
-            .arg(&names.trim_index)
-            .arg(self.writer)
-            .arg(&names.retained);
-        for (id, _) in self.requests {
+        let requests = framed.map_or(&[][..], |framed| &framed.requests);
+        cmd.arg("EVALSHA").arg(SCRIPT.get_hash()).arg(4 + requests.len());
+        cmd.arg(&names.state).arg(&names.history).arg(&names.trim_index).arg(&names.retained);
+        for (id, _) in requests {
             cmd.arg(names.request(id));
         }
+        cmd.arg(match &self.op {
+            Op::Append(_) => "append",
+            Op::Again(..) => "again",
+            Op::Probe(_) => "probe",
+            Op::Release { .. } => "release",
+        });
         cmd.arg(&names.channel).arg(if settings.sharded { "SPUBLISH" } else { "PUBLISH" });
-        cmd.arg(run).arg(self.seen.epoch.0);
+        cmd.arg(&target.deployment).arg(self.entropy).arg(&self.heard);
+        cmd.arg(settings.history.max_frames).arg(settings.history.max_bytes);
+        cmd.arg(millis(settings.history.max_age));
+        cmd.arg(self.seen.epoch.0);
         if self.exact {
             cmd.arg(format!("={}", self.seen.offset.0));
         } else {
             cmd.arg(self.seen.offset.0);
         }
-        cmd.arg(self.sequence).arg(self.count).arg(self.frame);
-        cmd.arg(settings.history.max_frames).arg(settings.history.max_bytes);
-        cmd.arg(millis(settings.history.max_age));
-        cmd.arg(WRITER_TTL_MS).arg(millis(settings.request_id_window));
-        cmd.arg(self.retain.len());
-        for retain in self.retain {
-            cmd.arg(retain.key).arg(retain.index).arg(retain.event);
-        }
-        for (_, index) in self.requests {
-            cmd.arg(*index);
+        match &self.op {
+            Op::Append(framed) => framed.put(&mut cmd, settings, ""),
+            Op::Again(framed, name) => {
+                let last = name.last().offset.0;
+                framed.put(&mut cmd, settings, &format!("{}:{}-{last}", name.epoch.0, name.first.0));
+            }
+            Op::Probe(probe) => {
+                cmd.arg(&probe[..]);
+            }
+            Op::Release { caller, peers } => {
+                let peers: Vec<_> = peers.iter().map(|peer| id_text(*peer)).collect();
+                cmd.arg(id_text(*caller)).arg(peers.join(" "));
+            }
         }
         cmd
     }
+}
+
+impl Framed {
+    fn put(&self, cmd: &mut Cmd, settings: &Settings, name: &str) {
+        cmd.arg(id_text(self.writer)).arg(self.sequence).arg(self.count).arg(&self.bytes[..]);
+        cmd.arg(name).arg(WRITER_TTL_MS).arg(millis(settings.request_id_window));
+        cmd.arg(self.retain.len());
+        for retain in &self.retain {
+            cmd.arg(retain.key).arg(retain.index).arg(&retain.event[..]);
+        }
+        for (_, index) in &self.requests {
+            cmd.arg(*index);
+        }
+    }
+}
+
+impl Target {
+    /// One shard of a deployment.
+    pub fn new(
+        settings: &Arc<Settings>,
+        shard: ShardId,
+        shards: u16,
+        deployment: String,
+    ) -> Target {
+        let names = ShardNames::new(&settings.prefix, shard, shards);
+        let names = Arc::new(names.with_keys(settings.keys.as_ref()));
+        Target { names, settings: settings.clone(), deployment }
+    }
+}
+
+/// A writer as the script names it.
+fn id_text(writer: WriterId) -> String {
+    format!("{writer:016x}")
+}
+
+/// The shard that calls are made for.
+#[derive(Clone)]
+pub struct Target {
+    pub(super) names: Arc<ShardNames>,
+    pub(super) settings: Arc<Settings>,
+    /// What all gateways of the shard must have in common, as text.
+    pub(super) deployment: String,
 }
 
 /// Waits until so many replicas have the last write of the connection.
@@ -254,38 +379,58 @@ fn server_text(error: &RedisError) -> String {
     }
 }
 
-fn parse(value: &Value) -> Option<Answer> {
+/// Reads an answer.
+pub fn parse(value: &Value) -> Option<Answer> {
     let Value::Array(parts) = value else { return None };
-    let text = |index: usize| match parts.get(index)? {
-        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
-        Value::SimpleString(text) => Some(text.as_str()),
+    let bytes = |index: usize| match parts.get(index)? {
+        Value::BulkString(bytes) => Some(&bytes[..]),
+        Value::SimpleString(text) => Some(text.as_bytes()),
         _ => None,
     };
+    let text = |index: usize| std::str::from_utf8(bytes(index)?).ok();
     let number = |index: usize| text(index)?.parse::<u64>().ok();
-    let position = || Some(Position::new(number(1)?, number(2)?));
-    Some(match text(0)? {
-        "ok" | "dup" => {
-            Answer::Appended(Appended { epoch: Epoch(number(1)?), first: Offset(number(2)?) })
+    if text(0)? == "deployment" {
+        return Some(Answer::Deployment(text(1)?.to_owned()));
+    }
+    let tip = Position::new(number(1)?, number(2)?);
+    let view = parse_view(tip, text(3)?, text(4)?, text(5)? == "1")?;
+    let place = || {
+        Some(Appended { epoch: Epoch(number(EXTRA)?), first: Offset(number(EXTRA + 1)?) })
+    };
+    let status = match text(0)? {
+        "ok" if parts.len() == EXTRA => Status::Done(None),
+        "ok" => Status::Done(Some(place()?)),
+        "dup" => {
+            let (place, count) = (place()?, number(EXTRA + 2)?);
+            let known = place.epoch != Epoch::NONE && count > 0;
+            let entry = Bytes::copy_from_slice(bytes(EXTRA + 3)?);
+            Status::Duplicate { place: known.then_some((place, count)), entry }
         }
-        "old" => Answer::Overtaken,
-        "epoch" => Answer::EpochOver(position()?),
-        "tip" => Answer::Tip(position()?),
+        "there" => Status::There,
+        "epoch" => Status::EpochOver,
+        "recovering" => Status::Recovering,
+        "wait" => Status::Wait,
         "seen" => {
-            let pairs = (1..parts.len()).step_by(2).map(|at| {
+            let pairs = (EXTRA..parts.len()).step_by(2).map(|at| {
                 let (epoch, first) = text(at + 1)?.split_once(' ')?;
                 let index = usize::try_from(number(at)?).ok()?;
                 let (epoch, first) = (Epoch(epoch.parse().ok()?), Offset(first.parse().ok()?));
                 Some((index, Appended { epoch, first }))
             });
-            Answer::Seen(pairs.collect::<Option<_>>()?)
+            Status::Seen(pairs.collect::<Option<_>>()?)
         }
         _ => return None,
-    })
+    };
+    Some(Answer::Shard(view, status))
 }
+
+/// The index of the first part of an answer that depends on its status.
+const EXTRA: usize = 6;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::redis::recovery::Ranges;
 
     fn reply(parts: &[&str]) -> Value {
         Value::Array(parts.iter().map(|p| Value::BulkString(p.as_bytes().to_vec())).collect())
@@ -297,18 +442,39 @@ mod tests {
 
     #[test]
     fn every_answer_of_the_script_is_parsed() {
-        let appended = Some(Answer::Appended(at(9, 4)));
-        assert_eq!(parse(&reply(&["ok", "9", "4"])), appended);
-        assert_eq!(parse(&reply(&["dup", "9", "4"])), appended);
-        assert_eq!(parse(&reply(&["old"])), Some(Answer::Overtaken));
-        assert_eq!(
-            parse(&reply(&["epoch", "9", "4"])),
-            Some(Answer::EpochOver(Position::new(9, 4)))
-        );
-        assert_eq!(parse(&reply(&["tip", "9", "4"])), Some(Answer::Tip(Position::new(9, 4))));
-        let seen = Answer::Seen(vec![(0, at(9, 4)), (2, at(9, 7))]);
-        assert_eq!(parse(&reply(&["seen", "0", "9 4", "2", "9 7"])), Some(seen));
-        assert_eq!(parse(&reply(&["what", "9", "4"])), None);
+        let ends = vec![Position::new(7, 5), Position::new(8, 2)];
+        let copies = Ranges::parse("1-2").unwrap();
+        let view = ShardView {
+            tip: Position::new(9, 4),
+            copies,
+            floor: Epoch(3),
+            ends,
+            recovering: false,
+        };
+        let read = |status: &str, extra: &[&str]| {
+            let head = [status, "9", "4", "1-2", "3 7:5 8:2", "0"];
+            match parse(&reply(&[&head, extra].concat())) {
+                Some(Answer::Shard(read, status)) => {
+                    assert_eq!(read, view);
+                    Some(status)
+                }
+                _ => None,
+            }
+        };
+        assert_eq!(read("ok", &["9", "4"]), Some(Status::Done(Some(at(9, 4)))));
+        assert_eq!(read("ok", &[]), Some(Status::Done(None)));
+        let entry = Bytes::from_static(b"entry");
+        let dup = Status::Duplicate { place: Some((at(9, 3), 2)), entry };
+        assert_eq!(read("dup", &["9", "3", "2", "entry"]), Some(dup));
+        let gone = Status::Duplicate { place: None, entry: Bytes::new() };
+        assert_eq!(read("dup", &["0", "0", "0", ""]), Some(gone));
+        assert_eq!(read("epoch", &[]), Some(Status::EpochOver));
+        assert_eq!(read("recovering", &[]), Some(Status::Recovering));
+        let seen = Status::Seen(vec![(0, at(9, 4)), (2, at(9, 7))]);
+        assert_eq!(read("seen", &["0", "9 4", "2", "9 7"]), Some(seen));
+        assert_eq!(read("what", &["9", "4"]), None);
+        let theirs = Some(Answer::Deployment("2 16".into()));
+        assert_eq!(parse(&reply(&["deployment", "2 16"])), theirs);
         assert_eq!(parse(&Value::Nil), None);
     }
 

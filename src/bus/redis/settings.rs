@@ -6,7 +6,7 @@ use redis::{
     Client, ClientTlsConfig, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, TlsCertificates,
 };
 
-use super::auth::Keys;
+use super::{auth::Keys, writer::CallLimits};
 use crate::{
     bus::StartError,
     config::{BusConfig, Config, Pool, Protocol, RedisUrl, Tls},
@@ -74,6 +74,15 @@ const STANDALONE_WAIT: (Duration, Duration) =
 const STANDALONE_RESPONSE: Duration = Duration::from_millis(2500);
 
 impl Settings {
+    /// The limits of a writer's calls.
+    pub fn call_limits(&self) -> CallLimits {
+        CallLimits {
+            response_timeout: self.response_timeout,
+            max_resends: self.max_retries,
+            retry_wait: self.retry_wait,
+        }
+    }
+
     /// The settings of a configuration.
     ///
     /// # Errors

@@ -1,9 +1,9 @@
 //! Scripts, executed by Lua 5.1 with `redis.call` and `redis.pcall`, and the conversions that Redis
 //! documents.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, collections::HashMap};
 
-use mlua::{Lua, MultiValue, Table, Value, Variadic};
+use mlua::{Function, Lua, MultiValue, Table, Value, Variadic};
 
 use super::{
     Reply, Server, command,
@@ -52,14 +52,33 @@ fn run(server: &mut Server, code: &str, args: &[Vec<u8>]) -> Result<Reply, Strin
     let (keys, argv) = rest
         .split_at_checked(keys)
         .ok_or("ERR Number of keys can't be greater than number of args")?;
-    let lua = Lua::new();
-    execute(&lua, server, code, keys, argv).map_err(|error| in_words_of_redis(&error))
+    let mut run = || {
+        let (lua, function) = compiled(code)?;
+        execute(&lua, server, &function, keys, argv)
+    };
+    run().map_err(|error| in_words_of_redis(&error))
+}
+
+/// A script compiled once for each thread, as a server does: it runs thousands of times.
+fn compiled(code: &str) -> mlua::Result<(Lua, Function)> {
+    thread_local! {
+        static LUA: Lua = Lua::new();
+        static COMPILED: RefCell<HashMap<String, Function>> = RefCell::default();
+    }
+    let lua = LUA.with(Lua::clone);
+    let known = COMPILED.with_borrow(|compiled| compiled.get(code).cloned());
+    let function = match known {
+        Some(function) => function,
+        None => lua.load(code).set_name("@user_script").into_function()?,
+    };
+    COMPILED.with_borrow_mut(|compiled| compiled.insert(code.to_owned(), function.clone()));
+    Ok((lua, function))
 }
 
 fn execute(
     lua: &Lua,
     server: &mut Server,
-    code: &str,
+    function: &Function,
     keys: &[Vec<u8>],
     argv: &[Vec<u8>],
 ) -> mlua::Result<Reply> {
@@ -85,9 +104,17 @@ fn execute(
                 reply => to_lua(lua, &reply),
             })?,
         )?;
+        redis.set(
+            "error_reply",
+            lua.create_function(|lua, text: mlua::String| {
+                let table = lua.create_table()?;
+                table.set("err", text)?;
+                Ok(table)
+            })?,
+        )?;
         redis.set("pcall", scope.create_function(move |lua, args| to_lua(lua, &call(args)?))?)?;
         lua.globals().set("redis", redis)?;
-        let mut values: MultiValue = lua.load(code).set_name("@user_script").eval()?;
+        let mut values: MultiValue = function.call(())?;
         from_lua(&values.pop_front().unwrap_or(Value::Nil))
     })
 }

@@ -6,10 +6,10 @@ use prost::{
     encoding::{WireType, decode_key, decode_varint},
 };
 
-use super::{Body, StampedFrame, encode::PACKED_KEY, parse_position};
+use super::{Body, StampedFrame, encode::PACKED_KEY, parse_ends, parse_position, parse_view};
 use crate::{
     bus::{
-        Frame, Offset, Position,
+        Epoch, Frame, Lost, Name, Offset, Position, Provenance,
         redis::{
             auth::{Authenticator, Kind, TAG_LENGTH},
             packing,
@@ -18,68 +18,159 @@ use crate::{
     proto::bus_v1,
 };
 
+/// Aliases and doubts of one frame: several times what gateways write.
+const MAX_ALIASES: usize = 4096;
+const MAX_DOUBTS: usize = 64;
+
 impl Body {
-    /// Reads a frame or probe at `position`. Only the boundaries of the events are checked: the
-    /// gateway that accepted an event has checked the rest.
-    pub(super) fn decode(position: Position, bytes: &Bytes, auth: Option<&Authenticator>) -> Body {
-        Self::try_decode(position, bytes, auth).unwrap_or(Body::Unreadable)
+    /// Reads a frame at `position`. Only the boundaries of the events are checked: the gateway that
+    /// accepted an event has checked the rest.
+    pub(in crate::bus::redis) fn frame(position: Position, bytes: &Bytes, auth: Option<&Authenticator>) -> Body {
+        let (header, last) = match open(bytes, auth, Kind::Frame, position) {
+            Ok(parts) => parts,
+            Err(body) => return body,
+        };
+        let frame = try_frame(position, bytes, header, last);
+        frame.map_or(Body::Unreadable, Body::Frame)
+    }
+
+    /// Reads a probe: the shard's copies and ends, then the probe itself.
+    pub(super) fn probe(
+        tip: Position,
+        mut bytes: Bytes,
+        auth: Option<&Authenticator>,
+    ) -> Option<Body> {
+        let mut part = || {
+            let end = bytes.iter().position(|byte| *byte == b'|')?;
+            let part = bytes.split_to(end);
+            bytes.advance(1);
+            Some(part)
+        };
+        let (copies, ends) = (part()?, part()?);
+        let text = |bytes| std::str::from_utf8(bytes).ok();
+        let view = parse_view(tip, text(&copies)?, text(&ends)?, false)?;
+        Some(match open(&bytes, auth, Kind::Probe, Position::UNKNOWN) {
+            Ok((header, _)) => Body::Probe {
+                writer: header.writer,
+                number: header.probe,
+                view: Box::new(view),
+            },
+            Err(body) => body,
+        })
     }
 
     /// Reads the start of the epoch of `position`. The script only ever opens higher epochs.
     pub(super) fn epoch_start(position: Position, text: &[u8]) -> Option<Body> {
-        let previous = parse_position(text)?;
+        let (previous, ends) = std::str::from_utf8(text).ok()?.split_once(' ')?;
+        let previous = parse_position(previous.as_bytes())?;
+        let (floor, ends) = parse_ends(ends)?;
         let rises = previous.epoch < position.epoch;
-        Some(if rises { Body::EpochStart { previous } } else { Body::Unreadable })
+        Some(if rises { Body::EpochStart { previous, floor, ends } } else { Body::Unreadable })
     }
 
-    fn try_decode(position: Position, bytes: &Bytes, auth: Option<&Authenticator>) -> Option<Body> {
-        let head = || {
-            let (header, last) = bytes.split_at_checked(last_field(bytes)?)?;
-            Some((bus_v1::Frame::decode(header).ok()?, last))
-        };
-        let (header, last) = match (head(), auth) {
-            (Some(head), _) => head,
-            // No gateway of any version made a tag for this.
-            (None, Some(_)) => return Some(Body::Forged),
-            (None, None) => return None,
-        };
-        let probe = header.sequence == 0;
-        if let Some(auth) = auth {
-            let (kind, at) =
-                if probe { (Kind::Probe, Position::UNKNOWN) } else { (Kind::Frame, position) };
-            let tagged = bytes.split_at_checked(TAG_LENGTH);
-            if tagged.is_none_or(|(tag, rest)| !auth.verify(tag, kind, at, &[rest])) {
-                return Some(Body::Forged);
-            }
+    /// Reads a note of loss: `epoch:first-last`.
+    pub(super) fn note(text: &[u8]) -> Option<Body> {
+        let (epoch, range) = std::str::from_utf8(text).ok()?.split_once(':')?;
+        let (first, last) = range.split_once('-')?;
+        let (first, last) = (Offset(first.parse().ok()?), Offset(last.parse().ok()?));
+        let epoch = Epoch(epoch.parse().ok()?);
+        Some(if first > last { Body::Unreadable } else { Body::Note(Lost { epoch, first, last }) })
+    }
+}
+
+/// Splits a frame or probe into its header and the field of its events, and verifies its tag.
+fn open<'b>(
+    bytes: &'b Bytes,
+    auth: Option<&Authenticator>,
+    kind: Kind,
+    position: Position,
+) -> Result<(bus_v1::Frame, &'b [u8]), Body> {
+    let head = || {
+        let (header, last) = bytes.split_at_checked(last_field(bytes)?)?;
+        Some((bus_v1::Frame::decode(header).ok()?, last))
+    };
+    // With a key, no gateway of any version made a tag for what cannot be read.
+    let head = head().ok_or(if auth.is_some() { Body::Forged } else { Body::Unreadable })?;
+    if let Some(auth) = auth {
+        let tagged = bytes.split_at_checked(TAG_LENGTH);
+        if tagged.is_none_or(|(tag, rest)| !auth.verify(tag, kind, position, &[rest])) {
+            return Err(Body::Forged);
         }
-        if probe {
-            return Some(Body::Probe { writer: header.writer, number: header.probe });
-        }
-        let events = if last.first() == Some(&PACKED_KEY) {
-            packing::unpack(packed(last)?, usize::try_from(header.events_size).ok()?)?
-        } else {
-            bytes.slice_ref(last)
+    }
+    Ok(head)
+}
+
+fn try_frame(
+    position: Position,
+    bytes: &Bytes,
+    header: bus_v1::Frame,
+    last: &[u8],
+) -> Option<StampedFrame> {
+    let events = if last.first() == Some(&PACKED_KEY) {
+        packing::unpack(packed(last)?, usize::try_from(header.events_size).ok()?)?
+    } else {
+        bytes.slice_ref(last)
+    };
+    let count = u64::from(header.count);
+    if count == 0 || header.sequence == 0 || count_events(&events)? != count {
+        return None;
+    }
+    let first = position.offset.0.checked_sub(count)? + 1;
+    let frame = Frame {
+        epoch: position.epoch,
+        first: Offset(first),
+        count,
+        time_ms: header.time_ms,
+        provenance: provenance(position, &header)?,
+        events,
+    };
+    Some(StampedFrame {
+        frame,
+        writer: header.writer,
+        sequence: header.sequence,
+        requests: header.requests.into(),
+        retain: header.retain.into(),
+    })
+}
+
+/// What recovery added to a frame. None if no gateway writes such a thing.
+fn provenance(position: Position, header: &bus_v1::Frame) -> Option<Option<Box<Provenance>>> {
+    let is_copy = header.origin_epoch > 0;
+    if !is_copy && header.aliases.is_empty() && header.doubts.is_empty() {
+        return Some(None);
+    }
+    if header.aliases.len() > MAX_ALIASES || header.doubts.len() > MAX_DOUBTS {
+        return None;
+    }
+    let count = u64::from(header.count);
+    let name = if is_copy {
+        let accepted = match header.origin_count {
+            0 => count,
+            accepted => accepted.into(),
         };
-        let count = u64::from(header.count);
-        if count == 0 || count_events(&events)? != count {
+        let left: Vec<u64> = header.origin_indices.iter().copied().map(u64::from).collect();
+        let sorted = left.is_sorted_by(|one, next| one < next);
+        let whole = if left.is_empty() { accepted == count } else { left.len() as u64 == count };
+        let within = left.last().is_none_or(|last| *last < accepted);
+        let end = header.origin_first.checked_add(accepted)?;
+        if !sorted || !whole || !within || header.origin_first == 0 || end == u64::MAX {
             return None;
         }
-        let first = position.offset.0.checked_sub(count)? + 1;
-        let origin = match header.origin_epoch {
-            0 => None,
-            // An unknown writer may write any number.
-            epoch => Some(Position::new(epoch, header.origin_first.checked_add(count - 1)?)),
-        };
-        let frame = Frame {
-            epoch: position.epoch,
-            first: Offset(first),
-            count,
-            time_ms: header.time_ms,
-            origin,
-            events,
-        };
-        Some(Body::Frame(StampedFrame { frame, writer: header.writer, sequence: header.sequence }))
-    }
+        let epoch = Epoch(header.origin_epoch);
+        if epoch >= position.epoch {
+            return None;
+        }
+        Some(Name { epoch, first: Offset(header.origin_first), count: accepted, left })
+    } else {
+        None
+    };
+    let aliases = header.aliases.iter().map(|alias| {
+        let at = Position::new(alias.epoch, alias.offset);
+        (u64::from(alias.index) < count).then_some((u64::from(alias.index), at))
+    });
+    let aliases = aliases.collect::<Option<_>>()?;
+    let doubts = header.doubts.iter().map(|doubt| Position::new(doubt.epoch, doubt.offset));
+    Some(Some(Box::new(Provenance { name, aliases, doubts: doubts.collect() })))
 }
 
 /// The index at which the events begin, packed or not: they are the last field.

@@ -6,7 +6,7 @@ use prost::{Message, encoding::encode_varint};
 use super::{Header, WriterId};
 use crate::{
     bus::{
-        Position, put_event,
+        Position, RequestId, put_event,
         redis::{
             auth::{Authenticator, Kind, TAG_LENGTH},
             packing,
@@ -19,21 +19,34 @@ use crate::{
 pub(super) const PACKED_KEY: u8 = 10 << 3 | 2;
 
 /// Encodes a frame; `events` are encoded by [`put_event`].
-pub fn encode_frame(header: &Header, events: &[u8]) -> Vec<u8> {
-    let (origin_epoch, origin_first) = header.origin.unwrap_or_default();
-    let message = bus_v1::Frame {
-        events: vec![],
+pub fn encode_frame(header: &Header<'_>, events: &[u8]) -> Vec<u8> {
+    let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+    let mut message = bus_v1::Frame {
         writer: header.writer,
         sequence: header.sequence,
-        count: u32::try_from(header.count).unwrap_or(u32::MAX),
+        count: small(header.count),
         time_ms: header.time_ms,
-        origin_epoch: origin_epoch.0,
-        origin_first: origin_first.0,
-        probe: 0,
-        auth_tag: vec![],
-        packed_events: vec![],
-        events_size: 0,
+        requests: header.requests.to_vec(),
+        retain: header.retain.to_vec(),
+        ..Default::default()
     };
+    if let Some(provenance) = header.provenance {
+        if let Some(name) = &provenance.name {
+            (message.origin_epoch, message.origin_first) = (name.epoch.0, name.first.0);
+            if name.count != header.count {
+                message.origin_count = small(name.count);
+            }
+            message.origin_indices = name.left.iter().copied().map(small).collect();
+        }
+        let alias = |(index, at): &(u64, Position)| bus_v1::Alias {
+            index: small(*index),
+            epoch: at.epoch.0,
+            offset: at.offset.0,
+        };
+        message.aliases = provenance.aliases.iter().map(alias).collect();
+        let doubt = |at: &Position| bus_v1::Doubt { epoch: at.epoch.0, offset: at.offset.0 };
+        message.doubts = provenance.doubts.iter().map(doubt).collect();
+    }
     let Some(packed) = packing::pack(events) else {
         let mut bytes = Vec::with_capacity(message.encoded_len() + events.len());
         message.encode_raw(&mut bytes);
@@ -41,7 +54,7 @@ pub fn encode_frame(header: &Header, events: &[u8]) -> Vec<u8> {
         return bytes;
     };
     let events_size = u32::try_from(events.len()).unwrap_or(u32::MAX);
-    let message = bus_v1::Frame { events_size, ..message };
+    message.events_size = events_size;
     let mut bytes = Vec::with_capacity(message.encoded_len() + packed.len() + 6);
     message.encode_raw(&mut bytes);
     bytes.push(PACKED_KEY);
@@ -69,7 +82,7 @@ pub(in crate::bus::redis) fn with_tag(
 }
 
 /// Encodes the events of a frame, one after the other.
-pub(in crate::bus::redis) fn encode_events<'a>(
+pub fn encode_events<'a>(
     events: impl Iterator<Item = &'a Bytes> + Clone,
 ) -> Vec<u8> {
     let size = events.clone().map(|event| event.len() + 6).sum();
@@ -78,4 +91,17 @@ pub(in crate::bus::redis) fn encode_events<'a>(
         put_event(&mut body, event);
     }
     body
+}
+
+/// Appends a request to the field `requests` of a frame.
+pub fn put_request(buf: &mut Vec<u8>, id: &RequestId, first: u64, count: u64) {
+    buf.extend_from_slice(id);
+    encode_varint(first, buf);
+    encode_varint(count, buf);
+}
+
+/// Appends an event that is kept as a last value to the field `retain` of a frame.
+pub fn put_retained(buf: &mut Vec<u8>, index: u64, key: u8) {
+    encode_varint(index, buf);
+    encode_varint(key.into(), buf);
 }

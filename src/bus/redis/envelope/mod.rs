@@ -1,5 +1,5 @@
-//! The message format on Redis: an envelope with a position, and in it a frame, a probe, or the
-//! start of an epoch. `proto/trunkline/bus/v1/frame.proto` describes it.
+//! The message format on Redis: an envelope with a position, and in it a frame, a probe, the start
+//! of an epoch, or a note of loss. `proto/trunkline/bus/v1/frame.proto` describes it.
 
 mod decode;
 mod encode;
@@ -7,11 +7,15 @@ mod encode;
 mod tests;
 
 use bytes::{Buf, Bytes};
+use prost::encoding::decode_varint;
 
-pub(super) use self::encode::{encode_events, with_tag};
-pub use self::encode::{encode_frame, encode_probe};
-use super::auth::Authenticator;
-use crate::bus::{Epoch, Frame, Offset, Position};
+pub(super) use self::encode::with_tag;
+pub use self::encode::{encode_events, encode_frame, encode_probe, put_request, put_retained};
+use super::{
+    auth::Authenticator,
+    recovery::{Ranges, ShardView},
+};
+use crate::bus::{Epoch, Frame, Lost, Offset, Position, Provenance, RequestId};
 
 /// Identity of a gateway process on the bus: random, so that no two processes share one.
 pub type WriterId = u64;
@@ -37,12 +41,20 @@ pub enum Body {
         writer: WriterId,
         /// Its number; rises with each probe of the writer.
         number: u64,
+        /// The shard at that time.
+        view: Box<ShardView>,
     },
-    /// The first entry of an epoch, with the end of the epoch before. Unknown if Redis has none.
+    /// The first entry of an epoch.
     EpochStart {
-        /// The end of the epoch before.
+        /// The end of the epoch before. Unknown if Redis has none.
         previous: Position,
+        /// Everything of epochs up to this one is handled.
+        floor: Epoch,
+        /// For each earlier epoch the position up to which everything is handled; ascending.
+        ends: Vec<Position>,
     },
+    /// Events that no gateway could append again.
+    Note(Lost),
     /// Bytes that this gateway cannot read, at a position that it can.
     Unreadable,
     /// Bytes whose authentication tag does not verify for the position.
@@ -58,11 +70,57 @@ pub struct StampedFrame {
     pub writer: WriterId,
     /// The writer's number for it; the script appends each number once.
     pub sequence: u64,
+    /// The requests that had an id; see [`read_requests`].
+    pub requests: Bytes,
+    /// The events that are kept as last values; see [`read_retained`].
+    pub retain: Bytes,
+}
+
+/// A request in a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldRequest {
+    /// Its id.
+    pub id: RequestId,
+    /// The index of its first event in the frame.
+    pub first: u64,
+    /// The number of its events.
+    pub count: u64,
+}
+
+/// The requests of a frame that had an id. Ends where the bytes have another form.
+pub fn read_requests(mut bytes: &[u8]) -> impl Iterator<Item = HeldRequest> {
+    std::iter::from_fn(move || {
+        let (id, rest) = bytes.split_first_chunk::<16>()?;
+        bytes = rest;
+        let first = decode_varint(&mut bytes).ok()?;
+        let count = decode_varint(&mut bytes).ok()?;
+        Some(HeldRequest { id: *id, first, count })
+    })
+}
+
+/// The events of a frame that are kept as last values: index and key of each. Ends where the bytes
+/// have another form.
+pub fn read_retained(mut bytes: &[u8]) -> impl Iterator<Item = (u64, u8)> {
+    std::iter::from_fn(move || {
+        let index = decode_varint(&mut bytes).ok()?;
+        Some((index, u8::try_from(decode_varint(&mut bytes).ok()?).ok()?))
+    })
+}
+
+/// The encoded events of a frame.
+pub fn events_of(mut events: &[u8]) -> impl Iterator<Item = &[u8]> + Clone {
+    std::iter::from_fn(move || {
+        let _key = decode_varint(&mut events).ok()?;
+        let length = usize::try_from(decode_varint(&mut events).ok()?).ok()?;
+        let (event, rest) = events.split_at_checked(length)?;
+        events = rest;
+        Some(event)
+    })
 }
 
 /// Everything about a frame but its events and its position.
 #[derive(Clone, Copy, Debug)]
-pub struct Header {
+pub struct Header<'a> {
     /// The gateway that writes it.
     pub writer: WriterId,
     /// The writer's number for it.
@@ -71,12 +129,19 @@ pub struct Header {
     pub count: u64,
     /// The time of writing, in milliseconds since 1970.
     pub time_ms: u64,
-    /// The position of the first event when the frame was accepted first, if it is re-appended.
-    pub origin: Option<(Epoch, Offset)>,
+    /// What recovery adds to it.
+    pub provenance: Option<&'a Provenance>,
+    /// The requests that had an id, as [`put_request`] writes them.
+    pub requests: &'a [u8],
+    /// The events that are kept as last values, as [`put_retained`] writes them.
+    pub retain: &'a [u8],
 }
 
-const FRAME: &[u8] = b"T1 ";
-const EPOCH: &[u8] = b"E1 ";
+/// The first bytes of the messages on a channel. The digit is the version of the protocol.
+const FRAME: &[u8; 3] = b"F2 ";
+const EPOCH: &[u8; 3] = b"E2 ";
+const NOTE: &[u8; 3] = b"N2 ";
+const PROBE: &[u8; 3] = b"P2 ";
 
 impl Envelope {
     /// Reads a message from a channel, without `frameKey`. None for bytes that no known version
@@ -87,8 +152,8 @@ impl Envelope {
 
     /// Reads a message from a channel. None for bytes that no known version writes.
     pub(super) fn open(mut bytes: Bytes, auth: Option<&Authenticator>) -> Option<Envelope> {
-        let is_frame = bytes.starts_with(FRAME);
-        if !is_frame && !bytes.starts_with(EPOCH) {
+        let kind: [u8; 3] = *bytes.first_chunk()?;
+        if ![FRAME, EPOCH, NOTE, PROBE].contains(&&kind) {
             return None;
         }
         bytes.advance(3);
@@ -96,10 +161,11 @@ impl Envelope {
         let end = bytes.iter().take(42).position(|byte| *byte == b' ')?;
         let position = parse_position(&bytes.split_to(end))?;
         bytes.advance(1);
-        let body = if is_frame {
-            Body::decode(position, &bytes, auth)
-        } else {
-            Body::epoch_start(position, &bytes)?
+        let body = match &kind {
+            FRAME => Body::frame(position, &bytes, auth),
+            EPOCH => Body::epoch_start(position, &bytes)?,
+            NOTE => Body::note(&bytes)?,
+            _ => Body::probe(position, bytes, auth)?,
         };
         Some(Envelope { position, body })
     }
@@ -118,8 +184,9 @@ impl Envelope {
     ) -> Option<Envelope> {
         let position = parse_position(id)?;
         let body = match field {
-            b"f" => Body::decode(position, value, auth),
+            b"f" => Body::frame(position, value, auth),
             b"e" => Body::epoch_start(position, value).unwrap_or(Body::Unreadable),
+            b"n" => Body::note(value).unwrap_or(Body::Unreadable),
             _ => Body::Unreadable,
         };
         Some(Envelope { position, body })
@@ -132,7 +199,11 @@ impl Envelope {
                 epoch: self.position.epoch,
                 offset: Offset(stamped.frame.first.0 - 1),
             }),
-            Body::EpochStart { previous } => previous.is_known().then_some(*previous),
+            Body::EpochStart { previous, .. } => previous.is_known().then_some(*previous),
+            Body::Note(_) => {
+                let offset = Offset(self.position.offset.0.checked_sub(1)?);
+                Some(Position { offset, ..self.position })
+            }
             Body::Probe { .. } | Body::Unreadable | Body::Forged => None,
         }
     }
@@ -150,4 +221,29 @@ impl Envelope {
 pub(super) fn parse_position(text: &[u8]) -> Option<Position> {
     let (epoch, offset) = std::str::from_utf8(text).ok()?.split_once('-')?;
     Some(Position::new(epoch.parse().ok()?, offset.parse().ok()?))
+}
+
+/// Reads `floor epoch:offset ..`, as the script writes the ends of epochs.
+pub(super) fn parse_ends(text: &str) -> Option<(Epoch, Vec<Position>)> {
+    let mut parts = text.split_ascii_whitespace();
+    let floor = Epoch(parts.next()?.parse().ok()?);
+    let end = |part: &str| {
+        let (epoch, offset) = part.split_once(':')?;
+        Some(Position::new(epoch.parse().ok()?, offset.parse().ok()?))
+    };
+    Some((floor, parts.take(MAX_ENDS).map(end).collect::<Option<_>>()?))
+}
+
+/// Ended epochs that the script keeps, and some more.
+const MAX_ENDS: usize = 128;
+
+/// Reads the parts of a view as the script writes them.
+pub(super) fn parse_view(
+    tip: Position,
+    copies: &str,
+    ends: &str,
+    recovering: bool,
+) -> Option<ShardView> {
+    let (floor, ends) = parse_ends(ends)?;
+    Some(ShardView { tip, copies: Ranges::parse(copies)?, floor, ends, recovering })
 }

@@ -42,7 +42,7 @@ impl Reader {
     /// Sets the health: ready if every shard is verified.
     fn update_health(&self) {
         let problem = self.parts.liveness.iter().enumerate().find_map(|(shard, liveness)| {
-            let problem = if self.shards[shard].started {
+            let problem = if self.shards[shard].is_started() {
                 liveness.problem()
             } else {
                 Some(liveness.problem().unwrap_or_else(|| "its position is not known yet".into()))

@@ -6,6 +6,7 @@
 
 mod health;
 mod repair;
+mod shard;
 mod subscriptions;
 
 use std::{
@@ -14,7 +15,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -25,13 +26,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{repair::Pending, subscriptions::Subscribed};
+pub use self::shard::{Found, ShardReader};
+use self::subscriptions::Subscribed;
 use super::{
-    envelope::{Body, Envelope, WriterId},
+    envelope::{Envelope, WriterId},
     history::Reading,
     liveness::Liveness,
     names::ShardNames,
-    order::{Order, Step},
+    recovery::Memory,
     settings::Settings,
     subscription::{self, Link, SubscriptionEvent},
     topology::Topology,
@@ -46,9 +48,6 @@ const TICK: Duration = Duration::from_millis(200);
 
 /// The interval at which the topology is read again although no error occurred.
 const REFRESH: Duration = Duration::from_secs(30);
-
-/// The number of writers whose last probe is remembered.
-const MAX_WRITERS: usize = 1024;
 
 static TOPOLOGY: Throttle = Throttle::repeated();
 
@@ -68,8 +67,11 @@ pub(super) struct ReaderParts {
     pub topology: Arc<Topology>,
     pub names: Vec<Arc<ShardNames>>,
     pub liveness: Vec<Arc<Liveness>>,
+    pub memory: Vec<Arc<Mutex<Memory>>>,
     /// Asks a shard's writer for a probe.
     pub probes: Vec<Arc<Notify>>,
+    /// Tells a shard's writer that there may be something to append again.
+    pub recoveries: Vec<Arc<Notify>>,
     pub sink: Arc<dyn Sink>,
     pub health: watch::Sender<Health>,
     pub links: Arc<Mutex<Vec<Arc<Link>>>>,
@@ -82,7 +84,7 @@ pub(super) struct ReaderParts {
 /// The reader of all shards.
 pub(super) struct Reader {
     parts: ReaderParts,
-    shards: Vec<Shard>,
+    shards: Vec<ShardReader>,
     subscriptions: HashMap<u64, Subscribed>,
     next_subscription: u64,
     tasks: JoinSet<Done>,
@@ -96,20 +98,11 @@ enum Done {
     Refresh,
 }
 
-#[derive(Default)]
-struct Shard {
-    order: Order,
-    started: bool,
-    /// Envelopes received during a repair. None while no repair is under way.
-    pending: Option<Pending>,
-    /// The last authenticated probe of each writer: an earlier one is a replay.
-    probes: HashMap<WriterId, u64>,
-}
-
 impl Reader {
     pub(super) fn new(parts: ReaderParts) -> (Reader, mpsc::Receiver<SubscriptionEvent>) {
         let (sender, receiver) = mpsc::channel(subscription::QUEUE);
-        let shards = parts.names.iter().map(|_| Shard::default()).collect();
+        let tagged = |names: &Arc<ShardNames>| ShardReader::new(parts.own, names.auth.is_some());
+        let shards = parts.names.iter().map(tagged).collect();
         let reader = Reader {
             parts,
             shards,
@@ -160,8 +153,14 @@ impl Reader {
             SubscriptionEvent::Message { shard, bytes } => {
                 let auth = self.parts.names[shard.index()].auth.clone();
                 match Envelope::open(bytes, auth.as_deref()) {
-                    Some(envelope) if auth.is_some() => self.arrived_with_tag(shard, envelope),
-                    Some(envelope) => self.arrived(shard, envelope),
+                    Some(envelope) => {
+                        let index = shard.index();
+                        let mut memory = self.parts.memory[index].lock();
+                        let now = Instant::now();
+                        let found = self.shards[index].arrived(envelope, &mut memory, now);
+                        drop(memory);
+                        self.found(shard, found);
+                    }
                     None => self.count_unreadable(shard),
                 }
             }
@@ -170,8 +169,8 @@ impl Reader {
                 for shard in running.shards.clone() {
                     // A probe verifies the path, and history has what was missed.
                     self.parts.probes[shard.index()].notify_one();
-                    if self.shards[shard.index()].started {
-                        self.repair(shard);
+                    if self.shards[shard.index()].repair() {
+                        self.read_history(shard, Duration::ZERO);
                     }
                 }
             }
@@ -179,37 +178,23 @@ impl Reader {
         }
     }
 
-    /// Takes an envelope from a channel on which everything has authentication tags.
-    fn arrived_with_tag(&mut self, id: ShardId, envelope: Envelope) {
-        match &envelope.body {
-            // If history has an entry at its position, the next probe shows that it is missing.
-            Body::Forged => return self.count_forged(id, 1),
-            Body::Probe { writer, number } => {
-                let probes = &mut self.shards[id.index()].probes;
-                if probes.get(writer).is_some_and(|last| number <= last) {
-                    return self.count_forged(id, 1);
-                }
-                if probes.len() >= MAX_WRITERS && !probes.contains_key(writer) {
-                    probes.clear();
-                }
-                probes.insert(*writer, *number);
-            }
-            // It has no tag because the script makes it, so anybody could have written it. History
-            // has it too, next to the shard's state, to which writers append.
-            Body::EpochStart { .. } => {
-                let shard = &mut self.shards[id.index()];
-                match &mut shard.pending {
-                    Some(pending) => pending.overflowed = true,
-                    None if shard.started && envelope.position > shard.order.position() => {
-                        self.repair(id);
-                    }
-                    None => {}
-                }
-                return;
-            }
-            Body::Frame(_) | Body::Unreadable => {}
+    /// Does what an envelope or a reading asks for.
+    fn found(&mut self, id: ShardId, found: Found) {
+        if found.forged > 0 {
+            self.count_forged(id, found.forged);
         }
-        self.arrived(id, envelope);
+        for delivery in found.deliveries {
+            self.deliver(id, delivery);
+        }
+        if found.verified {
+            self.verified(id);
+        }
+        if found.recover {
+            self.parts.recoveries[id.index()].notify_one();
+        }
+        if found.read_history {
+            self.read_history(id, Duration::ZERO);
+        }
     }
 
     fn count_forged(&self, shard: ShardId, count: u64) {
@@ -231,58 +216,21 @@ impl Reader {
         }
     }
 
-    fn arrived(&mut self, id: ShardId, envelope: Envelope) {
-        let own = match &envelope.body {
-            Body::Probe { writer, .. } => *writer == self.parts.own,
-            Body::Frame(frame) => frame.writer == self.parts.own,
-            _ => false,
-        };
-        let shard = &mut self.shards[id.index()];
-        if !shard.started {
-            // Our probe shows the shard's end, and that later messages will be received.
-            if own && matches!(envelope.body, Body::Probe { .. }) {
-                shard.started = true;
-                shard.order = Order::after(envelope.position);
-                self.deliver(id, Delivery::Start(envelope.position));
-                self.verified(id);
-            }
-            return;
-        }
-        if own {
-            self.verified(id);
-        }
-        self.offer(id, envelope);
-    }
-
-    /// Delivers an envelope if it follows; a hole starts a repair.
-    fn offer(&mut self, id: ShardId, envelope: Envelope) {
-        let shard = &mut self.shards[id.index()];
-        if let Some(pending) = &mut shard.pending {
-            pending.add(envelope);
-            return;
-        }
-        match shard.order.offer(&envelope) {
-            Step::Next(delivery) => self.deliver(id, delivery),
-            Step::Nothing => {}
-            // History has the envelope too; if not, it was never accepted.
-            Step::Hole => self.repair(id),
-        }
-    }
-
     fn deliver(&mut self, shard: ShardId, delivery: Delivery) {
         if let Delivery::Gap(gap) = &delivery {
             let mut counters = self.parts.counters.lock();
             let count = &mut counters.gaps[gap.reason.index()];
             count.gaps += 1;
-            count.missed_events += gap.missed.unwrap_or(0);
-            tracing::warn!(%shard, reason = %gap.reason, from = %gap.from, to = %gap.to,
-                missed = gap.missed, "events are missing");
+            count.missed_events += gap.missed().unwrap_or(0);
+            tracing::warn!(%shard, reason = %gap.reason, lost = ?gap.lost, to = %gap.position,
+                missed = gap.missed(), "events are missing");
         }
-        if let Delivery::Epoch(position) = &delivery {
-            tracing::info!(%shard, position = %position, "a new epoch; nothing is missing");
+        if let Delivery::Epoch(start) = &delivery {
+            tracing::info!(%shard, position = %start.position, previous = %start.previous,
+                "a new epoch");
         }
         self.parts.sink.deliver(shard, delivery);
-        self.parts.liveness[shard.index()].reached(self.shards[shard.index()].order.position());
+        self.parts.liveness[shard.index()].reached(self.shards[shard.index()].position());
     }
 
     fn refresh(&mut self) {

@@ -12,104 +12,153 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::bus::{
-    AppendError, Appended, Batch, BatchTrace, RequestId,
-    redis::{envelope::encode_events, script::Retain},
+    AppendError, Appended, Batch, BatchTrace, Offset, RequestId,
+    redis::{
+        envelope::{encode_events, put_request, put_retained},
+        script::Retain,
+    },
     unix_ms,
 };
 
 /// A batch and its caller.
-pub(in crate::bus::redis) struct Job {
+#[derive(Debug)]
+pub struct Job {
+    /// The batch.
     pub batch: Batch,
     /// The time limit of the caller.
     pub deadline: Instant,
     /// Set before any of it is sent.
     pub sent: Arc<AtomicBool>,
+    /// Takes the answer.
     pub answer: oneshot::Sender<Result<Appended, AppendError>>,
 }
 
+impl Job {
+    /// Answers the caller. One that does not wait any more has another answer already.
+    pub(super) fn answer(self, answer: Result<Appended, AppendError>) {
+        let _ = self.answer.send(answer);
+    }
+}
+
 /// Jobs whose events are appended as one frame.
+#[derive(Debug)]
 pub(super) struct Flush {
-    pub jobs: Vec<Job>,
-    /// The index of each job's first event.
-    starts: Vec<u64>,
+    pub jobs: Vec<Part>,
     pub events: Bytes,
     pub count: u64,
     pub time_ms: u64,
+    /// The requests with an id, and the events that are kept, as the frame states them.
+    pub requests: Vec<u8>,
+    pub retained: Vec<u8>,
+}
+
+/// A job, and where its events are.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub job: Job,
+    /// The number of events of each form that the frame had, and the index of the job's first event
+    /// in it. The last form is the current one, and each has fewer events than the one before.
+    forms: Vec<(u64, u64)>,
+}
+
+impl Part {
+    fn start(&self) -> u64 {
+        self.forms.last().map_or(0, |(_, start)| *start)
+    }
 }
 
 impl Flush {
     pub(super) fn new(jobs: Vec<Job>) -> Flush {
-        let mut flush =
-            Flush { jobs, starts: vec![], events: Bytes::new(), count: 0, time_ms: unix_ms() };
+        let mut flush = Flush {
+            jobs: jobs.into_iter().map(|job| Part { job, forms: vec![] }).collect(),
+            events: Bytes::new(),
+            count: 0,
+            time_ms: unix_ms(),
+            requests: vec![],
+            retained: vec![],
+        };
         flush.encode();
         flush
     }
 
     fn encode(&mut self) {
-        self.starts.clear();
-        self.count = 0;
-        for job in &self.jobs {
-            self.starts.push(self.count);
-            self.count += job.batch.events.len() as u64;
+        let count = self.jobs.iter().map(|part| part.job.batch.events.len() as u64).sum();
+        let (mut start, mut requests) = (0, Vec::new());
+        for part in &mut self.jobs {
+            let events = part.job.batch.events.len() as u64;
+            part.forms.push((count, start));
+            if let Some(id) = &part.job.batch.request_id {
+                put_request(&mut requests, id, start, events);
+            }
+            start += events;
         }
-        self.events = encode_events(self.jobs.iter().flat_map(|job| &job.batch.events)).into();
+        self.count = count;
+        self.requests = requests;
+        self.events =
+            encode_events(self.jobs.iter().flat_map(|part| &part.job.batch.events)).into();
+        let mut retained = Vec::new();
+        self.retain().iter().for_each(|last| put_retained(&mut retained, last.index, last.key));
+        self.retained = retained;
     }
 
     pub(super) fn mark_sent(&self) {
-        self.jobs.iter().for_each(|job| job.sent.store(true, Ordering::Release));
+        self.jobs.iter().for_each(|part| part.job.sent.store(true, Ordering::Release));
     }
 
     /// The recorded traces of its events.
     pub(super) fn traces(&self) -> impl Iterator<Item = &BatchTrace> {
-        self.jobs.iter().filter_map(|job| job.batch.trace.as_deref())
+        self.jobs.iter().filter_map(|part| part.job.batch.trace.as_deref())
     }
 
     /// The request ids, each with the index of its first event.
     pub(super) fn requests(&self) -> Vec<(RequestId, u64)> {
-        let ids = self.jobs.iter().zip(&self.starts);
-        ids.filter_map(|(job, start)| Some((job.batch.request_id?, *start))).collect()
+        let ids = self.jobs.iter();
+        ids.filter_map(|part| Some((part.job.batch.request_id?, part.start()))).collect()
     }
 
     /// The last event of each key that is to be retained.
-    pub(super) fn retain(&self) -> Vec<Retain<'_>> {
-        let mut last: Vec<Retain<'_>> = Vec::new();
-        for (job, start) in self.jobs.iter().zip(&self.starts) {
-            for (index, key) in &job.batch.retain {
-                let event = &job.batch.events[*index];
+    pub(super) fn retain(&self) -> Vec<Retain> {
+        let mut last: Vec<Retain> = Vec::new();
+        for part in &self.jobs {
+            for (index, key) in &part.job.batch.retain {
+                let event = part.job.batch.events[*index].clone();
                 last.retain(|before| before.key != *key);
-                last.push(Retain { key: *key, index: start + *index as u64, event });
+                last.push(Retain { key: *key, index: part.start() + *index as u64, event });
             }
         }
         last
     }
 
-    pub(super) fn first_deadline(&self) -> Instant {
-        self.jobs.iter().map(|job| job.deadline).min().unwrap_or_else(Instant::now)
+    pub(super) fn first_deadline(&self) -> Option<Instant> {
+        self.jobs.iter().map(|part| part.job.deadline).min()
     }
 
-    pub(super) fn last_deadline(&self) -> Instant {
-        self.jobs.iter().map(|job| job.deadline).max().unwrap_or_else(Instant::now)
+    pub(super) fn last_deadline(&self) -> Option<Instant> {
+        self.jobs.iter().map(|part| part.job.deadline).max()
     }
 
     /// Fails the jobs whose deadline is over, while nothing of the frame was appended; `why` is for
     /// people.
     pub(super) fn fail_expired(&mut self, now: Instant, why: &str) {
-        let expired: Vec<Job> = self.jobs.extract_if(.., |job| job.deadline <= now).collect();
+        let expired: Vec<Part> =
+            self.jobs.extract_if(.., |part| part.job.deadline <= now).collect();
         if expired.is_empty() {
             return;
         }
-        for job in expired {
-            let _ = job.answer.send(Err(AppendError::Unavailable(why.to_owned())));
+        for part in expired {
+            part.job.answer(Err(AppendError::Unavailable(why.to_owned())));
         }
         self.encode();
     }
 
-    /// Answers all jobs with the positions of their events.
-    pub(super) fn answer_all(self, appended: Appended) {
+    /// Answers all jobs with the positions of their events. The frame that was appended has `count`
+    /// events: it may have been sent with events that were left out later.
+    pub(super) fn answer_all(self, appended: Appended, count: u64) {
         let Appended { epoch, first } = appended;
-        for (job, start) in self.jobs.into_iter().zip(self.starts) {
-            // A caller that does not wait any more has the answer that the outcome is unknown.
-            let _ = job.answer.send(Ok(Appended { epoch, first: first.plus(start) }));
+        for part in self.jobs {
+            let start = part.forms.iter().find(|(total, _)| *total == count);
+            let start = start.map_or_else(|| part.start(), |(_, start)| *start);
+            part.job.answer(Ok(Appended { epoch, first: Offset(first.0 + start) }));
         }
     }
 
@@ -117,19 +166,18 @@ impl Flush {
     /// request id, and their positions.
     pub(super) fn answer_seen(&mut self, seen: &[(usize, Appended)]) {
         let with_id: Vec<usize> = (0..self.jobs.len())
-            .filter(|index| self.jobs[*index].batch.request_id.is_some())
+            .filter(|index| self.jobs[*index].job.batch.request_id.is_some())
             .collect();
         for (nth, appended) in seen.iter().rev() {
             let Some(index) = with_id.get(*nth) else { continue };
-            let job = self.jobs.remove(*index);
-            let _ = job.answer.send(Ok(*appended));
+            self.jobs.remove(*index).job.answer(Ok(*appended));
         }
         self.encode();
     }
 
     pub(super) fn fail(self, error: &AppendError) {
-        for job in self.jobs {
-            let _ = job.answer.send(Err(error.clone()));
+        for part in self.jobs {
+            part.job.answer(Err(error.clone()));
         }
     }
 }

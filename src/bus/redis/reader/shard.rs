@@ -1,0 +1,230 @@
+//! The reading of one shard: a state machine without I/O.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Instant,
+};
+
+use crate::bus::{
+    Delivery, EpochStart, Position,
+    redis::{
+        envelope::{Body, Envelope, WriterId},
+        history::Reading,
+        order::{Order, Step},
+        recovery::Memory,
+    },
+};
+
+/// Envelopes, and bytes of them, that may wait for a shard while it is repaired. Envelopes beyond
+/// that are dropped, and read from history.
+const MAX_PENDING: usize = 4096;
+const MAX_PENDING_BYTES: usize = 8 * 1024 * 1024;
+
+/// The number of writers whose last probe is remembered.
+const MAX_WRITERS: usize = 1024;
+
+/// The reading of one shard.
+///
+/// An envelope that does not follow the last one is not delivered: the shard waits while the hole
+/// is filled from history, and only what history no longer has becomes a gap.
+#[derive(Debug)]
+pub struct ShardReader {
+    /// The gateway's writers: the path is verified when their messages come back.
+    own: WriterId,
+    /// True if everything on the channel has authentication tags.
+    tagged: bool,
+    order: Order,
+    started: bool,
+    /// Envelopes received during a repair. None while no repair is under way.
+    pending: Option<Pending>,
+    /// The last authenticated probe of each writer: an earlier one is a replay.
+    probes: HashMap<WriterId, u64>,
+}
+
+/// What an envelope or a reading of history showed.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// What is to be delivered, in this order.
+    pub deliveries: Vec<Delivery>,
+    /// History is to be read, after [`ShardReader::read_from`].
+    pub read_history: bool,
+    /// A message of this gateway came back: the path is verified.
+    pub verified: bool,
+    /// Something may have to be appended again.
+    pub recover: bool,
+    /// Items whose authentication tag does not verify.
+    pub forged: u64,
+}
+
+/// Envelopes received during a repair.
+#[derive(Debug, Default)]
+struct Pending {
+    envelopes: VecDeque<Envelope>,
+    bytes: usize,
+    /// True if an envelope was dropped: history is to be read once more.
+    overflowed: bool,
+}
+
+impl Pending {
+    fn add(&mut self, envelope: Envelope) {
+        let bytes = envelope.size();
+        if self.envelopes.len() >= MAX_PENDING || self.bytes + bytes > MAX_PENDING_BYTES {
+            self.overflowed = true;
+            return;
+        }
+        self.bytes += bytes;
+        self.envelopes.push_back(envelope);
+    }
+}
+
+impl ShardReader {
+    /// Nothing was read yet.
+    pub fn new(own: WriterId, tagged: bool) -> ShardReader {
+        ShardReader {
+            own,
+            tagged,
+            order: Order::default(),
+            started: false,
+            pending: None,
+            probes: HashMap::new(),
+        }
+    }
+
+    /// True after the first delivery.
+    pub fn is_started(&self) -> bool {
+        self.started
+    }
+
+    /// The last position delivered.
+    pub fn position(&self) -> Position {
+        self.order.position()
+    }
+
+    /// The position after which history is to be read.
+    pub fn read_from(&self) -> Position {
+        self.order.read_from()
+    }
+
+    /// Begins a repair: messages may have been missed. False if one is under way, or nothing was
+    /// delivered yet.
+    pub fn repair(&mut self) -> bool {
+        let begins = self.started && self.pending.is_none();
+        if begins {
+            self.pending = Some(Pending::default());
+        }
+        begins
+    }
+
+    /// Takes an envelope from the channel.
+    pub fn arrived(
+        &mut self,
+        mut envelope: Envelope,
+        memory: &mut Memory,
+        now: Instant,
+    ) -> Found {
+        let mut found = Found::default();
+        if self.tagged && !self.is_genuine(&envelope, &mut found) {
+            return found;
+        }
+        memory.learn(&mut envelope, now);
+        found.recover = matches!(envelope.body, Body::EpochStart { .. });
+        let own = match &envelope.body {
+            Body::Probe { writer, .. } => *writer == self.own,
+            Body::Frame(frame) => frame.writer == self.own,
+            _ => false,
+        };
+        if self.started {
+            found.verified = own;
+            self.offer(envelope, &mut found);
+        } else if let Body::Probe { view, .. } = &envelope.body
+            && own
+        {
+            // Our probe shows the shard's end, and that later messages will be received.
+            (self.started, found.verified) = (true, true);
+            self.order = Order::after(view);
+            let (position, previous) = (envelope.position, Position::UNKNOWN);
+            let start = EpochStart { position, previous, ends: view.ends.clone() };
+            found.deliveries.push(Delivery::Start(start));
+        }
+        found
+    }
+
+    /// False if an envelope, on a channel on which everything has tags, is not to be believed.
+    fn is_genuine(&mut self, envelope: &Envelope, found: &mut Found) -> bool {
+        match &envelope.body {
+            // If history has an entry at its position, the next probe shows that it is missing.
+            Body::Forged => {
+                found.forged += 1;
+                false
+            }
+            Body::Probe { writer, number, .. } => {
+                if self.probes.get(writer).is_some_and(|last| number <= last) {
+                    found.forged += 1;
+                    return false;
+                }
+                if self.probes.len() >= MAX_WRITERS && !self.probes.contains_key(writer) {
+                    self.probes.clear();
+                }
+                self.probes.insert(*writer, *number);
+                true
+            }
+            // They have no tag because the script makes them, so anybody could have written them.
+            // History has them too, next to the shard's state, to which writers append.
+            Body::EpochStart { .. } | Body::Note(_) => {
+                found.recover = true;
+                match &mut self.pending {
+                    Some(pending) => pending.overflowed = true,
+                    None if self.started && !self.order.has(envelope.position) => {
+                        found.read_history = self.repair();
+                    }
+                    None => {}
+                }
+                false
+            }
+            Body::Frame(_) | Body::Unreadable => true,
+        }
+    }
+
+    /// Delivers an envelope if it follows; a hole starts a repair.
+    fn offer(&mut self, envelope: Envelope, found: &mut Found) {
+        if let Some(pending) = &mut self.pending {
+            pending.add(envelope);
+            return;
+        }
+        match self.order.offer(&envelope) {
+            Step::Next(delivery) => found.deliveries.push(delivery),
+            Step::Nothing => {}
+            // History has the envelope too; if not, it was never accepted.
+            Step::Hole => found.read_history |= self.repair(),
+        }
+    }
+
+    /// Takes what a reading brought, then the envelopes that waited for it.
+    pub fn repaired(&mut self, reading: Reading, memory: &mut Memory, now: Instant) -> Found {
+        let mut found = Found { forged: reading.forged(), ..Found::default() };
+        let mut read_again = reading.more;
+        for mut entry in reading.entries {
+            memory.learn(&mut entry, now);
+            found.recover |= matches!(entry.body, Body::EpochStart { .. });
+            if !self.order.take_history(&entry, &mut found.deliveries) {
+                read_again = true;
+                break;
+            }
+        }
+        if !read_again {
+            self.order.finish_history(&reading.view, &mut found.deliveries);
+        }
+        let pending = self.pending.take().unwrap_or_default();
+        if read_again || pending.overflowed {
+            self.pending = Some(Pending { overflowed: false, ..pending });
+            found.read_history = true;
+            return found;
+        }
+        // An envelope that still does not follow is newer than the reading, or was never accepted:
+        // the next reading shows which.
+        for envelope in pending.envelopes {
+            self.offer(envelope, &mut found);
+        }
+        found
+    }
+}

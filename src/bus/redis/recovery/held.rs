@@ -1,0 +1,244 @@
+//! The frames that a gateway could append again: its part in the bus's replication.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    ops::Bound,
+};
+
+use crate::bus::{
+    Epoch, Name, Offset, Position, RequestId,
+    redis::envelope::{StampedFrame, WriterId, events_of, read_requests},
+};
+
+/// Default limits: frames, and bytes of events in them.
+pub const MAX_HELD: (usize, usize) = (65_536, 16 * 1024 * 1024);
+
+/// The approximate cost of a frame in memory, besides its events and requests, in bytes.
+const FRAME_COST: usize = 320;
+
+/// A frame that a gateway holds.
+#[derive(Clone, Debug)]
+pub struct HeldFrame {
+    /// Its first acceptance.
+    pub name: Name,
+    /// The frame as it was read.
+    pub stamped: StampedFrame,
+}
+
+impl HeldFrame {
+    /// The frame that was read, under its name.
+    pub fn new(stamped: StampedFrame) -> HeldFrame {
+        let frame = &stamped.frame;
+        let named = frame.provenance.as_ref().and_then(|provenance| provenance.name.clone());
+        let name = named.unwrap_or(Name {
+            epoch: frame.epoch,
+            first: frame.first,
+            count: frame.count,
+            left: vec![],
+        });
+        HeldFrame { name, stamped }
+    }
+
+    /// Where its first event was accepted first.
+    pub fn first(&self) -> Position {
+        Position { epoch: self.name.epoch, offset: self.name.first }
+    }
+
+    /// The index, among the events of the name, of the event that has this index now.
+    pub fn index_in_name(&self, index: u64) -> u64 {
+        let left = usize::try_from(index).ok().and_then(|index| self.name.left.get(index));
+        left.copied().unwrap_or(index)
+    }
+
+    fn size(&self) -> usize {
+        FRAME_COST + self.stamped.frame.events.len() + self.stamped.requests.len()
+    }
+}
+
+/// The frames that are held, by their names. Bounded: the first that came are dropped.
+#[derive(Debug)]
+pub struct Held {
+    limits: (usize, usize),
+    frames: BTreeMap<Position, HeldFrame>,
+    /// The names, in the order in which they came. A name that was replaced is not added again.
+    arrivals: VecDeque<Position>,
+    bytes: usize,
+    /// What is known of frames in earlier epochs, to find one that was accepted twice.
+    earlier: Identities,
+}
+
+/// Frames by what makes two acceptances the same.
+#[derive(Debug, Default)]
+struct Identities {
+    epoch: Epoch,
+    sequences: HashMap<(WriterId, u64), Vec<Position>>,
+    /// Each with the index of its first event in that frame, and their number.
+    requests: HashMap<RequestId, Vec<(Position, u64, u64)>>,
+}
+
+impl Held {
+    /// Holds nothing; `limits` are frames, and bytes.
+    pub fn new(limits: (usize, usize)) -> Held {
+        Held {
+            limits,
+            frames: BTreeMap::new(),
+            arrivals: VecDeque::new(),
+            bytes: 0,
+            earlier: Identities::default(),
+        }
+    }
+
+    /// Holds a frame. Of two readings of one frame, the one that knows more is kept.
+    pub fn keep(&mut self, frame: HeldFrame) {
+        let (name, size) = (frame.first(), frame.size());
+        match self.frames.get_mut(&name) {
+            Some(before) => {
+                if knowledge(before) <= knowledge(&frame) {
+                    self.bytes = self.bytes - before.size() + size;
+                    *before = frame;
+                }
+            }
+            None => {
+                self.bytes += size;
+                self.earlier.add(&frame);
+                self.frames.insert(name, frame);
+                self.arrivals.push_back(name);
+            }
+        }
+        while self.frames.len() > self.limits.0 || self.bytes > self.limits.1 {
+            let Some(oldest) = self.arrivals.pop_front() else { break };
+            if let Some(dropped) = self.frames.remove(&oldest) {
+                self.bytes -= dropped.size();
+            }
+        }
+    }
+
+    /// Drops the frames of epochs up to `floor`: the bus has forgotten these.
+    pub fn forget(&mut self, floor: Epoch) {
+        while let Some(entry) = self.frames.first_entry() {
+            if entry.key().epoch > floor {
+                break;
+            }
+            self.bytes -= entry.remove().size();
+        }
+        let frames = &self.frames;
+        self.arrivals.retain(|name| frames.contains_key(name));
+    }
+
+    /// The frame with the lowest name that lies beyond `end_of` its epoch, of the epochs before
+    /// `before`.
+    pub fn first_beyond(
+        &self,
+        before: Epoch,
+        end_of: impl Fn(Epoch) -> Offset,
+    ) -> Option<&HeldFrame> {
+        let mut from = Position::UNKNOWN;
+        loop {
+            let (name, _) = self.frames.range(from..).next()?;
+            let epoch = name.epoch;
+            if epoch >= before {
+                return None;
+            }
+            let end = Position { epoch, offset: end_of(epoch) };
+            // The end of a note may lie within a frame.
+            let within = self.frames.range(..=end).next_back().map(|(_, frame)| frame);
+            let within = within.filter(|frame| frame.name.last() > end && frame.first().epoch == epoch);
+            let after = self.frames.range((Bound::Excluded(end), Bound::Unbounded)).next();
+            let after = after.map(|(_, frame)| frame).filter(|frame| frame.first().epoch == epoch);
+            if let Some(found) = within.or(after) {
+                return Some(found);
+            }
+            from = Position { epoch: Epoch(epoch.0.saturating_add(1)), offset: Offset(0) };
+        }
+    }
+
+    /// True if a name is that of an event that is held.
+    pub fn names(&self, name: Position) -> bool {
+        let before = self.frames.range(..=name).next_back();
+        before.is_some_and(|(_, frame)| name <= frame.name.last())
+    }
+
+    /// Other names of a frame's events, if they were accepted more than once: those under which they
+    /// are held.
+    pub fn aliases(&mut self, stamped: &StampedFrame) -> Vec<(u64, Position)> {
+        let epoch = stamped.frame.epoch;
+        if self.frames.first_key_value().is_none_or(|(first, _)| first.epoch >= epoch) {
+            self.earlier = Identities::default();
+            return vec![];
+        }
+        if self.earlier.epoch != epoch {
+            self.earlier = Identities { epoch, ..Identities::default() };
+            self.frames.values().for_each(|frame| self.earlier.add(frame));
+        }
+        self.earlier.aliases(stamped, &self.frames)
+    }
+
+    /// Frames, and bytes.
+    pub fn size(&self) -> (usize, usize) {
+        (self.frames.len(), self.bytes)
+    }
+}
+
+impl Identities {
+    fn add(&mut self, frame: &HeldFrame) {
+        let name = frame.first();
+        if name.epoch >= self.epoch {
+            return;
+        }
+        let stamped = &frame.stamped;
+        self.sequences.entry((stamped.writer, stamped.sequence)).or_default().push(name);
+        for request in read_requests(&stamped.requests) {
+            let at = (name, request.first, request.count);
+            self.requests.entry(request.id).or_default().push(at);
+        }
+    }
+
+    fn aliases(
+        &self,
+        stamped: &StampedFrame,
+        frames: &BTreeMap<Position, HeldFrame>,
+    ) -> Vec<(u64, Position)> {
+        let mut found = Vec::new();
+        let mut add = |index: u64, other: &HeldFrame, there: u64| {
+            if index >= stamped.frame.count || there >= other.stamped.frame.count {
+                return;
+            }
+            let provenance = other.stamped.frame.provenance.as_ref();
+            let known = provenance.map_or(&[][..], |provenance| &provenance.aliases);
+            let known = known.iter().filter(|(at, _)| *at == there).map(|(_, alias)| *alias);
+            for alias in known.chain([other.stamped.frame.name_of(there)]) {
+                if alias != stamped.frame.name_of(index) && !found.contains(&(index, alias)) {
+                    found.push((index, alias));
+                }
+            }
+        };
+        let same = self.sequences.get(&(stamped.writer, stamped.sequence));
+        for other in same.into_iter().flatten().filter_map(|name| frames.get(name)) {
+            // One of them may lack events that were accepted before: the rest has the same order.
+            let mut there = events_of(&other.stamped.frame.events).zip(0..);
+            for (event, index) in events_of(&stamped.frame.events).zip(0..) {
+                let mut rest = there.clone();
+                if let Some((_, found)) = rest.find(|(other, _)| *other == event) {
+                    add(index, other, found);
+                    there = rest;
+                }
+            }
+        }
+        for request in read_requests(&stamped.requests) {
+            for (name, first, count) in self.requests.get(&request.id).into_iter().flatten() {
+                let Some(other) = frames.get(name) else { continue };
+                for nth in 0..request.count.min(*count) {
+                    add(request.first + nth, other, first + nth);
+                }
+            }
+        }
+        found
+    }
+}
+
+/// Of two forms of one frame, the one with more events is worth more, then that with more names. A
+/// copy may lack events that were accepted twice.
+fn knowledge(frame: &HeldFrame) -> (u64, usize) {
+    let provenance = frame.stamped.frame.provenance.as_ref();
+    (frame.stamped.frame.count, provenance.map_or(0, |provenance| provenance.aliases.len()))
+}

@@ -1,0 +1,372 @@
+//! What a gateway knows of one shard, and what follows from it.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use super::{Heard, Held, HeldFrame, Ranges};
+use crate::bus::{
+    Epoch, Frame, Lost, Name, Offset, Position, Provenance, put_event,
+    redis::envelope::{
+        Body, Envelope, Header, StampedFrame, WriterId, encode_frame, events_of, put_request,
+        put_retained, read_requests, read_retained,
+    },
+};
+
+/// The time that others have to append again what this gateway has only heard of, before it is told
+/// as lost.
+const SETTLE: Duration = Duration::from_millis(400);
+
+/// The age up to which a probe shows that its gateway takes part in a recovery.
+const PEER_AGE: Duration = Duration::from_secs(3);
+
+/// Peers that are remembered.
+const MAX_PEERS: usize = 1024;
+
+/// The state of a shard as an answer of its script says it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ShardView {
+    /// The shard's end.
+    pub tip: Position,
+    /// The offsets of the tip's epoch that hold copies or notes.
+    pub copies: Ranges,
+    /// Everything of epochs up to this one is handled.
+    pub floor: Epoch,
+    /// For each earlier epoch the last position that is in the shard, was appended again, or was
+    /// told as lost; ascending.
+    pub ends: Vec<Position>,
+    /// True while appends wait.
+    pub recovering: bool,
+}
+
+/// A frame to be appended again.
+#[derive(Clone, Debug)]
+pub struct Offer {
+    /// The frame, under its name.
+    pub held: HeldFrame,
+    /// Its encoding as a copy.
+    pub frame: Vec<u8>,
+}
+
+/// What is to be done for a shard's recovery.
+#[derive(Debug)]
+pub enum Task {
+    /// Append this again.
+    Again(Box<Offer>),
+    /// Nothing more is held: release the shard, or have told as lost what nobody appended again.
+    Release,
+    /// Nothing, until then or until something arrives.
+    WaitUntil(Instant),
+    /// Nothing.
+    Nothing,
+}
+
+/// One gateway's memory of one shard.
+#[derive(Debug)]
+pub struct Memory {
+    own: WriterId,
+    heard: Heard,
+    held: Held,
+    /// The form of a held frame that is offered next: some of its events were accepted again.
+    cut: Option<HeldFrame>,
+    tip: Position,
+    ends: BTreeMap<Epoch, Offset>,
+    floor: Epoch,
+    recovering: bool,
+    /// When something was found first that this gateway has only heard of.
+    unaccounted: Option<Instant>,
+    /// When a probe of each gateway arrived last.
+    peers: BTreeMap<WriterId, Instant>,
+}
+
+impl Memory {
+    /// Nothing is known yet.
+    pub fn new(own: WriterId, limits: (usize, usize)) -> Memory {
+        Memory {
+            own,
+            heard: Heard::default(),
+            held: Held::new(limits),
+            cut: None,
+            tip: Position::UNKNOWN,
+            ends: BTreeMap::new(),
+            floor: Epoch::NONE,
+            recovering: false,
+            unaccounted: None,
+            peers: BTreeMap::new(),
+        }
+    }
+
+    /// Learns from an answer of the script, which is newer than anything before.
+    pub fn learn_view(&mut self, view: &ShardView) {
+        self.hear_view(view);
+        self.tip = view.tip;
+        self.recovering = view.recovering;
+        self.ends = view.ends.iter().map(|end| (end.epoch, end.offset)).collect();
+        self.floor = self.floor.max(view.floor);
+        self.forget();
+    }
+
+    /// Learns from a message of the channel, or an entry of history.
+    /// A frame gets the other names under which its events are held.
+    pub fn learn(&mut self, envelope: &mut Envelope, now: Instant) {
+        let at = envelope.position;
+        match &mut envelope.body {
+            Body::Frame(stamped) => self.learn_frame(stamped),
+            Body::Probe { writer, view, .. } => {
+                self.hear_view(view);
+                self.advance(at, &view.ends);
+                if self.peers.len() < MAX_PEERS || self.peers.contains_key(writer) {
+                    self.peers.insert(*writer, now);
+                }
+            }
+            Body::EpochStart { previous, ends, .. } => {
+                self.heard.hear(at);
+                self.heard.hear(*previous);
+                ends.iter().for_each(|end| self.heard.hear(*end));
+                self.advance(at, ends);
+                let end = self.ends.entry(previous.epoch).or_default();
+                *end = (*end).max(previous.offset);
+            }
+            Body::Note(lost) => {
+                self.heard.hear_copy(at.epoch, at.offset, at.offset);
+                self.account_for(lost);
+            }
+            Body::Unreadable | Body::Forged => self.heard.hear(at),
+        }
+    }
+
+    fn learn_frame(&mut self, stamped: &mut StampedFrame) {
+        self.name(stamped);
+        let frame = &stamped.frame;
+        let last = frame.last();
+        if last.epoch == self.tip.epoch {
+            self.tip = self.tip.max(last);
+        }
+        match frame.provenance.as_deref() {
+            None => self.heard.hear(last),
+            Some(Provenance { name: None, .. }) => self.heard.hear(last),
+            Some(Provenance { name: Some(name), aliases, .. }) => {
+                self.heard.hear_copy(frame.epoch, frame.first, last.offset);
+                aliases.iter().for_each(|(_, alias)| self.heard.hear(*alias));
+                let named = Lost { epoch: name.epoch, first: name.first, last: name.last().offset };
+                self.account_for(&named);
+            }
+        }
+        self.held.keep(HeldFrame::new(stamped.clone()));
+    }
+
+    /// A copy or note says that an ended epoch is handled up to there.
+    fn account_for(&mut self, lost: &Lost) {
+        self.heard.hear(Position { epoch: lost.epoch, offset: lost.last });
+        if lost.epoch > self.floor {
+            let end = self.ends.entry(lost.epoch).or_default();
+            *end = (*end).max(lost.last);
+        }
+    }
+
+    /// A message told of a shard's end beyond the last answer.
+    fn advance(&mut self, tip: Position, ends: &[Position]) {
+        if tip > self.tip {
+            if tip.epoch > self.tip.epoch {
+                // What the line before had may be lost.
+                self.ends = ends.iter().map(|end| (end.epoch, end.offset)).collect();
+            }
+            self.tip = tip;
+        }
+    }
+
+    fn hear_view(&mut self, view: &ShardView) {
+        self.heard.hear(view.tip);
+        self.heard.hear_copies(view.tip.epoch, &view.copies);
+        view.ends.iter().for_each(|end| self.heard.hear(*end));
+    }
+
+    fn forget(&mut self) {
+        self.heard.forget(self.floor);
+        self.held.forget(self.floor);
+    }
+
+    /// Holds a frame that this gateway appended.
+    pub fn keep_own(&mut self, stamped: StampedFrame) {
+        self.heard.hear(stamped.frame.last());
+        self.held.keep(HeldFrame::new(stamped));
+    }
+
+    /// Leaves out of what is offered next the requests, by index, that were accepted again before.
+    pub fn offer_without(&mut self, held: HeldFrame, seen: &[usize]) {
+        self.cut = Some(without_requests(held, seen));
+    }
+
+    /// The end of the shard as far as this gateway knows it.
+    pub fn tip(&self) -> Position {
+        self.tip
+    }
+
+    /// The position that calls state as seen.
+    pub fn seen(&self) -> Position {
+        Position { epoch: self.tip.epoch, offset: self.heard.last(self.tip.epoch) }
+    }
+
+    /// True while appends wait.
+    pub fn is_recovering(&self) -> bool {
+        self.recovering
+    }
+
+    /// What every call states: the positions that existed.
+    pub fn heard(&self) -> String {
+        self.heard.text()
+    }
+
+    /// True if an event of this name is held, or lies in the shard.
+    pub fn names(&self, name: Position) -> bool {
+        self.end_of(name.epoch) >= name.offset || self.held.names(name)
+    }
+
+    /// True if a position of this name is known to have existed.
+    pub fn has_heard_of(&self, name: Position) -> bool {
+        self.heard.last(name.epoch) >= name.offset
+    }
+
+    /// Frames that are held, and their bytes.
+    pub fn held(&self) -> (usize, usize) {
+        self.held.size()
+    }
+
+    /// Gives a frame's events the other names under which they are held.
+    pub fn name(&mut self, stamped: &mut StampedFrame) {
+        let aliases = self.held.aliases(stamped);
+        if !aliases.is_empty() {
+            let provenance = stamped.frame.provenance.get_or_insert_default();
+            for alias in aliases {
+                if !provenance.aliases.contains(&alias) {
+                    provenance.aliases.push(alias);
+                }
+            }
+        }
+    }
+
+    /// The gateways that a recovery waits for: those that could be reached until this one could be
+    /// reached last.
+    pub fn peers(&self) -> Vec<WriterId> {
+        let until = self.peers.get(&self.own).copied();
+        let mut peers: Vec<_> = self
+            .peers
+            .iter()
+            .filter(|(_, at)| until.is_some_and(|until| **at + PEER_AGE >= until))
+            .map(|(writer, _)| *writer)
+            .collect();
+        if until.is_none() {
+            // Others may be there: only time tells.
+            peers.clear();
+        }
+        peers
+    }
+
+    /// What is to be done next for the recovery of the shard.
+    pub fn task(&mut self, now: Instant) -> Task {
+        if self.tip == Position::UNKNOWN {
+            return Task::Nothing;
+        }
+        if let Some(held) = self.held.first_beyond(self.tip.epoch, |epoch| self.end_of(epoch)) {
+            let cut = self.cut.take().filter(|cut| cut.first() == held.first());
+            let held = cut.unwrap_or_else(|| held.clone());
+            let frame = encode_copy(&held);
+            return Task::Again(Box::new(Offer { held, frame }));
+        }
+        if self.recovering {
+            return Task::Release;
+        }
+        let unaccounted =
+            self.heard.iter().any(|last| last.epoch < self.tip.epoch && last.offset > self.end_of(last.epoch));
+        if !unaccounted {
+            self.unaccounted = None;
+            return Task::Nothing;
+        }
+        let until = *self.unaccounted.get_or_insert(now) + SETTLE;
+        if now < until {
+            return Task::WaitUntil(until);
+        }
+        // Asked once, then again after the time.
+        self.unaccounted = Some(now);
+        Task::Release
+    }
+
+    fn end_of(&self, epoch: Epoch) -> Offset {
+        if epoch == self.tip.epoch {
+            self.tip.offset
+        } else if epoch <= self.floor {
+            Offset(u64::MAX)
+        } else {
+            self.ends.get(&epoch).copied().unwrap_or_default()
+        }
+    }
+}
+
+/// A held frame without some of its requests.
+fn without_requests(held: HeldFrame, seen: &[usize]) -> HeldFrame {
+    let stamped = &held.stamped;
+    let mut gone = Ranges::default();
+    let mut requests = Vec::new();
+    for (nth, request) in read_requests(&stamped.requests).enumerate() {
+        if seen.contains(&nth) && request.count > 0 {
+            gone.add(request.first, request.first + request.count - 1);
+        }
+    }
+    let (mut events, mut left, mut moved) = (Vec::new(), Vec::new(), BTreeMap::new());
+    for (event, index) in events_of(&stamped.frame.events).zip(0u64..) {
+        if !gone.has(index) {
+            moved.insert(index, left.len() as u64);
+            left.push(held.index_in_name(index));
+            put_event(&mut events, event);
+        }
+    }
+    for (nth, request) in read_requests(&stamped.requests).enumerate() {
+        if !seen.contains(&nth)
+            && let Some(first) = moved.get(&request.first)
+        {
+            put_request(&mut requests, &request.id, *first, request.count);
+        }
+    }
+    let mut retain = Vec::new();
+    for (index, key) in read_retained(&stamped.retain) {
+        if let Some(index) = moved.get(&index) {
+            put_retained(&mut retain, *index, key);
+        }
+    }
+    let mut provenance = stamped.frame.provenance.as_deref().cloned().unwrap_or_default();
+    let aliases = provenance.aliases.into_iter();
+    provenance.aliases =
+        aliases.filter_map(|(index, alias)| Some((*moved.get(&index)?, alias))).collect();
+    let name = Name { left, ..held.name.clone() };
+    provenance.name = Some(name.clone());
+    let frame = Frame {
+        count: name.left.len() as u64,
+        provenance: Some(Box::new(provenance)),
+        events: events.into(),
+        ..stamped.frame.clone()
+    };
+    let (writer, sequence) = (stamped.writer, stamped.sequence);
+    let stamped =
+        StampedFrame { frame, writer, sequence, requests: requests.into(), retain: retain.into() };
+    HeldFrame { name, stamped }
+}
+
+/// Encodes a held frame as a copy.
+pub fn encode_copy(held: &HeldFrame) -> Vec<u8> {
+    let stamped = &held.stamped;
+    let provenance = Provenance {
+        name: Some(held.name.clone()),
+        ..stamped.frame.provenance.as_deref().cloned().unwrap_or_default()
+    };
+    let header = Header {
+        writer: stamped.writer,
+        sequence: stamped.sequence,
+        count: stamped.frame.count,
+        time_ms: stamped.frame.time_ms,
+        provenance: Some(&provenance),
+        requests: &stamped.requests,
+        retain: &stamped.retain,
+    };
+    encode_frame(&header, &stamped.frame.events)
+}

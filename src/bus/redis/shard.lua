@@ -1,0 +1,530 @@
+-- Everything that gateways do to a shard: append, append again what was lost, release the shard
+-- after a recovery, and probe. Each call is one step, all or nothing.
+--
+-- KEYS  1 state (hash)   2 history (stream)   3 trim index (list)   4 last values by key (hash)
+--       5.. request ids of the frame
+-- ARGV  1 op: append, again, release, probe
+--       2 channel        3 SPUBLISH or PUBLISH
+--       4 deployment: what all gateways of the shard must have in common
+--       5 entropy: a random number below 4096
+--       6 heard: for each epoch the last position of which the caller knows that it existed, and
+--         those up to there that are copies or notes: "epoch:offset[:first-last[.first-last]..] .."
+--       7 max entries    8 max bytes    9 max age in ms: limits of history
+--       10 epoch         11 offset: the last position that the caller has seen (0 0: none); "=12":
+--         the frame may be placed after that position and nowhere else
+--   append, again:
+--       12 writer        13 sequence: the writer's number of the frame
+--       14 count: events in the frame              15 frame
+--       16 name: empty for append; else "epoch:first-last", the first acceptance of the frame
+--       17 time to remember writers, in ms        18 time to remember request ids, in ms
+--       19 number of last values, then for each its key, its index and its bytes; then for each
+--          request id the index of its first event. Indices count from the first event of the name
+--   probe:    12 frame
+--   release:  12 caller   13 the gateways that the caller waits for, separated by spaces
+--
+-- Returns {status, epoch, offset, copies, ends, recovering, ..}: the shard after the call. `copies`
+-- are the ranges of the epoch that are copies or notes, `ends` is "floor epoch:offset ..": for each
+-- earlier epoch the position up to which everything is here, was appended again or was told as lost
+-- (all of it for epochs up to `floor`), `recovering` is 1 while appends wait. The statuses:
+--   ok, ..      append: epoch and first offset of the frame; again: appended; release: released;
+--               probe: published
+--   dup, epoch, first, count, entry: the writer's frame is there; the entry as it stands there
+--   there       again: nothing was appended, since the frame or all of its events are there
+--   seen, index, value, ..: these requests were accepted before; nothing was done
+--   epoch       the caller's epoch is over, or its position is taken; nothing was done
+--   recovering  appends wait; nothing was appended
+--   wait        other gateways may hold what comes before; to be tried again
+-- or {"deployment", theirs}: the caller may not serve this shard; nothing was done
+--
+-- What tells one server from another, and one line of its data from another, is its
+-- `master_replid`: it changes when a server starts and when a replica is promoted. Where it is not
+-- the recorded one, where there is no state, and where the server is behind what the caller has
+-- seen, a new epoch begins and the shard recovers: gateways append again what was lost (`again`),
+-- and appends wait until that is done (`release`).
+
+-- The work for each frame is kept small: all other clients of Redis wait for it.
+
+-- A recovery ends when nothing was appended again for so many ms.
+local SETTLE = 300
+-- An epoch is forgotten so many ms after it ended, or when so many younger ones have.
+local FORGET, MAX_ENDS = 3600000, 64
+-- Ranges that are kept of one epoch's copies, and of one writer's sequences.
+local MAX_RANGES = 64
+-- Gateways never use epochs as great as this: such an id was added by an unknown writer.
+local MAX_EPOCH = 2 ^ 53 - 2 ^ 30
+
+local op, channel, publish, deployment = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local frames = op == 'append' or op == 'again'
+local writer = frames and 'w:' .. ARGV[12] or 'run'
+
+local function num(n) return string.format('%d', n) end
+
+local info = redis.call('INFO', 'replication')
+if string.find(info, 'role:slave', 1, true) then
+  return redis.error_reply('READONLY this server is a replica')
+end
+local identity = string.match(info, 'master_replid:(%w+)')
+if not identity then return redis.error_reply('ERR INFO replication has no master_replid') end
+
+local state = redis.call('HMGET', KEYS[1], 'epoch', 'offset', 'run', 'deployment', 'copies', 'ends',
+  'bytes', 'mark_bytes', writer)
+local epoch, offset, run = tonumber(state[1]), tonumber(state[2]), state[3]
+local copies, ends = state[5] or '', state[6] or '0'
+local bytes, indexed_bytes = tonumber(state[7]) or 0, tonumber(state[8]) or 0
+if state[4] and state[4] ~= deployment then return {'deployment', state[4]} end
+
+local known, seen = tonumber(ARGV[10]), tonumber(ARGV[11])
+local exact = not seen
+if exact then seen = tonumber(string.sub(ARGV[11], 2)) end
+
+local function answer(status, ...)
+  local recovering = run == identity and '0' or '1'
+  return {status, num(epoch), num(offset), copies, ends, recovering, ...}
+end
+
+local function clock()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- Ranges of numbers, ascending, as text: "1-7.9-9".
+
+local function has(ranges, number)
+  for first, last in string.gmatch(ranges, '(%d+)%-(%d+)') do
+    if tonumber(first) <= number and number <= tonumber(last) then return true end
+  end
+  return false
+end
+
+-- Joins ranges, of which at most MAX_RANGES are kept, the last ones.
+local function join(ranges)
+  table.sort(ranges, function(a, b) return a[1] < b[1] end)
+  local joined = {}
+  for _, range in ipairs(ranges) do
+    local last = joined[#joined]
+    if last and range[1] <= last[2] + 1 then
+      last[2] = math.max(last[2], range[2])
+    else
+      joined[#joined + 1] = {range[1], range[2]}
+    end
+  end
+  local parts = {}
+  for i = math.max(1, #joined - MAX_RANGES + 1), #joined do
+    parts[#parts + 1] = num(joined[i][1]) .. '-' .. num(joined[i][2])
+  end
+  return table.concat(parts, '.')
+end
+
+local function parse_ranges(text, into)
+  for first, last in string.gmatch(text, '(%d+)%-(%d+)') do
+    into[#into + 1] = {tonumber(first), tonumber(last)}
+  end
+  return into
+end
+
+local function with_range(ranges, first, last)
+  -- As a rule it follows the last one.
+  local before, from, to = string.match(ranges, '^(.-)(%d+)%-(%d+)$')
+  if to and tonumber(to) + 1 == first then return before .. from .. '-' .. num(last) end
+  local all = parse_ranges(ranges, {})
+  all[#all + 1] = {first, last}
+  return join(all)
+end
+
+-- What callers have heard of: a list of {epoch, offset, copies}, ascending.
+local function parse_heard(text)
+  local list = {}
+  for e, o, ranges in string.gmatch(text, '(%d+):(%d+):?([%d.-]*)') do
+    if tonumber(e) < MAX_EPOCH then list[#list + 1] = {tonumber(e), tonumber(o), ranges} end
+  end
+  return list
+end
+
+local function merge_heard(one, other)
+  local by_epoch, list = {}, {}
+  for _, heard in ipairs({one, other}) do
+    for _, entry in ipairs(heard) do
+      local before = by_epoch[entry[1]]
+      if not before then
+        by_epoch[entry[1]] = entry
+        list[#list + 1] = entry
+      else
+        before[2] = math.max(before[2], entry[2])
+        if entry[3] ~= '' and entry[3] ~= before[3] then
+          before[3] = join(parse_ranges(entry[3], parse_ranges(before[3], {})))
+        end
+      end
+    end
+  end
+  table.sort(list, function(a, b) return a[1] < b[1] end)
+  return list
+end
+
+local function heard_text(list)
+  local parts = {}
+  for _, entry in ipairs(list) do
+    local text = num(entry[1]) .. ':' .. num(entry[2])
+    if entry[3] ~= '' then text = text .. ':' .. entry[3] end
+    parts[#parts + 1] = text
+  end
+  return table.concat(parts, ' ')
+end
+
+-- The ends of earlier epochs: read where they are needed.
+local floor, ended, order
+local function read_ends()
+  floor, ended, order = tonumber(string.match(ends, '^%d+')), {}, {}
+  for e, o in string.gmatch(ends, '(%d+):(%d+)') do
+    ended[tonumber(e)] = tonumber(o)
+    order[#order + 1] = tonumber(e)
+  end
+end
+
+local function end_of(e)
+  if e == epoch then return offset end
+  if e <= floor then return math.huge end
+  return ended[e] or 0
+end
+
+local function write_ends()
+  table.sort(order)
+  local parts = {num(floor)}
+  for _, e in ipairs(order) do parts[#parts + 1] = num(e) .. ':' .. num(ended[e]) end
+  ends = table.concat(parts, ' ')
+  redis.call('HSET', KEYS[1], 'ends', ends)
+end
+
+local function set_end(e, o)
+  if e == epoch or e <= floor then return end
+  if not ended[e] then order[#order + 1] = e end
+  ended[e] = math.max(ended[e] or 0, o)
+  write_ends()
+end
+
+-- The last id that history has ever had; nothing can be added at or before it.
+local function top()
+  local stream = redis.pcall('XINFO', 'STREAM', KEYS[2])
+  for i = 1, #stream, 2 do
+    if stream[i] == 'last-generated-id' then
+      local e, o = string.match(stream[i + 1], '^(%d+)-(%d+)$')
+      return tonumber(e), tonumber(o)
+    end
+  end
+  return 0, 0
+end
+
+-- Opens an epoch behind what is there. Its number is greater than every one that is known, and has
+-- random low bits, since another server may open one at the same time.
+local function open_epoch(most)
+  local highest, highest_offset = top()
+  if highest >= MAX_EPOCH then
+    -- No entry of a gateway can be added after it: history is given up.
+    redis.call('DEL', KEYS[2], KEYS[3])
+    highest, highest_offset = 0, 0
+  end
+  if not epoch then
+    -- The state was evicted or deleted: history may still have the end of the last epoch.
+    redis.call('DEL', KEYS[3])
+    epoch, offset = highest, highest_offset
+    local start = redis.call('XRANGE', KEYS[2], num(highest) .. '-0', num(highest) .. '-0')[1]
+    local past = start and string.match(start[2][2], ' (.*)$') or '0'
+    -- The records of writers are gone too: everything that is held is appended again, with them.
+    -- What history has is not lost, even if nobody holds it.
+    ends = string.match(past, '^%d+')
+    redis.call('HSET', KEYS[1], 'past', past .. ' ' .. num(epoch) .. ':' .. num(offset))
+  end
+  if epoch >= MAX_EPOCH or offset >= MAX_EPOCH then epoch, offset = 0, 0 end
+  read_ends()
+  local before, last = epoch, offset
+  local now = clock()
+  for _, e in ipairs(order) do most = math.max(most, e) end
+  most = math.max(most, before, highest)
+  epoch = math.max(now, math.floor(most / 4096) + 1) * 4096 + tonumber(ARGV[5])
+  offset, copies = 0, ''
+  if before > floor and state[1] then
+    if not ended[before] then order[#order + 1] = before end
+    ended[before] = math.max(ended[before] or 0, last)
+  end
+  table.sort(order)
+  while #order > 0 do
+    local next_epoch = order[2] or epoch
+    if #order <= MAX_ENDS and now - math.floor(next_epoch / 4096) <= FORGET then break end
+    floor = table.remove(order, 1)
+    ended[floor] = nil
+  end
+  write_ends()
+  redis.call('HSET', KEYS[1], 'epoch', num(epoch), 'offset', '0', 'copies', '')
+  local start = num(before) .. '-' .. num(last) .. ' ' .. ends
+  redis.call('XADD', KEYS[2], num(epoch) .. '-0', 'e', start)
+  redis.call(publish, channel, 'E2 ' .. num(epoch) .. '-0 ' .. start)
+end
+
+local recovery
+-- Begins a recovery, or takes part in the one that is under way.
+local function recover()
+  local before = redis.call('HMGET', KEYS[1], 'recovery', 'heard', 'done', 'since')
+  local behind = epoch and (known > epoch or (known == epoch and seen > offset))
+  local fresh = before[1] ~= identity or behind
+  local heard = merge_heard(parse_heard(before[2] or ''), parse_heard(ARGV[6]))
+  recovery = {heard = heard, done = before[3] or '', since = tonumber(before[4])}
+  local most = #heard > 0 and heard[#heard][1] or 0
+  if fresh or not epoch or most > epoch then
+    recovery.done, recovery.since = '', clock()
+    open_epoch(math.max(most, known < MAX_EPOCH and known or 0))
+  end
+  run = ''
+  redis.call('HSET', KEYS[1], 'run', '', 'deployment', deployment, 'recovery', identity,
+    'heard', heard_text(heard), 'done', recovery.done, 'since', num(recovery.since))
+end
+
+if not epoch or run ~= identity or known > epoch or (known == epoch and seen > offset) then
+  recover()
+end
+
+-- True if nobody who takes part has anything more to append again.
+local function settled(peers)
+  if not recovery then return true end
+  if peers and #peers > 0 then
+    local all = true
+    for peer in string.gmatch(peers, '%S+') do
+      all = all and string.find(recovery.done, peer, 1, true)
+    end
+    if all then return true end
+  end
+  local now = clock()
+  if now < recovery.since then
+    -- The clock went back: the wait begins again.
+    recovery.since = now
+    redis.call('HSET', KEYS[1], 'since', num(now))
+  end
+  return now - recovery.since >= SETTLE
+end
+
+-- Adds an entry to history at the next `count` offsets. Returns the error, if it cannot be added.
+local function add(count, field, value)
+  local position = num(epoch) .. '-' .. num(offset + count)
+  local added = redis.pcall('XADD', KEYS[2], 'MAXLEN', '~', ARGV[7], position, field, value)
+  if type(added) == 'table' and added.err then return added end
+  offset, bytes = offset + count, bytes + #value
+  redis.call('HSET', KEYS[1], 'offset', num(offset), 'bytes', num(bytes))
+end
+
+local function add_copies(first, last)
+  copies = with_range(copies, first, last)
+  redis.call('HSET', KEYS[1], 'copies', copies)
+end
+
+local function note_run(e, first, last)
+  local lost = num(e) .. ':' .. num(first) .. '-' .. num(last)
+  add(1, 'n', lost)
+  add_copies(offset, offset)
+  redis.call(publish, channel, 'N2 ' .. num(epoch) .. '-' .. num(offset) .. ' ' .. lost)
+end
+
+-- Tells that everything of an epoch up to `last` that is not handled is lost. Copies are not: they
+-- have names in other epochs.
+local function note(e, last, ranges)
+  local first = end_of(e) + 1
+  local past = redis.call('HGET', KEYS[1], 'past')
+  if past then
+    local known = string.match(past, ' ' .. num(e) .. ':(%d+)')
+    local id = known and num(e) .. '-' .. known
+    if known and redis.call('XRANGE', KEYS[2], id, id)[1] then
+      first = math.max(first, tonumber(known) + 1)
+    end
+  end
+  local all = parse_ranges(ranges, {})
+  table.sort(all, function(a, b) return a[1] < b[1] end)
+  for _, range in ipairs(all) do
+    if range[1] > last then break end
+    if range[1] > first then note_run(e, first, range[1] - 1) end
+    first = math.max(first, range[2] + 1)
+  end
+  if first <= last then note_run(e, first, last) end
+  set_end(e, last)
+end
+
+local function note_all(list, before)
+  for _, entry in ipairs(list) do
+    if entry[1] < before and entry[2] > end_of(entry[1]) then note(entry[1], entry[2], entry[3]) end
+  end
+end
+
+-- Keeps history within its bytes and its age. An entry of the trim index has a time, the bytes
+-- that had been added by then, and the position up to which everything is at least as old.
+local function trim(now)
+  local id = num(epoch) .. '-' .. num(offset)
+  redis.call('RPUSH', KEYS[3], num(now) .. ' ' .. num(bytes) .. ' ' .. id)
+  redis.call('HSET', KEYS[1], 'mark_at', num(now), 'mark_bytes', num(bytes))
+  local upto
+  for _ = 1, 16 do
+    local oldest = redis.call('LINDEX', KEYS[3], 0)
+    if not oldest then break end
+    local at, size, position = string.match(oldest, '^(%d+) (%d+) (.*)$')
+    if now - at <= tonumber(ARGV[9]) and bytes - size <= tonumber(ARGV[8]) then break end
+    upto = position
+    redis.call('LPOP', KEYS[3])
+  end
+  if upto then redis.call('XTRIM', KEYS[2], 'MINID', upto) end
+end
+
+if op == 'probe' then
+  -- Probes come every second: they keep history within its age.
+  local now = clock()
+  local indexed_at = tonumber(redis.call('HMGET', KEYS[1], 'mark_at')[1]) or 0
+  if now - indexed_at >= 1000 then trim(now) end
+  redis.call(publish, channel, 'P2 ' .. num(epoch) .. '-' .. num(offset) .. ' ' .. copies .. '|'
+    .. ends .. '|' .. ARGV[12])
+  return answer('ok')
+end
+
+if op == 'release' then
+  if not floor then read_ends() end
+  if not recovery then
+    -- The caller has heard of something that nobody appended again, and has waited.
+    note_all(parse_heard(ARGV[6]), epoch)
+    return answer('ok')
+  end
+  if not string.find(recovery.done, ARGV[12], 1, true) then
+    recovery.done = recovery.done .. ' ' .. ARGV[12]
+    redis.call('HSET', KEYS[1], 'done', recovery.done)
+  end
+  if not settled(ARGV[13]) then return answer('wait') end
+  note_all(recovery.heard, epoch)
+  run = identity
+  redis.call('HSET', KEYS[1], 'run', identity)
+  redis.call('HDEL', KEYS[1], 'recovery', 'heard', 'done', 'since')
+  return answer('ok')
+end
+
+local sequence, count = tonumber(ARGV[13]), tonumber(ARGV[14])
+-- A writer's record: the time of the last frame in s, the sequences that are here, and the place
+-- and count of the highest one.
+local sequences, place_epoch, place_first, place_count = '', '0', '0', '0'
+if state[9] then
+  sequences, place_epoch, place_first, place_count =
+    string.match(state[9], '^%d+ (%S*) (%d+) (%d+) (%d+)$')
+end
+local function keep_writer()
+  redis.call('HSET', KEYS[1], writer, redis.call('TIME')[1] .. ' ' .. sequences .. ' '
+    .. place_epoch .. ' ' .. place_first .. ' ' .. place_count)
+end
+
+local name_epoch, name_first, name_last
+if op == 'append' then
+  if run ~= identity then return answer('recovering') end
+  if has(sequences, sequence) then
+    -- A write, so that WAIT on this connection waits until replicas have everything before it.
+    keep_writer()
+    if tonumber(string.match(sequences, '(%d+)$')) ~= sequence then
+      return answer('dup', '0', '0', '0', '')
+    end
+    local id = place_epoch .. '-' .. num(place_first + place_count - 1)
+    local entry = redis.call('XRANGE', KEYS[2], id, id)[1]
+    local frame = entry and entry[2][1] == 'f' and entry[2][2] or ''
+    return answer('dup', place_epoch, place_first, place_count, frame)
+  end
+  if known ~= epoch or (exact and seen ~= offset) then return answer('epoch') end
+else
+  if not floor then read_ends() end
+  name_epoch, name_first, name_last = string.match(ARGV[16], '^(%d+):(%d+)-(%d+)$')
+  name_epoch, name_first = tonumber(name_epoch), tonumber(name_first)
+  name_last = tonumber(name_last)
+  if name_epoch >= epoch or name_last <= end_of(name_epoch) then return answer('there') end
+  local heard = recovery and recovery.heard or parse_heard(ARGV[6])
+  local own = parse_heard(ARGV[6])
+  local ready
+  for _, entry in ipairs(own) do
+    if entry[1] < name_epoch and entry[2] > end_of(entry[1]) then
+      ready = ready or settled()
+      if not ready then return answer('wait') end
+    end
+  end
+  if name_first > end_of(name_epoch) + 1 then
+    ready = ready or settled()
+    if not ready then return answer('wait') end
+  end
+  if ready then
+    note_all(own, name_epoch)
+    if name_first > end_of(name_epoch) + 1 then
+      local ranges = ''
+      for _, entry in ipairs(heard) do if entry[1] == name_epoch then ranges = entry[3] end end
+      note(name_epoch, name_first - 1, ranges)
+    end
+  end
+  if count == 0 or has(sequences, sequence) then
+    set_end(name_epoch, name_last)
+    return answer('there')
+  end
+  if exact and (known ~= epoch or seen ~= offset) then return answer('epoch') end
+end
+
+local requests = #KEYS > 4 and redis.call('MGET', unpack(KEYS, 5)) or {}
+local found = {}
+local index = 20 + 3 * tonumber(ARGV[19])
+for i = 1, #KEYS - 4 do
+  -- The record of this very acceptance may have outlived the frame.
+  local own = name_epoch and num(name_epoch) .. ' ' .. num(name_first + ARGV[index + i - 1])
+  if requests[i] and requests[i] ~= own then
+    found[#found + 1] = num(i - 1)
+    found[#found + 1] = requests[i]
+    redis.call('PEXPIRE', KEYS[4 + i], ARGV[18])
+  end
+end
+if #found > 0 then return answer('seen', unpack(found)) end
+
+local first = offset + 1
+local failed = add(count, 'f', ARGV[15])
+if failed then
+  local high, o = top()
+  if high < epoch or (high == epoch and o < offset + count) then return failed end
+  open_epoch(0)
+  return answer('epoch')
+end
+if not state[9] then
+  -- A new writer: those that have not written for long are forgotten.
+  local now = tonumber(redis.call('TIME')[1])
+  local all = redis.call('HGETALL', KEYS[1])
+  for i = 1, #all, 2 do
+    if string.sub(all[i], 1, 2) == 'w:' then
+      local at = tonumber(string.match(all[i + 1], '^%d+'))
+      if now - at > ARGV[17] / 1000 then redis.call('HDEL', KEYS[1], all[i]) end
+    end
+  end
+end
+local highest = tonumber(string.match(sequences, '(%d+)$')) or 0
+sequences = with_range(sequences, sequence, sequence)
+if sequence > highest then
+  place_epoch, place_first, place_count = num(epoch), num(first), num(count)
+end
+keep_writer()
+local base_epoch, base = num(name_epoch or epoch), name_first or first
+local arg = 20
+for _ = 1, tonumber(ARGV[19]) do
+  local at = base + ARGV[arg + 1]
+  local value = base_epoch .. '-' .. num(at) .. ' ' .. ARGV[arg + 2]
+  local newer = true
+  if name_epoch then
+    local before = redis.call('HGET', KEYS[4], ARGV[arg])
+    local e, o = string.match(before or '', '^(%d+)-(%d+) ')
+    e, o = tonumber(e), tonumber(o)
+    newer = not e or e < name_epoch or (e == name_epoch and o < at)
+  end
+  if newer then redis.call('HSET', KEYS[4], ARGV[arg], value) end
+  arg = arg + 3
+end
+for i = 5, #KEYS do
+  redis.call('SET', KEYS[i], base_epoch .. ' ' .. num(base + ARGV[arg]), 'PX', ARGV[18])
+  arg = arg + 1
+end
+if name_epoch then
+  add_copies(first, offset)
+  set_end(name_epoch, name_last)
+  if recovery then
+    recovery.since = clock()
+    redis.call('HSET', KEYS[1], 'since', num(recovery.since))
+  end
+end
+redis.call(publish, channel, 'F2 ' .. num(epoch) .. '-' .. num(offset) .. ' ' .. ARGV[15])
+if bytes - indexed_bytes >= tonumber(ARGV[8]) / 64 then trim(clock()) end
+return answer('ok', num(epoch), num(first))
