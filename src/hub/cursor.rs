@@ -5,10 +5,10 @@
 //! that resumes before the log, reads the bus's history until it is back in the log.
 
 mod batch;
+mod missing;
 mod shard;
 
 use std::{
-    collections::VecDeque,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -17,20 +17,27 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
 
-pub use self::batch::{Events, TracedEvent};
+pub use self::{
+    batch::{Events, TracedEvent},
+    missing::Missing,
+};
+pub(super) use self::shard::{Scan, Source};
 use self::{
     batch::MAX_BATCH_EVENTS,
-    shard::{Offered, Scan, ShardCursor, Source},
+    shard::{Offered, ShardCursor},
 };
 use super::{
     Hub, ReadOptions,
     explanation::Explanation,
-    log::Entry,
+    had::{Had, HadAt},
+    log::{Content, Entry},
     merge,
-    opening::{Opening, gap_to, missed},
+    opening::Opening,
     router::{Interest, Registration},
 };
-use crate::bus::{AppendError, Gap, HistoryPage, Position, ShardId};
+use crate::bus::{
+    AppendError, Delivery, Gap, GapReason, HistoryPage, Lost, Position, ShardId,
+};
 
 /// The most events that are read for one merge. They are not kept.
 const MAX_MERGED_EVENTS: u64 = 50_000;
@@ -50,8 +57,19 @@ pub enum Item {
     /// Events, encoded as in a batch.
     Events(Events),
     /// Events of a shard that will not be delivered.
-    Gap(ShardId, Gap),
+    Gap(ShardId, Missing),
 }
+
+/// What a shard's cursor waits for.
+enum Awaited {
+    /// A page of history.
+    Page(HistoryPage),
+    /// The log has caught up with the bus: the stream continues so.
+    Opening(Opening),
+}
+
+/// The read of history that a shard's cursor waits for.
+type Waiting = BoxFuture<'static, Result<Awaited, AppendError>>;
 
 /// A subscriber's position in all shards.
 pub struct Cursor {
@@ -71,8 +89,9 @@ pub struct Cursor {
     max_decisions: Option<usize>,
     /// A batch to deliver before anything else.
     first: Option<Events>,
-    /// The page of history that is being read, and the index of its shard.
-    page: Option<(usize, BoxFuture<'static, Result<HistoryPage, AppendError>>)>,
+    /// The shards that wait for a page of history, by their indexes. The others do not wait for
+    /// them.
+    waiting: Vec<(usize, Waiting)>,
 }
 
 /// How far a cursor is behind, for observers.
@@ -116,7 +135,7 @@ impl Cursor {
             max_traced: if options.trace { MAX_TRACED_EVENTS } else { 0 },
             max_decisions: options.explain.then_some(0),
             first: None,
-            page: None,
+            waiting: vec![],
         }
     }
 
@@ -130,15 +149,19 @@ impl Cursor {
         }
     }
 
-    /// The position in each shard, for the resume token: everything up to there was delivered.
+    /// The place in each shard.
     pub fn positions(&self) -> Vec<Position> {
-        self.shards.iter().map(|shard| shard.position).collect()
+        self.shards.iter().map(ShardCursor::position).collect()
     }
 
-    /// Replaces the content of `positions` with [`Cursor::positions`].
-    pub fn positions_into(&self, positions: &mut Vec<Position>) {
-        positions.clear();
-        positions.extend(self.shards.iter().map(|shard| shard.position));
+    /// What the stream has had in each shard, for the resume token.
+    pub fn had(&self) -> impl ExactSizeIterator<Item = HadAt<'_>> + Clone {
+        self.shards.iter().map(ShardCursor::had)
+    }
+
+    /// The same as values of their own.
+    pub fn to_had(&self) -> Vec<Had> {
+        self.had().map(HadAt::to_had).collect()
     }
 
     /// Limits the decisions in the next batch, if the stream explains itself.
@@ -173,26 +196,53 @@ impl Cursor {
     /// History was needed and could not be read.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Item, AppendError>> {
         loop {
-            if let Some((shard, page)) = &mut self.page {
-                let shard = *shard;
-                let Poll::Ready(page) = page.poll_unpin(cx) else { return Poll::Pending };
-                self.page = None;
-                self.turn_page(shard, page?);
-            }
+            self.poll_waiting(cx)?;
             if let Some(item) = self.take() {
                 return Poll::Ready(Ok(item));
             }
             if self.is_finished() {
                 return Poll::Pending;
             }
-            match self.shards.iter().position(ShardCursor::wants_page) {
-                Some(shard) => self.page = Some((shard, self.read_page(shard))),
-                None => match self.registration.interest.poll_pending(cx) {
-                    Poll::Ready(()) => {}
-                    Poll::Pending => return Poll::Pending,
-                },
+            if self.wait_for_history() {
+                continue;
+            }
+            let shards = &self.shards;
+            let reads_log = |shard: usize| shards[shard].reads_log();
+            match self.registration.interest.poll_pending(cx, reads_log) {
+                Poll::Ready(()) => {}
+                Poll::Pending => return Poll::Pending,
             }
         }
+    }
+
+    /// Goes on with the shards whose page of history has come.
+    fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Result<(), AppendError> {
+        let mut index = 0;
+        while let Some((shard, waiting)) = self.waiting.get_mut(index) {
+            let Poll::Ready(awaited) = waiting.poll_unpin(cx) else {
+                index += 1;
+                continue;
+            };
+            let shard = *shard;
+            drop(self.waiting.swap_remove(index));
+            match awaited? {
+                Awaited::Page(page) => self.turn_page(shard, page),
+                Awaited::Opening(opening) => self.shards[shard].continue_with(opening),
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins to read for the shards that need it; false if none does.
+    fn wait_for_history(&mut self) -> bool {
+        let before = self.waiting.len();
+        for index in 0..self.shards.len() {
+            if self.shards[index].waits() && self.waiting.iter().all(|(shard, _)| *shard != index) {
+                let waiting = self.read(index);
+                self.waiting.push((index, waiting));
+            }
+        }
+        self.waiting.len() > before
     }
 
     /// Takes what is there: events of all shards up to a batch, or one gap.
@@ -223,10 +273,10 @@ impl Cursor {
             if let Some(explanation) = &mut events.explanation {
                 explanation.begin_shard(id);
             }
-            if let Some(gap) = self.take_from(shard, &mut events) {
+            if let Some(missing) = self.take_from(shard, &mut events) {
                 if events.is_empty() {
-                    self.pass_gap(shard, &gap);
-                    return Some(Item::Gap(id, gap));
+                    self.shards[shard].reported(&missing);
+                    return Some(Item::Gap(id, missing));
                 }
                 // The events before it go first; the shard's cursor is still before the gap.
                 self.turn = shard;
@@ -240,14 +290,23 @@ impl Cursor {
         (!events.is_empty()).then_some(Item::Events(events))
     }
 
-    /// Adds what a shard has to the batch; returns a gap if that comes next.
-    fn take_from(&mut self, index: usize, events: &mut Events) -> Option<Gap> {
+    /// Adds what a shard has to the batch; returns what is missing if that comes next.
+    fn take_from(&mut self, index: usize, events: &mut Events) -> Option<Missing> {
         let interest = self.registration.interest.clone();
         let filter = &interest.filter;
+        let hub = self.hub.clone();
+        let log = &hub.logs[index];
         loop {
             let shard = &mut self.shards[index];
             match &mut shard.source {
-                Source::Gap(gap, _) => return Some(gap.clone()),
+                Source::Behind => return None,
+                Source::Gap(gap, scan) => {
+                    let (gap, scan) = (gap.clone(), *scan);
+                    match shard.offer_gap(&gap, log) {
+                        Offered::Missing(missing) => return Some(missing),
+                        Offered::Whole | Offered::Part => shard.source = Source::Log(scan),
+                    }
+                }
                 Source::History(entries) => {
                     let Some(entry) = entries.pop_front() else {
                         if self.return_to_log(index) {
@@ -255,16 +314,16 @@ impl Cursor {
                         }
                         return None;
                     };
-                    match shard.offer(&entry, filter, events, &mut self.left) {
+                    match shard.offer(&entry, log, filter, events, &mut self.left) {
                         Offered::Whole => {}
                         Offered::Part => {
                             shard.put_back(entry);
                             return None;
                         }
-                        Offered::Gap(gap) => {
+                        Offered::Missing(missing) => {
                             shard.put_back(entry);
-                            if let Some(gap) = self.clip(index, gap) {
-                                return Some(gap);
+                            if !self.ends_in_log(index) {
+                                return Some(missing);
                             }
                         }
                     }
@@ -278,7 +337,7 @@ impl Cursor {
                     let scan = *scan;
                     let mut bytes = events.bytes;
                     let mut number = scan.next;
-                    let read = self.hub.logs[index].read(scan.next, |entry| {
+                    let read = log.read(scan.next, |entry| {
                         bytes += entry.wire_bytes();
                         number += 1;
                         bytes >= events.max_bytes || number >= scan.end
@@ -287,10 +346,10 @@ impl Cursor {
                         self.leave_log(index);
                         continue;
                     };
-                    match shard.offer_log(&entries, scan, filter, events, &mut self.left) {
+                    match shard.offer_log(&entries, scan, log, filter, events, &mut self.left) {
                         Offered::Whole => {}
                         Offered::Part => return None,
-                        Offered::Gap(gap) => return Some(gap),
+                        Offered::Missing(missing) => return Some(missing),
                     }
                     if events.is_full() {
                         return None;
@@ -312,93 +371,115 @@ impl Cursor {
             return scan.next < scan.end;
         }
         *scan = Scan { next: extent.next, end: extent.next };
-        shard.position = shard.position.max(extent.end);
+        shard.walk(extent.end);
         false
     }
 
     /// Leaves the log, which no longer has what comes next.
     fn leave_log(&mut self, index: usize) {
-        let shard = &mut self.shards[index];
-        if self.hub.bus().history().is_some() {
-            shard.source = Source::History(VecDeque::new());
-            return;
-        }
-        let interest = &self.registration.interest;
-        let (extent, _) = self.hub.logs[index].extent_with(|| interest.take_pending(index));
-        let scan = Scan { next: extent.base, end: extent.next };
-        let gap = gap_to(shard.position, extent.start);
-        shard.source = Source::Gap(gap, scan);
+        let had = self.shards[index].had().to_had();
+        let opening = self.hub.continue_with(shard_id(index), had, || {
+            self.registration.interest.take_pending(index);
+        });
+        self.shards[index].continue_with(opening);
     }
 
-    /// Returns to the log, if it has everything after the position.
+    /// Returns to the log, if it has everything after the place.
     fn return_to_log(&mut self, index: usize) -> bool {
         let interest = &self.registration.interest;
-        let position = self.shards[index].position;
+        let place = self.shards[index].position();
         let log = &self.hub.logs[index];
-        let Some((next, _)) = log.locate(position) else { return false };
+        let Some(next) = log.locate(place) else { return false };
         let (extent, _) = log.extent_with(|| interest.take_pending(index));
         self.shards[index].source = Source::Log(Scan { next, end: extent.next });
         true
     }
 
-    /// Ends a gap where the log begins, if it reaches into the log: history may hold less than the
-    /// log.
-    fn clip(&mut self, index: usize, gap: Gap) -> Option<Gap> {
-        let extent = self.hub.logs[index].extent();
-        if gap.to <= extent.start || gap.from >= extent.end {
-            return Some(gap);
+    /// Ends the gap that comes next in history where the log begins, if it reaches into the log:
+    /// history may hold less than the log. False if it does not.
+    fn ends_in_log(&mut self, index: usize) -> bool {
+        let log = &self.hub.logs[index];
+        let shard = &mut self.shards[index];
+        let Source::History(entries) = &shard.source else { return false };
+        let Some(Content::Gap(gap)) = entries.front().map(|entry| &entry.content) else {
+            return false;
+        };
+        let extent = log.extent();
+        let reaches = log.locate(gap.position).is_some() && gap.position != extent.start;
+        if gap.reason != GapReason::HistoryExpired || !reaches {
+            return false;
         }
         let interest = &self.registration.interest;
-        let (extent, _) = self.hub.logs[index].extent_with(|| interest.take_pending(index));
-        let shard = &mut self.shards[index];
-        let scan = Scan { next: extent.base, end: extent.next };
-        if shard.position >= extent.start {
-            shard.source = Source::Log(scan);
-            return None;
+        if log.locate(shard.position()).is_some() {
+            return self.return_to_log(index);
         }
-        let gap = Gap { to: extent.start, missed: missed(gap.from, extent.start), ..gap };
-        shard.source = Source::Gap(gap.clone(), scan);
-        Some(gap)
+        let (extent, _) = log.extent_with(|| interest.take_pending(index));
+        let gap = gap_before(gap, extent.start);
+        shard.source = Source::Gap(gap.into(), Scan { next: extent.base, end: extent.next });
+        true
     }
 
-    fn pass_gap(&mut self, index: usize, gap: &Gap) {
-        let shard = &mut self.shards[index];
-        shard.position = shard.position.max(gap.to);
-        match &mut shard.source {
-            Source::Log(scan) => scan.next += 1,
-            Source::History(entries) => {
-                entries.pop_front();
-            }
-            Source::Gap(_, scan) => {
-                // A position of an unknown epoch may be beyond all that is here: it is replaced
-                // even by a smaller one, or nothing would ever follow it.
-                shard.position = gap.to;
-                shard.source = Source::Log(*scan);
-            }
+    /// Reads what a shard waits for.
+    fn read(&self, index: usize) -> Waiting {
+        let (hub, id) = (self.hub.clone(), shard_id(index));
+        if matches!(self.shards[index].source, Source::Behind) {
+            let had = self.shards[index].had().to_had();
+            return async move { hub.catch_up(id, had).await.map(Awaited::Opening) }.boxed();
         }
-    }
-
-    fn read_page(&self, index: usize) -> BoxFuture<'static, Result<HistoryPage, AppendError>> {
-        let (hub, position) = (self.hub.clone(), self.shards[index].position);
-        let id = shard_id(index);
+        let place = self.shards[index].position();
         let read = async move {
-            let page = hub.history_page(id, position, PAGE_BYTES).await?;
+            let page = hub.history_page(id, place, PAGE_BYTES).await?;
             if page.deliveries.is_empty() {
                 // History and the log do not meet yet: the events between them are on their way.
                 tokio::time::sleep(PAGE_PAUSE).await;
             }
-            Ok(page)
+            Ok(Awaited::Page(page))
         };
         read.boxed()
     }
 
     fn turn_page(&mut self, index: usize, page: HistoryPage) {
-        let shard = &mut self.shards[index];
-        if page.deliveries.is_empty() {
-            shard.position = shard.position.max(page.next);
+        let (log, shard) = (&self.hub.logs[index], &mut self.shards[index]);
+        let place = shard.position();
+        if is_elsewhere(place, &page) {
+            // Its events come as copies, as far as they are not lost.
+            log.not_on_line(place.epoch);
+            self.leave_log(index);
+            return;
         }
-        shard.source = Source::History(page.deliveries.into_iter().map(Entry::new).collect());
+        if page.deliveries.is_empty() {
+            if page.next.is_known() {
+                shard.walk(page.next);
+            } else if page.at_end {
+                // History holds nothing: everything that is left is in the log.
+                shard.stand_at(log.extent().start);
+            }
+        }
+        let expired = shard.before(&page).map(|gap| Entry::new(Delivery::Gap(gap)));
+        let entries = expired.into_iter().chain(page.deliveries.into_iter().map(Entry::new));
+        shard.source = Source::History(entries.collect());
     }
+}
+
+/// True if the page after a place says that the epoch of the place lies on another line.
+pub(super) fn is_elsewhere(place: Position, page: &HistoryPage) -> bool {
+    place.is_known()
+        && match page.deliveries.first() {
+            Some(Delivery::Gap(gap)) => gap.reason == GapReason::UnknownEpoch,
+            Some(Delivery::Epoch(start)) => {
+                start.position.epoch != place.epoch && start.previous.epoch != place.epoch
+            }
+            _ => false,
+        }
+}
+
+/// The part of a gap up to a place.
+fn gap_before(gap: &Gap, place: Position) -> Gap {
+    let before = |lost: &Lost| {
+        let last = if lost.epoch == place.epoch { lost.last.min(place.offset) } else { lost.last };
+        (lost.epoch <= place.epoch && lost.first <= last).then_some(Lost { last, ..*lost })
+    };
+    Gap { lost: gap.lost.iter().filter_map(before).collect(), position: place, ..gap.clone() }
 }
 
 /// The id of the shard with this index.

@@ -7,17 +7,20 @@
 
 mod entry;
 mod frame;
+mod line;
 
 use std::{collections::VecDeque, sync::Arc};
 
 use parking_lot::RwLock;
 
-pub(super) use self::frame::events_of;
+use self::line::Line;
 pub use self::{
     entry::{Content, Entry},
     frame::{IndexedEvent, IndexedFrame, Summary},
 };
-use crate::bus::{Delivery, Epoch, Position};
+pub(super) use self::{frame::events_of, line::Resume};
+use super::had::Had;
+use crate::bus::{Delivery, Epoch, EpochStart, Offset, Position};
 
 /// The capacity of a log.
 #[derive(Clone, Copy, Debug)]
@@ -43,8 +46,8 @@ struct Ring {
     start: Position,
     /// The position of the last entry.
     end: Position,
-    /// The epochs from that of `start` on, of which the log has, or had, entries.
-    epochs: Vec<Epoch>,
+    /// The epochs of the entries, and those before.
+    line: Line,
     /// Events ever appended.
     total: u64,
     /// Frames ever appended.
@@ -98,14 +101,15 @@ impl Log {
         delivery: Delivery,
         notify: impl FnOnce(&Entry, u64) -> T,
     ) -> T {
-        if let Delivery::Start(position) = delivery {
-            self.ring.write().begin(position);
+        if let Delivery::Start(start) = &delivery {
+            self.ring.write().begin(start);
             return T::default();
         }
         // Indexed before the lock is taken.
         let mut entry = Entry::new(delivery);
         let mut ring = self.ring.write();
         entry.total = ring.total + entry.events() as u64;
+        entry.follows = (!entry.is_step_from(ring.end)).then_some(ring.end);
         let notified = notify(&entry, ring.next());
         ring.push(entry);
         ring.trim(self.capacity);
@@ -168,37 +172,96 @@ impl Log {
         let ring = self.ring.read();
         let index = usize::try_from(number.saturating_sub(ring.base)).unwrap_or(usize::MAX);
         ring.entries.iter().skip(index).find_map(|entry| match &entry.content {
-            Content::Frame(frame) | Content::Restored(frame) => Some(frame.frame.time_ms),
-            Content::Gap(_) | Content::Epoch => None,
+            Content::Frame(frame) => Some(frame.frame.time_ms),
+            Content::Gap(_) | Content::Epoch(_) => None,
         })
     }
 
-    /// The number of the first entry after `position`, and the number of events ever appended up to
-    /// `position`, if everything after `position` is in the log.
-    pub fn locate(&self, position: Position) -> Option<(u64, u64)> {
+    /// The number of the first entry after `place`, if everything after it is in the log.
+    pub fn locate(&self, place: Position) -> Option<u64> {
         let ring = self.ring.read();
-        let known = ring.epochs.contains(&position.epoch);
-        if position < ring.start || position > ring.end || !known {
-            return None;
-        }
-        let index = ring.entries.partition_point(|entry| entry.position <= position);
-        let mut before = match index.checked_sub(1) {
-            Some(before) => ring.entries[before].total,
-            None => ring.total - ring.events as u64,
+        let segment = ring.line.segment_after(place)?;
+        Some(ring.number_after(segment, place.offset))
+    }
+
+    /// The number of events in the log after a place that lies before the entry with this number.
+    pub fn events_after(&self, number: u64, place: Position) -> u64 {
+        let events = self.events_from(number);
+        let ring = self.ring.read();
+        let index = number.checked_sub(ring.base).and_then(|index| usize::try_from(index).ok());
+        let passed = match index.and_then(|index| ring.entries.get(index)) {
+            Some(entry) if entry.position.epoch == place.epoch => {
+                (place.offset.0 + 1).saturating_sub(entry.first_place().0)
+            }
+            _ => 0,
         };
-        if let Some(Content::Frame(frame)) = ring.entries.get(index).map(|entry| &entry.content)
-            && frame.frame.epoch == position.epoch
-        {
-            before += (position.offset.0 + 1).saturating_sub(frame.frame.first.0);
-        }
-        Some((ring.base + index as u64, before))
+        events.saturating_sub(passed)
+    }
+
+    /// Where a stream continues that has had this.
+    pub(super) fn resume(&self, had: &Had) -> Resume {
+        let ring = self.ring.read();
+        let number_after = |segment, offset| ring.number_after(segment, offset);
+        ring.line.resume(had, ring.next(), number_after)
+    }
+
+    /// The position at the end, what a stream has had besides that begins there, and the number of
+    /// its first entry.
+    pub(super) fn latest(&self) -> (Position, Had, u64) {
+        let ring = self.ring.read();
+        (ring.end, ring.line.latest(), ring.next())
+    }
+
+    /// True if the log has, or had, everything up to this position of the bus.
+    pub(super) fn reaches(&self, position: Position) -> bool {
+        let ring = self.ring.read();
+        ring.line.segments.iter().any(|segment| {
+            segment.epoch == position.epoch && segment.end >= position.offset
+        })
+    }
+
+    /// The highest name of an epoch that is in the shard, was appended again, or is lost; none if
+    /// the epoch is not known.
+    pub(super) fn end_of(&self, epoch: Epoch) -> Option<Offset> {
+        self.ring.read().line.end_of(epoch)
+    }
+
+    /// The same for all epochs that are known.
+    pub(super) fn ends(&self) -> Vec<Position> {
+        self.ring.read().line.ends().to_vec()
+    }
+
+    /// Records that the bus does not know an epoch: it lies on another line.
+    pub(super) fn not_on_line(&self, epoch: Epoch) {
+        self.ring.write().line.not_on_line(epoch);
     }
 }
 
 impl Ring {
-    fn begin(&mut self, position: Position) {
-        (self.start, self.end, self.started) = (position, position, true);
-        self.epochs.push(position.epoch);
+    fn begin(&mut self, start: &EpochStart) {
+        (self.start, self.end, self.started) = (start.position, start.position, true);
+        self.line.begin(start);
+    }
+
+    /// The number of the first entry of a segment after the place with this offset.
+    fn number_after(&self, segment: usize, offset: Offset) -> u64 {
+        let bounds = |index: usize| {
+            let number = self.line.segments.get(index).map_or(self.next(), |found| found.number);
+            usize::try_from(number.saturating_sub(self.base)).unwrap_or(usize::MAX)
+        };
+        let end = bounds(segment + 1).min(self.entries.len());
+        let entries = bounds(segment).min(end)..end;
+        let (mut low, mut high) = (entries.start, entries.end);
+        while low < high {
+            let middle = low.midpoint(high);
+            // The start of an epoch, at its offset 0, was passed by whoever is in it.
+            if self.entries[middle].position.offset <= offset {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        self.base + low as u64
     }
 
     fn next(&self) -> u64 {
@@ -206,10 +269,8 @@ impl Ring {
     }
 
     fn push(&mut self, entry: Entry) {
-        if self.end.epoch != entry.position.epoch {
-            self.epochs.push(entry.position.epoch);
-            self.epoch_changes += 1;
-        }
+        self.epoch_changes += u64::from(self.end.epoch != entry.position.epoch);
+        self.line.push(&entry, self.next());
         self.frames += u64::from(matches!(entry.content, Content::Frame(_)));
         self.end = entry.position;
         self.total = entry.total;
@@ -220,15 +281,13 @@ impl Ring {
 
     fn trim(&mut self, capacity: Capacity) {
         while self.bytes > capacity.bytes || self.events > capacity.events {
-            let Some(entry) = self.entries.pop_front() else { return };
+            let Some(entry) = self.entries.pop_front() else { break };
             self.base += 1;
             self.start = entry.position;
             self.events -= entry.events();
             self.bytes -= entry.bytes();
         }
-        // A position in an earlier epoch can only be found in history.
-        let first = self.start.epoch;
-        self.epochs.retain(|epoch| *epoch >= first);
+        self.line.trim(self.base, self.start);
     }
 
     fn extent(&self) -> Extent {

@@ -7,6 +7,7 @@ pub mod cursor;
 pub mod event;
 pub mod explanation;
 pub mod filter;
+pub mod had;
 pub mod log;
 mod merge;
 mod opening;
@@ -27,6 +28,7 @@ use trunkline_proto::kinds;
 
 pub use self::opening::{Begin, Opened, ReadOptions};
 use self::{
+    cursor::Cursor,
     event::EventView,
     filter::{Filter, LAST_VALUE_KINDS},
     log::{Capacity, Content, IndexedFrame, Log},
@@ -90,7 +92,9 @@ impl Hub {
         self.logs.iter().all(Log::is_started)
     }
 
-    /// Loads from the bus the last values that were published before this gateway received events.
+    /// Loads the last values from the bus: those that were published before this gateway received
+    /// events, or in a gap. May be called again at any time; a newer value that came meanwhile
+    /// stays.
     ///
     /// # Errors
     ///
@@ -114,12 +118,16 @@ impl Hub {
         }
     }
 
-    /// The last values that a stream would not get otherwise, because they lie before its
-    /// positions.
-    fn last_values(&self, filter: &Filter, positions: &[Position]) -> Vec<Bytes> {
+    /// The last values that a stream would not get otherwise: it has had them, or they are older
+    /// than all that can still come.
+    fn last_values(&self, filter: &Filter, cursor: &Cursor) -> Vec<Bytes> {
         let mut values = Vec::new();
-        for (kept, position) in self.last_values.iter().zip(positions) {
-            for retained in kept.lock().values().filter(|retained| retained.position <= *position) {
+        for ((kept, log), had) in self.last_values.iter().zip(&self.logs).zip(cursor.had()) {
+            if had.is_empty() {
+                continue;
+            }
+            let passed = |name: Position| had.has(name) || log.end_of(name.epoch).is_none();
+            for retained in kept.lock().values().filter(|retained| passed(retained.position)) {
                 if EventView::peek(&retained.event).is_ok_and(|event| filter.matches(&event)) {
                     values.push(retained.event.clone());
                 }
@@ -131,7 +139,8 @@ impl Hub {
     fn keep_last_values(&self, shard: ShardId, frame: &IndexedFrame) {
         for (index, event) in frame.events.iter().enumerate() {
             if kinds::of(event.meta.kind()).is_some_and(|row| row.keeps_last) {
-                let position = Position { epoch: frame.frame.epoch, offset: frame.offset(index) };
+                // By its name: a copy of an older value does not replace a newer one.
+                let position = frame.frame.name_of(index as u64);
                 // A copy of its own: a slice would keep the whole frame.
                 let bytes = Bytes::copy_from_slice(&frame.frame.events[event.meta.range()]);
                 self.keep_last(shard, Retained { key: event.meta.kind(), position, event: bytes });

@@ -1,13 +1,27 @@
 //! Opening a stream: the position at which it begins in each shard.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use super::{
     Hub,
-    cursor::{Cursor, shard_id},
+    cursor::{Cursor, Scan, Source, is_elsewhere, shard_id},
     filter::Filter,
+    had::Had,
+    log::Resume,
 };
-use crate::bus::{AppendError, Delivery, Gap, GapReason, HistoryPage, Position, ShardId, unix_ms};
+use crate::bus::{
+    AppendError, Delivery, Gap, GapReason, HistoryPage, Lost, Position, ShardId, unix_ms,
+};
+
+/// The time for which opening a stream waits for a log that is behind. After that the stream is
+/// opened, and waits itself.
+const MAX_CATCH_UP: Duration = Duration::from_secs(1);
+
+/// The wait before a log that is behind is looked at again.
+const CATCH_UP_PAUSE: Duration = Duration::from_millis(20);
+
+/// Bytes of events in the page that is read to see how a stream begins.
+const PREVIEW_BYTES: usize = 64 * 1024;
 
 /// Where a stream begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,8 +30,8 @@ pub enum Begin {
     Latest,
     /// With the oldest event that is kept.
     Oldest,
-    /// After these positions, one per shard.
-    After(Vec<Position>),
+    /// After what was had, one for each shard.
+    After(Vec<Had>),
 }
 
 /// How a stream is read.
@@ -43,15 +57,14 @@ pub struct Opened {
     pub replayed: u64,
 }
 
-/// How a stream begins in one shard.
-pub(super) enum Opening {
-    /// In the log: everything up to `position` was delivered, and the entries from `next` to `end`
-    /// may lie behind it.
-    Log { position: Position, next: u64, end: u64, resumed: bool },
-    /// In history, after `position`.
-    History { position: Position },
-    /// With a gap, then in the log.
-    Gap { gap: Gap, next: u64, end: u64 },
+/// How a stream begins, or continues, in one shard.
+pub(super) struct Opening {
+    /// The place: everything in its epoch up to here was passed.
+    pub position: Position,
+    /// What the stream has had besides.
+    pub had: Had,
+    /// The source of the entries that come next.
+    pub source: Source,
 }
 
 impl Hub {
@@ -73,40 +86,23 @@ impl Hub {
         let (mut resumed, mut replayed) = (matches!(begin, Begin::After(_)), 0);
         for (shard, log) in self.logs.iter().enumerate() {
             let id = shard_id(shard);
-            let extent = log.extent();
             let opening = match begin {
-                Begin::Latest => Opening::Log {
-                    position: extent.end,
-                    next: extent.next,
-                    end: extent.next,
-                    resumed: false,
-                },
-                Begin::Oldest if self.bus().history().is_some() => {
-                    Opening::History { position: Position::UNKNOWN }
-                }
-                Begin::Oldest => Opening::Log {
-                    position: extent.start,
-                    next: extent.base,
-                    end: extent.next,
-                    resumed: false,
-                },
-                Begin::After(positions) => {
-                    let position = positions
-                        .get(shard)
-                        .copied()
-                        .filter(|_| positions.len() == self.logs.len());
-                    self.resume(id, position.unwrap_or(Position::UNKNOWN)).await?
+                Begin::Latest => self.latest(id),
+                Begin::Oldest => self.oldest(id),
+                Begin::After(shards) => {
+                    let had = shards.get(shard).filter(|_| shards.len() == self.logs.len());
+                    let had = had.cloned().unwrap_or_default();
+                    if had.is_oldest() { self.oldest(id) } else { self.resume(id, had).await? }
                 }
             };
-            match &opening {
-                Opening::Gap { .. } => resumed = false,
-                Opening::Log { next, end, position, .. } if next < end => {
-                    let before = log.locate(*position).map_or(0, |(_, before)| before);
-                    replayed += log.extent().total.saturating_sub(before);
+            match &opening.source {
+                Source::Gap(..) => resumed = false,
+                Source::Log(Scan { next, end }) if next < end => {
+                    replayed += log.events_after(*next, opening.position);
                 }
-                Opening::Log { .. } => {}
-                Opening::History { position } => {
-                    let (lost, events) = self.preview(id, *position).await?;
+                Source::Log(_) | Source::Behind => {}
+                Source::History(_) => {
+                    let (lost, events) = self.preview(id, &opening).await?;
                     resumed &= !lost;
                     replayed += events;
                 }
@@ -115,81 +111,139 @@ impl Hub {
         }
         let interest = registration.interest.clone();
         let mut cursor = Cursor::new(self.clone(), registration, openings, options);
-        let first = self.last_values(&interest.filter, &cursor.positions());
+        let first = self.last_values(&interest.filter, &cursor);
         cursor.begin_with(&first);
         Ok(Opened { cursor, resumed, replayed })
     }
 
-    /// Decides how a stream continues after a position.
-    async fn resume(&self, shard: ShardId, position: Position) -> Result<Opening, AppendError> {
-        let log = &self.logs[shard.index()];
-        let in_log = || {
-            let (next, _) = log.locate(position)?;
-            Some(Opening::Log { position, next, end: log.extent().next, resumed: true })
-        };
-        if let Some(opening) = in_log() {
-            return Ok(opening);
-        }
-        let unknown = || {
-            let extent = log.extent();
-            let gap = Gap {
-                reason: GapReason::UnknownEpoch,
-                from: position,
-                to: extent.end,
-                missed: None,
-                from_ms: None,
-                to_ms: unix_ms(),
-            };
-            Opening::Gap { gap, next: extent.next, end: extent.next }
-        };
-        if !position.is_known() {
-            return Ok(unknown());
-        }
-        let Some(history) = self.bus().history() else {
-            let extent = log.extent();
-            if position.epoch == extent.start.epoch && position < extent.start {
-                let gap = gap_to(position, extent.start);
-                return Ok(Opening::Gap { gap, next: extent.base, end: extent.next });
-            }
-            return Ok(unknown());
-        };
-        if position <= log.extent().end {
-            return Ok(Opening::History { position });
-        }
-        // The other gateway was ahead of this one, or the position never existed.
-        let tip = history.tip(shard).await?;
-        if position.epoch == tip.epoch && position.offset <= tip.offset {
-            let extent = log.extent();
-            return Ok(Opening::Log {
-                position,
-                next: extent.base,
-                end: extent.next,
-                resumed: true,
-            });
-        }
-        // The gateway may have caught up in the meantime.
-        Ok(in_log().unwrap_or_else(unknown))
+    /// A stream that begins with the next event.
+    fn latest(&self, shard: ShardId) -> Opening {
+        let (position, had, next) = self.logs[shard.index()].latest();
+        Opening { position, had, source: Source::Log(Scan { next, end: next }) }
     }
 
-    /// Reads a page of history after a position. Returns whether anything after the position is
-    /// lost, and about how many events follow it.
+    /// A stream that begins with the oldest event that is kept.
+    fn oldest(&self, shard: ShardId) -> Opening {
+        if self.bus().history().is_some() {
+            let source = Source::History(VecDeque::new());
+            return Opening { position: Position::UNKNOWN, had: Had::oldest(), source };
+        }
+        let extent = self.logs[shard.index()].extent();
+        let source = Source::Log(Scan { next: extent.base, end: extent.next });
+        Opening { position: extent.start, had: Had::default(), source }
+    }
+
+    /// A stream that continues with what it has had. Waits for a log that is behind, for a while.
+    async fn resume(&self, shard: ShardId, had: Had) -> Result<Opening, AppendError> {
+        let opening = self.continue_with(shard, had, || {});
+        if !matches!(opening.source, Source::Behind) {
+            return Ok(opening);
+        }
+        let caught_up = self.catch_up(shard, opening.had.clone());
+        match tokio::time::timeout(MAX_CATCH_UP, caught_up).await {
+            Ok(opening) => opening,
+            Err(_) => Ok(opening),
+        }
+    }
+
+    /// How a stream goes on that has had this. `take_pending` is called before the end of the log
+    /// is looked up. [`Source::Behind`] if nothing that it has had is known here.
+    pub(super) fn continue_with(
+        &self,
+        shard: ShardId,
+        had: Had,
+        take_pending: impl FnOnce(),
+    ) -> Opening {
+        let log = &self.logs[shard.index()];
+        take_pending();
+        let resume = log.resume(&had);
+        let extent = log.extent();
+        let history = self.bus().history().is_some();
+        let in_log = |next| Source::Log(Scan { next, end: extent.next });
+        match resume {
+            Resume::Log { position, .. }
+                if !history && position.epoch == extent.end.epoch && position > extent.end =>
+            {
+                // Nobody else has it either: it never existed.
+                self.unknown(shard, had)
+            }
+            Resume::Log { number, position } => Opening { position, had, source: in_log(number) },
+            Resume::History { after } if history => {
+                Opening { position: after, had, source: Source::History(VecDeque::new()) }
+            }
+            Resume::History { after } if after.epoch == extent.start.epoch => {
+                let gap = expired(after, extent.start).into();
+                let scan = Scan { next: extent.base, end: extent.next };
+                Opening { position: after, had, source: Source::Gap(gap, scan) }
+            }
+            Resume::Unknown if history && !had.is_unknown() => {
+                Opening { position: Position::UNKNOWN, had, source: Source::Behind }
+            }
+            Resume::History { .. } | Resume::Unknown => self.unknown(shard, had),
+        }
+    }
+
+    /// A stream of which nothing is known here: it is told so, and goes on with the next event.
+    fn unknown(&self, shard: ShardId, had: Had) -> Opening {
+        let extent = self.logs[shard.index()].extent();
+        let walked = had.epochs().iter().rfind(|had| had.entered);
+        let position = walked.map_or(Position::UNKNOWN, |had| {
+            Position { epoch: had.epoch, offset: had.walked }
+        });
+        let gap = Gap {
+            reason: GapReason::UnknownEpoch,
+            lost: vec![],
+            more: true,
+            position: extent.end,
+            from_ms: None,
+            to_ms: unix_ms(),
+        };
+        let scan = Scan { next: extent.next, end: extent.next };
+        Opening { position, had, source: Source::Gap(gap.into(), scan) }
+    }
+
+    /// Waits until the log has what the stream has had, or has caught up with the bus without it.
+    pub(super) async fn catch_up(&self, shard: ShardId, had: Had) -> Result<Opening, AppendError> {
+        let Some(history) = self.bus().history() else { return Ok(self.unknown(shard, had)) };
+        loop {
+            let tip = history.tip(shard).await?;
+            let reached = self.logs[shard.index()].reaches(tip);
+            let opening = self.continue_with(shard, had.clone(), || {});
+            if !matches!(opening.source, Source::Behind) {
+                return Ok(opening);
+            }
+            if reached {
+                return Ok(self.unknown(shard, had));
+            }
+            tokio::time::sleep(CATCH_UP_PAUSE).await;
+        }
+    }
+
+    /// Reads a page of history where a stream begins. Returns whether anything that it has not had
+    /// is lost, and about how many events follow.
     async fn preview(
         &self,
         shard: ShardId,
-        position: Position,
+        opening: &Opening,
     ) -> Result<(bool, u64), AppendError> {
-        let page = self.history_page(shard, position, 64 * 1024).await?;
-        let lost = matches!(page.deliveries.first(), Some(Delivery::Gap(_)));
+        let page = self.history_page(shard, opening.position, PREVIEW_BYTES).await?;
         let mut events = 0;
         for delivery in &page.deliveries {
             if let Delivery::Frame(frame) = delivery {
-                events += frame.count;
+                let had = (0..frame.count).filter(|nth| opening.had.has(frame.name_of(*nth)));
+                events += frame.count - had.count() as u64;
             }
         }
         let extent = self.logs[shard.index()].extent();
         if page.next.epoch == extent.end.epoch {
             events += extent.end.offset.0.saturating_sub(page.next.offset.0);
         }
+        let lost = match page.deliveries.first() {
+            Some(Delivery::Gap(gap)) if !is_elsewhere(opening.position, &page) => {
+                gap.more || gap.lost.iter().any(|lost| opening.had.first_missing(*lost).is_some())
+            }
+            _ => false,
+        };
         Ok((lost, events))
     }
 
@@ -208,14 +262,15 @@ impl Hub {
     }
 }
 
-/// The gap between a position and the beginning of the log.
-pub(super) fn gap_to(from: Position, to: Position) -> Gap {
-    let missed = missed(from, to);
-    let reason = if missed.is_some() { GapReason::HistoryExpired } else { GapReason::UnknownEpoch };
-    Gap { reason, from, to, missed, from_ms: None, to_ms: unix_ms() }
-}
-
-/// The number of events between two positions; `None` if they are in different epochs.
-pub(super) fn missed(from: Position, to: Position) -> Option<u64> {
-    (from.epoch == to.epoch).then(|| to.offset.0.saturating_sub(from.offset.0))
+/// The gap between a place and a later one of its epoch, where the log begins.
+fn expired(after: Position, start: Position) -> Gap {
+    let lost = Lost { epoch: start.epoch, first: after.offset.plus(1), last: start.offset };
+    Gap {
+        reason: GapReason::HistoryExpired,
+        lost: vec![lost],
+        more: false,
+        position: start,
+        from_ms: None,
+        to_ms: unix_ms(),
+    }
 }

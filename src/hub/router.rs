@@ -74,12 +74,17 @@ impl Interest {
         Some(pending.swap(NONE, Ordering::AcqRel))
     }
 
-    /// Ready while something is pending; otherwise the task is woken when something is, or by
-    /// [`Router::wake_all`].
-    pub(super) fn poll_pending(&self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready while something is pending in a shard that `reads_log` says reads its log; otherwise
+    /// the task is woken when something is, or by [`Router::wake_all`].
+    pub(super) fn poll_pending(
+        &self,
+        cx: &mut Context<'_>,
+        reads_log: impl Fn(usize) -> bool,
+    ) -> Poll<()> {
         // Registered first, so that no bit is set between the check and the registration.
         self.task.register(cx.waker());
-        if self.pending.iter().any(|first| first.load(Ordering::Acquire) != NONE) {
+        let mut pending = self.pending.iter().enumerate();
+        if pending.any(|(shard, first)| first.load(Ordering::Acquire) != NONE && reads_log(shard)) {
             return Poll::Ready(());
         }
         Poll::Pending
@@ -140,15 +145,11 @@ impl Router {
     /// bit or the bit without the entry.
     pub(super) fn notify(&self, shard: ShardId, entry: &Entry, number: u64) -> Vec<Waker> {
         let mut pending = Pending { shard: shard.index(), number, tasks: vec![] };
+        let index = self.index.read();
         match &entry.content {
-            Content::Frame(frame) | Content::Restored(frame) => {
-                self.index.read().notify(frame, &mut pending);
-            }
-            // A gap concerns every subscriber, an epoch none.
-            Content::Gap(_) => {
-                self.index.read().all.values().for_each(|interest| pending.set(interest));
-            }
-            Content::Epoch => {}
+            Content::Frame(frame) if entry.follows.is_none() => index.notify(frame, &mut pending),
+            // Every subscriber must read it.
+            _ => index.all.values().for_each(|interest| pending.set(interest)),
         }
         pending.tasks
     }
@@ -195,7 +196,7 @@ mod tests {
             first: Offset(1),
             count: events.len() as u64,
             time_ms: 0,
-            origin: None,
+            provenance: None,
             events: Bytes::from(bytes),
         }))
     }
@@ -213,7 +214,7 @@ mod tests {
         let router = Arc::new(Router::default());
         let registration = router.register(filter.clone(), 1);
         let waker = Arc::new(NoTask).into();
-        assert!(registration.interest.poll_pending(&mut Context::from_waker(&waker)).is_pending());
+        assert!(registration.interest.poll_pending(&mut Context::from_waker(&waker), |_| true).is_pending());
         let woken = router.notify(ShardId(0), entry, 5).len();
         let pending = registration.interest.take_pending(0);
         assert_eq!(pending, (woken == 1).then_some(5));

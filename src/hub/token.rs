@@ -1,29 +1,49 @@
-//! The resume token: a subscriber's position in every shard, in a few bytes that are sent with each
-//! response.
+//! The resume token: what a subscriber has had in every shard, in a few bytes that are sent with
+//! each response.
 //!
 //! | bytes | content |
 //! |---|---|
-//! | 1 | version of this layout: 1 |
+//! | 1 | version of this layout: 2 |
 //! | 4 | tag of the deployment, big endian |
 //! | varint | number of shards |
-//! | per shard, from 0 | varints: the epoch (as distance to the one before, zigzag), the offset |
+//! | per shard, from 0 | varint: 0 nothing is known, 1 from the oldest event on, 2 one epoch that was walked, else the number of epochs and 2; then the epochs, ascending |
 //! | 4 | FNV-1a of all before, big endian |
 //!
+//! An epoch begins with its distance: from the epoch before it in the shard, or for the first one
+//! from the first epoch of the shards before (zigzag). The one epoch of a shard that has no more
+//! goes on with the offset up to which it was walked. Any other goes on with the number of ranges
+//! of further names, doubled, and one more if it was entered; the offset up to which it was walked,
+//! if it was; and for each range the names left out before it and the names in it, less one.
+//!
 //! Epochs of one deployment are mostly close together, so a shard takes about as many bytes as its
-//! offset. The checksum protects against accidents, not against forgery: a forged token reads no
-//! more than the subscriber's rules allow.
+//! offset and a few. The checksum protects against accidents, not against forgery: a forged token
+//! reads no more than the subscriber's rules allow.
+//!
+//! Version 1 had one position for each shard, an epoch and an offset; it is still decoded.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::event::{
-    Fnv32,
-    wire::{get_varint, put_varint, varint_len},
+use super::{
+    event::{
+        Fnv32,
+        wire::{get_varint, put_varint, varint_len},
+    },
+    had::{EpochHad, EpochView, Had, HadAt, MAX_EPOCHS, MAX_RANGES},
 };
-use crate::bus::Position;
+use crate::bus::{Epoch, Offset, Position};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+
+/// Tokens of gateways before recovery gave events names.
+const VERSION_OF_POSITIONS: u8 = 1;
+
 const TAG: usize = 4;
 const CHECKSUM: usize = 4;
+
+/// What is known of a shard.
+const UNKNOWN: u64 = 0;
+const OLDEST: u64 = 1;
+const WALKED: u64 = 2;
 
 /// The reason why a token cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,13 +56,13 @@ pub enum TokenError {
     ForeignDeployment,
 }
 
-/// One position per shard, of one deployment.
+/// What was had in each shard of one deployment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResumeToken {
     /// [`deployment_tag`] of the deployment that made the token.
     pub deployment: u32,
-    /// By shard: everything up to and including this position was delivered or reported as a gap.
-    pub positions: Vec<Position>,
+    /// By shard: what was delivered or reported as a gap.
+    pub shards: Vec<Had>,
 }
 
 impl ResumeToken {
@@ -59,36 +79,38 @@ impl ResumeToken {
             return Err(Malformed("wrong checksum"));
         }
         let (&version, body) = body.split_first().ok_or(Malformed("too short"))?;
-        if version != VERSION {
+        if version != VERSION && version != VERSION_OF_POSITIONS {
             return Err(Malformed("unknown version"));
         }
         let (tag, mut body) = body.split_first_chunk::<TAG>().ok_or(Malformed("too short"))?;
         if u32::from_be_bytes(*tag) != deployment {
             return Err(TokenError::ForeignDeployment);
         }
-        let mut number = || get_varint(&mut body).map_err(|_| Malformed("cut off"));
-        let shards = u16::try_from(number()?).map_err(|_| Malformed("too many shards"))?;
-        let mut positions = Vec::new();
-        let mut epoch = 0u64;
-        for shard in 0..shards {
-            let value = number()?;
-            epoch = if shard == 0 { value } else { epoch.wrapping_add(unzigzag(value)) };
-            positions.push(Position::new(epoch, number()?));
+        let count = number(&mut body)?;
+        let count = u16::try_from(count).map_err(|_| Malformed("too many shards"))?;
+        let mut shards = Vec::new();
+        let mut epoch = 0;
+        for shard in 0..count {
+            shards.push(if version == VERSION {
+                decode_shard(&mut body, &mut epoch)?
+            } else {
+                decode_position(&mut body, &mut epoch, shard == 0)?
+            });
         }
         if !body.is_empty() {
             return Err(Malformed("bytes after the end"));
         }
-        Ok(ResumeToken { deployment, positions })
+        Ok(ResumeToken { deployment, shards })
     }
 
     /// The number of bytes that [`encode`](Self::encode) appends.
     pub fn encoded_len(&self) -> usize {
-        encoded_len(&self.positions)
+        encoded_len(self.views())
     }
 
     /// Appends the token to `buf`.
     pub fn encode(&self, buf: &mut impl BufMut) {
-        encode(self.deployment, &self.positions, buf);
+        encode(self.deployment, self.views(), buf);
     }
 
     /// The encoded token.
@@ -97,25 +119,31 @@ impl ResumeToken {
         self.encode(&mut buf);
         buf.freeze()
     }
+
+    fn views(&self) -> impl ExactSizeIterator<Item = HadAt<'_>> {
+        self.shards.iter().map(|had| had.at(Position::UNKNOWN))
+    }
 }
 
-/// Appends the token of `positions` (one per shard, from shard 0) to `buf`, for callers that keep
-/// the positions. Does not allocate.
-pub fn encode(deployment: u32, positions: &[Position], buf: &mut impl BufMut) {
+/// Appends the token of what was had (in each shard, from shard 0) to `buf`, for callers that keep
+/// it. Does not allocate.
+pub fn encode<'a>(
+    deployment: u32,
+    shards: impl ExactSizeIterator<Item = HadAt<'a>>,
+    buf: &mut impl BufMut,
+) {
     let mut buf = Summed { buf, sum: Fnv32::new() };
     buf.put(&[VERSION]);
     buf.put(&deployment.to_be_bytes());
-    buf.put_varint(positions.len() as u64);
-    for value in values(positions) {
-        buf.put_varint(value);
-    }
+    buf.put_varint(shards.len() as u64);
+    for_each_number(shards, |number| buf.put_varint(number));
     buf.buf.put_slice(&buf.sum.finish().to_be_bytes());
 }
 
-/// The number of bytes that [`encode`] appends for `positions`.
-pub fn encoded_len(positions: &[Position]) -> usize {
-    let numbers =
-        varint_len(positions.len() as u64) + values(positions).map(varint_len).sum::<usize>();
+/// The number of bytes that [`encode`] appends.
+pub fn encoded_len<'a>(shards: impl ExactSizeIterator<Item = HadAt<'a>>) -> usize {
+    let mut numbers = varint_len(shards.len() as u64);
+    for_each_number(shards, |number| numbers += varint_len(number));
     1 + TAG + numbers + CHECKSUM
 }
 
@@ -126,15 +154,107 @@ pub fn deployment_tag(prefix: &str) -> u32 {
     fnv.finish()
 }
 
-/// The numbers of all positions, as they are encoded.
-fn values(positions: &[Position]) -> impl Iterator<Item = u64> {
-    let before =
-        std::iter::once(None).chain(positions.iter().map(|position| Some(position.epoch.0)));
-    positions.iter().zip(before).flat_map(|(position, before)| {
-        let epoch = position.epoch.0;
-        let epoch = before.map_or(epoch, |before| zigzag(epoch.wrapping_sub(before)));
-        [epoch, position.offset.0]
-    })
+/// Calls `put` with the numbers of all shards, as they are encoded.
+fn for_each_number<'a>(shards: impl Iterator<Item = HadAt<'a>>, mut put: impl FnMut(u64)) {
+    let mut first = 0;
+    for had in shards {
+        let mut epochs = had.epochs();
+        let count = had.len() as u64;
+        let Some(epoch) = epochs.next() else {
+            put(if had.is_oldest() { OLDEST } else { UNKNOWN });
+            continue;
+        };
+        let only = count == 1 && epoch.entered && epoch.more.is_empty();
+        put(if only { WALKED } else { count + WALKED });
+        put(zigzag(epoch.epoch.0.wrapping_sub(first)));
+        first = epoch.epoch.0;
+        if only {
+            put(epoch.walked.0);
+            continue;
+        }
+        put_names(&epoch, &mut put);
+        let mut before = first;
+        for epoch in epochs {
+            put(epoch.epoch.0 - before);
+            before = epoch.epoch.0;
+            put_names(&epoch, &mut put);
+        }
+    }
+}
+
+fn put_names(epoch: &EpochView<'_>, put: &mut impl FnMut(u64)) {
+    put((epoch.more.len() as u64) << 1 | u64::from(epoch.entered));
+    if epoch.entered {
+        put(epoch.walked.0);
+    }
+    let mut before = epoch.walked.0;
+    for (first, last) in epoch.more {
+        put(first.0.saturating_sub(before).saturating_sub(1));
+        put(last.0 - first.0);
+        before = last.0;
+    }
+}
+
+fn number(body: &mut &[u8]) -> Result<u64, TokenError> {
+    get_varint(body).map_err(|_| TokenError::Malformed("cut off"))
+}
+
+/// A shard of a token of version 1: the distance of its epoch from that of the shard before, which
+/// the first one has none of, and an offset.
+fn decode_position(body: &mut &[u8], epoch: &mut u64, first: bool) -> Result<Had, TokenError> {
+    let value = number(body)?;
+    *epoch = if first { value } else { epoch.wrapping_add(unzigzag(value)) };
+    let offset = Offset(number(body)?);
+    let position = Position { epoch: Epoch(*epoch), offset };
+    Ok(if position.is_known() { Had::up_to(position) } else { Had::default() })
+}
+
+/// A shard of a token; `first` is the first epoch of the shards before.
+fn decode_shard(body: &mut &[u8], first: &mut u64) -> Result<Had, TokenError> {
+    let malformed = TokenError::Malformed("not in order");
+    let kind = number(body)?;
+    match kind {
+        UNKNOWN => return Ok(Had::default()),
+        OLDEST => return Ok(Had::oldest()),
+        _ => *first = first.wrapping_add(unzigzag(number(body)?)),
+    }
+    let mut epoch = Epoch(*first);
+    if kind == WALKED {
+        let walked = EpochHad { epoch, entered: true, walked: Offset(number(body)?), more: vec![] };
+        return Had::from_epochs(vec![walked]).ok_or(malformed);
+    }
+    let count = kind - WALKED;
+    if count > MAX_EPOCHS as u64 {
+        return Err(TokenError::Malformed("too many epochs"));
+    }
+    let mut epochs = Vec::new();
+    for nth in 0..count {
+        if nth > 0 {
+            epoch = Epoch(epoch.0.checked_add(number(body)?).ok_or(malformed)?);
+        }
+        epochs.push(decode_names(body, epoch)?);
+    }
+    Had::from_epochs(epochs).ok_or(malformed)
+}
+
+fn decode_names(body: &mut &[u8], epoch: Epoch) -> Result<EpochHad, TokenError> {
+    let malformed = TokenError::Malformed("not in order");
+    let head = number(body)?;
+    let (ranges, entered) = (head >> 1, head & 1 == 1);
+    if ranges > MAX_RANGES as u64 {
+        return Err(TokenError::Malformed("too many ranges"));
+    }
+    let walked = Offset(if entered { number(body)? } else { 0 });
+    let mut more = Vec::new();
+    let mut before = walked.0;
+    for _ in 0..ranges {
+        let first = number(body)?.checked_add(1).and_then(|left_out| before.checked_add(left_out));
+        let first = first.ok_or(malformed)?;
+        let last = first.checked_add(number(body)?).ok_or(malformed)?;
+        more.push((Offset(first), Offset(last)));
+        before = last;
+    }
+    Ok(EpochHad { epoch, entered, walked, more })
 }
 
 /// Encodes a distance that may be negative (in two's complement) as a number that is small if the
@@ -168,123 +288,4 @@ impl<B: BufMut> Summed<'_, B> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const HERE: u32 = 0x0102_0304;
-
-    fn token(positions: Vec<Position>) -> ResumeToken {
-        ResumeToken { deployment: HERE, positions }
-    }
-
-    #[test]
-    fn the_layout_is_fixed() {
-        let token = token(vec![Position::new(5, 300), Position::new(4, 0)]);
-        let bytes = token.to_bytes();
-        assert_eq!(bytes[..5], [VERSION, 1, 2, 3, 4]);
-        assert_eq!(bytes[5..11], [2, 5, 0xac, 0x02, 1, 0], "2 shards; 5-300; 1 back, 0");
-        assert_eq!(bytes.len(), 15);
-        assert_eq!(deployment_tag("trunkline"), 0x188b_06ef);
-    }
-
-    #[test]
-    fn a_token_is_small() {
-        let epoch = 1_700_000_000_000;
-        let positions = (0..6).map(|shard| Position::new(epoch + shard % 3, 1_000_000)).collect();
-        assert!(token(positions).encoded_len() <= 40);
-    }
-
-    #[test]
-    fn errors_say_what_is_wrong() {
-        let bytes = token(vec![Position::new(1, 2)]).to_bytes();
-        assert_eq!(ResumeToken::decode(&bytes, HERE + 1), Err(TokenError::ForeignDeployment));
-        assert_eq!(ResumeToken::decode(b"abc", HERE), Err(TokenError::Malformed("too short")));
-        assert_eq!(
-            ResumeToken::decode(b"not a token", HERE),
-            Err(TokenError::Malformed("wrong checksum"))
-        );
-        // The checksum is right in all of these.
-        let refused = |body: &[u8]| {
-            let mut sum = Fnv32::new();
-            sum.write(body);
-            let bytes = [body, &sum.finish().to_be_bytes()].concat();
-            ResumeToken::decode(&bytes, HERE).unwrap_err()
-        };
-        assert_eq!(refused(&[]), TokenError::Malformed("too short"));
-        assert_eq!(refused(&[1, 1, 2, 3]), TokenError::Malformed("too short"));
-        assert_eq!(refused(&[2, 1, 2, 3, 4, 0]), TokenError::Malformed("unknown version"));
-        assert_eq!(refused(&[1, 1, 2, 3, 4, 0, 0]), TokenError::Malformed("bytes after the end"));
-        assert_eq!(refused(&[1, 1, 2, 3, 4, 1, 7]), TokenError::Malformed("cut off"));
-        assert_eq!(
-            refused(&[1, 1, 2, 3, 4, 0x80, 0x80, 0x04]),
-            TokenError::Malformed("too many shards")
-        );
-    }
-
-    /// Epochs near each other, and epochs anywhere.
-    fn some_positions() -> impl Strategy<Value = Vec<Position>> {
-        let epoch = prop_oneof![0u64..200, any::<u64>()];
-        prop::collection::vec((epoch, any::<u64>()), 0..9).prop_map(|positions| {
-            positions.into_iter().map(|(epoch, offset)| Position::new(epoch, offset)).collect()
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn a_token_decodes_to_what_was_encoded(
-            deployment in any::<u32>(),
-            positions in some_positions(),
-        ) {
-            let token = ResumeToken { deployment, positions };
-            let bytes = token.to_bytes();
-            prop_assert_eq!(bytes.len(), token.encoded_len());
-            prop_assert_eq!(ResumeToken::decode(&bytes, deployment), Ok(token));
-        }
-
-        #[test]
-        fn one_wrong_byte_is_detected(positions in some_positions(), flip in 1u8..=255) {
-            let bytes = token(positions).to_bytes();
-            for at in 0..bytes.len() {
-                let mut wrong = bytes.to_vec();
-                wrong[at] ^= flip;
-                prop_assert!(ResumeToken::decode(&wrong, HERE).is_err(), "byte {}", at);
-            }
-        }
-
-        #[test]
-        fn a_truncated_token_is_detected(positions in some_positions()) {
-            let bytes = token(positions).to_bytes();
-            for end in 0..bytes.len() {
-                prop_assert!(ResumeToken::decode(&bytes[..end], HERE).is_err(), "cut at {}", end);
-            }
-        }
-
-        #[test]
-        fn decoding_any_bytes_does_not_panic(
-            mut bytes in prop::collection::vec(any::<u8>(), 0..64),
-            sum in any::<bool>(),
-        ) {
-            if sum {
-                let mut fnv = Fnv32::new();
-                fnv.write(&bytes);
-                bytes.extend(fnv.finish().to_be_bytes());
-            }
-            if let Ok(token) = ResumeToken::decode(&bytes, HERE) {
-                prop_assert_eq!(token.deployment, HERE);
-            }
-        }
-
-        #[test]
-        fn decoding_any_body_does_not_panic(mut body in prop::collection::vec(any::<u8>(), 0..32)) {
-            body.splice(..0, [VERSION, 1, 2, 3, 4]);
-            let mut fnv = Fnv32::new();
-            fnv.write(&body);
-            body.extend(fnv.finish().to_be_bytes());
-            if let Ok(token) = ResumeToken::decode(&body, HERE) {
-                prop_assert_eq!(ResumeToken::decode(&token.to_bytes(), HERE), Ok(token));
-            }
-        }
-    }
-}
+mod tests;

@@ -16,8 +16,9 @@ use super::{
     recent::{EndedStream, Ending},
 };
 use crate::{
-    bus::{Gap, ShardId},
+    bus::ShardId,
     errors::Error,
+    hub::cursor::Missing,
     proto::v1,
     throttle::Throttle,
 };
@@ -79,7 +80,7 @@ impl StreamRecord {
     }
 
     /// A gap is sent on the stream.
-    pub fn gap(&mut self, shard: ShardId, gap: &Gap) {
+    pub fn gap(&mut self, shard: ShardId, gap: &Missing) {
         self.gaps += 1;
         self.records.counters.gap(gap.reason, gap.missed);
         self.records.recent.gap(&self.node_id, shard, gap.reason, gap.missed);

@@ -9,8 +9,7 @@ use prost::{
 };
 
 use crate::{
-    bus::Position,
-    hub::{cursor::Events, token},
+    hub::{cursor::Events, had::HadAt, token},
     port::requests::PREFIX,
     proto::v1,
 };
@@ -49,9 +48,13 @@ const MIN_SHARED_CHUNK: usize = 4096;
 
 impl EncodedMessage {
     /// The response `events`: events that are already encoded as fields of the batch, and the token
-    /// of the positions after them.
-    pub fn events(events: Events, deployment: u32, positions: &[Position]) -> EncodedMessage {
-        let token_bytes = token::encoded_len(positions);
+    /// of what the stream has had with them.
+    pub fn events<'a>(
+        events: Events,
+        deployment: u32,
+        had: impl ExactSizeIterator<Item = HadAt<'a>> + Clone,
+    ) -> EncodedMessage {
+        let token_bytes = token::encoded_len(had.clone());
         let token_field =
             key_len(BATCH_TOKEN) + encoded_len_varint(token_bytes as u64) + token_bytes;
         let batch = events.bytes + token_field;
@@ -68,7 +71,7 @@ impl EncodedMessage {
         }
         encode_key(BATCH_TOKEN, WireType::LengthDelimited, &mut own);
         encode_varint(token_bytes as u64, &mut own);
-        token::encode(deployment, positions, &mut own);
+        token::encode(deployment, had, &mut own);
         let own = Bytes::from(own);
         if !shares {
             return EncodedMessage::Whole(own);
@@ -155,6 +158,7 @@ impl Parts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{bus::Position, hub::had::Had};
 
     /// A batch of events with `content` bytes each, in two chunks, and the message that prost makes
     /// of it.
@@ -166,12 +170,13 @@ mod tests {
         let half = encoded.len() / 2;
         let chunks = vec![encoded.slice(..half), encoded.slice(half..)];
         let events = Events { chunks, count: 4, bytes: encoded.len(), ..Events::up_to(4) };
-        let positions = [Position::new(7, 300), Position::new(9, 1)];
+        let had = [Position::new(7, 300), Position::new(9, 1)].map(Had::up_to);
+        let had = || had.iter().map(|had| had.at(Position::UNKNOWN));
         let mut resume_token = Vec::new();
-        token::encode(77, &positions, &mut resume_token);
+        token::encode(77, had(), &mut resume_token);
         let batch = v1::EventBatch { resume_token, ..batch };
         let response = Some(v1::subscribe_response::Response::Events(batch));
-        (EncodedMessage::events(events, 77, &positions), v1::SubscribeResponse { response })
+        (EncodedMessage::events(events, 77, had()), v1::SubscribeResponse { response })
     }
 
     fn message_of(mut bytes: impl Buf) -> v1::SubscribeResponse {

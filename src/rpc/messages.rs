@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use crate::{
-    bus::{Gap, GapReason, Position, ShardId},
-    hub::token,
+    bus::{GapReason, Position, ShardId},
+    hub::{cursor::{Cursor, Missing}, token},
     lifecycle::Drain,
     presence::timestamp,
     proto::v1,
@@ -25,7 +25,7 @@ pub fn draining(drain: Drain, reconnect_delay: Duration) -> v1::Draining {
 }
 
 /// A gap in one shard, on a stream with these `kinds` in its filter.
-pub fn gap(shard: ShardId, gap: &Gap, kinds: &[i32], resume_token: Vec<u8>) -> v1::Gap {
+pub fn gap(shard: ShardId, gap: &Missing, kinds: &[i32], resume_token: Vec<u8>) -> v1::Gap {
     v1::Gap {
         reason: gap_reason(gap.reason).into(),
         shard: shard.0.into(),
@@ -45,10 +45,10 @@ pub fn wire_position(shard: ShardId, position: Position) -> v1::Position {
     v1::Position { shard: shard.0.into(), epoch: position.epoch.0, offset: position.offset.0 }
 }
 
-/// The resume token of positions in a deployment.
-pub fn resume_token(deployment: u32, positions: &[Position]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(token::encoded_len(positions));
-    token::encode(deployment, positions, &mut bytes);
+/// The resume token of a stream in a deployment.
+pub fn resume_token(deployment: u32, cursor: &Cursor) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(token::encoded_len(cursor.had()));
+    token::encode(deployment, cursor.had(), &mut bytes);
     bytes
 }
 

@@ -21,10 +21,10 @@ use tonic::Status;
 
 use crate::{
     access::quota::{InFlightRequest, StreamPermit},
-    bus::{AppendError, Gap, GapReason, Position, ShardId},
+    bus::{AppendError, GapReason, Position, ShardId},
     errors::{CredentialError, Error},
     hub::{
-        cursor::{Cursor, Item},
+        cursor::{Cursor, Item, Missing},
         explanation::Explanation,
     },
     lifecycle::Drain,
@@ -65,7 +65,7 @@ pub struct Subscription {
     record: StreamRecord,
     options: StreamOptions,
     drain: watch::Receiver<Option<Drain>>,
-    /// The positions at which the stream began.
+    /// The places at which the stream began.
     begin: Vec<Position>,
     /// The time at which a drain asks this stream to leave.
     leave: Option<(Instant, Drain)>,
@@ -75,8 +75,6 @@ pub struct Subscription {
     timer: Pin<Box<Sleep>>,
     /// Collects explanations; none unless the request asks for them.
     explainer: Option<Explainer>,
-    /// The positions of the cursor, while a token is made of them.
-    positions: Vec<Position>,
     state: State,
     /// The permit of the stream, and the bytes of its request: both count until the stream ends.
     _held: (StreamPermit, Arc<InFlightRequest>),
@@ -109,7 +107,6 @@ impl Subscription {
             drain: context.gateway.drain(),
             explainer: options.explain.then(|| Explainer::new(Instant::now())),
             timer: Box::pin(tokio::time::sleep_until(Instant::now())),
-            positions: begin.clone(),
             context,
             cursor,
             listed,
@@ -236,8 +233,8 @@ impl Subscription {
                 }
                 self.record.delivered(events.count, events.oldest_ms);
                 self.listed.delivered(events.count);
-                self.cursor.positions_into(&mut self.positions);
-                Ok(EncodedMessage::events(events, self.context.deployment, &self.positions))
+                let had = self.cursor.had();
+                Ok(EncodedMessage::events(events, self.context.deployment, had))
             }
             Ok(Item::Gap(shard, gap)) => self.gap(shard, &gap),
             Err(error) => Err(self.fail(error.into())),
@@ -288,7 +285,7 @@ impl Subscription {
     }
 
     fn token(&self) -> Vec<u8> {
-        messages::resume_token(self.context.deployment, &self.cursor.positions())
+        messages::resume_token(self.context.deployment, &self.cursor)
     }
 
     /// Ends the stream with an error.
@@ -302,12 +299,12 @@ impl Subscription {
         EncodedMessage::response(Response::Heartbeat(messages::heartbeat(self.token())))
     }
 
-    fn gap(&mut self, shard: ShardId, gap: &Gap) -> Result<EncodedMessage, Status> {
+    fn gap(&mut self, shard: ShardId, gap: &Missing) -> Result<EncodedMessage, Status> {
         // A gap that the token already had is sent: a node that is disconnected for it would come
         // back with the same token for ever.
         let of_token = self.options.with_token
             && !self.options.subscribed.resumed
-            && self.begin.get(shard.index()) == Some(&gap.from);
+            && self.begin.get(shard.index()) == Some(&gap.place);
         if self.options.overflow == v1::Overflow::Disconnect
             && gap.reason == GapReason::HistoryExpired
             && !of_token

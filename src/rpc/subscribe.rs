@@ -37,7 +37,7 @@ impl Context {
         let hub = self.gateway.verified_hub().await?;
         let with_token = subscribe.token.is_some();
         let begin = match (subscribe.token, subscribe.start) {
-            (Some(token), _) => Begin::After(token.positions),
+            (Some(token), _) => Begin::After(token.shards),
             (None, v1::Start::Oldest) => Begin::Oldest,
             (None, _) => Begin::Latest,
         };

@@ -1,42 +1,59 @@
-//! A cursor's position in one shard, and the source that it reads there.
+//! A cursor in one shard: what the stream has had there, and the source that it reads.
 
 use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
-    bus::{Gap, Position},
+    bus::{
+        Delivery, Epoch, Gap, GapReason, HistoryPage, Lost, Offset, Position, Provenance, unix_ms,
+    },
     hub::{
-        cursor::Events,
+        cursor::{Events, Missing},
         filter::Filter,
-        log::{Content, Entry, IndexedFrame},
-        opening::{Opening, missed},
+        had::{Had, HadAt},
+        log::{Content, Entry, IndexedFrame, Log},
+        opening::Opening,
     },
 };
 
-/// The position in one shard.
+/// The most lost events of [`ShardCursor::ahead`], as runs.
+const MAX_AHEAD: usize = 16;
+
+/// A cursor in one shard.
 pub(super) struct ShardCursor {
-    /// Everything up to here was delivered, or was not wanted.
-    pub(super) position: Position,
-    /// The position at which the stream resumed, if it did.
-    resumed: Option<Position>,
+    /// The place: the stream passed everything in its epoch up to here. Unknown before the first
+    /// entry of a stream that reads the whole line.
+    position: Position,
+    /// What the stream has had besides. Joined with `position` when it enters another epoch.
+    had: Had,
+    /// True if `had` has names beyond `position` in its epoch: then it is kept up to date with
+    /// `position`, and each event is looked up.
+    checks: bool,
+    /// Events that the stream had and that were lost afterwards. One in doubt may be the same as
+    /// one of them.
+    ahead: Vec<Lost>,
+    /// True while the first entry is a gap of which a part was reported.
+    reporting: bool,
     pub(super) source: Source,
 }
 
 /// The source of the entries that come next.
-pub(super) enum Source {
+pub(in crate::hub) enum Source {
     /// The log.
     Log(Scan),
     /// Entries from history that were not delivered yet, oldest first. If there are none, the next
     /// page is to be read.
     History(VecDeque<Entry>),
     /// A gap, and the log after it.
-    Gap(Gap, Scan),
+    Gap(Box<Gap>, Scan),
+    /// Not known yet: the log has to catch up with the bus first.
+    Behind,
 }
 
 /// Entries of the log that are to be read. Later ones are read only if one of them is pending.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Scan {
-    pub(super) next: u64,
-    pub(super) end: u64,
+pub(in crate::hub) struct Scan {
+    pub(in crate::hub) next: u64,
+    pub(in crate::hub) end: u64,
 }
 
 /// The result of offering an entry to a batch.
@@ -45,42 +62,117 @@ pub(super) enum Offered {
     Whole,
     /// The batch is full, or the subscriber's limit is reached; the rest of the entry remains.
     Part,
-    /// The entry is a gap.
-    Gap(Gap),
+    /// These events are missing; the entry remains.
+    Missing(Missing),
+}
+
+/// Adjacent events of a frame, which are sent as one slice.
+#[derive(Default)]
+struct Run(Option<(usize, usize)>);
+
+impl Run {
+    fn add(&mut self, frame: &IndexedFrame, index: usize, events: &mut Events) {
+        match &mut self.0 {
+            Some((_, last)) if *last + 1 == index => *last = index,
+            _ => {
+                self.end(frame, events);
+                self.0 = Some((index, index));
+            }
+        }
+        let event = &frame.events[index];
+        events.count += 1;
+        events.bytes += (event.end - event.start) as usize;
+    }
+
+    fn end(&mut self, frame: &IndexedFrame, events: &mut Events) {
+        if let Some(run) = self.0.take() {
+            events.push(frame, run);
+        }
+    }
 }
 
 impl ShardCursor {
     pub(super) fn open(opening: Opening) -> ShardCursor {
-        match opening {
-            Opening::Log { position, next, end, resumed } => ShardCursor {
-                position,
-                resumed: resumed.then_some(position),
-                source: Source::Log(Scan { next, end }),
-            },
-            Opening::History { position } => ShardCursor {
-                position,
-                resumed: position.is_known().then_some(position),
-                source: Source::History(VecDeque::new()),
-            },
-            Opening::Gap { gap, next, end } => ShardCursor {
-                position: gap.from,
-                resumed: None,
-                source: Source::Gap(gap, Scan { next, end }),
-            },
+        let Opening { position, had, source, .. } = opening;
+        let mut shard = ShardCursor {
+            position: Position::UNKNOWN,
+            had,
+            checks: false,
+            ahead: vec![],
+            reporting: false,
+            source,
+        };
+        shard.stand_at(position);
+        shard
+    }
+
+    /// Goes on as an opening says, which was made of all that this has had.
+    pub(super) fn continue_with(&mut self, opening: Opening) {
+        self.reporting = false;
+        self.position = Position::UNKNOWN;
+        self.had = opening.had;
+        self.source = opening.source;
+        self.stand_at(opening.position);
+    }
+
+    /// What history no longer holds before the first page, if the stream reads the whole line to
+    /// find what it has not had.
+    pub(super) fn before(&self, page: &HistoryPage) -> Option<Gap> {
+        if self.position.is_known() || self.had.is_oldest() {
+            return None;
         }
+        let position = match page.deliveries.first()? {
+            Delivery::Frame(frame) => {
+                Position { epoch: frame.epoch, offset: Offset(frame.first.0.saturating_sub(1)) }
+            }
+            Delivery::Epoch(start) if start.position.offset > Offset(0) => start.position,
+            Delivery::Epoch(start) if self.had.epoch(start.previous.epoch).is_some() => {
+                start.previous
+            }
+            Delivery::Epoch(_) | Delivery::Gap(_) | Delivery::Start(_) => return None,
+        };
+        let lost = Lost { epoch: position.epoch, first: Offset(1), last: position.offset };
+        (lost.count() > 0).then(|| Gap {
+            reason: GapReason::HistoryExpired,
+            lost: vec![lost],
+            more: false,
+            position,
+            from_ms: None,
+            to_ms: unix_ms(),
+        })
+    }
+
+    /// The place: everything in its epoch up to here was passed.
+    pub(super) fn position(&self) -> Position {
+        self.position
+    }
+
+    /// What the stream has had.
+    pub(super) fn had(&self) -> HadAt<'_> {
+        self.had.at(self.position)
     }
 
     /// The number of the next entry of the log that is to be read, if there is one so far.
     pub(super) fn unread(&self) -> Option<u64> {
         match &self.source {
             Source::Log(scan) => (scan.next < scan.end).then_some(scan.next),
-            Source::History(_) => Some(0),
+            Source::History(_) | Source::Behind => Some(0),
             Source::Gap(_, scan) => Some(scan.next),
         }
     }
 
-    pub(super) fn wants_page(&self) -> bool {
-        matches!(&self.source, Source::History(entries) if entries.is_empty())
+    /// True if it waits for a page of history, or for the log.
+    pub(super) fn waits(&self) -> bool {
+        match &self.source {
+            Source::History(entries) => entries.is_empty(),
+            Source::Behind => true,
+            Source::Log(_) | Source::Gap(..) => false,
+        }
+    }
+
+    /// True if it reads the log, so that a pending bit concerns it.
+    pub(super) fn reads_log(&self) -> bool {
+        matches!(self.source, Source::Log(_) | Source::Gap(..))
     }
 
     pub(super) fn put_back(&mut self, entry: Entry) {
@@ -89,18 +181,121 @@ impl ShardCursor {
         }
     }
 
+    /// Goes to another place, and keeps what was had.
+    pub(super) fn stand_at(&mut self, position: Position) {
+        if self.position.is_known() {
+            self.had.walk(self.position);
+        }
+        let walked = if position.is_known() { self.had.walked(position.epoch) } else { Offset(0) };
+        self.position = Position { offset: position.offset.max(walked), ..position };
+        self.checks = self.had.has_more(position.epoch);
+        if self.checks {
+            self.walk(self.position);
+        }
+    }
+
+    /// Goes into an epoch.
+    fn enter(&mut self, epoch: Epoch) {
+        if epoch != self.position.epoch {
+            self.stand_at(Position { epoch, offset: Offset(0) });
+            self.had.forget_old(epoch);
+        }
+        self.had.begin();
+    }
+
+    /// Passes everything in the epoch up to a place.
+    pub(super) fn walk(&mut self, to: Position) {
+        self.enter(to.epoch);
+        self.position.offset = self.position.offset.max(to.offset);
+        if self.checks {
+            self.had.walk(self.position);
+            self.checks = self.had.has_more(to.epoch);
+        }
+    }
+
+    fn has_passed(&self, place: Position) -> bool {
+        if place.epoch == self.position.epoch {
+            place.offset <= self.position.offset
+        } else {
+            place.offset <= self.had.walked(place.epoch) && self.had.is_entered(place.epoch)
+        }
+    }
+
+    fn has(&self, name: Position) -> bool {
+        name.epoch == self.position.epoch && name.offset <= self.position.offset
+            || self.had.has(name)
+    }
+
+    fn add(&mut self, lost: Lost) {
+        let here = lost.epoch == self.position.epoch;
+        if here {
+            self.had.walk(self.position);
+        }
+        self.had.add(lost.epoch, lost.first, lost.last);
+        self.checks = self.had.has_more(self.position.epoch);
+    }
+
+    fn add_name(&mut self, name: Position) {
+        if !self.has(name) {
+            self.add(Lost { epoch: name.epoch, first: name.offset, last: name.offset });
+        }
+    }
+
+    fn first_missing(&self, mut lost: Lost) -> Option<Lost> {
+        if lost.epoch == self.position.epoch {
+            lost.first = lost.first.max(self.position.offset.plus(1));
+        }
+        self.had.first_missing(lost)
+    }
+
+    /// The next missing events of a gap that were not reported; none if all were had or reported.
+    fn missing(&mut self, gap: &Gap, log: &Log) -> Option<Missing> {
+        if !self.reporting && gap.reason == GapReason::EpochChanged {
+            let had_some = |lost: &&Lost| self.first_missing(**lost) != Some(**lost);
+            let ahead: Vec<Lost> = gap.lost.iter().filter(had_some).copied().collect();
+            self.ahead.extend(ahead);
+            let over = self.ahead.len().saturating_sub(MAX_AHEAD);
+            self.ahead.drain(..over);
+        }
+        self.reporting = true;
+        if gap.more && !self.has_passed(gap.position) {
+            return Some(Missing::unknown(gap, self.position, &log.ends()));
+        }
+        let lost = gap.lost.iter().find_map(|lost| self.first_missing(*lost))?;
+        Some(Missing::run(gap, lost, self.position))
+    }
+
+    /// Records that missing events were reported.
+    pub(super) fn reported(&mut self, missing: &Missing) {
+        missing.names.iter().for_each(|lost| self.add(*lost));
+        if missing.missed.is_none() {
+            self.walk(missing.to);
+        }
+    }
+
+    /// Reports a gap, or goes on behind it.
+    pub(super) fn offer_gap(&mut self, gap: &Gap, log: &Log) -> Offered {
+        if let Some(missing) = self.missing(gap, log) {
+            return Offered::Missing(missing);
+        }
+        self.reporting = false;
+        self.walk(gap.position);
+        Offered::Whole
+    }
+
     /// Offers entries of the log, of which the first has the number `next`, one after the other.
     /// Returns what stopped it before the end.
     pub(super) fn offer_log(
         &mut self,
         entries: &[Arc<Entry>],
         scan: Scan,
+        log: &Log,
         filter: &Filter,
         events: &mut Events,
         left: &mut u64,
     ) -> Offered {
         for (entry, number) in entries.iter().zip(scan.next..) {
-            let offered = self.offer(entry, filter, events, left);
+            let offered = self.offer(entry, log, filter, events, left);
             let done = u64::from(matches!(offered, Offered::Whole));
             self.source = Source::Log(Scan { next: number + done, end: scan.end });
             if !matches!(offered, Offered::Whole) {
@@ -110,33 +305,48 @@ impl ShardCursor {
         Offered::Whole
     }
 
-    /// Adds to the batch the entry's events after this position that the filter includes.
+    /// Adds to the batch the entry's events that the stream has not had and that the filter
+    /// includes.
     pub(super) fn offer(
         &mut self,
         entry: &Entry,
+        log: &Log,
         filter: &Filter,
         events: &mut Events,
         left: &mut u64,
     ) -> Offered {
-        if entry.position <= self.position {
-            return Offered::Whole;
+        if let Some(before) = entry.follows
+            && before.epoch == self.position.epoch
+        {
+            // What was skipped since the last entry did not concern the stream.
+            self.walk(before);
         }
-        let frame = match &entry.content {
-            Content::Gap(gap) => {
-                let from = gap.from.max(self.position);
-                let missed = if from == gap.from { gap.missed } else { missed(from, gap.to) };
-                return Offered::Gap(Gap { from, missed, ..gap.clone() });
+        match &entry.content {
+            Content::Gap(gap) => self.offer_gap(gap, log),
+            Content::Epoch(start) => {
+                self.walk(start.position);
+                Offered::Whole
             }
-            Content::Frame(frame) if !self.had_at_origin(frame) => frame,
-            Content::Restored(frame) if self.resumed_in_epoch_of(frame) => frame,
-            Content::Frame(_) | Content::Restored(_) | Content::Epoch => {
-                self.position = entry.position;
-                return Offered::Whole;
+            Content::Frame(frame) => {
+                self.enter(frame.frame.epoch);
+                if entry.position.offset <= self.position.offset {
+                    Offered::Whole
+                } else if frame.frame.provenance.is_none() && !self.checks {
+                    self.offer_frame(frame, filter, events, left)
+                } else {
+                    self.offer_checked(frame, log, filter, events, left)
+                }
             }
-        };
-        self.offer_frame(frame, filter, events, left)
+        }
     }
 
+    /// The index of the first event of a frame that was not passed.
+    fn first_left(&self, indexed: &IndexedFrame) -> usize {
+        let done = (self.position.offset.0 + 1).saturating_sub(indexed.frame.first.0);
+        usize::try_from(done).unwrap_or(usize::MAX).min(indexed.events.len())
+    }
+
+    /// Offers a frame of which nothing was had beyond this place.
     fn offer_frame(
         &mut self,
         indexed: &IndexedFrame,
@@ -145,17 +355,11 @@ impl ShardCursor {
         left: &mut u64,
     ) -> Offered {
         let frame = &indexed.frame;
-        let done = if self.position.epoch == frame.epoch {
-            (self.position.offset.0 + 1).saturating_sub(frame.first.0)
-        } else {
-            0
-        };
-        let done = usize::try_from(done).unwrap_or(usize::MAX).min(indexed.events.len());
+        let done = self.first_left(indexed);
         if events.explanation.is_none() && filter.includes_whole(indexed) {
             return self.offer_whole(indexed, done, events, left);
         }
-        // Adjacent events are sent as one slice.
-        let mut run: Option<(usize, usize)> = None;
+        let mut run = Run::default();
         let mut offered = Offered::Whole;
         for (index, event) in indexed.events.iter().enumerate().skip(done) {
             if *left == 0 || events.is_full() {
@@ -164,32 +368,87 @@ impl ShardCursor {
             }
             let view = event.meta.view(&frame.events);
             let matches = filter.matches(&view);
+            let place = Position { epoch: frame.epoch, offset: indexed.offset(index) };
             if let Some(explanation) = &mut events.explanation {
-                let position = Position { epoch: frame.epoch, offset: indexed.offset(index) };
-                explanation.record(position, &view, filter, matches);
+                explanation.record(place, &view, filter, matches);
             }
             if matches {
-                run = match run {
-                    Some((first, last)) if last + 1 == index => Some((first, index)),
-                    Some(before) => {
-                        events.push(indexed, before);
-                        Some((index, index))
-                    }
-                    None => Some((index, index)),
-                };
-                events.count += 1;
-                events.bytes += (event.end - event.start) as usize;
+                run.add(indexed, index, events);
                 *left -= 1;
             }
-            self.position = Position { epoch: frame.epoch, offset: indexed.offset(index) };
+            self.position = place;
         }
-        if let Some(run) = run {
-            events.push(indexed, run);
-        }
+        run.end(indexed, events);
         if matches!(offered, Offered::Whole) {
             self.position = frame.last();
         }
         offered
+    }
+
+    /// Offers a frame of which events may have been had under their names.
+    fn offer_checked(
+        &mut self,
+        indexed: &IndexedFrame,
+        log: &Log,
+        filter: &Filter,
+        events: &mut Events,
+        left: &mut u64,
+    ) -> Offered {
+        let frame = &indexed.frame;
+        let nothing = Provenance::default();
+        let provenance = frame.provenance.as_deref().unwrap_or(&nothing);
+        let in_doubt = provenance.doubts.iter().any(|end| self.may_be_behind(*end, log));
+        let mut run = Run::default();
+        let mut offered = Offered::Whole;
+        for (index, event) in indexed.events.iter().enumerate().skip(self.first_left(indexed)) {
+            let place = Position { epoch: frame.epoch, offset: indexed.offset(index) };
+            let name = frame.name_of(index as u64);
+            let aliases = || {
+                let of_event = |(of, _): &&(u64, Position)| *of == index as u64;
+                provenance.aliases.iter().filter(of_event).map(|(_, alias)| *alias)
+            };
+            // A name at its own place is beyond what was walked.
+            let had = self.has(name) || aliases().any(|alias| self.has(alias));
+            if !had {
+                if *left == 0 || events.is_full() {
+                    offered = Offered::Part;
+                    break;
+                }
+                if in_doubt {
+                    offered = Offered::Missing(Missing::in_doubt(name, self.position));
+                    break;
+                }
+                let view = event.meta.view(&frame.events);
+                let matches = filter.matches(&view);
+                if let Some(explanation) = &mut events.explanation {
+                    explanation.record(place, &view, filter, matches);
+                }
+                if matches {
+                    run.add(indexed, index, events);
+                    *left -= 1;
+                }
+            }
+            aliases().for_each(|alias| self.add_name(alias));
+            if name != place {
+                self.add_name(name);
+            }
+            self.walk(place);
+        }
+        run.end(indexed, events);
+        if matches!(offered, Offered::Whole) {
+            self.walk(frame.last());
+        }
+        offered
+    }
+
+    /// True if the stream had an event that lies behind this end of an epoch and that this gateway
+    /// cannot name: it may be the one that is in doubt.
+    fn may_be_behind(&self, end: Position, log: &Log) -> bool {
+        let here = if end.epoch == self.position.epoch { self.position.offset } else { Offset(0) };
+        let last = self.had.last(end.epoch).max(here);
+        let known = log.end_of(end.epoch).unwrap_or(Offset(0)).max(end.offset);
+        let lost = |lost: &Lost| lost.epoch == end.epoch && lost.last > end.offset;
+        last > known || self.ahead.iter().any(lost)
     }
 
     /// Adds the events from index `done` on, all of which the filter includes, in one slice: as
@@ -223,19 +482,5 @@ impl ShardCursor {
             self.position = Position { epoch: indexed.frame.epoch, offset: indexed.offset(last) };
         }
         if taken == rest.len() { Offered::Whole } else { Offered::Part }
-    }
-
-    /// True if the resumed stream had these events at their origin.
-    fn had_at_origin(&self, frame: &IndexedFrame) -> bool {
-        let (Some(origin), Some(resumed)) = (frame.frame.origin, self.resumed) else {
-            return false;
-        };
-        origin.epoch == resumed.epoch && origin.offset <= resumed.offset
-    }
-
-    /// True if the stream resumed in the frame's epoch. It then comes from another gateway, which
-    /// may not have had the events at their origin.
-    fn resumed_in_epoch_of(&self, frame: &IndexedFrame) -> bool {
-        self.resumed.is_some_and(|resumed| resumed.epoch == frame.frame.epoch)
     }
 }

@@ -1,6 +1,6 @@
 //! One entry of a log.
 
-use crate::bus::{Delivery, Gap, Position};
+use crate::bus::{Delivery, EpochStart, Gap, Lost, Offset, Position, Provenance};
 
 use super::frame::{IndexedEvent, IndexedFrame};
 
@@ -16,6 +16,9 @@ pub struct Entry {
     pub position: Position,
     /// The number of events ever appended to the log, up to and including this entry.
     pub total: u64,
+    /// The end of the log before it, if every stream must read it whatever it wants: it changes
+    /// what the stream has had by more than a step of its place.
+    pub follows: Option<Position>,
 }
 
 /// The content of an entry.
@@ -23,33 +26,42 @@ pub struct Entry {
 pub enum Content {
     /// Events.
     Frame(IndexedFrame),
-    /// Restored events: the log had them before, at the frame's origin.
-    Restored(IndexedFrame),
     /// Missing events.
     Gap(Gap),
-    /// A new epoch without loss.
-    Epoch,
+    /// A new epoch.
+    Epoch(EpochStart),
 }
 
 impl Entry {
-    /// The entry for a delivery, which is not a start.
+    /// The entry for a delivery.
     pub fn new(delivery: Delivery) -> Entry {
         let (content, position) = match delivery {
             Delivery::Frame(frame) => {
                 let position = frame.last();
                 (Content::Frame(IndexedFrame::new(frame)), position)
             }
-            Delivery::Restored(frame) => {
-                let position = frame.last();
-                (Content::Restored(IndexedFrame::new(frame)), position)
-            }
             Delivery::Gap(gap) => {
-                let position = gap.to;
+                let position = gap.position;
                 (Content::Gap(gap), position)
             }
-            Delivery::Epoch(position) | Delivery::Start(position) => (Content::Epoch, position),
+            Delivery::Epoch(start) | Delivery::Start(start) => {
+                let position = start.position;
+                (Content::Epoch(start), position)
+            }
         };
-        Entry { content, position, total: 0 }
+        Entry { content, position, total: 0, follows: None }
+    }
+
+    /// True if it is a frame that was accepted here first, without doubt, in the epoch of the
+    /// position before it: the next step on the way of every stream.
+    pub(super) fn is_step_from(&self, before: Position) -> bool {
+        let plain = self.frame().is_some_and(|frame| frame.frame.provenance.is_none());
+        plain && self.position.epoch == before.epoch
+    }
+
+    /// The offset of its first place.
+    pub(super) fn first_place(&self) -> Offset {
+        self.frame().map_or(self.position.offset, |frame| frame.frame.first)
     }
 
     /// The number of bytes of its events.
@@ -59,22 +71,35 @@ impl Entry {
 
     fn frame(&self) -> Option<&IndexedFrame> {
         match &self.content {
-            Content::Frame(frame) | Content::Restored(frame) => Some(frame),
-            Content::Gap(_) | Content::Epoch => None,
+            Content::Frame(frame) => Some(frame),
+            Content::Gap(_) | Content::Epoch(_) => None,
         }
     }
 
     pub(super) fn events(&self) -> usize {
-        match &self.content {
-            Content::Frame(frame) => frame.events.len(),
-            _ => 0,
-        }
+        self.frame().map_or(0, |frame| frame.events.len())
     }
 
     pub(super) fn bytes(&self) -> usize {
         let frame = self.frame().map_or(0, |frame| {
             frame.frame.events.len() + frame.events.len() * size_of::<IndexedEvent>()
         });
-        ENTRY_COST + frame
+        ENTRY_COST + self.extra_bytes() + frame
+    }
+    /// What recovery added, in bytes.
+    fn extra_bytes(&self) -> usize {
+        match &self.content {
+            Content::Frame(frame) => {
+                frame.frame.provenance.as_ref().map_or(0, |provenance| {
+                    let left = provenance.name.as_ref().map_or(0, |name| name.left.len());
+                    size_of::<Provenance>()
+                        + left * size_of::<u64>()
+                        + provenance.aliases.len() * size_of::<(u64, Position)>()
+                        + provenance.doubts.len() * size_of::<Position>()
+                })
+            }
+            Content::Gap(gap) => gap.lost.len() * size_of::<Lost>(),
+            Content::Epoch(start) => start.ends.len() * size_of::<Position>(),
+        }
     }
 }

@@ -127,11 +127,11 @@ pub fn subscribe(
     })
 }
 
-/// Reads a token. One of another deployment is valid, but means nothing here: it has no position in
+/// Reads a token. One of another deployment is valid, but means nothing here: it has had nothing in
 /// any shard, so the stream begins with gaps, as after any other loss of memory.
 fn resume_token(bytes: &[u8], deployment: u32) -> Result<ResumeToken, String> {
     match ResumeToken::decode(bytes, deployment) {
-        Err(TokenError::ForeignDeployment) => Ok(ResumeToken { deployment, positions: vec![] }),
+        Err(TokenError::ForeignDeployment) => Ok(ResumeToken { deployment, shards: vec![] }),
         result => result.map_err(|error| error.to_string()),
     }
 }

@@ -1,0 +1,302 @@
+//! The epochs of a log: which of its entries are of which epoch, and how far each epoch is known.
+
+use std::collections::VecDeque;
+
+use crate::bus::{Epoch, EpochStart, Lost, Offset, Position};
+
+use super::{Content, Entry};
+use crate::hub::had::Had;
+
+/// The most epochs, other names and epochs of other lines that are kept. The oldest are dropped.
+const MAX_KNOWN: usize = 64;
+
+/// A run of entries of one epoch. Not all epochs of a log lie on one line: a gateway that was on
+/// the losing side of a split brain reads an older epoch after a younger one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Segment {
+    pub epoch: Epoch,
+    /// The number of its first entry.
+    pub number: u64,
+    /// Everything after this place, up to the end of the segment, is in the log.
+    pub start: Offset,
+    /// The last place.
+    pub end: Offset,
+    /// The end of the epoch before it, if the segment begins with the start of its epoch.
+    pub previous: Option<Position>,
+}
+
+/// What a log knows of epochs.
+#[derive(Debug, Default)]
+pub(super) struct Line {
+    /// In the order of the log; the last one grows.
+    pub segments: VecDeque<Segment>,
+    /// The epochs of the current line that ended, each with its last place. Ascending.
+    before: Vec<Position>,
+    /// For each epoch the highest name that is in the shard, was appended again, or is lost.
+    /// Ascending.
+    ends: Vec<Position>,
+    /// Other names of events in the log.
+    aliases: VecDeque<Position>,
+    /// Epochs that lie on another line: the bus said that it does not know them.
+    elsewhere: Vec<Epoch>,
+}
+
+/// Where a stream continues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::hub) enum Resume {
+    /// In the log, with the entry of this number; the stream stands at `position`.
+    Log { number: u64, position: Position },
+    /// In history, after this position; with the oldest event that is kept if it is unknown.
+    History { after: Position },
+    /// Nothing that the stream has had is known here.
+    Unknown,
+}
+
+impl Line {
+    /// The first delivery of the shard.
+    pub fn begin(&mut self, start: &EpochStart) {
+        let Position { epoch, offset } = start.position;
+        self.segments.push_back(Segment {
+            epoch,
+            number: 0,
+            start: offset,
+            end: offset,
+            previous: None,
+        });
+        self.learn(start.ends.iter().copied());
+        self.learn([start.position, start.previous]);
+        self.extend_line(start.previous);
+    }
+
+    /// Takes in the entry with this number, which is appended at the end.
+    pub fn push(&mut self, entry: &Entry, number: u64) {
+        let Position { epoch, offset } = entry.position;
+        if let Content::Epoch(start) = &entry.content {
+            self.begin_epoch(start, number);
+        } else {
+            if self.segments.back().is_none_or(|last| last.epoch != epoch) {
+                self.continue_epoch(epoch, entry.first_place(), number);
+            }
+            if let Some(last) = self.segments.back_mut() {
+                last.end = last.end.max(offset);
+            }
+        }
+        self.learn([entry.position]);
+        match &entry.content {
+            Content::Frame(frame) => {
+                if let Some(provenance) = &frame.frame.provenance {
+                    self.learn(provenance.name.as_ref().map(|name| name.last()));
+                    self.aliases.extend(provenance.aliases.iter().map(|(_, alias)| *alias));
+                    let over = self.aliases.len().saturating_sub(MAX_KNOWN);
+                    self.aliases.drain(..over);
+                }
+            }
+            Content::Gap(gap) => {
+                let last = |lost: &Lost| Position { epoch: lost.epoch, offset: lost.last };
+                self.learn(gap.lost.iter().map(last));
+            }
+            Content::Epoch(_) => {}
+        }
+    }
+
+    /// Takes note that the first entries were dropped: `base` is the number of the first one left,
+    /// and everything after `start` is in the log.
+    pub fn trim(&mut self, base: u64, start: Position) {
+        while self.segments.get(1).is_some_and(|second| second.number <= base) {
+            self.segments.pop_front();
+        }
+        if let Some(first) = self.segments.front_mut()
+            && first.number < base
+        {
+            (first.number, first.previous) = (base, None);
+            if first.epoch == start.epoch {
+                first.start = start.offset;
+            }
+        }
+    }
+
+    /// Records that the bus does not know an epoch: it lies on another line.
+    pub fn not_on_line(&mut self, epoch: Epoch) {
+        if !self.elsewhere.contains(&epoch) {
+            self.elsewhere.push(epoch);
+            let over = self.elsewhere.len().saturating_sub(MAX_KNOWN);
+            self.elsewhere.drain(..over);
+        }
+        self.before.retain(|end| end.epoch != epoch);
+    }
+
+    /// The highest name of an epoch that is known here.
+    pub fn end_of(&self, epoch: Epoch) -> Option<Offset> {
+        let index = self.ends.binary_search_by_key(&epoch, |end| end.epoch).ok()?;
+        self.ends.get(index).map(|end| end.offset)
+    }
+
+    /// For each epoch the highest name that is known.
+    pub fn ends(&self) -> &[Position] {
+        &self.ends
+    }
+
+    /// What a stream has had that begins with the next event, besides the position at the end.
+    pub fn latest(&self) -> Had {
+        let mut had = Had::default();
+        let Some(current) = self.segments.back().map(|last| last.epoch) else { return had };
+        for end in self.ends.iter().filter(|end| end.epoch != current) {
+            had.add(end.epoch, Offset(1), end.offset);
+        }
+        for alias in &self.aliases {
+            had.add(alias.epoch, alias.offset, alias.offset);
+        }
+        for end in &self.before {
+            had.walk(*end);
+        }
+        for segment in self.segments.iter().filter(|segment| segment.epoch != current) {
+            had.walk(Position { epoch: segment.epoch, offset: segment.end });
+        }
+        had
+    }
+
+    /// The latest segment that has everything after a place, as its index.
+    pub fn segment_after(&self, place: Position) -> Option<usize> {
+        self.segments.iter().rposition(|segment| {
+            segment.epoch == place.epoch
+                && (segment.start..=segment.end).contains(&place.offset)
+        })
+    }
+
+    /// Where a stream continues that has had this.
+    ///
+    /// It reads the line from the first epoch on through which it walked, and passes over what it
+    /// has had. An epoch of which it has had every name needs no reading. Where it walked through
+    /// none, but has names that are known here, it reads the whole line.
+    pub fn resume(
+        &self,
+        had: &Had,
+        next: u64,
+        number_after: impl Fn(usize, Offset) -> u64,
+    ) -> Resume {
+        let mut last_before = None;
+        for walked in had.epochs().iter().filter(|had| had.entered) {
+            let at = Position { epoch: walked.epoch, offset: walked.walked };
+            if self.has_segment(at.epoch) || self.elsewhere.contains(&at.epoch) {
+                continue;
+            }
+            let on_line = self.before.iter().find(|end| end.epoch == at.epoch);
+            let ends_at = match (on_line, self.end_of(at.epoch)) {
+                (Some(end), _) => *end,
+                (None, Some(offset)) => Position { offset, ..at },
+                (None, None) => continue,
+            };
+            let (first, last) = (at.offset.plus(1), ends_at.offset);
+            if had.first_missing(Lost { epoch: at.epoch, first, last }).is_some() {
+                return Resume::History { after: at };
+            }
+            last_before = Some(at);
+        }
+        if let Some(index) = self.segments.iter().position(|segment| had.is_entered(segment.epoch))
+        {
+            return self.resume_in(index, had, next, number_after);
+        }
+        if let Some(at) = last_before {
+            let follows = self.segments.front().filter(|first| {
+                first.previous.is_some_and(|end| end.epoch == at.epoch && end <= at)
+            });
+            return match follows {
+                Some(first) => Resume::Log { number: first.number, position: at },
+                None => Resume::History { after: at },
+            };
+        }
+        let known = |had: &crate::hub::had::EpochHad| self.end_of(had.epoch).is_some();
+        if had.epochs().iter().any(known) {
+            return Resume::History { after: Position::UNKNOWN };
+        }
+        Resume::Unknown
+    }
+
+    /// Where a stream continues in the log from the segment with this index on, through whose epoch
+    /// it walked.
+    fn resume_in(
+        &self,
+        mut index: usize,
+        had: &Had,
+        next: u64,
+        number_after: impl Fn(usize, Offset) -> u64,
+    ) -> Resume {
+        let mut position = Position::UNKNOWN;
+        while let Some(segment) = self.segments.get(index) {
+            if !had.is_entered(segment.epoch) {
+                return Resume::Log { number: segment.number, position };
+            }
+            position = Position { epoch: segment.epoch, offset: had.walked(segment.epoch) };
+            if position.offset < segment.start {
+                let elsewhere = self.elsewhere.contains(&segment.epoch);
+                let after = if elsewhere { Position::UNKNOWN } else { position };
+                return Resume::History { after };
+            }
+            if position.offset < segment.end {
+                return Resume::Log { number: number_after(index, position.offset), position };
+            }
+            index += 1;
+        }
+        Resume::Log { number: next, position }
+    }
+
+    fn has_segment(&self, epoch: Epoch) -> bool {
+        self.segments.iter().any(|segment| segment.epoch == epoch)
+    }
+
+    fn begin_epoch(&mut self, start: &EpochStart, number: u64) {
+        let Position { epoch, offset } = start.position;
+        if let Some(oldest) = start.ends.first() {
+            // Those that ended long ago are left out.
+            self.ends.retain(|end| end.epoch >= oldest.epoch);
+        }
+        self.learn(start.ends.iter().copied());
+        self.learn([start.previous]);
+        self.extend_line(start.previous);
+        self.elsewhere.clear();
+        self.segments.push_back(Segment {
+            epoch,
+            number,
+            start: offset,
+            end: offset,
+            previous: Some(start.previous),
+        });
+        let over = self.segments.len().saturating_sub(MAX_KNOWN);
+        // Epochs without a frame; their places are found in history.
+        self.segments.drain(..over);
+    }
+
+    /// Another epoch goes on, after a place before `first`.
+    fn continue_epoch(&mut self, epoch: Epoch, first: Offset, number: u64) {
+        let before = Offset(first.0.saturating_sub(1));
+        self.before.retain(|end| end.epoch < epoch);
+        self.segments.push_back(Segment {
+            epoch,
+            number,
+            start: before,
+            end: before,
+            previous: None,
+        });
+    }
+
+    /// The current line has this epoch before the one that begins, up to this place.
+    fn extend_line(&mut self, previous: Position) {
+        self.before.retain(|end| end.epoch < previous.epoch);
+        if previous.is_known() {
+            self.before.push(previous);
+            let over = self.before.len().saturating_sub(MAX_KNOWN);
+            self.before.drain(..over);
+        }
+    }
+
+    fn learn(&mut self, ends: impl IntoIterator<Item = Position>) {
+        for end in ends.into_iter().filter(|end| end.is_known()) {
+            match self.ends.binary_search_by_key(&end.epoch, |known| known.epoch) {
+                Ok(index) => self.ends[index].offset = self.ends[index].offset.max(end.offset),
+                Err(index) => self.ends.insert(index, end),
+            }
+        }
+        let over = self.ends.len().saturating_sub(MAX_KNOWN);
+        self.ends.drain(..over);
+    }
+}
