@@ -143,11 +143,6 @@ impl Had {
         }
     }
 
-    /// True if any of these names was had.
-    pub fn has_any(&self, lost: Lost) -> bool {
-        self.first_missing(lost) != Some(lost) && lost.first <= lost.last
-    }
-
     /// Adds names of an epoch, from the first to the last.
     pub fn add(&mut self, epoch: Epoch, first: Offset, last: Offset) {
         let first = first.max(Offset(1));
@@ -180,18 +175,6 @@ impl Had {
         let index = self.epochs.binary_search_by_key(&position.epoch, |had| had.epoch);
         if let Some(had) = index.ok().and_then(|index| self.epochs.get_mut(index)) {
             had.walk(position.offset);
-        }
-    }
-
-    /// Adds everything that another one has.
-    pub fn join(&mut self, other: &Had) {
-        for had in &other.epochs {
-            if had.entered {
-                self.walk(Position { epoch: had.epoch, offset: had.walked });
-            }
-            for (first, last) in &had.more {
-                self.add(had.epoch, *first, *last);
-            }
         }
     }
 

@@ -1,6 +1,8 @@
 //! The promises of the hub, over a bus with a history and logs of any size.
 
 mod bus;
+mod recovery;
+mod scripted;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -12,12 +14,13 @@ use prost::Message;
 use self::bus::TestBus;
 use super::{
     Begin, Hub, ReadOptions,
-    cursor::{Cursor, Item},
+    cursor::{Cursor, Item, Missing},
+    had::Had,
     filter::Filter,
     log::Capacity,
 };
 use crate::{
-    bus::{Gap, GapReason, Position},
+    bus::{GapReason, Position},
     proto::v1::{self, event::Kind},
 };
 
@@ -49,7 +52,7 @@ fn ids(chunks: &[Bytes]) -> Vec<u64> {
 }
 
 /// All items that the cursor has now.
-fn drain(cursor: &mut Cursor) -> (Vec<u64>, Vec<Gap>) {
+fn drain(cursor: &mut Cursor) -> (Vec<u64>, Vec<Missing>) {
     let (mut events, mut gaps) = (vec![], vec![]);
     while let Some(item) = cursor.next().now_or_never() {
         match item.unwrap() {
@@ -65,6 +68,11 @@ fn drain(cursor: &mut Cursor) -> (Vec<u64>, Vec<Gap>) {
 }
 
 const LARGE: Capacity = Capacity { bytes: 1 << 20, events: 10_000 };
+
+/// After what a stream has had that walked up to a position.
+fn after(epoch: u64, offset: u64) -> Begin {
+    Begin::After(vec![Had::up_to(Position::new(epoch, offset))])
+}
 
 async fn open(hub: &Arc<Hub>, filter: Filter, begin: Begin) -> Cursor {
     hub.open(filter, &begin, ReadOptions::default()).await.unwrap().cursor
@@ -140,7 +148,7 @@ async fn a_stream_resumes_at_a_position_inside_a_frame() {
     let (hub, bus) = TestBus::start(1, 0, LARGE);
     bus.publish(0, &[event(1, "a", "x"), event(2, "a", "x"), event(3, "a", "x")]);
     let opened = hub
-        .open(everything("n"), &Begin::After(vec![Position::new(7, 2)]), ReadOptions::default())
+        .open(everything("n"), &after(7, 2), ReadOptions::default())
         .await
         .unwrap();
     assert!(opened.resumed);
@@ -174,7 +182,7 @@ async fn a_stream_from_an_unknown_position_gets_a_gap_and_then_new_events() {
     bus.publish(0, &[event(1, "a", "x")]);
     for position in [Position::new(3, 9), Position::new(9, 1), Position::new(7, 50)] {
         let opened = hub
-            .open(everything("n"), &Begin::After(vec![position]), ReadOptions::default())
+            .open(everything("n"), &Begin::After(vec![Had::up_to(position)]), ReadOptions::default())
             .await
             .unwrap();
         assert!(!opened.resumed, "{position}");
@@ -188,7 +196,7 @@ async fn a_stream_from_an_unknown_position_gets_a_gap_and_then_new_events() {
 #[tokio::test]
 async fn a_token_with_another_number_of_shards_gives_a_gap_on_each_shard() {
     let (hub, _bus) = TestBus::start(2, 0, LARGE);
-    let begin = Begin::After(vec![Position::new(7, 0)]);
+    let begin = after(7, 0);
     let opened = hub.open(everything("n"), &begin, ReadOptions::default()).await.unwrap();
     assert!(!opened.resumed);
     let mut cursor = opened.cursor;
@@ -228,7 +236,7 @@ proptest! {
 }
 
 /// The ids of events, and gaps with their shards.
-type Seen = (Vec<u64>, Vec<(usize, Gap)>);
+type Seen = (Vec<u64>, Vec<(usize, Missing)>);
 
 async fn check(acts: Vec<Act>, log: usize, keep: usize) {
     tokio::time::pause();
@@ -264,7 +272,7 @@ async fn check(acts: Vec<Act>, log: usize, keep: usize) {
             }
             Act::Read { node } => read(&mut cursors[node], &mut seen[node]),
             Act::Resume { node } => {
-                let begin = Begin::After(cursors[node].positions());
+                let begin = Begin::After(cursors[node].to_had());
                 let filter = filters()[node].clone();
                 cursors[node] = open(&hub, filter, begin).await;
             }
@@ -277,7 +285,7 @@ async fn check(acts: Vec<Act>, log: usize, keep: usize) {
             let got: Vec<u64> =
                 events.iter().copied().filter(|id| (*id / 1_000_000) as usize == shard).collect();
             assert!(got.is_sorted_by(|a, b| a < b), "order of node {node}: {got:?}");
-            let gaps: Vec<&Gap> =
+            let gaps: Vec<&Missing> =
                 gaps.iter().filter(|(at, _)| *at == shard).map(|(_, gap)| gap).collect();
             for gap in &gaps {
                 let range = gap.from.offset.0..gap.to.offset.0;

@@ -1,6 +1,6 @@
-//! A bus in memory, with a history of any length.
+//! A bus in memory, with a history of any length, that loses what a test tells it to lose.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use futures_util::future::{BoxFuture, FutureExt, ready};
 use parking_lot::Mutex;
@@ -9,30 +9,45 @@ use tokio::sync::watch;
 
 use crate::{
     bus::{
-        AppendError, Appended, Batch, Bus, BusStatus, Delivery, Epoch, Frame, Gap, GapReason,
-        Health, History, HistoryPage, Members, Offset, Position, Retained, ShardId, Sink,
-        put_event,
+        AppendError, Appended, Batch, Bus, BusStatus, Delivery, Epoch, EpochStart, Frame, Gap,
+        GapReason, Health, History, HistoryPage, Lost, Members, Offset, Position, Retained,
+        ShardId, Sink, put_event,
     },
     hub::{Hub, log::Capacity},
     proto::v1,
 };
 
-/// A bus that keeps the last `keep` frames of each shard as history.
+/// One gateway's bus. It keeps the last `keep` deliveries of each shard as history.
 pub(super) struct TestBus {
     hub: Arc<Hub>,
     keep: usize,
     state: Mutex<State>,
     health: watch::Sender<Health>,
+    /// The shard whose pages do not come.
+    stalled: watch::Sender<Option<usize>>,
 }
 
 struct State {
     epoch: u64,
     ends: Vec<u64>,
-    history: Vec<Vec<Delivery>>,
+    /// The line that the servers have: what history pages are made of.
+    lines: Vec<Vec<Delivery>>,
 }
 
 impl TestBus {
     pub(super) fn start(shards: u16, keep: usize, capacity: Capacity) -> (Arc<Hub>, Arc<TestBus>) {
+        let (hub, bus) = TestBus::without_start(shards, keep, capacity);
+        for shard in ShardId::all(shards) {
+            hub.deliver(shard, Delivery::Start(start(Position::new(7, 0), Position::UNKNOWN, &[])));
+        }
+        (hub, bus)
+    }
+
+    pub(super) fn without_start(
+        shards: u16,
+        keep: usize,
+        capacity: Capacity,
+    ) -> (Arc<Hub>, Arc<TestBus>) {
         let hub = Arc::new(Hub::new(shards, capacity));
         let bus = Arc::new(TestBus {
             hub: hub.clone(),
@@ -40,49 +55,126 @@ impl TestBus {
             state: Mutex::new(State {
                 epoch: 7,
                 ends: vec![0; usize::from(shards)],
-                history: vec![vec![]; usize::from(shards)],
+                lines: vec![vec![]; usize::from(shards)],
             }),
             health: watch::Sender::new(Health::Ready),
+            stalled: watch::Sender::new(None),
         });
         hub.attach(bus.clone());
-        for shard in ShardId::all(shards) {
-            hub.deliver(shard, Delivery::Start(Position::new(7, 0)));
-        }
         (hub, bus)
     }
 
     pub(super) fn publish(&self, shard: usize, events: &[v1::Event]) {
-        let mut state = self.state.lock();
-        let mut bytes = Vec::new();
-        for event in events {
-            put_event(&mut bytes, &event.encode_to_vec());
-        }
-        let frame = Frame {
-            epoch: Epoch(state.epoch),
-            first: Offset(state.ends[shard] + 1),
-            count: events.len() as u64,
-            time_ms: 0,
-            origin: None,
-            events: bytes.into(),
+        let (epoch, end) = {
+            let state = self.state.lock();
+            (state.epoch, state.ends[shard])
         };
-        state.ends[shard] += events.len() as u64;
-        self.hand_on(&mut state, shard, Delivery::Frame(frame));
+        self.append(shard, Delivery::Frame(frame(epoch, end + 1, events)));
     }
 
-    fn hand_on(&self, state: &mut State, shard: usize, delivery: Delivery) {
-        state.history[shard].push(delivery.clone());
-        let over = state.history[shard].len().saturating_sub(self.keep);
-        state.history[shard].drain(..over);
+    /// Appends a delivery to the line, and hands it to the gateway.
+    pub(super) fn append(&self, shard: usize, delivery: Delivery) {
+        {
+            let mut state = self.state.lock();
+            let end = end(&delivery);
+            state.epoch = end.epoch.0;
+            state.ends[shard] = end.offset.0;
+            state.lines[shard].push(delivery.clone());
+        }
+        self.deliver(shard, delivery);
+    }
+
+    /// Hands a delivery to the gateway.
+    pub(super) fn deliver(&self, shard: usize, delivery: Delivery) {
         self.hub.deliver(ShardId(u16::try_from(shard).unwrap()), delivery);
+    }
+
+    /// Answers no page of this shard.
+    pub(super) fn stall(&self, shard: usize) {
+        self.stalled.send_replace(Some(shard));
+    }
+
+    /// Answers all pages again.
+    pub(super) fn go_on(&self) {
+        self.stalled.send_replace(None);
+    }
+
+    /// Replaces the line of the servers, of which the gateway learns nothing.
+    pub(super) fn set_line(&self, shard: usize, line: Vec<Delivery>) {
+        let mut state = self.state.lock();
+        let end = line.last().map_or(Position::UNKNOWN, end);
+        (state.epoch, state.ends[shard]) = (end.epoch.0, end.offset.0);
+        state.lines[shard] = line;
     }
 }
 
-fn end(delivery: &Delivery) -> Position {
-    match delivery {
-        Delivery::Frame(frame) | Delivery::Restored(frame) => frame.last(),
-        Delivery::Gap(gap) => gap.to,
-        Delivery::Start(position) | Delivery::Epoch(position) => *position,
+/// A frame that was accepted here first.
+pub(super) fn frame(epoch: u64, first: u64, events: &[v1::Event]) -> Frame {
+    let mut bytes = Vec::new();
+    for event in events {
+        put_event(&mut bytes, &event.encode_to_vec());
     }
+    Frame {
+        epoch: Epoch(epoch),
+        first: Offset(first),
+        count: events.len() as u64,
+        time_ms: 0,
+        provenance: None,
+        events: bytes.into(),
+    }
+}
+
+pub(super) fn start(position: Position, previous: Position, ends: &[Position]) -> EpochStart {
+    EpochStart { position, previous, ends: ends.to_vec() }
+}
+
+pub(super) fn lost(epoch: u64, first: u64, last: u64) -> Lost {
+    Lost { epoch: Epoch(epoch), first: Offset(first), last: Offset(last) }
+}
+
+/// A note at a place: these events are lost.
+pub(super) fn note(at: Position, lost: Lost) -> Delivery {
+    Delivery::Gap(Gap {
+        reason: GapReason::EpochChanged,
+        lost: vec![lost],
+        more: false,
+        position: at,
+        from_ms: None,
+        to_ms: 0,
+    })
+}
+
+/// The position after a delivery.
+pub(super) fn end(delivery: &Delivery) -> Position {
+    match delivery {
+        Delivery::Frame(frame) => frame.last(),
+        Delivery::Gap(gap) => gap.position,
+        Delivery::Start(start) | Delivery::Epoch(start) => start.position,
+    }
+}
+
+/// The highest name of each epoch that deliveries have, or tell of as lost.
+pub(super) fn ends<'a>(line: impl IntoIterator<Item = &'a Delivery>) -> Vec<Position> {
+    let mut ends: BTreeMap<Epoch, Offset> = BTreeMap::new();
+    let mut learn = |name: Position| {
+        let end = ends.entry(name.epoch).or_default();
+        *end = (*end).max(name.offset);
+    };
+    for delivery in line {
+        learn(end(delivery));
+        match delivery {
+            Delivery::Frame(frame) => learn(frame.name_of(frame.count - 1)),
+            Delivery::Gap(gap) => {
+                gap.lost.iter().for_each(|lost| {
+                    learn(Position { epoch: lost.epoch, offset: lost.last });
+                });
+            }
+            Delivery::Start(start) | Delivery::Epoch(start) => {
+                start.ends.iter().copied().for_each(&mut learn);
+            }
+        }
+    }
+    ends.into_iter().map(|(epoch, offset)| Position { epoch, offset }).collect()
 }
 
 impl Bus for TestBus {
@@ -121,28 +213,28 @@ impl History for TestBus {
         _: usize,
     ) -> BoxFuture<'_, Result<HistoryPage, AppendError>> {
         let state = self.state.lock();
-        let kept = &state.history[shard.index()];
+        let line = &state.lines[shard.index()];
+        let kept = &line[line.len().saturating_sub(self.keep)..];
         let mut deliveries: Vec<_> =
             kept.iter().filter(|d| end(d) > after).take(3).cloned().collect();
         if let Some(Delivery::Frame(frame)) = deliveries.first() {
             let before = Position { epoch: frame.epoch, offset: Offset(frame.first.0 - 1) };
             if after.is_known() && before > after {
-                deliveries.insert(
-                    0,
-                    Delivery::Gap(Gap {
-                        reason: GapReason::HistoryExpired,
-                        from: after,
-                        to: before,
-                        missed: Some(before.offset.0 - after.offset.0),
-                        from_ms: None,
-                        to_ms: 0,
-                    }),
-                );
+                let lost = lost(before.epoch.0, after.offset.0 + 1, before.offset.0);
+                let Delivery::Gap(gap) = note(before, lost) else { unreachable!() };
+                let gap = Gap { reason: GapReason::HistoryExpired, ..gap };
+                deliveries.insert(0, Delivery::Gap(gap));
             }
         }
         let next = deliveries.last().map_or(after, end);
         let tip = Position::new(state.epoch, state.ends[shard.index()]);
-        ready(Ok(HistoryPage { deliveries, next, at_end: next == tip })).boxed()
+        let page = HistoryPage { deliveries, next, at_end: next >= tip };
+        let mut stalled = self.stalled.subscribe();
+        async move {
+            let goes_on = stalled.wait_for(|stalled| *stalled != Some(shard.index())).await;
+            goes_on.map(|_| page).map_err(|_| AppendError::Closed)
+        }
+        .boxed()
     }
     fn retained(&self, _: ShardId) -> BoxFuture<'_, Result<Vec<Retained>, AppendError>> {
         ready(Ok(vec![])).boxed()
