@@ -1,12 +1,15 @@
-use trunkline::hub::token::{ResumeToken, TokenError};
+use trunkline::hub::{
+    had::Had,
+    token::{ResumeToken, TokenError},
+};
 
 const DEPLOYMENT: u32 = 0x0102_0304;
 
 /// A resume token, as a node sends it.
 pub fn token(bytes: &[u8]) {
-    // As it is, with a correct checksum, and with a correct head and checksum.
-    let body = [&[1, 1, 2, 3, 4], bytes].concat();
-    for token in [bytes.to_vec(), with_checksum(bytes), with_checksum(&body)] {
+    // As it is, with a correct checksum, and with a correct head of each version and checksum.
+    let [old, new] = [1, 2].map(|version| [&[version, 1, 2, 3, 4], bytes].concat());
+    for token in [bytes.to_vec(), with_checksum(bytes), with_checksum(&old), with_checksum(&new)] {
         match ResumeToken::decode(&token, DEPLOYMENT) {
             Ok(decoded) => {
                 let encoded = decoded.to_bytes();
@@ -16,9 +19,12 @@ pub fn token(bytes: &[u8]) {
                     ResumeToken::decode(&encoded, DEPLOYMENT + 1),
                     Err(TokenError::ForeignDeployment)
                 );
-                // A position takes two bytes at least: a token makes a gateway hold no more than
-                // was sent.
-                assert!(decoded.positions.len() * 2 <= token.len());
+                // A shard takes a byte at least, an epoch and a range two: a token makes a gateway
+                // hold little more than was sent.
+                let epochs = || decoded.shards.iter().flat_map(Had::epochs);
+                let ranges: usize = epochs().map(|epoch| epoch.more.len()).sum();
+                let held = decoded.shards.len() + 2 * epochs().count() + 2 * ranges;
+                assert!(held <= token.len());
             }
             Err(error) => assert!(!error.to_string().is_empty()),
         }

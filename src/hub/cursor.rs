@@ -17,14 +17,14 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
 
-pub use self::{
-    batch::{Events, TracedEvent},
-    missing::Missing,
-};
 pub(super) use self::shard::{Scan, Source};
 use self::{
     batch::MAX_BATCH_EVENTS,
     shard::{Offered, ShardCursor},
+};
+pub use self::{
+    batch::{Events, TracedEvent},
+    missing::Missing,
 };
 use super::{
     Hub, ReadOptions,
@@ -35,9 +35,7 @@ use super::{
     opening::Opening,
     router::{Interest, Registration},
 };
-use crate::bus::{
-    AppendError, Delivery, Gap, GapReason, HistoryPage, Lost, Position, ShardId,
-};
+use crate::bus::{AppendError, Delivery, Gap, GapReason, HistoryPage, Lost, Position, ShardId};
 
 /// The most events that are read for one merge. They are not kept.
 const MAX_MERGED_EVENTS: u64 = 50_000;

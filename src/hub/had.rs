@@ -222,8 +222,7 @@ impl Had {
 impl EpochHad {
     fn has(&self, name: Offset) -> bool {
         let after = self.more.partition_point(|(first, _)| *first <= name);
-        name <= self.walked
-            || after.checked_sub(1).is_some_and(|at| name <= self.more[at].1)
+        name <= self.walked || after.checked_sub(1).is_some_and(|at| name <= self.more[at].1)
     }
 
     fn first_missing(&self, lost: Lost) -> Option<Lost> {

@@ -202,7 +202,7 @@ impl Log {
     pub(super) fn resume(&self, had: &Had) -> Resume {
         let ring = self.ring.read();
         let number_after = |segment, offset| ring.number_after(segment, offset);
-        ring.line.resume(had, ring.next(), number_after)
+        ring.line.resume(had, number_after)
     }
 
     /// The position at the end, what a stream has had besides that begins there, and the number of
@@ -215,9 +215,10 @@ impl Log {
     /// True if the log has, or had, everything up to this position of the bus.
     pub(super) fn reaches(&self, position: Position) -> bool {
         let ring = self.ring.read();
-        ring.line.segments.iter().any(|segment| {
-            segment.epoch == position.epoch && segment.end >= position.offset
-        })
+        ring.line
+            .segments
+            .iter()
+            .any(|segment| segment.epoch == position.epoch && segment.end >= position.offset)
     }
 
     /// The highest name of an epoch that is in the shard, was appended again, or is lost; none if

@@ -2,6 +2,8 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use super::{
     Hub,
     cursor::{Cursor, Scan, Source, is_elsewhere, shard_id},
@@ -19,6 +21,10 @@ const MAX_CATCH_UP: Duration = Duration::from_secs(1);
 
 /// The wait before a log that is behind is looked at again.
 const CATCH_UP_PAUSE: Duration = Duration::from_millis(20);
+
+/// The time for which opening a stream waits for history, to say whether events are lost and how
+/// many follow.
+const MAX_PREVIEW: Duration = Duration::from_secs(1);
 
 /// Bytes of events in the page that is read to see how a stream begins.
 const PREVIEW_BYTES: usize = 64 * 1024;
@@ -84,6 +90,7 @@ impl Hub {
         let registration = self.router.register(filter, self.logs.len());
         let mut openings = Vec::with_capacity(self.logs.len());
         let (mut resumed, mut replayed) = (matches!(begin, Begin::After(_)), 0);
+        let deadline = Instant::now() + MAX_PREVIEW;
         for (shard, log) in self.logs.iter().enumerate() {
             let id = shard_id(shard);
             let opening = match begin {
@@ -102,9 +109,13 @@ impl Hub {
                 }
                 Source::Log(_) | Source::Behind => {}
                 Source::History(_) => {
-                    let (lost, events) = self.preview(id, &opening).await?;
-                    resumed &= !lost;
-                    replayed += events;
+                    let preview = self.preview(id, &opening);
+                    // A shard whose history is slow holds up no other.
+                    if let Ok(preview) = tokio::time::timeout_at(deadline, preview).await {
+                        let (lost, events) = preview?;
+                        resumed &= !lost;
+                        replayed += events;
+                    }
                 }
             }
             openings.push(opening);
@@ -164,8 +175,8 @@ impl Hub {
             Resume::Log { position, .. }
                 if !history && position.epoch == extent.end.epoch && position > extent.end =>
             {
-                // Nobody else has it either: it never existed.
-                self.unknown(shard, had)
+                // No other gateway can have it: it never existed.
+                self.unknown(shard, Had::default())
             }
             Resume::Log { number, position } => Opening { position, had, source: in_log(number) },
             Resume::History { after } if history => {
@@ -187,9 +198,8 @@ impl Hub {
     fn unknown(&self, shard: ShardId, had: Had) -> Opening {
         let extent = self.logs[shard.index()].extent();
         let walked = had.epochs().iter().rfind(|had| had.entered);
-        let position = walked.map_or(Position::UNKNOWN, |had| {
-            Position { epoch: had.epoch, offset: had.walked }
-        });
+        let position = walked
+            .map_or(Position::UNKNOWN, |had| Position { epoch: had.epoch, offset: had.walked });
         let gap = Gap {
             reason: GapReason::UnknownEpoch,
             lost: vec![],
@@ -221,11 +231,7 @@ impl Hub {
 
     /// Reads a page of history where a stream begins. Returns whether anything that it has not had
     /// is lost, and about how many events follow.
-    async fn preview(
-        &self,
-        shard: ShardId,
-        opening: &Opening,
-    ) -> Result<(bool, u64), AppendError> {
+    async fn preview(&self, shard: ShardId, opening: &Opening) -> Result<(bool, u64), AppendError> {
         let page = self.history_page(shard, opening.position, PREVIEW_BYTES).await?;
         let mut events = 0;
         for delivery in &page.deliveries {

@@ -214,7 +214,12 @@ mod tests {
         let router = Arc::new(Router::default());
         let registration = router.register(filter.clone(), 1);
         let waker = Arc::new(NoTask).into();
-        assert!(registration.interest.poll_pending(&mut Context::from_waker(&waker), |_| true).is_pending());
+        assert!(
+            registration
+                .interest
+                .poll_pending(&mut Context::from_waker(&waker), |_| true)
+                .is_pending()
+        );
         let woken = router.notify(ShardId(0), entry, 5).len();
         let pending = registration.interest.take_pending(0);
         assert_eq!(pending, (woken == 1).then_some(5));

@@ -15,8 +15,8 @@ use self::bus::TestBus;
 use super::{
     Begin, Hub, ReadOptions,
     cursor::{Cursor, Item, Missing},
-    had::Had,
     filter::Filter,
+    had::Had,
     log::Capacity,
 };
 use crate::{
@@ -147,10 +147,7 @@ async fn a_stream_that_fell_behind_after_its_first_events_gets_merged_ones() {
 async fn a_stream_resumes_at_a_position_inside_a_frame() {
     let (hub, bus) = TestBus::start(1, 0, LARGE);
     bus.publish(0, &[event(1, "a", "x"), event(2, "a", "x"), event(3, "a", "x")]);
-    let opened = hub
-        .open(everything("n"), &after(7, 2), ReadOptions::default())
-        .await
-        .unwrap();
+    let opened = hub.open(everything("n"), &after(7, 2), ReadOptions::default()).await.unwrap();
     assert!(opened.resumed);
     assert_eq!(opened.replayed, 1);
     let mut cursor = opened.cursor;
@@ -182,7 +179,11 @@ async fn a_stream_from_an_unknown_position_gets_a_gap_and_then_new_events() {
     bus.publish(0, &[event(1, "a", "x")]);
     for position in [Position::new(3, 9), Position::new(9, 1), Position::new(7, 50)] {
         let opened = hub
-            .open(everything("n"), &Begin::After(vec![Had::up_to(position)]), ReadOptions::default())
+            .open(
+                everything("n"),
+                &Begin::After(vec![Had::up_to(position)]),
+                ReadOptions::default(),
+            )
             .await
             .unwrap();
         assert!(!opened.resumed, "{position}");

@@ -15,13 +15,7 @@ use super::{
     counters::Method,
     recent::{EndedStream, Ending},
 };
-use crate::{
-    bus::ShardId,
-    errors::Error,
-    hub::cursor::Missing,
-    proto::v1,
-    throttle::Throttle,
-};
+use crate::{bus::ShardId, errors::Error, hub::cursor::Missing, proto::v1, throttle::Throttle};
 
 /// Lines of each sort that are written in each period.
 const MAX_LINES: u32 = 100;

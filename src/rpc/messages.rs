@@ -4,7 +4,10 @@ use std::time::{Duration, SystemTime};
 
 use crate::{
     bus::{GapReason, Position, ShardId},
-    hub::{cursor::{Cursor, Missing}, token},
+    hub::{
+        cursor::{Cursor, Missing},
+        token,
+    },
     lifecycle::Drain,
     presence::timestamp,
     proto::v1,

@@ -12,9 +12,9 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    AppendError, Appended, Batch, Bus, BusFactory, BusStatus, Delivery, Epoch, EpochStart, Finding, Frame,
-    Health, History, Members, Offset, Position, Progress, RequestId, ShardBusStatus, ShardId,
-    SharedBus, Sink, StartError, Starting, put_event, traced::TracedAppend, unix_ms,
+    AppendError, Appended, Batch, Bus, BusFactory, BusStatus, Delivery, Epoch, EpochStart, Finding,
+    Frame, Health, History, Members, Offset, Position, Progress, RequestId, ShardBusStatus,
+    ShardId, SharedBus, Sink, StartError, Starting, put_event, traced::TracedAppend, unix_ms,
 };
 use crate::config::Config;
 

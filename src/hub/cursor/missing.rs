@@ -43,11 +43,8 @@ impl Missing {
     /// `ends` are their last names.
     pub(super) fn unknown(gap: &Gap, place: Position, ends: &[Position]) -> Missing {
         let earlier = ends.iter().filter(|end| end.epoch < gap.position.epoch);
-        let names = earlier.map(|end| Lost {
-            epoch: end.epoch,
-            first: Offset(1),
-            last: end.offset,
-        });
+        let names =
+            earlier.map(|end| Lost { epoch: end.epoch, first: Offset(1), last: end.offset });
         Missing {
             reason: gap.reason,
             from: place,

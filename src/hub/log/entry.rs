@@ -89,15 +89,13 @@ impl Entry {
     /// What recovery added, in bytes.
     fn extra_bytes(&self) -> usize {
         match &self.content {
-            Content::Frame(frame) => {
-                frame.frame.provenance.as_ref().map_or(0, |provenance| {
-                    let left = provenance.name.as_ref().map_or(0, |name| name.left.len());
-                    size_of::<Provenance>()
-                        + left * size_of::<u64>()
-                        + provenance.aliases.len() * size_of::<(u64, Position)>()
-                        + provenance.doubts.len() * size_of::<Position>()
-                })
-            }
+            Content::Frame(frame) => frame.frame.provenance.as_ref().map_or(0, |provenance| {
+                let left = provenance.name.as_ref().map_or(0, |name| name.left.len());
+                size_of::<Provenance>()
+                    + left * size_of::<u64>()
+                    + provenance.aliases.len() * size_of::<(u64, Position)>()
+                    + provenance.doubts.len() * size_of::<Position>()
+            }),
             Content::Gap(gap) => gap.lost.len() * size_of::<Lost>(),
             Content::Epoch(start) => start.ends.len() * size_of::<Position>(),
         }

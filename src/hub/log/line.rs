@@ -102,7 +102,7 @@ impl Line {
     /// Takes note that the first entries were dropped: `base` is the number of the first one left,
     /// and everything after `start` is in the log.
     pub fn trim(&mut self, base: u64, start: Position) {
-        while self.segments.get(1).is_some_and(|second| second.number <= base) {
+        while self.segments.get(1).is_some_and(|second| second.number < base) {
             self.segments.pop_front();
         }
         if let Some(first) = self.segments.front_mut()
@@ -158,90 +158,61 @@ impl Line {
     /// The latest segment that has everything after a place, as its index.
     pub fn segment_after(&self, place: Position) -> Option<usize> {
         self.segments.iter().rposition(|segment| {
-            segment.epoch == place.epoch
-                && (segment.start..=segment.end).contains(&place.offset)
+            segment.epoch == place.epoch && (segment.start..=segment.end).contains(&place.offset)
         })
     }
 
     /// Where a stream continues that has had this.
     ///
-    /// It reads the line from the first epoch on through which it walked, and passes over what it
-    /// has had. An epoch of which it has had every name needs no reading. Where it walked through
-    /// none, but has names that are known here, it reads the whole line.
-    pub fn resume(
-        &self,
-        had: &Had,
-        next: u64,
-        number_after: impl Fn(usize, Offset) -> u64,
-    ) -> Resume {
-        let mut last_before = None;
-        for walked in had.epochs().iter().filter(|had| had.entered) {
-            let at = Position { epoch: walked.epoch, offset: walked.walked };
-            if self.has_segment(at.epoch) || self.elsewhere.contains(&at.epoch) {
-                continue;
-            }
-            let on_line = self.before.iter().find(|end| end.epoch == at.epoch);
-            let ends_at = match (on_line, self.end_of(at.epoch)) {
-                (Some(end), _) => *end,
-                (None, Some(offset)) => Position { offset, ..at },
-                (None, None) => continue,
-            };
-            let (first, last) = (at.offset.plus(1), ends_at.offset);
-            if had.first_missing(Lost { epoch: at.epoch, first, last }).is_some() {
-                return Resume::History { after: at };
-            }
-            last_before = Some(at);
-        }
-        if let Some(index) = self.segments.iter().position(|segment| had.is_entered(segment.epoch))
-        {
-            return self.resume_in(index, had, next, number_after);
-        }
-        if let Some(at) = last_before {
-            let follows = self.segments.front().filter(|first| {
-                first.previous.is_some_and(|end| end.epoch == at.epoch && end <= at)
-            });
-            return match follows {
-                Some(first) => Resume::Log { number: first.number, position: at },
-                None => Resume::History { after: at },
+    /// It goes on in the last epoch of the line through which it walked. Whoever walks through an
+    /// epoch has passed all that comes before it on its line, and an epoch has one line before it.
+    /// A stream that walked through none, but has names that are known here, reads the whole line.
+    pub fn resume(&self, had: &Had, number_after: impl Fn(usize, Offset) -> u64) -> Resume {
+        let current = self.segments.back().map(|last| last.epoch);
+        let line: Vec<Epoch> = self.before.iter().map(|end| end.epoch).chain(current).collect();
+        let is_here = |epoch: &Epoch| had.is_entered(*epoch) && !self.elsewhere.contains(epoch);
+        if let Some(index) = line.iter().rposition(is_here) {
+            let position = Position { epoch: line[index], offset: had.walked(line[index]) };
+            return match self.segment_with_rest(&line[index..], position.offset) {
+                Some(segment) => {
+                    Resume::Log { number: number_after(segment, position.offset), position }
+                }
+                None => Resume::History { after: position },
             };
         }
-        let known = |had: &crate::hub::had::EpochHad| self.end_of(had.epoch).is_some();
-        if had.epochs().iter().any(known) {
+        // Whether an epoch before those that are known lies on the line, history knows.
+        let begin = line.first().copied().unwrap_or_default();
+        let may_be_before =
+            |epoch: Epoch| epoch < begin && is_here(&epoch) && self.end_of(epoch).is_some();
+        if let Some(found) = had.epochs().iter().rfind(|known| may_be_before(known.epoch)) {
+            let after = Position { epoch: found.epoch, offset: found.walked };
+            return Resume::History { after };
+        }
+        if had.epochs().iter().any(|known| self.end_of(known.epoch).is_some()) {
             return Resume::History { after: Position::UNKNOWN };
         }
         Resume::Unknown
     }
 
-    /// Where a stream continues in the log from the segment with this index on, through whose epoch
-    /// it walked.
-    fn resume_in(
-        &self,
-        mut index: usize,
-        had: &Had,
-        next: u64,
-        number_after: impl Fn(usize, Offset) -> u64,
-    ) -> Resume {
-        let mut position = Position::UNKNOWN;
-        while let Some(segment) = self.segments.get(index) {
-            if !had.is_entered(segment.epoch) {
-                return Resume::Log { number: segment.number, position };
-            }
-            position = Position { epoch: segment.epoch, offset: had.walked(segment.epoch) };
-            if position.offset < segment.start {
-                let elsewhere = self.elsewhere.contains(&segment.epoch);
-                let after = if elsewhere { Position::UNKNOWN } else { position };
-                return Resume::History { after };
-            }
-            if position.offset < segment.end {
-                return Resume::Log { number: number_after(index, position.offset), position };
-            }
-            index += 1;
+    /// The segment from which on the log has the rest of the line: everything after this place of
+    /// the first of these epochs, and the others from their starts on.
+    fn segment_with_rest(&self, line: &[Epoch], offset: Offset) -> Option<usize> {
+        let mut segments = self.segments.iter();
+        let mut before = segments.len();
+        for (nth, epoch) in line.iter().enumerate().rev() {
+            let found = segments.rposition(|segment| {
+                segment.epoch == *epoch
+                    && if nth == 0 {
+                        segment.start <= offset
+                    } else {
+                        segment.previous.is_some_and(|previous| previous.epoch == line[nth - 1])
+                    }
+            });
+            before = found?;
+            segments = self.segments.iter();
+            segments.nth_back(self.segments.len() - before - 1)?;
         }
-        Resume::Log { number: next, position }
-    }
-
-    fn has_segment(&self, epoch: Epoch) -> bool {
-        self.segments.iter().any(|segment| segment.epoch == epoch)
+        Some(before)
     }
 
     fn begin_epoch(&mut self, start: &EpochStart, number: u64) {

@@ -30,7 +30,11 @@ fn the_layout_is_fixed() {
     had.add(Epoch(6), Offset(2), Offset(2));
     let bytes = token(vec![Had::default(), Had::oldest(), had]).to_bytes();
     assert_eq!(bytes[5..8], [3, 0, 1], "3 shards: unknown, from the oldest");
-    assert_eq!(bytes[8..14], [4, 10, 3, 3, 3, 2], "2 epochs; 5, entered, 1 range; 3; 4 to 6, 7 to 9");
+    assert_eq!(
+        bytes[8..14],
+        [4, 10, 3, 3, 3, 2],
+        "2 epochs; 5, entered, 1 range; 3; 4 to 6, 7 to 9"
+    );
     assert_eq!(bytes[14..18], [1, 2, 1, 0], "6, 1 range; 1, 2");
     assert_eq!(bytes.len(), 22);
     assert_eq!(deployment_tag("trunkline"), 0x188b_06ef);
