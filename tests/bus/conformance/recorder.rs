@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use bytes::{Buf, Bytes};
 use parking_lot::Mutex;
 use prost::encoding::{WireType, decode_key, decode_varint};
-use trunkline::bus::{Delivery, Frame, Gap, Position, ShardId, Sink};
+use trunkline::bus::{Delivery, Epoch, Frame, Gap, Lost, Offset, Position, ShardId, Sink};
 
 /// All deliveries of one sink.
 #[derive(Default)]
@@ -22,14 +22,16 @@ struct Recording {
 pub struct ShardRecording {
     /// The last position delivered. None before the start.
     pub at: Option<Position>,
-    /// Every event that was delivered for the first time, with its position.
+    /// Every event that was delivered for the first time, with its name.
     pub events: Vec<(Position, Bytes)>,
-    /// Every event that was delivered as restored, with its new position.
-    pub restored: Vec<(Position, Bytes)>,
+    /// The same by their names.
+    names: HashMap<Position, Bytes>,
+    /// The number of events that were delivered again, as copies.
+    pub repeated: usize,
     /// The gaps.
     pub gaps: Vec<Gap>,
-    /// The number of epochs that began without a gap.
-    pub epochs: usize,
+    /// The last position of each epoch.
+    ends: HashMap<Epoch, Offset>,
 }
 
 impl Sink for Recorder {
@@ -58,86 +60,100 @@ impl Recorder {
 impl ShardRecording {
     /// A recording that continues after `position`.
     pub fn after(position: Position) -> ShardRecording {
-        ShardRecording { at: Some(position), ..ShardRecording::default() }
+        let ends = HashMap::from([(position.epoch, position.offset)]);
+        ShardRecording { at: Some(position), ends, ..ShardRecording::default() }
     }
 
     /// Takes the next delivery; the error names the rule that it breaks.
     pub fn take(&mut self, delivery: &Delivery) -> Result<(), String> {
         let Some(at) = self.at else {
-            let Delivery::Start(position) = delivery else {
+            let Delivery::Start(start) = delivery else {
                 return Err("the first delivery is no start".into());
             };
-            self.at = Some(*position);
+            self.go_to(start.position);
             return Ok(());
         };
         match delivery {
             Delivery::Start(_) => return Err("a second start".into()),
-            Delivery::Frame(frame) => {
-                let events = events_of(frame)?;
-                self.follow(at, frame)?;
-                self.events.extend(events);
-            }
-            Delivery::Restored(frame) => {
-                let events = events_of(frame)?;
-                self.follow(at, frame)?;
-                if !self.had(frame, &events) {
-                    return Err("a frame is restored that was never delivered".into());
+            Delivery::Frame(frame) => self.take_frame(frame)?,
+            Delivery::Epoch(start) => {
+                if start.position.epoch <= at.epoch || start.position.offset != Offset(0) {
+                    return Err(format!("an epoch that does not begin after {at}"));
                 }
-                self.restored.extend(events);
-            }
-            Delivery::Epoch(position) => {
-                if position.epoch <= at.epoch {
-                    return Err(format!("an epoch that is not higher than that of {at}"));
-                }
-                self.at = Some(*position);
-                self.epochs += 1;
+                self.go_to(start.position);
             }
             Delivery::Gap(gap) => {
-                if gap.from != at || gap.to <= at {
-                    return Err(format!("a gap that does not begin at {at}"));
+                if gap.position <= at {
+                    return Err(format!("a gap that does not go on from {at}"));
                 }
-                let count = (gap.to.epoch == at.epoch).then(|| gap.to.offset.0 - at.offset.0);
-                if count.is_some_and(|count| gap.missed != Some(count)) {
-                    return Err(format!("a gap within an epoch without the count {count:?}"));
+                if gap.lost.is_empty() && !gap.more {
+                    return Err("a gap of nothing".into());
                 }
-                self.at = Some(gap.to);
+                if gap.lost.iter().any(|lost| lost.first > lost.last) {
+                    return Err("a gap with an empty run".into());
+                }
+                if let Some(had) = self.names.keys().find(|name| gap.names(**name)) {
+                    return Err(format!("{had} is told as missing, and was delivered"));
+                }
+                self.go_to(gap.position);
                 self.gaps.push(gap.clone());
             }
         }
         Ok(())
     }
 
-    fn follow(&mut self, at: Position, frame: &Frame) -> Result<(), String> {
-        if frame.epoch != at.epoch || frame.first != at.offset.plus(1) {
-            return Err(format!("a frame that does not follow {at}"));
+    fn take_frame(&mut self, frame: &Frame) -> Result<(), String> {
+        let events = events_of(frame)?;
+        let end = self.ends.get(&frame.epoch).copied();
+        if end.is_none_or(|end| frame.first != end.plus(1)) {
+            return Err(format!("a frame that does not follow {end:?}"));
         }
-        self.at = Some(frame.last());
+        self.go_to(frame.last());
+        for (name, event) in events {
+            match self.names.get(&name) {
+                None => {
+                    self.names.insert(name, event.clone());
+                    self.events.push((name, event));
+                }
+                Some(before) if *before == event && frame.is_copy() => self.repeated += 1,
+                Some(_) => return Err(format!("{name} stands for two events")),
+            }
+        }
         Ok(())
     }
 
-    /// True if the events of a restored frame were delivered at its origin.
-    fn had(&self, frame: &Frame, events: &[(Position, Bytes)]) -> bool {
-        let Some(origin) = frame.origin else { return false };
-        let first = origin.offset.0 + 1 - frame.count;
-        events.iter().zip(first..).all(|((_, event), offset)| {
-            let at = Position::new(origin.epoch.0, offset);
-            self.events.iter().any(|(position, before)| *position == at && before == event)
-        })
+    fn go_to(&mut self, position: Position) {
+        self.at = Some(position);
+        self.ends.insert(position.epoch, position.offset);
     }
 
-    /// The position and number of deliveries of an event.
+    /// The name of an event each time that it was delivered under another.
     pub fn positions_of(&self, event: &Bytes) -> Vec<Position> {
         let found = self.events.iter().filter(|(_, delivered)| delivered == event);
         found.map(|(position, _)| *position).collect()
     }
 
-    /// True if a position lies in a gap.
-    pub fn is_missing(&self, position: Position) -> bool {
-        self.gaps.iter().any(|gap| gap.from < position && position <= gap.to)
+    /// True if the event with this name lies in a gap.
+    pub fn is_missing(&self, name: Position) -> bool {
+        self.gaps.iter().any(|gap| gap.names(name))
     }
 }
 
-/// The events of a frame with their positions.
+trait Names {
+    /// True if it says that the event with this name is missing.
+    fn names(&self, name: Position) -> bool;
+}
+
+impl Names for Gap {
+    fn names(&self, name: Position) -> bool {
+        let among = |lost: &Lost| {
+            lost.epoch == name.epoch && (lost.first..=lost.last).contains(&name.offset)
+        };
+        self.lost.iter().any(among)
+    }
+}
+
+/// The events of a frame with their names.
 pub fn events_of(frame: &Frame) -> Result<Vec<(Position, Bytes)>, String> {
     let mut body = frame.events.clone();
     let mut events = Vec::new();
@@ -148,9 +164,7 @@ pub fn events_of(frame: &Frame) -> Result<Vec<(Position, Bytes)>, String> {
         }
         let length = decode_varint(&mut body).map_err(|error| error.to_string())?;
         let length = usize::try_from(length).map_err(|error| error.to_string())?;
-        let position =
-            Position { epoch: frame.epoch, offset: frame.first.plus(events.len() as u64) };
-        events.push((position, body.split_to(length)));
+        events.push((frame.name_of(events.len() as u64), body.split_to(length)));
     }
     if events.len() as u64 != frame.count || events.is_empty() {
         return Err(format!("a frame of {} events that says {}", events.len(), frame.count));

@@ -153,7 +153,7 @@ pub async fn close_answers_every_append(closing: &Member, other: &Member, severa
     closing.sink.assert_rules_kept();
 }
 
-/// **Epochs** and **Restored**.
+/// **Epochs** and **Copies**.
 pub async fn a_loss_begins_a_new_epoch(one: &Member, two: &Member, lose: impl AsyncFn()) {
     let shards: Vec<_> = one.shards().collect();
     let mut before = Vec::new();
@@ -189,7 +189,7 @@ pub async fn a_loss_begins_a_new_epoch(one: &Member, two: &Member, lose: impl As
             }
             for (_, _, events) in before.iter().filter(|(of, ..)| *of == shard) {
                 let times = recording.positions_of(&events[0]).len();
-                assert_eq!(times, 1, "delivered events are repeated only as restored");
+                assert_eq!(times, 1, "delivered events are repeated only as copies");
             }
         }
     }

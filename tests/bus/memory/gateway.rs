@@ -48,9 +48,10 @@ impl MemoryBus {
     ) -> MemoryBus {
         let (sender, health) = watch::channel(Health::NotReady("starting".into()));
         let readers = ShardId::all(store.shards()).map(|shard| {
-            let end = store.end(shard);
-            sink.deliver(shard, Delivery::Start(end));
-            Mutex::new(Reader::after(end))
+            let start = store.start(shard);
+            let reader = Reader::after(start.position);
+            sink.deliver(shard, Delivery::Start(start));
+            Mutex::new(reader)
         });
         let readers = readers.collect();
         let shared = Arc::new(Shared { store, fault, sink, readers, health: sender });

@@ -42,7 +42,7 @@ impl MemoryFactory {
     }
 
     /// Loses the last frames of every shard, which begins a new epoch. `restored`: a gateway that
-    /// has the frames re-appends them.
+    /// has the frames appends them again; otherwise they are noted as lost.
     pub fn lose_tail(&self, frames: usize, restored: bool) {
         self.store.lock().as_ref().expect("a gateway was started").lose_tail(frames, restored);
     }

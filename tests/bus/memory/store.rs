@@ -12,8 +12,9 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 use tokio::sync::watch;
 use trunkline::{
     bus::{
-        Appended, Batch, Delivery, Epoch, Exchange, Frame, Gap, GapReason, HistoryPage, MemberId,
-        MemberRecord, MemberUpdate, Offset, Position, RequestId, Retained, ShardId,
+        Appended, Batch, Delivery, Epoch, EpochStart, Exchange, Frame, Gap, GapReason, HistoryPage,
+        Lost, MemberId, MemberRecord, MemberUpdate, Name, Offset, Position, Provenance, RequestId,
+        Retained, ShardId,
     },
     config::Config,
 };
@@ -41,7 +42,9 @@ struct Shard {
 #[derive(Clone)]
 enum Entry {
     Frame(Frame),
-    EpochStart { at: Position, previous: Position },
+    EpochStart(EpochStart),
+    /// These events are lost.
+    Note(Position, Lost),
 }
 
 struct Stored {
@@ -52,19 +55,27 @@ struct Stored {
     shards: HashMap<u32, Bytes>,
 }
 
-/// A reader of a shard: what it has had.
+/// A reader of a shard, at a place of its line.
 #[derive(Clone, Default)]
 pub struct Reader {
     pub at: Position,
-    /// The last position that it had of each epoch that has ended.
-    ended: Vec<Position>,
 }
 
 impl Entry {
     fn position(&self) -> Position {
         match self {
             Entry::Frame(frame) => frame.last(),
-            Entry::EpochStart { at, .. } => *at,
+            Entry::EpochStart(start) => start.position,
+            Entry::Note(at, _) => *at,
+        }
+    }
+
+    /// The last name that it has, or tells as lost.
+    fn last_name(&self) -> Position {
+        match self {
+            Entry::Frame(frame) => frame.name_of(frame.count - 1),
+            Entry::EpochStart(start) => start.previous,
+            Entry::Note(_, lost) => Position { epoch: lost.epoch, offset: lost.last },
         }
     }
 }
@@ -73,10 +84,10 @@ impl Store {
     pub fn new(config: &Config) -> Arc<Store> {
         let shard = || {
             let end = Position { epoch: Epoch(now_ms()), offset: Offset(0) };
-            let start = Entry::EpochStart { at: end, previous: Position::UNKNOWN };
+            let start = EpochStart { position: end, previous: Position::UNKNOWN, ends: vec![] };
             Mutex::new(Shard {
                 end,
-                entries: VecDeque::from([start]),
+                entries: VecDeque::from([Entry::EpochStart(start)]),
                 max_history: usize::try_from(config.history.max_frames).unwrap_or(usize::MAX),
                 requests: HashMap::new(),
                 request_id_window: config.request_id_window,
@@ -96,6 +107,12 @@ impl Store {
 
     pub fn end(&self, shard: ShardId) -> Position {
         self.shards[shard.index()].lock().end
+    }
+
+    /// What a gateway begins with.
+    pub fn start(&self, shard: ShardId) -> EpochStart {
+        let state = self.shards[shard.index()].lock();
+        EpochStart { position: state.end, previous: Position::UNKNOWN, ends: state.ends() }
     }
 
     pub fn append(&self, shard: ShardId, batch: &Batch) -> Appended {
@@ -131,13 +148,27 @@ impl Store {
                 lost.push(frame);
             }
             let previous = state.entries.back().map_or(Position::UNKNOWN, Entry::position);
-            let at = Position::new(now_ms().max(before.epoch.0 + 1), 0);
-            state.entries.push_back(Entry::EpochStart { at, previous });
-            state.end = at;
-            if restored {
-                for frame in lost.into_iter().rev() {
-                    let origin = frame.origin.unwrap_or_else(|| frame.last());
-                    state.push(frame.count, frame.events, Some(origin));
+            let position = Position::new(now_ms().max(before.epoch.0 + 1), 0);
+            let start = EpochStart { position, previous, ends: state.ends() };
+            state.entries.push_back(Entry::EpochStart(start));
+            state.end = position;
+            for frame in lost.into_iter().rev() {
+                let (first, last) = (frame.name_of(0), frame.name_of(frame.count - 1));
+                if restored {
+                    let name = Name {
+                        epoch: first.epoch,
+                        first: first.offset,
+                        count: frame.count,
+                        left: vec![],
+                    };
+                    let provenance = Provenance { name: Some(name), ..Provenance::default() };
+                    state.push(frame.count, frame.events, Some(provenance.into()));
+                } else {
+                    let at = state.end.offset.plus(1);
+                    state.end.offset = at;
+                    let lost = Lost { epoch: first.epoch, first: first.offset, last: last.offset };
+                    let note = Entry::Note(state.end, lost);
+                    state.entries.push_back(note);
                 }
             }
         }
@@ -215,7 +246,20 @@ impl Store {
 }
 
 impl Shard {
-    fn push(&mut self, count: u64, events: Bytes, origin: Option<Position>) -> Appended {
+    /// For each epoch the last name.
+    fn ends(&self) -> Vec<Position> {
+        let mut ends: BTreeMap<Epoch, Offset> = BTreeMap::new();
+        for entry in &self.entries {
+            for name in [entry.position(), entry.last_name()] {
+                let end = ends.entry(name.epoch).or_default();
+                *end = (*end).max(name.offset);
+            }
+        }
+        ends.remove(&Epoch::NONE);
+        ends.into_iter().map(|(epoch, offset)| Position { epoch, offset }).collect()
+    }
+
+    fn push(&mut self, count: u64, events: Bytes, provenance: Option<Box<Provenance>>) -> Appended {
         let appended = Appended { epoch: self.end.epoch, first: self.end.offset.plus(1) };
         self.end.offset = self.end.offset.plus(count);
         self.entries.push_back(Entry::Frame(Frame {
@@ -223,7 +267,7 @@ impl Shard {
             first: appended.first,
             count,
             time_ms: now_ms(),
-            origin,
+            provenance,
             events,
         }));
         if self.entries.len() > MAX_ENTRIES {
@@ -234,9 +278,9 @@ impl Shard {
 }
 
 impl Reader {
-    /// A reader that has had everything up to a position, or begins with the oldest entry.
+    /// A reader that is at a position, or begins with the oldest entry.
     pub fn after(at: Position) -> Reader {
-        Reader { at, ended: vec![at] }
+        Reader { at }
     }
 
     /// The deliveries that follow, from entries in their order.
@@ -257,64 +301,44 @@ impl Reader {
             match entry {
                 Entry::Frame(frame) => {
                     bytes += frame.events.len();
-                    self.frame(frame, &mut deliveries);
+                    self.expired_before(frame.epoch, frame.first, &mut deliveries);
+                    deliveries.push(Delivery::Frame(frame.clone()));
                 }
-                Entry::EpochStart { at, previous } => {
-                    self.epoch(*at, *previous, &mut deliveries);
+                Entry::EpochStart(start) => {
+                    // An epoch that is not on this line is not continued by it.
+                    if self.at.is_known() && start.previous.epoch >= self.at.epoch {
+                        let next = start.previous.offset.plus(1);
+                        self.expired_before(start.previous.epoch, next, &mut deliveries);
+                    }
+                    deliveries.push(Delivery::Epoch(start.clone()));
+                }
+                Entry::Note(at, lost) => {
+                    self.expired_before(at.epoch, at.offset, &mut deliveries);
+                    let gap = gap(GapReason::EpochChanged, vec![*lost], false, *at);
+                    deliveries.push(Delivery::Gap(gap));
                 }
             }
+            self.at = entry.position();
         }
         HistoryPage { deliveries, next: self.at, at_end: true }
     }
 
-    fn frame(&mut self, frame: &Frame, out: &mut Vec<Delivery>) {
-        let before = Position::new(frame.epoch.0, frame.first.0 - 1);
-        if before > self.at {
-            self.skip(before, GapReason::HistoryExpired, out);
-        }
-        self.at = frame.last();
-        let had = frame.origin.is_some_and(|origin| {
-            let ended = self.ended.iter();
-            ended.clone().any(|end| end.epoch == origin.epoch && origin.offset <= end.offset)
-        });
-        let frame = frame.clone();
-        out.push(if had { Delivery::Restored(frame) } else { Delivery::Frame(frame) });
-    }
-
-    fn epoch(&mut self, at: Position, previous: Position, out: &mut Vec<Delivery>) {
-        if !self.at.is_known() {
-            self.at = at;
+    /// Tells what is not kept any more between this place and a later one.
+    fn expired_before(&self, epoch: Epoch, next: Offset, out: &mut Vec<Delivery>) {
+        let before = Position { epoch, offset: Offset(next.0 - 1) };
+        if !self.at.is_known() || before <= self.at {
             return;
         }
-        if previous.epoch == self.at.epoch {
-            if previous > self.at {
-                self.skip(previous, GapReason::HistoryExpired, out);
-            }
-            self.ended.push(self.at);
-            self.at = at;
-            out.push(Delivery::Epoch(at));
-        } else {
-            self.skip(at, GapReason::EpochChanged, out);
-        }
+        let same = epoch == self.at.epoch;
+        let first = if same { self.at.offset.plus(1) } else { Offset(1) };
+        let lost = Lost { epoch, first, last: before.offset };
+        let lost = if lost.count() > 0 { vec![lost] } else { vec![] };
+        out.push(Delivery::Gap(gap(GapReason::HistoryExpired, lost, !same, before)));
     }
+}
 
-    fn skip(&mut self, to: Position, reason: GapReason, out: &mut Vec<Delivery>) {
-        if self.at.is_known() {
-            let same = to.epoch == self.at.epoch;
-            out.push(Delivery::Gap(Gap {
-                reason,
-                from: self.at,
-                to,
-                missed: same.then(|| to.offset.0 - self.at.offset.0),
-                from_ms: None,
-                to_ms: now_ms(),
-            }));
-        }
-        if to.epoch != self.at.epoch {
-            self.ended.push(self.at);
-        }
-        self.at = to;
-    }
+fn gap(reason: GapReason, lost: Vec<Lost>, more: bool, position: Position) -> Gap {
+    Gap { reason, lost, more, position, from_ms: None, to_ms: now_ms() }
 }
 
 /// Events as they are encoded in `trunkline.v1.EventBatch`.
