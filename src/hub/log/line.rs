@@ -155,11 +155,12 @@ impl Line {
         had
     }
 
-    /// The latest segment that has everything after a place, as its index.
+    /// The segment in which a place lies from which on the log has the rest of the line.
     pub fn segment_after(&self, place: Position) -> Option<usize> {
-        self.segments.iter().rposition(|segment| {
-            segment.epoch == place.epoch && (segment.start..=segment.end).contains(&place.offset)
-        })
+        let line = self.line();
+        let index = line.iter().position(|epoch| *epoch == place.epoch)?;
+        let segment = self.segment_with_rest(&line[index..], place.offset)?;
+        (place.offset <= self.segments[segment].end).then_some(segment)
     }
 
     /// Where a stream continues that has had this.
@@ -168,8 +169,7 @@ impl Line {
     /// epoch has passed all that comes before it on its line, and an epoch has one line before it.
     /// A stream that walked through none, but has names that are known here, reads the whole line.
     pub fn resume(&self, had: &Had, number_after: impl Fn(usize, Offset) -> u64) -> Resume {
-        let current = self.segments.back().map(|last| last.epoch);
-        let line: Vec<Epoch> = self.before.iter().map(|end| end.epoch).chain(current).collect();
+        let line = self.line();
         let is_here = |epoch: &Epoch| had.is_entered(*epoch) && !self.elsewhere.contains(epoch);
         if let Some(index) = line.iter().rposition(is_here) {
             let position = Position { epoch: line[index], offset: had.walked(line[index]) };
@@ -192,6 +192,12 @@ impl Line {
             return Resume::History { after: Position::UNKNOWN };
         }
         Resume::Unknown
+    }
+
+    /// The epochs of the current line, as far as they are known. Ascending.
+    fn line(&self) -> Vec<Epoch> {
+        let current = self.segments.back().map(|last| last.epoch);
+        self.before.iter().map(|end| end.epoch).chain(current).collect()
     }
 
     /// The segment from which on the log has the rest of the line: everything after this place of
