@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::bus::{Epoch, EpochStart, Lost, Offset, Position};
+use crate::bus::{Epoch, EpochStart, Lost, Name, Offset, Position};
 
 use super::{Content, Entry};
 use crate::hub::had::Had;
@@ -85,7 +85,7 @@ impl Line {
         match &entry.content {
             Content::Frame(frame) => {
                 if let Some(provenance) = &frame.frame.provenance {
-                    self.learn(provenance.name.as_ref().map(|name| name.last()));
+                    self.learn(provenance.name.as_ref().map(Name::last));
                     self.aliases.extend(provenance.aliases.iter().map(|(_, alias)| *alias));
                     let over = self.aliases.len().saturating_sub(MAX_KNOWN);
                     self.aliases.drain(..over);

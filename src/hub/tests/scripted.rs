@@ -81,7 +81,9 @@ async fn resume(hub: &Arc<Hub>, had: Had) -> (Cursor, Vec<u64>, Vec<Missing>) {
 
 fn had(walked: &[(u64, u64)]) -> Had {
     let mut had = Had::default();
-    walked.iter().for_each(|(epoch, offset)| had.walk(position(*epoch, *offset)));
+    for (epoch, offset) in walked {
+        had.walk(position(*epoch, *offset));
+    }
     had
 }
 
@@ -136,7 +138,9 @@ async fn a_gateway_that_knows_nothing_of_the_token_yet_catches_up_first() {
     bus.set_line(0, [&line[..], &rest[..]].concat());
     let (mut cursor, events, gaps) = resume(&hub, had(&[(2, 2)])).await;
     assert_eq!((events, gaps), (vec![], vec![]), "it is behind: nothing is lost");
-    rest.iter().for_each(|delivery| bus.deliver(0, delivery.clone()));
+    for delivery in &rest {
+        bus.deliver(0, delivery.clone());
+    }
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     assert_eq!(drain(&mut cursor), (vec![23], vec![]));
 }
@@ -493,8 +497,7 @@ async fn a_shard_whose_history_is_slow_holds_up_no_other() {
     bus.stall(0);
     let begin = Begin::After(vec![Had::oldest(), Had::up_to(position(7, 0))]);
     let cursor = open(&hub, everything("n"), begin);
-    let mut cursor =
-        tokio::time::timeout(std::time::Duration::from_secs(60), cursor).await.unwrap();
+    let mut cursor = tokio::time::timeout(std::time::Duration::from_mins(1), cursor).await.unwrap();
     assert_eq!(drain(&mut cursor), (vec![2], vec![]));
     bus.publish(0, &events(3..=3));
     bus.publish(1, &events(4..=4));

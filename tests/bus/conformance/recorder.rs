@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use bytes::{Buf, Bytes};
 use parking_lot::Mutex;
 use prost::encoding::{WireType, decode_key, decode_varint};
-use trunkline::bus::{Delivery, Epoch, Frame, Gap, Lost, Offset, Position, ShardId, Sink};
+use trunkline::bus::{
+    Delivery, Epoch, Frame, Gap, GapReason, Lost, Offset, Position, ShardId, Sink,
+};
 
 /// All deliveries of one sink.
 #[derive(Default)]
@@ -92,7 +94,9 @@ impl ShardRecording {
                 if gap.lost.iter().any(|lost| lost.first > lost.last) {
                     return Err("a gap with an empty run".into());
                 }
-                if let Some(had) = self.names.keys().find(|name| gap.names(**name)) {
+                // The bus may lose what it has delivered before.
+                let had = self.names.keys().find(|name| gap.names(**name));
+                if let Some(had) = had.filter(|_| gap.reason != GapReason::EpochChanged) {
                     return Err(format!("{had} is told as missing, and was delivered"));
                 }
                 self.go_to(gap.position);
