@@ -4,7 +4,7 @@
 //! before, so a slow subscriber costs what a fast one does. A cursor that the log has overtaken, or
 //! that resumes before the log, reads the bus's history until it is back in the log.
 
-mod batch;
+mod progress;
 mod shard;
 
 use std::{
@@ -17,18 +17,16 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
 
-pub use self::batch::{Events, TracedEvent};
-use self::{
-    batch::MAX_BATCH_EVENTS,
-    shard::{Offered, Scan, ShardCursor, Source},
-};
+pub use self::progress::Progress;
+pub(super) use self::shard::Opening;
+use self::shard::{Offered, Scan, ShardCursor, Source};
 use super::{
-    Hub, ReadOptions,
+    Hub,
+    batch::{Events, MAX_BATCH_EVENTS},
     explanation::Explanation,
     log::Entry,
     merge,
-    opening::{Opening, gap_to, missed},
-    router::{Interest, Registration},
+    router::Registration,
 };
 use crate::bus::{AppendError, Gap, HistoryPage, Position, ShardId};
 
@@ -43,6 +41,19 @@ const PAGE_BYTES: usize = 1024 * 1024;
 
 /// The wait before history is read again after an empty page.
 const PAGE_PAUSE: Duration = Duration::from_millis(20);
+
+/// How a stream is read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReadOptions {
+    /// The number of events that are wanted; `None`: no limit.
+    pub max_events: Option<u64>,
+    /// Merge events while the stream is behind.
+    pub merge: bool,
+    /// Report the events of recorded traces.
+    pub trace: bool,
+    /// Explain the filter's decision about every event. The filter must be one that watches all.
+    pub explain: bool,
+}
 
 /// An item of a stream.
 #[derive(Debug)]
@@ -73,30 +84,6 @@ pub struct Cursor {
     first: Option<Events>,
     /// The page of history that is being read, and the index of its shard.
     page: Option<(usize, BoxFuture<'static, Result<HistoryPage, AppendError>>)>,
-}
-
-/// How far a cursor is behind, for observers.
-#[derive(Clone)]
-pub struct Progress {
-    hub: Arc<Hub>,
-    interest: Arc<Interest>,
-}
-
-impl Progress {
-    /// The number of events in the logs from the first that may concern the subscriber and was not
-    /// offered to it yet.
-    pub fn behind(&self) -> u64 {
-        let shards = self.hub.logs.iter().enumerate();
-        shards.map(|(shard, log)| log.events_from(self.interest.first_unread(shard))).sum()
-    }
-
-    /// The age of the oldest of these events at `now_ms`, in milliseconds; 0 if there are none.
-    pub fn lag_ms(&self, now_ms: u64) -> u64 {
-        let shards = self.hub.logs.iter().enumerate();
-        let oldest =
-            shards.filter_map(|(shard, log)| log.made_from(self.interest.first_unread(shard)));
-        oldest.min().map_or(0, |oldest| now_ms.saturating_sub(oldest))
-    }
 }
 
 impl Cursor {
@@ -219,7 +206,7 @@ impl Cursor {
             if events.is_full() || self.left == 0 {
                 break;
             }
-            let id = shard_id(shard);
+            let id = ShardId::at_index(shard);
             if let Some(explanation) = &mut events.explanation {
                 explanation.begin_shard(id);
             }
@@ -326,7 +313,7 @@ impl Cursor {
         let interest = &self.registration.interest;
         let (extent, _) = self.hub.logs[index].extent_with(|| interest.take_pending(index));
         let scan = Scan { next: extent.base, end: extent.next };
-        let gap = gap_to(shard.position, extent.start);
+        let gap = extent.gap_after(shard.position);
         shard.source = Source::Gap(gap, scan);
     }
 
@@ -356,7 +343,7 @@ impl Cursor {
             shard.source = Source::Log(scan);
             return None;
         }
-        let gap = Gap { to: extent.start, missed: missed(gap.from, extent.start), ..gap };
+        let gap = Gap { to: extent.start, missed: gap.from.events_until(extent.start), ..gap };
         shard.source = Source::Gap(gap.clone(), scan);
         Some(gap)
     }
@@ -380,7 +367,7 @@ impl Cursor {
 
     fn read_page(&self, index: usize) -> BoxFuture<'static, Result<HistoryPage, AppendError>> {
         let (hub, position) = (self.hub.clone(), self.shards[index].position);
-        let id = shard_id(index);
+        let id = ShardId::at_index(index);
         let read = async move {
             let page = hub.history_page(id, position, PAGE_BYTES).await?;
             if page.deliveries.is_empty() {
@@ -399,9 +386,4 @@ impl Cursor {
         }
         shard.source = Source::History(page.deliveries.into_iter().map(Entry::new).collect());
     }
-}
-
-/// The id of the shard with this index.
-pub(super) fn shard_id(index: usize) -> ShardId {
-    ShardId(u16::try_from(index).unwrap_or(u16::MAX))
 }

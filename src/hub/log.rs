@@ -17,7 +17,7 @@ pub use self::{
     entry::{Content, Entry},
     frame::{IndexedEvent, IndexedFrame, Summary},
 };
-use crate::bus::{Delivery, Epoch, Position};
+use crate::bus::{Delivery, Epoch, Gap, GapReason, Position, unix_ms};
 
 /// The capacity of a log.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +78,16 @@ pub struct Extent {
     pub events: usize,
     /// Bytes in the log.
     pub bytes: usize,
+}
+
+impl Extent {
+    /// The gap between a position that lies before the log and the log's beginning.
+    pub(super) fn gap_after(&self, from: Position) -> Gap {
+        let missed = from.events_until(self.start);
+        let reason =
+            if missed.is_some() { GapReason::HistoryExpired } else { GapReason::UnknownEpoch };
+        Gap { reason, from, to: self.start, missed, from_ms: None, to_ms: unix_ms() }
+    }
 }
 
 impl Log {

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use prost::Message;
 use trunkline_proto::kinds::{self, Merge};
 
-use super::{cursor::Events, event::EventView, log::events_of};
+use super::{batch::Events, event::EventView, log::events_of};
 use crate::proto::v1;
 
 /// Events with the same key may be merged with each other. The target is part of it: the same nodes

@@ -3,10 +3,12 @@
 //!
 //! The hub knows neither gRPC nor Redis.
 
+pub mod batch;
 pub mod cursor;
 pub mod event;
 pub mod explanation;
 pub mod filter;
+mod kind_bits;
 pub mod log;
 mod merge;
 mod opening;
@@ -25,14 +27,20 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use trunkline_proto::kinds;
 
-pub use self::opening::{Begin, Opened, ReadOptions};
+pub use self::{
+    cursor::ReadOptions,
+    opening::{Begin, Opened},
+};
 use self::{
     event::EventView,
-    filter::{Filter, LAST_VALUE_KINDS},
+    filter::Filter,
+    kind_bits::LAST_VALUE_KINDS,
     log::{Capacity, Content, IndexedFrame, Log},
     router::Router,
 };
-use crate::bus::{AppendError, Delivery, Position, Retained, ShardId, SharedBus, Sink};
+use crate::bus::{
+    AppendError, Delivery, HistoryPage, Position, Retained, ShardId, SharedBus, Sink,
+};
 
 /// The most pages of history that are read at once, so that many streams that resume together do
 /// not overload the bus.
@@ -103,6 +111,21 @@ impl Hub {
             }
         }
         Ok(())
+    }
+
+    /// A page of history after a position. Waits while many streams read history.
+    async fn history_page(
+        &self,
+        shard: ShardId,
+        after: Position,
+        max_bytes: usize,
+    ) -> Result<HistoryPage, AppendError> {
+        let Some(history) = self.bus().history() else {
+            let next = self.logs[shard.index()].extent().start;
+            return Ok(HistoryPage { deliveries: vec![], next, at_end: true });
+        };
+        let _permit = self.history_readers.acquire().await.map_err(|_| AppendError::Closed)?;
+        history.page(shard, after, max_bytes).await
     }
 
     fn keep_last(&self, shard: ShardId, retained: Retained) {

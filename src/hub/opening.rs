@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::{
     Hub,
-    cursor::{Cursor, shard_id},
+    cursor::{Cursor, Opening, ReadOptions},
     filter::Filter,
 };
-use crate::bus::{AppendError, Delivery, Gap, GapReason, HistoryPage, Position, ShardId, unix_ms};
+use crate::bus::{AppendError, Delivery, Gap, GapReason, Position, ShardId, unix_ms};
 
 /// Where a stream begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,19 +20,6 @@ pub enum Begin {
     After(Vec<Position>),
 }
 
-/// How a stream is read.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ReadOptions {
-    /// The number of events that are wanted; `None`: no limit.
-    pub max_events: Option<u64>,
-    /// Merge events while the stream is behind.
-    pub merge: bool,
-    /// Report the events of recorded traces.
-    pub trace: bool,
-    /// Explain the filter's decision about every event. The filter must be one that watches all.
-    pub explain: bool,
-}
-
 /// An opened stream.
 pub struct Opened {
     /// The stream's cursor.
@@ -41,17 +28,6 @@ pub struct Opened {
     pub resumed: bool,
     /// The number of events between the token and the newest event, before filtering.
     pub replayed: u64,
-}
-
-/// How a stream begins in one shard.
-pub(super) enum Opening {
-    /// In the log: everything up to `position` was delivered, and the entries from `next` to `end`
-    /// may lie behind it.
-    Log { position: Position, next: u64, end: u64, resumed: bool },
-    /// In history, after `position`.
-    History { position: Position },
-    /// With a gap, then in the log.
-    Gap { gap: Gap, next: u64, end: u64 },
 }
 
 impl Hub {
@@ -72,7 +48,7 @@ impl Hub {
         let mut openings = Vec::with_capacity(self.logs.len());
         let (mut resumed, mut replayed) = (matches!(begin, Begin::After(_)), 0);
         for (shard, log) in self.logs.iter().enumerate() {
-            let id = shard_id(shard);
+            let id = ShardId::at_index(shard);
             let extent = log.extent();
             let opening = match begin {
                 Begin::Latest => Opening::Log {
@@ -148,7 +124,7 @@ impl Hub {
         let Some(history) = self.bus().history() else {
             let extent = log.extent();
             if position.epoch == extent.start.epoch && position < extent.start {
-                let gap = gap_to(position, extent.start);
+                let gap = extent.gap_after(position);
                 return Ok(Opening::Gap { gap, next: extent.base, end: extent.next });
             }
             return Ok(unknown());
@@ -192,30 +168,4 @@ impl Hub {
         }
         Ok((lost, events))
     }
-
-    pub(super) async fn history_page(
-        &self,
-        shard: ShardId,
-        after: Position,
-        max_bytes: usize,
-    ) -> Result<HistoryPage, AppendError> {
-        let Some(history) = self.bus().history() else {
-            let next = self.logs[shard.index()].extent().start;
-            return Ok(HistoryPage { deliveries: vec![], next, at_end: true });
-        };
-        let _permit = self.history_readers.acquire().await.map_err(|_| AppendError::Closed)?;
-        history.page(shard, after, max_bytes).await
-    }
-}
-
-/// The gap between a position and the beginning of the log.
-pub(super) fn gap_to(from: Position, to: Position) -> Gap {
-    let missed = missed(from, to);
-    let reason = if missed.is_some() { GapReason::HistoryExpired } else { GapReason::UnknownEpoch };
-    Gap { reason, from, to, missed, from_ms: None, to_ms: unix_ms() }
-}
-
-/// The number of events between two positions; `None` if they are in different epochs.
-pub(super) fn missed(from: Position, to: Position) -> Option<u64> {
-    (from.epoch == to.epoch).then(|| to.offset.0.saturating_sub(from.offset.0))
 }

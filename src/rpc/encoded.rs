@@ -10,7 +10,7 @@ use prost::{
 
 use crate::{
     bus::Position,
-    hub::{cursor::Events, token},
+    hub::{batch::Events, token},
     port::requests::PREFIX,
     proto::v1,
 };

@@ -200,7 +200,7 @@ impl RedisBus {
             let (queue, jobs) = mpsc::channel(writer::QUEUE);
             queues.push(queue);
             let task = Writer::new(WriterParts {
-                shard: ShardId(u16::try_from(index).unwrap_or(u16::MAX)),
+                shard: ShardId::at_index(index),
                 id: own,
                 names: names.clone(),
                 settings: settings.clone(),

@@ -188,13 +188,11 @@ impl Order {
 
     fn skip(&mut self, to: Position, reason: GapReason, out: &mut Vec<Delivery>) {
         if self.position.is_known() {
-            let missed =
-                (to.epoch == self.position.epoch).then(|| to.offset.0 - self.position.offset.0);
             out.push(Delivery::Gap(Gap {
                 reason,
                 from: self.position,
                 to,
-                missed,
+                missed: self.position.events_until(to),
                 from_ms: self.time_ms,
                 to_ms: unix_ms(),
             }));

@@ -5,12 +5,22 @@ use std::{collections::VecDeque, sync::Arc};
 use crate::{
     bus::{Gap, Position},
     hub::{
-        cursor::Events,
+        batch::Events,
         filter::Filter,
         log::{Content, Entry, IndexedFrame},
-        opening::{Opening, missed},
     },
 };
+
+/// Where a cursor begins in one shard.
+pub(in crate::hub) enum Opening {
+    /// In the log: everything up to `position` was delivered, and the entries from `next` to `end`
+    /// may lie behind it.
+    Log { position: Position, next: u64, end: u64, resumed: bool },
+    /// In history, after `position`.
+    History { position: Position },
+    /// With a gap, then in the log.
+    Gap { gap: Gap, next: u64, end: u64 },
+}
 
 /// The position in one shard.
 pub(super) struct ShardCursor {
@@ -124,7 +134,7 @@ impl ShardCursor {
         let frame = match &entry.content {
             Content::Gap(gap) => {
                 let from = gap.from.max(self.position);
-                let missed = if from == gap.from { gap.missed } else { missed(from, gap.to) };
+                let missed = if from == gap.from { gap.missed } else { from.events_until(gap.to) };
                 return Offered::Gap(Gap { from, missed, ..gap.clone() });
             }
             Content::Frame(frame) if !self.had_at_origin(frame) => frame,
