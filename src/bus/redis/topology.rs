@@ -12,7 +12,7 @@ use rand::seq::{IteratorRandom, SliceRandom};
 use redis::{ConnectionAddr, ConnectionInfo, Value};
 use tokio::sync::{Mutex, watch};
 
-use super::{names::SLOTS, server::Server, settings::Settings};
+use super::{server::Server, settings::Settings};
 use crate::{bus::ShardId, throttle::Throttle};
 
 /// A refresh is not repeated before this has passed.
@@ -159,32 +159,6 @@ impl Topology {
                     return Ok(());
                 }
                 Err(error) => why = format!("{}: {error}", server.address),
-            }
-        }
-        Err(TopologyError(why))
-    }
-
-    /// The number of masters, if together they own all slots.
-    pub(super) async fn count_masters(&self) -> Result<usize, TopologyError> {
-        let mut why = String::from("no server of the cluster is known");
-        for server in self.any() {
-            match tokio::time::timeout(ANSWER_TIMEOUT, ask(&server)).await {
-                Ok(Ok(ranges)) => {
-                    let mut masters: Vec<_> =
-                        ranges.iter().filter_map(|range| range.nodes.first()).collect();
-                    masters.sort();
-                    masters.dedup();
-                    let covered: u32 = ranges.iter().map(|r| u32::from(r.last - r.first) + 1).sum();
-                    if covered == u32::from(SLOTS) {
-                        return Ok(masters.len());
-                    }
-                    why = format!(
-                        "{}: only {covered} of {SLOTS} slots have a master",
-                        server.address
-                    );
-                }
-                Ok(Err(error)) => why = format!("{}: {error}", server.address),
-                Err(_) => why = format!("{}: no answer in time", server.address),
             }
         }
         Err(TopologyError(why))
