@@ -1,6 +1,6 @@
 //! Faults of a standalone Redis, and of the connections to it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tonic_health::pb::health_check_response::ServingStatus;
 use trunkline_proto::v1::GetStatusRequest;
@@ -11,7 +11,10 @@ use crate::{
     report::Report,
     seconds,
     support::{
+        LIMIT,
+        events::{self, with_id},
         gateway::{Gateway, GatewayOptions},
+        nodes::TestNode,
         proxy::Proxy,
         redis::{Data, RedisOptions, RedisServer},
         shared,
@@ -203,6 +206,45 @@ async fn a_deaf_subscription_is_found_and_renewed_without_a_gap() {
     load.publishes(400).await;
     let history = load.finish().await;
     Report::of("subscriptions that receive nothing, all else works", &history).check_without_gap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_that_lags_under_load_is_not_made_anew_and_has_no_gap() {
+    const EVENT: usize = 20_000;
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let proxy = Proxy::start(redis.port()).await;
+    let prefix = shared::prefix();
+    let (slow, fast) = tokio::join!(
+        Gateway::start(GatewayOptions::redis(&proxy.url(), &prefix)),
+        Gateway::start(GatewayOptions::redis(&redis.url(), &prefix)),
+    );
+    let subscriber = TestNode::connect(&slow, "subscriber").await;
+    let collector = subscriber.subscribe(subscriber.request()).await;
+    let publisher = TestNode::connect(&fast, "publisher").await;
+    // Half of what is published.
+    proxy.slow_subscriptions(Some(10 * EVENT));
+    let begun = Instant::now();
+    let mut published = Vec::new();
+    let mut pace = tokio::time::interval(Duration::from_millis(50));
+    while begun.elapsed() < seconds(20, 8) {
+        pace.tick().await;
+        let event = with_id(format!("e-{}", published.len()), events::large(EVENT));
+        publisher.publish(vec![event]).await.expect("published");
+        published.push(Instant::now());
+    }
+    // The backlog is more than two seconds old, and it arrives all the same.
+    let arrived = collector.event_ids().len();
+    let behind = published.get(arrived).map_or(Duration::ZERO, Instant::elapsed);
+    assert!(behind > Duration::from_secs(2), "only {behind:?} behind");
+    let last = format!("e-{}", published.len() - 1);
+    let recording = collector.event(&last, LIMIT).await;
+    let expected: Vec<_> = (0..published.len()).map(|index| format!("e-{index}")).collect();
+    assert_eq!(recording.event_ids, expected);
+    assert!(recording.gaps().is_empty(), "{:?}", recording.gaps());
+    let status = slow.client().await.get_status(GetStatusRequest {}).await.expect("a status");
+    let links = status.into_inner().links;
+    assert!(links.iter().all(|link| link.connected && link.reconnects == 0), "{links:?}");
+    assert!(!slow.stderr().contains("does not receive what Redis accepts"), "{}", slow.stderr());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,9 +13,9 @@ use super::{
 };
 use crate::bus::ShardId;
 
-/// Shards of a new deployment on a cluster if none are configured. The number does not depend on the
-/// masters: gateways that start before and after a master is added must agree even if the record was
-/// lost meanwhile.
+/// Shards of a new deployment on a cluster if none are configured. The number does not depend on
+/// the masters: gateways that start before and after a master is added must agree even if the
+/// record was lost meanwhile.
 const CLUSTER_SHARDS: u16 = 16;
 
 /// The same on a standalone server, which executes the scripts of all shards one after the other.
