@@ -209,6 +209,44 @@ async fn a_deaf_subscription_is_found_and_renewed_without_a_gap() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_moved_behind_its_address_is_followed_while_its_connections_stay_open() {
+    let master = RedisServer::start(RedisOptions::default()).await;
+    let port = master.port().to_string();
+    let args = ["--replicaof", "127.0.0.1", &port].map(str::to_owned).to_vec();
+    let replica = RedisServer::start(RedisOptions { args, ..Default::default() }).await;
+    until(LIMIT, "the replica is in sync", async || {
+        replica.info("replication", "master_link_status").await.as_deref() == Some("up")
+    })
+    .await;
+    let proxy = Proxy::start(master.port()).await;
+    let (one, two) = pair(GatewayOptions::redis(&proxy.url(), &shared::prefix())).await;
+    let load = Load::start(&[&one, &two], Shape::default()).await;
+    let before = proxy.connections();
+    // The address leads elsewhere, and everything goes on over the open connections.
+    proxy.move_to(replica.port());
+    load.publishes(300).await;
+    assert_eq!(proxy.connections(), before);
+    // Without loss: the master waits for its replica. It lives on, and answers READONLY.
+    master.cli(&["FAILOVER"]).await;
+    until(LIMIT, "the replica is the master", async || {
+        replica.info("replication", "role").await.as_deref() == Some("master")
+    })
+    .await;
+    let moved = load.now();
+    load.publishes(1).await;
+    let back = load.now().saturating_sub(moved);
+    assert!(back < Duration::from_secs(2) + SLACK, "{back:?}");
+    serving([&one, &two]).await;
+    load.publishes(300).await;
+    for gateway in [&one, &two] {
+        assert!(gateway.stderr().contains("it is a replica"), "{}", gateway.stderr());
+    }
+    let history = load.finish().await;
+    Report::of("the master moves, its connections stay open (READONLY)", &history)
+        .check_without_gap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_subscription_that_lags_under_load_is_not_made_anew_and_has_no_gap() {
     const EVENT: usize = 20_000;
     let redis = RedisServer::start(RedisOptions::default()).await;

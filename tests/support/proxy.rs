@@ -34,6 +34,7 @@ const SLICE: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub struct Proxy {
     port: u16,
+    to: watch::Sender<u16>,
     shared: Arc<Shared>,
     task: JoinHandle<()>,
 }
@@ -63,16 +64,17 @@ impl Proxy {
             connections: Mutex::default(),
             accepted: AtomicUsize::new(0),
         });
+        let (to, target) = watch::channel(to);
         let state = shared.clone();
         let task = tokio::spawn(async move {
             // Dropped with the task, which ends all of them.
             let mut serving = tokio::task::JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
                 state.accepted.fetch_add(1, Ordering::Relaxed);
-                serving.spawn(serve(state.clone(), client, to));
+                serving.spawn(serve(state.clone(), client, *target.borrow()));
             }
         });
-        Proxy { port, shared, task }
+        Proxy { port, to, shared, task }
     }
 
     /// Its URL.
@@ -83,6 +85,11 @@ impl Proxy {
     /// The number of connections so far.
     pub fn connections(&self) -> usize {
         self.shared.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Forwards new connections to another port. Open ones stay where they are.
+    pub fn move_to(&self, to: u16) {
+        self.to.send_replace(to);
     }
 
     /// Drops all bytes from now on, on open connections and new ones.

@@ -186,13 +186,16 @@ impl Subscription {
 
     /// Connects, subscribes, and passes messages on until the connection ends.
     async fn listen(&self) -> End {
-        let result = match self.protocol {
-            ProtocolVersion::RESP2 => self.listen_resp2().await,
-            _ => self.listen_resp3().await,
+        let mut closings = self.server.closings();
+        let listening = async {
+            match self.protocol {
+                ProtocolVersion::RESP2 => self.listen_resp2().await,
+                _ => self.listen_resp3().await,
+            }
         };
-        match result {
-            Ok(end) => end,
-            Err(error) => End::Redis(error),
+        tokio::select! {
+            result = listening => result.unwrap_or_else(End::Redis),
+            _ = closings.changed() => End::Renewed,
         }
     }
 
@@ -201,6 +204,7 @@ impl Subscription {
         // The push sender must not wait. A message that does not fit is a hole like any other.
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_dns_resolver(self.server.resolver())
             .set_response_timeout(Some(CONNECT_TIMEOUT))
             .set_push_sender(move |push| sender.try_send(push));
         let client = self.server.client()?;
