@@ -144,13 +144,18 @@ async fn look_for_ever(topology: &Topology) {
                 "its name has other addresses"
             } else if may_be_replica && server.is_replica().await {
                 replica_closed = Some(Instant::now());
-                "it is a replica, and its address may lead to another server by now"
+                "it is a replica"
             } else {
                 continue;
             };
             server.close_connections().await;
             if let Some(left_out) = MOVED.pass() {
-                tracing::warn!(server = server.address, why, left_out, "connecting anew");
+                tracing::warn!(
+                    server = server.address,
+                    why,
+                    left_out,
+                    "connections may lead to a former master: reconnecting"
+                );
             }
         }
         if failed {

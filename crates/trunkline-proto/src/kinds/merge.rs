@@ -27,8 +27,8 @@ pub(super) fn replace<M>(_earlier: &M, _later: &mut M) -> Merge {
     Merge::Joined
 }
 
-/// The state of the later event, and the union of the changed types. A state that is lower, or 0, is
-/// no error: ids of states need not be numbers that rise, and 0 says that the state is unknown.
+/// The state of the later event, and the union of the changed types. A state that is lower, or 0,
+/// is no error: ids of states need not be numbers that rise, and 0 says that the state is unknown.
 pub(super) fn join_mailbox_changes(earlier: &MailboxChange, later: &mut MailboxChange) -> Merge {
     // No types: anything may have changed, and that stays so.
     if earlier.changed_types.is_empty() || later.changed_types.is_empty() {
