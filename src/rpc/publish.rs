@@ -171,13 +171,13 @@ mod tests {
         positions(count, parts.collect())
     }
 
-    fn appended(first: u64) -> Result<Appended, AppendError> {
-        Ok(Appended { epoch: Epoch(7), first: Offset(first) })
+    fn appended(first: u64) -> Appended {
+        Appended { epoch: Epoch(7), first: Offset(first) }
     }
 
     #[test]
     fn a_request_of_which_all_parts_were_accepted_is_answered_with_positions() {
-        let positions = answer(vec![appended(1), appended(5)]).unwrap();
+        let positions = answer(vec![Ok(appended(1)), Ok(appended(5))]).unwrap();
         let position = |shard, offset| v1::Position { shard, epoch: 7, offset };
         assert_eq!(positions, [position(0, 1), position(1, 5), position(0, 2), position(1, 6)]);
     }
@@ -190,7 +190,7 @@ mod tests {
             (AppendError::Closed, "PARTLY_ACCEPTED"),
             (AppendError::OutcomeUnknown(why()), "OUTCOME_UNKNOWN"),
         ] {
-            let results = vec![Err(error), appended(1), Err(AppendError::Closed)];
+            let results = vec![Err(error), Ok(appended(1)), Err(AppendError::Closed)];
             let error = answer(results).unwrap_err();
             assert_eq!(error.reason(), reason);
             let Error::PartlyAccepted { accepted, .. } = error else { panic!("{error:?}") };
