@@ -12,6 +12,11 @@ impl ShardId {
         usize::from(self.0)
     }
 
+    /// The shard with this index. A bus has far fewer shards than a `u16` counts.
+    pub fn at_index(index: usize) -> ShardId {
+        ShardId(u16::try_from(index).unwrap_or(u16::MAX))
+    }
+
     /// All shards of a bus that has `count` of them.
     pub fn all(count: u16) -> impl Iterator<Item = ShardId> {
         (0..count).map(ShardId)
@@ -69,6 +74,13 @@ impl Position {
     /// True if an epoch is known.
     pub fn is_known(self) -> bool {
         self.epoch != Epoch::NONE
+    }
+
+    /// The number of events after this position up to `later`; `None` if the two are in different
+    /// epochs.
+    pub fn events_until(self, later: Position) -> Option<u64> {
+        let same_epoch = self.epoch == later.epoch;
+        same_epoch.then(|| later.offset.0.saturating_sub(self.offset.0))
     }
 }
 

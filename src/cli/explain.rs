@@ -10,7 +10,7 @@ use trunkline_proto::{
     v1::{Exclusion, Explanation, Position, Verdict},
 };
 
-use super::{Failure, NodeArgs, json, subscribe::InterestArgs};
+use super::{Failure, NodeArgs, interest::InterestArgs, json};
 
 #[derive(Args)]
 #[command(after_help = "\

@@ -8,6 +8,7 @@ mod doctor;
 mod duration;
 mod explain;
 mod failure;
+mod interest;
 mod json;
 mod kinds;
 mod nodes;

@@ -11,8 +11,10 @@ use self::urls::{ClusterUrls, OneUrl};
 use super::{
     error::Problem,
     fields::Fields,
+    protocol::Protocol,
     redis_url::{RedisUrl, TlsMode},
-    secret::{Secret, SecretKey},
+    secret::Secret,
+    secret_key::SecretKey,
     settings::{Declared, described, flatten, group, key, nullable, optional, settings},
     types::{Boolean, Choice, Pem, duration, number, text},
     units::{HOUR, MILLISECOND, MINUTE, SECOND, format_duration},
@@ -110,15 +112,6 @@ fn certificates() -> impl Declared<Value = Tls> {
     described("Certificates, for URLs with TLS. All are PEM files.", group("tls"))
 }
 
-/// The version of the Redis protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    /// Any Redis; no sharded pub/sub on shared connections.
-    Resp2,
-    /// Redis 6 and later.
-    Resp3,
-}
-
 impl BusConfig {
     /// Its `@type`, under which the registry has the bus.
     pub fn type_name(&self) -> &'static str {
@@ -149,25 +142,6 @@ impl fmt::Display for BusConfig {
                 write!(f, "a Redis Cluster at {}", urls.join(", "))
             }
         }
-    }
-}
-
-impl Protocol {
-    const WORDS: [(&str, Protocol); 2] =
-        [(Protocol::Resp2.as_str(), Protocol::Resp2), (Protocol::Resp3.as_str(), Protocol::Resp3)];
-
-    /// Its word in the configuration.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Protocol::Resp2 => "resp2",
-            Protocol::Resp3 => "resp3",
-        }
-    }
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 

@@ -1,11 +1,7 @@
 //! Declared keys as data: the reference, the JSON Schema, the environment variables and the
 //! suggestions for unknown keys are made from it.
 
-use std::sync::LazyLock;
-
 use serde_json::Value;
-
-use super::{Config, settings::Settings};
 
 /// One key of an object.
 pub(super) struct Declaration {
@@ -84,20 +80,6 @@ impl Declaration {
         let words: Vec<&str> = doc.split_whitespace().collect();
         Declaration { name, meaning: words.join(" "), shape }
     }
-}
-
-/// A key of the document that names the schema for editors.
-pub(super) const SCHEMA: &str = "$schema";
-
-/// The declarations of the whole configuration.
-pub(super) fn declarations() -> &'static [Declaration] {
-    static DECLARATIONS: LazyLock<Vec<Declaration>> = LazyLock::new(|| {
-        let meaning = "Ignored; editors find the schema by it: `trunkline config schema`.";
-        let mut declarations = vec![Declaration::new(SCHEMA, meaning, Shape::Ignored)];
-        declarations.extend(Config::describe());
-        declarations
-    });
-    &DECLARATIONS
 }
 
 /// Markdown without its links and code marks, for the schema and the help of flags.

@@ -14,8 +14,7 @@ use serde_json::{Map, Value};
 use super::{
     error::{Origin, Problem, Violation, mismatch, wrong_choice},
     json::join,
-    keys::suggest,
-    settings::Settings,
+    keys::{Key, suggest},
 };
 
 /// A float from here on (2^63) was written as a whole number.
@@ -26,6 +25,8 @@ pub(super) struct Context<'d> {
     environment: &'d [(String, String)],
     /// The sources of the values that do not come from the file, by path.
     origins: &'d BTreeMap<String, Origin>,
+    /// The keys to suggest for an unknown one.
+    keys: &'d [Key],
     violations: RefCell<Vec<Violation>>,
 }
 
@@ -33,16 +34,17 @@ impl<'d> Context<'d> {
     pub(super) fn new(
         environment: &'d [(String, String)],
         origins: &'d BTreeMap<String, Origin>,
+        keys: &'d [Key],
     ) -> Context<'d> {
-        Context { environment, origins, violations: RefCell::default() }
+        Context { environment, origins, keys, violations: RefCell::default() }
     }
 
     /// Reads the whole of `document`.
-    pub(super) fn read<T: Settings>(&self, document: &Value) -> T {
+    pub(super) fn read<T>(&self, document: &Value, read: impl FnOnce(&mut Fields<'_>) -> T) -> T {
         let mut fields = Fields::open(self, String::new(), Some(document), true);
-        let read = T::read(&mut fields);
+        let decoded = read(&mut fields);
         fields.finish();
-        read
+        decoded
     }
 
     /// All violations, in the order in which they were found.
@@ -55,12 +57,6 @@ impl<'d> Context<'d> {
         let violation = Violation { path: path.to_owned(), origin, problem };
         self.violations.borrow_mut().push(violation);
     }
-}
-
-/// The settings of an empty document: the defaults.
-pub(super) fn read_nothing<T: Settings>() -> T {
-    let origins = BTreeMap::new();
-    Context::new(&[], &origins).read(&Value::Object(Map::new()))
 }
 
 /// The keys of one object.
@@ -115,7 +111,7 @@ impl<'d> Fields<'d> {
         }
         for key in self.object.into_iter().flat_map(Map::keys) {
             if !self.asked.contains(key.as_str()) {
-                let (nearest, known) = suggest(&self.path, key, &self.asked);
+                let (nearest, known) = suggest(self.context.keys, &self.path, key, &self.asked);
                 self.context.report(&join(&self.path, key), Problem::Unknown { nearest, known });
             }
         }

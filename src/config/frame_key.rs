@@ -6,7 +6,8 @@ use super::{
     declaration::Declaration,
     error::Problem,
     fields::Fields,
-    secret::{self, Secret, SecretKey},
+    secret::Secret,
+    secret_key::{self, SecretKey},
     settings::Declared,
 };
 
@@ -30,7 +31,7 @@ impl Declared for FrameKey {
                 fields.skip_lookups();
             }
             let set = ["secret", "variableName", "filePath"].iter().any(|key| fields.has(key));
-            let secret = secret::read(fields);
+            let secret = secret_key::read(fields);
             let words = secret.iter().flat_map(|secret| secret.expose().split_whitespace());
             if let Some(short) = words.map(str::len).find(|length| *length < MIN_KEY_BYTES) {
                 let problem =

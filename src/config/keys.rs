@@ -1,12 +1,12 @@
 //! All declared keys with their full paths, and what is made of a path: the name of an environment
 //! variable, the suggestion for an unknown key, the help of a flag.
 
-use std::{collections::BTreeSet, sync::LazyLock};
+use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
 use super::{
-    declaration::{Declaration, Shape, Variants, declarations, plain_text},
+    declaration::{Declaration, Shape, Variants, plain_text},
     json::join,
     nearest::{nearest, same},
 };
@@ -48,11 +48,6 @@ pub(super) enum Kind {
 }
 
 impl Key {
-    /// The key at `path`, if it is declared.
-    pub fn at(path: &str) -> Option<&'static Key> {
-        keys().iter().find(|key| key.path == path)
-    }
-
     /// The environment variable that sets the key: `TRUNKLINE_HISTORY__MAX_AGE`. None for a group.
     pub fn variable(&self) -> Option<String> {
         (self.kind == Kind::Value).then(|| variable_name(&self.path))
@@ -74,14 +69,8 @@ impl Key {
     }
 }
 
-/// All keys, in the order of their declarations; of `coordinator` and `inMemoryStore`, those of all
+/// All keys of some declarations, in their order; of an object with variants, those of all
 /// variants.
-pub fn keys() -> &'static [Key] {
-    static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| keys_of(declarations()));
-    &KEYS
-}
-
-/// As [`keys`], of some declarations.
 pub(super) fn keys_of(declarations: &[Declaration]) -> Vec<Key> {
     let mut list = List { keys: vec![], variant: None };
     list.add_all("", declarations);
@@ -200,9 +189,10 @@ fn without_indices(path: &str) -> String {
     general
 }
 
-/// The key that the unknown `key` of the object at `parent` most likely means: one of its
+/// The one of `keys` that the unknown `key` of the object at `parent` most likely means: one of its
 /// `siblings` by name, or one of another object by path; and if none is similar, all siblings.
 pub(super) fn suggest(
+    keys: &[Key],
     parent: &str,
     key: &str,
     siblings: &BTreeSet<&'static str>,
@@ -214,8 +204,8 @@ pub(super) fn suggest(
     let elsewhere =
         |known: &&Key| known.path.rsplit('.').next().is_some_and(|last| same(last, key));
     // A key of another variant of the same object cannot be moved to the right place.
-    if !keys().iter().any(|known| known.path == path)
-        && let Some(known) = keys().iter().find(elsewhere)
+    if !keys.iter().any(|known| known.path == path)
+        && let Some(known) = keys.iter().find(elsewhere)
     {
         return (Some(known.path.clone()), vec![]);
     }

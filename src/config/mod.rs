@@ -22,10 +22,12 @@ mod keys;
 mod limits;
 mod nearest;
 mod otlp;
+mod protocol;
 mod redis_url;
 mod rules;
 mod schema;
 mod secret;
+mod secret_key;
 mod settings;
 mod sources;
 #[cfg(test)]
@@ -35,6 +37,7 @@ mod units;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::LazyLock,
     time::Duration,
 };
 
@@ -47,11 +50,12 @@ pub use self::{
         Allow, Auth, Deny, EventRules, IdentityRules, Kinds, Operation, ServerTls, Token,
         TokenHash, TokenSource,
     },
-    bus::{BusConfig, Pool, Protocol, Redis, RedisCluster, Tls},
+    bus::{BusConfig, Pool, Redis, RedisCluster, Tls},
     error::{ConfigErrors, Origin, Problem, Violation},
-    keys::{Key, keys},
+    keys::Key,
     limits::{Keepalive, Limits},
     otlp::Otlp,
+    protocol::Protocol,
     redis_url::{Endpoint, RedisUrl, RedisUrlError, TlsMode},
     schema::schema,
     secret::{Secret, SecretSource},
@@ -59,9 +63,11 @@ pub use self::{
 };
 use self::{
     bus::Bus,
+    declaration::{Declaration, Shape},
     fields::Context,
     frame_key::FrameKey,
     gateway_id::{IsRandom, gateway_id},
+    keys::keys_of,
     rules::{check_config, check_drain, check_log_level, check_prefix},
     settings::{Settings, group, group_if, key, nullable, optional, optional_group, settings},
     sources::Layers,
@@ -109,8 +115,8 @@ settings! {
         /// `._-:/`. Gateways that share a prefix are one system; two systems on one Redis need two.
         pub prefix: String = key("prefix", short_text(64, check_prefix), "trunkline"),
         /// The number of shards, the ordered channels of the bus. `null`: the bus decides, one for
-        /// a standalone server, two for each master of a cluster. The first gateway records it in
-        /// Redis, and the others must agree.
+        /// a standalone server, 16 for a cluster, however many masters it has. The first gateway
+        /// records it in Redis, and the others must agree.
         pub shards: Option<u16> = optional("shards", number(1..=256)),
         /// What the bus keeps of each shard. The first limit that is reached counts.
         pub history: History = group("history"),
@@ -207,8 +213,8 @@ impl Config {
 
     fn decode(layers: Layers, sources: &Sources) -> Result<Config, ConfigErrors> {
         let Layers { document, origins, mut violations } = layers;
-        let context = Context::new(&sources.env, &origins);
-        let config = document.map(|document| context.read(&document));
+        let context = Context::new(&sources.env, &origins, keys());
+        let config = document.map(|document| context.read(&document, Config::read));
         violations.extend(context.into_violations());
         ConfigErrors::of(violations)?;
         // Without a document there is a violation that says why.
@@ -220,5 +226,33 @@ impl Config {
     /// replaced by the bus that it stands for.
     pub fn effective(&self) -> Value {
         Value::Object(self.show())
+    }
+}
+
+/// A key of the document that names the schema for editors.
+const SCHEMA: &str = "$schema";
+
+/// The declarations of the whole configuration.
+fn declarations() -> &'static [Declaration] {
+    static DECLARATIONS: LazyLock<Vec<Declaration>> = LazyLock::new(|| {
+        let meaning = "Ignored; editors find the schema by it: `trunkline config schema`.";
+        let mut declarations = vec![Declaration::new(SCHEMA, meaning, Shape::Ignored)];
+        declarations.extend(Config::describe());
+        declarations
+    });
+    &DECLARATIONS
+}
+
+/// All keys, in the order of their declarations; of `coordinator` and `inMemoryStore`, those of all
+/// variants.
+pub fn keys() -> &'static [Key] {
+    static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| keys_of(declarations()));
+    &KEYS
+}
+
+impl Key {
+    /// The key at `path`, if it is declared.
+    pub fn at(path: &str) -> Option<&'static Key> {
+        keys().iter().find(|key| key.path == path)
     }
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::{
     error::{Problem, shown},
     fields::Fields,
-    secret::{Secret, SecretKey},
+    secret::Secret,
+    secret_key::SecretKey,
     settings::{key, settings},
     types::{duration, number, text},
     units::{MINUTE, SECOND},

@@ -6,7 +6,7 @@ use percent_encoding::percent_decode_str;
 use url::{Host, Url, form_urlencoded};
 
 use super::{
-    bus::Protocol,
+    protocol::Protocol,
     secret::{MASK, Secret, is_mask},
 };
 

@@ -3,8 +3,7 @@
 use std::net::SocketAddr;
 
 use super::{
-    Auth, Config, Drain,
-    declaration::SCHEMA,
+    Auth, Config, Drain, SCHEMA,
     error::{Problem, shown, wrong_choice},
     fields::Fields,
     units::format_duration,

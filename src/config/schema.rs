@@ -5,7 +5,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::declaration::{Declaration, Shape, Variant, Variants, declarations, plain_text};
+use super::{
+    declaration::{Declaration, Shape, Variant, Variants, plain_text},
+    declarations,
+};
 
 /// The JSON Schema of the configuration file.
 pub fn schema() -> Value {

@@ -18,14 +18,14 @@
 //! values are in [`super::types`]. `checked by` names a function that compares keys with one
 //! another.
 
-use std::marker::PhantomData;
+use std::{collections::BTreeMap, marker::PhantomData};
 
 use serde_json::{Map, Value};
 
 use super::{
     declaration::{Declaration, Shape, ValueShape},
     error::{Problem, wrong_type},
-    fields::{Element, Fields},
+    fields::{Context, Element, Fields},
     types::ValueType,
 };
 
@@ -93,12 +93,18 @@ macro_rules! settings {
 
         impl Default for $name {
             fn default() -> $name {
-                $crate::config::fields::read_nothing()
+                $crate::config::settings::read_nothing()
             }
         }
     };
 }
 pub(super) use settings;
+
+/// The settings of an empty document: the defaults.
+pub(super) fn read_nothing<T: Settings>() -> T {
+    let origins = BTreeMap::new();
+    Context::new(&[], &origins, &[]).read(&Value::Object(Map::new()), T::read)
+}
 
 /// `declared`, of a field of the type `V`.
 pub(super) fn of_type<V, D: Declared<Value = V>>(declared: D) -> D {

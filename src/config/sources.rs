@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 
 use super::{
     error::{Origin, Problem, Violation, shown_key},
-    json,
-    keys::{Key, Kind, VARIABLE_PREFIX, keys, variable_name},
+    json, keys,
+    keys::{Key, Kind, VARIABLE_PREFIX, variable_name},
     nearest::nearest,
 };
 

@@ -4,8 +4,8 @@
 //! before, so a slow subscriber costs what a fast one does. A cursor that the log has overtaken, or
 //! that resumes before the log, reads the bus's history until it is back in the log.
 
-mod batch;
 mod missing;
+mod progress;
 mod shard;
 
 use std::{
@@ -18,22 +18,17 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
 
 pub(super) use self::shard::{Scan, Source};
-use self::{
-    batch::MAX_BATCH_EVENTS,
-    shard::{Offered, ShardCursor},
-};
-pub use self::{
-    batch::{Events, TracedEvent},
-    missing::Missing,
-};
+use self::shard::{Offered, ShardCursor};
+pub use self::{missing::Missing, progress::Progress};
 use super::{
     Hub, ReadOptions,
+    batch::{Events, MAX_BATCH_EVENTS},
     explanation::Explanation,
     had::{Had, HadAt},
     log::{Content, Entry},
     merge,
     opening::Opening,
-    router::{Interest, Registration},
+    router::Registration,
 };
 use crate::bus::{AppendError, Delivery, Gap, GapReason, HistoryPage, Lost, Position, ShardId};
 
@@ -90,30 +85,6 @@ pub struct Cursor {
     /// The shards that wait for a page of history, by their indexes. The others do not wait for
     /// them.
     waiting: Vec<(usize, Waiting)>,
-}
-
-/// How far a cursor is behind, for observers.
-#[derive(Clone)]
-pub struct Progress {
-    hub: Arc<Hub>,
-    interest: Arc<Interest>,
-}
-
-impl Progress {
-    /// The number of events in the logs from the first that may concern the subscriber and was not
-    /// offered to it yet.
-    pub fn behind(&self) -> u64 {
-        let shards = self.hub.logs.iter().enumerate();
-        shards.map(|(shard, log)| log.events_from(self.interest.first_unread(shard))).sum()
-    }
-
-    /// The age of the oldest of these events at `now_ms`, in milliseconds; 0 if there are none.
-    pub fn lag_ms(&self, now_ms: u64) -> u64 {
-        let shards = self.hub.logs.iter().enumerate();
-        let oldest =
-            shards.filter_map(|(shard, log)| log.made_from(self.interest.first_unread(shard)));
-        oldest.min().map_or(0, |oldest| now_ms.saturating_sub(oldest))
-    }
 }
 
 impl Cursor {

@@ -3,11 +3,13 @@
 //!
 //! The hub knows neither gRPC nor Redis.
 
+pub mod batch;
 pub mod cursor;
 pub mod event;
 pub mod explanation;
 pub mod filter;
 pub mod had;
+mod kind_bits;
 pub mod log;
 mod merge;
 mod opening;
@@ -30,7 +32,8 @@ pub use self::opening::{Begin, Opened, ReadOptions};
 use self::{
     cursor::Cursor,
     event::EventView,
-    filter::{Filter, LAST_VALUE_KINDS},
+    filter::Filter,
+    kind_bits::LAST_VALUE_KINDS,
     log::{Capacity, Content, IndexedFrame, Log},
     router::Router,
 };

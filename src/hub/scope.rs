@@ -7,7 +7,7 @@ use trunkline_proto::kinds::{self, CUSTOM, concerns_account};
 
 use super::{
     event::EventView,
-    filter::{ACCOUNT_KINDS, all_kinds, kind_bit},
+    kind_bits::{ACCOUNT_KINDS, all_kinds, kind_bit},
 };
 use crate::config::EventRules;
 

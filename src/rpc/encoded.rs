@@ -9,7 +9,7 @@ use prost::{
 };
 
 use crate::{
-    hub::{cursor::Events, had::HadAt, token},
+    hub::{batch::Events, had::HadAt, token},
     port::requests::PREFIX,
     proto::v1,
 };

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use crate::{
     bus::{Batch, BatchTrace},
     errors::Error,
-    hub::cursor::TracedEvent,
+    hub::batch::TracedEvent,
     observe::trace::{Span, Tracer},
     proto::v1,
     rpc::validate::ValidPublish,

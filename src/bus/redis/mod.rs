@@ -11,6 +11,7 @@ pub mod envelope;
 pub mod history;
 mod liveness;
 mod members;
+mod moves;
 mod names;
 pub mod order;
 mod packing;
@@ -205,13 +206,14 @@ impl RedisBus {
             stop: stop_reader.clone(),
         });
         reader.spawn(task.run(subscription_events));
+        reader.spawn(moves::follow(topology.clone(), stop_reader.clone()));
 
         let mut queues = Vec::with_capacity(names.len());
         for (index, names) in names.iter().enumerate() {
             let (queue, jobs) = mpsc::channel(writer::QUEUE);
             queues.push(queue);
             let task = Writer::new(WriterParts {
-                shard: ShardId(u16::try_from(index).unwrap_or(u16::MAX)),
+                shard: ShardId::at_index(index),
                 id: own,
                 limits: settings.call_limits(),
                 target: Target {

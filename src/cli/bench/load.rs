@@ -9,13 +9,10 @@ use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Bench, outcome::Outcome, publishers::Publishers, received::take_latencies,
+    ANSWER_TIMEOUT, Bench, outcome::Outcome, publishers::Publishers, received::take_latencies,
     subscribers::Subscribers,
 };
 use crate::cli::Failure;
-
-/// Time limit for the opening of a stream and for the answer to a request.
-pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Connected publishers and subscribers.
 pub(super) struct Load {

@@ -18,6 +18,9 @@ use trunkline_proto::v1::ListNodesRequest;
 use self::load::Load;
 use super::{Failure, GatewayArgs, duration::parse_duration};
 
+/// Time limit for the opening of a stream and for the answer to a request.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Nodes that the refusal to disturb them names.
 const MAX_NAMED: usize = 5;
 
@@ -91,7 +94,7 @@ impl Bench {
         self.check_connected_nodes(&id).await?;
         eprintln!(
             "publishing custom events of the type {} for {:?}; stop it with Ctrl-C",
-            publishers::event_type(&id),
+            event_type(&id),
             self.length
         );
         let load = Load::start(self, &id).await?;
@@ -121,7 +124,12 @@ impl Bench {
         Err(Failure::Usage(format!(
             "connected: {count} ({named}{more}). Those without a filter of custom types would \
              receive every event of {}; give --yes to continue",
-            publishers::event_type(id)
+            event_type(id)
         )))
     }
+}
+
+/// The custom type of the events of the benchmark with this id.
+fn event_type(id: &str) -> String {
+    format!("trunkline.bench.{id}")
 }

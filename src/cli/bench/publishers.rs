@@ -22,8 +22,7 @@ use tonic::Status;
 use trunkline_proto::v1::{CustomEvent, Event, PublishRequest, event::Kind};
 
 use super::{
-    Bench, clock,
-    load::ANSWER_TIMEOUT,
+    ANSWER_TIMEOUT, Bench, clock, event_type,
     pace::paced,
     received::{histogram, id},
 };
@@ -38,11 +37,6 @@ const IN_FLIGHT_AT_RATE: u32 = 10_000;
 
 /// Pause of a publisher whose request failed.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(100);
-
-/// The custom type of a benchmark's events.
-pub(super) fn event_type(id: &str) -> String {
-    format!("trunkline.bench.{id}")
-}
 
 /// All publishers.
 pub(super) struct Publishers {

@@ -18,9 +18,7 @@ use trunkline_proto::v1::{
 };
 
 use super::{
-    Bench,
-    load::ANSWER_TIMEOUT,
-    publishers::event_type,
+    ANSWER_TIMEOUT, Bench, event_type,
     received::{Received, time},
 };
 use crate::cli::{Client, Failure};

@@ -8,7 +8,8 @@ use crate::config::{
     declaration::{Declaration, Shape},
     error::{Problem, wrong_type},
     fields::{Element, Fields},
-    secret::{self, MASK, SecretSource, is_mask},
+    secret::{MASK, SecretSource, is_mask},
+    secret_key,
     settings::Declared,
 };
 
@@ -137,24 +138,26 @@ impl Declared for Tokens {
     fn show(&self, value: &Vec<Token>, object: &mut Map<String, Value>) {
         let shown = value.iter().map(|token| match &token.source {
             TokenSource::Hash => json!(format!("{HASH_PREFIX}{MASK}")),
-            TokenSource::Value => secret::show_source(Some(&SecretSource::Value)),
+            TokenSource::Value => secret_key::show_source(Some(&SecretSource::Value)),
             TokenSource::EnvironmentVariable(name) => {
-                secret::show_source(Some(&SecretSource::EnvironmentVariable(name.clone())))
+                secret_key::show_source(Some(&SecretSource::EnvironmentVariable(name.clone())))
             }
-            TokenSource::File(path) => secret::show_source(Some(&SecretSource::File(path.clone()))),
+            TokenSource::File(path) => {
+                secret_key::show_source(Some(&SecretSource::File(path.clone())))
+            }
         });
         object.insert(self.0.to_owned(), shown.collect());
     }
 
     fn describe(&self, doc: &'static str) -> Vec<Declaration> {
-        let item = Box::new(Shape::Variants(secret::variants(false)));
+        let item = Box::new(Shape::Variants(secret_key::variants(false)));
         let text = Some("^sha256:[0-9A-Fa-f]{64}$");
         vec![Declaration::new(self.0, doc, Shape::List { item, text })]
     }
 }
 
 fn read_token(fields: &mut Fields<'_>) -> Option<Token> {
-    let secret = secret::read(fields)?;
+    let secret = secret_key::read(fields)?;
     let one = || TokenHash::parse(secret.expose()).map(|hash| vec![hash]);
     let (key, hashes) = match secret.source() {
         SecretSource::File(_) => ("filePath", TokenHash::parse_file(secret.expose())),

@@ -8,6 +8,7 @@ use super::schema::Validator;
 use crate::config::{
     Key,
     fields::Context,
+    keys,
     keys::keys_of,
     schema::object_schema,
     settings::{Settings, key, settings},
@@ -28,8 +29,8 @@ settings! {
 
 fn read(document: &Value) -> Result<Example, Vec<String>> {
     let origins = BTreeMap::new();
-    let context = Context::new(&[], &origins);
-    let example = context.read(document);
+    let context = Context::new(&[], &origins, keys());
+    let example = context.read(document, Example::read);
     let lines: Vec<String> = context.into_violations().iter().map(ToString::to_string).collect();
     if lines.is_empty() { Ok(example) } else { Err(lines) }
 }

@@ -7,11 +7,7 @@ use std::{collections::BTreeMap, fmt::Write};
 use serde_json::json;
 
 use super::load;
-use crate::config::{
-    Config, Key,
-    declaration::{Shape, declarations},
-    keys,
-};
+use crate::config::{Config, Key, declaration::Shape, declarations, keys};
 
 const DOCUMENT: &str = include_str!("../../../docs/configuration.md");
 

@@ -7,7 +7,8 @@ use crate::{
         Delivery, Epoch, Gap, GapReason, HistoryPage, Lost, Offset, Position, Provenance, unix_ms,
     },
     hub::{
-        cursor::{Events, Missing},
+        batch::Events,
+        cursor::Missing,
         filter::Filter,
         had::{Had, HadAt},
         log::{Content, Entry, IndexedFrame, Log},

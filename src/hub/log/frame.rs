@@ -9,7 +9,7 @@ use crate::{
     bus::{Frame, Offset},
     hub::{
         event::{EventMeta, EventView},
-        filter::kind_bit,
+        kind_bits::kind_bit,
     },
 };
 

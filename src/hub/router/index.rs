@@ -11,7 +11,8 @@ use trunkline_proto::kinds::CUSTOM;
 
 use super::{Interest, Pending};
 use crate::hub::{
-    filter::{ACCOUNT_KINDS, Filter, kind_bit},
+    filter::Filter,
+    kind_bits::{ACCOUNT_KINDS, kind_bit},
     log::IndexedFrame,
 };
 

@@ -24,7 +24,7 @@ impl Reader {
         let mut wanted: HashMap<String, Vec<ShardId>> = HashMap::new();
         let classic = self.parts.settings.cluster && !self.parts.settings.sharded;
         for shard in 0..self.shards.len() {
-            let shard = ShardId(u16::try_from(shard).unwrap_or(u16::MAX));
+            let shard = ShardId::at_index(shard);
             let owner = self.parts.topology.master(shard).map(|server| server.address.clone());
             if let Some(address) = owner.filter(|_| !classic) {
                 wanted.entry(address).or_default().push(shard);
