@@ -103,11 +103,6 @@ impl Liveness {
         self.state.lock().repairs += 1;
     }
 
-    /// The last position that the reader delivered.
-    pub(super) fn position(&self) -> Position {
-        self.state.lock().position
-    }
-
     /// True if the subscription with these arrivals does not receive what Redis accepts. To be
     /// asked several times within [`DEAF_AFTER`].
     pub(super) fn is_deaf(&self, arrivals: &Arrivals) -> bool {

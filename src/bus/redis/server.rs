@@ -42,14 +42,10 @@ pub(super) struct Server {
     closed: watch::Sender<Instant>,
 }
 
-/// A connection for commands, with the identity of the server process at its other end: a process
-/// that ends closes its connections, so the identity stays true.
+/// A connection for commands.
 #[derive(Clone)]
 pub(super) struct Command {
     pub connection: MultiplexedConnection,
-    /// `run_id` of the server. Empty if the server does not report it: then a restart without data
-    /// is found by the missing state alone.
-    pub run: Arc<str>,
     /// Keeps the connection checked out of the pool.
     checkout: Arc<deadpool_redis::Connection>,
 }
@@ -124,11 +120,8 @@ impl Server {
 
     async fn connect_command(&self) -> Result<Command, ConnectError> {
         let checkout = self.pool.get().await.map_err(|error| self.error(error))?;
-        let mut connection = (*checkout).clone();
-        let asked: Result<String, _> =
-            redis::cmd("INFO").arg("server").query_async(&mut connection).await;
-        let info = asked.map_err(|error| self.error(error))?;
-        Ok(Command { connection, run: run_id(&info).into(), checkout: Arc::new(checkout) })
+        let connection = (*checkout).clone();
+        Ok(Command { connection, checkout: Arc::new(checkout) })
     }
 
     /// Closes a command connection that failed, unless a new one has replaced it already.
@@ -214,10 +207,6 @@ impl Query {
             Query::Command(command) => &mut command.connection,
         }
     }
-}
-
-fn run_id(info: &str) -> &str {
-    info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default().trim()
 }
 
 impl fmt::Debug for Server {
