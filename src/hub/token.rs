@@ -6,8 +6,11 @@
 //! | 1 | version of this layout: 2 |
 //! | 4 | tag of the deployment, big endian |
 //! | varint | number of shards |
-//! | per shard, from 0 | varint: 0 nothing is known, 1 from the oldest event on, 2 one epoch that was walked, else the number of epochs and 2; then the epochs, ascending |
+//! | per shard, from 0 | varint: the kind of the shard; then its epochs, ascending |
 //! | 4 | FNV-1a of all before, big endian |
+//!
+//! The kind of a shard is 0 if nothing is known, 1 if the stream begins with the oldest event, 2 if
+//! there is one epoch that was walked and no more; else the number of epochs, and 2.
 //!
 //! An epoch begins with its distance: from the epoch before it in the shard, or for the first one
 //! from the first epoch of the shards before (zigzag). The one epoch of a shard that has no more

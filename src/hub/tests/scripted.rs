@@ -195,7 +195,7 @@ async fn an_event_that_was_accepted_twice_is_delivered_once() {
 
 #[tokio::test(start_paused = true)]
 async fn an_event_in_doubt_is_a_gap_for_who_may_have_had_it() {
-    // Sent behind (1,0), without an answer; the stream had (1,1), of which this gateway never heard.
+    // Sent behind (1,0), without an answer. The stream had (1,1); this gateway never received it.
     let line = [
         first_epoch(1),
         epoch(2, position(1, 0), &[]),

@@ -126,7 +126,8 @@ proptest! {
         offset in 0u64..60,
     ) {
         let position = Position::new(epoch, offset);
-        let shards: Vec<_> = shards.into_iter().filter(|had| !had.has_more(position.epoch)).collect();
+        let simple = |had: &Had| !had.has_more(position.epoch);
+        let shards: Vec<_> = shards.into_iter().filter(simple).collect();
         let mut bytes = Vec::new();
         encode(HERE, shards.iter().map(|had| had.at(position)), &mut bytes);
         let merged = shards.iter().map(|had| had.at(position).to_had()).collect();
