@@ -17,6 +17,7 @@ mod names;
 pub mod order;
 mod packing;
 mod reader;
+mod resolver;
 mod script;
 mod server;
 mod settings;
