@@ -17,6 +17,7 @@ pub mod order;
 mod packing;
 pub mod reader;
 pub mod recovery;
+mod resolver;
 pub mod script;
 mod server;
 mod settings;
