@@ -7,6 +7,7 @@ use std::{
 
 use parking_lot::RwLock;
 use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use crate::{bus::Health, errors::Error, hub::Hub, proto::v1::GatewayState};
 
@@ -49,6 +50,7 @@ pub struct Lifecycle {
     /// The delay before a reconnect that nodes are asked for.
     reconnect_delay: Duration,
     drain: watch::Sender<Option<Drain>>,
+    stopping: CancellationToken,
 }
 
 impl Lifecycle {
@@ -60,6 +62,7 @@ impl Lifecycle {
             waiting: RwLock::new("connecting".into()),
             reconnect_delay: drain_spread.min(MAX_RECONNECT_DELAY),
             drain: watch::Sender::new(None),
+            stopping: CancellationToken::new(),
         }
     }
 
@@ -69,6 +72,16 @@ impl Lifecycle {
         if let Some(hub) = self.hub.get() {
             hub.wake_all();
         }
+    }
+
+    /// Ends the requests that still wait for the bus: the gateway waits for them no longer.
+    pub fn stop(&self) {
+        self.stopping.cancel();
+    }
+
+    /// Returns when requests must not wait for the bus any longer.
+    pub async fn stopping(&self) {
+        self.stopping.cancelled().await;
     }
 
     /// The schedule of the drain, once there is one.

@@ -115,8 +115,8 @@ settings! {
         /// `._-:/`. Gateways that share a prefix are one system; two systems on one Redis need two.
         pub prefix: String = key("prefix", short_text(64, check_prefix), "trunkline"),
         /// The number of shards, the ordered channels of the bus. `null`: the bus decides, one for
-        /// a standalone server, two for each master of a cluster. The first gateway records it in
-        /// Redis, and the others must agree.
+        /// a standalone server, 16 for a cluster, however many masters it has. The first gateway
+        /// records it in Redis, and the others must agree.
         pub shards: Option<u16> = optional("shards", number(1..=256)),
         /// What the bus keeps of each shard. The first limit that is reached counts.
         pub history: History = group("history"),

@@ -3,6 +3,7 @@
 //!
 //! Every room that refuses a request returns these; they know no room above the bus.
 
+mod accepted;
 mod limit;
 mod status;
 
@@ -10,7 +11,10 @@ use std::time::Duration;
 
 use crate::{bus::AppendError, config::format_duration};
 
-pub use self::limit::{Limit, LimitCounters};
+pub use self::{
+    accepted::AcceptedEvents,
+    limit::{Limit, LimitCounters},
+};
 
 /// The delay before a retry that a node is asked for when the bus is down.
 const RETRY: Duration = Duration::from_millis(500);
@@ -55,6 +59,18 @@ pub enum Error {
          (retry with the same request_id): {0}"
     )]
     OutcomeUnknown(String),
+    /// The bus accepted some events of the request. None of the others was accepted, unless `cause`
+    /// is that their outcome is unknown.
+    #[error(
+        "the bus accepted {accepted}; publish the others again, or all of them with the same \
+         request_id: {cause}"
+    )]
+    PartlyAccepted {
+        /// The events that were accepted.
+        accepted: AcceptedEvents,
+        /// The reason why the others were not.
+        cause: Box<Error>,
+    },
     /// A limit is reached.
     #[error("{} is reached: {allowed}", limit.key())]
     Limit {
@@ -105,12 +121,13 @@ pub enum CredentialError {
 }
 
 /// All values of [`Error::reason`].
-pub const REASONS: [&str; 12] = [
+pub const REASONS: [&str; 13] = [
     "INVALID_REQUEST",
     "RESUME_TOKEN_MALFORMED",
     "PAYLOAD_TOO_LARGE",
     "BUS_UNAVAILABLE",
     "OUTCOME_UNKNOWN",
+    "PARTLY_ACCEPTED",
     "LIMIT_REACHED",
     "SUBSCRIBER_TOO_SLOW",
     "CREDENTIALS_MISSING",
@@ -157,6 +174,10 @@ impl Error {
             Error::PayloadTooLarge { .. } => "PAYLOAD_TOO_LARGE",
             Error::BusUnavailable(_) => "BUS_UNAVAILABLE",
             Error::OutcomeUnknown(_) => "OUTCOME_UNKNOWN",
+            Error::PartlyAccepted { cause, .. } => match **cause {
+                Error::OutcomeUnknown(_) => "OUTCOME_UNKNOWN",
+                _ => "PARTLY_ACCEPTED",
+            },
             Error::Limit { .. } => "LIMIT_REACHED",
             Error::SubscriberTooSlow { .. } => "SUBSCRIBER_TOO_SLOW",
             Error::Unauthenticated(CredentialError::Missing) => "CREDENTIALS_MISSING",

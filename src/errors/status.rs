@@ -30,9 +30,10 @@ fn code(error: &Error) -> Code {
         Error::Invalid(_) | Error::TokenMalformed(_) | Error::PayloadTooLarge { .. } => {
             Code::InvalidArgument
         }
-        Error::BusUnavailable(_) | Error::OutcomeUnknown(_) | Error::Draining { .. } => {
-            Code::Unavailable
-        }
+        Error::BusUnavailable(_)
+        | Error::OutcomeUnknown(_)
+        | Error::PartlyAccepted { .. }
+        | Error::Draining { .. } => Code::Unavailable,
         Error::Limit { .. } | Error::SubscriberTooSlow { .. } => Code::ResourceExhausted,
         Error::Unauthenticated(_) => Code::Unauthenticated,
         Error::NotAllowed { .. } => Code::PermissionDenied,
@@ -58,6 +59,19 @@ fn details(error: &Error) -> ErrorDetails {
         }
         Error::BusUnavailable(_) | Error::OutcomeUnknown(_) => {
             details.set_retry_info(Some(RETRY));
+        }
+        Error::PartlyAccepted { accepted, cause } => {
+            record("events", accepted.events().to_string());
+            record("accepted", accepted.count().to_string());
+            if let Some(bitmap) = accepted.bitmap() {
+                record("accepted_events", bitmap);
+            }
+            record("cause", cause.reason().to_owned());
+            let retry_after = match **cause {
+                Error::Draining { retry_after } => retry_after,
+                _ => RETRY,
+            };
+            details.set_retry_info(Some(retry_after));
         }
         Error::Limit { limit, allowed, retry_after } => {
             record("limit", limit.key().to_owned());
@@ -122,6 +136,7 @@ fn shorten(mut text: String, max: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::errors::AcceptedEvents;
 
     fn headers_of(status: &Status) -> usize {
         let mut headers = http::HeaderMap::new();
@@ -144,6 +159,15 @@ mod tests {
             format!("{} more violations", 1001 - reported.len())
         );
         assert_eq!(details.error_info().unwrap().metadata["violations"], "1000");
+
+        let cause = Box::new(Error::BusUnavailable("x".repeat(100_000)));
+        let accepted = AcceptedEvents((0..1000).map(|index| index % 2 == 0).collect());
+        let status = Status::from(Error::PartlyAccepted { accepted, cause });
+        assert!(status.details().len() < 1500, "{}", status.details().len());
+        let metadata = status.get_details_error_info().unwrap().metadata;
+        let said = ["events", "accepted", "cause"].map(|key| metadata[key].as_str());
+        assert_eq!(said, ["1000", "500", "BUS_UNAVAILABLE"]);
+        assert_eq!(metadata["accepted_events"], "a".repeat(250));
 
         let status = Status::from(Error::BusUnavailable("x".repeat(100_000)));
         assert!(headers_of(&status) < 8000, "{}", headers_of(&status));

@@ -150,6 +150,7 @@ pub async fn serve(
         tracing::warn!("the bus did not close in time");
     }
     // Requests that waited for the bus have an answer now, which must still reach their clients.
+    rooms.gateway.stop();
     if !server.is_terminated() {
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, &mut server).await;
     }

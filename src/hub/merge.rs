@@ -6,12 +6,18 @@
 //! account. Kinds without a rule, unknown ones included, are rare: their events pass untouched and
 //! are never merged away.
 
+mod rewrite;
+
 use std::collections::HashMap;
 
 use bytes::Bytes;
 use prost::Message;
-use trunkline_proto::kinds::{self, Merge};
+use trunkline_proto::{
+    kinds::{self, Merge},
+    v1::event::Kind,
+};
 
+use self::rewrite::Encoded;
 use super::{batch::Events, event::EventView, log::events_of};
 use crate::proto::v1;
 
@@ -21,13 +27,17 @@ use crate::proto::v1;
 struct Key {
     kind: u8,
     account: String,
-    target: Option<Vec<u8>>,
+    target: Bytes,
 }
 
-/// An event of the result: the publisher's bytes, unless an earlier event was merged into it.
+/// An event of the result: the publisher's bytes, except for the fields that merging changes.
 struct Output {
     bytes: Bytes,
-    event: Option<Box<v1::Event>>,
+    /// Its kind, if that has a merge rule.
+    kind: Option<Box<Kind>>,
+    /// The number of events that it stands for.
+    count: u64,
+    /// True if an earlier event was merged into it.
     merged: bool,
 }
 
@@ -38,19 +48,19 @@ pub(super) fn merge(events: &Events) -> Events {
     // By key: the index of the event with which later ones are merged.
     let mut indexes: HashMap<Key, usize> = HashMap::new();
     for bytes in events.chunks.iter().flat_map(events_of) {
-        let mut next = Output { bytes, event: None, merged: false };
-        if let Some((mut event, key)) = decode(&next.bytes) {
+        let mut next = Output { bytes, kind: None, count: 1, merged: false };
+        if let Some((event, key)) = decode(&next.bytes) {
+            next.count = event.merged_events.max(1);
+            next.kind = event.kind.map(Box::new);
             let before = indexes.get(&key).copied();
-            let earlier = before.and_then(|before| output[before].as_ref()?.event.as_deref());
-            let outcome = earlier.map_or(Merge::Apart, |earlier| join(earlier, &mut event));
+            let earlier = before.and_then(|before| output[before].as_ref());
+            let outcome = earlier.map_or(Merge::Apart, |earlier| join(earlier, &mut next));
             if outcome == Merge::Joined {
                 before.map(|before| output[before].take());
-                next.merged = true;
             }
             if outcome != Merge::Aside {
                 indexes.insert(key, output.len());
             }
-            next.event = Some(Box::new(event));
         }
         output.push(Some(next));
     }
@@ -60,33 +70,40 @@ pub(super) fn merge(events: &Events) -> Events {
 
 impl Output {
     fn encode(self) -> Bytes {
-        match self.event {
-            Some(event) if self.merged => event.encode_to_vec().into(),
-            _ => self.bytes,
-        }
+        if self.merged { rewrite::with_merged_events(&self.bytes, self.count) } else { self.bytes }
     }
 }
 
-/// Decodes an event of a kind that has a merge rule, with its key.
+/// Decodes an event of a kind that has a merge rule, with its key. Not one with several kinds, of
+/// which readers that know different kinds see different ones.
 fn decode(bytes: &Bytes) -> Option<(v1::Event, Key)> {
-    // The last kind field decides, as everywhere. prost would see the last one that it knows.
-    let view = EventView::peek(bytes).ok()?;
+    let view = EventView::peek(bytes).ok().filter(|view| !view.meta().has_several_kinds())?;
     let row = kinds::of(view.kind()).filter(|row| row.merges)?;
     let event = v1::Event::decode(bytes.clone()).ok()?;
     let account = view.account().unwrap_or_default().to_owned();
-    let target = event.target.as_ref().map(Message::encode_to_vec);
+    let target = rewrite::target(bytes);
     Some((event, Key { kind: row.number, account, target }))
 }
 
 /// Merges an earlier event into a later one, by the rule of their kind.
-fn join(earlier: &v1::Event, later: &mut v1::Event) -> Merge {
-    let (Some(earlier_kind), Some(later_kind)) = (&earlier.kind, &mut later.kind) else {
+fn join(earlier: &Output, later: &mut Output) -> Merge {
+    let (Some(earlier_kind), Some(later_kind)) = (&earlier.kind, &later.kind) else {
         return Merge::Apart;
     };
-    let outcome = kinds::merge(earlier_kind, later_kind);
-    if outcome == Merge::Joined {
-        later.merged_events = later.merged_events.max(1) + earlier.merged_events.max(1);
+    let mut joined = later_kind.clone();
+    let outcome = kinds::merge(earlier_kind, &mut joined);
+    if outcome != Merge::Joined {
+        return outcome;
     }
+    let earlier_event = Encoded { event: &earlier.bytes, kind: earlier_kind };
+    let later_event = Encoded { event: &later.bytes, kind: later_kind };
+    let Some(bytes) = rewrite::with_kind(earlier_event, later_event, &joined) else {
+        return Merge::Apart;
+    };
+    later.bytes = bytes;
+    later.kind = Some(joined);
+    later.count += earlier.count;
+    later.merged = true;
     outcome
 }
 
@@ -97,7 +114,8 @@ mod tests {
     use super::*;
     use crate::{
         bus::put_event,
-        proto::v1::{cache_invalidation::Scope, event::Kind},
+        hub::event::wire::{put_field, put_varint},
+        proto::v1::cache_invalidation::Scope,
     };
 
     fn event(id: usize, kind: Kind) -> v1::Event {
@@ -112,23 +130,43 @@ mod tests {
         })
     }
 
-    fn run(kinds: Vec<Kind>) -> Vec<v1::Event> {
+    fn run_encoded(encoded: &[Vec<u8>]) -> Vec<Bytes> {
         let mut events = Events::up_to(1);
-        for (id, kind) in kinds.into_iter().enumerate() {
+        for event in encoded {
             let mut chunk = Vec::new();
-            put_event(&mut chunk, &event(id, kind).encode_to_vec());
+            put_event(&mut chunk, event);
             events.chunks.push(chunk.into());
         }
         let merged = merge(&events);
-        let bytes = merged.chunks.concat();
+        let bytes = Bytes::from(merged.chunks.concat());
         assert_eq!(bytes.len(), merged.bytes);
-        let batch = v1::EventBatch::decode(&bytes[..]).unwrap();
-        assert_eq!(batch.events.len() as u64, merged.count);
-        batch.events
+        let events: Vec<_> = events_of(&bytes).collect();
+        assert_eq!(events.len() as u64, merged.count);
+        events
+    }
+
+    fn run(kinds: Vec<Kind>) -> Vec<v1::Event> {
+        let events = kinds.into_iter().enumerate();
+        let encoded: Vec<_> = events.map(|(id, kind)| event(id, kind).encode_to_vec()).collect();
+        run_encoded(&encoded).into_iter().map(|event| v1::Event::decode(event).unwrap()).collect()
+    }
+
+    /// A length-delimited field.
+    fn field(number: u32, content: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        put_field(&mut bytes, number, content);
+        bytes
+    }
+
+    fn number(number: u32, value: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        put_varint(&mut bytes, u64::from(number << 3));
+        put_varint(&mut bytes, value);
+        bytes
     }
 
     #[test]
-    fn changes_of_an_account_join_their_types_and_keep_the_highest_id() {
+    fn changes_of_an_account_join_their_types_and_keep_the_latest_id() {
         use v1::ChangedType::{Email, Mailbox};
         let merged = run(vec![
             change("a", 9, &[Email]),
@@ -138,7 +176,78 @@ mod tests {
         assert_eq!(merged.len(), 2);
         assert_eq!((merged[0].event_id.as_str(), merged[0].merged_events), ("1", 0));
         assert_eq!((merged[1].event_id.as_str(), merged[1].merged_events), ("2", 2));
-        assert_eq!(merged[1].kind, Some(change("a", 9, &[Mailbox, Email])));
+        assert_eq!(merged[1].kind, Some(change("a", 7, &[Mailbox, Email])));
+        // 0 is an unknown state, and as late as any other.
+        let merged = run(vec![change("a", 7, &[Email]), change("a", 0, &[Email])]);
+        assert_eq!(merged[0].kind, Some(change("a", 0, &[Email])));
+    }
+
+    #[test]
+    fn deliveries_of_an_account_keep_the_latest_id_and_the_message_if_it_is_one() {
+        let delivery = |email_id: &str, change_id| {
+            Kind::EmailDelivery(v1::EmailDelivery {
+                account_id: "a".into(),
+                email_id: email_id.into(),
+                change_id,
+            })
+        };
+        let merged = run(vec![delivery("m", 7), delivery("m", 3)]);
+        assert_eq!(merged[0].kind, Some(delivery("m", 3)));
+        let merged = run(vec![delivery("m", 7), delivery("n", 0)]);
+        assert_eq!(merged[0].kind, Some(delivery("", 0)));
+    }
+
+    #[test]
+    fn merging_changes_the_fields_concerned_and_keeps_all_other_bytes() {
+        let content = |types: &[u8], new: &[u8]| {
+            [field(77, new), field(3, types), number(2, 5), field(1, b"a"), number(78, 1)].concat()
+        };
+        let event = |id: &[u8], content: &[u8]| {
+            [field(900, b"new"), field(10, content), field(1, id), number(901, 3)].concat()
+        };
+        // The same types: only the count is new.
+        let earlier = event(b"1", &content(&[1], b"first"));
+        let later = event(b"2", &content(&[1], b"second"));
+        let merged = run_encoded(&[earlier.clone(), later.clone()]);
+        assert_eq!(merged, [[later, number(5, 2)].concat()]);
+        // Further types: their field changes, and the rest of the kind does not.
+        let later = event(b"2", &content(&[4], b"second"));
+        let merged = run_encoded(&[earlier.clone(), later]);
+        let kind =
+            [field(77, b"second"), number(2, 5), field(1, b"a"), number(78, 1), field(3, &[4, 1])];
+        assert_eq!(merged, [[event(b"2", &kind.concat()), number(5, 2)].concat()]);
+        // A count that is there already is replaced.
+        let later = event(b"2", &content(&[1], b"second"));
+        let merged = run_encoded(&[earlier, [number(5, 3), later.clone()].concat()]);
+        assert_eq!(merged, [[later, number(5, 4)].concat()]);
+    }
+
+    #[test]
+    fn entries_with_unknown_fields_are_joined_as_they_came_or_their_event_stays() {
+        let entry = |id: &[u8], new: &[u8]| [field(1, b"c"), field(2, id), field(9, new)].concat();
+        let event = |id: &[u8], entries: &[Vec<u8>]| {
+            let entries: Vec<u8> = entries.iter().flat_map(|entry| field(1, entry)).collect();
+            [field(1, id), field(17, &entries)].concat()
+        };
+        let one = event(b"1", &[entry(b"x", b"new")]);
+        let two = event(b"2", &[entry(b"y", b"newer")]);
+        let merged = run_encoded(&[one.clone(), two]);
+        let both = event(b"2", &[entry(b"x", b"new"), entry(b"y", b"newer")]);
+        assert_eq!(merged, [[both, number(5, 2)].concat()]);
+        // Equal in what this version knows, and only in that.
+        let other = event(b"2", &[entry(b"x", b"other")]);
+        assert_eq!(run_encoded(&[one.clone(), other.clone()]), [one, other]);
+    }
+
+    #[test]
+    fn events_with_different_targets_or_several_kinds_are_not_merged() {
+        let change = [field(1, b"a"), number(2, 1)].concat();
+        let plain = field(10, &change);
+        let to = |new: &[u8]| [plain.clone(), field(4, &field(9, new))].concat();
+        let all = [plain.clone(), to(b"x"), to(b"y"), [plain.clone(), plain.clone()].concat()];
+        assert_eq!(run_encoded(&all), all);
+        let merged = run_encoded(&[to(b"x"), to(b"x")]);
+        assert_eq!(merged, [[to(b"x"), number(5, 2)].concat()]);
     }
 
     #[test]
@@ -180,13 +289,35 @@ mod tests {
         assert_eq!(sizes, [800, 900]);
     }
 
+    /// Unknown fields: numbers and contents.
+    fn unknown(first: u32) -> impl Strategy<Value = Vec<u8>> {
+        let content = proptest::collection::vec(any::<u8>(), 0..4);
+        proptest::collection::vec((first..first + 9, content), 0..4)
+            .prop_map(|all| all.iter().flat_map(|(number, bytes)| field(*number, bytes)).collect())
+    }
+
+    /// The bytes of an event without what merging may change.
+    fn without_merged(event: &[u8]) -> Vec<u8> {
+        let mut kept = Vec::new();
+        for outer in rewrite::fields(event).unwrap().iter().filter(|field| field.number != 5) {
+            if outer.number == 10 {
+                let inner = rewrite::fields(outer.content).unwrap();
+                let inner = inner.iter().filter(|field| field.number != 3);
+                kept.extend(inner.flat_map(|field| field.bytes));
+            } else {
+                kept.extend(outer.bytes);
+            }
+        }
+        kept
+    }
+
     proptest! {
-        /// The merged change of each account has the highest id and every type; events without a
+        /// The merged change of each account has the latest id and every type; events without a
         /// rule are all delivered, in order.
         #[test]
         fn merging_keeps_every_state_and_every_event_without_a_rule(
             acts in proptest::collection::vec(
-                (0..4_usize, 0..5_usize, 1..1000_u64, 1..10_i32),
+                (0..4_usize, 0..5_usize, 0..1000_u64, 1..10_i32),
                 1..60,
             )
         ) {
@@ -203,7 +334,7 @@ mod tests {
                     }));
                 } else {
                     let known = wanted.entry(account.clone()).or_default();
-                    known.0 = known.0.max(change_id);
+                    known.0 = change_id;
                     known.2 += 1;
                     if !known.1.contains(&changed) {
                         known.1.push(changed);
@@ -234,6 +365,36 @@ mod tests {
             }
             prop_assert_eq!(seen, wanted.len());
             prop_assert_eq!(seen_rare, rare);
+        }
+
+        /// Merged or not, an event has every byte of its publisher but for the types and the count.
+        #[test]
+        fn merging_keeps_the_bytes_that_it_does_not_change(
+            acts in proptest::collection::vec(
+                (
+                    0..3_u8,
+                    proptest::collection::vec(0..9_i32, 0..3),
+                    [unknown(100), unknown(20), unknown(110)],
+                ),
+                1..30,
+            )
+        ) {
+            let acts = acts.into_iter().enumerate();
+            let encoded: Vec<Vec<u8>> = acts.map(|(id, (account, types, new))| {
+                let change = v1::MailboxChange {
+                    account_id: account.to_string(),
+                    change_id: id as u64,
+                    changed_types: types,
+                };
+                let [before, within, after] = new;
+                let change = [within, change.encode_to_vec()].concat();
+                let id = field(1, id.to_string().as_bytes());
+                [before, field(10, &change), id, after].concat()
+            }).collect();
+            for merged in run_encoded(&encoded) {
+                let id: usize = EventView::peek(&merged).unwrap().event_id().parse().unwrap();
+                prop_assert_eq!(without_merged(&merged), without_merged(&encoded[id]));
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use trunkline_proto::kinds;
 use crate::{
     access::Caller,
     bus::{AppendError, Appended, Batch, Position, ShardId},
-    errors::Error,
+    errors::{AcceptedEvents, Error},
     hub::event::{EventView, Malformed, shard_of},
     observe::counters::KindCounts,
     proto::v1,
@@ -74,7 +74,14 @@ impl Context {
         let shards = hub.bus().shards();
         let batches = by_shard(publish.events, publish.request_id, shards, publishing);
         let appends = batches.into_iter().map(|ShardBatch { shard, indexes, batch }| async move {
-            (shard, indexes, hub.bus().append(shard, batch).await)
+            let result = tokio::select! {
+                biased;
+                result = hub.bus().append(shard, batch) => result,
+                () = self.gateway.stopping() => Err(AppendError::OutcomeUnknown(
+                    "the gateway stopped before the bus had answered".into(),
+                )),
+            };
+            (indexes, shard, result)
         });
         let positions = positions(count, join_all(appends).await)?;
         self.records.counters.published(&counts, begun.elapsed());
@@ -115,20 +122,22 @@ fn by_shard(
     batches
 }
 
-/// The position of each event of a request, from the results of its appends.
+/// The position of each event of a request, from the results of its appends. The error says which
+/// events were accepted.
 fn positions(
     count: usize,
-    results: Vec<(ShardId, Vec<usize>, Result<Appended, AppendError>)>,
+    results: Vec<(Vec<usize>, ShardId, Result<Appended, AppendError>)>,
 ) -> Result<Vec<v1::Position>, Error> {
     let mut positions = vec![v1::Position::default(); count];
-    let (mut accepted, mut failed) = (0, None);
-    for (shard, indexes, result) in results {
+    let mut accepted = vec![false; count];
+    let mut failed = None;
+    for (indexes, shard, result) in results {
         match result {
             Ok(Appended { epoch, first }) => {
-                accepted += 1;
                 for (nth, index) in indexes.into_iter().enumerate() {
                     let position = Position { epoch, offset: first.plus(nth as u64) };
                     positions[index] = wire_position(shard, position);
+                    accepted[index] = true;
                 }
             }
             // An unknown outcome of one part makes that of the request unknown.
@@ -140,9 +149,62 @@ fn positions(
     }
     match failed {
         None => Ok(positions),
-        Some(AppendError::Unavailable(why)) if accepted > 0 => {
-            Err(Error::OutcomeUnknown(format!("part of the request was accepted; {why}")))
-        }
+        Some(error) if accepted.contains(&true) => Err(Error::PartlyAccepted {
+            accepted: AcceptedEvents(accepted),
+            cause: Box::new(error.into()),
+        }),
         Some(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::{Epoch, Offset};
+
+    /// The answer to a request with two events for each result, which alternate.
+    fn answer(results: Vec<Result<Appended, AppendError>>) -> Result<Vec<v1::Position>, Error> {
+        let (count, shards) = (2 * results.len(), results.len());
+        let parts = results.into_iter().zip(0..).map(|(result, shard)| {
+            (vec![usize::from(shard), usize::from(shard) + shards], ShardId(shard), result)
+        });
+        positions(count, parts.collect())
+    }
+
+    fn appended(first: u64) -> Appended {
+        Appended { epoch: Epoch(7), first: Offset(first) }
+    }
+
+    #[test]
+    fn a_request_of_which_all_parts_were_accepted_is_answered_with_positions() {
+        let positions = answer(vec![Ok(appended(1)), Ok(appended(5))]).unwrap();
+        let position = |shard, offset| v1::Position { shard, epoch: 7, offset };
+        assert_eq!(positions, [position(0, 1), position(1, 5), position(0, 2), position(1, 6)]);
+    }
+
+    #[test]
+    fn the_error_says_what_was_accepted_whatever_stopped_the_rest() {
+        let why = || String::from("why");
+        for (error, reason) in [
+            (AppendError::Unavailable(why()), "PARTLY_ACCEPTED"),
+            (AppendError::Closed, "PARTLY_ACCEPTED"),
+            (AppendError::OutcomeUnknown(why()), "OUTCOME_UNKNOWN"),
+        ] {
+            let results = vec![Err(error), Ok(appended(1)), Err(AppendError::Closed)];
+            let error = answer(results).unwrap_err();
+            assert_eq!(error.reason(), reason);
+            let Error::PartlyAccepted { accepted, .. } = error else { panic!("{error:?}") };
+            assert_eq!(accepted.0, [false, true, false, false, true, false]);
+        }
+    }
+
+    #[test]
+    fn a_request_of_which_nothing_was_accepted_has_the_error_of_the_bus() {
+        let refused = || Err(AppendError::Unavailable("why".into()));
+        assert_eq!(answer(vec![refused(), refused()]).unwrap_err().reason(), "BUS_UNAVAILABLE");
+        let closed = || Err(AppendError::Closed);
+        assert_eq!(answer(vec![closed(), closed()]).unwrap_err().reason(), "DRAINING");
+        let unknown = Err(AppendError::OutcomeUnknown("why".into()));
+        assert_eq!(answer(vec![unknown, closed()]).unwrap_err().reason(), "OUTCOME_UNKNOWN");
     }
 }

@@ -4,8 +4,8 @@
 use prost::Message;
 use tonic::{Code, Status};
 use trunkline_proto::v1::{
-    Event, EventKind, Filter, GetStatusRequest, ListNodesResponse, PublishResponse,
-    SubscribeRequest,
+    Event, EventKind, Filter, GetStatusRequest, ListNodesResponse, Overflow, PublishResponse,
+    Start, SubscribeRequest, event::Kind,
 };
 
 use crate::{
@@ -19,7 +19,11 @@ use crate::{
     },
 };
 
-on_both_buses!(fields_of_newer_peers_arrive_untouched, kinds_of_newer_peers_are_delivered);
+on_both_buses!(
+    fields_of_newer_peers_arrive_untouched,
+    merged_events_keep_the_fields_of_newer_peers,
+    kinds_of_newer_peers_are_delivered,
+);
 
 /// A length-delimited field.
 fn field(number: u32, content: &[u8]) -> Vec<u8> {
@@ -58,6 +62,44 @@ async fn fields_of_newer_peers_arrive_untouched(deployment: Deployment) {
         }
         expected.kind
     });
+}
+
+async fn merged_events_keep_the_fields_of_newer_peers(deployment: Deployment) {
+    const EVENTS: usize = 2500;
+    let event = |n: usize| {
+        let mut kind = [field(77, b"new in mailbox_change"), field(1, b"merged")].concat();
+        // The state of the last one is unknown, and it is the latest all the same.
+        if n < EVENTS - 1 {
+            prost::encoding::uint64::encode(2, &7, &mut kind);
+        }
+        let id = field(1, format!("m{n}").as_bytes());
+        [field(900, b"new in Event"), field(10, &kind), id].concat()
+    };
+    let all: Vec<_> = (0..EVENTS).map(event).collect();
+    for events in all.chunks(500) {
+        raw::publish(&deployment.gateway, "p", events.to_vec()).await.unwrap();
+    }
+    let request = SubscribeRequest {
+        filter: Some(Filter { accounts: vec!["merged".into()], ..Default::default() }),
+        start: Start::Oldest.into(),
+        overflow: Overflow::Merge.into(),
+        ..everything("behind")
+    };
+    let mut stream = raw::subscribe(&deployment.gateway, request).await.unwrap();
+    let (mut received, mut stands_for, mut last) = (0, 0, Vec::new());
+    while stands_for < EVENTS as u64 {
+        for event in raw::events(&mut stream).await {
+            received += 1;
+            stands_for += Event::decode(&event[..]).unwrap().merged_events.max(1);
+            last = event;
+        }
+    }
+    assert!(received < EVENTS, "{received} of {EVENTS} events, merged");
+    assert!(last.starts_with(&all[EVENTS - 1]), "{last:?}");
+    let known = Event::decode(&last[..]).unwrap();
+    assert!(known.merged_events > 1, "{known:?}");
+    let Some(Kind::MailboxChange(change)) = known.kind else { panic!("another kind") };
+    assert_eq!(change.change_id, 0);
 }
 
 async fn kinds_of_newer_peers_are_delivered(deployment: Deployment) {

@@ -36,7 +36,7 @@ async fn crosses(cluster: &SharedCluster, protocol: &str) {
     let collector = subscriber.subscribe(subscriber.request()).await;
     let positions = publisher.publish(events::numbered("e", 300, 100)).await.expect("published");
     let shards: HashSet<u32> = positions.iter().map(|position| position.shard).collect();
-    assert_eq!(shards.len(), 6, "two shards a master, all in use");
+    assert_eq!(shards.len(), 16, "all shards are in use");
     let recording = collector.events(300, LIMIT).await;
     assert!(recording.gaps().is_empty());
     let ids: HashSet<_> = recording.event_ids.iter().collect();
@@ -220,7 +220,7 @@ async fn the_status_has_the_shards_of_a_cluster_and_their_masters() {
     let status = client.get_status(GetStatusRequest {}).await.expect("a status").into_inner();
     assert_eq!(status.bus, "redis-cluster");
     assert!(status.serving);
-    assert_eq!((status.shards.len(), status.links.len()), (6, 3));
+    assert_eq!((status.shards.len(), status.links.len()), (16, 3));
     assert!(status.shards.iter().all(|shard| shard.proven && shard.epoch > 0));
     assert!(status.links.iter().all(|link| link.connected));
     let before: Vec<_> = status.links.iter().map(|link| link.reconnects).collect();

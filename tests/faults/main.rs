@@ -15,6 +15,7 @@ mod gateways;
 mod history;
 mod load;
 mod over_cluster;
+mod partly;
 mod promises;
 mod redis;
 mod refusals;

@@ -90,7 +90,7 @@ async fn moving_slots_and_masters_of_a_cluster_causes_no_gap() {
     let (one, two) = pair(options).await;
     let load = Load::start(&[&one, &two], Shape::default()).await;
     let slots = slots_of_shards(&cluster, &prefix).await;
-    assert_eq!(slots.len(), 6);
+    assert_eq!(slots.len(), 16);
     // To another master, and back.
     let slot = slots[0];
     let from = cluster.master_of_slot(slot).await;
@@ -117,6 +117,30 @@ async fn moving_slots_and_masters_of_a_cluster_causes_no_gap() {
     let report = Report::of("slot moved live, master added, master removed", &history);
     report.check_without_gap();
     report.unseen_by_publishers();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_joins_a_cluster_after_a_master_was_added_has_the_same_shards() {
+    let mut cluster = RedisCluster::start().await;
+    let prefix = shared::prefix();
+    let options = GatewayOptions::redis_cluster(&cluster.urls(), &prefix);
+    let one = Gateway::start(options.clone()).await;
+    let slots = slots_of_shards(&cluster, &prefix).await;
+    assert_eq!(slots.len(), 16);
+    let added = cluster.add_master().await;
+    cluster.move_slot(slots[0], added).await;
+    // Without the record, the second gateway decides for itself.
+    let record = format!("{prefix}:deployment");
+    for master in cluster.masters().await {
+        let _: ::redis::RedisResult<u8> = cluster.node(master).command(&["DEL", &record]).await;
+    }
+    let two = Gateway::start(options).await;
+    let load = Load::start(&[&one, &two], Shape::default()).await;
+    load.publishes(500).await;
+    let history = load.finish().await;
+    let report = Report::of("cluster scaled out, deployment record lost", &history);
+    report.check_without_gap();
+    assert_eq!(slots_of_shards(&cluster, &prefix).await, slots, "no further shards");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! Faults of a standalone Redis, and of the connections to it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tonic_health::pb::health_check_response::ServingStatus;
 use trunkline_proto::v1::GetStatusRequest;
@@ -11,7 +11,10 @@ use crate::{
     report::Report,
     seconds,
     support::{
+        LIMIT,
+        events::{self, with_id},
         gateway::{Gateway, GatewayOptions},
+        nodes::TestNode,
         proxy::Proxy,
         redis::{Data, RedisOptions, RedisServer},
         shared,
@@ -203,6 +206,83 @@ async fn a_deaf_subscription_is_found_and_renewed_without_a_gap() {
     load.publishes(400).await;
     let history = load.finish().await;
     Report::of("subscriptions that receive nothing, all else works", &history).check_without_gap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_moved_behind_its_address_is_followed_while_its_connections_stay_open() {
+    let master = RedisServer::start(RedisOptions::default()).await;
+    let port = master.port().to_string();
+    let args = ["--replicaof", "127.0.0.1", &port].map(str::to_owned).to_vec();
+    let replica = RedisServer::start(RedisOptions { args, ..Default::default() }).await;
+    until(LIMIT, "the replica is in sync", async || {
+        replica.info("replication", "master_link_status").await.as_deref() == Some("up")
+    })
+    .await;
+    let proxy = Proxy::start(master.port()).await;
+    let (one, two) = pair(GatewayOptions::redis(&proxy.url(), &shared::prefix())).await;
+    let load = Load::start(&[&one, &two], Shape::default()).await;
+    let before = proxy.connections();
+    // The address leads elsewhere, and everything goes on over the open connections.
+    proxy.move_to(replica.port());
+    load.publishes(300).await;
+    assert_eq!(proxy.connections(), before);
+    // Without loss: the master waits for its replica. It lives on, and answers READONLY.
+    master.cli(&["FAILOVER"]).await;
+    until(LIMIT, "the replica is the master", async || {
+        replica.info("replication", "role").await.as_deref() == Some("master")
+    })
+    .await;
+    let moved = load.now();
+    load.publishes(1).await;
+    let back = load.now().saturating_sub(moved);
+    assert!(back < Duration::from_secs(2) + SLACK, "{back:?}");
+    serving([&one, &two]).await;
+    load.publishes(300).await;
+    for gateway in [&one, &two] {
+        assert!(gateway.stderr().contains("it is a replica"), "{}", gateway.stderr());
+    }
+    let history = load.finish().await;
+    Report::of("the master moves, its connections stay open (READONLY)", &history)
+        .check_without_gap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_that_lags_under_load_is_not_made_anew_and_has_no_gap() {
+    const EVENT: usize = 20_000;
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let proxy = Proxy::start(redis.port()).await;
+    let prefix = shared::prefix();
+    let (slow, fast) = tokio::join!(
+        Gateway::start(GatewayOptions::redis(&proxy.url(), &prefix)),
+        Gateway::start(GatewayOptions::redis(&redis.url(), &prefix)),
+    );
+    let subscriber = TestNode::connect(&slow, "subscriber").await;
+    let collector = subscriber.subscribe(subscriber.request()).await;
+    let publisher = TestNode::connect(&fast, "publisher").await;
+    // Half of what is published.
+    proxy.slow_subscriptions(Some(10 * EVENT));
+    let begun = Instant::now();
+    let mut published = Vec::new();
+    let mut pace = tokio::time::interval(Duration::from_millis(50));
+    while begun.elapsed() < seconds(20, 8) {
+        pace.tick().await;
+        let event = with_id(format!("e-{}", published.len()), events::large(EVENT));
+        publisher.publish(vec![event]).await.expect("published");
+        published.push(Instant::now());
+    }
+    // The backlog is more than two seconds old, and it arrives all the same.
+    let arrived = collector.event_ids().len();
+    let behind = published.get(arrived).map_or(Duration::ZERO, Instant::elapsed);
+    assert!(behind > Duration::from_secs(2), "only {behind:?} behind");
+    let last = format!("e-{}", published.len() - 1);
+    let recording = collector.event(&last, LIMIT).await;
+    let expected: Vec<_> = (0..published.len()).map(|index| format!("e-{index}")).collect();
+    assert_eq!(recording.event_ids, expected);
+    assert!(recording.gaps().is_empty(), "{:?}", recording.gaps());
+    let status = slow.client().await.get_status(GetStatusRequest {}).await.expect("a status");
+    let links = status.into_inner().links;
+    assert!(links.iter().all(|link| link.connected && link.reconnects == 0), "{links:?}");
+    assert!(!slow.stderr().contains("does not receive what Redis accepts"), "{}", slow.stderr());
 }
 
 #[tokio::test(flavor = "multi_thread")]

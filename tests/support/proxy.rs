@@ -1,5 +1,5 @@
 //! A TCP proxy in front of a Redis server that can drop all bytes while its connections stay open,
-//! like a dead host, a firewall that lost its state, or dropped packets.
+//! like a dead host, a firewall that lost its state, or dropped packets; or forward them slowly.
 
 use std::{
     sync::{
@@ -23,12 +23,18 @@ enum Mode {
     Forward,
     /// Reads and drops them, in both directions.
     Drop,
+    /// Forwards at most this many bytes to the client in each [`SLICE`].
+    Slow(usize),
 }
+
+/// The period of [`Mode::Slow`].
+const SLICE: Duration = Duration::from_millis(20);
 
 /// A running proxy. Dropping it closes all its connections.
 #[derive(Debug)]
 pub struct Proxy {
     port: u16,
+    to: watch::Sender<u16>,
     shared: Arc<Shared>,
     task: JoinHandle<()>,
 }
@@ -58,16 +64,17 @@ impl Proxy {
             connections: Mutex::default(),
             accepted: AtomicUsize::new(0),
         });
+        let (to, target) = watch::channel(to);
         let state = shared.clone();
         let task = tokio::spawn(async move {
             // Dropped with the task, which ends all of them.
             let mut serving = tokio::task::JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
                 state.accepted.fetch_add(1, Ordering::Relaxed);
-                serving.spawn(serve(state.clone(), client, to));
+                serving.spawn(serve(state.clone(), client, *target.borrow()));
             }
         });
-        Proxy { port, shared, task }
+        Proxy { port, to, shared, task }
     }
 
     /// Its URL.
@@ -78,6 +85,11 @@ impl Proxy {
     /// The number of connections so far.
     pub fn connections(&self) -> usize {
         self.shared.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Forwards new connections to another port. Open ones stay where they are.
+    pub fn move_to(&self, to: u16) {
+        self.to.send_replace(to);
     }
 
     /// Drops all bytes from now on, on open connections and new ones.
@@ -92,9 +104,21 @@ impl Proxy {
 
     /// Drops all bytes of the connections that have subscribed; others are not affected.
     pub fn drop_subscriptions(&self) {
+        self.set_subscriptions(Mode::Drop);
+    }
+
+    /// Forwards at most this many bytes a second to each client that has subscribed; None: as fast
+    /// as it can.
+    pub fn slow_subscriptions(&self, bytes_per_second: Option<usize>) {
+        self.set_subscriptions(bytes_per_second.map_or(Mode::Forward, |bytes| {
+            Mode::Slow((bytes / usize::try_from(1000 / SLICE.as_millis()).expect("50")).max(1))
+        }));
+    }
+
+    fn set_subscriptions(&self, mode: Mode) {
         let connections = self.shared.connections.lock();
         for connection in connections.iter().filter(|connection| *connection.subscribed.lock()) {
-            connection.mode.send_replace(Mode::Drop);
+            connection.mode.send_replace(mode);
         }
     }
 }
@@ -126,6 +150,11 @@ async fn serve(shared: Arc<Shared>, mut client: TcpStream, to: u16) {
         if lost && !drops {
             return;
         }
+        let slow = match *connection.mode.borrow() {
+            Mode::Slow(bytes) => Some(bytes),
+            _ => None,
+        };
+        let limit = slow.unwrap_or(from_server.len()).min(from_server.len());
         tokio::select! {
             read = client.read(&mut from_client) => {
                 let Ok(count @ 1..) = read else { return };
@@ -138,9 +167,12 @@ async fn serve(shared: Arc<Shared>, mut client: TcpStream, to: u16) {
                     return;
                 }
             }
-            read = server.read(&mut from_server) => {
+            read = server.read(&mut from_server[..limit]) => {
                 let Ok(count @ 1..) = read else { return };
                 lost |= drops;
+                if slow.is_some() {
+                    tokio::time::sleep(SLICE).await;
+                }
                 if !drops && client.write_all(&from_server[..count]).await.is_err() {
                     return;
                 }

@@ -12,6 +12,7 @@ pub struct Error {
     message: String,
     // Boxed: a status is large, and errors are rare.
     status: Option<Box<Status>>,
+    accepted: Vec<usize>,
 }
 
 /// The kind of an error, which tells what to do about it.
@@ -42,11 +43,16 @@ pub enum ErrorKind {
 impl Error {
     pub(super) fn address(address: &str, why: &str) -> Error {
         let message = format!("{address:?} is no gateway's address: {why}");
-        Error { kind: ErrorKind::Address, message, status: None }
+        Error { kind: ErrorKind::Address, message, status: None, accepted: vec![] }
     }
 
     pub(super) fn new(kind: ErrorKind, status: Status) -> Error {
-        Error { kind, message: describe(&status), status: Some(Box::new(status)) }
+        Error { kind, message: describe(&status), status: Some(Box::new(status)), accepted: vec![] }
+    }
+
+    /// With the indexes of events that were published although others were not.
+    pub(super) fn with_accepted(self, accepted: impl IntoIterator<Item = usize>) -> Error {
+        Error { accepted: accepted.into_iter().collect(), ..self }
     }
 
     /// The kind of the error.
@@ -57,6 +63,12 @@ impl Error {
     /// The last status of the gateway, or of the connection to it; none if no request was sent.
     pub fn status(&self) -> Option<&Status> {
         self.status.as_deref()
+    }
+
+    /// The indexes of the events that were certainly published although the request failed, in
+    /// ascending order. With [`ErrorKind::OutcomeUnknown`], others may have been published too.
+    pub fn accepted_events(&self) -> &[usize] {
+        &self.accepted
     }
 
     /// The fields that are wrong, each with a description: `("events[3].mailbox_change.account_id",
@@ -129,6 +141,20 @@ pub(super) fn nothing_published(status: &Status) -> bool {
     false
 }
 
+/// The indexes of the events that the bus accepted, as a gateway reports that others were not.
+pub(super) fn accepted_events(status: &Status) -> Vec<usize> {
+    let info = status.get_details_error_info().filter(|info| info.domain == "trunkline");
+    let bitmap = info.and_then(|mut info| info.metadata.remove("accepted_events"));
+    let digits = bitmap.iter().flat_map(|bitmap| bitmap.chars().map(|digit| digit.to_digit(16)));
+    digits
+        .enumerate()
+        .flat_map(|(nth, digit)| {
+            let digit = digit.unwrap_or_default();
+            (0..4).filter(move |bit| digit & 8 >> bit != 0).map(move |bit| 4 * nth + bit)
+        })
+        .collect()
+}
+
 fn reason_of(status: &Status) -> Option<String> {
     let info = status.get_details_error_info()?;
     (info.domain == "trunkline").then_some(info.reason)
@@ -185,6 +211,21 @@ mod tests {
         assert!(!nothing_published(&Status::unavailable("a proxy's")));
         let refused = tonic::ConnectError("connection refused".into());
         assert!(nothing_published(&Status::from_error(Box::new(refused))));
+    }
+
+    #[test]
+    fn accepted_events_are_those_of_the_bitmap() {
+        let of = |bitmap: &str| {
+            let metadata = HashMap::from([("accepted_events".to_owned(), bitmap.to_owned())]);
+            let details = ErrorDetails::with_error_info("PARTLY_ACCEPTED", "trunkline", metadata);
+            accepted_events(&Status::with_error_details(Code::Unavailable, "text", details))
+        };
+        assert_eq!(of("c4"), [0, 1, 5]);
+        assert_eq!(of("0x1"), [11], "a digit that is none marks no event");
+        assert!(of("").is_empty());
+        let partly = status(Code::Unavailable, "PARTLY_ACCEPTED");
+        assert!(accepted_events(&partly).is_empty() && !nothing_published(&partly));
+        assert_eq!(final_kind(&partly), None);
     }
 
     #[test]

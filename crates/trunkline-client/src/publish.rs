@@ -1,5 +1,7 @@
 //! Publishing with one request id over all attempts, so that a retry never publishes twice.
 
+use std::collections::BTreeSet;
+
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 use uuid::Uuid;
@@ -7,7 +9,7 @@ use uuid::Uuid;
 use super::{
     Client, Error, ErrorKind,
     backoff::{Backoff, retry_delay},
-    error::{final_kind, nothing_published},
+    error::{accepted_events, final_kind, nothing_published},
 };
 use trunkline_proto::v1::{Event, Position, PublishRequest};
 
@@ -22,6 +24,7 @@ impl Client {
     ///
     /// [`ErrorKind::Invalid`], [`ErrorKind::Denied`] and [`ErrorKind::Unsupported`] at once;
     /// [`ErrorKind::Unavailable`] and [`ErrorKind::OutcomeUnknown`] after the publish timeout.
+    /// [`Error::accepted_events`] has what was published all the same.
     pub async fn publish<E: Into<Event>>(
         &self,
         events: impl IntoIterator<Item = E>,
@@ -50,6 +53,7 @@ impl Client {
         let mut backoff = Backoff::new();
         let mut number = self.preferred();
         let mut kind = ErrorKind::Unavailable;
+        let mut accepted = BTreeSet::new();
         loop {
             let limit = deadline.min(Instant::now() + self.attempt_timeout);
             let mut gateway = self.gateway(number);
@@ -64,15 +68,16 @@ impl Client {
                     self.address(number)
                 )),
             };
+            accepted.extend(accepted_events(&status));
             if let Some(kind) = final_kind(&status) {
-                return Err(Error::new(kind, status));
+                return Err(Error::new(kind, status).with_accepted(accepted));
             }
             if !nothing_published(&status) {
                 kind = ErrorKind::OutcomeUnknown;
             }
             let wait = backoff.next(retry_delay(&status));
             if Instant::now() + wait >= deadline {
-                return Err(Error::new(kind, status));
+                return Err(Error::new(kind, status).with_accepted(accepted));
             }
             tracing::debug!(gateway = self.address(number), %status, ?wait, "retrying to publish");
             tokio::time::sleep(wait).await;

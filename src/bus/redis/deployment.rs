@@ -13,9 +13,13 @@ use super::{
 };
 use crate::bus::ShardId;
 
-/// Shards for each master of a cluster if none are configured: two, so that the work of a master is
-/// spread over two writers.
-const SHARDS_PER_MASTER: usize = 2;
+/// Shards of a new deployment on a cluster if none are configured. The number does not depend on
+/// the masters: gateways that start before and after a master is added must agree even if the
+/// record was lost meanwhile.
+const CLUSTER_SHARDS: u16 = 16;
+
+/// The same on a standalone server, which executes the scripts of all shards one after the other.
+const STANDALONE_SHARDS: u16 = 1;
 
 /// The configuration that the gateways of one prefix must have in common.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,9 +54,8 @@ pub(super) async fn join(settings: &Arc<Settings>) -> Result<Deployment, JoinErr
     let topology = Topology::new((**settings).clone(), vec![names::slot_of(&key)])
         .map_err(|error| JoinError::Mismatch(error.to_string()))?;
     let unavailable = |error: TopologyError| JoinError::Unavailable(error.to_string());
-    let default = default_shards(settings, &topology).await.map_err(unavailable)?;
     topology.refresh().await.map_err(unavailable)?;
-    let ours = settings.shards.unwrap_or(default);
+    let ours = shards_of_new(settings);
     let mode = mode(settings);
     let keys = settings.keys.as_ref().map(Keys::ids).unwrap_or_default();
     let recorded = record(&topology, &key, ours, mode, &keys).await?;
@@ -159,14 +162,8 @@ fn unavailable(why: &impl ToString) -> JoinError {
     JoinError::Unavailable(why.to_string())
 }
 
-/// The number of shards of a new deployment if none is configured.
-pub(super) async fn default_shards(
-    settings: &Settings,
-    topology: &Topology,
-) -> Result<u16, TopologyError> {
-    if !settings.cluster {
-        return Ok(1);
-    }
-    let masters = topology.count_masters().await?;
-    Ok(u16::try_from((masters * SHARDS_PER_MASTER).min(256)).unwrap_or(256))
+/// The number of shards of a new deployment.
+pub(super) fn shards_of_new(settings: &Settings) -> u16 {
+    let default = if settings.cluster { CLUSTER_SHARDS } else { STANDALONE_SHARDS };
+    settings.shards.unwrap_or(default)
 }

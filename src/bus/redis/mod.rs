@@ -12,6 +12,7 @@ pub mod envelope;
 mod history;
 mod liveness;
 mod members;
+mod moves;
 mod names;
 pub mod order;
 mod packing;
@@ -194,6 +195,7 @@ impl RedisBus {
             stop: stop_reader.clone(),
         });
         reader.spawn(task.run(subscription_events));
+        reader.spawn(moves::follow(topology.clone(), stop_reader.clone()));
 
         let mut queues = Vec::with_capacity(names.len());
         for (index, names) in names.iter().enumerate() {

@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn shards_spread_evenly_over_masters() {
-        for (masters, shards) in [(3_u32, 6_u16), (3, 3), (5, 10), (1, 1), (4, 256)] {
+        for (masters, shards) in [(3_u32, 16_u16), (3, 6), (5, 16), (1, 1), (4, 256)] {
             let mut owned = vec![0_u16; masters as usize];
             for shard in ShardId::all(shards) {
                 let slot = ShardNames::new("p", shard, shards).slot;

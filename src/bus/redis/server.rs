@@ -1,18 +1,28 @@
 //! Connections to one Redis server.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use deadpool_redis::{Manager, Pool, Runtime};
+use deadpool_redis::{Hook, HookError, Manager, Pool, Runtime};
 use redis::{
     AsyncConnectionConfig, Client, ConnectionInfo, RedisError, RedisResult,
     aio::MultiplexedConnection,
 };
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
-use super::settings::Settings;
+use super::{
+    moves::{Name, Resolver},
+    settings::Settings,
+};
 
 /// The time limit for opening a connection.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The time limit for the answer to whether a server is a replica.
+const ROLE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// One Redis server, and the connections to it that are not subscriptions.
 pub(super) struct Server {
@@ -25,6 +35,11 @@ pub(super) struct Server {
     /// The connection that all writers of this server share. A checkout from the pool costs a round
     /// trip of its own, so it is checked out once and kept until it fails.
     command: Mutex<Option<Command>>,
+    /// Its name, unless it is reached by an IP address.
+    name: Option<Name>,
+    resolver: Resolver,
+    /// When all connections were closed last. Those that are older are not used any more.
+    closed: watch::Sender<Instant>,
 }
 
 /// A connection for commands, with the identity of the server process at its other end: a process
@@ -49,7 +64,17 @@ pub(super) struct ConnectError {
 
 impl Server {
     pub(super) fn new(info: ConnectionInfo, settings: &Settings) -> RedisResult<Server> {
+        Server::with_resolver(info, settings, Resolver::of_system())
+    }
+
+    pub(super) fn with_resolver(
+        info: ConnectionInfo,
+        settings: &Settings,
+        resolver: Resolver,
+    ) -> RedisResult<Server> {
+        let (closed, last_closed) = watch::channel(Instant::now());
         let config = AsyncConnectionConfig::new()
+            .set_dns_resolver(resolver.clone())
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(settings.response_timeout));
         let pool = Pool::builder(Manager::new_with_config(info.clone(), config)?)
@@ -57,6 +82,13 @@ impl Server {
             .create_timeout(settings.pool.timeout_create)
             .wait_timeout(settings.pool.timeout_wait)
             .recycle_timeout(settings.pool.timeout_recycle)
+            // A connection that was in use when all were closed comes back to the pool.
+            .pre_recycle(Hook::sync_fn(move |_, metrics| {
+                if metrics.created < *last_closed.borrow() {
+                    return Err(HookError::message("it may lead to another server"));
+                }
+                Ok(())
+            }))
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|error| {
@@ -68,7 +100,10 @@ impl Server {
             })?;
         Ok(Server {
             address: info.addr().to_string(),
+            name: Name::of(info.addr(), resolver.clone()),
             info,
+            resolver,
+            closed,
             pool,
             pool_is_shared: settings.pool.max_connections > 1,
             command: Mutex::new(None),
@@ -104,6 +139,41 @@ impl Server {
             // Idle connections lead to the same server process, which may be gone.
             self.pool.retain(|_, _| false);
         }
+    }
+
+    /// True if the server's name no longer has an address that open connections may have.
+    pub(super) async fn has_moved(&self) -> bool {
+        match &self.name {
+            Some(name) => name.lost_an_address().await,
+            None => false,
+        }
+    }
+
+    /// True if the command connection leads to a replica. False if there is none.
+    pub(super) async fn is_replica(&self) -> bool {
+        let Some(mut command) = self.command.lock().await.clone() else { return false };
+        let mut info = redis::cmd("INFO");
+        let asked = info.arg("replication").query_async::<String>(&mut command.connection);
+        let answer = tokio::time::timeout(ROLE_TIMEOUT, asked).await;
+        answer.is_ok_and(|info| info.is_ok_and(|info| info.contains("role:slave")))
+    }
+
+    /// Closes all connections: the next ones may lead to another server.
+    pub(super) async fn close_connections(&self) {
+        let mut slot = self.command.lock().await;
+        self.closed.send_replace(Instant::now());
+        *slot = None;
+        self.pool.retain(|_, _| false);
+    }
+
+    /// Changes when all connections are to be closed.
+    pub(super) fn closings(&self) -> watch::Receiver<Instant> {
+        self.closed.subscribe()
+    }
+
+    /// Resolves the server's name, as all connections to it should.
+    pub(super) fn resolver(&self) -> Resolver {
+        self.resolver.clone()
     }
 
     /// A connection for a long query: one of its own if the pool has one, else the writers'.

@@ -15,13 +15,17 @@ use std::{
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use rand::Rng;
 use redis::{AsyncConnectionConfig, ProtocolVersion, PushInfo, PushKind, RedisError, Value};
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 
-use super::server::{CONNECT_TIMEOUT, Server};
+use super::{
+    liveness::Arrivals,
+    server::{CONNECT_TIMEOUT, Server},
+};
 use crate::bus::{LinkStatus, ShardId};
 
 /// Messages that may wait for the reader, over all connections. A message that does not fit is
@@ -64,6 +68,8 @@ pub(super) struct Link {
     /// Milliseconds from `base` until all channels were subscribed.
     since: AtomicU64,
     base: Instant,
+    /// When the last message of each shard arrived on this connection.
+    arrivals: Mutex<HashMap<ShardId, Instant>>,
     /// Asks for a new connection.
     renew: Notify,
 }
@@ -76,6 +82,7 @@ impl Link {
             connects: AtomicU64::new(0),
             since: AtomicU64::new(0),
             base: Instant::now(),
+            arrivals: Mutex::default(),
             renew: Notify::new(),
         }
     }
@@ -84,6 +91,19 @@ impl Link {
     pub(super) fn since(&self) -> Option<Instant> {
         let connected = self.connected.load(Ordering::Acquire);
         connected.then(|| self.base + Duration::from_millis(self.since.load(Ordering::Relaxed)))
+    }
+
+    /// The messages of a shard that have arrived; None while the channels are not subscribed.
+    pub(super) fn arrivals(&self, shard: ShardId) -> Option<Arrivals> {
+        let subscribed = self.since()?;
+        let arrivals = self.arrivals.lock();
+        let of_any = arrivals.values().max().copied();
+        Some(Arrivals { subscribed, of_shard: arrivals.get(&shard).copied(), of_any })
+    }
+
+    /// Records that a message arrived.
+    fn arrived(&self, shard: ShardId) {
+        self.arrivals.lock().insert(shard, Instant::now());
     }
 
     /// Closes the connection and opens a new one.
@@ -103,6 +123,7 @@ impl Link {
     fn up(&self) {
         let since = u64::try_from(self.base.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.since.store(since, Ordering::Relaxed);
+        self.arrivals.lock().clear();
         self.connects.fetch_add(1, Ordering::Relaxed);
         self.connected.store(true, Ordering::Release);
     }
@@ -165,13 +186,16 @@ impl Subscription {
 
     /// Connects, subscribes, and passes messages on until the connection ends.
     async fn listen(&self) -> End {
-        let result = match self.protocol {
-            ProtocolVersion::RESP2 => self.listen_resp2().await,
-            _ => self.listen_resp3().await,
+        let mut closings = self.server.closings();
+        let listening = async {
+            match self.protocol {
+                ProtocolVersion::RESP2 => self.listen_resp2().await,
+                _ => self.listen_resp3().await,
+            }
         };
-        match result {
-            Ok(end) => end,
-            Err(error) => End::Redis(error),
+        tokio::select! {
+            result = listening => result.unwrap_or_else(End::Redis),
+            _ = closings.changed() => End::Renewed,
         }
     }
 
@@ -180,6 +204,7 @@ impl Subscription {
         // The push sender must not wait. A message that does not fit is a hole like any other.
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_dns_resolver(self.server.resolver())
             .set_response_timeout(Some(CONNECT_TIMEOUT))
             .set_push_sender(move |push| sender.try_send(push));
         let client = self.server.client()?;
@@ -254,6 +279,8 @@ impl Subscription {
 
     async fn message(&self, channel: &[u8], bytes: Vec<u8>) {
         if let Some(shard) = self.channels.get(channel) {
+            // Before it waits for the reader: the connection receives also if that is behind.
+            self.link.arrived(*shard);
             let event = SubscriptionEvent::Message { shard: *shard, bytes: Bytes::from(bytes) };
             let _ = self.events.send(event).await;
         }

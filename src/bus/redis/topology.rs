@@ -10,9 +10,9 @@ use std::{
 use parking_lot::RwLock;
 use rand::seq::{IteratorRandom, SliceRandom};
 use redis::{ConnectionAddr, ConnectionInfo, Value};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 
-use super::{names::SLOTS, server::Server, settings::Settings};
+use super::{server::Server, settings::Settings};
 use crate::{bus::ShardId, throttle::Throttle};
 
 /// A refresh is not repeated before this has passed.
@@ -38,6 +38,8 @@ pub(super) struct Topology {
     map: RwLock<Map>,
     /// Replicas that failed, by address, and when.
     failed: RwLock<HashMap<String, Instant>>,
+    /// Notified when a call to a standalone server may have failed.
+    failed_call: Notify,
     /// Counts the changes of the map.
     version: watch::Sender<u64>,
     /// When the map was last read. Locked during a refresh, so that many callers cause one.
@@ -82,6 +84,7 @@ impl Topology {
             servers: RwLock::new(servers),
             map: RwLock::new(map),
             failed: RwLock::default(),
+            failed_call: Notify::new(),
             version: watch::Sender::new(0),
             last_refresh: Mutex::new(None),
         })
@@ -139,9 +142,16 @@ impl Topology {
         Some(servers.entry(address.to_owned()).or_insert(server).clone())
     }
 
-    /// Reads the owners of the shards from the cluster. Does nothing for a standalone server.
+    /// Waits for a call of [`Topology::refresh`] for a standalone server.
+    pub(super) async fn failed_call(&self) {
+        self.failed_call.notified().await;
+    }
+
+    /// Reads the owners of the shards from the cluster. Of a standalone server it has looked at
+    /// whether it has moved, and does not wait for that.
     pub(super) async fn refresh(&self) -> Result<(), TopologyError> {
         if !self.settings.cluster {
+            self.failed_call.notify_one();
             return Ok(());
         }
         let mut last = self.last_refresh.lock().await;
@@ -159,32 +169,6 @@ impl Topology {
                     return Ok(());
                 }
                 Err(error) => why = format!("{}: {error}", server.address),
-            }
-        }
-        Err(TopologyError(why))
-    }
-
-    /// The number of masters, if together they own all slots.
-    pub(super) async fn count_masters(&self) -> Result<usize, TopologyError> {
-        let mut why = String::from("no server of the cluster is known");
-        for server in self.any() {
-            match tokio::time::timeout(ANSWER_TIMEOUT, ask(&server)).await {
-                Ok(Ok(ranges)) => {
-                    let mut masters: Vec<_> =
-                        ranges.iter().filter_map(|range| range.nodes.first()).collect();
-                    masters.sort();
-                    masters.dedup();
-                    let covered: u32 = ranges.iter().map(|r| u32::from(r.last - r.first) + 1).sum();
-                    if covered == u32::from(SLOTS) {
-                        return Ok(masters.len());
-                    }
-                    why = format!(
-                        "{}: only {covered} of {SLOTS} slots have a master",
-                        server.address
-                    );
-                }
-                Ok(Err(error)) => why = format!("{}: {error}", server.address),
-                Err(_) => why = format!("{}: no answer in time", server.address),
             }
         }
         Err(TopologyError(why))

@@ -107,6 +107,11 @@ impl<'a> Fields<'a> {
         self.next_of_any().map(Some)
     }
 
+    /// The end of the field that came last.
+    pub(crate) fn at(&self) -> usize {
+        self.at
+    }
+
     /// The next field. There is one.
     fn next_of_any(&mut self) -> Result<Field, Malformed> {
         let start = position(self.at);

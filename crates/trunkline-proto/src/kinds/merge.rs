@@ -27,9 +27,9 @@ pub(super) fn replace<M>(_earlier: &M, _later: &mut M) -> Merge {
     Merge::Joined
 }
 
-/// The highest state, and the union of the changed types.
+/// The state of the later event, and the union of the changed types. A state that is lower, or 0,
+/// is no error: ids of states need not be numbers that rise, and 0 says that the state is unknown.
 pub(super) fn join_mailbox_changes(earlier: &MailboxChange, later: &mut MailboxChange) -> Merge {
-    later.change_id = later.change_id.max(earlier.change_id);
     // No types: anything may have changed, and that stays so.
     if earlier.changed_types.is_empty() || later.changed_types.is_empty() {
         later.changed_types.clear();
@@ -46,9 +46,8 @@ pub(super) fn join_mailbox_changes(earlier: &MailboxChange, later: &mut MailboxC
     Merge::Joined
 }
 
-/// The highest state; the message only if both name the same one.
+/// The state of the later event; the message only if both name the same one.
 pub(super) fn join_email_deliveries(earlier: &EmailDelivery, later: &mut EmailDelivery) -> Merge {
-    later.change_id = later.change_id.max(earlier.change_id);
     if later.email_id != earlier.email_id {
         later.email_id.clear();
     }

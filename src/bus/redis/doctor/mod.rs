@@ -16,7 +16,7 @@ use redis::{
 
 use self::server::Info;
 use super::{
-    Settings, deployment,
+    Settings,
     names::{self, ShardNames},
     topology::Topology,
 };
@@ -228,15 +228,4 @@ fn by_server(masters: &[Master]) -> Vec<(String, ConnectionInfo, Vec<ShardId>)> 
         }
     }
     servers
-}
-
-/// The number of shards that a new deployment would get.
-async fn default_shards(settings: &Settings) -> Result<u16, String> {
-    if let Some(shards) = settings.shards {
-        return Ok(shards);
-    }
-    let key = names::deployment(&settings.prefix);
-    let topology = Topology::new(settings.clone(), vec![names::slot_of(&key)])
-        .map_err(|error| error.to_string())?;
-    deployment::default_shards(settings, &topology).await.map_err(|error| error.to_string())
 }

@@ -11,14 +11,12 @@ use redis::{
 };
 use tokio::sync::mpsc;
 
-use super::{
-    CONNECT, Finding, Master, Settings, ShardNames, connect, default_shards, error_text, names,
-};
+use super::{CONNECT, Finding, Master, Settings, ShardNames, connect, error_text, names};
 use crate::bus::{
     ShardId,
     redis::{
         auth::Keys,
-        deployment::{key_mismatch, mode},
+        deployment::{key_mismatch, mode, shards_of_new},
         topology::Topology,
     },
 };
@@ -43,7 +41,7 @@ pub(super) async fn deployment(settings: &Settings) -> Result<(Finding, u16), St
     let fields: RedisResult<(Option<String>, Option<String>, Option<String>)> =
         asked.query_async(&mut connection).await;
     let (shards, recorded, key_of_others) = fields.map_err(|error| error_text(&error))?;
-    let ours = default_shards(settings).await?;
+    let ours = shards_of_new(settings);
     let (Some(shards), Some(recorded)) = (shards, recorded) else {
         let seen = format!(
             "nothing is recorded under {key} yet: the first gateway will record {ours} shards"

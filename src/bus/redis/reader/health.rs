@@ -20,8 +20,10 @@ impl Reader {
     /// Renews deaf subscriptions, and updates the health.
     pub(super) fn supervise(&mut self) {
         for running in self.subscriptions.values() {
-            let Some(since) = running.link.since() else { continue };
-            let is_deaf = |shard: &&ShardId| self.parts.liveness[shard.index()].is_deaf(since);
+            let is_deaf = |shard: &&ShardId| {
+                let arrivals = running.link.arrivals(**shard);
+                arrivals.is_some_and(|seen| self.parts.liveness[shard.index()].is_deaf(&seen))
+            };
             if let Some(shard) = running.shards.iter().find(is_deaf) {
                 if let Some(left_out) = DEAF.pass() {
                     tracing::warn!(server = running.address, %shard, left_out,
