@@ -295,6 +295,7 @@ impl RedisBus {
                 .await
                 .map_err(AppendError::Unavailable)?;
             self.forged.fetch_add(reading.forged(), Ordering::Relaxed);
+            order.learn(reading.view.floor, &reading.view.ends);
             for mut entry in reading.entries {
                 if let Body::Frame(stamped) = &mut entry.body {
                     self.memory[shard.index()].lock().name(stamped);

@@ -186,7 +186,8 @@ impl Order {
         self.position.offset.plus(1) == offset
     }
 
-    fn learn(&mut self, floor: Epoch, ends: &[Position]) {
+    /// Learns of the ends of epochs.
+    pub(super) fn learn(&mut self, floor: Epoch, ends: &[Position]) {
         self.floor = self.floor.max(floor);
         self.ends.extend(ends.iter().map(|end| (end.epoch, end.offset)));
     }
@@ -247,7 +248,7 @@ impl Order {
     }
 
     /// Tells as missing what lies before `to`, and `to` itself.
-    fn skip(&mut self, to: Position, reason: GapReason, out: &mut Vec<Delivery>) {
+    fn skip(&mut self, to: Position, mut reason: GapReason, out: &mut Vec<Delivery>) {
         if !self.position.is_known() {
             self.walk(to);
             return;
@@ -263,6 +264,9 @@ impl Order {
             // What the shard had of all epochs before, as far as it remembers them.
             let known = self.walked.range(..to.epoch).next_back();
             more = known.is_none_or(|(epoch, _)| *epoch <= self.floor);
+            if self.page && !self.ends.contains_key(&self.position.epoch) {
+                (more, reason) = (true, GapReason::UnknownEpoch);
+            }
             for (epoch, end) in self.ends.range(..to.epoch) {
                 let after = self.walked.get(epoch).copied().unwrap_or_default();
                 if !self.page || *epoch >= self.position.epoch {

@@ -132,7 +132,8 @@ impl Memory {
                 self.heard.hear_copy(at.epoch, at.offset, at.offset);
                 self.account_for(lost);
             }
-            Body::Unreadable | Body::Forged => self.heard.hear(at),
+            // Anybody may have published it, at any position.
+            Body::Unreadable | Body::Forged => {}
         }
     }
 
