@@ -385,6 +385,8 @@ if op == 'release' then
     note_all(parse_heard(ARGV[6]), epoch)
     return answer('ok')
   end
+  -- A caller that did not know of this epoch has not appended again what was lost with it.
+  if known ~= epoch then return answer('wait') end
   if not string.find(recovery.done, ARGV[12], 1, true) then
     recovery.done = recovery.done .. ' ' .. ARGV[12]
     redis.call('HSET', KEYS[1], 'done', recovery.done)
