@@ -218,9 +218,9 @@ impl Memory {
         self.heard.text()
     }
 
-    /// True if an event of this name is held, or lies in the shard.
-    pub fn names(&self, name: Position) -> bool {
-        self.end_of(name.epoch) >= name.offset || self.held.names(name)
+    /// True if an event of this name is held.
+    pub fn holds(&self, name: Position) -> bool {
+        self.held.names(name)
     }
 
     /// True if a position of this name is known to have existed.
