@@ -367,13 +367,18 @@ impl History for RedisBus {
         .boxed()
     }
 
-    fn tip(&self, shard: ShardId) -> BoxFuture<'_, Result<Position, AppendError>> {
+    fn tip(
+        &self,
+        shard: ShardId,
+    ) -> BoxFuture<'_, Result<(Position, Vec<Position>), AppendError>> {
         async move {
             let names = &self.names[shard.index()];
             // Nothing comes after this position, so the reading has the tip alone.
             let end = Position::new(u64::MAX, u64::MAX - 1);
             let reading = history::read(&self.topology, names, shard, end, false).await;
-            reading.map(|reading| reading.view.tip).map_err(AppendError::Unavailable)
+            reading
+                .map(|reading| (reading.view.tip, reading.view.ends))
+                .map_err(AppendError::Unavailable)
         }
         .boxed()
     }

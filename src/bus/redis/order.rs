@@ -143,11 +143,15 @@ impl Order {
         let follows = !previous.is_known() || !self.position.is_known() || self.has(previous);
         let left_out = !follows && !self.walked.contains_key(&previous.epoch);
         if left_out && !self.page {
-            let below = self.walked.range(..previous.epoch).next_back();
-            let from = below.map(|(epoch, offset)| Position { epoch: *epoch, offset: *offset });
-            if let Some(from) = from.filter(|from| self.read_again.is_none_or(|again| *from < again))
-                && from < self.position
-            {
+            // Further back each time; at last from the oldest entry.
+            let again = self.read_again.map(|again| again.epoch);
+            let before = again.map_or(previous.epoch, |again| again.min(previous.epoch));
+            let below = self.walked.range(..before).next_back();
+            let from = below.map_or(Position::UNKNOWN, |(epoch, offset)| Position {
+                epoch: *epoch,
+                offset: *offset,
+            });
+            if self.read_again.is_none_or(|again| from < again) && from < self.position {
                 self.read_again = Some(from);
                 return false;
             }

@@ -213,9 +213,23 @@ local function top()
   return 0, 0
 end
 
+-- Takes in the earlier epochs of which callers have heard, so that all who read the shard know that
+-- they existed. True if one was not known.
+local function know_epochs(heard)
+  local new = false
+  for _, entry in ipairs(heard) do
+    local e = entry[1]
+    if e < epoch and e > floor and not ended[e] then
+      ended[e], new = 0, true
+      order[#order + 1] = e
+    end
+  end
+  return new
+end
+
 -- Opens an epoch behind what is there. Its number is greater than every one that is known, and has
 -- random low bits, since another server may open one at the same time.
-local function open_epoch(most)
+local function open_epoch(most, heard)
   local highest, highest_offset = top()
   if highest >= MAX_EPOCH then
     -- No entry of a gateway can be added after it: history is given up.
@@ -245,6 +259,7 @@ local function open_epoch(most)
     if not ended[before] then order[#order + 1] = before end
     ended[before] = math.max(ended[before] or 0, last)
   end
+  know_epochs(heard)
   table.sort(order)
   while #order > 0 do
     local next_epoch = order[2] or epoch
@@ -270,7 +285,10 @@ local function recover()
   local most = #heard > 0 and heard[#heard][1] or 0
   if fresh or not epoch or most > epoch then
     recovery.done, recovery.since = '', clock()
-    open_epoch(math.max(most, known < MAX_EPOCH and known or 0))
+    open_epoch(math.max(most, known < MAX_EPOCH and known or 0), heard)
+  else
+    read_ends()
+    if know_epochs(heard) then write_ends() end
   end
   run = ''
   redis.call('HSET', KEYS[1], 'run', '', 'deployment', deployment, 'recovery', identity,
@@ -480,7 +498,7 @@ local failed = add(count, 'f', ARGV[15])
 if failed then
   local high, o = top()
   if high < epoch or (high == epoch and o < offset + count) then return failed end
-  open_epoch(0)
+  open_epoch(0, {})
   return answer('epoch')
 end
 if not state[9] then

@@ -266,7 +266,8 @@ impl Line {
         }
     }
 
-    fn learn(&mut self, ends: impl IntoIterator<Item = Position>) {
+    /// Takes in how far epochs go.
+    pub fn learn(&mut self, ends: impl IntoIterator<Item = Position>) {
         for end in ends.into_iter().filter(|end| end.is_known()) {
             match self.ends.binary_search_by_key(&end.epoch, |known| known.epoch) {
                 Ok(index) => self.ends[index].offset = self.ends[index].offset.max(end.offset),

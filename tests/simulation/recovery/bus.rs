@@ -14,7 +14,7 @@ use trunkline::bus::{
 /// A question of a hub, and the way for its answer.
 pub enum Ask {
     Page(Position, usize, oneshot::Sender<Result<HistoryPage, AppendError>>),
-    Tip(oneshot::Sender<Result<Position, AppendError>>),
+    Tip(oneshot::Sender<Result<(Position, Vec<Position>), AppendError>>),
 }
 
 /// The bus of one gateway.
@@ -86,7 +86,7 @@ impl History for AskedBus {
         async { Ok(vec![]) }.boxed()
     }
 
-    fn tip(&self, _: ShardId) -> BoxFuture<'_, Result<Position, AppendError>> {
+    fn tip(&self, _: ShardId) -> BoxFuture<'_, Result<(Position, Vec<Position>), AppendError>> {
         self.ask(Ask::Tip)
     }
 }

@@ -145,7 +145,8 @@ impl Seen {
     ) -> Result<(), String> {
         let events = &world.events;
         if missing.missed.is_none() {
-            if !world.forgets {
+            let unknown = missing.reason == GapReason::UnknownEpoch;
+            if !unknown && !world.forgets {
                 return Err(format!("Resumable: node {index} is told {missing:?}"));
             }
             self.unknown.push(step);

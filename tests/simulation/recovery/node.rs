@@ -149,6 +149,13 @@ impl Node {
         }
     }
 
+    /// The epochs of the last token.
+    pub fn epochs(&self) -> Vec<u64> {
+        let Some(bytes) = &self.token else { return vec![] };
+        let token = ResumeToken::decode(bytes, DEPLOYMENT).expect("a whole token");
+        token.shards[0].epochs().iter().map(|had| had.epoch.0).collect()
+    }
+
     /// What the last token says, for people.
     pub fn had(&self) -> String {
         let Some(bytes) = &self.token else { return String::from("nothing") };

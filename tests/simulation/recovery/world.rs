@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::oneshot;
 use trunkline::{
     bus::{
-        AppendError, Appended, Batch, Delivery, Position, ShardId, Sink,
+        AppendError, Appended, Batch, Delivery, GapReason, Position, ShardId, Sink,
         redis::{
             envelope::{Body, Envelope},
             history::{self, Page, Reading},
@@ -28,7 +28,7 @@ use super::{
     bus::{Ask, AskedBus},
     event,
     line::{At, Events, Line, SETTLE_MS},
-    node::Node,
+    node::{Got, Node},
     rng::Rng,
 };
 use crate::redis::{Identity, Reply, Server};
@@ -856,8 +856,21 @@ impl World {
     /// A node reads its stream, or opens one.
     pub fn read(&mut self, node: usize) {
         if self.at(node) {
-            if let Some(what) = self.nodes[node].read(self.steps) {
+            let reader = &mut self.nodes[node];
+            let (told, epochs) = (reader.got.len(), reader.epochs());
+            if let Some(what) = reader.read(self.steps) {
                 note!(self, "node {node} {what}");
+            }
+            let got = self.nodes[node].got.get(told);
+            if let Some(Got::Gap(missing, _)) = got
+                && missing.reason == GapReason::UnknownEpoch
+                && let Some((gateway, _)) = self.nodes[node].gateway
+                && let line = &self.masters[self.gateways[gateway].side].line
+                && let Some(epoch) = epochs.iter().find(|epoch| line.told.contains_key(epoch))
+            {
+                self.events.broken.push(format!(
+                    "Resumable: node {node} is told {missing:?}; the shard was told of {epoch}"
+                ));
             }
             return;
         }
@@ -887,7 +900,8 @@ impl World {
         match ask {
             Ask::Tip(answer) => {
                 let end = Position::new(u64::MAX, u64::MAX - 1);
-                let tip = master.map(|master| self.reading(master, end).view.tip);
+                let view = master.map(|master| self.reading(master, end).view);
+                let tip = view.map(|view| (view.tip, view.ends));
                 let _ = answer.send(tip.ok_or_else(unreachable));
             }
             Ask::Page(after, max_bytes, answer) => {

@@ -125,12 +125,11 @@ impl Memory {
                 self.heard.hear(*previous);
                 ends.iter().for_each(|end| self.heard.hear(*end));
                 self.advance(at, ends);
-                let end = self.ends.entry(previous.epoch).or_default();
-                *end = (*end).max(previous.offset);
+                self.account_for(at.epoch, *previous);
             }
             Body::Note(lost) => {
                 self.heard.hear_copy(at.epoch, at.offset, at.offset);
-                self.account_for(lost);
+                self.account_for(at.epoch, Position { epoch: lost.epoch, offset: lost.last });
             }
             Body::Unreadable | Body::Forged => self.heard.hear(at),
         }
@@ -149,19 +148,19 @@ impl Memory {
             Some(Provenance { name: Some(name), aliases, .. }) => {
                 self.heard.hear_copy(frame.epoch, frame.first, last.offset);
                 aliases.iter().for_each(|(_, alias)| self.heard.hear(*alias));
-                let named = Lost { epoch: name.epoch, first: name.first, last: name.last().offset };
-                self.account_for(&named);
+                self.account_for(last.epoch, name.last());
             }
         }
         self.held.keep(HeldFrame::new(stamped.clone()));
     }
 
-    /// A copy or note says that an ended epoch is handled up to there.
-    fn account_for(&mut self, lost: &Lost) {
-        self.heard.hear(Position { epoch: lost.epoch, offset: lost.last });
-        if lost.epoch > self.floor {
-            let end = self.ends.entry(lost.epoch).or_default();
-            *end = (*end).max(lost.last);
+    /// A message of the epoch `by` says that an ended epoch is handled up to there. One of an epoch
+    /// before the shard's says nothing: what came after it may be lost.
+    fn account_for(&mut self, by: Epoch, last: Position) {
+        self.heard.hear(last);
+        if by == self.tip.epoch && last.epoch > self.floor {
+            let end = self.ends.entry(last.epoch).or_default();
+            *end = (*end).max(last.offset);
         }
     }
 
