@@ -170,7 +170,9 @@ impl Order {
     /// Ends a reading of history: positions up to the end of the shard are lost.
     pub fn finish_history(&mut self, view: &ShardView, out: &mut Vec<Delivery>) {
         self.read_again = None;
-        if view.tip.is_known() && !self.has(view.tip) {
+        // A shard that is behind is on another line: its next epoch is greater, and says how it goes
+        // on.
+        if view.tip > self.position && !self.has(view.tip) {
             self.learn(view.floor, &view.ends);
             let reason = if self.walked.contains_key(&view.tip.epoch) {
                 GapReason::HistoryExpired

@@ -84,6 +84,8 @@ pub struct Gateway {
     /// The events that the shard had when the gateway's probe was published with which it began.
     pub before: Rc<BTreeSet<u64>>,
     probed: BTreeMap<u64, Rc<BTreeSet<u64>>>,
+    /// What the shard had been told of when the hub asked for its end last.
+    told: Rc<BTreeMap<u64, u64>>,
     answers: Vec<(usize, oneshot::Receiver<Result<Appended, AppendError>>)>,
     /// What happened while it took no part: the judge excuses what follows from that.
     pub absent: bool,
@@ -340,6 +342,7 @@ impl World {
             bus,
             before: Rc::default(),
             probed: BTreeMap::new(),
+            told: Rc::default(),
             answers: vec![],
             absent: limit < 10_000,
         }
@@ -865,8 +868,8 @@ impl World {
             if let Some(Got::Gap(missing, _)) = got
                 && missing.reason == GapReason::UnknownEpoch
                 && let Some((gateway, _)) = self.nodes[node].gateway
-                && let line = &self.masters[self.gateways[gateway].side].line
-                && let Some(epoch) = epochs.iter().find(|epoch| line.told.contains_key(epoch))
+                && let told = &self.gateways[gateway].told
+                && let Some(epoch) = epochs.iter().find(|epoch| told.contains_key(epoch))
             {
                 self.events.broken.push(format!(
                     "Resumable: node {node} is told {missing:?}; the shard was told of {epoch}"
@@ -901,6 +904,9 @@ impl World {
             Ask::Tip(answer) => {
                 let end = Position::new(u64::MAX, u64::MAX - 1);
                 let view = master.map(|master| self.reading(master, end).view);
+                if let Some(master) = master {
+                    self.gateways[index].told = self.masters[master].line.told.clone();
+                }
                 let tip = view.map(|view| (view.tip, view.ends));
                 let _ = answer.send(tip.ok_or_else(unreachable));
             }

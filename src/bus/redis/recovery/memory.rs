@@ -124,8 +124,9 @@ impl Memory {
                 self.heard.hear(at);
                 self.heard.hear(*previous);
                 ends.iter().for_each(|end| self.heard.hear(*end));
+                // The end of the epoch before is among `ends`, but if the state was lost with the
+                // records of writers: then all of it is appended again.
                 self.advance(at, ends);
-                self.account_for(at.epoch, *previous);
             }
             Body::Note(lost) => {
                 self.heard.hear_copy(at.epoch, at.offset, at.offset);
