@@ -424,7 +424,7 @@ impl Cursor {
                 shard.stand_at(log.extent().start);
             }
         }
-        let expired = shard.before(&page).map(|gap| Entry::new(Delivery::Gap(gap)));
+        let expired = shard.before(&page, &log.ends()).map(|gap| Entry::new(Delivery::Gap(gap)));
         let entries = expired.into_iter().chain(page.deliveries.into_iter().map(Entry::new));
         shard.source = Source::History(entries.collect());
     }

@@ -223,10 +223,6 @@ impl Line {
 
     fn begin_epoch(&mut self, start: &EpochStart, number: u64) {
         let Position { epoch, offset } = start.position;
-        if let Some(oldest) = start.ends.first() {
-            // Those that ended long ago are left out.
-            self.ends.retain(|end| end.epoch >= oldest.epoch);
-        }
         self.learn(start.ends.iter().copied());
         self.learn([start.previous]);
         self.extend_line(start.previous);
