@@ -268,7 +268,8 @@ impl Order {
         if !self.walked.contains_key(&to.epoch) {
             // What the shard had of all epochs before, as far as it remembers them.
             let known = self.walked.range(..to.epoch).next_back();
-            more = known.is_none_or(|(epoch, _)| *epoch <= self.floor);
+            let forgotten = known.is_none_or(|(epoch, _)| *epoch <= self.floor);
+            more = forgotten && self.floor != Epoch::NONE;
             for (epoch, end) in self.ends.range(..to.epoch) {
                 let after = self.walked.get(epoch).copied().unwrap_or_default();
                 if !self.page || *epoch >= self.position.epoch {

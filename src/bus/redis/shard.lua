@@ -231,6 +231,7 @@ end
 -- random low bits, since another server may open one at the same time.
 local function open_epoch(most, heard)
   local highest, highest_offset = top()
+  local past = ''
   if highest >= MAX_EPOCH then
     -- No entry of a gateway can be added after it: history is given up.
     redis.call('DEL', KEYS[2], KEYS[3])
@@ -241,7 +242,7 @@ local function open_epoch(most, heard)
     redis.call('DEL', KEYS[3])
     epoch, offset = highest, highest_offset
     local start = redis.call('XRANGE', KEYS[2], num(highest) .. '-0', num(highest) .. '-0')[1]
-    local past = start and string.match(start[2][2], ' (.*)$') or '0'
+    past = start and string.match(start[2][2], ' (.*)$') or '0'
     -- The records of writers are gone too: everything that is held is appended again, with them.
     -- What history has is not lost, even if nobody holds it.
     ends = string.match(past, '^%d+')
@@ -249,6 +250,7 @@ local function open_epoch(most, heard)
   end
   if epoch >= MAX_EPOCH or offset >= MAX_EPOCH then epoch, offset = 0, 0 end
   read_ends()
+  for e in string.gmatch(past, ' (%d+):') do know_epochs({{tonumber(e)}}) end
   local before, last = epoch, offset
   local now = clock()
   for _, e in ipairs(order) do most = math.max(most, e) end

@@ -648,8 +648,8 @@ impl World {
                 note!(self, "the split ends: master {master} is gone");
             }
             Act::Flush => {
-                self.execute(master, &["FLUSHALL"]);
                 self.masters[master].line = Line::default();
+                self.execute(master, &["FLUSHALL"]);
                 note!(self, "FLUSHALL on master {master}");
                 self.count("flushes");
             }
