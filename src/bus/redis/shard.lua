@@ -28,7 +28,8 @@
 -- (all of it for epochs up to `floor`), `recovering` is 1 while appends wait. The statuses:
 --   ok, ..      append: epoch and first offset of the frame; again: appended; release: released;
 --               probe: published
---   dup, epoch, first, count, entry: the writer's frame is there; the entry as it stands there
+--   dup, epoch, first, count, entry, name's epoch, first, count: the writer's frame is there; its
+--               place, the entry as it stands there, and its name
 --   there       again: nothing was appended, since the frame or all of its events are there
 --   seen, index, value, ..: these requests were accepted before; nothing was done
 --   epoch       the caller's epoch is over, or its position is taken; nothing was done
@@ -420,16 +421,18 @@ if op == 'release' then
 end
 
 local sequence, count = tonumber(ARGV[13]), tonumber(ARGV[14])
--- A writer's record: the time of the last frame in s, the sequences that are here, and the place
--- and count of the highest one.
+-- A writer's record: the time of the last frame in s, the sequences that are here, and of the highest
+-- one the place and its count, and the name and its count.
 local sequences, place_epoch, place_first, place_count = '', '0', '0', '0'
+local named_epoch, named_first, named_count = '0', '0', '0'
 if state[9] then
-  sequences, place_epoch, place_first, place_count =
-    string.match(state[9], '^%d+ (%S*) (%d+) (%d+) (%d+)$')
+  sequences, place_epoch, place_first, place_count, named_epoch, named_first, named_count =
+    string.match(state[9], '^%d+ (%S*) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
 end
 local function keep_writer()
   redis.call('HSET', KEYS[1], writer, redis.call('TIME')[1] .. ' ' .. sequences .. ' '
-    .. place_epoch .. ' ' .. place_first .. ' ' .. place_count)
+    .. place_epoch .. ' ' .. place_first .. ' ' .. place_count .. ' '
+    .. named_epoch .. ' ' .. named_first .. ' ' .. named_count)
 end
 
 local name_epoch, name_first, name_last
@@ -439,12 +442,13 @@ if op == 'append' then
     -- A write, so that WAIT on this connection waits until replicas have everything before it.
     keep_writer()
     if tonumber(string.match(sequences, '(%d+)$')) ~= sequence then
-      return answer('dup', '0', '0', '0', '')
+      return answer('dup', '0', '0', '0', '', '0', '0', '0')
     end
     local id = place_epoch .. '-' .. num(place_first + place_count - 1)
     local entry = redis.call('XRANGE', KEYS[2], id, id)[1]
     local frame = entry and entry[2][1] == 'f' and entry[2][2] or ''
-    return answer('dup', place_epoch, place_first, place_count, frame)
+    return answer('dup', place_epoch, place_first, place_count, frame, named_epoch, named_first,
+      named_count)
   end
   if known ~= epoch or (exact and seen ~= offset) then return answer('epoch') end
 else
@@ -518,6 +522,8 @@ local highest = tonumber(string.match(sequences, '(%d+)$')) or 0
 sequences = with_range(sequences, sequence, sequence)
 if sequence > highest then
   place_epoch, place_first, place_count = num(epoch), num(first), num(count)
+  named_epoch, named_first = num(name_epoch or epoch), num(name_first or first)
+  named_count = num(name_epoch and name_last - name_first + 1 or count)
 end
 keep_writer()
 local base_epoch, base = num(name_epoch or epoch), name_first or first

@@ -389,7 +389,6 @@ impl World {
     fn call_script(&mut self, master: usize, sent: &Sent) -> Result<Answer, Failure> {
         let call = &sent.call;
         let args = arguments(&call.command(&self.target));
-        self.masters[master].line.hear(&call.heard);
         if let Op::Release { .. } = call.op
             && let epoch = self.masters[master].line.epoch
             && epoch == call.seen.epoch.0
@@ -405,6 +404,10 @@ impl World {
         if let Reply::Error(text) = &reply {
             // Nothing in a simulation makes the script fail: it is a mistake in it.
             panic!("the script failed: {text}");
+        }
+        let line = &mut self.masters[master].line;
+        if line.recovering || matches!(call.op, Op::Release { .. }) {
+            line.hear(&call.heard);
         }
         let value = value(&reply);
         let answer = script::parse(&value).unwrap_or_else(|| panic!("no answer: {reply:?}"));

@@ -203,9 +203,12 @@ impl Memory {
         self.tip
     }
 
-    /// The position that calls state as seen.
+    /// The position that calls state as seen: of the greatest epoch, also if that is not the
+    /// shard's. Then the shard is on another line, and must have a greater one.
     pub fn seen(&self) -> Position {
-        Position { epoch: self.tip.epoch, offset: self.heard.last(self.tip.epoch) }
+        let greatest = self.heard.greatest().filter(|last| last.epoch > self.tip.epoch);
+        let offset = || self.heard.last(self.tip.epoch);
+        greatest.unwrap_or_else(|| Position { epoch: self.tip.epoch, offset: offset() })
     }
 
     /// True while appends wait.

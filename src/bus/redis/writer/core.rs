@@ -408,7 +408,7 @@ impl Core {
                 self.accepted(appended, count);
                 return Shown::Accepted;
             }
-            Status::Duplicate { place: Some((place, count)), entry } => {
+            Status::Duplicate { place: Some((place, count)), name, entry } => {
                 let offset = place.first.plus(count - 1);
                 let at = Position { epoch: place.epoch, offset };
                 // What stands there, and not this writer's own bytes: a copy has another name.
@@ -420,7 +420,7 @@ impl Core {
                         memory.keep_own(held.stamped);
                         self.accepted(named, count);
                     }
-                    _ => self.accepted(place, count),
+                    _ => self.accepted(name.0, name.1),
                 }
             }
             Status::Duplicate { place: None, .. } => {
