@@ -197,7 +197,7 @@ impl Counters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::errors::CredentialError;
+    use crate::errors::{AcceptedEvents, CredentialError};
 
     #[test]
     fn every_limit_has_its_own_counter() {

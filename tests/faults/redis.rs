@@ -284,7 +284,8 @@ async fn garbage_and_unknown_versions_on_the_channel_are_counted_and_ignored() {
     let channel = channels.lines().next().expect("a channel").to_owned();
     for round in 0..50 {
         let far = format!("F2 {}-{} \u{1}\u{2}", u64::MAX, round);
-        let unreadable = ["F2 1-1 \u{7f}\u{7f}", "E2 x", "F2 99999999999999-5 x", "N2 7-7 7:x", &far];
+        let unreadable =
+            ["F2 1-1 \u{7f}\u{7f}", "E2 x", "F2 99999999999999-5 x", "N2 7-7 7:x", &far];
         for garbage in ["", "hello", "T9 1-1 x"].into_iter().chain(unreadable) {
             redis.cli(&["PUBLISH", &channel, garbage]).await;
         }

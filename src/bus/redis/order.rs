@@ -14,9 +14,7 @@ use super::{
     envelope::{Body, Envelope, StampedFrame},
     recovery::ShardView,
 };
-use crate::bus::{
-    Delivery, Epoch, EpochStart, Gap, GapReason, Lost, Offset, Position, unix_ms,
-};
+use crate::bus::{Delivery, Epoch, EpochStart, Gap, GapReason, Lost, Offset, Position, unix_ms};
 
 /// The number of epochs that are remembered. With more, the lowest are forgotten.
 const MAX_EPOCHS: usize = 256;
@@ -143,11 +141,15 @@ impl Order {
         let follows = !previous.is_known() || !self.position.is_known() || self.has(previous);
         let left_out = !follows && !self.walked.contains_key(&previous.epoch);
         if left_out && !self.page {
-            let below = self.walked.range(..previous.epoch).next_back();
-            let from = below.map(|(epoch, offset)| Position { epoch: *epoch, offset: *offset });
-            if let Some(from) = from.filter(|from| self.read_again.is_none_or(|again| *from < again))
-                && from < self.position
-            {
+            // Further back each time; at last from the oldest entry.
+            let again = self.read_again.map(|again| again.epoch);
+            let before = again.map_or(previous.epoch, |again| again.min(previous.epoch));
+            let below = self.walked.range(..before).next_back();
+            let from = below.map_or(Position::UNKNOWN, |(epoch, offset)| Position {
+                epoch: *epoch,
+                offset: *offset,
+            });
+            if self.read_again.is_none_or(|again| from < again) && from < self.position {
                 self.read_again = Some(from);
                 return false;
             }
@@ -166,7 +168,9 @@ impl Order {
     /// Ends a reading of history: positions up to the end of the shard are lost.
     pub fn finish_history(&mut self, view: &ShardView, out: &mut Vec<Delivery>) {
         self.read_again = None;
-        if view.tip.is_known() && !self.has(view.tip) {
+        // A shard that is behind is on another line: its next epoch is greater, and says how it goes
+        // on.
+        if view.tip > self.position && !self.has(view.tip) {
             self.learn(view.floor, &view.ends);
             let reason = if self.walked.contains_key(&view.tip.epoch) {
                 GapReason::HistoryExpired
@@ -263,7 +267,8 @@ impl Order {
         if !self.walked.contains_key(&to.epoch) {
             // What the shard had of all epochs before, as far as it remembers them.
             let known = self.walked.range(..to.epoch).next_back();
-            more = known.is_none_or(|(epoch, _)| *epoch <= self.floor);
+            let forgotten = known.is_none_or(|(epoch, _)| *epoch <= self.floor);
+            more = forgotten && self.floor != Epoch::NONE;
             if self.page && !self.ends.contains_key(&self.position.epoch) {
                 (more, reason) = (true, GapReason::UnknownEpoch);
             }
@@ -302,13 +307,7 @@ mod tests {
             provenance: None,
             events: Bytes::new(),
         };
-        StampedFrame {
-            frame,
-            writer: 1,
-            sequence: 1,
-            requests: Bytes::new(),
-            retain: Bytes::new(),
-        }
+        StampedFrame { frame, writer: 1, sequence: 1, requests: Bytes::new(), retain: Bytes::new() }
     }
 
     fn frame(epoch: u64, first: u64, count: u64) -> Envelope {
@@ -348,9 +347,8 @@ mod tests {
             Delivery::Epoch(start) => format!("epoch {}", start.position),
             Delivery::Gap(gap) => {
                 let lost = gap.lost.iter();
-                let lost = lost.map(|lost| {
-                    format!("{}:{}-{} ", lost.epoch.0, lost.first.0, lost.last.0)
-                });
+                let lost =
+                    lost.map(|lost| format!("{}:{}-{} ", lost.epoch.0, lost.first.0, lost.last.0));
                 let more = if gap.more { "and more " } else { "" };
                 format!("lost {}{more}to {}", lost.collect::<String>(), gap.position)
             }

@@ -62,12 +62,8 @@ fn a_copy_keeps_the_names_of_its_events() {
     let mut retain = Vec::new();
     put_retained(&mut retain, 1, 9);
     let events = encode_events([Bytes::from("one"), Bytes::from("two")].iter());
-    let header = Header {
-        provenance: Some(&provenance),
-        requests: &requests,
-        retain: &retain,
-        ..header()
-    };
+    let header =
+        Header { provenance: Some(&provenance), requests: &requests, retain: &retain, ..header() };
     let frame = encode_frame(&header, &events);
     let envelope = Envelope::parse(on_the_channel("99-12", &frame)).unwrap();
     let Body::Frame(stamped) = envelope.body else { panic!("no frame") };
@@ -145,8 +141,18 @@ fn a_probe_shows_the_shard() {
 #[test]
 fn unknown_bytes_are_no_envelope_and_a_wrong_count_is_unreadable() {
     for unknown in [
-        "", "F2", "hello", "F2 12 ", "T1 1-1 x", "F2 a-b c", "E2 1-0 x", "E2 1-0 0-0", "N2 1-1 x",
-        "P2 1-1 |", "P2 1-1 x|0|", "P2 1-1 |x|",
+        "",
+        "F2",
+        "hello",
+        "F2 12 ",
+        "T1 1-1 x",
+        "F2 a-b c",
+        "E2 1-0 x",
+        "E2 1-0 0-0",
+        "N2 1-1 x",
+        "P2 1-1 |",
+        "P2 1-1 x|0|",
+        "P2 1-1 |x|",
     ] {
         assert!(Envelope::parse(Bytes::from(unknown)).is_none(), "{unknown:?}");
     }

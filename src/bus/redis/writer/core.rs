@@ -310,8 +310,7 @@ impl Core {
             let (over, rest): (VecDeque<_>, VecDeque<_>) =
                 self.waiting.drain(..).partition(|job| job.deadline <= now);
             self.waiting = rest;
-            over.into_iter()
-                .for_each(|job| job.answer(Err(AppendError::Unavailable(why.clone()))));
+            over.into_iter().for_each(|job| job.answer(Err(AppendError::Unavailable(why.clone()))));
         }
         let Some(sending) = &mut self.flush else { return };
         if sending.unanswered.is_empty() {
@@ -407,7 +406,7 @@ impl Core {
                 self.accepted(appended, count);
                 return Shown::Accepted;
             }
-            Status::Duplicate { place: Some((place, count)), entry } => {
+            Status::Duplicate { place: Some((place, count)), name, entry } => {
                 let offset = place.first.plus(count - 1);
                 let at = Position { epoch: place.epoch, offset };
                 // What stands there, and not this writer's own bytes: a copy has another name.
@@ -419,7 +418,7 @@ impl Core {
                         memory.keep_own(held.stamped);
                         self.accepted(named, count);
                     }
-                    _ => self.accepted(place, count),
+                    _ => self.accepted(name.0, name.1),
                 }
             }
             Status::Duplicate { place: None, .. } => {
@@ -561,10 +560,10 @@ impl Core {
         let Some(auth) = &self.auth else { return framed };
         let end = Position { epoch: seen.epoch, offset: seen.offset.plus(framed.count) };
         framed.bytes = with_tag(auth, Kind::Frame, end, &framed.bytes);
-        let base = name.map_or(
-            Position { epoch: seen.epoch, offset: seen.offset.plus(1) },
-            |name| Position { epoch: name.epoch, offset: name.first },
-        );
+        let base =
+            name.map_or(Position { epoch: seen.epoch, offset: seen.offset.plus(1) }, |name| {
+                Position { epoch: name.epoch, offset: name.first }
+            });
         for retain in &mut framed.retain {
             let at = Position { epoch: base.epoch, offset: base.offset.plus(retain.index) };
             let parts = [&[retain.key][..], &retain.event];
@@ -616,12 +615,7 @@ impl Sending {
     }
 
     /// The frame as it was appended.
-    fn stamped(
-        &self,
-        writer: WriterId,
-        appended: Appended,
-        epoch: Epoch,
-    ) -> StampedFrame {
+    fn stamped(&self, writer: WriterId, appended: Appended, epoch: Epoch) -> StampedFrame {
         StampedFrame {
             frame: Frame {
                 epoch: appended.epoch,
