@@ -17,8 +17,8 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
 
-pub(super) use self::shard::{Scan, Source};
 use self::shard::{Offered, ShardCursor};
+pub(super) use self::shard::{Scan, Source};
 pub use self::{missing::Missing, progress::Progress};
 use super::{
     Hub, ReadOptions,
@@ -424,7 +424,7 @@ impl Cursor {
                 shard.stand_at(log.extent().start);
             }
         }
-        let expired = shard.before(&page).map(|gap| Entry::new(Delivery::Gap(gap)));
+        let expired = shard.before(&page, &log.ends()).map(|gap| Entry::new(Delivery::Gap(gap)));
         let entries = expired.into_iter().chain(page.deliveries.into_iter().map(Entry::new));
         shard.source = Source::History(entries.collect());
     }

@@ -232,6 +232,11 @@ impl Log {
         self.ring.read().line.ends().to_vec()
     }
 
+    /// Learns how far earlier epochs go, of which no entry said so.
+    pub(super) fn learn_ends(&self, ends: &[Position]) {
+        self.ring.write().line.learn(ends.iter().copied());
+    }
+
     /// Records that the bus does not know an epoch: it lies on another line.
     pub(super) fn not_on_line(&self, epoch: Epoch) {
         self.ring.write().line.not_on_line(epoch);

@@ -216,8 +216,10 @@ impl Hub {
     pub(super) async fn catch_up(&self, shard: ShardId, had: Had) -> Result<Opening, AppendError> {
         let Some(history) = self.bus().history() else { return Ok(self.unknown(shard, had)) };
         loop {
-            let tip = history.tip(shard).await?;
-            let reached = self.logs[shard.index()].reaches(tip);
+            let (tip, ends) = history.tip(shard).await?;
+            let log = &self.logs[shard.index()];
+            log.learn_ends(&ends);
+            let reached = log.reaches(tip);
             let opening = self.continue_with(shard, had.clone(), || {});
             if !matches!(opening.source, Source::Behind) {
                 return Ok(opening);

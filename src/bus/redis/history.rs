@@ -13,12 +13,13 @@ use super::{
     auth::{Authenticator, Kind, TAG_LENGTH},
     envelope::{Body, Envelope, parse_position, parse_view},
     names::ShardNames,
-    recovery::ShardView,
+    order::Order,
+    recovery::{Memory, ShardView},
     script::{Failure, Target, classify},
     server::Server,
     topology::Topology,
 };
-use crate::bus::{Position, Retained, ShardId};
+use crate::bus::{Delivery, HistoryPage, Position, Retained, ShardId};
 
 /// Entries of one reading. Frames have some hundred KiB at most, so a reading has some MiB.
 const ENTRIES: usize = 128;
@@ -59,6 +60,47 @@ impl Reading {
     /// The number of entries whose authentication tag does not verify.
     pub(super) fn forged(&self) -> u64 {
         self.entries.iter().filter(|entry| matches!(entry.body, Body::Forged)).count() as u64
+    }
+}
+
+/// A page of history for a stream, which is made of one reading after the other.
+#[derive(Debug)]
+pub struct Page {
+    order: Order,
+    deliveries: Vec<Delivery>,
+    bytes: usize,
+    max_bytes: usize,
+}
+
+impl Page {
+    /// A page of what follows a position.
+    pub fn after(position: Position, max_bytes: usize) -> Page {
+        Page { order: Order::page(position), deliveries: vec![], bytes: 0, max_bytes }
+    }
+
+    /// The position after which the next reading is to be made.
+    pub fn read_from(&self) -> Position {
+        self.order.position()
+    }
+
+    /// Takes the next reading. Returns the page when it is complete.
+    pub fn take(&mut self, reading: Reading, memory: &mut Memory) -> Option<HistoryPage> {
+        self.order.learn(reading.view.floor, &reading.view.ends);
+        for mut entry in reading.entries {
+            if let Body::Frame(stamped) = &mut entry.body {
+                memory.name(stamped);
+            }
+            self.order.take_history(&entry, &mut self.deliveries);
+            self.bytes += entry.size();
+        }
+        if !reading.more {
+            self.order.finish_history(&reading.view, &mut self.deliveries);
+        } else if self.bytes < self.max_bytes {
+            return None;
+        }
+        let deliveries = std::mem::take(&mut self.deliveries);
+        let next = self.order.position();
+        Some(HistoryPage { deliveries, next, at_end: !reading.more })
     }
 }
 
@@ -137,7 +179,8 @@ async fn read_once(
     after: Position,
     from_replica: bool,
 ) -> Result<Reading, Failure> {
-    let mut query = server.query().await.map_err(|error| Failure::NotConnected(error.to_string()))?;
+    let mut query =
+        server.query().await.map_err(|error| Failure::NotConnected(error.to_string()))?;
     let connection = query.connection();
     if from_replica {
         let readonly: Result<(), _> = redis::cmd("READONLY").query_async(connection).await;

@@ -17,6 +17,7 @@ pub mod order;
 mod packing;
 pub mod reader;
 pub mod recovery;
+mod resolver;
 pub mod script;
 mod server;
 mod settings;
@@ -41,11 +42,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use self::settings::Settings;
 use self::{
     deployment::JoinError,
-    envelope::Body,
+    history::Page,
     liveness::Liveness,
     members::MemberStore,
     names::{MemberNames, ShardNames},
-    order::Order,
     reader::{Counters, Reader, ReaderParts},
     recovery::{MAX_HELD, Memory},
     script::Target,
@@ -284,29 +284,17 @@ impl RedisBus {
         max_bytes: usize,
     ) -> Result<HistoryPage, AppendError> {
         let names = &self.names[shard.index()];
-        let mut order = Order::page(after);
-        let mut deliveries = Vec::new();
-        let mut bytes = 0;
+        let mut page = Page::after(after, max_bytes);
+        let replica = self.settings.read_from_replicas && self.settings.cluster;
         loop {
-            let replica = self.settings.read_from_replicas && self.settings.cluster;
-            let from = order.position();
+            let from = page.read_from();
             let reading = history::read(&self.topology, names, shard, from, replica)
                 .await
                 .map_err(AppendError::Unavailable)?;
             self.forged.fetch_add(reading.forged(), Ordering::Relaxed);
-            for mut entry in reading.entries {
-                if let Body::Frame(stamped) = &mut entry.body {
-                    self.memory[shard.index()].lock().name(stamped);
-                }
-                order.take_history(&entry, &mut deliveries);
-                bytes += entry.size();
-            }
-            if !reading.more {
-                order.finish_history(&reading.view, &mut deliveries);
-            }
-            if !reading.more || bytes >= max_bytes {
-                let next = order.position();
-                return Ok(HistoryPage { deliveries, next, at_end: !reading.more });
+            let taken = page.take(reading, &mut self.memory[shard.index()].lock());
+            if let Some(page) = taken {
+                return Ok(page);
             }
         }
     }
@@ -380,13 +368,15 @@ impl History for RedisBus {
         .boxed()
     }
 
-    fn tip(&self, shard: ShardId) -> BoxFuture<'_, Result<Position, AppendError>> {
+    fn tip(&self, shard: ShardId) -> BoxFuture<'_, Result<(Position, Vec<Position>), AppendError>> {
         async move {
             let names = &self.names[shard.index()];
             // Nothing comes after this position, so the reading has the tip alone.
             let end = Position::new(u64::MAX, u64::MAX - 1);
             let reading = history::read(&self.topology, names, shard, end, false).await;
-            reading.map(|reading| reading.view.tip).map_err(AppendError::Unavailable)
+            reading
+                .map(|reading| (reading.view.tip, reading.view.ends))
+                .map_err(AppendError::Unavailable)
         }
         .boxed()
     }

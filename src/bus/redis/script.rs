@@ -116,6 +116,8 @@ pub enum Status {
     Duplicate {
         /// Its place and the number of its events, if they are known.
         place: Option<(Appended, u64)>,
+        /// Its name: where its first event was accepted first, and their number at that time.
+        name: (Appended, u64),
         /// The entry as it stands there; empty if history has it no more.
         entry: Bytes,
     },
@@ -260,7 +262,11 @@ impl Call {
             Op::Append(framed) => framed.put(&mut cmd, settings, ""),
             Op::Again(framed, name) => {
                 let last = name.last().offset.0;
-                framed.put(&mut cmd, settings, &format!("{}:{}-{last}", name.epoch.0, name.first.0));
+                framed.put(
+                    &mut cmd,
+                    settings,
+                    &format!("{}:{}-{last}", name.epoch.0, name.first.0),
+                );
             }
             Op::Probe(probe) => {
                 cmd.arg(&probe[..]);
@@ -394,9 +400,10 @@ pub fn parse(value: &Value) -> Option<Answer> {
     }
     let tip = Position::new(number(1)?, number(2)?);
     let view = parse_view(tip, text(3)?, text(4)?, text(5)? == "1")?;
-    let place = || {
-        Some(Appended { epoch: Epoch(number(EXTRA)?), first: Offset(number(EXTRA + 1)?) })
+    let place_at = |index: usize| {
+        Some(Appended { epoch: Epoch(number(index)?), first: Offset(number(index + 1)?) })
     };
+    let place = || place_at(EXTRA);
     let status = match text(0)? {
         "ok" if parts.len() == EXTRA => Status::Done(None),
         "ok" => Status::Done(Some(place()?)),
@@ -404,7 +411,8 @@ pub fn parse(value: &Value) -> Option<Answer> {
             let (place, count) = (place()?, number(EXTRA + 2)?);
             let known = place.epoch != Epoch::NONE && count > 0;
             let entry = Bytes::copy_from_slice(bytes(EXTRA + 3)?);
-            Status::Duplicate { place: known.then_some((place, count)), entry }
+            let name = (place_at(EXTRA + 4)?, number(EXTRA + 6)?);
+            Status::Duplicate { place: known.then_some((place, count)), name, entry }
         }
         "there" => Status::There,
         "epoch" => Status::EpochOver,
@@ -464,10 +472,10 @@ mod tests {
         assert_eq!(read("ok", &["9", "4"]), Some(Status::Done(Some(at(9, 4)))));
         assert_eq!(read("ok", &[]), Some(Status::Done(None)));
         let entry = Bytes::from_static(b"entry");
-        let dup = Status::Duplicate { place: Some((at(9, 3), 2)), entry };
-        assert_eq!(read("dup", &["9", "3", "2", "entry"]), Some(dup));
-        let gone = Status::Duplicate { place: None, entry: Bytes::new() };
-        assert_eq!(read("dup", &["0", "0", "0", ""]), Some(gone));
+        let dup = Status::Duplicate { place: Some((at(9, 3), 2)), name: (at(7, 5), 3), entry };
+        assert_eq!(read("dup", &["9", "3", "2", "entry", "7", "5", "3"]), Some(dup));
+        let gone = Status::Duplicate { place: None, name: (at(0, 0), 0), entry: Bytes::new() };
+        assert_eq!(read("dup", &["0", "0", "0", "", "0", "0", "0"]), Some(gone));
         assert_eq!(read("epoch", &[]), Some(Status::EpochOver));
         assert_eq!(read("recovering", &[]), Some(Status::Recovering));
         let seen = Status::Seen(vec![(0, at(9, 4)), (2, at(9, 7))]);

@@ -28,7 +28,8 @@
 -- (all of it for epochs up to `floor`), `recovering` is 1 while appends wait. The statuses:
 --   ok, ..      append: epoch and first offset of the frame; again: appended; release: released;
 --               probe: published
---   dup, epoch, first, count, entry: the writer's frame is there; the entry as it stands there
+--   dup, epoch, first, count, entry, name's epoch, first, count: the writer's frame is there; its
+--               place, the entry as it stands there, and its name
 --   there       again: nothing was appended, since the frame or all of its events are there
 --   seen, index, value, ..: these requests were accepted before; nothing was done
 --   epoch       the caller's epoch is over, or its position is taken; nothing was done
@@ -213,10 +214,25 @@ local function top()
   return 0, 0
 end
 
+-- Takes in the earlier epochs of which callers have heard, so that all who read the shard know that
+-- they existed. True if one was not known.
+local function know_epochs(heard)
+  local new = false
+  for _, entry in ipairs(heard) do
+    local e = entry[1]
+    if e < epoch and e > floor and not ended[e] then
+      ended[e], new = 0, true
+      order[#order + 1] = e
+    end
+  end
+  return new
+end
+
 -- Opens an epoch behind what is there. Its number is greater than every one that is known, and has
 -- random low bits, since another server may open one at the same time.
-local function open_epoch(most)
+local function open_epoch(most, heard)
   local highest, highest_offset = top()
+  local past = ''
   if highest >= MAX_EPOCH then
     -- No entry of a gateway can be added after it: history is given up.
     redis.call('DEL', KEYS[2], KEYS[3])
@@ -227,7 +243,7 @@ local function open_epoch(most)
     redis.call('DEL', KEYS[3])
     epoch, offset = highest, highest_offset
     local start = redis.call('XRANGE', KEYS[2], num(highest) .. '-0', num(highest) .. '-0')[1]
-    local past = start and string.match(start[2][2], ' (.*)$') or '0'
+    past = start and string.match(start[2][2], ' (.*)$') or '0'
     -- The records of writers are gone too: everything that is held is appended again, with them.
     -- What history has is not lost, even if nobody holds it.
     ends = string.match(past, '^%d+')
@@ -235,6 +251,7 @@ local function open_epoch(most)
   end
   if epoch >= MAX_EPOCH or offset >= MAX_EPOCH then epoch, offset = 0, 0 end
   read_ends()
+  for e in string.gmatch(past, ' (%d+):') do know_epochs({{tonumber(e)}}) end
   local before, last = epoch, offset
   local now = clock()
   for _, e in ipairs(order) do most = math.max(most, e) end
@@ -245,6 +262,7 @@ local function open_epoch(most)
     if not ended[before] then order[#order + 1] = before end
     ended[before] = math.max(ended[before] or 0, last)
   end
+  know_epochs(heard)
   table.sort(order)
   while #order > 0 do
     local next_epoch = order[2] or epoch
@@ -270,7 +288,10 @@ local function recover()
   local most = #heard > 0 and heard[#heard][1] or 0
   if fresh or not epoch or most > epoch then
     recovery.done, recovery.since = '', clock()
-    open_epoch(math.max(most, known < MAX_EPOCH and known or 0))
+    open_epoch(math.max(most, known < MAX_EPOCH and known or 0), heard)
+  else
+    read_ends()
+    if know_epochs(heard) then write_ends() end
   end
   run = ''
   redis.call('HSET', KEYS[1], 'run', '', 'deployment', deployment, 'recovery', identity,
@@ -325,7 +346,7 @@ end
 -- have names in other epochs.
 local function note(e, last, ranges)
   local first = end_of(e) + 1
-  local past = redis.call('HGET', KEYS[1], 'past')
+  local past = redis.call('HMGET', KEYS[1], 'past')[1]
   if past then
     local known = string.match(past, ' ' .. num(e) .. ':(%d+)')
     local id = known and num(e) .. '-' .. known
@@ -385,6 +406,8 @@ if op == 'release' then
     note_all(parse_heard(ARGV[6]), epoch)
     return answer('ok')
   end
+  -- A caller that did not know of this epoch has not appended again what was lost with it.
+  if known ~= epoch then return answer('wait') end
   if not string.find(recovery.done, ARGV[12], 1, true) then
     recovery.done = recovery.done .. ' ' .. ARGV[12]
     redis.call('HSET', KEYS[1], 'done', recovery.done)
@@ -398,16 +421,18 @@ if op == 'release' then
 end
 
 local sequence, count = tonumber(ARGV[13]), tonumber(ARGV[14])
--- A writer's record: the time of the last frame in s, the sequences that are here, and the place
--- and count of the highest one.
+-- A writer's record: the time of the last frame in s, the sequences that are here, and of the highest
+-- one the place and its count, and the name and its count.
 local sequences, place_epoch, place_first, place_count = '', '0', '0', '0'
+local named_epoch, named_first, named_count = '0', '0', '0'
 if state[9] then
-  sequences, place_epoch, place_first, place_count =
-    string.match(state[9], '^%d+ (%S*) (%d+) (%d+) (%d+)$')
+  sequences, place_epoch, place_first, place_count, named_epoch, named_first, named_count =
+    string.match(state[9], '^%d+ (%S*) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
 end
 local function keep_writer()
   redis.call('HSET', KEYS[1], writer, redis.call('TIME')[1] .. ' ' .. sequences .. ' '
-    .. place_epoch .. ' ' .. place_first .. ' ' .. place_count)
+    .. place_epoch .. ' ' .. place_first .. ' ' .. place_count .. ' '
+    .. named_epoch .. ' ' .. named_first .. ' ' .. named_count)
 end
 
 local name_epoch, name_first, name_last
@@ -417,12 +442,13 @@ if op == 'append' then
     -- A write, so that WAIT on this connection waits until replicas have everything before it.
     keep_writer()
     if tonumber(string.match(sequences, '(%d+)$')) ~= sequence then
-      return answer('dup', '0', '0', '0', '')
+      return answer('dup', '0', '0', '0', '', '0', '0', '0')
     end
     local id = place_epoch .. '-' .. num(place_first + place_count - 1)
     local entry = redis.call('XRANGE', KEYS[2], id, id)[1]
     local frame = entry and entry[2][1] == 'f' and entry[2][2] or ''
-    return answer('dup', place_epoch, place_first, place_count, frame)
+    return answer('dup', place_epoch, place_first, place_count, frame, named_epoch, named_first,
+      named_count)
   end
   if known ~= epoch or (exact and seen ~= offset) then return answer('epoch') end
 else
@@ -478,7 +504,7 @@ local failed = add(count, 'f', ARGV[15])
 if failed then
   local high, o = top()
   if high < epoch or (high == epoch and o < offset + count) then return failed end
-  open_epoch(0)
+  open_epoch(0, {})
   return answer('epoch')
 end
 if not state[9] then
@@ -496,6 +522,8 @@ local highest = tonumber(string.match(sequences, '(%d+)$')) or 0
 sequences = with_range(sequences, sequence, sequence)
 if sequence > highest then
   place_epoch, place_first, place_count = num(epoch), num(first), num(count)
+  named_epoch, named_first = num(name_epoch or epoch), num(name_first or first)
+  named_count = num(name_epoch and name_last - name_first + 1 or count)
 end
 keep_writer()
 local base_epoch, base = num(name_epoch or epoch), name_first or first
@@ -505,7 +533,7 @@ for _ = 1, tonumber(ARGV[19]) do
   local value = base_epoch .. '-' .. num(at) .. ' ' .. ARGV[arg + 2]
   local newer = true
   if name_epoch then
-    local before = redis.call('HGET', KEYS[4], ARGV[arg])
+    local before = redis.call('HMGET', KEYS[4], ARGV[arg])[1]
     local e, o = string.match(before or '', '^(%d+)-(%d+) ')
     e, o = tonumber(e), tonumber(o)
     newer = not e or e < name_epoch or (e == name_epoch and o < at)

@@ -118,7 +118,7 @@ impl ShardCursor {
 
     /// What history no longer holds before the first page, if the stream reads the whole line to
     /// find what it has not had.
-    pub(super) fn before(&self, page: &HistoryPage) -> Option<Gap> {
+    pub(super) fn before(&self, page: &HistoryPage, ends: &[Position]) -> Option<Gap> {
         if self.position.is_known() || self.had.is_oldest() {
             return None;
         }
@@ -127,15 +127,19 @@ impl ShardCursor {
                 Position { epoch: frame.epoch, offset: Offset(frame.first.0.saturating_sub(1)) }
             }
             Delivery::Epoch(start) if start.position.offset > Offset(0) => start.position,
-            Delivery::Epoch(start) if self.had.epoch(start.previous.epoch).is_some() => {
-                start.previous
-            }
+            Delivery::Epoch(start) if start.previous.is_known() => start.previous,
             Delivery::Epoch(_) | Delivery::Gap(_) | Delivery::Start(_) => return None,
         };
-        let lost = Lost { epoch: position.epoch, first: Offset(1), last: position.offset };
-        (lost.count() > 0).then(|| Gap {
+        let earlier = ends.iter().filter(|end| end.epoch < position.epoch);
+        let lost = earlier.chain([&position]).map(|end| Lost {
+            epoch: end.epoch,
+            first: Offset(1),
+            last: end.offset,
+        });
+        let lost: Vec<_> = lost.filter(|lost| self.had.first_missing(*lost).is_some()).collect();
+        (!lost.is_empty()).then(|| Gap {
             reason: GapReason::HistoryExpired,
-            lost: vec![lost],
+            lost,
             more: false,
             position,
             from_ms: None,

@@ -223,10 +223,6 @@ impl Line {
 
     fn begin_epoch(&mut self, start: &EpochStart, number: u64) {
         let Position { epoch, offset } = start.position;
-        if let Some(oldest) = start.ends.first() {
-            // Those that ended long ago are left out.
-            self.ends.retain(|end| end.epoch >= oldest.epoch);
-        }
         self.learn(start.ends.iter().copied());
         self.learn([start.previous]);
         self.extend_line(start.previous);
@@ -266,7 +262,8 @@ impl Line {
         }
     }
 
-    fn learn(&mut self, ends: impl IntoIterator<Item = Position>) {
+    /// Takes in how far epochs go.
+    pub fn learn(&mut self, ends: impl IntoIterator<Item = Position>) {
         for end in ends.into_iter().filter(|end| end.is_known()) {
             match self.ends.binary_search_by_key(&end.epoch, |known| known.epoch) {
                 Ok(index) => self.ends[index].offset = self.ends[index].offset.max(end.offset),

@@ -242,8 +242,9 @@ impl History for TestBus {
     fn retained(&self, _: ShardId) -> BoxFuture<'_, Result<Vec<Retained>, AppendError>> {
         ready(Ok(vec![])).boxed()
     }
-    fn tip(&self, shard: ShardId) -> BoxFuture<'_, Result<Position, AppendError>> {
+    fn tip(&self, shard: ShardId) -> BoxFuture<'_, Result<(Position, Vec<Position>), AppendError>> {
         let state = self.state.lock();
-        ready(Ok(Position::new(state.epoch, state.ends[shard.index()]))).boxed()
+        let tip = Position::new(state.epoch, state.ends[shard.index()]);
+        ready(Ok((tip, vec![]))).boxed()
     }
 }

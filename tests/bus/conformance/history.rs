@@ -81,7 +81,7 @@ pub async fn the_tip_is_the_last_append(member: &Member, kept: &dyn History) {
     let shard = ShardId(0);
     let events = events(3);
     let appended = member.append(shard, &events).await.expect("appended");
-    assert_eq!(kept.tip(shard).await.expect("a tip"), last(appended, &events));
+    assert_eq!(kept.tip(shard).await.expect("a tip").0, last(appended, &events));
 }
 
 /// The deployments of this test keep about a hundred frames.

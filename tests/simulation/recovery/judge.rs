@@ -2,32 +2,54 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use trunkline::bus::{Delivery, Position, redis::envelope::events_of};
+use trunkline::{
+    bus::{Delivery, GapReason, redis::envelope::events_of},
+    hub::cursor::Missing,
+};
 
-use super::world::World;
+use super::{
+    event,
+    line::{At, at},
+    node::{Got, Node},
+    world::World,
+};
 
-type At = (u64, u64);
+/// The number of event ids that the client library remembers.
+const CLIENT_IDS: usize = 64;
 
-/// What one walk through a gateway's deliveries has.
-#[derive(Default)]
-struct Walk {
-    had: BTreeSet<At>,
-    got: BTreeMap<u64, At>,
-    gaps: Vec<At>,
-    more: bool,
+pub fn judge(world: &mut World) -> Result<(), String> {
+    if let Some(why) = world.events.broken.first() {
+        return Err(why.clone());
+    }
+    positions(world)?;
+    let mut orders = Vec::new();
+    let mut repeats = 0;
+    for (index, node) in world.nodes.iter().enumerate() {
+        let seen = Seen::of(world, index, node)?;
+        repeats += seen.repeats;
+        seen.owed(world, index, node)?;
+        orders.push(seen.order);
+    }
+    for (a, one) in orders.iter().enumerate() {
+        for (b, other) in orders.iter().enumerate().skip(a + 1) {
+            same_order(world, (a, one), (b, other))?;
+        }
+    }
+    if repeats > 0 {
+        *world.happened.entry("repeats that the client passes over (X2)").or_default() += repeats;
+    }
+    Ok(())
 }
 
-pub fn judge(world: &World) -> Result<(), String> {
-    let mut meaning: BTreeMap<At, u64> = BTreeMap::new();
-    // A position means one thing, on every gateway.
+/// A position means one thing, on every gateway.
+fn positions(world: &World) -> Result<(), String> {
+    let mut meaning: BTreeMap<At, u64> = world.events.truth.clone();
     for (index, gateway) in world.gateways.iter().enumerate() {
         for delivery in &gateway.log {
             let Delivery::Frame(frame) = delivery else { continue };
-            for (event, nth) in events_of(&frame.events).zip(0..) {
-                let event = number(event);
+            for (event, nth) in events_of(&frame.events).map(event::number).zip(0..) {
                 let place = (frame.epoch.0, frame.first.0 + nth);
-                let name = frame.name_of(nth);
-                for at in [place, (name.epoch.0, name.offset.0)] {
+                for at in [place, at(frame.name_of(nth))] {
                     if *meaning.entry(at).or_insert(event) != event {
                         return Err(format!(
                             "Position: {at:?} is event {} and event {event} on gateway {index}",
@@ -42,111 +64,189 @@ pub fn judge(world: &World) -> Result<(), String> {
         for (epoch, first) in &state.answers {
             for (event, nth) in state.events.iter().zip(0..) {
                 let at = (*epoch, first + nth);
-                if *meaning.entry(at).or_insert(*event) != *event {
+                if meaning.get(&at) != Some(event) {
                     return Err(format!(
-                        "Position: request {request} was answered {at:?}, which is event {}",
-                        meaning[&at]
+                        "Acknowledged: request {request} was answered {at:?}, which is event {:?}",
+                        meaning.get(&at)
                     ));
                 }
-            }
-        }
-    }
-    let walks: Vec<Walk> = (0..world.gateways.len())
-        .map(|index| walk(world, index))
-        .collect::<Result<_, _>>()?;
-    for (index, walk) in walks.iter().enumerate() {
-        if world.gateways[index].log.is_empty() {
-            return Err(format!("gateway {index} never started"));
-        }
-        if walk.more {
-            continue;
-        }
-        // Every acknowledged event was delivered, or told as lost, or came before the start.
-        for (request, state) in world.requests.iter().enumerate() {
-            if state.answered.is_none_or(|at| Some(at) < world.gateways[index].started) {
-                continue;
-            }
-            for (event, nth) in state.events.iter().zip(0..) {
-                let named = state.answers.iter().any(|(epoch, first)| {
-                    walk.had.contains(&(*epoch, first + nth))
-                });
-                // What nobody holds and nobody has heard of, since those who did are gone, is lost
-                // without a trace.
-                let traced = state.answers.iter().any(|(epoch, first)| {
-                    let name = Position::new(*epoch, first + nth);
-                    let mut gateways = world.gateways.iter();
-                    gateways.any(|gateway| gateway.memory.has_heard_of(name))
-                });
-                if !walk.got.contains_key(event) && !named && traced {
-                    return Err(format!(
-                        "NoSilentLoss: event {event} of request {request}, acknowledged at {:?}, \
-                         never reached gateway {index}",
-                        state.answers
-                    ));
-                }
-            }
-        }
-        // Without anybody absent nothing is lost, and nothing is told as lost.
-        if !world.absences && !world.gateways.iter().any(|gateway| gateway.absent) {
-            for gap in &walk.gaps {
-                return Err(format!("NoFalseGap: gateway {index} tells {gap:?} as lost"));
             }
         }
     }
     Ok(())
 }
 
-fn walk(world: &World, index: usize) -> Result<Walk, String> {
-    let mut walk = Walk::default();
-    for delivery in &world.gateways[index].log {
-        match delivery {
-            Delivery::Start(start) => {
-                for end in start.ends.iter().chain([&start.position]) {
-                    walk.had.extend((1..=end.offset.0).map(|offset| (end.epoch.0, offset)));
-                }
-            }
-            Delivery::Epoch(_) => {}
-            Delivery::Gap(gap) => {
-                walk.more |= gap.more;
-                for lost in &gap.lost {
-                    for offset in lost.first.0..=lost.last.0 {
-                        let at = (lost.epoch.0, offset);
-                        if walk.had.insert(at) {
-                            walk.gaps.push(at);
+/// What a node was handed, over all its streams.
+struct Seen {
+    /// The place of each event in the order.
+    order: BTreeMap<u64, usize>,
+    /// Events of which a name was told as a gap.
+    told: BTreeSet<u64>,
+    /// The steps of gaps of unknown size.
+    unknown: Vec<u64>,
+    repeats: u64,
+}
+
+impl Seen {
+    fn of(world: &World, index: usize, node: &Node) -> Result<Seen, String> {
+        let events = &world.events;
+        let mut seen = Seen {
+            order: BTreeMap::new(),
+            told: BTreeSet::new(),
+            unknown: vec![],
+            repeats: 0,
+        };
+        let mut last: BTreeMap<u64, (usize, usize)> = BTreeMap::new();
+        let mut count = 0;
+        for got in &node.got {
+            match got {
+                Got::Event(event, stream) => {
+                    count += 1;
+                    if let Some((before, at)) = last.insert(*event, (*stream, count)) {
+                        if !may_repeat(world, *event, before == *stream) {
+                            return Err(format!(
+                                "Unique: node {index} gets event {event} twice; its names are \
+                                 {:?}",
+                                events.names[event]
+                            ));
                         }
+                        if count - at > CLIENT_IDS {
+                            return Err(format!("Unique: node {index}, event {event}: too late"));
+                        }
+                        seen.repeats += 1;
+                    } else {
+                        seen.order.insert(*event, count);
                     }
                 }
+                Got::Gap(missing, step) => seen.gap(world, index, missing, *step)?,
             }
-            Delivery::Frame(frame) => {
-                for (event, nth) in events_of(&frame.events).zip(0..) {
-                    let event = number(event);
-                    let name = frame.name_of(nth);
-                    let provenance = frame.provenance.as_deref();
-                    let aliases = provenance.map_or(&[][..], |provenance| &provenance.aliases);
-                    let names: Vec<At> = aliases
-                        .iter()
-                        .filter(|(at, _)| *at == nth)
-                        .map(|(_, alias)| *alias)
-                        .chain([name])
-                        .map(|name| (name.epoch.0, name.offset.0))
-                        .collect();
-                    let had = names.iter().any(|name| walk.had.contains(name));
-                    if !had && let Some(before) = walk.got.insert(event, names[names.len() - 1]) {
-                        return Err(format!(
-                            "Unique: gateway {index} delivers event {event} as {:?}, and had it \
-                             as {before:?}",
-                            names
-                        ));
-                    }
-                    walk.had.extend(names);
+        }
+        for got in &node.got {
+            let Got::Gap(missing, _) = got else { continue };
+            for name in names(missing) {
+                let Some(event) = events.truth.get(&name) else { continue };
+                let in_doubt = events.doubts.get(&name).is_some_and(|doubts| !doubts.is_empty());
+                if seen.order.contains_key(event) && !in_doubt && !events.double.contains(event) {
+                    return Err(format!(
+                        "NoFalseGap: node {index} gets event {event}, and is told {name:?} as a gap"
+                    ));
                 }
             }
         }
+        Ok(seen)
     }
-    Ok(walk)
+
+    fn gap(
+        &mut self,
+        world: &World,
+        index: usize,
+        missing: &Missing,
+        step: u64,
+    ) -> Result<(), String> {
+        let events = &world.events;
+        if missing.missed.is_none() {
+            let unknown = missing.reason == GapReason::UnknownEpoch;
+            if !unknown && !world.forgets {
+                return Err(format!("Resumable: node {index} is told {missing:?}"));
+            }
+            self.unknown.push(step);
+        }
+        for name in names(missing) {
+            let Some(event) = events.truth.get(&name) else { continue };
+            self.told.insert(*event);
+            let in_doubt = events.doubts.get(&name).is_some_and(|doubts| !doubts.is_empty());
+            let declared = events.declared.contains(&name);
+            if missing.reason == GapReason::EpochChanged && !declared && !in_doubt {
+                return Err(format!(
+                    "NoFalseGap: node {index} is told event {event} as lost as {name:?}, which \
+                     nobody told"
+                ));
+            }
+        }
+        if !world.absences && !world.drops {
+            return Err(format!("NoFalseGap: node {index} is told {missing:?}; nothing was lost"));
+        }
+        Ok(())
+    }
+
+    /// Everything that the node is owed came, or was told.
+    fn owed(&self, world: &World, index: usize, node: &Node) -> Result<(), String> {
+        let Some(not_owed) = &node.not_owed else {
+            return Err(format!("Live: node {index} never had a stream"));
+        };
+        let events = &world.events;
+        let line = &world.masters[world.live_masters()[0]].line;
+        let acknowledged: BTreeSet<u64> = world
+            .requests
+            .iter()
+            .filter(|request| !request.answers.is_empty())
+            .flat_map(|request| request.events.iter().copied())
+            .collect();
+        for (event, first) in &events.first {
+            let came = self.order.contains_key(event) || self.told.contains(event);
+            let unknown = self.unknown.iter().any(|step| step >= first);
+            if came || unknown || not_owed.contains(event) {
+                continue;
+            }
+            // What nobody holds, and of which nobody told the line, is lost without a trace (X1).
+            let names = &events.names[event];
+            let traced = names.iter().any(|(epoch, offset)| {
+                line.told.get(epoch).is_some_and(|last| last >= offset)
+            });
+            if line.present.contains(event) || traced && acknowledged.contains(event) {
+                return Err(format!(
+                    "NoSilentLoss: node {index} never gets event {event}, nor a gap; its names \
+                     are {names:?}; it stands in the line: {}",
+                    line.present.contains(event)
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
-fn number(event: &[u8]) -> u64 {
-    let text = std::str::from_utf8(event).expect("text");
-    text.strip_prefix("event ").and_then(|text| text.parse().ok()).expect("an event's number")
+/// True if an event may be handed on twice (X2): it was accepted twice, since none of the gateways
+/// that took part had it, and the node's present gateway cannot know that.
+fn may_repeat(world: &World, event: u64, same_stream: bool) -> bool {
+    let events = &world.events;
+    let told = events.names[&event].iter().any(|name| events.declared.contains(name));
+    let twice = events.double.contains(&event) && (!events.bad_double.contains(&event) || told);
+    let names = &events.names[&event];
+    // A client's retry has no doubt; a writer's own names what it may be.
+    let retried = events.stamps[&event].len() > 1;
+    let covered = names.iter().any(|name| {
+        let mut doubts = events.doubts[name].iter();
+        doubts.any(|doubt| names.iter().any(|other| other.0 == doubt.0 && other.1 > doubt.1))
+    });
+    twice && (retried || !covered || world.absences) && (!same_stream || world.drops)
+}
+
+fn same_order(
+    world: &World,
+    (a, one): (usize, &BTreeMap<u64, usize>),
+    (b, other): (usize, &BTreeMap<u64, usize>),
+) -> Result<(), String> {
+    let events = &world.events;
+    let mut common: Vec<(usize, usize, u64)> = one
+        .iter()
+        .filter(|(event, _)| !events.late.contains(event) && !events.double.contains(event))
+        .filter_map(|(event, at)| Some((*at, *other.get(event)?, *event)))
+        .collect();
+    common.sort_unstable();
+    for pair in common.windows(2) {
+        if pair[0].1 > pair[1].1 {
+            return Err(format!(
+                "Ordered: nodes {a} and {b} get events {} and {} in different orders",
+                pair[0].2, pair[1].2
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The names that a gap of known size tells as missing.
+fn names(missing: &Missing) -> impl Iterator<Item = At> {
+    let (from, to) = (missing.from, missing.to);
+    let known = missing.missed.is_some();
+    (from.offset.0 + 1..=to.offset.0).filter(move |_| known).map(move |offset| (to.epoch.0, offset))
 }

@@ -5,18 +5,22 @@
 //! all faults end, everything comes to rest, and the judge holds the promises against what was
 //! seen.
 
+mod bus;
+mod event;
 mod judge;
+mod line;
+mod node;
 mod rng;
 mod world;
 
 use self::{
     judge::judge,
     rng::Rng,
-    world::{ACTS, Act, FAULTS, World},
+    world::{ACTS, Act, FAULTS, Setting, World},
 };
 
 /// Runs one seed. The error says which promise was broken.
-fn run(seed: u64, trace: bool) -> (World, Result<(), String>) {
+fn run(seed: u64, setting: &Setting, trace: bool) -> (World, Result<(), String>) {
     let mut draw = Rng(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ 0x5bd1_e995);
     let gateways = 2 + draw.below(3);
     let steps = 150 + draw.below(500);
@@ -28,7 +32,7 @@ fn run(seed: u64, trace: bool) -> (World, Result<(), String>) {
     };
     let weights: Vec<usize> = ACTS.iter().map(weight).collect();
     let total: usize = weights.iter().sum();
-    let mut world = World::new(draw.next(), gateways, trace);
+    let mut world = World::new(draw.next(), setting, gateways, trace);
     for _ in 0..steps {
         let mut at = draw.below(total);
         let mut chosen = 0;
@@ -41,15 +45,18 @@ fn run(seed: u64, trace: bool) -> (World, Result<(), String>) {
         }
         world.act(ACTS[chosen].0);
     }
-    let result = world.heal().and_then(|()| judge(&world));
+    let result = world.heal().and_then(|()| judge(&mut world));
     (world, result)
 }
 
 fn seeds(from: u64, count: u64) {
+    let setting = Setting::new();
+    let runtime = setting.runtime();
+    let _entered = runtime.enter();
     let mut failing = Vec::new();
     let mut happened = std::collections::BTreeMap::new();
     for seed in from..from + count {
-        let (world, result) = run(seed, false);
+        let (world, result) = run(seed, &setting, false);
         for (what, count) in world.happened {
             *happened.entry(what).or_insert(0) += count;
         }
@@ -62,7 +69,7 @@ fn seeds(from: u64, count: u64) {
     }
     eprintln!("{count} seeds from {from}: {happened:?}");
     if let Some((seed, why)) = failing.first() {
-        let (world, _) = run(*seed, true);
+        let (world, _) = run(*seed, &setting, true);
         for line in &world.history {
             eprintln!("{line}");
         }

@@ -2,28 +2,35 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    rc::Rc,
     sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use tokio::sync::oneshot;
 use trunkline::{
     bus::{
-        AppendError, Appended, Batch, Delivery, Position, ShardId,
+        AppendError, Appended, Batch, Delivery, GapReason, Position, ShardId, Sink,
         redis::{
-            envelope::Envelope,
-            history::{self, Reading},
+            envelope::{Body, Envelope},
+            history::{self, Page, Reading},
             reader::{Found, ShardReader},
             recovery::Memory,
-            script::{self, Answer, Call, Failure, Target},
+            script::{self, Answer, Call, Failure, Op, Status, Target},
             writer::{CallLimits, Core, Job, Shown, Step},
         },
     },
     config::{Config, Sources},
+    hub::{Hub, log::Capacity},
 };
 
-use super::rng::Rng;
+use super::{
+    bus::{Ask, AskedBus},
+    event,
+    line::{At, Events, Line, SETTLE_MS},
+    node::{Got, Node},
+    rng::Rng,
+};
 use crate::redis::{Identity, Reply, Server};
 
 /// The clock of all servers at the beginning, in microseconds since 1970.
@@ -35,15 +42,24 @@ const SNAPSHOTS: usize = 40;
 pub struct Master {
     pub server: Server,
     pub alive: bool,
-    snapshots: VecDeque<Server>,
+    pub line: Line,
+    snapshots: VecDeque<(Server, Line)>,
     /// The clock of this server is so many ms ahead.
     skew_ms: i64,
 }
 
 /// A call on its way.
 enum Flight {
-    Sent(Box<Call>),
+    Sent(Sent),
     Answered(Result<Answer, Failure>),
+}
+
+/// A call, and what is to be known of its sender.
+struct Sent {
+    call: Box<Call>,
+    gateway: u64,
+    /// The names that the gateway held when it sent a release.
+    held: BTreeSet<At>,
 }
 
 pub struct Gateway {
@@ -63,8 +79,13 @@ pub struct Gateway {
     wants_history: bool,
     wake: Option<Instant>,
     pub log: Vec<Delivery>,
-    /// The step of the first delivery.
-    pub started: Option<u64>,
+    pub hub: Arc<Hub>,
+    bus: Arc<AskedBus>,
+    /// The events that the shard had when the gateway's probe was published with which it began.
+    pub before: Rc<BTreeSet<u64>>,
+    probed: BTreeMap<u64, Rc<BTreeSet<u64>>>,
+    /// What the shard had been told of when the hub asked for its end last.
+    told: Rc<BTreeMap<u64, u64>>,
     answers: Vec<(usize, oneshot::Receiver<Result<Appended, AppendError>>)>,
     /// What happened while it took no part: the judge excuses what follows from that.
     pub absent: bool,
@@ -109,6 +130,10 @@ pub enum Act {
     Clock,
     EvictState,
     EvictHistory,
+    Read,
+    Move,
+    LoseStream,
+    Page,
 }
 
 /// All of them, with how often they happen.
@@ -139,6 +164,10 @@ pub const ACTS: &[(Act, usize)] = &[
     (Act::Clock, 1),
     (Act::EvictState, 1),
     (Act::EvictHistory, 1),
+    (Act::Read, 40),
+    (Act::Move, 3),
+    (Act::LoseStream, 2),
+    (Act::Page, 24),
 ];
 
 /// The faults among them: each seed has some.
@@ -158,6 +187,8 @@ pub const FAULTS: &[Act] = &[
     Act::Clock,
     Act::EvictState,
     Act::EvictHistory,
+    Act::Move,
+    Act::LoseStream,
 ];
 
 pub struct World {
@@ -167,7 +198,10 @@ pub struct World {
     pub masters: Vec<Master>,
     pub gateways: Vec<Gateway>,
     pub requests: Vec<Request>,
-    strays: Vec<(usize, Call)>,
+    pub nodes: Vec<Node>,
+    pub events: Events,
+    runtime: Rc<tokio::runtime::Runtime>,
+    strays: Vec<(usize, Sent)>,
     target: Target,
     limits: CallLimits,
     next_id: u64,
@@ -178,6 +212,10 @@ pub struct World {
     pub history: Vec<String>,
     /// Faults that took a gateway or a server out of a recovery.
     pub absences: bool,
+    /// Faults after which all that lived may have forgotten the epochs of a token.
+    pub forgets: bool,
+    /// A gateway's bounds are small: it drops what it held.
+    pub drops: bool,
     pub happened: BTreeMap<&'static str, u64>,
 }
 
@@ -190,13 +228,35 @@ macro_rules! note {
     };
 }
 
-impl World {
-    pub fn new(seed: u64, gateways: usize, trace: bool) -> World {
+/// What all seeds share.
+pub struct Setting {
+    settings: Arc<trunkline::bus::redis::Settings>,
+    /// Its clock stands still, and goes on with that of the seed.
+    runtime: Rc<tokio::runtime::Runtime>,
+}
+
+impl Setting {
+    pub fn new() -> Setting {
         let text = br#"{"coordinator": {"@type": "Redis", "url": "redis://127.0.0.1:1"}}"#;
         let config = Config::load_text(text, &Sources::default()).expect("a valid configuration");
-        let settings = Arc::new(
-            trunkline::bus::redis::Settings::from_config(&config).expect("valid settings"),
-        );
+        let settings = trunkline::bus::redis::Settings::from_config(&config);
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        Setting {
+            settings: Arc::new(settings.expect("valid settings")),
+            runtime: Rc::new(runtime.expect("a runtime")),
+        }
+    }
+
+    /// Entered while a seed runs.
+    pub fn runtime(&self) -> Rc<tokio::runtime::Runtime> {
+        self.runtime.clone()
+    }
+}
+
+impl World {
+    pub fn new(seed: u64, setting: &Setting, gateways: usize, trace: bool) -> World {
+        let settings = setting.settings.clone();
         let limits = settings.call_limits();
         let target = Target::new(&settings, ShardId(0), 1, "protocol 2".into());
         let mut world = World {
@@ -206,6 +266,9 @@ impl World {
             masters: vec![],
             gateways: vec![],
             requests: vec![],
+            nodes: vec![],
+            events: Events::default(),
+            runtime: setting.runtime.clone(),
             strays: vec![],
             target,
             limits,
@@ -215,11 +278,14 @@ impl World {
             trace,
             history: vec![],
             absences: false,
+            forgets: false,
+            drops: false,
             happened: BTreeMap::new(),
         };
         let identity = world.identity();
         let server = Server::new(identity);
-        world.add_master(server);
+        world.add_master(server, Line::default());
+        world.nodes = (0..3).map(|index| Node::new(index == 0)).collect();
         for _ in 0..gateways {
             let gateway = world.gateway(0);
             world.gateways.push(gateway);
@@ -237,9 +303,14 @@ impl World {
         Identity { run_id: id.clone(), replication_id: id }
     }
 
-    fn add_master(&mut self, server: Server) {
-        let snapshots = VecDeque::from([server.clone()]);
-        self.masters.push(Master { server, alive: true, snapshots, skew_ms: 0 });
+    fn add_master(&mut self, server: Server, line: Line) {
+        let snapshots = VecDeque::from([(server.clone(), line.clone())]);
+        self.masters.push(Master { server, alive: true, line, snapshots, skew_ms: 0 });
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.elapsed += time;
+        self.runtime.block_on(tokio::time::advance(time));
     }
 
     fn gateway(&mut self, side: usize) -> Gateway {
@@ -247,6 +318,11 @@ impl World {
         let id = self.next_id << 32 | 0xabcd_ef01;
         let limit = if self.rng.percent(20) { 3 + self.rng.below(10) } else { 10_000 };
         let now = self.now();
+        let events = if self.rng.percent(20) { 4 + self.rng.below(12) } else { 10_000 };
+        let hub = Arc::new(Hub::new(1, Capacity { bytes: 1 << 20, events }));
+        let bus = Arc::new(AskedBus::new());
+        hub.attach(bus.clone());
+        self.drops |= limit < 10_000 || events < 10_000;
         Gateway {
             id,
             alive: true,
@@ -262,7 +338,11 @@ impl World {
             wants_history: false,
             wake: None,
             log: vec![],
-            started: None,
+            hub,
+            bus,
+            before: Rc::default(),
+            probed: BTreeMap::new(),
+            told: Rc::default(),
             answers: vec![],
             absent: limit < 10_000,
         }
@@ -280,7 +360,19 @@ impl World {
         state.server.set_time(START.saturating_add_signed(micros));
         let reply = state.server.call(args);
         let published = state.server.take_published();
-        state.snapshots.push_back(state.server.clone());
+        for message in &published {
+            let Some(envelope) = Envelope::parse(message.payload.clone().into()) else {
+                panic!("an unknown message: {}", message.payload.escape_ascii());
+            };
+            if let Body::Probe { writer, number, .. } = &envelope.body
+                && let Some(gateway) = self.gateways.iter_mut().find(|other| other.id == *writer)
+            {
+                gateway.probed.insert(*number, state.line.present.clone());
+            }
+            let now = self.elapsed.as_millis();
+            state.line.published(&envelope, &mut self.events, self.steps, now);
+        }
+        state.snapshots.push_back((state.server.clone(), state.line.clone()));
         if state.snapshots.len() > SNAPSHOTS {
             state.snapshots.pop_front();
         }
@@ -294,8 +386,16 @@ impl World {
         reply
     }
 
-    fn call_script(&mut self, master: usize, call: &Call) -> Result<Answer, Failure> {
+    fn call_script(&mut self, master: usize, sent: &Sent) -> Result<Answer, Failure> {
+        let call = &sent.call;
         let args = arguments(&call.command(&self.target));
+        if let Op::Release { .. } = call.op
+            && let epoch = self.masters[master].line.epoch
+            && epoch == call.seen.epoch.0
+        {
+            let line = &mut self.masters[master].line;
+            Rc::make_mut(&mut line.took_part).insert(sent.gateway, sent.held.clone());
+        }
         let mut reply = self.execute(master, &args);
         if reply.error_code() == Some("NOSCRIPT") {
             self.execute(master, &[b"SCRIPT".to_vec(), b"LOAD".to_vec(), script::SHARD.into()]);
@@ -305,8 +405,36 @@ impl World {
             // Nothing in a simulation makes the script fail: it is a mistake in it.
             panic!("the script failed: {text}");
         }
+        let line = &mut self.masters[master].line;
+        if line.recovering || matches!(call.op, Op::Release { .. }) {
+            line.hear(&call.heard);
+        }
         let value = value(&reply);
-        Ok(script::parse(&value).unwrap_or_else(|| panic!("no answer: {reply:?}")))
+        let answer = script::parse(&value).unwrap_or_else(|| panic!("no answer: {reply:?}"));
+        if let (Op::Release { peers, .. }, Answer::Shard(view, Status::Done(_))) =
+            (&call.op, &answer)
+            && !view.recovering
+        {
+            self.released(master, peers);
+        }
+        Ok(answer)
+    }
+
+    /// A recovery ends at once only if all gateways took part of which the caller knows.
+    fn released(&mut self, master: usize, peers: &[u64]) {
+        let now = self.elapsed.as_millis();
+        let steady = self.masters[master].skew_ms == 0;
+        let line = &mut self.masters[master].line;
+        let absent = peers.iter().find(|peer| !line.took_part.contains_key(peer));
+        if line.recovering && now < line.since + SETTLE_MS && steady {
+            if let Some(peer) = absent {
+                self.events.broken.push(format!(
+                    "Settled: the shard is released at {now} ms, and gateway {peer:x} did not \
+                     take part"
+                ));
+            }
+        }
+        line.recovering = false;
     }
 
     fn reachable(&self, gateway: usize) -> Option<usize> {
@@ -362,10 +490,10 @@ impl World {
                 }
                 if !self.strays.is_empty() && self.rng.percent(10) {
                     let stray = self.rng.below(self.strays.len());
-                    let (master, call) = self.strays.remove(stray);
+                    let (master, sent) = self.strays.remove(stray);
                     if self.masters[master].alive {
-                        note!(self, "a late call arrives at master {master}: {}", describe(&call));
-                        let answer = self.call_script(master, &call);
+                        note!(self, "a late call arrives at master {master}: {}", describe(&sent.call));
+                        let answer = self.call_script(master, &sent);
                         note!(self, "  {answer:?}");
                         self.count("late calls");
                     }
@@ -388,7 +516,7 @@ impl World {
             }
             Act::Time => {
                 let ms = self.rng.below(4);
-                self.elapsed += Duration::from_millis(ms as u64);
+                self.pass(Duration::from_millis(ms as u64));
             }
             Act::Subscribe => {
                 if let Some(gateway) = self.pick() {
@@ -399,14 +527,14 @@ impl World {
                 if let Some(gateway) = self.pick()
                     && matches!(self.gateways[gateway].flight, Some(Flight::Sent(_)))
                 {
-                    let Some(Flight::Sent(call)) = self.gateways[gateway].flight.take() else {
+                    let Some(Flight::Sent(sent)) = self.gateways[gateway].flight.take() else {
                         return;
                     };
                     note!(self, "gateway {gateway}: its call is {act:?}");
                     if act == Act::LateCall
                         && let Some(master) = self.reachable(gateway)
                     {
-                        self.strays.push((master, *call));
+                        self.strays.push((master, sent));
                     }
                     let lost = Err(Failure::Unknown("lost".into()));
                     self.gateways[gateway].flight = Some(Flight::Answered(lost));
@@ -436,10 +564,33 @@ impl World {
             Act::Pause => {
                 // Everybody is slower than a recovery waits.
                 let ms = self.rng.below(1500);
-                self.elapsed += Duration::from_millis(ms as u64);
+                self.pass(Duration::from_millis(ms as u64));
                 self.absences = true;
                 note!(self, "a pause of {ms} ms");
                 self.count("pauses");
+            }
+            Act::Read => {
+                let node = self.rng.below(self.nodes.len());
+                self.read(node);
+            }
+            Act::Move => {
+                let node = self.rng.below(self.nodes.len());
+                note!(self, "node {node} leaves");
+                self.nodes[node].leave();
+                self.count("moves");
+            }
+            Act::LoseStream => {
+                let node = self.rng.below(self.nodes.len());
+                if self.at(node) {
+                    note!(self, "node {node} loses its stream, and a message");
+                    self.nodes[node].lose_message();
+                    self.count("streams lost");
+                }
+            }
+            Act::Page => {
+                if let Some(gateway) = self.pick() {
+                    self.page(gateway);
+                }
             }
             Act::Clock => {
                 self.absences = true;
@@ -462,10 +613,10 @@ impl World {
             Act::Failover => {
                 let age = self.rng.below(self.masters[master].snapshots.len());
                 let snapshots = &self.masters[master].snapshots;
-                let mut server = snapshots[snapshots.len() - 1 - age].clone();
+                let (mut server, line) = snapshots[snapshots.len() - 1 - age].clone();
                 server.set_identity(self.identity());
                 self.masters[master].alive = false;
-                self.add_master(server);
+                self.add_master(server, line);
                 let to = self.masters.len() - 1;
                 for gateway in &mut self.gateways {
                     if gateway.side == master {
@@ -478,9 +629,9 @@ impl World {
             Act::Split if masters.len() == 1 => {
                 let age = self.rng.below(self.masters[master].snapshots.len().min(8));
                 let snapshots = &self.masters[master].snapshots;
-                let mut server = snapshots[snapshots.len() - 1 - age].clone();
+                let (mut server, line) = snapshots[snapshots.len() - 1 - age].clone();
                 server.set_identity(self.identity());
-                self.add_master(server);
+                self.add_master(server, line);
                 let to = self.masters.len() - 1;
                 for index in 0..self.gateways.len() {
                     if self.rng.percent(50) {
@@ -500,6 +651,7 @@ impl World {
                 note!(self, "the split ends: master {master} is gone");
             }
             Act::Flush => {
+                self.masters[master].line = Line::default();
                 self.execute(master, &["FLUSHALL"]);
                 note!(self, "FLUSHALL on master {master}");
                 self.count("flushes");
@@ -512,6 +664,14 @@ impl World {
                     server.evict(name);
                 }
                 note!(self, "the {end} of master {master} is evicted");
+                let line = &mut self.masters[master].line;
+                line.evicted = true;
+                if act == Act::EvictState {
+                    line.told = Rc::default();
+                    line.recovering = false;
+                } else {
+                    line.kept = Rc::default();
+                }
                 self.absences = true;
                 self.count("evictions");
             }
@@ -560,9 +720,8 @@ impl World {
             return;
         }
         let Request { id, events, .. } = &self.requests[request];
-        let bytes = |event: &u64| Bytes::from(format!("event {event}"));
         let batch = Batch {
-            events: events.iter().map(bytes).collect(),
+            events: events.iter().copied().map(event::encode).collect(),
             request_id: *id,
             retain: vec![],
             trace: None,
@@ -584,7 +743,12 @@ impl World {
         match gateway.core.step(now, &mut gateway.memory) {
             Step::Call(call) => {
                 note!(self, "gateway {index} calls {}", describe(&call));
-                self.gateways[index].flight = Some(Flight::Sent(call));
+                let gateway = &mut self.gateways[index];
+                let releases = matches!(call.op, Op::Release { .. });
+                let held = releases.then(|| self.events.held_by(&gateway.memory));
+                let held = held.unwrap_or_default();
+                let sent = Sent { call, gateway: gateway.id, held };
+                gateway.flight = Some(Flight::Sent(sent));
             }
             Step::WaitUntil(until) => gateway.wake = Some(until),
         }
@@ -592,9 +756,9 @@ impl World {
     }
 
     pub fn execute_flight(&mut self, index: usize) {
-        let Some(Flight::Sent(call)) = self.gateways[index].flight.take() else { return };
+        let Some(Flight::Sent(sent)) = self.gateways[index].flight.take() else { return };
         let answer = match self.reachable(index) {
-            Some(master) => self.call_script(master, &call),
+            Some(master) => self.call_script(master, &sent),
             None => Err(Failure::NotConnected("nobody there".into())),
         };
         note!(self, "gateway {index} is answered {answer:?}");
@@ -645,7 +809,16 @@ impl World {
         let Some(envelope) = Envelope::parse(message.clone().into()) else {
             panic!("an unknown message: {}", message.escape_ascii());
         };
+        let probe = match &envelope.body {
+            Body::Probe { number, .. } => Some(*number),
+            _ => None,
+        };
         let found = gateway.reader.arrived(envelope, &mut gateway.memory, now);
+        if let Some(Delivery::Start(_)) = found.deliveries.first()
+            && let Some(before) = probe.and_then(|number| gateway.probed.get(&number))
+        {
+            gateway.before = before.clone();
+        }
         self.found(index, found);
     }
 
@@ -654,7 +827,7 @@ impl World {
         gateway.wants_history |= found.read_history;
         for delivery in found.deliveries {
             note!(self, "gateway {index} delivers {}", describe_delivery(&delivery));
-            self.gateways[index].started.get_or_insert(self.steps);
+            self.gateways[index].hub.deliver(ShardId(0), delivery.clone());
             self.gateways[index].log.push(delivery);
         }
     }
@@ -673,6 +846,103 @@ impl World {
         gateway.wants_history = false;
         let found = gateway.reader.repaired(reading, &mut gateway.memory, now);
         self.found(index, found);
+    }
+
+    /// True if the node has a stream whose gateway is up.
+    fn at(&mut self, node: usize) -> bool {
+        let Some((gateway, id)) = self.nodes[node].gateway else { return false };
+        if self.gateways[gateway].id != id {
+            note!(self, "node {node} loses its gateway");
+            self.nodes[node].leave();
+            return false;
+        }
+        !self.gateways[gateway].frozen
+    }
+
+    /// A node reads its stream, or opens one.
+    pub fn read(&mut self, node: usize) {
+        if self.at(node) {
+            let reader = &mut self.nodes[node];
+            let (told, epochs) = (reader.got.len(), reader.epochs());
+            if let Some(what) = reader.read(self.steps) {
+                note!(self, "node {node} {what}");
+            }
+            let got = self.nodes[node].got.get(told);
+            if let Some(Got::Gap(missing, _)) = got
+                && missing.reason == GapReason::UnknownEpoch
+                && let Some((gateway, _)) = self.nodes[node].gateway
+                && let told = &self.gateways[gateway].told
+                && let Some(epoch) = epochs.iter().find(|epoch| told.contains_key(epoch))
+            {
+                self.events.broken.push(format!(
+                    "Resumable: node {node} is told {missing:?}; the shard was told of {epoch}"
+                ));
+            }
+            return;
+        }
+        if self.nodes[node].gateway.is_some() {
+            return;
+        }
+        let Some(gateway) = self.pick() else { return };
+        let state = &self.gateways[gateway];
+        if !state.hub.is_started() {
+            return;
+        }
+        note!(self, "node {node} opens a stream on gateway {gateway}, with {}",
+            self.nodes[node].had());
+        let (id, hub) = (state.id, state.hub.clone());
+        let reader = &mut self.nodes[node];
+        if reader.token.is_none() {
+            reader.not_owed = Some(self.events.first.keys().copied().collect());
+        }
+        reader.open((gateway, id), &hub);
+    }
+
+    /// Answers what the hub of a gateway asked first.
+    pub fn page(&mut self, index: usize) {
+        let Some(ask) = self.gateways[index].bus.asks.lock().pop_front() else { return };
+        let master = self.reachable(index);
+        let unreachable = || AppendError::Unavailable("no master is known".into());
+        match ask {
+            Ask::Tip(answer) => {
+                let end = Position::new(u64::MAX, u64::MAX - 1);
+                let view = master.map(|master| self.reading(master, end).view);
+                if let Some(master) = master {
+                    self.gateways[index].told = self.masters[master].line.told.clone();
+                }
+                let tip = view.map(|view| (view.tip, view.ends));
+                let _ = answer.send(tip.ok_or_else(unreachable));
+            }
+            Ask::Page(after, max_bytes, answer) => {
+                let Some(master) = master else {
+                    let _ = answer.send(Err(unreachable()));
+                    return;
+                };
+                let mut page = Page::after(after, max_bytes);
+                let taken = loop {
+                    let reading = self.reading(master, page.read_from());
+                    let memory = &mut self.gateways[index].memory;
+                    if let Some(taken) = page.take(reading, memory) {
+                        break taken;
+                    }
+                };
+                note!(self, "gateway {index} reads a page of master {master} after {after}: \
+                    {} deliveries", taken.deliveries.len());
+                if !after.is_known() {
+                    let kept = self.masters[master].line.kept.clone();
+                    let id = self.gateways[index].id;
+                    for node in &mut self.nodes {
+                        let begins = node.oldest && node.got.is_empty();
+                        if begins && node.gateway == Some((index, id)) {
+                            let events = self.events.first.keys().copied();
+                            node.not_owed =
+                                Some(events.filter(|event| !kept.contains(event)).collect());
+                        }
+                    }
+                }
+                let _ = answer.send(Ok(taken));
+            }
+        }
     }
 
     pub fn reading(&mut self, master: usize, after: Position) -> Reading {
@@ -724,8 +994,16 @@ impl World {
                     self.inbox(index);
                 }
                 self.read_history(index);
+                while !self.gateways[index].bus.asks.lock().is_empty() {
+                    self.page(index);
+                }
             }
-            self.elapsed += Duration::from_millis(20);
+            for node in 0..self.nodes.len() {
+                for _ in 0..4 {
+                    self.read(node);
+                }
+            }
+            self.pass(Duration::from_millis(20));
             let busy = self.gateways.iter().any(|gateway| {
                 gateway.core.is_busy() || gateway.wants_history || gateway.memory.is_recovering()
             });
@@ -753,12 +1031,13 @@ impl World {
 
     fn fingerprint(&self) -> Vec<(usize, Position)> {
         let gateways = self.gateways.iter();
-        gateways.map(|gateway| (gateway.log.len(), gateway.reader.position())).collect()
+        let gateways = gateways.map(|gateway| (gateway.log.len(), gateway.reader.position()));
+        let nodes = self.nodes.iter().map(|node| (node.got.len(), Position::UNKNOWN));
+        gateways.chain(nodes).collect()
     }
 }
 
 fn describe(call: &Call) -> String {
-    use trunkline::bus::redis::script::Op;
     let op = match &call.op {
         Op::Append(framed) => format!("append seq {} x{}", framed.sequence, framed.count),
         Op::Again(framed, name) => {

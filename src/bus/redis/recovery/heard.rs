@@ -54,6 +54,12 @@ impl Heard {
         self.epochs.get(&epoch).map_or(Offset(0), |known| known.last)
     }
 
+    /// The last position of the greatest epoch.
+    pub fn greatest(&self) -> Option<Position> {
+        let (epoch, known) = self.epochs.last_key_value()?;
+        Some(Position { epoch: *epoch, offset: known.last })
+    }
+
     /// The epochs, in ascending order, with the last position of each.
     pub fn iter(&self) -> impl Iterator<Item = Position> {
         self.epochs.iter().map(|(epoch, known)| Position { epoch: *epoch, offset: known.last })

@@ -124,15 +124,16 @@ impl Memory {
                 self.heard.hear(at);
                 self.heard.hear(*previous);
                 ends.iter().for_each(|end| self.heard.hear(*end));
+                // The end of the epoch before is among `ends`, but if the state was lost with the
+                // records of writers: then all of it is appended again.
                 self.advance(at, ends);
-                let end = self.ends.entry(previous.epoch).or_default();
-                *end = (*end).max(previous.offset);
             }
             Body::Note(lost) => {
                 self.heard.hear_copy(at.epoch, at.offset, at.offset);
-                self.account_for(lost);
+                self.account_for(at.epoch, Position { epoch: lost.epoch, offset: lost.last });
             }
-            Body::Unreadable | Body::Forged => self.heard.hear(at),
+            // Anybody may have published it, at any position.
+            Body::Unreadable | Body::Forged => {}
         }
     }
 
@@ -149,19 +150,19 @@ impl Memory {
             Some(Provenance { name: Some(name), aliases, .. }) => {
                 self.heard.hear_copy(frame.epoch, frame.first, last.offset);
                 aliases.iter().for_each(|(_, alias)| self.heard.hear(*alias));
-                let named = Lost { epoch: name.epoch, first: name.first, last: name.last().offset };
-                self.account_for(&named);
+                self.account_for(last.epoch, name.last());
             }
         }
         self.held.keep(HeldFrame::new(stamped.clone()));
     }
 
-    /// A copy or note says that an ended epoch is handled up to there.
-    fn account_for(&mut self, lost: &Lost) {
-        self.heard.hear(Position { epoch: lost.epoch, offset: lost.last });
-        if lost.epoch > self.floor {
-            let end = self.ends.entry(lost.epoch).or_default();
-            *end = (*end).max(lost.last);
+    /// A message of the epoch `by` says that an ended epoch is handled up to there. One of an epoch
+    /// before the shard's says nothing: what came after it may be lost.
+    fn account_for(&mut self, by: Epoch, last: Position) {
+        self.heard.hear(last);
+        if by == self.tip.epoch && last.epoch > self.floor {
+            let end = self.ends.entry(last.epoch).or_default();
+            *end = (*end).max(last.offset);
         }
     }
 
@@ -203,9 +204,12 @@ impl Memory {
         self.tip
     }
 
-    /// The position that calls state as seen.
+    /// The position that calls state as seen: of the greatest epoch, also if that is not the
+    /// shard's. Then the shard is on another line, and must have a greater one.
     pub fn seen(&self) -> Position {
-        Position { epoch: self.tip.epoch, offset: self.heard.last(self.tip.epoch) }
+        let greatest = self.heard.greatest().filter(|last| last.epoch > self.tip.epoch);
+        let offset = || self.heard.last(self.tip.epoch);
+        greatest.unwrap_or_else(|| Position { epoch: self.tip.epoch, offset: offset() })
     }
 
     /// True while appends wait.
@@ -218,9 +222,9 @@ impl Memory {
         self.heard.text()
     }
 
-    /// True if an event of this name is held, or lies in the shard.
-    pub fn names(&self, name: Position) -> bool {
-        self.end_of(name.epoch) >= name.offset || self.held.names(name)
+    /// True if an event of this name is held.
+    pub fn holds(&self, name: Position) -> bool {
+        self.held.names(name)
     }
 
     /// True if a position of this name is known to have existed.
@@ -277,8 +281,10 @@ impl Memory {
         if self.recovering {
             return Task::Release;
         }
-        let unaccounted =
-            self.heard.iter().any(|last| last.epoch < self.tip.epoch && last.offset > self.end_of(last.epoch));
+        let unaccounted = self
+            .heard
+            .iter()
+            .any(|last| last.epoch < self.tip.epoch && last.offset > self.end_of(last.epoch));
         if !unaccounted {
             self.unaccounted = None;
             return Task::Nothing;

@@ -1,0 +1,170 @@
+//! What the simulation knows of the events, and of the line that each master has. The judge excuses
+//! only what follows from it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
+
+use trunkline::bus::{
+    Position,
+    redis::{
+        envelope::{Body, Envelope, StampedFrame, events_of},
+        recovery::Memory,
+    },
+};
+
+use super::event;
+
+/// An epoch and an offset.
+pub type At = (u64, u64);
+
+/// The time for which a recovery waits for gateways of which it does not know.
+pub const SETTLE_MS: u128 = 300;
+
+/// The line of one master. A snapshot of the server has one of its own.
+#[derive(Clone, Default)]
+pub struct Line {
+    /// Events that stand in the line.
+    pub present: Rc<BTreeSet<u64>>,
+    /// Those of them that history was given and not deprived of.
+    pub kept: Rc<BTreeSet<u64>>,
+    /// For each epoch the highest offset that a call told this line of.
+    pub told: Rc<BTreeMap<u64, u64>>,
+    /// The gateways that took part in the last recovery: they knew of it, and had appended again
+    /// all that they held, these names.
+    pub took_part: Rc<BTreeMap<u64, BTreeSet<At>>>,
+    pub recovering: bool,
+    /// The epoch that began last.
+    pub epoch: u64,
+    /// When the recovery began, or when something was appended again in it last, in ms.
+    pub since: u128,
+    /// True if single keys of it were evicted.
+    pub evicted: bool,
+}
+
+/// What happened to the events of a seed.
+#[derive(Default)]
+pub struct Events {
+    /// For each event the names under which it was accepted, in this order.
+    pub names: BTreeMap<u64, Vec<At>>,
+    /// The event of each name.
+    pub truth: BTreeMap<At, u64>,
+    /// The step of the first acceptance.
+    pub first: BTreeMap<u64, u64>,
+    /// The (writer, sequence) of each acceptance.
+    pub stamps: BTreeMap<u64, BTreeSet<(u64, u64)>>,
+    /// The doubts of each acceptance, by its name.
+    pub doubts: BTreeMap<At, Vec<At>>,
+    /// Accepted a second time, since no gateway that took part had it.
+    pub double: BTreeSet<u64>,
+    /// Accepted a second time though a gateway that took part had it.
+    pub bad_double: BTreeSet<u64>,
+    /// Appended again after the recovery.
+    pub late: BTreeSet<u64>,
+    /// Names that were told as lost.
+    pub declared: BTreeSet<At>,
+    /// Promises that were broken on the way.
+    pub broken: Vec<String>,
+}
+
+/// The position as a pair of numbers.
+pub fn at(position: Position) -> At {
+    (position.epoch.0, position.offset.0)
+}
+
+/// The numbers of a frame's events.
+pub fn numbers(stamped: &StampedFrame) -> Vec<u64> {
+    events_of(&stamped.frame.events).map(event::number).collect()
+}
+
+impl Line {
+    /// Takes in what a call told the server of.
+    pub fn hear(&mut self, heard: &str) {
+        let told = Rc::make_mut(&mut self.told);
+        for entry in heard.split_ascii_whitespace() {
+            let mut parts = entry.split(':').map(|part| part.parse::<u64>().ok());
+            if let (Some(Some(epoch)), Some(Some(offset))) = (parts.next(), parts.next()) {
+                let known = told.entry(epoch).or_default();
+                *known = (*known).max(offset);
+            }
+        }
+    }
+
+    /// Takes in a message that the script published.
+    pub fn published(&mut self, message: &Envelope, events: &mut Events, step: u64, now: u128) {
+        match &message.body {
+            Body::Frame(stamped) if stamped.frame.is_copy() => {
+                self.since = now;
+                let numbers = numbers(stamped);
+                if !self.recovering {
+                    events.late.extend(&numbers);
+                }
+                Rc::make_mut(&mut self.present).extend(&numbers);
+                Rc::make_mut(&mut self.kept).extend(&numbers);
+            }
+            Body::Frame(stamped) => self.accepted(stamped, events, step),
+            Body::EpochStart { .. } => {
+                (self.recovering, self.since) = (true, now);
+                self.epoch = message.position.epoch.0;
+                self.took_part = Rc::default();
+            }
+            Body::Note(lost) => {
+                for offset in lost.first.0..=lost.last.0 {
+                    let name = (lost.epoch.0, offset);
+                    events.declared.insert(name);
+                    let Some(event) = events.truth.get(&name) else { continue };
+                    let mut holders = self.took_part.iter().filter(|(_, held)| held.contains(&name));
+                    if let Some((gateway, _)) = holders.next() {
+                        events.broken.push(format!(
+                            "NoFalseGap: event {event} is told as lost as {name:?}, and gateway \
+                             {gateway:x} that took part held it"
+                        ));
+                    }
+                }
+            }
+            Body::Probe { .. } | Body::Unreadable | Body::Forged => {}
+        }
+    }
+
+    fn accepted(&mut self, stamped: &StampedFrame, events: &mut Events, step: u64) {
+        let frame = &stamped.frame;
+        let provenance = frame.provenance.as_deref();
+        let doubts: Vec<At> =
+            provenance.map_or(vec![], |added| added.doubts.iter().copied().map(at).collect());
+        for (event, nth) in numbers(stamped).into_iter().zip(0..) {
+            let name = at(frame.name_of(nth));
+            let before = events.names.entry(event).or_default();
+            if !before.is_empty() {
+                let held = |name: &At| self.took_part.values().any(|held| held.contains(name));
+                if self.present.contains(&event) && !self.evicted {
+                    events.broken.push(format!(
+                        "Once: event {event} is accepted as {name:?}, and stands in the line as \
+                         one of {before:?}"
+                    ));
+                }
+                if before.iter().any(held) {
+                    events.bad_double.insert(event);
+                }
+                events.double.insert(event);
+            }
+            before.push(name);
+            if *events.truth.entry(name).or_insert(event) != event {
+                events.broken.push(format!("Position: {name:?} is given to event {event} too"));
+            }
+            events.first.entry(event).or_insert(step);
+            events.stamps.entry(event).or_default().insert((stamped.writer, stamped.sequence));
+            events.doubts.insert(name, doubts.clone());
+            Rc::make_mut(&mut self.present).insert(event);
+            Rc::make_mut(&mut self.kept).insert(event);
+        }
+    }
+}
+
+impl Events {
+    /// The names of events that a gateway holds.
+    pub fn held_by(&self, memory: &Memory) -> BTreeSet<At> {
+        let names = self.truth.keys().copied();
+        names.filter(|(epoch, offset)| memory.holds(Position::new(*epoch, *offset))).collect()
+    }
+}
