@@ -7,7 +7,7 @@ use std::{
 
 use super::{Heard, Held, HeldFrame, Ranges};
 use crate::bus::{
-    Epoch, Frame, Lost, Name, Offset, Position, Provenance, put_event,
+    Epoch, Frame, Name, Offset, Position, Provenance, put_event,
     redis::envelope::{
         Body, Envelope, Header, StampedFrame, WriterId, encode_frame, events_of, put_request,
         put_retained, read_requests, read_retained,
