@@ -84,8 +84,8 @@ pub struct Gateway {
     /// The events that the shard had when the gateway's probe was published with which it began.
     pub before: Rc<BTreeSet<u64>>,
     probed: BTreeMap<u64, Rc<BTreeSet<u64>>>,
-    /// What the shard had been told of when the hub asked for its end last.
-    told: Rc<BTreeMap<u64, u64>>,
+    /// What the shard had been told of when the hub asked for its end, with the step.
+    tips: Vec<(u64, Rc<BTreeMap<u64, u64>>)>,
     answers: Vec<(usize, oneshot::Receiver<Result<Appended, AppendError>>)>,
     /// What happened while it took no part: the judge excuses what follows from that.
     pub absent: bool,
@@ -342,7 +342,7 @@ impl World {
             bus,
             before: Rc::default(),
             probed: BTreeMap::new(),
-            told: Rc::default(),
+            tips: vec![],
             answers: vec![],
             absent: limit < 10_000,
         }
@@ -871,8 +871,12 @@ impl World {
             if let Some(Got::Gap(missing, _)) = got
                 && missing.reason == GapReason::UnknownEpoch
                 && let Some((gateway, _)) = self.nodes[node].gateway
-                && let told = &self.gateways[gateway].told
-                && let Some(epoch) = epochs.iter().find(|epoch| told.contains_key(epoch))
+                && let opened = self.nodes[node].opened
+                && let tips = &self.gateways[gateway].tips
+                && let Some(epoch) = epochs.iter().find(|epoch| {
+                    let mut tips = tips.iter().filter(|(step, _)| *step >= opened);
+                    tips.all(|(_, told)| told.contains_key(epoch))
+                })
             {
                 self.events.broken.push(format!(
                     "Resumable: node {node} is told {missing:?}; the shard was told of {epoch}"
@@ -895,6 +899,7 @@ impl World {
         if reader.token.is_none() {
             reader.not_owed = Some(self.events.first.keys().copied().collect());
         }
+        reader.opened = self.steps;
         reader.open((gateway, id), &hub);
     }
 
@@ -908,7 +913,8 @@ impl World {
                 let end = Position::new(u64::MAX, u64::MAX - 1);
                 let view = master.map(|master| self.reading(master, end).view);
                 if let Some(master) = master {
-                    self.gateways[index].told = self.masters[master].line.told.clone();
+                    let told = self.masters[master].line.told.clone();
+                    self.gateways[index].tips.push((self.steps, told));
                 }
                 let tip = view.map(|view| (view.tip, view.ends));
                 let _ = answer.send(tip.ok_or_else(unreachable));
@@ -935,8 +941,12 @@ impl World {
                         let begins = node.oldest && node.got.is_empty();
                         if begins && node.gateway == Some((index, id)) {
                             let events = self.events.first.keys().copied();
-                            node.not_owed =
-                                Some(events.filter(|event| !kept.contains(event)).collect());
+                            let not_owed = node.not_owed.get_or_insert_default();
+                            if node.begun != node.streams {
+                                node.begun = node.streams;
+                                not_owed.clear();
+                            }
+                            not_owed.extend(events.filter(|event| !kept.contains(event)));
                         }
                     }
                 }
