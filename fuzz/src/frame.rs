@@ -2,7 +2,7 @@ use bytes::Bytes;
 use prost::Message;
 use trunkline::{
     bus::{
-        Offset, Position,
+        Epoch, Position,
         redis::envelope::{Body, Envelope, Header, encode_frame, encode_probe},
     },
     hub::log::IndexedFrame,
@@ -12,7 +12,7 @@ use trunkline::{
 /// Bytes from Redis, as a message from a channel and as an entry of history.
 pub fn frame(bytes: &[u8]) {
     let bytes = Bytes::copy_from_slice(bytes);
-    for field in [&b"f"[..], b"e", b"x"] {
+    for field in [&b"f"[..], b"e", b"n", b"x"] {
         if let Some(envelope) = Envelope::parse_history(b"7-70", field, &bytes) {
             assert_eq!(envelope.position, Position::new(7, 70));
             round_trips(&envelope);
@@ -37,8 +37,16 @@ fn round_trips(envelope: &Envelope) {
     let position = envelope.position;
     let encoded = match &envelope.body {
         Body::Unreadable | Body::Forged => return,
-        Body::Probe { writer, number } => channel(position, &encode_probe(*writer, *number, 2)),
-        Body::EpochStart { previous } => format!("E1 {position} {previous}").into_bytes(),
+        Body::Probe { writer, number, view } => {
+            let head = format!("P2 {position} {}|{}|", view.copies, ends(view.floor, &view.ends));
+            [head.as_bytes(), &encode_probe(*writer, *number, 2)].concat()
+        }
+        Body::EpochStart { previous, floor, ends: known } => {
+            format!("E2 {position} {previous} {}", ends(*floor, known)).into_bytes()
+        }
+        Body::Note(lost) => {
+            format!("N2 {position} {}:{}-{}", lost.epoch.0, lost.first.0, lost.last.0).into_bytes()
+        }
         Body::Frame(stamped) => {
             let frame = &stamped.frame;
             assert!(frame.count >= 1 && frame.first.0 >= 1);
@@ -50,9 +58,9 @@ fn round_trips(envelope: &Envelope) {
                 sequence: stamped.sequence,
                 count: frame.count,
                 time_ms: frame.time_ms,
-                origin: frame
-                    .origin
-                    .map(|last| (last.epoch, Offset(last.offset.0 - (frame.count - 1)))),
+                provenance: frame.provenance.as_deref(),
+                requests: &stamped.requests,
+                retain: &stamped.retain,
             };
             channel(position, &encode_frame(&header, &frame.events))
         }
@@ -61,7 +69,12 @@ fn round_trips(envelope: &Envelope) {
     assert_eq!(format!("{decoded:?}"), format!("{envelope:?}"));
 }
 
+fn ends(floor: Epoch, ends: &[Position]) -> String {
+    let ends = ends.iter().map(|end| format!(" {}:{}", end.epoch.0, end.offset.0));
+    format!("{}{}", floor.0, ends.collect::<String>())
+}
+
 /// A message on a channel.
 pub fn channel(position: Position, body: &[u8]) -> Vec<u8> {
-    [format!("T1 {position} ").as_bytes(), body].concat()
+    [format!("F2 {position} ").as_bytes(), body].concat()
 }

@@ -139,8 +139,7 @@ pub trait History: Send + Sync {
     /// Reads the position of the last event that the servers of the bus have accepted. Not before
     /// the position of any append that was answered before the call. With it the ends of earlier
     /// epochs, as [`EpochStart::ends`] has them.
-    fn tip(&self, shard: ShardId)
-    -> BoxFuture<'_, Result<(Position, Vec<Position>), AppendError>>;
+    fn tip(&self, shard: ShardId) -> BoxFuture<'_, Result<(Position, Vec<Position>), AppendError>>;
 }
 
 /// Milliseconds since 1970.

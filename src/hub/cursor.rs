@@ -17,8 +17,8 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
 
-pub(super) use self::shard::{Scan, Source};
 use self::shard::{Offered, ShardCursor};
+pub(super) use self::shard::{Scan, Source};
 pub use self::{missing::Missing, progress::Progress};
 use super::{
     Hub, ReadOptions,

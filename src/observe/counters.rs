@@ -197,7 +197,7 @@ impl Counters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::errors::CredentialError;
+    use crate::errors::{AcceptedEvents, CredentialError};
 
     #[test]
     fn every_limit_has_its_own_counter() {
@@ -221,6 +221,10 @@ mod tests {
             Error::PayloadTooLarge { what: String::new(), limit: 1, actual: 2 },
             Error::BusUnavailable("down".into()),
             Error::OutcomeUnknown(String::new()),
+            Error::PartlyAccepted {
+                accepted: AcceptedEvents(vec![true, false]),
+                cause: Box::new(Error::BusUnavailable("down".into())),
+            },
             Error::limit(Limit::Streams, 1),
             Error::SubscriberTooSlow { missed: None },
             Error::Unauthenticated(CredentialError::Missing),

@@ -113,7 +113,7 @@ async fn unknown_bytes_on_the_channel_are_skipped() {
         scene.publish(&format!("e{n}")).await;
     }
     scene.on_the_channel(&vec![b'x'; 4 << 20]).await;
-    for text in ["", "T1", "T1 ", "T1 1-1", "T1 a-b c", "T0 1-1 x", "E1 1-0 x", "hello"] {
+    for text in ["", "F2", "F2 ", "F2 1-1", "F2 a-b c", "T0 1-1 x", "E2 1-0 x", "hello"] {
         scene.on_the_channel(text.as_bytes()).await;
     }
     scene.publish("last").await;

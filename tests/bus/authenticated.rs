@@ -85,7 +85,7 @@ impl Tenant {
         let channel = self.name(shard, "channel");
         self.run(&[b"HSET", state.as_bytes(), b"offset", next.as_bytes()]).await;
         self.run(&[b"XADD", history.as_bytes(), position.as_bytes(), b"f", frame]).await;
-        let message = [b"T1 ", position.as_bytes(), b" ", frame].concat();
+        let message = [b"F2 ", position.as_bytes(), b" ", frame].concat();
         self.run(&[b"PUBLISH", channel.as_bytes(), &message]).await;
     }
 }
@@ -222,10 +222,10 @@ async fn forged_and_altered_frames_are_gaps_and_are_counted() {
     let channel = scene.tenant.name("0", "channel");
     let (epoch, offset) = scene.tenant.tip("0").await;
     for message in [
-        format!("T1 {epoch}-{} nonsense", offset + 1),
-        format!("T1 {epoch}-{} nonsense", offset + 1000),
-        format!("E1 {}-0 {epoch}-{offset}", epoch + 1),
-        format!("E1 {}-0 {epoch}-{offset}", epoch + 1_000_000),
+        format!("F2 {epoch}-{} nonsense", offset + 1),
+        format!("F2 {epoch}-{} nonsense", offset + 1000),
+        format!("E2 {}-0 {epoch}-{offset} 0", epoch + 1),
+        format!("E2 {}-0 {epoch}-{offset} 0", epoch + 1_000_000),
     ] {
         scene.tenant.run(&[b"PUBLISH", channel.as_bytes(), message.as_bytes()]).await;
     }
@@ -265,7 +265,7 @@ async fn replayed_frames_are_gaps_on_any_shard_and_prefix() {
     .await;
     // A second time at its own position, on the channel: every stream has had it.
     let channel = scene.tenant.name(&tags[0], "channel");
-    let message = [format!("T1 {}-{} ", one.epoch, one.offset).as_bytes(), &one.frame].concat();
+    let message = [format!("F2 {}-{} ", one.epoch, one.offset).as_bytes(), &one.frame].concat();
     scene.tenant.run(&[b"PUBLISH", channel.as_bytes(), &message]).await;
     scene.publish("e-1", "a0").await;
     assert_eq!(scene.collector.event_ids()[before.len()..], ["e-1"]);
@@ -321,7 +321,7 @@ async fn a_server_reset_to_an_earlier_state_replays_nothing_to_a_new_gateway() {
     // The tenant replays the frame, at its own position and after the shard's current end.
     let channel = scene.tenant.name("0", "channel");
     let message =
-        [format!("T1 {}-{} ", played.epoch, played.offset).as_bytes(), &played.frame].concat();
+        [format!("F2 {}-{} ", played.epoch, played.offset).as_bytes(), &played.frame].concat();
     scene.tenant.run(&[b"PUBLISH", channel.as_bytes(), &message]).await;
     let (now, _) = scene.tenant.tip("0").await;
     assert!(now > played.epoch, "a gateway that starts begins an epoch");

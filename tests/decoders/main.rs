@@ -38,7 +38,7 @@ proptest! {
     #[test]
     fn envelopes_from_redis_decode_without_panic_and_reencode_the_same(
         bytes in some_bytes(),
-        head in prop::sample::select(vec!["", "T1 9-9 ", "E1 9-9 "]),
+        head in prop::sample::select(vec!["", "F2 9-9 ", "E2 9-9 ", "N2 9-9 ", "P2 9-9 |0|"]),
     ) {
         checks::frame(&[head.as_bytes(), &bytes].concat());
     }

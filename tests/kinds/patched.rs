@@ -76,7 +76,9 @@ pub fn binary() -> PathBuf {
         // It runs for seconds. So built, it compiles four times as fast.
         .env("CARGO_INCREMENTAL", "0")
         .args(["--locked", "--config", "profile.dev.opt-level=0"])
-        .args(["--config", "profile.dev.package.trunkline.debug=false"])
+        .args(["trunkline", "trunkline-proto", "trunkline-client"].into_iter().flat_map(|name| {
+            ["--config".to_owned(), format!("profile.dev.package.{name}.debug=false")]
+        }))
         .env("CARGO_TARGET_DIR", copy.join("target"))
         // Where the dependencies of the running test were compiled.
         .env("CARGO_BUILD_BUILD_DIR", tmp.parent().expect("the target folder"))

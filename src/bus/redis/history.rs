@@ -87,6 +87,7 @@ impl Page {
 
     /// Takes the next reading. Returns the page when it is complete.
     pub fn take(&mut self, reading: Reading, memory: &mut Memory) -> Option<HistoryPage> {
+        self.order.learn(reading.view.floor, &reading.view.ends);
         for mut entry in reading.entries {
             memory.hear(&entry);
             if let Body::Frame(stamped) = &mut entry.body {
@@ -192,7 +193,8 @@ async fn read_once(
     after: Position,
     from_replica: bool,
 ) -> Result<Reading, Failure> {
-    let mut query = server.query().await.map_err(|error| Failure::NotConnected(error.to_string()))?;
+    let mut query =
+        server.query().await.map_err(|error| Failure::NotConnected(error.to_string()))?;
     let connection = query.connection();
     if from_replica {
         let readonly: Result<(), _> = redis::cmd("READONLY").query_async(connection).await;

@@ -91,7 +91,8 @@ impl MemberStore {
 }
 
 async fn ask(server: &Server, call: &redis::Cmd) -> Result<Value, Failure> {
-    let mut query = server.query().await.map_err(|error| Failure::NotConnected(error.to_string()))?;
+    let mut query =
+        server.query().await.map_err(|error| Failure::NotConnected(error.to_string()))?;
     let connection = query.connection();
     let mut reply = call.query_async(connection).await;
     if let Err(error) = &reply

@@ -17,6 +17,7 @@ pub mod order;
 mod packing;
 pub mod reader;
 pub mod recovery;
+mod resolver;
 pub mod script;
 mod server;
 mod settings;
@@ -367,10 +368,7 @@ impl History for RedisBus {
         .boxed()
     }
 
-    fn tip(
-        &self,
-        shard: ShardId,
-    ) -> BoxFuture<'_, Result<(Position, Vec<Position>), AppendError>> {
+    fn tip(&self, shard: ShardId) -> BoxFuture<'_, Result<(Position, Vec<Position>), AppendError>> {
         async move {
             let names = &self.names[shard.index()];
             // Nothing comes after this position, so the reading has the tip alone.

@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::{
-    auth::{Authenticator, Keys},
-};
+use super::auth::{Authenticator, Keys};
 use crate::bus::{MemberId, RequestId, ShardId};
 
 /// Hash slots of a Redis Cluster.
@@ -147,12 +145,7 @@ mod tests {
     fn all_names_of_a_shard_have_one_tag() {
         let names = ShardNames::new("mail", ShardId(1), 6);
         let tag = names.state.split(['{', '}']).nth(1).unwrap();
-        for name in [
-            &names.history,
-            &names.trim_index,
-            &names.channel,
-            &names.request(&[7; 16]),
-        ] {
+        for name in [&names.history, &names.trim_index, &names.channel, &names.request(&[7; 16])] {
             assert!(name.starts_with(&format!("mail:{{{tag}}}:")), "{name}");
         }
     }

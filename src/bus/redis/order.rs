@@ -14,9 +14,7 @@ use super::{
     envelope::{Body, Envelope, StampedFrame},
     recovery::ShardView,
 };
-use crate::bus::{
-    Delivery, Epoch, EpochStart, Gap, GapReason, Lost, Offset, Position, unix_ms,
-};
+use crate::bus::{Delivery, Epoch, EpochStart, Gap, GapReason, Lost, Offset, Position, unix_ms};
 
 /// The number of epochs that are remembered. With more, the lowest are forgotten.
 const MAX_EPOCHS: usize = 256;
@@ -192,7 +190,8 @@ impl Order {
         self.position.offset.plus(1) == offset
     }
 
-    fn learn(&mut self, floor: Epoch, ends: &[Position]) {
+    /// Learns of the ends of epochs.
+    pub(super) fn learn(&mut self, floor: Epoch, ends: &[Position]) {
         self.floor = self.floor.max(floor);
         self.ends.extend(ends.iter().map(|end| (end.epoch, end.offset)));
     }
@@ -253,7 +252,7 @@ impl Order {
     }
 
     /// Tells as missing what lies before `to`, and `to` itself.
-    fn skip(&mut self, to: Position, reason: GapReason, out: &mut Vec<Delivery>) {
+    fn skip(&mut self, to: Position, mut reason: GapReason, out: &mut Vec<Delivery>) {
         if !self.position.is_known() {
             self.walk(to);
             return;
@@ -270,6 +269,9 @@ impl Order {
             let known = self.walked.range(..to.epoch).next_back();
             let forgotten = known.is_none_or(|(epoch, _)| *epoch <= self.floor);
             more = forgotten && self.floor != Epoch::NONE;
+            if self.page && !self.ends.contains_key(&self.position.epoch) {
+                (more, reason) = (true, GapReason::UnknownEpoch);
+            }
             for (epoch, end) in self.ends.range(..to.epoch) {
                 let after = self.walked.get(epoch).copied().unwrap_or_default();
                 if !self.page || *epoch >= self.position.epoch {
@@ -294,143 +296,188 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::bus::{Epoch, Frame, Offset};
+    use crate::bus::{Frame, Name, Provenance};
 
-    fn frame(epoch: u64, first: u64, count: u64, sequence: u64) -> Envelope {
+    fn stamped(epoch: u64, first: u64, count: u64) -> StampedFrame {
         let frame = Frame {
             epoch: Epoch(epoch),
             first: Offset(first),
             count,
             time_ms: 0,
-            origin: None,
+            provenance: None,
             events: Bytes::new(),
         };
-        let position = frame.last();
-        Envelope { position, body: Body::Frame(StampedFrame { frame, writer: 1, sequence }) }
+        StampedFrame { frame, writer: 1, sequence: 1, requests: Bytes::new(), retain: Bytes::new() }
     }
 
-    fn restored(mut envelope: Envelope, writer: WriterId, origin: Position) -> Envelope {
-        if let Body::Frame(stamped) = &mut envelope.body {
-            stamped.writer = writer;
-            stamped.frame.origin = Some(origin);
+    fn frame(epoch: u64, first: u64, count: u64) -> Envelope {
+        let stamped = stamped(epoch, first, count);
+        Envelope { position: stamped.frame.last(), body: Body::Frame(stamped) }
+    }
+
+    fn copy(epoch: u64, first: u64, count: u64, name: Position) -> Envelope {
+        let mut stamped = stamped(epoch, first, count);
+        let name = Name { epoch: name.epoch, first: name.offset, count, left: vec![] };
+        let provenance = Provenance { name: Some(name), ..Provenance::default() };
+        stamped.frame.provenance = Some(Box::new(provenance));
+        Envelope { position: stamped.frame.last(), body: Body::Frame(stamped) }
+    }
+
+    fn epoch(epoch: u64, previous: Position, ends: &[Position]) -> Envelope {
+        let body = Body::EpochStart { previous, floor: Epoch::NONE, ends: ends.to_vec() };
+        Envelope { position: Position::new(epoch, 0), body }
+    }
+
+    fn view(tip: Position, ends: &[Position]) -> ShardView {
+        ShardView { tip, ends: ends.to_vec(), ..ShardView::default() }
+    }
+
+    fn after(epoch: u64, offset: u64) -> Order {
+        Order::after(&view(Position::new(epoch, offset), &[]))
+    }
+
+    fn at(epoch: u64, offset: u64) -> Position {
+        Position::new(epoch, offset)
+    }
+
+    /// What a delivery says, in short.
+    fn short(delivery: &Delivery) -> String {
+        match delivery {
+            Delivery::Frame(frame) => format!("{}..{}", frame.first.0, frame.last()),
+            Delivery::Epoch(start) => format!("epoch {}", start.position),
+            Delivery::Gap(gap) => {
+                let lost = gap.lost.iter();
+                let lost =
+                    lost.map(|lost| format!("{}:{}-{} ", lost.epoch.0, lost.first.0, lost.last.0));
+                let more = if gap.more { "and more " } else { "" };
+                format!("lost {}{more}to {}", lost.collect::<String>(), gap.position)
+            }
+            Delivery::Start(_) => "start".into(),
         }
-        envelope
     }
 
-    fn epoch(epoch: u64, previous: Position) -> Envelope {
-        Envelope { position: Position::new(epoch, 0), body: Body::EpochStart { previous } }
-    }
-
-    fn probe(epoch: u64, offset: u64) -> Envelope {
-        Envelope {
-            position: Position::new(epoch, offset),
-            body: Body::Probe { writer: 9, number: 1 },
+    fn offered(order: &mut Order, envelope: &Envelope) -> String {
+        match order.offer(envelope) {
+            Step::Next(delivery) => short(&delivery),
+            Step::Nothing => "nothing".into(),
+            Step::Hole => "hole".into(),
         }
     }
 
-    fn is_gap(delivery: &Delivery, from: Position, to: Position, missed: Option<u64>) -> bool {
-        let Delivery::Gap(gap) = delivery else { return false };
-        (gap.from, gap.to, gap.missed) == (from, to, missed)
+    /// What entries of history bring.
+    fn read(order: &mut Order, entries: &[Envelope]) -> Vec<String> {
+        let mut out = Vec::new();
+        for entry in entries {
+            assert!(order.take_history(entry, &mut out), "history is to be read again");
+        }
+        out.iter().map(short).collect()
     }
 
     #[test]
     fn frames_are_delivered_in_order_and_repeats_are_ignored() {
-        let mut order = Order::after(Position::new(5, 0));
-        assert!(matches!(order.offer(&frame(5, 1, 2, 1)), Step::Next(Delivery::Frame(_))));
-        assert!(matches!(order.offer(&frame(5, 1, 2, 1)), Step::Nothing));
-        assert!(matches!(order.offer(&frame(5, 4, 1, 3)), Step::Hole));
-        assert!(matches!(order.offer(&frame(5, 3, 1, 2)), Step::Next(Delivery::Frame(_))));
-        assert_eq!(order.position(), Position::new(5, 3));
+        let mut order = after(5, 0);
+        assert_eq!(offered(&mut order, &frame(5, 1, 2)), "1..5-2");
+        assert_eq!(offered(&mut order, &frame(5, 1, 2)), "nothing");
+        assert_eq!(offered(&mut order, &frame(5, 4, 1)), "hole");
+        assert_eq!(offered(&mut order, &frame(5, 3, 1)), "3..5-3");
+        assert_eq!(order.position(), at(5, 3));
     }
 
     #[test]
-    fn a_subscriber_within_a_frame_resumes_from_history_without_a_gap() {
-        let mut order = Order::within(Position::new(5, 3));
-        let mut out = Vec::new();
-        order.take_history(&frame(5, 1, 6, 1), &mut out);
-        order.take_history(&frame(5, 7, 1, 2), &mut out);
-        assert!(matches!(&out[..], [Delivery::Frame(_), Delivery::Frame(_)]), "{out:?}");
-        assert_eq!(order.position(), Position::new(5, 7));
+    fn a_page_that_begins_within_a_frame_has_the_whole_frame() {
+        let mut order = Order::page(at(5, 3));
+        assert_eq!(read(&mut order, &[frame(5, 1, 6), frame(5, 7, 1)]), ["1..5-6", "7..5-7"]);
     }
 
     #[test]
-    fn a_probe_reveals_a_lost_last_event() {
-        let mut order = Order::after(Position::new(5, 3));
-        assert!(matches!(order.offer(&probe(5, 3)), Step::Nothing));
-        assert!(matches!(order.offer(&probe(5, 4)), Step::Hole));
-        assert!(matches!(order.offer(&probe(6, 0)), Step::Hole));
+    fn a_page_of_everything_begins_with_the_oldest_entry_that_is_kept() {
+        let mut order = Order::page(Position::UNKNOWN);
+        assert_eq!(read(&mut order, &[frame(5, 4, 2)]), ["epoch 5-3", "4..5-5"]);
+        let mut order = Order::page(Position::UNKNOWN);
+        let entries = [epoch(5, at(4, 9), &[at(4, 9)]), frame(5, 1, 2)];
+        assert_eq!(read(&mut order, &entries), ["epoch 5-0", "1..5-2"]);
     }
 
     #[test]
-    fn an_epoch_that_continues_where_the_last_ended_is_no_gap() {
-        let mut order = Order::after(Position::new(5, 3));
-        let step = order.offer(&epoch(9, Position::new(5, 3)));
-        assert!(
-            matches!(step, Step::Next(Delivery::Epoch(position)) if position == Position::new(9, 0))
-        );
-        assert!(matches!(order.offer(&frame(9, 1, 1, 1)), Step::Next(Delivery::Frame(_))));
+    fn a_new_epoch_says_nothing_about_loss() {
+        let mut order = after(5, 3);
+        // Redis lost the last event, which was delivered; its copy follows.
+        assert_eq!(offered(&mut order, &epoch(9, at(5, 2), &[at(5, 2)])), "epoch 9-0");
+        assert_eq!(offered(&mut order, &copy(9, 1, 1, at(5, 3))), "1..9-1");
+        // Redis lost everything.
+        assert_eq!(offered(&mut order, &epoch(12, Position::UNKNOWN, &[])), "epoch 12-0");
+        // An event before it did not arrive.
+        assert_eq!(offered(&mut order, &epoch(15, at(12, 2), &[at(12, 2)])), "hole");
+    }
+
+    #[test]
+    fn a_note_is_a_gap_of_the_names_that_it_tells() {
+        let mut order = after(9, 0);
+        let lost = Lost { epoch: Epoch(5), first: Offset(3), last: Offset(4) };
+        let note = Envelope { position: at(9, 1), body: Body::Note(lost) };
+        assert_eq!(offered(&mut order, &note), "lost 5:3-4 to 9-1");
+        assert_eq!(offered(&mut order, &frame(9, 2, 1)), "2..9-2");
     }
 
     #[test]
     fn missing_history_is_a_gap_with_a_count() {
-        let mut order = Order::after(Position::new(5, 3));
+        let mut order = after(5, 3);
+        assert_eq!(read(&mut order, &[frame(5, 10, 2)]), ["lost 5:4-9 to 5-9", "10..5-11"]);
         let mut out = vec![];
-        order.take_history(&frame(5, 10, 2, 8), &mut out);
-        assert!(is_gap(&out[0], Position::new(5, 3), Position::new(5, 9), Some(6)));
-        assert!(matches!(&out[1], Delivery::Frame(_)));
-        order.finish_history(Position::new(5, 20), &mut out);
-        assert!(is_gap(&out[2], Position::new(5, 11), Position::new(5, 20), Some(9)));
+        order.finish_history(&view(at(5, 20), &[]), &mut out);
+        assert_eq!(out.iter().map(short).collect::<Vec<_>>(), ["lost 5:12-20 to 5-20"]);
     }
 
     #[test]
-    fn total_loss_of_redis_is_one_gap_of_unknown_size() {
-        let mut order = Order::after(Position::new(5, 3));
+    fn missing_epochs_are_a_gap_with_a_count() {
+        let mut order = after(5, 3);
+        let ends = [at(5, 8), at(7, 2)];
+        let entries = [epoch(9, at(7, 2), &ends), frame(9, 1, 1)];
         let mut out = vec![];
-        order.take_history(&epoch(9, Position::UNKNOWN), &mut out);
-        assert_eq!(out.len(), 1);
-        assert!(is_gap(&out[0], Position::new(5, 3), Position::new(9, 0), None));
-        order.finish_history(Position::new(9, 0), &mut out);
-        assert_eq!(out.len(), 1);
+        assert!(!order.take_history(&entries[0], &mut out) || out.len() > 1);
+        out.clear();
+        let mut order = after(5, 3);
+        while !order.take_history(&entries[0], &mut out) {}
+        let told: Vec<_> = out.iter().map(short).collect();
+        assert_eq!(told, ["lost 5:4-8 7:1-2 to 7-2", "epoch 9-0"]);
+        assert_eq!(read(&mut order, &entries[1..]), ["1..9-1"]);
     }
 
     #[test]
-    fn loss_of_delivered_frames_is_no_gap_and_their_copies_are_restored() {
-        let mut order = Order::after(Position::new(5, 0));
+    fn an_epoch_that_was_left_out_is_read_from_where_the_lines_part() {
+        // This gateway was on another line: 5, 8. The one that won is 5, 7, 9.
+        let mut order = after(5, 3);
+        assert_eq!(offered(&mut order, &epoch(8, at(5, 3), &[at(5, 3)])), "epoch 8-0");
+        assert_eq!(offered(&mut order, &frame(8, 1, 1)), "1..8-1");
+        let start = epoch(9, at(7, 2), &[at(5, 3), at(7, 2)]);
+        assert_eq!(offered(&mut order, &start), "hole");
         let mut out = vec![];
-        order.offer(&frame(5, 1, 1, 1));
-        order.offer(&frame(5, 2, 1, 2));
-        order.take_history(&epoch(9, Position::new(5, 1)), &mut out);
-        assert!(matches!(out[..], [Delivery::Epoch(_)]));
-        assert!(matches!(order.offer(&frame(9, 1, 1, 2)), Step::Next(Delivery::Restored(_))));
-        assert!(matches!(order.offer(&frame(9, 2, 1, 3)), Step::Next(Delivery::Frame(_))));
-    }
-
-    #[test]
-    fn resuming_on_another_gateway_recognizes_delivered_frames_by_origin() {
-        let mut order = Order::after(Position::new(5, 7));
-        let mut out = vec![];
-        order.take_history(&epoch(9, Position::new(5, 4)), &mut out);
-        order.take_history(&restored(frame(9, 1, 3, 40), 2, Position::new(5, 7)), &mut out);
-        order.take_history(&restored(frame(9, 4, 1, 41), 2, Position::new(5, 8)), &mut out);
-        assert!(matches!(out[..], [Delivery::Epoch(_), Delivery::Restored(_), Delivery::Frame(_)]));
+        assert!(!order.take_history(&start, &mut out));
+        assert_eq!(order.read_from(), at(5, 3));
+        let line = [epoch(7, at(5, 3), &[at(5, 3)]), frame(7, 1, 2), frame(8, 1, 1), start];
+        assert_eq!(read(&mut order, &line), ["epoch 7-0", "1..7-2", "epoch 9-0"]);
     }
 
     #[test]
     fn a_frame_that_overlaps_delivered_positions_is_an_unreadable_gap() {
-        let mut order = Order::after(Position::new(5, 10));
-        let mut out = vec![];
-        assert!(matches!(order.offer(&frame(5, 6, 15, 1)), Step::Hole));
-        order.take_history(&frame(5, 6, 15, 1), &mut out);
-        assert!(is_gap(&out[0], Position::new(5, 10), Position::new(5, 20), Some(10)));
-        assert_eq!((out.len(), order.position()), (1, Position::new(5, 20)));
+        let mut order = after(5, 10);
+        assert_eq!(offered(&mut order, &frame(5, 6, 15)), "hole");
+        assert_eq!(read(&mut order, &[frame(5, 6, 15)]), ["lost 5:11-20 to 5-20"]);
+        assert_eq!(order.position(), at(5, 20));
     }
 
     #[test]
-    fn missing_events_of_an_ended_epoch_are_counted() {
-        let mut order = Order::after(Position::new(5, 3));
-        let mut out = vec![];
-        order.take_history(&epoch(9, Position::new(5, 8)), &mut out);
-        assert!(is_gap(&out[0], Position::new(5, 3), Position::new(5, 8), Some(5)));
-        assert!(matches!(out[1], Delivery::Epoch(_)));
+    fn a_probe_reveals_a_lost_last_event() {
+        let mut order = after(5, 3);
+        let probe = |epoch, offset| {
+            let view = Box::new(view(at(epoch, offset), &[]));
+            Envelope {
+                position: at(epoch, offset),
+                body: Body::Probe { writer: 9, number: 1, view },
+            }
+        };
+        assert_eq!(offered(&mut order, &probe(5, 3)), "nothing");
+        assert_eq!(offered(&mut order, &probe(5, 4)), "hole");
+        assert_eq!(offered(&mut order, &probe(6, 0)), "hole");
     }
 }

@@ -262,7 +262,11 @@ impl Call {
             Op::Append(framed) => framed.put(&mut cmd, settings, ""),
             Op::Again(framed, name) => {
                 let last = name.last().offset.0;
-                framed.put(&mut cmd, settings, &format!("{}:{}-{last}", name.epoch.0, name.first.0));
+                framed.put(
+                    &mut cmd,
+                    settings,
+                    &format!("{}:{}-{last}", name.epoch.0, name.first.0),
+                );
             }
             Op::Probe(probe) => {
                 cmd.arg(&probe[..]);

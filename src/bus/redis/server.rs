@@ -14,7 +14,7 @@ use redis::{
 use tokio::sync::{Mutex, watch};
 
 use super::{
-    moves::{Name, Resolver},
+    resolver::{Name, Resolver},
     settings::Settings,
 };
 

@@ -346,7 +346,7 @@ end
 -- have names in other epochs.
 local function note(e, last, ranges)
   local first = end_of(e) + 1
-  local past = redis.call('HGET', KEYS[1], 'past')
+  local past = redis.call('HMGET', KEYS[1], 'past')[1]
   if past then
     local known = string.match(past, ' ' .. num(e) .. ':(%d+)')
     local id = known and num(e) .. '-' .. known
@@ -533,7 +533,7 @@ for _ = 1, tonumber(ARGV[19]) do
   local value = base_epoch .. '-' .. num(at) .. ' ' .. ARGV[arg + 2]
   local newer = true
   if name_epoch then
-    local before = redis.call('HGET', KEYS[4], ARGV[arg])
+    local before = redis.call('HMGET', KEYS[4], ARGV[arg])[1]
     local e, o = string.match(before or '', '^(%d+)-(%d+) ')
     e, o = tonumber(e), tonumber(o)
     newer = not e or e < name_epoch or (e == name_epoch and o < at)

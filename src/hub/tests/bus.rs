@@ -242,10 +242,7 @@ impl History for TestBus {
     fn retained(&self, _: ShardId) -> BoxFuture<'_, Result<Vec<Retained>, AppendError>> {
         ready(Ok(vec![])).boxed()
     }
-    fn tip(
-        &self,
-        shard: ShardId,
-    ) -> BoxFuture<'_, Result<(Position, Vec<Position>), AppendError>> {
+    fn tip(&self, shard: ShardId) -> BoxFuture<'_, Result<(Position, Vec<Position>), AppendError>> {
         let state = self.state.lock();
         let tip = Position::new(state.epoch, state.ends[shard.index()]);
         ready(Ok((tip, vec![]))).boxed()

@@ -182,10 +182,7 @@ impl History for MemoryBus {
         ready(self.unavailable().map(|()| self.shared.store.retained(shard))).boxed()
     }
 
-    fn tip(
-        &self,
-        shard: ShardId,
-    ) -> BoxFuture<'_, Result<(Position, Vec<Position>), AppendError>> {
+    fn tip(&self, shard: ShardId) -> BoxFuture<'_, Result<(Position, Vec<Position>), AppendError>> {
         let tip = || (self.shared.store.end(shard), vec![]);
         ready(self.unavailable().map(|()| tip())).boxed()
     }

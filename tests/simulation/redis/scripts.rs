@@ -106,7 +106,7 @@ fn execute(
         )?;
         redis.set(
             "error_reply",
-            lua.create_function(|lua, text: mlua::String| {
+            lua.create_function(|lua, text: mlua::LuaString| {
                 let table = lua.create_table()?;
                 table.set("err", text)?;
                 Ok(table)

@@ -161,7 +161,6 @@ impl Scratch {
             "del" => vec![cmd(&["DEL", text])],
             "xadd" => vec![cmd(&["XADD", stream, "1-1", "f", "v"]), ends(stream)],
             "xrange" => vec![cmd(&["XRANGE", stream, "-", "+", "COUNT", "1"])],
-            "xrevrange" => vec![cmd(&["XREVRANGE", stream, "+", "-", "COUNT", "1"])],
             "xtrim" => vec![cmd(&["XTRIM", stream, "MINID", "1-1"])],
             "xinfo|stream" => vec![cmd(&["XINFO", "STREAM", stream])],
             "rpush" => vec![cmd(&["RPUSH", list, "v"]), ends(list)],

@@ -25,7 +25,11 @@ const MAX_DOUBTS: usize = 64;
 impl Body {
     /// Reads a frame at `position`. Only the boundaries of the events are checked: the gateway that
     /// accepted an event has checked the rest.
-    pub(in crate::bus::redis) fn frame(position: Position, bytes: &Bytes, auth: Option<&Authenticator>) -> Body {
+    pub(in crate::bus::redis) fn frame(
+        position: Position,
+        bytes: &Bytes,
+        auth: Option<&Authenticator>,
+    ) -> Body {
         let (header, last) = match open(bytes, auth, Kind::Frame, position) {
             Ok(parts) => parts,
             Err(body) => return body,
@@ -50,11 +54,9 @@ impl Body {
         let text = |bytes| std::str::from_utf8(bytes).ok();
         let view = parse_view(tip, text(&copies)?, text(&ends)?, false)?;
         Some(match open(&bytes, auth, Kind::Probe, Position::UNKNOWN) {
-            Ok((header, _)) => Body::Probe {
-                writer: header.writer,
-                number: header.probe,
-                view: Box::new(view),
-            },
+            Ok((header, _)) => {
+                Body::Probe { writer: header.writer, number: header.probe, view: Box::new(view) }
+            }
             Err(body) => body,
         })
     }

@@ -82,9 +82,7 @@ pub(in crate::bus::redis) fn with_tag(
 }
 
 /// Encodes the events of a frame, one after the other.
-pub fn encode_events<'a>(
-    events: impl Iterator<Item = &'a Bytes> + Clone,
-) -> Vec<u8> {
+pub fn encode_events<'a>(events: impl Iterator<Item = &'a Bytes> + Clone) -> Vec<u8> {
     let size = events.clone().map(|event| event.len() + 6).sum();
     let mut body = Vec::with_capacity(size);
     for event in events {

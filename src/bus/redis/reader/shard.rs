@@ -116,12 +116,7 @@ impl ShardReader {
     }
 
     /// Takes an envelope from the channel.
-    pub fn arrived(
-        &mut self,
-        mut envelope: Envelope,
-        memory: &mut Memory,
-        now: Instant,
-    ) -> Found {
+    pub fn arrived(&mut self, mut envelope: Envelope, memory: &mut Memory, now: Instant) -> Found {
         let mut found = Found::default();
         if self.tagged && !self.is_genuine(&envelope, &mut found) {
             return found;

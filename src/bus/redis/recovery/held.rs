@@ -142,7 +142,8 @@ impl Held {
             let end = Position { epoch, offset: end_of(epoch) };
             // The end of a note may lie within a frame.
             let within = self.frames.range(..=end).next_back().map(|(_, frame)| frame);
-            let within = within.filter(|frame| frame.name.last() > end && frame.first().epoch == epoch);
+            let within =
+                within.filter(|frame| frame.name.last() > end && frame.first().epoch == epoch);
             let after = self.frames.range((Bound::Excluded(end), Bound::Unbounded)).next();
             let after = after.map(|(_, frame)| frame).filter(|frame| frame.first().epoch == epoch);
             if let Some(found) = within.or(after) {

@@ -132,7 +132,8 @@ impl Memory {
                 self.heard.hear_copy(at.epoch, at.offset, at.offset);
                 self.heard.hear(Position { epoch: lost.epoch, offset: lost.last });
             }
-            Body::Unreadable | Body::Forged => self.heard.hear(at),
+            // Anybody may have published it, at any position.
+            Body::Unreadable | Body::Forged => {}
         }
     }
 
@@ -295,8 +296,10 @@ impl Memory {
         if self.recovering {
             return Task::Release;
         }
-        let unaccounted =
-            self.heard.iter().any(|last| last.epoch < self.tip.epoch && last.offset > self.end_of(last.epoch));
+        let unaccounted = self
+            .heard
+            .iter()
+            .any(|last| last.epoch < self.tip.epoch && last.offset > self.end_of(last.epoch));
         if !unaccounted {
             self.unaccounted = None;
             return Task::Nothing;

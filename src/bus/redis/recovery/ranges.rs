@@ -39,9 +39,9 @@ impl Ranges {
         // As a rule it follows the last one.
         let from = self.0.partition_point(|(_, end)| end.saturating_add(1) < first);
         let to = self.0.partition_point(|(start, _)| *start <= last.saturating_add(1));
-        let joined = self.0[from..to].iter().fold((first, last), |(first, last), range| {
-            (first.min(range.0), last.max(range.1))
-        });
+        let joined = self.0[from..to]
+            .iter()
+            .fold((first, last), |(first, last), range| (first.min(range.0), last.max(range.1)));
         self.0.splice(from..to, [joined]);
         if self.0.len() > MAX_RANGES {
             self.0.remove(0);

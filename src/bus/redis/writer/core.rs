@@ -49,6 +49,9 @@ const MIN_ANSWER_TIME: Duration = Duration::from_millis(150);
 /// Attempts of one frame, in different epochs, whose outcome is unknown. No more are made.
 const MAX_DOUBTS: usize = 16;
 
+/// The reason why a batch was not accepted, if no call failed.
+const NOT_IN_TIME: &str = "the bus did not accept the batch in time";
+
 /// Limits of a writer's calls.
 #[derive(Clone, Copy, Debug)]
 pub struct CallLimits {
@@ -100,6 +103,8 @@ pub struct Core {
     paused: Option<Instant>,
     /// The call that is under way.
     under_way: Option<UnderWay>,
+    /// The reason why nothing is accepted, for callers: that of the last call that failed.
+    why: String,
     /// True if the next frame goes before what is to be appended again late.
     frame_first: bool,
 }
@@ -113,8 +118,6 @@ struct Sending {
     unanswered: Vec<Position>,
     resends_left: u32,
     traced: Option<TracedAppend>,
-    /// The reason why it was not accepted yet.
-    why: String,
 }
 
 #[derive(Debug)]
@@ -149,6 +152,7 @@ impl Core {
             wait: limits.retry_wait.0,
             paused: None,
             under_way: None,
+            why: NOT_IN_TIME.into(),
             frame_first: false,
         }
     }
@@ -242,6 +246,7 @@ impl Core {
                 "recovery");
         }
         self.wait = self.limits.retry_wait.0;
+        self.why = NOT_IN_TIME.into();
         match (under_way, status) {
             (UnderWay::Append(seen), status) => self.append_answered(now, seen, status, memory),
             (UnderWay::Again(offer), status) => self.again_answered(now, *offer, status, memory),
@@ -274,14 +279,14 @@ impl Core {
 
     fn failed(&mut self, now: Instant, under_way: UnderWay, failure: &Failure) -> Shown {
         let why = failure.to_string();
-        if let (UnderWay::Append(seen), Some(sending)) = (under_way, &mut self.flush) {
-            sending.why.clone_from(&why);
-            if matches!(failure, Failure::Unknown(_)) {
-                sending.doubt(seen);
-                match sending.resends_left.checked_sub(1) {
-                    Some(left) => sending.resends_left = left,
-                    None => self.give_up(&why),
-                }
+        self.why.clone_from(&why);
+        if let (UnderWay::Append(seen), Some(sending)) = (under_way, &mut self.flush)
+            && matches!(failure, Failure::Unknown(_))
+        {
+            sending.doubt(seen);
+            match sending.resends_left.checked_sub(1) {
+                Some(left) => sending.resends_left = left,
+                None => self.give_up(&why),
             }
         }
         // Full jitter, so that gateways do not come back in step; at least a tenth of the wait.
@@ -300,16 +305,12 @@ impl Core {
     /// Answers the callers whose time is over.
     fn expire(&mut self, now: Instant) {
         let expired = self.waiting.iter().any(|job| job.deadline <= now);
-        let why = self.flush.as_ref().map_or_else(
-            || String::from("the bus did not accept the batch in time"),
-            |sending| sending.why.clone(),
-        );
+        let why = self.why.clone();
         if expired {
             let (over, rest): (VecDeque<_>, VecDeque<_>) =
                 self.waiting.drain(..).partition(|job| job.deadline <= now);
             self.waiting = rest;
-            over.into_iter()
-                .for_each(|job| job.answer(Err(AppendError::Unavailable(why.clone()))));
+            over.into_iter().for_each(|job| job.answer(Err(AppendError::Unavailable(why.clone()))));
         }
         let Some(sending) = &mut self.flush else { return };
         if sending.unanswered.is_empty() {
@@ -364,7 +365,6 @@ impl Core {
             sequence: self.sequence,
             unanswered: vec![],
             resends_left: self.limits.max_resends,
-            why: String::from("the bus did not accept the batch in time"),
         });
     }
 
@@ -372,9 +372,7 @@ impl Core {
         let seen = match self.position_for_tags(memory) {
             Ok(after) => after.unwrap_or_else(|| memory.seen()),
             Err(why) => {
-                if let Some(sending) = &mut self.flush {
-                    sending.why = why;
-                }
+                self.why = why;
                 self.paused = Some(now + self.limits.retry_wait.1);
                 return Step::WaitUntil(self.until_deadline(now + self.limits.retry_wait.1));
             }
@@ -562,10 +560,10 @@ impl Core {
         let Some(auth) = &self.auth else { return framed };
         let end = Position { epoch: seen.epoch, offset: seen.offset.plus(framed.count) };
         framed.bytes = with_tag(auth, Kind::Frame, end, &framed.bytes);
-        let base = name.map_or(
-            Position { epoch: seen.epoch, offset: seen.offset.plus(1) },
-            |name| Position { epoch: name.epoch, offset: name.first },
-        );
+        let base =
+            name.map_or(Position { epoch: seen.epoch, offset: seen.offset.plus(1) }, |name| {
+                Position { epoch: name.epoch, offset: name.first }
+            });
         for retain in &mut framed.retain {
             let at = Position { epoch: base.epoch, offset: base.offset.plus(retain.index) };
             let parts = [&[retain.key][..], &retain.event];
@@ -617,12 +615,7 @@ impl Sending {
     }
 
     /// The frame as it was appended.
-    fn stamped(
-        &self,
-        writer: WriterId,
-        appended: Appended,
-        epoch: Epoch,
-    ) -> StampedFrame {
+    fn stamped(&self, writer: WriterId, appended: Appended, epoch: Epoch) -> StampedFrame {
         StampedFrame {
             frame: Frame {
                 epoch: appended.epoch,
