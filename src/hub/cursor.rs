@@ -416,15 +416,21 @@ impl Cursor {
             self.leave_log(index);
             return;
         }
+        let mut expired = shard.before(&page, &log.ends());
         if page.deliveries.is_empty() {
-            if page.next.is_known() {
+            if place.is_known() {
                 shard.walk(page.next);
             } else if page.at_end {
                 // History holds nothing: everything that is left is in the log.
-                shard.stand_at(log.extent().start);
+                let in_log = !page.next.is_known() || log.locate(page.next).is_some();
+                let begin = if in_log { log.extent().start } else { page.next };
+                expired = shard.expired_before(begin, &log.ends());
+                if expired.is_none() {
+                    shard.stand_at(begin);
+                }
             }
         }
-        let expired = shard.before(&page, &log.ends()).map(|gap| Entry::new(Delivery::Gap(gap)));
+        let expired = expired.map(|gap| Entry::new(Delivery::Gap(gap)));
         let entries = expired.into_iter().chain(page.deliveries.into_iter().map(Entry::new));
         shard.source = Source::History(entries.collect());
     }
