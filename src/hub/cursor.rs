@@ -18,16 +18,15 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
 
 use self::shard::{Offered, ShardCursor};
-pub(super) use self::shard::{Scan, Source};
+pub(super) use self::shard::{Opening, Scan, Source};
 pub use self::{missing::Missing, progress::Progress};
 use super::{
-    Hub, ReadOptions,
+    Hub,
     batch::{Events, MAX_BATCH_EVENTS},
     explanation::Explanation,
     had::{Had, HadAt},
     log::{Content, Entry},
     merge,
-    opening::Opening,
     router::Registration,
 };
 use crate::bus::{AppendError, Delivery, Gap, GapReason, HistoryPage, Lost, Position, ShardId};
@@ -43,6 +42,19 @@ const PAGE_BYTES: usize = 1024 * 1024;
 
 /// The wait before history is read again after an empty page.
 const PAGE_PAUSE: Duration = Duration::from_millis(20);
+
+/// How a stream is read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReadOptions {
+    /// The number of events that are wanted; `None`: no limit.
+    pub max_events: Option<u64>,
+    /// Merge events while the stream is behind.
+    pub merge: bool,
+    /// Report the events of recorded traces.
+    pub trace: bool,
+    /// Explain the filter's decision about every event. The filter must be one that watches all.
+    pub explain: bool,
+}
 
 /// An item of a stream.
 #[derive(Debug)]

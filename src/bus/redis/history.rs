@@ -19,9 +19,7 @@ use super::{
     server::Server,
     topology::Topology,
 };
-use crate::bus::{
-    Delivery, Gap, GapReason, HistoryPage, Position, Retained, ShardId, unix_ms,
-};
+use crate::bus::{Delivery, Gap, GapReason, HistoryPage, Position, Retained, ShardId, unix_ms};
 
 /// Entries of one reading. Frames have some hundred KiB at most, so a reading has some MiB.
 const ENTRIES: usize = 128;

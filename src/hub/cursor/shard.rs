@@ -12,12 +12,21 @@ use crate::{
         filter::Filter,
         had::{Had, HadAt},
         log::{Content, Entry, IndexedFrame, Log},
-        opening::Opening,
     },
 };
 
 /// The most lost events of [`ShardCursor::ahead`], as runs.
 const MAX_AHEAD: usize = 16;
+
+/// How a stream begins, or continues, in one shard.
+pub(in crate::hub) struct Opening {
+    /// The place: everything in its epoch up to here was passed.
+    pub position: Position,
+    /// What the stream has had besides.
+    pub had: Had,
+    /// The source of the entries that come next.
+    pub source: Source,
+}
 
 /// A cursor in one shard.
 pub(super) struct ShardCursor {
