@@ -131,6 +131,7 @@ pub enum Act {
     Clock,
     EvictState,
     EvictHistory,
+    Turn,
     Read,
     Move,
     LoseStream,
@@ -165,6 +166,7 @@ pub const ACTS: &[(Act, usize)] = &[
     (Act::Clock, 1),
     (Act::EvictState, 1),
     (Act::EvictHistory, 1),
+    (Act::Turn, 40),
     (Act::Read, 40),
     (Act::Move, 3),
     (Act::LoseStream, 2),
@@ -582,6 +584,11 @@ impl World {
                 note!(self, "a pause of {ms} ms");
                 self.count("pauses");
             }
+            Act::Turn => {
+                if let Some(gateway) = self.pick() {
+                    self.turn(gateway);
+                }
+            }
             Act::Read => {
                 let node = self.rng.below(self.nodes.len());
                 self.read(node);
@@ -616,6 +623,26 @@ impl World {
                 self.count("clock jumps");
             }
             _ => self.fault(act),
+        }
+    }
+
+    /// A gateway does all that it has to do.
+    fn turn(&mut self, gateway: usize) {
+        self.reconnect(gateway);
+        self.step(gateway);
+        self.execute_flight(gateway);
+        self.answer(gateway);
+        while !self.gateways[gateway].inbox.is_empty() {
+            self.inbox(gateway);
+        }
+        self.read_history(gateway);
+    }
+
+    /// Lets all gateways begin.
+    pub fn begin(&mut self) {
+        for _ in 0..6 {
+            (0..self.gateways.len()).for_each(|gateway| self.turn(gateway));
+            self.pass(Duration::from_millis(60));
         }
     }
 
@@ -1019,14 +1046,7 @@ impl World {
         for _ in 0..4000 {
             let before = self.fingerprint();
             for index in 0..self.gateways.len() {
-                self.reconnect(index);
-                self.step(index);
-                self.execute_flight(index);
-                self.answer(index);
-                while !self.gateways[index].inbox.is_empty() {
-                    self.inbox(index);
-                }
-                self.read_history(index);
+                self.turn(index);
                 while !self.gateways[index].bus.asks.lock().is_empty() {
                     self.page(index);
                 }
