@@ -18,16 +18,15 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
 
 use self::shard::{Offered, ShardCursor};
-pub(super) use self::shard::{Scan, Source};
+pub(super) use self::shard::{Opening, Scan, Source};
 pub use self::{missing::Missing, progress::Progress};
 use super::{
-    Hub, ReadOptions,
+    Hub,
     batch::{Events, MAX_BATCH_EVENTS},
     explanation::Explanation,
     had::{Had, HadAt},
     log::{Content, Entry},
     merge,
-    opening::Opening,
     router::Registration,
 };
 use crate::bus::{AppendError, Delivery, Gap, GapReason, HistoryPage, Lost, Position, ShardId};
@@ -43,6 +42,19 @@ const PAGE_BYTES: usize = 1024 * 1024;
 
 /// The wait before history is read again after an empty page.
 const PAGE_PAUSE: Duration = Duration::from_millis(20);
+
+/// How a stream is read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReadOptions {
+    /// The number of events that are wanted; `None`: no limit.
+    pub max_events: Option<u64>,
+    /// Merge events while the stream is behind.
+    pub merge: bool,
+    /// Report the events of recorded traces.
+    pub trace: bool,
+    /// Explain the filter's decision about every event. The filter must be one that watches all.
+    pub explain: bool,
+}
 
 /// An item of a stream.
 #[derive(Debug)]
@@ -416,15 +428,21 @@ impl Cursor {
             self.leave_log(index);
             return;
         }
+        let mut expired = shard.before(&page, &log.ends());
         if page.deliveries.is_empty() {
-            if page.next.is_known() {
+            if place.is_known() {
                 shard.walk(page.next);
             } else if page.at_end {
                 // History holds nothing: everything that is left is in the log.
-                shard.stand_at(log.extent().start);
+                let in_log = !page.next.is_known() || log.locate(page.next).is_some();
+                let begin = if in_log { log.extent().start } else { page.next };
+                expired = shard.expired_before(begin, &log.ends());
+                if expired.is_none() {
+                    shard.stand_at(begin);
+                }
             }
         }
-        let expired = shard.before(&page, &log.ends()).map(|gap| Entry::new(Delivery::Gap(gap)));
+        let expired = expired.map(|gap| Entry::new(Delivery::Gap(gap)));
         let entries = expired.into_iter().chain(page.deliveries.into_iter().map(Entry::new));
         shard.source = Source::History(entries.collect());
     }

@@ -28,7 +28,10 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use trunkline_proto::kinds;
 
-pub use self::opening::{Begin, Opened, ReadOptions};
+pub use self::{
+    cursor::ReadOptions,
+    opening::{Begin, Opened},
+};
 use self::{
     cursor::Cursor,
     event::EventView,

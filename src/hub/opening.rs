@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     Hub,
-    cursor::{Cursor, Scan, Source, is_elsewhere, shard_id},
+    cursor::{Cursor, Opening, ReadOptions, Scan, Source, is_elsewhere, shard_id},
     filter::Filter,
     had::Had,
     log::Resume,
@@ -40,19 +40,6 @@ pub enum Begin {
     After(Vec<Had>),
 }
 
-/// How a stream is read.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ReadOptions {
-    /// The number of events that are wanted; `None`: no limit.
-    pub max_events: Option<u64>,
-    /// Merge events while the stream is behind.
-    pub merge: bool,
-    /// Report the events of recorded traces.
-    pub trace: bool,
-    /// Explain the filter's decision about every event. The filter must be one that watches all.
-    pub explain: bool,
-}
-
 /// An opened stream.
 pub struct Opened {
     /// The stream's cursor.
@@ -61,16 +48,6 @@ pub struct Opened {
     pub resumed: bool,
     /// The number of events between the token and the newest event, before filtering.
     pub replayed: u64,
-}
-
-/// How a stream begins, or continues, in one shard.
-pub(super) struct Opening {
-    /// The place: everything in its epoch up to here was passed.
-    pub position: Position,
-    /// What the stream has had besides.
-    pub had: Had,
-    /// The source of the entries that come next.
-    pub source: Source,
 }
 
 impl Hub {
@@ -219,6 +196,7 @@ impl Hub {
             let (tip, ends) = history.tip(shard).await?;
             let log = &self.logs[shard.index()];
             log.learn_ends(&ends);
+            log.learn_ends(&[tip]);
             let reached = log.reaches(tip);
             let opening = self.continue_with(shard, had.clone(), || {});
             if !matches!(opening.source, Source::Behind) {

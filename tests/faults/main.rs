@@ -11,6 +11,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod combinations;
 mod gateways;
 mod history;
 mod load;

@@ -4,15 +4,15 @@
 //! The scripts see a clock of the test's own on both sides, so that epochs, ages and trimming can
 //! be compared to the digit.
 
-mod appends;
 mod members;
 mod pair;
+mod shards;
 mod subscription;
 
 use self::{
-    appends::appends_are_alike,
     members::members_are_alike,
     pair::{Pair, bytes},
+    shards::shards_are_alike,
 };
 use crate::{
     redis::{Identity, Reply, Server},
@@ -36,16 +36,16 @@ fn exact_streams() -> RedisOptions {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_append_script_does_the_same_on_the_model_and_on_a_server() {
+async fn the_shards_script_does_the_same_on_the_model_and_on_a_server() {
     let redis = RedisServer::start(exact_streams()).await;
     for seed in 0..10 {
         redis.cli(&["FLUSHALL"]).await;
-        appends_are_alike(&redis.url(), seed, "PUBLISH").await;
+        shards_are_alike(&redis.url(), seed, "PUBLISH").await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_append_script_does_the_same_on_the_model_and_on_a_cluster() {
+async fn the_shards_script_does_the_same_on_the_model_and_on_a_cluster() {
     let cluster = RedisCluster::with(ClusterOptions {
         replicas: 0,
         server: exact_streams(),
@@ -55,7 +55,7 @@ async fn the_append_script_does_the_same_on_the_model_and_on_a_cluster() {
     let master = cluster.node(cluster.master_of_slot(slot(TAG)).await);
     for seed in 100..104 {
         master.cli(&["FLUSHALL"]).await;
-        appends_are_alike(&master.url(), seed, "SPUBLISH").await;
+        shards_are_alike(&master.url(), seed, "SPUBLISH").await;
     }
 }
 

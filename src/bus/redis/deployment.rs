@@ -1,9 +1,10 @@
 //! The agreement of the gateways of one prefix: the first one records it in Redis, and all others
 //! compare their configuration with it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use redis::Value;
+use tokio::sync::watch;
 
 use super::{
     Settings,
@@ -44,6 +45,46 @@ impl Deployment {
             "protocol {PROTOCOL}, {} shards, {} channels, {key}, database {database}",
             self.shards, self.mode
         )
+    }
+}
+
+/// What shard 0 says of this gateway's deployment. All gateways of a prefix share its names,
+/// whatever they are configured to, so those that disagree find out there; the other shards of a
+/// gateway go by it.
+#[derive(Debug)]
+pub(super) struct Agreement(watch::Sender<Agreed>);
+
+#[derive(Clone, Debug, Default)]
+struct Agreed {
+    /// When shard 0 last took a call of this gateway.
+    at: Option<Instant>,
+    /// What the gateways there have in common, if this one has not.
+    theirs: Option<String>,
+}
+
+impl Agreement {
+    pub(super) fn new() -> Agreement {
+        Agreement(watch::Sender::new(Agreed::default()))
+    }
+
+    /// Shard 0 took a call that began at `started`, or refused it.
+    pub(super) fn answered(&self, started: Instant, theirs: Option<String>) {
+        self.0.send_modify(|agreed| {
+            agreed.at = if theirs.is_none() { Some(started) } else { None };
+            agreed.theirs = theirs;
+        });
+    }
+
+    /// What the gateways of shard 0 have in common, if this one has not.
+    pub(super) fn theirs(&self) -> Option<String> {
+        self.0.borrow().theirs.clone()
+    }
+
+    /// Waits until shard 0 took, or refused, a call that began after `since`.
+    pub(super) async fn after(&self, since: Instant) {
+        let known = |agreed: &Agreed| agreed.theirs.is_some() || agreed.at >= Some(since);
+        // It ends with this value, which the caller holds.
+        let _ = self.0.subscribe().wait_for(known).await;
     }
 }
 

@@ -19,7 +19,7 @@ use super::{
     server::Server,
     topology::Topology,
 };
-use crate::bus::{Delivery, HistoryPage, Position, Retained, ShardId};
+use crate::bus::{Delivery, Gap, GapReason, HistoryPage, Position, Retained, ShardId, unix_ms};
 
 /// Entries of one reading. Frames have some hundred KiB at most, so a reading has some MiB.
 const ENTRIES: usize = 128;
@@ -87,6 +87,7 @@ impl Page {
     pub fn take(&mut self, reading: Reading, memory: &mut Memory) -> Option<HistoryPage> {
         self.order.learn(reading.view.floor, &reading.view.ends);
         for mut entry in reading.entries {
+            memory.hear(&entry);
             if let Body::Frame(stamped) = &mut entry.body {
                 memory.name(stamped);
             }
@@ -98,8 +99,19 @@ impl Page {
         } else if self.bytes < self.max_bytes {
             return None;
         }
-        let deliveries = std::mem::take(&mut self.deliveries);
+        let mut deliveries = std::mem::take(&mut self.deliveries);
         let next = self.order.position();
+        if deliveries.is_empty() && reading.view.tip.epoch < next.epoch {
+            // The epoch of the position lies on another line.
+            deliveries.push(Delivery::Gap(Gap {
+                reason: GapReason::UnknownEpoch,
+                lost: vec![],
+                more: true,
+                position: next,
+                from_ms: None,
+                to_ms: unix_ms(),
+            }));
+        }
         Some(HistoryPage { deliveries, next, at_end: !reading.more })
     }
 }

@@ -41,7 +41,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::settings::Settings;
 use self::{
-    deployment::JoinError,
+    deployment::{Agreement, JoinError},
     history::Page,
     liveness::Liveness,
     members::MemberStore,
@@ -208,6 +208,7 @@ impl RedisBus {
         reader.spawn(task.run(subscription_events));
         reader.spawn(moves::follow(topology.clone(), stop_reader.clone()));
 
+        let agreement = Arc::new(Agreement::new());
         let mut queues = Vec::with_capacity(names.len());
         for (index, names) in names.iter().enumerate() {
             let (queue, jobs) = mpsc::channel(writer::QUEUE);
@@ -225,6 +226,8 @@ impl RedisBus {
                 queue: jobs,
                 liveness: liveness[index].clone(),
                 memory: memory[index].clone(),
+                agreement: agreement.clone(),
+                ask_first: probes[0].clone(),
                 probe_now: probes[index].clone(),
                 recover_now: recoveries[index].clone(),
                 stop: stop_writers.clone(),

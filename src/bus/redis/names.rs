@@ -11,6 +11,9 @@ use crate::bus::{MemberId, RequestId, ShardId};
 /// Hash slots of a Redis Cluster.
 pub(super) const SLOTS: u16 = 16384;
 
+/// The slots of shard 0, whatever the number of shards.
+const FIRST_SLOTS: u32 = 64;
+
 /// The names of one shard.
 #[derive(Clone, Debug)]
 pub(super) struct ShardNames {
@@ -35,13 +38,15 @@ pub(super) struct ShardNames {
 impl ShardNames {
     /// The names of shard `shard` of `shards`: the tag is chosen so that the shards spread evenly
     /// over the slots, and with them over masters that hold ranges of equal size. The same on all
-    /// gateways.
+    /// gateways; that of shard 0 is the same however many shards there are, so that gateways that
+    /// disagree about their number meet there.
     pub(super) fn new(prefix: &str, shard: ShardId, shards: u16) -> ShardNames {
         let width = u32::from(SLOTS);
         let (shard, shards) = (u32::from(shard.0), u32::from(shards.max(1)));
-        let range = shard * width / shards..(shard + 1) * width / shards;
-        // With 64 slots or more a shard, a few dozen tries find one.
-        let tag = (0..10_000)
+        let end = if shard == 0 { FIRST_SLOTS } else { (shard + 1) * width / shards };
+        let range = shard * width / shards..end;
+        // With 64 slots a shard, a few hundred tries find one.
+        let tag = (0..100_000)
             .map(|n| if n == 0 { shard.to_string() } else { format!("{shard}.{n}") })
             .find(|tag| range.contains(&u32::from(slot_of(tag))))
             .unwrap_or_else(|| shard.to_string());

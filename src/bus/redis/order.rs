@@ -139,12 +139,13 @@ impl Order {
         out: &mut Vec<Delivery>,
     ) -> bool {
         let follows = !previous.is_known() || !self.position.is_known() || self.has(previous);
-        let left_out = !follows && !self.walked.contains_key(&previous.epoch);
-        if left_out && !self.page {
-            // Further back each time; at last from the oldest entry.
-            let again = self.read_again.map(|again| again.epoch);
-            let before = again.map_or(previous.epoch, |again| again.min(previous.epoch));
-            let below = self.walked.range(..before).next_back();
+        if !follows && !self.page {
+            // The part of the line before it may lie before the position, on which the shard no
+            // longer is. Further back each time; at last from the oldest entry.
+            let below = match self.read_again {
+                Some(again) => self.walked.range(..again.epoch.min(previous.epoch)).next_back(),
+                None => self.walked.range(..=previous.epoch).next_back(),
+            };
             let from = below.map_or(Position::UNKNOWN, |(epoch, offset)| Position {
                 epoch: *epoch,
                 offset: *offset,

@@ -12,12 +12,21 @@ use crate::{
         filter::Filter,
         had::{Had, HadAt},
         log::{Content, Entry, IndexedFrame, Log},
-        opening::Opening,
     },
 };
 
 /// The most lost events of [`ShardCursor::ahead`], as runs.
 const MAX_AHEAD: usize = 16;
+
+/// How a stream begins, or continues, in one shard.
+pub(in crate::hub) struct Opening {
+    /// The place: everything in its epoch up to here was passed.
+    pub position: Position,
+    /// What the stream has had besides.
+    pub had: Had,
+    /// The source of the entries that come next.
+    pub source: Source,
+}
 
 /// A cursor in one shard.
 pub(super) struct ShardCursor {
@@ -119,9 +128,6 @@ impl ShardCursor {
     /// What history no longer holds before the first page, if the stream reads the whole line to
     /// find what it has not had.
     pub(super) fn before(&self, page: &HistoryPage, ends: &[Position]) -> Option<Gap> {
-        if self.position.is_known() || self.had.is_oldest() {
-            return None;
-        }
         let position = match page.deliveries.first()? {
             Delivery::Frame(frame) => {
                 Position { epoch: frame.epoch, offset: Offset(frame.first.0.saturating_sub(1)) }
@@ -130,6 +136,14 @@ impl ShardCursor {
             Delivery::Epoch(start) if start.previous.is_known() => start.previous,
             Delivery::Epoch(_) | Delivery::Gap(_) | Delivery::Start(_) => return None,
         };
+        self.expired_before(position, ends)
+    }
+
+    /// What was lost up to a position with which everything begins that is kept.
+    pub(super) fn expired_before(&self, position: Position, ends: &[Position]) -> Option<Gap> {
+        if self.position.is_known() || self.had.is_oldest() {
+            return None;
+        }
         let earlier = ends.iter().filter(|end| end.epoch < position.epoch);
         let lost = earlier.chain([&position]).map(|end| Lost {
             epoch: end.epoch,

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::bus::{Epoch, EpochStart, Lost, Name, Offset, Position};
 
-use super::{Content, Entry};
+use super::entry::{Content, Entry};
 use crate::hub::had::Had;
 
 /// The most epochs, other names and epochs of other lines that are kept. The oldest are dropped.

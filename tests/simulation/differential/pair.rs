@@ -15,6 +15,8 @@ pub struct Pair {
     pub model: Server,
     real: MultiplexedConnection,
     pub now_ms: u64,
+    /// What scripts take for the server's `master_replid`.
+    pub replication_id: String,
 }
 
 impl Pair {
@@ -27,7 +29,8 @@ impl Pair {
         let mut model = Server::new(identity);
         // As the servers are started: then `MAXLEN ~` is exact on both sides.
         model.set_stream_node_entries(1);
-        Pair { model, real: connection.expect("a connection"), now_ms: START_MS }
+        let real = connection.expect("a connection");
+        Pair { model, real, now_ms: START_MS, replication_id: "a0".into() }
     }
 
     /// Sends one command to both; both answers must be equal.
@@ -43,7 +46,8 @@ impl Pair {
         model
     }
 
-    /// Runs a script on both sides, with the test's clock in place of TIME.
+    /// Runs a script on both sides, with the test's clock in place of TIME, and its identity in
+    /// place of that of INFO, which is called all the same.
     pub async fn script(
         &mut self,
         what: &str,
@@ -55,8 +59,14 @@ impl Pair {
         let clock = format!(
             "local redis = (function(real) local function call(name, ...) \
              if name == 'TIME' then return {{'{seconds}', '{micros}'}} end \
-             return real.call(name, ...) end \
-             return {{call = call, pcall = real.pcall}} end)(redis)\n"
+             local answer = real.call(name, ...) \
+             if name == 'INFO' then \
+             assert(string.find(answer, 'role:master', 1, true), 'no role') \
+             assert(string.match(answer, 'master_replid:%w+'), 'no identity') \
+             return 'role:master\\r\\nmaster_replid:{}\\r\\n' end \
+             return answer end \
+             return {{call = call, pcall = real.pcall, error_reply = real.error_reply}} end)(redis)\n",
+            self.replication_id
         );
         let mut args = vec![b"EVAL".to_vec(), (clock + code).into_bytes()];
         args.push(keys.len().to_string().into_bytes());

@@ -156,7 +156,10 @@ impl Seen {
             self.told.insert(*event);
             let in_doubt = events.doubts.get(&name).is_some_and(|doubts| !doubts.is_empty());
             let declared = events.declared.contains(&name);
-            if missing.reason == GapReason::EpochChanged && !declared && !in_doubt {
+            // History that was evicted ends before what is missing.
+            let evicted = world.masters.iter().any(|master| master.line.evicted);
+            let nobody_told = !declared && !in_doubt && !evicted;
+            if missing.reason == GapReason::EpochChanged && nobody_told {
                 return Err(format!(
                     "NoFalseGap: node {index} is told event {event} as lost as {name:?}, which \
                      nobody told"

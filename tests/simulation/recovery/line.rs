@@ -34,6 +34,8 @@ pub struct Line {
     /// The gateways that took part in the last recovery: they knew of it, and had appended again
     /// all that they held, these names.
     pub took_part: Rc<BTreeMap<u64, BTreeSet<At>>>,
+    /// The greatest epoch in which something was accepted.
+    pub accepted: u64,
     pub recovering: bool,
     /// The epoch that began last.
     pub epoch: u64,
@@ -97,7 +99,9 @@ impl Line {
             Body::Frame(stamped) if stamped.frame.is_copy() => {
                 self.since = now;
                 let numbers = numbers(stamped);
-                if !self.recovering {
+                // What a recovery had to leave out comes behind newer events (X3).
+                let name = at(stamped.frame.name_of(0));
+                if !self.recovering || self.accepted > name.0 {
                     events.late.extend(&numbers);
                 }
                 Rc::make_mut(&mut self.present).extend(&numbers);
@@ -129,6 +133,7 @@ impl Line {
 
     fn accepted(&mut self, stamped: &StampedFrame, events: &mut Events, step: u64) {
         let frame = &stamped.frame;
+        self.accepted = self.accepted.max(frame.epoch.0);
         let provenance = frame.provenance.as_deref();
         let doubts: Vec<At> =
             provenance.map_or(vec![], |added| added.doubts.iter().copied().map(at).collect());

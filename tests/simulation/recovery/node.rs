@@ -44,6 +44,10 @@ pub struct Node {
     pub got: Vec<Got>,
     /// The number of streams until now.
     pub streams: usize,
+    /// The step at which the last stream was opened.
+    pub opened: u64,
+    /// The last stream of which the first page was read.
+    pub begun: usize,
     /// Events that it is not owed: they came before it. None before the first stream.
     pub not_owed: Option<BTreeSet<u64>>,
 }
@@ -58,6 +62,8 @@ impl Node {
             token: None,
             got: vec![],
             streams: 0,
+            opened: 0,
+            begun: 0,
             not_owed: None,
         }
     }

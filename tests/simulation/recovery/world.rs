@@ -12,7 +12,7 @@ use trunkline::{
     bus::{
         AppendError, Appended, Batch, Delivery, GapReason, Position, ShardId, Sink,
         redis::{
-            envelope::{Body, Envelope},
+            envelope::{Body, Envelope, Header, encode_frame},
             history::{self, Page, Reading},
             reader::{Found, ShardReader},
             recovery::Memory,
@@ -27,6 +27,7 @@ use trunkline::{
 use super::{
     bus::{Ask, AskedBus},
     event,
+    mistakes::Mistake,
     line::{At, Events, Line, SETTLE_MS},
     node::{Got, Node},
     rng::Rng,
@@ -84,8 +85,8 @@ pub struct Gateway {
     /// The events that the shard had when the gateway's probe was published with which it began.
     pub before: Rc<BTreeSet<u64>>,
     probed: BTreeMap<u64, Rc<BTreeSet<u64>>>,
-    /// What the shard had been told of when the hub asked for its end last.
-    told: Rc<BTreeMap<u64, u64>>,
+    /// What the shard had been told of when the hub asked for its end, with the step.
+    tips: Vec<(u64, Rc<BTreeMap<u64, u64>>)>,
     answers: Vec<(usize, oneshot::Receiver<Result<Appended, AppendError>>)>,
     /// What happened while it took no part: the judge excuses what follows from that.
     pub absent: bool,
@@ -130,6 +131,7 @@ pub enum Act {
     Clock,
     EvictState,
     EvictHistory,
+    Turn,
     Read,
     Move,
     LoseStream,
@@ -164,6 +166,7 @@ pub const ACTS: &[(Act, usize)] = &[
     (Act::Clock, 1),
     (Act::EvictState, 1),
     (Act::EvictHistory, 1),
+    (Act::Turn, 40),
     (Act::Read, 40),
     (Act::Move, 3),
     (Act::LoseStream, 2),
@@ -201,6 +204,8 @@ pub struct World {
     pub nodes: Vec<Node>,
     pub events: Events,
     runtime: Rc<tokio::runtime::Runtime>,
+    mistake: Option<Mistake>,
+    script: Rc<str>,
     strays: Vec<(usize, Sent)>,
     target: Target,
     limits: CallLimits,
@@ -230,19 +235,23 @@ macro_rules! note {
 
 /// What all seeds share.
 pub struct Setting {
+    pub mistake: Option<Mistake>,
+    script: Rc<str>,
     settings: Arc<trunkline::bus::redis::Settings>,
     /// Its clock stands still, and goes on with that of the seed.
     runtime: Rc<tokio::runtime::Runtime>,
 }
 
 impl Setting {
-    pub fn new() -> Setting {
+    pub fn new(mistake: Option<Mistake>) -> Setting {
         let text = br#"{"coordinator": {"@type": "Redis", "url": "redis://127.0.0.1:1"}}"#;
         let config = Config::load_text(text, &Sources::default()).expect("a valid configuration");
         let settings = trunkline::bus::redis::Settings::from_config(&config);
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         Setting {
+            mistake,
+            script: (&*Mistake::script(mistake)).into(),
             settings: Arc::new(settings.expect("valid settings")),
             runtime: Rc::new(runtime.expect("a runtime")),
         }
@@ -269,6 +278,8 @@ impl World {
             nodes: vec![],
             events: Events::default(),
             runtime: setting.runtime.clone(),
+            mistake: setting.mistake,
+            script: setting.script.clone(),
             strays: vec![],
             target,
             limits,
@@ -342,7 +353,7 @@ impl World {
             bus,
             before: Rc::default(),
             probed: BTreeMap::new(),
-            told: Rc::default(),
+            tips: vec![],
             answers: vec![],
             absent: limit < 10_000,
         }
@@ -388,7 +399,10 @@ impl World {
 
     fn call_script(&mut self, master: usize, sent: &Sent) -> Result<Answer, Failure> {
         let call = &sent.call;
-        let args = arguments(&call.command(&self.target));
+        let mut args = arguments(&call.command(&self.target));
+        if matches!(self.mistake, Some(Mistake::Script(..))) {
+            (args[0], args[1]) = (b"EVAL".to_vec(), self.script.as_bytes().to_vec());
+        }
         if let Op::Release { .. } = call.op
             && let epoch = self.masters[master].line.epoch
             && epoch == call.seen.epoch.0
@@ -403,7 +417,8 @@ impl World {
         }
         if let Reply::Error(text) = &reply {
             // Nothing in a simulation makes the script fail: it is a mistake in it.
-            panic!("the script failed: {text}");
+            self.events.broken.push(format!("Script: it failed: {text}"));
+            return Err(Failure::Refused(text.clone()));
         }
         let line = &mut self.masters[master].line;
         if line.recovering || matches!(call.op, Op::Release { .. }) {
@@ -569,6 +584,11 @@ impl World {
                 note!(self, "a pause of {ms} ms");
                 self.count("pauses");
             }
+            Act::Turn => {
+                if let Some(gateway) = self.pick() {
+                    self.turn(gateway);
+                }
+            }
             Act::Read => {
                 let node = self.rng.below(self.nodes.len());
                 self.read(node);
@@ -603,6 +623,26 @@ impl World {
                 self.count("clock jumps");
             }
             _ => self.fault(act),
+        }
+    }
+
+    /// A gateway does all that it has to do.
+    fn turn(&mut self, gateway: usize) {
+        self.reconnect(gateway);
+        self.step(gateway);
+        self.execute_flight(gateway);
+        self.answer(gateway);
+        while !self.gateways[gateway].inbox.is_empty() {
+            self.inbox(gateway);
+        }
+        self.read_history(gateway);
+    }
+
+    /// Lets all gateways begin.
+    pub fn begin(&mut self) {
+        for _ in 0..6 {
+            (0..self.gateways.len()).for_each(|gateway| self.turn(gateway));
+            self.pass(Duration::from_millis(60));
         }
     }
 
@@ -741,7 +781,10 @@ impl World {
             return;
         }
         match gateway.core.step(now, &mut gateway.memory) {
-            Step::Call(call) => {
+            Step::Call(mut call) => {
+                if let Some(mistake) = self.mistake {
+                    spoil_call(mistake, &mut call);
+                }
                 note!(self, "gateway {index} calls {}", describe(&call));
                 let gateway = &mut self.gateways[index];
                 let releases = matches!(call.op, Op::Release { .. });
@@ -825,7 +868,10 @@ impl World {
     fn found(&mut self, index: usize, found: Found) {
         let gateway = &mut self.gateways[index];
         gateway.wants_history |= found.read_history;
-        for delivery in found.deliveries {
+        for mut delivery in found.deliveries {
+            if let Some(mistake) = self.mistake {
+                spoil_delivery(mistake, &mut delivery);
+            }
             note!(self, "gateway {index} delivers {}", describe_delivery(&delivery));
             self.gateways[index].hub.deliver(ShardId(0), delivery.clone());
             self.gateways[index].log.push(delivery);
@@ -871,8 +917,12 @@ impl World {
             if let Some(Got::Gap(missing, _)) = got
                 && missing.reason == GapReason::UnknownEpoch
                 && let Some((gateway, _)) = self.nodes[node].gateway
-                && let told = &self.gateways[gateway].told
-                && let Some(epoch) = epochs.iter().find(|epoch| told.contains_key(epoch))
+                && let opened = self.nodes[node].opened
+                && let tips = &self.gateways[gateway].tips
+                && let Some(epoch) = epochs.iter().find(|epoch| {
+                    let mut tips = tips.iter().filter(|(step, _)| *step >= opened);
+                    tips.all(|(_, told)| told.contains_key(epoch))
+                })
             {
                 self.events.broken.push(format!(
                     "Resumable: node {node} is told {missing:?}; the shard was told of {epoch}"
@@ -895,6 +945,7 @@ impl World {
         if reader.token.is_none() {
             reader.not_owed = Some(self.events.first.keys().copied().collect());
         }
+        reader.opened = self.steps;
         reader.open((gateway, id), &hub);
     }
 
@@ -908,7 +959,8 @@ impl World {
                 let end = Position::new(u64::MAX, u64::MAX - 1);
                 let view = master.map(|master| self.reading(master, end).view);
                 if let Some(master) = master {
-                    self.gateways[index].told = self.masters[master].line.told.clone();
+                    let told = self.masters[master].line.told.clone();
+                    self.gateways[index].tips.push((self.steps, told));
                 }
                 let tip = view.map(|view| (view.tip, view.ends));
                 let _ = answer.send(tip.ok_or_else(unreachable));
@@ -926,6 +978,10 @@ impl World {
                         break taken;
                     }
                 };
+                let mut taken = taken;
+                if let Some(mistake) = self.mistake {
+                    taken.deliveries.iter_mut().for_each(|item| spoil_delivery(mistake, item));
+                }
                 note!(self, "gateway {index} reads a page of master {master} after {after}: \
                     {} deliveries", taken.deliveries.len());
                 if !after.is_known() {
@@ -935,8 +991,12 @@ impl World {
                         let begins = node.oldest && node.got.is_empty();
                         if begins && node.gateway == Some((index, id)) {
                             let events = self.events.first.keys().copied();
-                            node.not_owed =
-                                Some(events.filter(|event| !kept.contains(event)).collect());
+                            let not_owed = node.not_owed.get_or_insert_default();
+                            if node.begun != node.streams {
+                                node.begun = node.streams;
+                                not_owed.clear();
+                            }
+                            not_owed.extend(events.filter(|event| !kept.contains(event)));
                         }
                     }
                 }
@@ -986,14 +1046,7 @@ impl World {
         for _ in 0..4000 {
             let before = self.fingerprint();
             for index in 0..self.gateways.len() {
-                self.reconnect(index);
-                self.step(index);
-                self.execute_flight(index);
-                self.answer(index);
-                while !self.gateways[index].inbox.is_empty() {
-                    self.inbox(index);
-                }
-                self.read_history(index);
+                self.turn(index);
                 while !self.gateways[index].bus.asks.lock().is_empty() {
                     self.page(index);
                 }
@@ -1034,6 +1087,44 @@ impl World {
         let gateways = gateways.map(|gateway| (gateway.log.len(), gateway.reader.position()));
         let nodes = self.nodes.iter().map(|node| (node.got.len(), Position::UNKNOWN));
         gateways.chain(nodes).collect()
+    }
+}
+
+/// A call of a gateway that makes a mistake.
+fn spoil_call(mistake: Mistake, call: &mut Call) {
+    match mistake {
+        Mistake::TipOnly if !matches!(call.op, Op::Again(..)) => {
+            call.heard = format!("{}:{}", call.seen.epoch.0, call.seen.offset.0);
+        }
+        Mistake::NoDoubts => {
+            let Op::Append(framed) = &mut call.op else { return };
+            let id = format!("1-{}", framed.count);
+            let bytes = framed.bytes.clone().into();
+            let parsed = Envelope::parse_history(id.as_bytes(), b"f", &bytes);
+            let Some(Envelope { body: Body::Frame(stamped), .. }) = parsed else { return };
+            let header = Header {
+                writer: stamped.writer,
+                sequence: stamped.sequence,
+                count: framed.count,
+                time_ms: stamped.frame.time_ms,
+                provenance: None,
+                requests: &stamped.requests,
+                retain: &stamped.retain,
+            };
+            framed.bytes = encode_frame(&header, &stamped.frame.events);
+        }
+        _ => {}
+    }
+}
+
+/// A delivery of a gateway that makes a mistake.
+fn spoil_delivery(mistake: Mistake, delivery: &mut Delivery) {
+    let Delivery::Frame(frame) = delivery else { return };
+    let Some(provenance) = &mut frame.provenance else { return };
+    match mistake {
+        Mistake::NoAliases => provenance.aliases.clear(),
+        Mistake::NoNames => provenance.name = None,
+        _ => {}
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use super::{Heard, Held, HeldFrame, Ranges};
 use crate::bus::{
-    Epoch, Frame, Lost, Name, Offset, Position, Provenance, put_event,
+    Epoch, Frame, Name, Offset, Position, Provenance, put_event,
     redis::envelope::{
         Body, Envelope, Header, StampedFrame, WriterId, encode_frame, events_of, put_request,
         put_retained, read_requests, read_retained,
@@ -107,59 +107,74 @@ impl Memory {
         self.forget();
     }
 
-    /// Learns from a message of the channel, or an entry of history.
-    /// A frame gets the other names under which its events are held.
-    pub fn learn(&mut self, envelope: &mut Envelope, now: Instant) {
+    /// Hears of what a message or an entry of history tells of.
+    pub fn hear(&mut self, envelope: &Envelope) {
         let at = envelope.position;
-        match &mut envelope.body {
-            Body::Frame(stamped) => self.learn_frame(stamped),
-            Body::Probe { writer, view, .. } => {
-                self.hear_view(view);
-                self.advance(at, &view.ends);
-                if self.peers.len() < MAX_PEERS || self.peers.contains_key(writer) {
-                    self.peers.insert(*writer, now);
+        match &envelope.body {
+            Body::Frame(stamped) => {
+                let frame = &stamped.frame;
+                match frame.provenance.as_deref() {
+                    Some(Provenance { name: Some(name), aliases, .. }) => {
+                        self.heard.hear_copy(frame.epoch, frame.first, at.offset);
+                        aliases.iter().for_each(|(_, alias)| self.heard.hear(*alias));
+                        self.heard.hear(name.last());
+                    }
+                    _ => self.heard.hear(at),
                 }
             }
+            Body::Probe { view, .. } => self.hear_view(view),
             Body::EpochStart { previous, ends, .. } => {
                 self.heard.hear(at);
                 self.heard.hear(*previous);
                 ends.iter().for_each(|end| self.heard.hear(*end));
-                // The end of the epoch before is among `ends`, but if the state was lost with the
-                // records of writers: then all of it is appended again.
-                self.advance(at, ends);
             }
             Body::Note(lost) => {
                 self.heard.hear_copy(at.epoch, at.offset, at.offset);
-                self.account_for(at.epoch, Position { epoch: lost.epoch, offset: lost.last });
+                self.heard.hear(Position { epoch: lost.epoch, offset: lost.last });
             }
             // Anybody may have published it, at any position.
             Body::Unreadable | Body::Forged => {}
         }
     }
 
-    fn learn_frame(&mut self, stamped: &mut StampedFrame) {
-        self.name(stamped);
-        let frame = &stamped.frame;
-        let last = frame.last();
-        if last.epoch == self.tip.epoch {
-            self.tip = self.tip.max(last);
+    /// Learns from a message of the channel, or an entry of history that the reader read. A frame
+    /// gets the other names under which its events are held.
+    pub fn learn(&mut self, envelope: &mut Envelope, now: Instant) {
+        let at = envelope.position;
+        if let Body::Frame(stamped) = &mut envelope.body {
+            self.name(stamped);
         }
-        match frame.provenance.as_deref() {
-            None => self.heard.hear(last),
-            Some(Provenance { name: None, .. }) => self.heard.hear(last),
-            Some(Provenance { name: Some(name), aliases, .. }) => {
-                self.heard.hear_copy(frame.epoch, frame.first, last.offset);
-                aliases.iter().for_each(|(_, alias)| self.heard.hear(*alias));
-                self.account_for(last.epoch, name.last());
+        self.hear(envelope);
+        match &envelope.body {
+            Body::Frame(stamped) => {
+                if at.epoch == self.tip.epoch {
+                    self.tip = self.tip.max(at);
+                }
+                let provenance = stamped.frame.provenance.as_deref();
+                if let Some(name) = provenance.and_then(|provenance| provenance.name.as_ref()) {
+                    self.account_for(at.epoch, name.last());
+                }
+                self.held.keep(HeldFrame::new(stamped.clone()));
             }
+            Body::Probe { writer, view, .. } => {
+                self.advance(at, &view.ends);
+                if self.peers.len() < MAX_PEERS || self.peers.contains_key(writer) {
+                    self.peers.insert(*writer, now);
+                }
+            }
+            // The end of the epoch before is among `ends`, but if the state was lost with the
+            // records of writers: then all of it is appended again.
+            Body::EpochStart { ends, .. } => self.advance(at, ends),
+            Body::Note(lost) => {
+                self.account_for(at.epoch, Position { epoch: lost.epoch, offset: lost.last });
+            }
+            Body::Unreadable | Body::Forged => {}
         }
-        self.held.keep(HeldFrame::new(stamped.clone()));
     }
 
     /// A message of the epoch `by` says that an ended epoch is handled up to there. One of an epoch
     /// before the shard's says nothing: what came after it may be lost.
     fn account_for(&mut self, by: Epoch, last: Position) {
-        self.heard.hear(last);
         if by == self.tip.epoch && last.epoch > self.floor {
             let end = self.ends.entry(last.epoch).or_default();
             *end = (*end).max(last.offset);

@@ -22,10 +22,11 @@ pub use self::{
     flush::Job,
 };
 use super::{
+    deployment::Agreement,
     envelope::WriterId,
     liveness::Liveness,
     recovery::Memory,
-    script::{Answer, Call, Failure, Target},
+    script::{Answer, Call, Failure, Op, Target},
     topology::Topology,
 };
 use crate::bus::{AppendError, ShardId};
@@ -35,6 +36,9 @@ pub(super) const QUEUE: usize = 1024;
 
 /// The number of times that a call follows a slot that is moving.
 const MAX_REDIRECTS: u32 = 16;
+
+/// The time that a recovery waits for an answer of shard 0.
+const MAX_AGREEMENT: Duration = Duration::from_secs(1);
 
 /// The time that a writer that stops gives what is still under way.
 const MAX_STOP: Duration = Duration::from_secs(60);
@@ -49,6 +53,10 @@ pub(super) struct WriterParts {
     pub queue: mpsc::Receiver<Job>,
     pub liveness: Arc<Liveness>,
     pub memory: Arc<Mutex<Memory>>,
+    /// What shard 0 says of the deployment.
+    pub agreement: Arc<Agreement>,
+    /// Asks shard 0 for a probe now.
+    pub ask_first: Arc<Notify>,
     /// Asks for a probe now.
     pub probe_now: Arc<Notify>,
     /// Says that there may be something to append again.
@@ -61,6 +69,8 @@ pub(super) struct WriterParts {
 pub(super) struct Writer {
     parts: WriterParts,
     core: Core,
+    /// Since when appends wait for a recovery.
+    recovering: Option<Instant>,
 }
 
 impl Writer {
@@ -68,7 +78,7 @@ impl Writer {
         let auth = parts.target.names.auth.clone();
         let core =
             Core::new(parts.shard, parts.id, parts.limits, auth, rand::random(), Instant::now());
-        Writer { parts, core }
+        Writer { parts, core, recovering: None }
     }
 
     /// Runs until it is stopped and the queue is empty.
@@ -92,7 +102,11 @@ impl Writer {
                     let answer = self.call(&call).await;
                     let failed = answer.is_err();
                     let now = Instant::now();
-                    let shown = self.core.answered(now, answer, &mut self.parts.memory.lock());
+                    let mut memory = self.parts.memory.lock();
+                    let shown = self.core.answered(now, answer, &mut memory);
+                    self.recovering =
+                        memory.is_recovering().then(|| self.recovering.unwrap_or(now));
+                    drop(memory);
                     match shown {
                         Shown::Accepted => self.parts.liveness.accepted(),
                         Shown::Answered => {}
@@ -126,8 +140,37 @@ impl Writer {
         }
     }
 
-    /// Makes one call, and follows the shard where it moves.
+    /// Makes one call, if this gateway may serve the deployment.
+    ///
+    /// After a recovery, in which the agreement may have been lost with everything else, a shard
+    /// goes on only when shard 0 has taken a call.
     async fn call(&self, call: &Call) -> Result<Answer, Failure> {
+        let agreement = &self.parts.agreement;
+        if self.parts.shard == ShardId(0) {
+            let started = Instant::now();
+            let answer = self.call_server(call).await;
+            match &answer {
+                Ok(Answer::Deployment(theirs)) => {
+                    agreement.answered(started, Some(theirs.clone()));
+                }
+                Ok(Answer::Shard(..)) => agreement.answered(started, None),
+                Err(_) => {}
+            }
+            return answer;
+        }
+        if let (Op::Release { .. }, Some(since)) = (&call.op, self.recovering) {
+            self.parts.ask_first.notify_one();
+            // One dead shard must not hold up the others for ever.
+            let _ = tokio::time::timeout(MAX_AGREEMENT, agreement.after(since)).await;
+        }
+        match agreement.theirs() {
+            Some(theirs) => Ok(Answer::Deployment(theirs)),
+            None => self.call_server(call).await,
+        }
+    }
+
+    /// Makes one call, and follows the shard where it moves.
+    async fn call_server(&self, call: &Call) -> Result<Answer, Failure> {
         let mut asked = None;
         let mut redirects = MAX_REDIRECTS;
         loop {

@@ -1,0 +1,103 @@
+//! Deliberate mistakes in the protocol: each must break a promise in some seed, or the judge is
+//! blind for it.
+
+use std::borrow::Cow;
+
+use trunkline::bus::redis::script::SHARD;
+
+/// A mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mistake {
+    /// This text of the script is replaced by that.
+    Script(&'static str, &'static str),
+    /// Frames that are sent again name no doubt.
+    NoDoubts,
+    /// Frames get no other names.
+    NoAliases,
+    /// Copies have no name.
+    NoNames,
+    /// Only offers of frames say what was heard, and calls otherwise only their tip.
+    TipOnly,
+}
+
+impl Mistake {
+    /// The script of gateways that make this mistake.
+    pub fn script(mistake: Option<Mistake>) -> Cow<'static, str> {
+        let Some(Mistake::Script(right, wrong)) = mistake else { return SHARD.into() };
+        assert!(SHARD.contains(right), "the script has changed: {right}");
+        SHARD.replacen(right, wrong, 1).into()
+    }
+}
+
+use Mistake::Script;
+
+/// All mistakes that must be found, each with its name.
+pub const MISTAKES: &[(&str, Mistake)] = &[
+    ("no identity", Script("if not identity then", "identity = 'same' if not identity then")),
+    ("no random bits", Script("* 4096 + tonumber(ARGV[5])", "* 4096")),
+    ("epochs by the clock alone", Script("math.max(now, math.floor(most / 4096) + 1)", "now")),
+    (
+        "no pause",
+        Script(
+            "if run ~= identity then return answer('recovering') end",
+            "if run ~= identity then run = identity end",
+        ),
+    ),
+    ("no settling time", Script("return now - recovery.since >= SETTLE", "return true")),
+    ("lost tails are not told", Script("note_all(recovery.heard, epoch)", "")),
+    (
+        "what callers heard is not kept",
+        Script(
+            "merge_heard(parse_heard(before[2] or ''), parse_heard(ARGV[6]))",
+            "parse_heard(before[2] or '')",
+        ),
+    ),
+    (
+        "frames again in any order",
+        Script("if name_first > end_of(name_epoch) + 1 then", "if false then"),
+    ),
+    (
+        "older epochs not first",
+        Script("if entry[1] < name_epoch and entry[2] > end_of(entry[1]) then", "if false then"),
+    ),
+    ("copies told as lost", Script("local all = parse_ranges(ranges, {})\n  table.sort", "local all = {}\n  table.sort")),
+    (
+        "frames again whatever writers have",
+        Script("if count == 0 or has(sequences, sequence) then", "if count == 0 then"),
+    ),
+    (
+        "records of writers not restored",
+        Script("keep_writer()\nlocal base_epoch", "if op == 'append' then keep_writer() end\nlocal base_epoch"),
+    ),
+    (
+        "only the last sequence of a writer",
+        Script(
+            "sequences = with_range(sequences, sequence, sequence)",
+            "sequences = '1-' .. num(math.max(highest, sequence))",
+        ),
+    ),
+    (
+        "request ids not restored",
+        Script("for i = 5, #KEYS do\n  redis.call('SET'", "for i = 5, name_epoch and 0 or #KEYS do\n  redis.call('SET'"),
+    ),
+    (
+        "requests not taken out of frames again",
+        Script("if #found > 0 then return", "if #found > 0 and not name_epoch then return"),
+    ),
+    ("request ids not compared", Script("if requests[i] and requests[i] ~= own then", "if false then")),
+    ("sequences not compared", Script("if has(sequences, sequence) then\n    -- A write", "if false then\n    -- A write")),
+    (
+        "frames again are not recorded",
+        Script("add_copies(first, offset)\n  set_end(name_epoch, name_last)", "add_copies(first, offset)"),
+    ),
+    (
+        "a release without knowing of the recovery",
+        Script("if known ~= epoch then return answer('wait') end", ""),
+    ),
+    ("copies are not counted", Script("local function add_copies(first, last)\n", "local function add_copies(first, last)\n  if true then return end\n")),
+    ("earlier epochs are forgotten", Script("local FORGET, MAX_ENDS = 3600000, 64", "local FORGET, MAX_ENDS = 3600000, 1")),
+    ("no doubts", Mistake::NoDoubts),
+    ("no aliases", Mistake::NoAliases),
+    ("copies without names", Mistake::NoNames),
+    ("only the tip is heard", Mistake::TipOnly),
+];
