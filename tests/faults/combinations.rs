@@ -181,3 +181,34 @@ async fn gateways_that_disagree_do_not_both_serve_after_a_flush() {
     })
     .await;
 }
+
+/// Two deployments with one prefix on two databases of one server: channels belong to the server.
+#[tokio::test(flavor = "multi_thread")]
+async fn gateways_on_two_databases_do_not_hear_one_another() {
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let prefix = shared::prefix();
+    let on = |database: &str| GatewayOptions::redis(&format!("{}{database}", redis.url()), &prefix);
+    let (one, two) = tokio::join!(Gateway::start(on("/0")), Gateway::start(on("/1")));
+    let nodes = [TestNode::connect(&one, "n").await, TestNode::connect(&two, "n").await];
+    let watchers = [TestNode::connect(&one, "w").await, TestNode::connect(&two, "w").await];
+    let collectors = [
+        watchers[0].subscribe(watchers[0].request()).await,
+        watchers[1].subscribe(watchers[1].request()).await,
+    ];
+    let batch = |side: usize| events::numbered(&format!("side{side}"), 50, 5);
+    for round in 0..20 {
+        for (side, node) in nodes.iter().enumerate() {
+            let batch = batch(side).into_iter().map(|event| {
+                let id = format!("{}-{round}", event.id);
+                with_id(id, event)
+            });
+            node.publish(batch.collect()).await.expect("published");
+        }
+    }
+    for (side, collector) in collectors.iter().enumerate() {
+        let recording = collector.events(1000, LIMIT).await;
+        let own = format!("side{side}-");
+        assert!(recording.event_ids.iter().all(|id| id.starts_with(&own)), "side {side}");
+        assert!(recording.gaps().is_empty());
+    }
+}

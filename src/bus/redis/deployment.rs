@@ -40,7 +40,7 @@ impl Deployment {
     pub(super) fn text(&self, settings: &Settings) -> String {
         // Not which key: while keys are rotated, gateways make tags with different ones.
         let key = if self.key.is_some() { "frameKey" } else { "no frameKey" };
-        let database = settings.seeds.first().map_or(0, |seed| seed.redis_settings().db());
+        let database = settings.database();
         format!(
             "protocol {PROTOCOL}, {} shards, {} channels, {key}, database {database}",
             self.shards, self.mode

@@ -153,8 +153,7 @@ impl RedisBus {
         );
         let count = deployment.shards;
         let names: Vec<_> = ShardId::all(count)
-            .map(|shard| ShardNames::new(&settings.prefix, shard, count))
-            .map(|names| Arc::new(names.with_keys(settings.keys.as_ref())))
+            .map(|shard| Arc::new(settings.names(shard, count)))
             .collect();
         // The slot of the members comes after those of the shards.
         let members = MemberNames::new(&settings.prefix);

@@ -63,6 +63,15 @@ impl ShardNames {
         }
     }
 
+    /// Keys belong to a database, and channels to the whole server: gateways on two databases must
+    /// not hear one another.
+    pub(super) fn in_database(mut self, database: i64) -> ShardNames {
+        if database != 0 {
+            self.channel = format!("{}:{database}", self.channel);
+        }
+        self
+    }
+
     /// Adds authentication tags to everything under these names, if there are keys.
     pub(super) fn with_keys(mut self, keys: Option<&Keys>) -> ShardNames {
         self.auth = keys.map(|keys| keys.on(&self.channel));

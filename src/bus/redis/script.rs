@@ -302,8 +302,7 @@ impl Target {
         shards: u16,
         deployment: String,
     ) -> Target {
-        let names = ShardNames::new(&settings.prefix, shard, shards);
-        let names = Arc::new(names.with_keys(settings.keys.as_ref()));
+        let names = Arc::new(settings.names(shard, shards));
         Target { names, settings: settings.clone(), deployment }
     }
 }

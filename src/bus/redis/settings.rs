@@ -6,9 +6,9 @@ use redis::{
     Client, ClientTlsConfig, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, TlsCertificates,
 };
 
-use super::{auth::Keys, writer::CallLimits};
+use super::{auth::Keys, names::ShardNames, writer::CallLimits};
 use crate::{
-    bus::StartError,
+    bus::{ShardId, StartError},
     config::{BusConfig, Config, Pool, Protocol, RedisUrl, Tls},
 };
 
@@ -74,6 +74,18 @@ const STANDALONE_WAIT: (Duration, Duration) =
 const STANDALONE_RESPONSE: Duration = Duration::from_millis(2500);
 
 impl Settings {
+    /// The database of a standalone server.
+    pub(super) fn database(&self) -> i64 {
+        self.seeds.first().map_or(0, |seed| seed.redis_settings().db())
+    }
+
+    /// The names of a shard.
+    pub(super) fn names(&self, shard: ShardId, shards: u16) -> ShardNames {
+        ShardNames::new(&self.prefix, shard, shards)
+            .in_database(self.database())
+            .with_keys(self.keys.as_ref())
+    }
+
     /// The limits of a writer's calls.
     pub fn call_limits(&self) -> CallLimits {
         CallLimits {

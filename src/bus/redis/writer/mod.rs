@@ -102,11 +102,7 @@ impl Writer {
                     let answer = self.call(&call).await;
                     let failed = answer.is_err();
                     let now = Instant::now();
-                    let mut memory = self.parts.memory.lock();
-                    let shown = self.core.answered(now, answer, &mut memory);
-                    self.recovering =
-                        memory.is_recovering().then(|| self.recovering.unwrap_or(now));
-                    drop(memory);
+                    let shown = self.answered(now, answer);
                     match shown {
                         Shown::Accepted => self.parts.liveness.accepted(),
                         Shown::Answered => {}
@@ -138,6 +134,13 @@ impl Writer {
                 }
             }
         }
+    }
+
+    fn answered(&mut self, now: Instant, answer: Result<Answer, Failure>) -> Shown {
+        let mut memory = self.parts.memory.lock();
+        let shown = self.core.answered(now, answer, &mut memory);
+        self.recovering = memory.is_recovering().then(|| self.recovering.unwrap_or(now));
+        shown
     }
 
     /// Makes one call, if this gateway may serve the deployment.
