@@ -9,4 +9,5 @@
 mod support;
 
 mod differential;
+mod recovery;
 mod redis;

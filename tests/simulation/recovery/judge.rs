@@ -233,6 +233,13 @@ fn same_order(
     let mut common: Vec<(usize, usize, u64)> = one
         .iter()
         .filter(|(event, _)| !events.late.contains(event) && !events.double.contains(event))
+        .filter(|(event, _)| {
+            // What came before a stream may come as a copy, out of its order.
+            let owes = |node: usize| {
+                world.nodes[node].not_owed.as_ref().is_none_or(|not_owed| !not_owed.contains(event))
+            };
+            owes(a) && owes(b)
+        })
         .filter_map(|(event, at)| Some((*at, *other.get(event)?, *event)))
         .collect();
     common.sort_unstable();

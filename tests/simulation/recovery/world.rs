@@ -640,9 +640,11 @@ impl World {
 
     /// Lets all gateways begin.
     pub fn begin(&mut self) {
-        for _ in 0..6 {
-            (0..self.gateways.len()).for_each(|gateway| self.turn(gateway));
-            self.pass(Duration::from_millis(60));
+        for _ in 0..10 {
+            for _ in 0..2 {
+                (0..self.gateways.len()).for_each(|gateway| self.turn(gateway));
+            }
+            self.pass(Duration::from_millis(350));
         }
     }
 

@@ -21,6 +21,12 @@ const SETTLE: Duration = Duration::from_millis(400);
 /// The age up to which a probe shows that its gateway takes part in a recovery.
 const PEER_AGE: Duration = Duration::from_secs(3);
 
+/// The time between two probes of its own after which a gateway may have missed those of others.
+const MAX_SILENCE: Duration = Duration::from_millis(2500);
+
+/// The time for which a gateway hears before it knows all others: each sends a probe every second.
+const ACQUAINTANCE: Duration = Duration::from_secs(2);
+
 /// Peers that are remembered.
 const MAX_PEERS: usize = 1024;
 
@@ -78,6 +84,8 @@ pub struct Memory {
     unaccounted: Option<Instant>,
     /// When a probe of each gateway arrived last.
     peers: BTreeMap<WriterId, Instant>,
+    /// Since when the own probes have arrived one after the other.
+    hearing_since: Option<Instant>,
 }
 
 impl Memory {
@@ -94,6 +102,7 @@ impl Memory {
             recovering: false,
             unaccounted: None,
             peers: BTreeMap::new(),
+            hearing_since: None,
         }
     }
 
@@ -158,6 +167,11 @@ impl Memory {
             }
             Body::Probe { writer, view, .. } => {
                 self.advance(at, &view.ends);
+                if *writer == self.own {
+                    let before = self.peers.get(writer).copied();
+                    let goes_on = before.is_some_and(|before| now < before + MAX_SILENCE);
+                    self.hearing_since = self.hearing_since.filter(|_| goes_on).or(Some(now));
+                }
                 if self.peers.len() < MAX_PEERS || self.peers.contains_key(writer) {
                     self.peers.insert(*writer, now);
                 }
@@ -275,7 +289,8 @@ impl Memory {
             .filter(|(_, at)| until.is_some_and(|until| **at + PEER_AGE >= until))
             .map(|(writer, _)| *writer)
             .collect();
-        if until.is_none() {
+        let since = self.hearing_since;
+        if !until.zip(since).is_some_and(|(until, since)| until >= since + ACQUAINTANCE) {
             // Others may be there: only time tells.
             peers.clear();
         }
