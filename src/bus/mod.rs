@@ -68,8 +68,8 @@ pub type SharedBus = Arc<dyn Bus>;
 ///   epoch with a higher number, [`Delivery::Epoch`]; nothing is appended to an earlier one after
 ///   that. A position never stands for two events. A sink that was connected to a part of the bus
 ///   that lost against another one may get an epoch with a lower number after a higher one.
-/// - **Copies.** Events that the bus lost are appended again if a gateway holds them, and keep their
-///   first position as a name ([`Frame::name_of`]): every sink gets them, whether it had them or
+/// - **Copies.** Events that the bus lost are appended again if a gateway holds them, and keep
+///   their first position as a name ([`Frame::name_of`]): every sink gets them, whether it had them or
 ///   not. What nobody holds is a gap of those names.
 /// - **Last values.** The event of [`Batch::retain`] with the highest position under a key is kept,
 ///   whatever becomes of history; see [`History::retained`].

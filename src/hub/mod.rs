@@ -28,10 +28,6 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use trunkline_proto::kinds;
 
-pub use self::{
-    cursor::ReadOptions,
-    opening::{Begin, Opened},
-};
 use self::{
     cursor::Cursor,
     event::EventView,
@@ -39,6 +35,10 @@ use self::{
     kind_bits::LAST_VALUE_KINDS,
     log::{Capacity, Content, IndexedFrame, Log},
     router::Router,
+};
+pub use self::{
+    cursor::ReadOptions,
+    opening::{Begin, Opened},
 };
 use crate::bus::{AppendError, Delivery, Position, Retained, ShardId, SharedBus, Sink};
 

@@ -196,7 +196,6 @@ impl Hub {
             let (tip, ends) = history.tip(shard).await?;
             let log = &self.logs[shard.index()];
             log.learn_ends(&ends);
-            log.learn_ends(&[tip]);
             let reached = log.reaches(tip);
             let opening = self.continue_with(shard, had.clone(), || {});
             if !matches!(opening.source, Source::Behind) {

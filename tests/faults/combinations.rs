@@ -153,7 +153,8 @@ async fn a_retry_after_a_flush_or_a_restart_gets_the_first_answer() {
     assert!(recording.gaps().is_empty());
 }
 
-/// A gateway with another number of shards joins after a flush: it must not serve beside the others.
+/// A gateway with another number of shards joins after a flush: it must not serve beside the
+/// others.
 #[tokio::test(flavor = "multi_thread")]
 async fn gateways_that_disagree_do_not_both_serve_after_a_flush() {
     let redis = RedisServer::start(RedisOptions::default()).await;
@@ -199,7 +200,7 @@ async fn gateways_on_two_databases_do_not_hear_one_another() {
     for round in 0..20 {
         for (side, node) in nodes.iter().enumerate() {
             let batch = batch(side).into_iter().map(|event| {
-                let id = format!("{}-{round}", event.id);
+                let id = format!("{}-{round}", event.event_id);
                 with_id(id, event)
             });
             node.publish(batch.collect()).await.expect("published");

@@ -256,7 +256,7 @@ async fn the_events_of_a_request_are_traced_over_all_shards_of_a_cluster() {
         .collect();
     let positions = publisher.publish(events).await.unwrap();
     let shards: BTreeSet<_> = positions.iter().map(|position| position.shard.to_string()).collect();
-    assert_eq!(shards.len(), 6, "two shards a master, all in use");
+    assert!(shards.len() > 6, "more shards than servers are in use: {shards:?}");
     stream.events(60, LIMIT).await;
 
     // One for the request, one for the frame of each shard, one for each event.

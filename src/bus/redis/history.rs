@@ -11,13 +11,14 @@ use redis::{Cmd, Value};
 
 use super::{
     auth::{Authenticator, Kind, TAG_LENGTH},
-    envelope::{Body, Envelope, parse_position, parse_view},
+    envelope::{Body, Envelope, parse_position},
     names::ShardNames,
     order::Order,
-    recovery::{Memory, ShardView},
+    recovery::Memory,
     script::{Failure, Target, classify},
     server::Server,
     topology::Topology,
+    view::{ShardView, parse_view},
 };
 use crate::bus::{Delivery, Gap, GapReason, HistoryPage, Position, Retained, ShardId, unix_ms};
 

@@ -15,6 +15,7 @@ mod moves;
 mod names;
 pub mod order;
 mod packing;
+pub mod ranges;
 pub mod reader;
 pub mod recovery;
 mod resolver;
@@ -23,6 +24,7 @@ mod server;
 mod settings;
 mod subscription;
 mod topology;
+pub mod view;
 pub mod writer;
 
 use std::{
@@ -39,7 +41,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::settings::Settings;
+pub use self::settings::{CallLimits, Settings};
 use self::{
     deployment::{Agreement, JoinError},
     history::Page,
@@ -152,9 +154,8 @@ impl RedisBus {
             "agreed with the deployment"
         );
         let count = deployment.shards;
-        let names: Vec<_> = ShardId::all(count)
-            .map(|shard| Arc::new(settings.names(shard, count)))
-            .collect();
+        let names: Vec<_> =
+            ShardId::all(count).map(|shard| Arc::new(settings.names(shard, count))).collect();
         // The slot of the members comes after those of the shards.
         let members = MemberNames::new(&settings.prefix);
         let slots = names.iter().map(|names| names.slot).chain([members.slot]).collect();

@@ -11,9 +11,6 @@ use crate::bus::{MemberId, RequestId, ShardId};
 /// Hash slots of a Redis Cluster.
 pub(super) const SLOTS: u16 = 16384;
 
-/// The slots of shard 0, whatever the number of shards.
-const FIRST_SLOTS: u32 = 64;
-
 /// The names of one shard.
 #[derive(Clone, Debug)]
 pub(super) struct ShardNames {
@@ -43,10 +40,16 @@ impl ShardNames {
     pub(super) fn new(prefix: &str, shard: ShardId, shards: u16) -> ShardNames {
         let width = u32::from(SLOTS);
         let (shard, shards) = (u32::from(shard.0), u32::from(shards.max(1)));
-        let end = if shard == 0 { FIRST_SLOTS } else { (shard + 1) * width / shards };
-        let range = shard * width / shards..end;
-        // With 64 slots a shard, a few hundred tries find one.
-        let tag = (0..100_000)
+        // The range in which the slot of the tag "0" lies is that of shard 0.
+        let first = u32::from(slot_of("0")) * shards / width;
+        let nth = match shard {
+            0 => first,
+            shard if shard == first => 0,
+            shard => shard,
+        };
+        let range = nth * width / shards..(nth + 1) * width / shards;
+        // With 64 slots or more a shard, a few dozen tries find one.
+        let tag = (0..10_000)
             .map(|n| if n == 0 { shard.to_string() } else { format!("{shard}.{n}") })
             .find(|tag| range.contains(&u32::from(slot_of(tag))))
             .unwrap_or_else(|| shard.to_string());

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use super::{
     envelope::{Body, Envelope, StampedFrame},
-    recovery::ShardView,
+    view::ShardView,
 };
 use crate::bus::{Delivery, Epoch, EpochStart, Gap, GapReason, Lost, Offset, Position, unix_ms};
 
@@ -169,8 +169,8 @@ impl Order {
     /// Ends a reading of history: positions up to the end of the shard are lost.
     pub fn finish_history(&mut self, view: &ShardView, out: &mut Vec<Delivery>) {
         self.read_again = None;
-        // A shard that is behind is on another line: its next epoch is greater, and says how it goes
-        // on.
+        // A shard that is behind is on another line: its next epoch is greater, and says how it
+        // goes on.
         if view.tip > self.position && !self.has(view.tip) {
             self.learn(view.floor, &view.ends);
             let reason = if self.walked.contains_key(&view.tip.epoch) {

@@ -9,11 +9,11 @@ use bytes::Bytes;
 use redis::{Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
 
 use super::{
-    envelope::{WriterId, parse_view},
+    envelope::WriterId,
     names::ShardNames,
-    recovery::ShardView,
     server::{Command, Server},
     settings::Settings,
+    view::{ShardView, parse_view},
 };
 use crate::bus::{Appended, Epoch, Name, Offset, Position, RequestId, ShardId, millis};
 
@@ -437,7 +437,7 @@ const EXTRA: usize = 6;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::redis::recovery::Ranges;
+    use crate::bus::redis::ranges::Ranges;
 
     fn reply(parts: &[&str]) -> Value {
         Value::Array(parts.iter().map(|p| Value::BulkString(p.as_bytes().to_vec())).collect())

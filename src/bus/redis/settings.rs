@@ -6,7 +6,7 @@ use redis::{
     Client, ClientTlsConfig, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, TlsCertificates,
 };
 
-use super::{auth::Keys, names::ShardNames, writer::CallLimits};
+use super::{auth::Keys, names::ShardNames};
 use crate::{
     bus::{ShardId, StartError},
     config::{BusConfig, Config, Pool, Protocol, RedisUrl, Tls},
@@ -43,6 +43,17 @@ pub struct Settings {
     pub(super) request_id_window: Duration,
     /// The keys of `frameKey`.
     pub(super) keys: Option<Keys>,
+}
+
+/// Limits of a writer's calls.
+#[derive(Clone, Copy, Debug)]
+pub struct CallLimits {
+    /// The time limit of one answer.
+    pub response_timeout: Duration,
+    /// The number of times that a frame is sent again if it was not answered.
+    pub max_resends: u32,
+    /// The first and the longest wait between two attempts.
+    pub retry_wait: (Duration, Duration),
 }
 
 /// Limits of the connection pool of each server.

@@ -49,6 +49,8 @@
 local SETTLE = 300
 -- An epoch is forgotten so many ms after it ended, or when so many younger ones have.
 local FORGET, MAX_ENDS = 3600000, 64
+-- A deployment whose gateways have not called for so many ms is over.
+local ABANDONED = 5000
 -- Ranges that are kept of one epoch's copies, and of one writer's sequences.
 local MAX_RANGES = 64
 -- Gateways never use epochs as great as this: such an id was added by an unknown writer.
@@ -72,7 +74,18 @@ local state = redis.call('HMGET', KEYS[1], 'epoch', 'offset', 'run', 'deployment
 local epoch, offset, run = tonumber(state[1]), tonumber(state[2]), state[3]
 local copies, ends = state[5] or '', state[6] or '0'
 local bytes, indexed_bytes = tonumber(state[7]) or 0, tonumber(state[8]) or 0
-if state[4] and state[4] ~= deployment then return {'deployment', state[4]} end
+
+local function clock()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+if state[4] and state[4] ~= deployment then
+  -- Gateways call every second: those that agreed on the other one may all have ended.
+  local at = tonumber(redis.call('HMGET', KEYS[1], 'mark_at')[1]) or 0
+  if math.abs(clock() - at) < ABANDONED then return {'deployment', state[4]} end
+  run = false
+end
 
 local known, seen = tonumber(ARGV[10]), tonumber(ARGV[11])
 local exact = not seen
@@ -81,11 +94,6 @@ if exact then seen = tonumber(string.sub(ARGV[11], 2)) end
 local function answer(status, ...)
   local recovering = run == identity and '0' or '1'
   return {status, num(epoch), num(offset), copies, ends, recovering, ...}
-end
-
-local function clock()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
 -- Ranges of numbers, ascending, as text: "1-7.9-9".
@@ -281,7 +289,7 @@ local recovery
 -- Begins a recovery, or takes part in the one that is under way.
 local function recover()
   local before = redis.call('HMGET', KEYS[1], 'recovery', 'heard', 'done', 'since')
-  local behind = epoch and (known > epoch or (known == epoch and seen > offset))
+  local behind = not run or epoch and (known > epoch or (known == epoch and seen > offset))
   local fresh = before[1] ~= identity or behind
   local heard = merge_heard(parse_heard(before[2] or ''), parse_heard(ARGV[6]))
   recovery = {heard = heard, done = before[3] or '', since = tonumber(before[4])}
@@ -421,8 +429,8 @@ if op == 'release' then
 end
 
 local sequence, count = tonumber(ARGV[13]), tonumber(ARGV[14])
--- A writer's record: the time of the last frame in s, the sequences that are here, and of the highest
--- one the place and its count, and the name and its count.
+-- A writer's record: the time of the last frame in s, the sequences that are here, and of the
+-- highest one the place and its count, and the name and its count.
 local sequences, place_epoch, place_first, place_count = '', '0', '0', '0'
 local named_epoch, named_first, named_count = '0', '0', '0'
 if state[9] then

@@ -65,7 +65,8 @@ impl Pair {
              assert(string.match(answer, 'master_replid:%w+'), 'no identity') \
              return 'role:master\\r\\nmaster_replid:{}\\r\\n' end \
              return answer end \
-             return {{call = call, pcall = real.pcall, error_reply = real.error_reply}} end)(redis)\n",
+             return {{call = call, pcall = real.pcall, \
+             error_reply = real.error_reply}} end)(redis)\n",
             self.replication_id
         );
         let mut args = vec![b"EVAL".to_vec(), (clock + code).into_bytes()];

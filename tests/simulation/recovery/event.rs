@@ -9,7 +9,8 @@ use trunkline::{
 
 /// The encoded event of this number.
 pub fn encode(number: u64) -> Bytes {
-    let change = v1::MailboxChange { account_id: "a".into(), change_id: number, ..Default::default() };
+    let change =
+        v1::MailboxChange { account_id: "a".into(), change_id: number, ..Default::default() };
     let event = v1::Event {
         event_id: number.to_string(),
         source: "publisher".into(),

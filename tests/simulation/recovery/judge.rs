@@ -90,12 +90,8 @@ struct Seen {
 impl Seen {
     fn of(world: &World, index: usize, node: &Node) -> Result<Seen, String> {
         let events = &world.events;
-        let mut seen = Seen {
-            order: BTreeMap::new(),
-            told: BTreeSet::new(),
-            unknown: vec![],
-            repeats: 0,
-        };
+        let mut seen =
+            Seen { order: BTreeMap::new(), told: BTreeSet::new(), unknown: vec![], repeats: 0 };
         let mut last: BTreeMap<u64, (usize, usize)> = BTreeMap::new();
         let mut count = 0;
         for got in &node.got {
@@ -193,9 +189,9 @@ impl Seen {
             }
             // What nobody holds, and of which nobody told the line, is lost without a trace (X1).
             let names = &events.names[event];
-            let traced = names.iter().any(|(epoch, offset)| {
-                line.told.get(epoch).is_some_and(|last| last >= offset)
-            });
+            let traced = names
+                .iter()
+                .any(|(epoch, offset)| line.told.get(epoch).is_some_and(|last| last >= offset));
             if line.present.contains(event) || traced && acknowledged.contains(event) {
                 return Err(format!(
                     "NoSilentLoss: node {index} never gets event {event}, nor a gap; its names \

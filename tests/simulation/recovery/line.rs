@@ -118,7 +118,8 @@ impl Line {
                     let name = (lost.epoch.0, offset);
                     events.declared.insert(name);
                     let Some(event) = events.truth.get(&name) else { continue };
-                    let mut holders = self.took_part.iter().filter(|(_, held)| held.contains(&name));
+                    let mut holders =
+                        self.took_part.iter().filter(|(_, held)| held.contains(&name));
                     if let Some((gateway, _)) = holders.next() {
                         events.broken.push(format!(
                             "NoFalseGap: event {event} is told as lost as {name:?}, and gateway \

@@ -60,14 +60,23 @@ pub const MISTAKES: &[(&str, Mistake)] = &[
         "older epochs not first",
         Script("if entry[1] < name_epoch and entry[2] > end_of(entry[1]) then", "if false then"),
     ),
-    ("copies told as lost", Script("local all = parse_ranges(ranges, {})\n  table.sort", "local all = {}\n  table.sort")),
+    (
+        "copies told as lost",
+        Script(
+            "local all = parse_ranges(ranges, {})\n  table.sort",
+            "local all = {}\n  table.sort",
+        ),
+    ),
     (
         "frames again whatever writers have",
         Script("if count == 0 or has(sequences, sequence) then", "if count == 0 then"),
     ),
     (
         "records of writers not restored",
-        Script("keep_writer()\nlocal base_epoch", "if op == 'append' then keep_writer() end\nlocal base_epoch"),
+        Script(
+            "keep_writer()\nlocal base_epoch",
+            "if op == 'append' then keep_writer() end\nlocal base_epoch",
+        ),
     ),
     (
         "only the last sequence of a writer",
@@ -78,24 +87,45 @@ pub const MISTAKES: &[(&str, Mistake)] = &[
     ),
     (
         "request ids not restored",
-        Script("for i = 5, #KEYS do\n  redis.call('SET'", "for i = 5, name_epoch and 0 or #KEYS do\n  redis.call('SET'"),
+        Script(
+            "for i = 5, #KEYS do\n  redis.call('SET'",
+            "for i = 5, name_epoch and 0 or #KEYS do\n  redis.call('SET'",
+        ),
     ),
     (
         "requests not taken out of frames again",
         Script("if #found > 0 then return", "if #found > 0 and not name_epoch then return"),
     ),
-    ("request ids not compared", Script("if requests[i] and requests[i] ~= own then", "if false then")),
-    ("sequences not compared", Script("if has(sequences, sequence) then\n    -- A write", "if false then\n    -- A write")),
+    (
+        "request ids not compared",
+        Script("if requests[i] and requests[i] ~= own then", "if false then"),
+    ),
+    (
+        "sequences not compared",
+        Script("if has(sequences, sequence) then\n    -- A write", "if false then\n    -- A write"),
+    ),
     (
         "frames again are not recorded",
-        Script("add_copies(first, offset)\n  set_end(name_epoch, name_last)", "add_copies(first, offset)"),
+        Script(
+            "add_copies(first, offset)\n  set_end(name_epoch, name_last)",
+            "add_copies(first, offset)",
+        ),
     ),
     (
         "a release without knowing of the recovery",
         Script("if known ~= epoch then return answer('wait') end", ""),
     ),
-    ("copies are not counted", Script("local function add_copies(first, last)\n", "local function add_copies(first, last)\n  if true then return end\n")),
-    ("earlier epochs are forgotten", Script("local FORGET, MAX_ENDS = 3600000, 64", "local FORGET, MAX_ENDS = 3600000, 1")),
+    (
+        "copies are not counted",
+        Script(
+            "local function add_copies(first, last)\n",
+            "local function add_copies(first, last)\n  if true then return end\n",
+        ),
+    ),
+    (
+        "earlier epochs are forgotten",
+        Script("local FORGET, MAX_ENDS = 3600000, 64", "local FORGET, MAX_ENDS = 3600000, 1"),
+    ),
     ("no doubts", Mistake::NoDoubts),
     ("no aliases", Mistake::NoAliases),
     ("copies without names", Mistake::NoNames),

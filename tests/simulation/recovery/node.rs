@@ -80,9 +80,8 @@ impl Node {
         };
         let hub = hub.clone();
         let filter = Filter::new(&v1::Filter::default(), "reader", &[], false);
-        self.opening = Some(
-            async move { hub.open(filter, &begin, ReadOptions::default()).await }.boxed(),
-        );
+        self.opening =
+            Some(async move { hub.open(filter, &begin, ReadOptions::default()).await }.boxed());
         self.gateway = Some(gateway);
         self.streams += 1;
         // What is accepted from now on is owed.

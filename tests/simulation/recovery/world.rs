@@ -12,12 +12,13 @@ use trunkline::{
     bus::{
         AppendError, Appended, Batch, Delivery, GapReason, Position, ShardId, Sink,
         redis::{
+            CallLimits,
             envelope::{Body, Envelope, Header, encode_frame},
             history::{self, Page, Reading},
             reader::{Found, ShardReader},
             recovery::Memory,
             script::{self, Answer, Call, Failure, Op, Status, Target},
-            writer::{CallLimits, Core, Job, Shown, Step},
+            writer::{Core, Job, Shown, Step},
         },
     },
     config::{Config, Sources},
@@ -27,8 +28,8 @@ use trunkline::{
 use super::{
     bus::{Ask, AskedBus},
     event,
-    mistakes::Mistake,
     line::{At, Events, Line, SETTLE_MS},
+    mistakes::Mistake,
     node::{Got, Node},
     rng::Rng,
 };
@@ -480,7 +481,12 @@ impl World {
                 id[..8].copy_from_slice(&first.to_be_bytes());
                 let id = (self.rng.below(3) > 0).then_some(id);
                 let events = (first..first + events).collect();
-                self.requests.push(Request { id, events, answers: BTreeSet::new(), answered: None });
+                self.requests.push(Request {
+                    id,
+                    events,
+                    answers: BTreeSet::new(),
+                    answered: None,
+                });
                 self.publish(self.requests.len() - 1);
             }
             Act::Retry => {
@@ -507,7 +513,11 @@ impl World {
                     let stray = self.rng.below(self.strays.len());
                     let (master, sent) = self.strays.remove(stray);
                     if self.masters[master].alive {
-                        note!(self, "a late call arrives at master {master}: {}", describe(&sent.call));
+                        note!(
+                            self,
+                            "a late call arrives at master {master}: {}",
+                            describe(&sent.call)
+                        );
                         let answer = self.call_script(master, &sent);
                         note!(self, "  {answer:?}");
                         self.count("late calls");
@@ -887,8 +897,13 @@ impl World {
         let Some(master) = self.reachable(index) else { return };
         let after = self.gateways[index].reader.read_from();
         let reading = self.reading(master, after);
-        note!(self, "gateway {index} reads history of master {master} after {after}: {} entries, \
-            end {}", reading.entries.len(), reading.view.tip);
+        note!(
+            self,
+            "gateway {index} reads history of master {master} after {after}: {} entries, \
+            end {}",
+            reading.entries.len(),
+            reading.view.tip
+        );
         let now = self.now();
         let gateway = &mut self.gateways[index];
         gateway.wants_history = false;
@@ -940,8 +955,11 @@ impl World {
         if !state.hub.is_started() {
             return;
         }
-        note!(self, "node {node} opens a stream on gateway {gateway}, with {}",
-            self.nodes[node].had());
+        note!(
+            self,
+            "node {node} opens a stream on gateway {gateway}, with {}",
+            self.nodes[node].had()
+        );
         let (id, hub) = (state.id, state.hub.clone());
         let reader = &mut self.nodes[node];
         if reader.token.is_none() {
@@ -984,8 +1002,12 @@ impl World {
                 if let Some(mistake) = self.mistake {
                     taken.deliveries.iter_mut().for_each(|item| spoil_delivery(mistake, item));
                 }
-                note!(self, "gateway {index} reads a page of master {master} after {after}: \
-                    {} deliveries", taken.deliveries.len());
+                note!(
+                    self,
+                    "gateway {index} reads a page of master {master} after {after}: \
+                    {} deliveries",
+                    taken.deliveries.len()
+                );
                 if !after.is_known() {
                     let kept = self.masters[master].line.kept.clone();
                     let id = self.gateways[index].id;

@@ -202,9 +202,7 @@ async fn find_masters(
     settings: &Settings,
     shards: u16,
 ) -> Result<(Vec<Master>, Vec<ShardNames>), String> {
-    let names: Vec<_> = ShardId::all(shards)
-        .map(|shard| settings.names(shard, shards))
-        .collect();
+    let names: Vec<_> = ShardId::all(shards).map(|shard| settings.names(shard, shards)).collect();
     let slots = names.iter().map(|names| names.slot).collect();
     let topology = Topology::new(settings.clone(), slots).map_err(|error| error.to_string())?;
     topology.refresh().await.map_err(|error| error.to_string())?;

@@ -6,13 +6,14 @@ use prost::{
     encoding::{WireType, decode_key, decode_varint},
 };
 
-use super::{Body, StampedFrame, encode::PACKED_KEY, parse_ends, parse_position, parse_view};
+use super::{Body, StampedFrame, encode::PACKED_KEY, parse_position};
 use crate::{
     bus::{
         Epoch, Frame, Lost, Name, Offset, Position, Provenance,
         redis::{
             auth::{Authenticator, Kind, TAG_LENGTH},
             packing,
+            view::{parse_ends, parse_view},
         },
     },
     proto::bus_v1,

@@ -11,10 +11,7 @@ use prost::encoding::decode_varint;
 
 pub(super) use self::encode::with_tag;
 pub use self::encode::{encode_events, encode_frame, encode_probe, put_request, put_retained};
-use super::{
-    auth::Authenticator,
-    recovery::{Ranges, ShardView},
-};
+use super::{auth::Authenticator, view::ShardView};
 use crate::bus::{Epoch, Frame, Lost, Offset, Position, Provenance, RequestId};
 
 /// Identity of a gateway process on the bus: random, so that no two processes share one.
@@ -221,29 +218,4 @@ impl Envelope {
 pub(super) fn parse_position(text: &[u8]) -> Option<Position> {
     let (epoch, offset) = std::str::from_utf8(text).ok()?.split_once('-')?;
     Some(Position::new(epoch.parse().ok()?, offset.parse().ok()?))
-}
-
-/// Reads `floor epoch:offset ..`, as the script writes the ends of epochs.
-pub(super) fn parse_ends(text: &str) -> Option<(Epoch, Vec<Position>)> {
-    let mut parts = text.split_ascii_whitespace();
-    let floor = Epoch(parts.next()?.parse().ok()?);
-    let end = |part: &str| {
-        let (epoch, offset) = part.split_once(':')?;
-        Some(Position::new(epoch.parse().ok()?, offset.parse().ok()?))
-    };
-    Some((floor, parts.take(MAX_ENDS).map(end).collect::<Option<_>>()?))
-}
-
-/// Ended epochs that the script keeps, and some more.
-const MAX_ENDS: usize = 128;
-
-/// Reads the parts of a view as the script writes them.
-pub(super) fn parse_view(
-    tip: Position,
-    copies: &str,
-    ends: &str,
-    recovering: bool,
-) -> Option<ShardView> {
-    let (floor, ends) = parse_ends(ends)?;
-    Some(ShardView { tip, copies: Ranges::parse(copies)?, floor, ends, recovering })
 }

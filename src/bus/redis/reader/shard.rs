@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::bus::{
-    Delivery, EpochStart, Position,
+    Delivery, Epoch, EpochStart, Position,
     redis::{
         envelope::{Body, Envelope, WriterId},
         history::Reading,
@@ -35,6 +35,8 @@ pub struct ShardReader {
     tagged: bool,
     order: Order,
     started: bool,
+    /// The epoch of the first delivery.
+    first: Option<Epoch>,
     /// Envelopes received during a repair. None while no repair is under way.
     pending: Option<Pending>,
     /// The last authenticated probe of each writer: an earlier one is a replay.
@@ -85,6 +87,7 @@ impl ShardReader {
             tagged,
             order: Order::default(),
             started: false,
+            first: None,
             pending: None,
             probes: HashMap::new(),
         }
@@ -136,6 +139,7 @@ impl ShardReader {
         {
             // Our probe shows the shard's end, and that later messages will be received.
             (self.started, found.verified) = (true, true);
+            self.first = Some(envelope.position.epoch);
             self.order = Order::after(view);
             let (position, previous) = (envelope.position, Position::UNKNOWN);
             let start = EpochStart { position, previous, ends: view.ends.clone() };
@@ -176,7 +180,9 @@ impl ShardReader {
                 }
                 false
             }
-            Body::Frame(_) | Body::Unreadable => true,
+            // One of an epoch that ended before this gateway came would be a replay.
+            Body::Frame(_) => self.first.is_some_and(|first| envelope.position.epoch >= first),
+            Body::Unreadable => true,
         }
     }
 

@@ -159,8 +159,8 @@ impl Held {
         before.is_some_and(|(_, frame)| name <= frame.name.last())
     }
 
-    /// Other names of a frame's events, if they were accepted more than once: those under which they
-    /// are held.
+    /// Other names of a frame's events, if they were accepted more than once: those under which
+    /// they are held.
     pub fn aliases(&mut self, stamped: &StampedFrame) -> Vec<(u64, Position)> {
         let epoch = stamped.frame.epoch;
         if self.frames.first_key_value().is_none_or(|(first, _)| first.epoch >= epoch) {

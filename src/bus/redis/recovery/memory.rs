@@ -5,12 +5,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Heard, Held, HeldFrame, Ranges};
+use super::{Heard, Held, HeldFrame};
 use crate::bus::{
     Epoch, Frame, Name, Offset, Position, Provenance, put_event,
-    redis::envelope::{
-        Body, Envelope, Header, StampedFrame, WriterId, encode_frame, events_of, put_request,
-        put_retained, read_requests, read_retained,
+    redis::{
+        envelope::{
+            Body, Envelope, Header, StampedFrame, WriterId, encode_frame, events_of, put_request,
+            put_retained, read_requests, read_retained,
+        },
+        ranges::Ranges,
+        view::ShardView,
     },
 };
 
@@ -29,22 +33,6 @@ const ACQUAINTANCE: Duration = Duration::from_secs(2);
 
 /// Peers that are remembered.
 const MAX_PEERS: usize = 1024;
-
-/// The state of a shard as an answer of its script says it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ShardView {
-    /// The shard's end.
-    pub tip: Position,
-    /// The offsets of the tip's epoch that hold copies or notes.
-    pub copies: Ranges,
-    /// Everything of epochs up to this one is handled.
-    pub floor: Epoch,
-    /// For each earlier epoch the last position that is in the shard, was appended again, or was
-    /// told as lost; ascending.
-    pub ends: Vec<Position>,
-    /// True while appends wait.
-    pub recovering: bool,
-}
 
 /// A frame to be appended again.
 #[derive(Clone, Debug)]

@@ -7,11 +7,10 @@
 pub mod heard;
 pub mod held;
 mod memory;
-pub mod ranges;
 
 pub use self::{
     heard::Heard,
     held::{Held, HeldFrame, MAX_HELD},
-    memory::{Memory, Offer, ShardView, Task},
-    ranges::Ranges,
+    memory::{Memory, Offer, Task},
 };
+pub use super::{ranges::Ranges, view::ShardView};

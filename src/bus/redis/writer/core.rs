@@ -23,6 +23,7 @@ use crate::bus::{
         },
         recovery::{HeldFrame, Memory, Offer, Task},
         script::{Answer, Call, Failure, Framed, Op, Retain, Status},
+        settings::CallLimits,
     },
     traced::TracedAppend,
     unix_ms,
@@ -51,17 +52,6 @@ const MAX_DOUBTS: usize = 16;
 
 /// The reason why a batch was not accepted, if no call failed.
 const NOT_IN_TIME: &str = "the bus did not accept the batch in time";
-
-/// Limits of a writer's calls.
-#[derive(Clone, Copy, Debug)]
-pub struct CallLimits {
-    /// The time limit of one answer.
-    pub response_timeout: Duration,
-    /// The number of times that a frame is sent again if it was not answered.
-    pub max_resends: u32,
-    /// The first and the longest wait between two attempts.
-    pub retry_wait: (Duration, Duration),
-}
 
 /// The next step of a writer.
 #[derive(Debug)]

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
-    core::{CallLimits, Core, PROBE_INTERVAL, Shown, Step},
+    core::{Core, PROBE_INTERVAL, Shown, Step},
     flush::Job,
 };
 use super::{
@@ -27,6 +27,7 @@ use super::{
     liveness::Liveness,
     recovery::Memory,
     script::{Answer, Call, Failure, Op, Target},
+    settings::CallLimits,
     topology::Topology,
 };
 use crate::bus::{AppendError, ShardId};
