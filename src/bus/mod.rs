@@ -69,8 +69,8 @@ pub type SharedBus = Arc<dyn Bus>;
 ///   that. A position never stands for two events. A sink that was connected to a part of the bus
 ///   that lost against another one may get an epoch with a lower number after a higher one.
 /// - **Copies.** Events that the bus lost are appended again if a gateway holds them, and keep
-///   their first position as a name ([`Frame::name_of`]): every sink gets them, whether it had them or
-///   not. What nobody holds is a gap of those names.
+///   their first position as a name ([`Frame::name_of`]): every sink gets them, whether it had
+///   them or not. What nobody holds is a gap of those names.
 /// - **Last values.** The event of [`Batch::retain`] with the highest position under a key is kept,
 ///   whatever becomes of history; see [`History::retained`].
 /// - **Health.** [`Bus::health`] is ready only while the path from this gateway to the bus and back

@@ -90,7 +90,6 @@ pub enum Item {
 #[derive(Clone, Debug)]
 pub struct Gap {
     pub shard: u32,
-    pub reason: String,
     pub from: Position,
     pub to: Position,
     pub missed: Option<u64>,

@@ -39,7 +39,7 @@ fn event(event_id: &str) -> Item {
 }
 
 fn gap(from: u64, to: u64, missed: Option<u64>) -> Item {
-    Item::Gap(Gap { shard: 0, reason: "test".into(), from: (1, from), to: (1, to), missed })
+    Item::Gap(Gap { shard: 0, from: (1, from), to: (1, to), missed })
 }
 
 /// The items of the node's first stream.

@@ -79,7 +79,7 @@ impl MemberStore {
                 Err(failure) => {
                     let _ = self.topology.refresh().await;
                     Err(match failure {
-                        Failure::NotConnected(error) => error.to_string(),
+                        Failure::NotConnected(error) => error.clone(),
                         failure => format!("{}: {failure}", server.address),
                     })
                 }

@@ -157,7 +157,8 @@ impl Order {
         }
         self.learn(floor, ends);
         // A page of a stream that comes from another line begins where the stream wants.
-        if !follows && !(self.page && previous.epoch < self.position.epoch) {
+        let elsewhere = self.page && previous.epoch < self.position.epoch;
+        if !(follows || elsewhere) {
             let end = self.ends.entry(previous.epoch).or_default();
             *end = (*end).max(previous.offset);
             self.skip(previous, GapReason::HistoryExpired, out);

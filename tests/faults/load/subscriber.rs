@@ -9,8 +9,7 @@ use tokio::time::timeout;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use trunkline_proto::v1::{
-    Filter, Gap as WireGap, GapReason, SubscribeRequest, SubscribeResponse,
-    subscribe_response::Response,
+    Filter, Gap as WireGap, SubscribeRequest, SubscribeResponse, subscribe_response::Response,
 };
 
 use super::{ACCOUNTS, Shape, Shared, account, is_connection_error, node_id};
@@ -123,8 +122,6 @@ fn reported(gap: &WireGap) -> Gap {
     };
     Gap {
         shard: gap.shard,
-        reason: GapReason::try_from(gap.reason)
-            .map_or_else(|_| gap.reason.to_string(), |reason| reason.as_str_name().to_owned()),
         from: position(&gap.from),
         to: position(&gap.to),
         missed: gap.missed_events,

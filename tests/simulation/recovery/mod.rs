@@ -192,7 +192,9 @@ fn promises_hold_in_more_seeds() {
     let (mut happened, mut found) = (Happened::new(), Vec::new());
     for part in parts {
         let (more, failed) = part.join().expect("a thread of seeds");
-        more.into_iter().for_each(|(what, count)| *happened.entry(what).or_insert(0) += count);
+        for (what, count) in more {
+            *happened.entry(what).or_insert(0) += count;
+        }
         found.extend(failed);
     }
     eprintln!("{count} seeds from {from} in {:?}: {happened:?}", started.elapsed());

@@ -1,6 +1,6 @@
 //! Random numbers of a seed: the same on every machine.
 
-/// SplitMix64.
+/// The generator is `SplitMix64`.
 #[derive(Clone, Debug)]
 pub struct Rng(pub u64);
 

@@ -64,6 +64,7 @@ struct Sent {
     held: BTreeSet<At>,
 }
 
+#[allow(clippy::struct_excessive_bools)] // independent faults
 pub struct Gateway {
     pub id: u64,
     pub alive: bool,
@@ -195,6 +196,7 @@ pub const FAULTS: &[Act] = &[
     Act::LoseStream,
 ];
 
+#[allow(clippy::struct_excessive_bools)] // independent faults
 pub struct World {
     pub rng: Rng,
     base: Instant,
@@ -442,13 +444,15 @@ impl World {
         let steady = self.masters[master].skew_ms == 0;
         let line = &mut self.masters[master].line;
         let absent = peers.iter().find(|peer| !line.took_part.contains_key(peer));
-        if line.recovering && now < line.since + SETTLE_MS && steady {
-            if let Some(peer) = absent {
-                self.events.broken.push(format!(
-                    "Settled: the shard is released at {now} ms, and gateway {peer:x} did not \
+        if line.recovering
+            && now < line.since + SETTLE_MS
+            && steady
+            && let Some(peer) = absent
+        {
+            self.events.broken.push(format!(
+                "Settled: the shard is released at {now} ms, and gateway {peer:x} did not \
                      take part"
-                ));
-            }
+            ));
         }
         line.recovering = false;
     }

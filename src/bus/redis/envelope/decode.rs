@@ -33,7 +33,7 @@ impl Body {
     ) -> Body {
         let (header, last) = match open(bytes, auth, Kind::Frame, position) {
             Ok(parts) => parts,
-            Err(body) => return body,
+            Err(unusable) => return unusable.into(),
         };
         let frame = try_frame(position, bytes, header, last);
         frame.map_or(Body::Unreadable, Body::Frame)
@@ -58,7 +58,7 @@ impl Body {
             Ok((header, _)) => {
                 Body::Probe { writer: header.writer, number: header.probe, view: Box::new(view) }
             }
-            Err(body) => body,
+            Err(unusable) => unusable.into(),
         })
     }
 
@@ -81,23 +81,39 @@ impl Body {
     }
 }
 
+/// Reason why a frame or probe cannot be used.
+enum Unusable {
+    Unreadable,
+    Forged,
+}
+
+impl From<Unusable> for Body {
+    fn from(unusable: Unusable) -> Body {
+        match unusable {
+            Unusable::Unreadable => Body::Unreadable,
+            Unusable::Forged => Body::Forged,
+        }
+    }
+}
+
 /// Splits a frame or probe into its header and the field of its events, and verifies its tag.
 fn open<'b>(
     bytes: &'b Bytes,
     auth: Option<&Authenticator>,
     kind: Kind,
     position: Position,
-) -> Result<(bus_v1::Frame, &'b [u8]), Body> {
+) -> Result<(bus_v1::Frame, &'b [u8]), Unusable> {
     let head = || {
         let (header, last) = bytes.split_at_checked(last_field(bytes)?)?;
         Some((bus_v1::Frame::decode(header).ok()?, last))
     };
     // With a key, no gateway of any version made a tag for what cannot be read.
-    let head = head().ok_or(if auth.is_some() { Body::Forged } else { Body::Unreadable })?;
+    let head =
+        head().ok_or(if auth.is_some() { Unusable::Forged } else { Unusable::Unreadable })?;
     if let Some(auth) = auth {
         let tagged = bytes.split_at_checked(TAG_LENGTH);
         if tagged.is_none_or(|(tag, rest)| !auth.verify(tag, kind, position, &[rest])) {
-            return Err(Body::Forged);
+            return Err(Unusable::Forged);
         }
     }
     Ok(head)
@@ -119,12 +135,13 @@ fn try_frame(
         return None;
     }
     let first = position.offset.0.checked_sub(count)? + 1;
+    let provenance = provenance(position, &header)?;
     let frame = Frame {
         epoch: position.epoch,
         first: Offset(first),
         count,
         time_ms: header.time_ms,
-        provenance: provenance(position, &header)?,
+        provenance: (provenance != Provenance::default()).then(|| Box::new(provenance)),
         events,
     };
     Some(StampedFrame {
@@ -136,11 +153,11 @@ fn try_frame(
     })
 }
 
-/// What recovery added to a frame. None if no gateway writes such a thing.
-fn provenance(position: Position, header: &bus_v1::Frame) -> Option<Option<Box<Provenance>>> {
+/// What recovery added to a frame: empty for most. None if no gateway writes such a thing.
+fn provenance(position: Position, header: &bus_v1::Frame) -> Option<Provenance> {
     let is_copy = header.origin_epoch > 0;
     if !is_copy && header.aliases.is_empty() && header.doubts.is_empty() {
-        return Some(None);
+        return Some(Provenance::default());
     }
     if header.aliases.len() > MAX_ALIASES || header.doubts.len() > MAX_DOUBTS {
         return None;
@@ -173,7 +190,7 @@ fn provenance(position: Position, header: &bus_v1::Frame) -> Option<Option<Box<P
     });
     let aliases = aliases.collect::<Option<_>>()?;
     let doubts = header.doubts.iter().map(|doubt| Position::new(doubt.epoch, doubt.offset));
-    Some(Some(Box::new(Provenance { name, aliases, doubts: doubts.collect() })))
+    Some(Provenance { name, aliases, doubts: doubts.collect() })
 }
 
 /// The index at which the events begin, packed or not: they are the last field.

@@ -91,19 +91,16 @@ impl Held {
     /// Holds a frame. Of two readings of one frame, the one that knows more is kept.
     pub fn keep(&mut self, frame: HeldFrame) {
         let (name, size) = (frame.first(), frame.size());
-        match self.frames.get_mut(&name) {
-            Some(before) => {
-                if knowledge(before) <= knowledge(&frame) {
-                    self.bytes = self.bytes - before.size() + size;
-                    *before = frame;
-                }
+        if let Some(before) = self.frames.get_mut(&name) {
+            if knowledge(before) <= knowledge(&frame) {
+                self.bytes = self.bytes - before.size() + size;
+                *before = frame;
             }
-            None => {
-                self.bytes += size;
-                self.earlier.add(&frame);
-                self.frames.insert(name, frame);
-                self.arrivals.push_back(name);
-            }
+        } else {
+            self.bytes += size;
+            self.earlier.add(&frame);
+            self.frames.insert(name, frame);
+            self.arrivals.push_back(name);
         }
         while self.frames.len() > self.limits.0 || self.bytes > self.limits.1 {
             let Some(oldest) = self.arrivals.pop_front() else { break };

@@ -113,7 +113,9 @@ impl Memory {
                 match frame.provenance.as_deref() {
                     Some(Provenance { name: Some(name), aliases, .. }) => {
                         self.heard.hear_copy(frame.epoch, frame.first, at.offset);
-                        aliases.iter().for_each(|(_, alias)| self.heard.hear(*alias));
+                        for (_, alias) in aliases {
+                            self.heard.hear(*alias);
+                        }
                         self.heard.hear(name.last());
                     }
                     _ => self.heard.hear(at),
@@ -123,7 +125,9 @@ impl Memory {
             Body::EpochStart { previous, ends, .. } => {
                 self.heard.hear(at);
                 self.heard.hear(*previous);
-                ends.iter().for_each(|end| self.heard.hear(*end));
+                for end in ends {
+                    self.heard.hear(*end);
+                }
             }
             Body::Note(lost) => {
                 self.heard.hear_copy(at.epoch, at.offset, at.offset);
@@ -212,7 +216,7 @@ impl Memory {
     }
 
     /// Leaves out of what is offered next the requests, by index, that were accepted again before.
-    pub fn offer_without(&mut self, held: HeldFrame, seen: &[usize]) {
+    pub fn offer_without(&mut self, held: &HeldFrame, seen: &[usize]) {
         self.cut = Some(without_requests(held, seen));
     }
 
@@ -278,7 +282,7 @@ impl Memory {
             .map(|(writer, _)| *writer)
             .collect();
         let since = self.hearing_since;
-        if !until.zip(since).is_some_and(|(until, since)| until >= since + ACQUAINTANCE) {
+        if until.zip(since).is_none_or(|(until, since)| until < since + ACQUAINTANCE) {
             // Others may be there: only time tells.
             peers.clear();
         }
@@ -328,7 +332,7 @@ impl Memory {
 }
 
 /// A held frame without some of its requests.
-fn without_requests(held: HeldFrame, seen: &[usize]) -> HeldFrame {
+fn without_requests(held: &HeldFrame, seen: &[usize]) -> HeldFrame {
     let stamped = &held.stamped;
     let mut gone = Ranges::default();
     let mut requests = Vec::new();

@@ -239,7 +239,7 @@ impl Core {
         self.why = NOT_IN_TIME.into();
         match (under_way, status) {
             (UnderWay::Append(seen), status) => self.append_answered(now, seen, status, memory),
-            (UnderWay::Again(offer), status) => self.again_answered(now, *offer, status, memory),
+            (UnderWay::Again(offer), status) => self.again_answered(now, &offer, status, memory),
             (UnderWay::Probe, Status::Done(_)) => {
                 self.next_probe = now + PROBE_INTERVAL;
                 Shown::Accepted
@@ -300,7 +300,9 @@ impl Core {
             let (over, rest): (VecDeque<_>, VecDeque<_>) =
                 self.waiting.drain(..).partition(|job| job.deadline <= now);
             self.waiting = rest;
-            over.into_iter().for_each(|job| job.answer(Err(AppendError::Unavailable(why.clone()))));
+            for job in over {
+                job.answer(Err(AppendError::Unavailable(why.clone())));
+            }
         }
         let Some(sending) = &mut self.flush else { return };
         if sending.unanswered.is_empty() {
@@ -420,9 +422,9 @@ impl Core {
                     self.flush = None;
                 }
             }
-            // Another gateway was first, with an exact position; or the epoch is over.
-            Status::EpochOver => {}
-            Status::Recovering => {}
+            // Another gateway was first, with an exact position; or the epoch is over; or a
+            // recovery is under way.
+            Status::EpochOver | Status::Recovering => {}
             Status::Done(None) | Status::There | Status::Wait => {
                 self.paused = Some(now + RECOVERY_PAUSE);
             }
@@ -440,13 +442,11 @@ impl Core {
 
     /// Appends again what Redis lost. None if it must wait.
     fn again(&mut self, now: Instant, offer: Box<Offer>, memory: &Memory) -> Option<Step> {
-        let seen = match self.position_for_tags(memory) {
-            Ok(after) => after.unwrap_or_else(|| memory.seen()),
-            Err(_) => {
-                self.paused = Some(now + self.limits.retry_wait.1);
-                return None;
-            }
+        let Ok(after) = self.position_for_tags(memory) else {
+            self.paused = Some(now + self.limits.retry_wait.1);
+            return None;
         };
+        let seen = after.unwrap_or_else(|| memory.seen());
         let held = &offer.held;
         let requests = read_requests(&held.stamped.requests)
             .map(|request| (request.id, held.index_in_name(request.first)))
@@ -474,7 +474,7 @@ impl Core {
     fn again_answered(
         &mut self,
         now: Instant,
-        offer: Offer,
+        offer: &Offer,
         status: Status,
         memory: &mut Memory,
     ) -> Shown {
@@ -483,7 +483,7 @@ impl Core {
             Status::Seen(seen) => {
                 // These requests were accepted again before: the rest is offered.
                 let seen: Vec<usize> = seen.into_iter().map(|(index, _)| index).collect();
-                memory.offer_without(offer.held, &seen);
+                memory.offer_without(&offer.held, &seen);
             }
             Status::Wait => self.paused = Some(now + RECOVERY_PAUSE),
             _ => {}

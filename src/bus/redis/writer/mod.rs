@@ -42,7 +42,7 @@ const MAX_REDIRECTS: u32 = 16;
 const MAX_AGREEMENT: Duration = Duration::from_secs(1);
 
 /// The time that a writer that stops gives what is still under way.
-const MAX_STOP: Duration = Duration::from_secs(60);
+const MAX_STOP: Duration = Duration::from_mins(1);
 
 /// The parts of a writer that others share.
 pub(super) struct WriterParts {
