@@ -219,7 +219,7 @@ async fn a_python_node_gets_a_gap_for_events_that_redis_has_lost() {
     assert_ne!(python.streams(2).await["resumed"], true);
     let gap = python.wait("a gap", || python.all("gap").first().cloned()).await;
     assert_eq!(gap["action"], "GAP_ACTION_RESYNC");
-    assert_eq!(gap["reason"], "GAP_REASON_EPOCH_CHANGED", "{gap}");
+    assert_eq!(gap["reason"], "GAP_REASON_UNKNOWN_EPOCH", "{gap}");
 
     let publisher = TestNode::connect(&other, "publisher").await;
     publisher.publish(events::numbered("after", 5, 1)).await.expect("published");
