@@ -18,7 +18,6 @@ use crate::support::{
     nodes::{Collector, TestNode},
     redis::{RedisOptions, RedisServer, cli},
     shared,
-    view::slot,
     wait::attempt,
 };
 
