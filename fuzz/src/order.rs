@@ -32,6 +32,10 @@ pub fn order(bytes: &[u8]) {
         for delivery in &out {
             follows(&mut ends, delivery);
         }
+        if !before.is_known() {
+            // The first position is not delivered: what comes next follows it.
+            handled(&mut ends, order.position());
+        }
         let end = out.last().map(place);
         // Until a position is known, nothing can be missing.
         assert!(end.is_none_or(|end| end == order.position()) || !before.is_known());
@@ -106,11 +110,23 @@ fn follows(ends: &mut BTreeMap<Epoch, Offset>, delivery: &Delivery) {
             assert!(before.is_none_or(|before| at.offset >= before));
         }
     }
+    handled(ends, at);
     if let Delivery::Gap(gap) = delivery {
         assert!(gap.more || !gap.lost.is_empty());
         for lost in &gap.lost {
             assert!(lost.first <= lost.last);
+            handled(ends, Position { epoch: lost.epoch, offset: lost.last });
         }
     }
-    ends.insert(at.epoch, at.offset);
+    // What came as a copy is not expected at its own place any more.
+    if let Delivery::Frame(frame) = delivery
+        && let Some(name) = frame.provenance.as_ref().and_then(|all| all.name.as_ref())
+    {
+        handled(ends, name.last());
+    }
+}
+
+fn handled(ends: &mut BTreeMap<Epoch, Offset>, last: Position) {
+    let end = ends.entry(last.epoch).or_default();
+    *end = (*end).max(last.offset);
 }
