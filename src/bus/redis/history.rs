@@ -88,7 +88,7 @@ impl Page {
     pub fn take(&mut self, reading: Reading, memory: &mut Memory) -> Option<HistoryPage> {
         self.order.learn(reading.view.floor, &reading.view.ends);
         for mut entry in reading.entries {
-            memory.hear(&entry);
+            memory.report(&entry);
             if let Body::Frame(stamped) = &mut entry.body {
                 memory.name(stamped);
             }

@@ -67,7 +67,7 @@ impl ShardNames {
     }
 
     /// Keys belong to a database, and channels to the whole server: gateways on two databases must
-    /// not hear one another.
+    /// not receive one another's frames.
     pub(super) fn in_database(mut self, database: i64) -> ShardNames {
         if database != 0 {
             self.channel = format!("{}:{database}", self.channel);

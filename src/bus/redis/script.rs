@@ -41,8 +41,8 @@ pub struct Call {
     pub seen: Position,
     /// True if the frame may be placed after `seen` and nowhere else.
     pub exact: bool,
-    /// The positions of which the caller has heard.
-    pub heard: String,
+    /// The positions that the caller reports.
+    pub reported: String,
     /// A random number, for an epoch that the call may open.
     pub entropy: u16,
     /// What is to be done.
@@ -234,7 +234,7 @@ impl Call {
         });
         let mut cmd = Cmd::with_capacity(
             CALL_CAPACITY.0 + size.0 * EACH_CAPACITY.0,
-            CALL_CAPACITY.1 + self.heard.len() + size.0 * EACH_CAPACITY.1 + size.1,
+            CALL_CAPACITY.1 + self.reported.len() + size.0 * EACH_CAPACITY.1 + size.1,
         );
         let requests = framed.map_or(&[][..], |framed| &framed.requests);
         cmd.arg("EVALSHA").arg(SCRIPT.get_hash()).arg(4 + requests.len());
@@ -249,7 +249,7 @@ impl Call {
             Op::Release { .. } => "release",
         });
         cmd.arg(&names.channel).arg(if settings.sharded { "SPUBLISH" } else { "PUBLISH" });
-        cmd.arg(&target.deployment).arg(self.entropy).arg(&self.heard);
+        cmd.arg(&target.deployment).arg(self.entropy).arg(&self.reported);
         cmd.arg(settings.history.max_frames).arg(settings.history.max_bytes);
         cmd.arg(millis(settings.history.max_age));
         cmd.arg(self.seen.epoch.0);

@@ -7,7 +7,7 @@
 --       2 channel        3 SPUBLISH or PUBLISH
 --       4 deployment: what all gateways of the shard must have in common
 --       5 entropy: a random number below 4096
---       6 heard: for each epoch the last position of which the caller knows that it existed, and
+--       6 reported: for each epoch the last position of which the caller knows that it existed, and
 --         those up to there that are copies or notes: "epoch:offset[:first-last[.first-last]..] .."
 --       7 max entries    8 max bytes    9 max age in ms: limits of history
 --       10 epoch         11 offset: the last position that the caller has seen (0 0: none); "=12":
@@ -140,8 +140,8 @@ local function with_range(ranges, first, last)
   return join(all)
 end
 
--- What callers have heard of: a list of {epoch, offset, copies}, ascending.
-local function parse_heard(text)
+-- What callers have reported: a list of {epoch, offset, copies}, ascending.
+local function parse_reported(text)
   local list = {}
   for e, o, ranges in string.gmatch(text, '(%d+):(%d+):?([%d.-]*)') do
     if tonumber(e) < MAX_EPOCH then list[#list + 1] = {tonumber(e), tonumber(o), ranges} end
@@ -149,10 +149,10 @@ local function parse_heard(text)
   return list
 end
 
-local function merge_heard(one, other)
+local function merge_reported(one, other)
   local by_epoch, list = {}, {}
-  for _, heard in ipairs({one, other}) do
-    for _, entry in ipairs(heard) do
+  for _, reported in ipairs({one, other}) do
+    for _, entry in ipairs(reported) do
       local before = by_epoch[entry[1]]
       if not before then
         by_epoch[entry[1]] = entry
@@ -169,7 +169,7 @@ local function merge_heard(one, other)
   return list
 end
 
-local function heard_text(list)
+local function reported_text(list)
   local parts = {}
   for _, entry in ipairs(list) do
     local text = num(entry[1]) .. ':' .. num(entry[2])
@@ -222,11 +222,11 @@ local function top()
   return 0, 0
 end
 
--- Takes in the earlier epochs of which callers have heard, so that all who read the shard know that
+-- Takes in the earlier epochs that callers have reported, so that all who read the shard know that
 -- they existed. True if one was not known.
-local function know_epochs(heard)
+local function know_epochs(reported)
   local new = false
-  for _, entry in ipairs(heard) do
+  for _, entry in ipairs(reported) do
     local e = entry[1]
     if e < epoch and e > floor and not ended[e] then
       ended[e], new = 0, true
@@ -238,7 +238,7 @@ end
 
 -- Opens an epoch behind what is there. Its number is greater than every one that is known, and has
 -- random low bits, since another server may open one at the same time.
-local function open_epoch(most, heard)
+local function open_epoch(most, reported)
   local highest, highest_offset = top()
   local past = ''
   if highest >= MAX_EPOCH then
@@ -270,7 +270,7 @@ local function open_epoch(most, heard)
     if not ended[before] then order[#order + 1] = before end
     ended[before] = math.max(ended[before] or 0, last)
   end
-  know_epochs(heard)
+  know_epochs(reported)
   table.sort(order)
   while #order > 0 do
     local next_epoch = order[2] or epoch
@@ -288,22 +288,22 @@ end
 local recovery
 -- Begins a recovery, or takes part in the one that is under way.
 local function recover()
-  local before = redis.call('HMGET', KEYS[1], 'recovery', 'heard', 'done', 'since')
+  local before = redis.call('HMGET', KEYS[1], 'recovery', 'reported', 'done', 'since')
   local behind = not run or epoch and (known > epoch or (known == epoch and seen > offset))
   local fresh = before[1] ~= identity or behind
-  local heard = merge_heard(parse_heard(before[2] or ''), parse_heard(ARGV[6]))
-  recovery = {heard = heard, done = before[3] or '', since = tonumber(before[4])}
-  local most = #heard > 0 and heard[#heard][1] or 0
+  local reported = merge_reported(parse_reported(before[2] or ''), parse_reported(ARGV[6]))
+  recovery = {reported = reported, done = before[3] or '', since = tonumber(before[4])}
+  local most = #reported > 0 and reported[#reported][1] or 0
   if fresh or not epoch or most > epoch then
     recovery.done, recovery.since = '', clock()
-    open_epoch(math.max(most, known < MAX_EPOCH and known or 0), heard)
+    open_epoch(math.max(most, known < MAX_EPOCH and known or 0), reported)
   else
     read_ends()
-    if know_epochs(heard) then write_ends() end
+    if know_epochs(reported) then write_ends() end
   end
   run = ''
   redis.call('HSET', KEYS[1], 'run', '', 'deployment', deployment, 'recovery', identity,
-    'heard', heard_text(heard), 'done', recovery.done, 'since', num(recovery.since))
+    'reported', reported_text(reported), 'done', recovery.done, 'since', num(recovery.since))
 end
 
 if not epoch or run ~= identity or known > epoch or (known == epoch and seen > offset) then
@@ -410,8 +410,8 @@ end
 if op == 'release' then
   if not floor then read_ends() end
   if not recovery then
-    -- The caller has heard of something that nobody appended again, and has waited.
-    note_all(parse_heard(ARGV[6]), epoch)
+    -- The caller reports something that nobody appended again, and has waited.
+    note_all(parse_reported(ARGV[6]), epoch)
     return answer('ok')
   end
   -- A caller that did not know of this epoch has not appended again what was lost with it.
@@ -421,10 +421,10 @@ if op == 'release' then
     redis.call('HSET', KEYS[1], 'done', recovery.done)
   end
   if not settled(ARGV[13]) then return answer('wait') end
-  note_all(recovery.heard, epoch)
+  note_all(recovery.reported, epoch)
   run = identity
   redis.call('HSET', KEYS[1], 'run', identity)
-  redis.call('HDEL', KEYS[1], 'recovery', 'heard', 'done', 'since')
+  redis.call('HDEL', KEYS[1], 'recovery', 'reported', 'done', 'since')
   return answer('ok')
 end
 
@@ -465,8 +465,8 @@ else
   name_epoch, name_first = tonumber(name_epoch), tonumber(name_first)
   name_last = tonumber(name_last)
   if name_epoch >= epoch or name_last <= end_of(name_epoch) then return answer('there') end
-  local heard = recovery and recovery.heard or parse_heard(ARGV[6])
-  local own = parse_heard(ARGV[6])
+  local reported = recovery and recovery.reported or parse_reported(ARGV[6])
+  local own = parse_reported(ARGV[6])
   local ready
   for _, entry in ipairs(own) do
     if entry[1] < name_epoch and entry[2] > end_of(entry[1]) then
@@ -482,7 +482,7 @@ else
     note_all(own, name_epoch)
     if name_first > end_of(name_epoch) + 1 then
       local ranges = ''
-      for _, entry in ipairs(heard) do if entry[1] == name_epoch then ranges = entry[3] end end
+      for _, entry in ipairs(reported) do if entry[1] == name_epoch then ranges = entry[3] end end
       note(name_epoch, name_first - 1, ranges)
     end
   end

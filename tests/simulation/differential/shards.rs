@@ -44,9 +44,9 @@ impl Calls {
         }
     }
 
-    /// What a caller says it has heard of.
-    fn heard(&mut self) -> String {
-        let mut heard = BTreeMap::new();
+    /// What a caller reports.
+    fn reported(&mut self) -> String {
+        let mut reported = BTreeMap::new();
         for _ in 0..self.random.random_range(0..3) {
             let (epoch, offset) = self.position();
             let copies = match self.random.random_range(0..4) {
@@ -55,10 +55,10 @@ impl Calls {
                 _ => String::new(),
             };
             if epoch > 0 {
-                heard.insert(epoch, format!("{epoch}:{offset}{copies}"));
+                reported.insert(epoch, format!("{epoch}:{offset}{copies}"));
             }
         }
-        heard.into_values().collect::<Vec<_>>().join(" ")
+        reported.into_values().collect::<Vec<_>>().join(" ")
     }
 
     /// The keys and the arguments of the next call.
@@ -70,7 +70,7 @@ impl Calls {
             _ => "append",
         };
         let (epoch, offset) = self.position();
-        let heard = self.heard();
+        let reported = self.reported();
         let random = &mut self.random;
         let exact = if random.random_bool(0.1) { "=" } else { "" };
         let deployment = if random.random_bool(0.01) { "another" } else { "ours" };
@@ -84,7 +84,7 @@ impl Calls {
             self.publish,
             deployment,
             &entropy,
-            &heard,
+            &reported,
             "20",
             "3000",
             "5000",
@@ -226,7 +226,7 @@ async fn everything_is_alike(pair: &mut Pair, seed: u64) {
         "ends",
         "past",
         "recovery",
-        "heard",
+        "reported",
         "done",
         "since",
         "bytes",

@@ -82,9 +82,9 @@ pub fn numbers(stamped: &StampedFrame) -> Vec<u64> {
 
 impl Line {
     /// Takes in what a call told the server of.
-    pub fn hear(&mut self, heard: &str) {
+    pub fn report(&mut self, reported: &str) {
         let told = Rc::make_mut(&mut self.told);
-        for entry in heard.split_ascii_whitespace() {
+        for entry in reported.split_ascii_whitespace() {
             let mut parts = entry.split(':').map(|part| part.parse::<u64>().ok());
             if let (Some(Some(epoch)), Some(Some(offset))) = (parts.next(), parts.next()) {
                 let known = told.entry(epoch).or_default();

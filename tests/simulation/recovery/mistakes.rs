@@ -16,7 +16,7 @@ pub enum Mistake {
     NoAliases,
     /// Copies have no name.
     NoNames,
-    /// Only offers of frames say what was heard, and calls otherwise only their tip.
+    /// Only offers of frames report positions, and other calls only their tip.
     TipOnly,
 }
 
@@ -44,12 +44,12 @@ pub const MISTAKES: &[(&str, Mistake)] = &[
         ),
     ),
     ("no settling time", Script("return now - recovery.since >= SETTLE", "return true")),
-    ("lost tails are not told", Script("note_all(recovery.heard, epoch)", "")),
+    ("lost tails are not told", Script("note_all(recovery.reported, epoch)", "")),
     (
-        "what callers heard is not kept",
+        "what callers report is not kept",
         Script(
-            "merge_heard(parse_heard(before[2] or ''), parse_heard(ARGV[6]))",
-            "parse_heard(before[2] or '')",
+            "merge_reported(parse_reported(before[2] or ''), parse_reported(ARGV[6]))",
+            "parse_reported(before[2] or '')",
         ),
     ),
     (
@@ -129,5 +129,5 @@ pub const MISTAKES: &[(&str, Mistake)] = &[
     ("no doubts", Mistake::NoDoubts),
     ("no aliases", Mistake::NoAliases),
     ("copies without names", Mistake::NoNames),
-    ("only the tip is heard", Mistake::TipOnly),
+    ("only the tip is reported", Mistake::TipOnly),
 ];

@@ -425,7 +425,7 @@ impl World {
         }
         let line = &mut self.masters[master].line;
         if line.recovering || matches!(call.op, Op::Release { .. }) {
-            line.hear(&call.heard);
+            line.report(&call.reported);
         }
         let value = value(&reply);
         let answer = script::parse(&value).unwrap_or_else(|| panic!("no answer: {reply:?}"));
@@ -1122,7 +1122,7 @@ impl World {
 fn spoil_call(mistake: Mistake, call: &mut Call) {
     match mistake {
         Mistake::TipOnly if !matches!(call.op, Op::Again(..)) => {
-            call.heard = format!("{}:{}", call.seen.epoch.0, call.seen.offset.0);
+            call.reported = format!("{}:{}", call.seen.epoch.0, call.seen.offset.0);
         }
         Mistake::NoDoubts => {
             let Op::Append(framed) = &mut call.op else { return };
@@ -1165,7 +1165,7 @@ fn describe(call: &Call) -> String {
         Op::Probe(_) => "probe".into(),
         Op::Release { .. } => "release".into(),
     };
-    format!("{op}, seen {}, heard [{}]", call.seen, call.heard)
+    format!("{op}, seen {}, reported [{}]", call.seen, call.reported)
 }
 
 fn describe_delivery(delivery: &Delivery) -> String {

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Heard, Held, HeldFrame};
+use super::{Held, HeldFrame, Reported};
 use crate::bus::{
     Epoch, Frame, Name, Offset, Position, Provenance, put_event,
     redis::{
@@ -18,8 +18,8 @@ use crate::bus::{
     },
 };
 
-/// The time that others have to append again what this gateway has only heard of, before it is told
-/// as lost.
+/// The time that others have to append again what this gateway only knows to have existed, before
+/// it is reported as lost.
 const SETTLE: Duration = Duration::from_millis(400);
 
 /// The age up to which a probe shows that its gateway takes part in a recovery.
@@ -28,7 +28,8 @@ const PEER_AGE: Duration = Duration::from_secs(3);
 /// The time between two probes of its own after which a gateway may have missed those of others.
 const MAX_SILENCE: Duration = Duration::from_millis(2500);
 
-/// The time for which a gateway hears before it knows all others: each sends a probe every second.
+/// The time for which a gateway receives probes before it knows all others: each sends one every
+/// second.
 const ACQUAINTANCE: Duration = Duration::from_secs(2);
 
 /// Peers that are remembered.
@@ -60,7 +61,7 @@ pub enum Task {
 #[derive(Debug)]
 pub struct Memory {
     own: WriterId,
-    heard: Heard,
+    reported: Reported,
     held: Held,
     /// The form of a held frame that is offered next: some of its events were accepted again.
     cut: Option<HeldFrame>,
@@ -68,12 +69,12 @@ pub struct Memory {
     ends: BTreeMap<Epoch, Offset>,
     floor: Epoch,
     recovering: bool,
-    /// When something was found first that this gateway has only heard of.
+    /// When something was found first that this gateway only knows to have existed.
     unaccounted: Option<Instant>,
     /// When a probe of each gateway arrived last.
     peers: BTreeMap<WriterId, Instant>,
     /// Since when the own probes have arrived one after the other.
-    hearing_since: Option<Instant>,
+    probed_since: Option<Instant>,
 }
 
 impl Memory {
@@ -81,7 +82,7 @@ impl Memory {
     pub fn new(own: WriterId, limits: (usize, usize)) -> Memory {
         Memory {
             own,
-            heard: Heard::default(),
+            reported: Reported::default(),
             held: Held::new(limits),
             cut: None,
             tip: Position::UNKNOWN,
@@ -90,13 +91,13 @@ impl Memory {
             recovering: false,
             unaccounted: None,
             peers: BTreeMap::new(),
-            hearing_since: None,
+            probed_since: None,
         }
     }
 
     /// Learns from an answer of the script, which is newer than anything before.
     pub fn learn_view(&mut self, view: &ShardView) {
-        self.hear_view(view);
+        self.report_view(view);
         self.tip = view.tip;
         self.recovering = view.recovering;
         self.ends = view.ends.iter().map(|end| (end.epoch, end.offset)).collect();
@@ -104,34 +105,34 @@ impl Memory {
         self.forget();
     }
 
-    /// Hears of what a message or an entry of history tells of.
-    pub fn hear(&mut self, envelope: &Envelope) {
+    /// Learns which positions a message or an entry of history names.
+    pub fn report(&mut self, envelope: &Envelope) {
         let at = envelope.position;
         match &envelope.body {
             Body::Frame(stamped) => {
                 let frame = &stamped.frame;
                 match frame.provenance.as_deref() {
                     Some(Provenance { name: Some(name), aliases, .. }) => {
-                        self.heard.hear_copy(frame.epoch, frame.first, at.offset);
+                        self.reported.add_copy(frame.epoch, frame.first, at.offset);
                         for (_, alias) in aliases {
-                            self.heard.hear(*alias);
+                            self.reported.add(*alias);
                         }
-                        self.heard.hear(name.last());
+                        self.reported.add(name.last());
                     }
-                    _ => self.heard.hear(at),
+                    _ => self.reported.add(at),
                 }
             }
-            Body::Probe { view, .. } => self.hear_view(view),
+            Body::Probe { view, .. } => self.report_view(view),
             Body::EpochStart { previous, ends, .. } => {
-                self.heard.hear(at);
-                self.heard.hear(*previous);
+                self.reported.add(at);
+                self.reported.add(*previous);
                 for end in ends {
-                    self.heard.hear(*end);
+                    self.reported.add(*end);
                 }
             }
             Body::Note(lost) => {
-                self.heard.hear_copy(at.epoch, at.offset, at.offset);
-                self.heard.hear(Position { epoch: lost.epoch, offset: lost.last });
+                self.reported.add_copy(at.epoch, at.offset, at.offset);
+                self.reported.add(Position { epoch: lost.epoch, offset: lost.last });
             }
             // Anybody may have published it, at any position.
             Body::Unreadable | Body::Forged => {}
@@ -145,7 +146,7 @@ impl Memory {
         if let Body::Frame(stamped) = &mut envelope.body {
             self.name(stamped);
         }
-        self.hear(envelope);
+        self.report(envelope);
         match &envelope.body {
             Body::Frame(stamped) => {
                 if at.epoch == self.tip.epoch {
@@ -162,7 +163,7 @@ impl Memory {
                 if *writer == self.own {
                     let before = self.peers.get(writer).copied();
                     let goes_on = before.is_some_and(|before| now < before + MAX_SILENCE);
-                    self.hearing_since = self.hearing_since.filter(|_| goes_on).or(Some(now));
+                    self.probed_since = self.probed_since.filter(|_| goes_on).or(Some(now));
                 }
                 if self.peers.len() < MAX_PEERS || self.peers.contains_key(writer) {
                     self.peers.insert(*writer, now);
@@ -198,20 +199,20 @@ impl Memory {
         }
     }
 
-    fn hear_view(&mut self, view: &ShardView) {
-        self.heard.hear(view.tip);
-        self.heard.hear_copies(view.tip.epoch, &view.copies);
-        view.ends.iter().for_each(|end| self.heard.hear(*end));
+    fn report_view(&mut self, view: &ShardView) {
+        self.reported.add(view.tip);
+        self.reported.add_copies(view.tip.epoch, &view.copies);
+        view.ends.iter().for_each(|end| self.reported.add(*end));
     }
 
     fn forget(&mut self) {
-        self.heard.forget(self.floor);
+        self.reported.forget(self.floor);
         self.held.forget(self.floor);
     }
 
     /// Holds a frame that this gateway appended.
     pub fn keep_own(&mut self, stamped: StampedFrame) {
-        self.heard.hear(stamped.frame.last());
+        self.reported.add(stamped.frame.last());
         self.held.keep(HeldFrame::new(stamped));
     }
 
@@ -228,8 +229,8 @@ impl Memory {
     /// The position that calls state as seen: of the greatest epoch, also if that is not the
     /// shard's. Then the shard is on another line, and must have a greater one.
     pub fn seen(&self) -> Position {
-        let greatest = self.heard.greatest().filter(|last| last.epoch > self.tip.epoch);
-        let offset = || self.heard.last(self.tip.epoch);
+        let greatest = self.reported.greatest().filter(|last| last.epoch > self.tip.epoch);
+        let offset = || self.reported.last(self.tip.epoch);
         greatest.unwrap_or_else(|| Position { epoch: self.tip.epoch, offset: offset() })
     }
 
@@ -239,8 +240,8 @@ impl Memory {
     }
 
     /// What every call states: the positions that existed.
-    pub fn heard(&self) -> String {
-        self.heard.text()
+    pub fn reported(&self) -> String {
+        self.reported.text()
     }
 
     /// True if an event of this name is held.
@@ -249,8 +250,8 @@ impl Memory {
     }
 
     /// True if a position of this name is known to have existed.
-    pub fn has_heard_of(&self, name: Position) -> bool {
-        self.heard.last(name.epoch) >= name.offset
+    pub fn knows_of(&self, name: Position) -> bool {
+        self.reported.last(name.epoch) >= name.offset
     }
 
     /// Frames that are held, and their bytes.
@@ -281,7 +282,7 @@ impl Memory {
             .filter(|(_, at)| until.is_some_and(|until| **at + PEER_AGE >= until))
             .map(|(writer, _)| *writer)
             .collect();
-        let since = self.hearing_since;
+        let since = self.probed_since;
         if until.zip(since).is_none_or(|(until, since)| until < since + ACQUAINTANCE) {
             // Others may be there: only time tells.
             peers.clear();
@@ -304,7 +305,7 @@ impl Memory {
             return Task::Release;
         }
         let unaccounted = self
-            .heard
+            .reported
             .iter()
             .any(|last| last.epoch < self.tip.epoch && last.offset > self.end_of(last.epoch));
         if !unaccounted {

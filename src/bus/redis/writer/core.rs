@@ -528,8 +528,8 @@ impl Core {
     ) -> Step {
         self.under_way = Some(under_way);
         let entropy = self.rng.random_range(0..4096);
-        let (exact, heard) = (self.auth.is_some(), memory.heard());
-        Step::Call(Box::new(Call { seen, exact, heard, entropy, op, limit }))
+        let (exact, reported) = (self.auth.is_some(), memory.reported());
+        Step::Call(Box::new(Call { seen, exact, reported, entropy, op, limit }))
     }
 
     /// The position behind which the next tags are made: the shard's end. None without a key.
