@@ -285,7 +285,7 @@ impl Cursor {
                     let (gap, scan) = (gap.clone(), *scan);
                     match shard.offer_gap(&gap, log) {
                         Offered::Missing(missing) => return Some(missing),
-                        Offered::Whole | Offered::Part => shard.source = Source::Log(scan),
+                        _ => shard.source = Source::Log(scan),
                     }
                 }
                 Source::History(entries) => {
@@ -297,7 +297,7 @@ impl Cursor {
                     };
                     match shard.offer(&entry, log, filter, events, &mut self.left) {
                         Offered::Whole => {}
-                        Offered::Part => {
+                        Offered::Part | Offered::Apart => {
                             shard.put_back(entry);
                             return None;
                         }
@@ -331,6 +331,7 @@ impl Cursor {
                         Offered::Whole => {}
                         Offered::Part => return None,
                         Offered::Missing(missing) => return Some(missing),
+                        Offered::Apart => self.leave_log(index),
                     }
                     if events.is_full() {
                         return None;
@@ -368,9 +369,10 @@ impl Cursor {
     /// Returns to the log, if it has everything after the place.
     fn return_to_log(&mut self, index: usize) -> bool {
         let interest = &self.registration.interest;
-        let place = self.shards[index].position();
-        let log = &self.hub.logs[index];
-        let Some(next) = log.locate(place) else { return false };
+        let (shard, log) = (&self.shards[index], &self.hub.logs[index]);
+        let Some(next) = log.locate(shard.position(), |place| shard.has_passed(place)) else {
+            return false;
+        };
         let (extent, _) = log.extent_with(|| interest.take_pending(index));
         self.shards[index].source = Source::Log(Scan { next, end: extent.next });
         true
@@ -380,23 +382,23 @@ impl Cursor {
     /// history may hold less than the log. False if it does not.
     fn ends_in_log(&mut self, index: usize) -> bool {
         let log = &self.hub.logs[index];
-        let shard = &mut self.shards[index];
-        let Source::History(entries) = &shard.source else { return false };
+        let Source::History(entries) = &self.shards[index].source else { return false };
         let Some(Content::Gap(gap)) = entries.front().map(|entry| &entry.content) else {
             return false;
         };
-        let extent = log.extent();
-        let reaches = log.locate(gap.position).is_some() && gap.position != extent.start;
+        let gap = gap.clone();
+        let reaches = log.contains(gap.position) && gap.position != log.extent().start;
         if gap.reason != GapReason::HistoryExpired || !reaches {
             return false;
         }
-        let interest = &self.registration.interest;
-        if log.locate(shard.position()).is_some() {
-            return self.return_to_log(index);
+        if self.return_to_log(index) {
+            return true;
         }
-        let (extent, _) = log.extent_with(|| interest.take_pending(index));
-        let gap = gap_before(gap, extent.start);
-        shard.source = Source::Gap(gap.into(), Scan { next: extent.base, end: extent.next });
+        let interest = &self.registration.interest;
+        let (extent, _) = self.hub.logs[index].extent_with(|| interest.take_pending(index));
+        let gap = gap_before(&gap, extent.start);
+        self.shards[index].source =
+            Source::Gap(gap.into(), Scan { next: extent.base, end: extent.next });
         true
     }
 
@@ -434,7 +436,7 @@ impl Cursor {
                 shard.walk(page.next);
             } else if page.at_end {
                 // History holds nothing: everything that is left is in the log.
-                let in_log = !page.next.is_known() || log.locate(page.next).is_some();
+                let in_log = !page.next.is_known() || log.contains(page.next);
                 let begin = if in_log { log.extent().start } else { page.next };
                 expired = shard.expired_before(begin, &log.ends());
                 if expired.is_none() {

@@ -120,6 +120,11 @@ impl Had {
         self.epoch(epoch).is_some_and(|had| had.entered)
     }
 
+    /// True if the stream walked through the epoch of this place up to it.
+    pub fn has_passed(&self, place: Position) -> bool {
+        self.epoch(place.epoch).is_some_and(|had| had.entered && had.walked >= place.offset)
+    }
+
     /// All names up to the returned offset were had, as the stream walked there.
     pub fn walked(&self, epoch: Epoch) -> Offset {
         self.epoch(epoch).map_or(Offset(0), |had| had.walked)

@@ -178,10 +178,20 @@ impl Log {
     }
 
     /// The number of the first entry after `place`, if everything after it is in the log.
-    pub fn locate(&self, place: Position) -> Option<u64> {
+    /// `has_passed` tells whether a stream at the place walked through another epoch up to there.
+    pub(super) fn locate(
+        &self,
+        place: Position,
+        has_passed: impl Fn(Position) -> bool,
+    ) -> Option<u64> {
         let ring = self.ring.read();
-        let segment = ring.line.segment_after(place)?;
+        let segment = ring.line.segment_after(place, has_passed)?;
         Some(ring.number_after(segment, place.offset))
+    }
+
+    /// True if everything after this place is in the log.
+    pub(super) fn contains(&self, place: Position) -> bool {
+        self.locate(place, |_| true).is_some()
     }
 
     /// The number of events in the log after a place that lies before the entry with this number.

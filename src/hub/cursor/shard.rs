@@ -74,6 +74,9 @@ pub(super) enum Offered {
     Part,
     /// These events are missing; the entry remains.
     Missing(Missing),
+    /// The log goes on in the middle of an epoch through which the stream has not walked; the entry
+    /// remains.
+    Apart,
 }
 
 /// Adjacent events of a frame, which are sent as one slice.
@@ -232,11 +235,11 @@ impl ShardCursor {
         }
     }
 
-    fn has_passed(&self, place: Position) -> bool {
+    pub(super) fn has_passed(&self, place: Position) -> bool {
         if place.epoch == self.position.epoch {
             place.offset <= self.position.offset
         } else {
-            place.offset <= self.had.walked(place.epoch) && self.had.is_entered(place.epoch)
+            self.had.has_passed(place)
         }
     }
 
@@ -339,6 +342,9 @@ impl ShardCursor {
         {
             // What was skipped since the last entry did not concern the stream.
             self.walk(before);
+        }
+        if entry.goes_on_after().is_some_and(|place| !self.has_passed(place)) {
+            return Offered::Apart;
         }
         match &entry.content {
             Content::Gap(gap) => self.offer_gap(gap, log),

@@ -59,9 +59,26 @@ impl Entry {
         plain && self.position.epoch == before.epoch
     }
 
-    /// The offset of its first place.
+    /// The place before it, if the log goes on with it in the middle of another epoch.
+    pub(in crate::hub) fn goes_on_after(&self) -> Option<Position> {
+        let epoch = self.position.epoch;
+        let starts = matches!(self.content, Content::Epoch(_));
+        let goes_on = !starts && self.follows.is_some_and(|before| before.epoch != epoch);
+        let offset = Offset(self.first_place().0.saturating_sub(1));
+        (goes_on && offset > Offset(0)).then_some(Position { epoch, offset })
+    }
+
+    /// The offset of the first place that it has, or tells of as missing.
     pub(super) fn first_place(&self) -> Offset {
-        self.frame().map_or(self.position.offset, |frame| frame.frame.first)
+        let Position { epoch, offset } = self.position;
+        match &self.content {
+            Content::Frame(frame) => frame.frame.first,
+            Content::Gap(gap) => {
+                let lost = gap.lost.iter().filter(|lost| lost.epoch == epoch);
+                lost.map(|lost| lost.first).fold(offset, Offset::min)
+            }
+            Content::Epoch(_) => offset,
+        }
     }
 
     /// The number of bytes of its events.

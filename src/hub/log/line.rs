@@ -25,6 +25,13 @@ pub(super) struct Segment {
     pub previous: Option<Position>,
 }
 
+impl Segment {
+    /// True if it goes on in the middle of its epoch.
+    fn is_continued(&self) -> bool {
+        self.previous.is_none() && self.start > Offset(0)
+    }
+}
+
 /// What a log knows of epochs.
 #[derive(Debug, Default)]
 pub(super) struct Line {
@@ -156,11 +163,29 @@ impl Line {
     }
 
     /// The segment in which a place lies from which on the log has the rest of the line.
-    pub fn segment_after(&self, place: Position) -> Option<usize> {
+    /// `has_passed` tells whether a stream at the place walked through another epoch up to there.
+    pub fn segment_after(
+        &self,
+        place: Position,
+        has_passed: impl Fn(Position) -> bool,
+    ) -> Option<usize> {
         let line = self.line();
         let index = line.iter().position(|epoch| *epoch == place.epoch)?;
         let segment = self.segment_with_rest(&line[index..], place.offset)?;
-        (place.offset <= self.segments[segment].end).then_some(segment)
+        let is_in = place.offset <= self.segments[segment].end;
+        (is_in && self.is_covered(segment, has_passed)).then_some(segment)
+    }
+
+    /// True if a stream that reads the log from this segment on has everything before each later
+    /// one that goes on in the middle of its epoch.
+    fn is_covered(&self, from: usize, has_passed: impl Fn(Position) -> bool) -> bool {
+        let later = self.segments.iter().enumerate().skip(from + 1);
+        later.filter(|(_, segment)| segment.is_continued()).all(|(index, segment)| {
+            let start = Position { epoch: segment.epoch, offset: segment.start };
+            let between = || self.segments.range(from..index);
+            has_passed(start)
+                || between().any(|read| read.epoch == start.epoch && read.end >= start.offset)
+        })
     }
 
     /// Where a stream continues that has had this.
@@ -173,7 +198,9 @@ impl Line {
         let is_here = |epoch: &Epoch| had.is_entered(*epoch) && !self.elsewhere.contains(epoch);
         if let Some(index) = line.iter().rposition(is_here) {
             let position = Position { epoch: line[index], offset: had.walked(line[index]) };
-            return match self.segment_with_rest(&line[index..], position.offset) {
+            let has_passed = |at: Position| had.has_passed(at);
+            let segment = self.segment_with_rest(&line[index..], position.offset);
+            return match segment.filter(|segment| self.is_covered(*segment, has_passed)) {
                 Some(segment) => {
                     Resume::Log { number: number_after(segment, position.offset), position }
                 }

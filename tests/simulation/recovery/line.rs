@@ -62,8 +62,11 @@ pub struct Events {
     pub double: BTreeSet<u64>,
     /// Accepted a second time though a gateway that took part had it.
     pub bad_double: BTreeSet<u64>,
-    /// Appended again after the recovery.
+    /// Appended again after the recovery, or accepted while two masters were alive: of the orders on
+    /// the two lines, one has to give way.
     pub late: BTreeSet<u64>,
+    /// True while two masters are alive.
+    pub split: bool,
     /// Names that were told as lost.
     pub declared: BTreeSet<At>,
     /// Promises that were broken on the way.
@@ -140,6 +143,9 @@ impl Line {
             provenance.map_or(vec![], |added| added.doubts.iter().copied().map(at).collect());
         for (event, nth) in numbers(stamped).into_iter().zip(0..) {
             let name = at(frame.name_of(nth));
+            if events.split {
+                events.late.insert(event);
+            }
             let before = events.names.entry(event).or_default();
             if !before.is_empty() {
                 let held = |name: &At| self.took_part.values().any(|held| held.contains(name));

@@ -28,7 +28,7 @@ use trunkline::{
 use super::{
     bus::{Ask, AskedBus},
     event,
-    line::{At, Events, Line, SETTLE_MS},
+    line::{At, Events, Line, SETTLE_MS, at},
     mistakes::Mistake,
     node::{Got, Node},
     rng::Rng,
@@ -368,6 +368,7 @@ impl World {
 
     /// Executes a command on a master; what it publishes reaches the subscribers.
     fn execute<A: AsRef<[u8]>>(&mut self, master: usize, args: &[A]) -> Reply {
+        self.events.split = self.live_masters().len() > 1;
         let elapsed = i64::try_from(self.elapsed.as_micros()).expect("some seconds");
         let state = &mut self.masters[master];
         let micros = elapsed + state.skew_ms * 1000;
@@ -1015,6 +1016,16 @@ impl World {
                 if !after.is_known() {
                     let kept = self.masters[master].line.kept.clone();
                     let id = self.gateways[index].id;
+                    // Of the epoch in which it begins, the stream is not owed what was before.
+                    let begin = match taken.deliveries.first() {
+                        Some(Delivery::Epoch(start)) => at(start.position),
+                        _ => (0, 0),
+                    };
+                    let names = &self.events.names;
+                    let was_before = |event: &u64| {
+                        let mut names = names[event].iter();
+                        names.any(|name| name.0 == begin.0 && name.1 <= begin.1)
+                    };
                     for node in &mut self.nodes {
                         let begins = node.oldest && node.got.is_empty();
                         if begins && node.gateway == Some((index, id)) {
@@ -1024,7 +1035,9 @@ impl World {
                                 node.begun = node.streams;
                                 not_owed.clear();
                             }
-                            not_owed.extend(events.filter(|event| !kept.contains(event)));
+                            not_owed.extend(
+                                events.filter(|event| !kept.contains(event) || was_before(event)),
+                            );
                         }
                     }
                 }
