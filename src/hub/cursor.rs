@@ -29,7 +29,9 @@ use super::{
     merge,
     router::Registration,
 };
-use crate::bus::{AppendError, Delivery, Gap, GapReason, HistoryPage, Lost, Position, ShardId};
+use crate::bus::{
+    AppendError, Delivery, Gap, GapReason, HistoryPage, Lost, Offset, Position, ShardId,
+};
 
 /// The most events that are read for one merge. They are not kept.
 const MAX_MERGED_EVENTS: u64 = 50_000;
@@ -381,7 +383,8 @@ impl Cursor {
     /// Ends the gap that comes next in history where the log begins, if it reaches into the log:
     /// history may hold less than the log. False if it does not.
     fn ends_in_log(&mut self, index: usize) -> bool {
-        let log = &self.hub.logs[index];
+        let hub = self.hub.clone();
+        let log = &hub.logs[index];
         let Source::History(entries) = &self.shards[index].source else { return false };
         let Some(Content::Gap(gap)) = entries.front().map(|entry| &entry.content) else {
             return false;
@@ -394,8 +397,11 @@ impl Cursor {
         if self.return_to_log(index) {
             return true;
         }
-        let interest = &self.registration.interest;
-        let (extent, _) = self.hub.logs[index].extent_with(|| interest.take_pending(index));
+        let (shard, interest) = (&self.shards[index], &self.registration.interest);
+        if !log.is_whole(|place| shard.has_passed(place)) {
+            return false;
+        }
+        let (extent, _) = log.extent_with(|| interest.take_pending(index));
         let gap = gap_before(&gap, extent.start);
         self.shards[index].source =
             Source::Gap(gap.into(), Scan { next: extent.base, end: extent.next });
@@ -434,8 +440,9 @@ impl Cursor {
         if page.deliveries.is_empty() {
             if place.is_known() {
                 shard.walk(page.next);
-            } else if page.at_end {
-                // History holds nothing: everything that is left is in the log.
+            } else if page.at_end && (page.next.is_known() || log.extent().base == 0) {
+                // History holds nothing: everything that is left is in the log. Not if the log has
+                // dropped entries that a shard without any state may not have had yet.
                 let in_log = !page.next.is_known() || log.contains(page.next);
                 let begin = if in_log { log.extent().start } else { page.next };
                 expired = shard.expired_before(begin, &log.ends());
@@ -462,13 +469,13 @@ pub(super) fn is_elsewhere(place: Position, page: &HistoryPage) -> bool {
         }
 }
 
-/// The part of a gap up to a place.
+/// The part of a gap up to a place. Of its epoch everything up to there is missing that the stream
+/// has not had: whoever goes on behind a place has had all names before it.
 fn gap_before(gap: &Gap, place: Position) -> Gap {
-    let before = |lost: &Lost| {
-        let last = if lost.epoch == place.epoch { lost.last.min(place.offset) } else { lost.last };
-        (lost.epoch <= place.epoch && lost.first <= last).then_some(Lost { last, ..*lost })
-    };
-    Gap { lost: gap.lost.iter().filter_map(before).collect(), position: place, ..gap.clone() }
+    let earlier = gap.lost.iter().filter(|lost| lost.epoch < place.epoch).copied();
+    let here = Lost { epoch: place.epoch, first: Offset(1), last: place.offset };
+    let here = (place.offset > Offset(0)).then_some(here);
+    Gap { lost: earlier.chain(here).collect(), position: place, ..gap.clone() }
 }
 
 /// The id of the shard with this index.

@@ -189,6 +189,12 @@ impl Log {
         Some(ring.number_after(segment, place.offset))
     }
 
+    /// True if a stream that reads the log from its first entry on has everything before each
+    /// later one. `has_passed` tells whether it walked through another epoch up to a place.
+    pub(super) fn is_whole(&self, has_passed: impl Fn(Position) -> bool) -> bool {
+        self.ring.read().line.is_covered(0, has_passed)
+    }
+
     /// True if everything after this place is in the log.
     pub(super) fn contains(&self, place: Position) -> bool {
         self.locate(place, |_| true).is_some()

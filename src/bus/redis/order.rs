@@ -30,6 +30,9 @@ pub struct Order {
     ends: BTreeMap<Epoch, Offset>,
     /// The shard has forgotten the epochs up to this one.
     floor: Epoch,
+    /// The names that the entries of the reading which is being taken bring as copies, or tell as
+    /// lost: what of them history no longer has at its own place is not missing.
+    coming: Vec<Lost>,
     /// The time of the last frame, in milliseconds since 1970.
     time_ms: Option<u64>,
     /// The order of a page of history for a stream, which may have a part of the next frame and has
@@ -97,6 +100,12 @@ impl Order {
             }
             _ => Step::Hole,
         }
+    }
+
+    /// Begins to take a reading of history, of which these are the entries.
+    pub fn begin_history(&mut self, view: &ShardView, entries: &[Envelope]) {
+        self.learn(view.floor, &view.ends);
+        self.coming = entries.iter().filter_map(names_again).collect();
     }
 
     /// Takes the next entry of history. Positions between are lost. False: an epoch before it was
@@ -194,7 +203,7 @@ impl Order {
     }
 
     /// Learns of the ends of epochs.
-    pub(super) fn learn(&mut self, floor: Epoch, ends: &[Position]) {
+    fn learn(&mut self, floor: Epoch, ends: &[Position]) {
         self.floor = self.floor.max(floor);
         self.ends.extend(ends.iter().map(|end| (end.epoch, end.offset)));
     }
@@ -262,9 +271,9 @@ impl Order {
         }
         let mut lost = Vec::new();
         let mut more = false;
-        let lose = |lost: &mut Vec<Lost>, epoch, after: Offset, last: Offset| {
+        let lose = |lost: &mut Vec<Lost>, epoch, after: Offset, last: Offset, coming: &[Lost]| {
             if last > after {
-                lost.push(Lost { epoch, first: after.plus(1), last });
+                lost.extend(without(Lost { epoch, first: after.plus(1), last }, coming));
             }
         };
         if !self.walked.contains_key(&to.epoch) {
@@ -278,12 +287,13 @@ impl Order {
             for (epoch, end) in self.ends.range(..to.epoch) {
                 let after = self.walked.get(epoch).copied().unwrap_or_default();
                 if !self.page || *epoch >= self.position.epoch {
-                    lose(&mut lost, *epoch, after, *end);
+                    lose(&mut lost, *epoch, after, *end, &self.coming);
                 }
             }
         }
         let after = self.walked.get(&to.epoch).copied().unwrap_or_default();
-        lose(&mut lost, to.epoch, after, to.offset);
+        // Whoever goes on behind a place has had all names before it.
+        lose(&mut lost, to.epoch, after, to.offset, &[]);
         self.walk(to);
         for lost in &lost {
             self.handled(Position { epoch: lost.epoch, offset: lost.last });
@@ -292,6 +302,39 @@ impl Order {
             out.push(Delivery::Gap(self.gap(reason, lost, more)));
         }
     }
+}
+
+/// The names that an entry brings as copies, or tells as lost.
+fn names_again(entry: &Envelope) -> Option<Lost> {
+    match &entry.body {
+        Body::Frame(stamped) => {
+            let name = stamped.frame.provenance.as_ref()?.name.as_ref()?;
+            Some(Lost { epoch: name.epoch, first: name.first, last: name.last().offset })
+        }
+        Body::Note(lost) => Some(*lost),
+        _ => None,
+    }
+}
+
+/// The runs that are left of a range of names without others.
+fn without(names: Lost, others: &[Lost]) -> Vec<Lost> {
+    let mut others: Vec<Lost> = others
+        .iter()
+        .filter(|other| other.epoch == names.epoch && other.last >= names.first)
+        .copied()
+        .collect();
+    others.sort_unstable_by_key(|other| other.first);
+    let (mut first, mut left) = (names.first, vec![]);
+    for other in others.into_iter().take_while(|other| other.first <= names.last) {
+        if other.first > first {
+            left.push(Lost { first, last: Offset(other.first.0 - 1), ..names });
+        }
+        first = first.max(other.last.plus(1));
+    }
+    if first <= names.last {
+        left.push(Lost { first, ..names });
+    }
+    left
 }
 
 #[cfg(test)]
@@ -429,6 +472,20 @@ mod tests {
         let mut out = vec![];
         order.finish_history(&view(at(5, 20), &[]), &mut out);
         assert_eq!(out.iter().map(short).collect::<Vec<_>>(), ["lost 5:12-20 to 5-20"]);
+    }
+
+    #[test]
+    fn what_history_brings_as_a_copy_is_not_missing_at_its_own_place() {
+        // History lost everything up to the beginning of epoch 9.
+        let mut order = after(5, 3);
+        let entries = [copy(9, 1, 2, at(5, 7)), frame(9, 3, 1)];
+        order.begin_history(&view(at(9, 3), &[at(5, 9)]), &entries);
+        let told = ["lost 5:4-6 5:9-9 to 9-0", "1..9-2", "3..9-3"];
+        assert_eq!(read(&mut order, &entries), told);
+        let mut order = after(5, 3);
+        let entries = [frame(9, 1, 1)];
+        order.begin_history(&view(at(9, 1), &[at(5, 3)]), &entries);
+        assert_eq!(read(&mut order, &entries), ["1..9-1"], "nothing was lost");
     }
 
     #[test]

@@ -421,7 +421,9 @@ if op == 'release' then
     redis.call('HSET', KEYS[1], 'done', recovery.done)
   end
   if not settled(ARGV[13]) then return answer('wait') end
-  note_all(recovery.reported, epoch)
+  -- History that told of the last epochs in place of the state may be gone by now, too.
+  local past = redis.call('HMGET', KEYS[1], 'past')[1] or ''
+  note_all(merge_reported(recovery.reported, parse_reported(past)), epoch)
   run = identity
   redis.call('HSET', KEYS[1], 'run', identity)
   redis.call('HDEL', KEYS[1], 'recovery', 'reported', 'done', 'since')
@@ -496,10 +498,17 @@ end
 local requests = #KEYS > 4 and redis.call('MGET', unpack(KEYS, 5)) or {}
 local found = {}
 local index = 20 + 3 * tonumber(ARGV[19])
+-- A record may have outlived what was accepted: a key of its own is not lost with the others.
+local function is_here(record)
+  local e, o = string.match(record, '^(%d+) (%d+)$')
+  e, o = tonumber(e), tonumber(o)
+  if e == epoch then return o <= offset end
+  if not floor then read_ends() end
+  return e and o <= end_of(e)
+end
 for i = 1, #KEYS - 4 do
-  -- The record of this very acceptance may have outlived the frame.
   local own = name_epoch and num(name_epoch) .. ' ' .. num(name_first + ARGV[index + i - 1])
-  if requests[i] and requests[i] ~= own then
+  if requests[i] and requests[i] ~= own and is_here(requests[i]) then
     found[#found + 1] = num(i - 1)
     found[#found + 1] = requests[i]
     redis.call('PEXPIRE', KEYS[4 + i], ARGV[18])

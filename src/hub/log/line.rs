@@ -178,7 +178,7 @@ impl Line {
 
     /// True if a stream that reads the log from this segment on has everything before each later
     /// one that goes on in the middle of its epoch.
-    fn is_covered(&self, from: usize, has_passed: impl Fn(Position) -> bool) -> bool {
+    pub fn is_covered(&self, from: usize, has_passed: impl Fn(Position) -> bool) -> bool {
         let later = self.segments.iter().enumerate().skip(from + 1);
         later.filter(|(_, segment)| segment.is_continued()).all(|(index, segment)| {
             let start = Position { epoch: segment.epoch, offset: segment.start };

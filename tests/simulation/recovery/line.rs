@@ -43,6 +43,8 @@ pub struct Line {
     pub since: u128,
     /// True if single keys of it were evicted.
     pub evicted: bool,
+    /// True while its state is evicted.
+    pub stateless: bool,
 }
 
 /// What happened to the events of a seed.
@@ -112,7 +114,7 @@ impl Line {
             }
             Body::Frame(stamped) => self.accepted(stamped, events, step),
             Body::EpochStart { .. } => {
-                (self.recovering, self.since) = (true, now);
+                (self.recovering, self.since, self.stateless) = (true, now, false);
                 self.epoch = message.position.epoch.0;
                 self.took_part = Rc::default();
             }

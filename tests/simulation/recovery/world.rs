@@ -724,10 +724,14 @@ impl World {
                 let line = &mut self.masters[master].line;
                 line.evicted = true;
                 if act == Act::EvictState {
-                    line.told = Rc::default();
-                    line.recovering = false;
+                    // What history has is all that is left.
+                    (line.told, line.present) = (Rc::default(), line.kept.clone());
+                    (line.recovering, line.stateless) = (false, true);
                 } else {
                     line.kept = Rc::default();
+                    if line.stateless {
+                        line.present = Rc::default();
+                    }
                 }
                 self.absences = true;
                 self.count("evictions");
