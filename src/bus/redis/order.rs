@@ -286,9 +286,8 @@ impl Order {
             }
             for (epoch, end) in self.ends.range(..to.epoch) {
                 let after = self.walked.get(epoch).copied().unwrap_or_default();
-                if !self.page || *epoch >= self.position.epoch {
-                    lose(&mut lost, *epoch, after, *end, &self.coming);
-                }
+                // A stream knows which of them it had.
+                lose(&mut lost, *epoch, after, *end, &self.coming);
             }
         }
         let after = self.walked.get(&to.epoch).copied().unwrap_or_default();

@@ -373,6 +373,16 @@ local function note(e, last, ranges)
   set_end(e, last)
 end
 
+-- The first offset of an epoch that is not handled, and is not that of a copy.
+local function first_lacking(e, ranges)
+  local first = end_of(e) + 1
+  if ranges == '' then return first end
+  for _, range in ipairs(parse_ranges(ranges, {})) do
+    if range[1] <= first then first = math.max(first, range[2] + 1) end
+  end
+  return first
+end
+
 local function note_all(list, before)
   for _, entry in ipairs(list) do
     if entry[1] < before and entry[2] > end_of(entry[1]) then note(entry[1], entry[2], entry[3]) end
@@ -467,26 +477,20 @@ else
   name_epoch, name_first = tonumber(name_epoch), tonumber(name_first)
   name_last = tonumber(name_last)
   if name_epoch >= epoch or name_last <= end_of(name_epoch) then return answer('there') end
-  local reported = recovery and recovery.reported or parse_reported(ARGV[6])
   local own = parse_reported(ARGV[6])
-  local ready
+  local reported = recovery and merge_reported(recovery.reported, own) or own
+  local ranges = ''
+  for _, entry in ipairs(reported) do if entry[1] == name_epoch then ranges = entry[3] end end
+  -- Places before it that hold copies have no name that anybody could offer.
+  local lacks = first_lacking(name_epoch, ranges) < name_first
   for _, entry in ipairs(own) do
-    if entry[1] < name_epoch and entry[2] > end_of(entry[1]) then
-      ready = ready or settled()
-      if not ready then return answer('wait') end
-    end
+    local e, last = entry[1], entry[2]
+    lacks = lacks or e < name_epoch and first_lacking(e, entry[3]) <= last
   end
-  if name_first > end_of(name_epoch) + 1 then
-    ready = ready or settled()
-    if not ready then return answer('wait') end
-  end
-  if ready then
+  if lacks then
+    if not settled() then return answer('wait') end
     note_all(own, name_epoch)
-    if name_first > end_of(name_epoch) + 1 then
-      local ranges = ''
-      for _, entry in ipairs(reported) do if entry[1] == name_epoch then ranges = entry[3] end end
-      note(name_epoch, name_first - 1, ranges)
-    end
+    if name_first > end_of(name_epoch) + 1 then note(name_epoch, name_first - 1, ranges) end
   end
   if count == 0 or has(sequences, sequence) then
     set_end(name_epoch, name_last)

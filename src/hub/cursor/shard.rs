@@ -349,6 +349,12 @@ impl ShardCursor {
         match &entry.content {
             Content::Gap(gap) => self.offer_gap(gap, log),
             Content::Epoch(start) => {
+                if self.had.is_oldest() && !self.position.is_known() {
+                    // What was before the oldest entry that is kept.
+                    for end in &start.ends {
+                        self.had.add(end.epoch, Offset(1), end.offset);
+                    }
+                }
                 self.walk(start.position);
                 Offered::Whole
             }

@@ -1020,15 +1020,19 @@ impl World {
                 if !after.is_known() {
                     let kept = self.masters[master].line.kept.clone();
                     let id = self.gateways[index].id;
-                    // Of the epoch in which it begins, the stream is not owed what was before.
-                    let begin = match taken.deliveries.first() {
-                        Some(Delivery::Epoch(start)) => at(start.position),
-                        _ => (0, 0),
+                    // The stream is not owed what was before the entry with which it begins.
+                    let begin: Vec<At> = match taken.deliveries.first() {
+                        Some(Delivery::Epoch(start)) => {
+                            start.ends.iter().chain([&start.position]).copied().map(at).collect()
+                        }
+                        _ => vec![],
                     };
                     let names = &self.events.names;
                     let was_before = |event: &u64| {
-                        let mut names = names[event].iter();
-                        names.any(|name| name.0 == begin.0 && name.1 <= begin.1)
+                        let passed = |name: &At| {
+                            begin.iter().any(|end| end.0 == name.0 && name.1 <= end.1)
+                        };
+                        names[event].iter().any(passed)
                     };
                     for node in &mut self.nodes {
                         let begins = node.oldest && node.got.is_empty();
