@@ -33,6 +33,8 @@ pub struct Order {
     /// The names that the entries of the reading which is being taken bring as copies, or tell as
     /// lost: what of them history no longer has at its own place is not missing.
     coming: Vec<Lost>,
+    /// The places of the shard's epoch that hold copies or notes: none of them is an event.
+    copies: Vec<Lost>,
     /// The time of the last frame, in milliseconds since 1970.
     time_ms: Option<u64>,
     /// The order of a page of history for a stream, which may have a part of the next frame and has
@@ -106,6 +108,11 @@ impl Order {
     pub fn begin_history(&mut self, view: &ShardView, entries: &[Envelope]) {
         self.learn(view.floor, &view.ends);
         self.coming = entries.iter().filter_map(names_again).collect();
+        let epoch = view.tip.epoch;
+        let copies = view.copies.iter();
+        self.copies = copies
+            .map(|(first, last)| Lost { epoch, first: Offset(first), last: Offset(last) })
+            .collect();
     }
 
     /// Takes the next entry of history. Positions between are lost. False: an epoch before it was
@@ -292,7 +299,7 @@ impl Order {
         }
         let after = self.walked.get(&to.epoch).copied().unwrap_or_default();
         // Whoever goes on behind a place has had all names before it.
-        lose(&mut lost, to.epoch, after, to.offset, &[]);
+        lose(&mut lost, to.epoch, after, to.offset, &self.copies);
         self.walk(to);
         for lost in &lost {
             self.handled(Position { epoch: lost.epoch, offset: lost.last });

@@ -48,6 +48,11 @@ impl Ranges {
         }
     }
 
+    /// The ranges, ascending: first and last number of each.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.0.iter().copied()
+    }
+
     /// Adds all numbers of another set.
     pub fn add_all(&mut self, other: &Ranges) {
         other.0.iter().for_each(|(first, last)| self.add(*first, *last));

@@ -153,7 +153,7 @@ impl Seen {
             let in_doubt = events.doubts.get(&name).is_some_and(|doubts| !doubts.is_empty());
             let declared = events.declared.contains(&name);
             // History that was evicted ends before what is missing.
-            let evicted = world.masters.iter().any(|master| master.line.evicted);
+            let evicted = world.happened.contains_key("evictions");
             let nobody_told = !declared && !in_doubt && !evicted;
             if missing.reason == GapReason::EpochChanged && nobody_told {
                 return Err(format!(
