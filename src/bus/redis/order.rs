@@ -291,11 +291,11 @@ impl Order {
             if self.page && !self.ends.contains_key(&self.position.epoch) {
                 (more, reason) = (true, GapReason::UnknownEpoch);
             }
-            for (epoch, end) in self.ends.range(..to.epoch) {
-                let after = self.walked.get(epoch).copied().unwrap_or_default();
-                // A stream knows which of them it had.
-                lose(&mut lost, *epoch, after, *end, &self.coming);
-            }
+        }
+        // Copies may be missing. A stream knows which of their names it had.
+        for (epoch, end) in self.ends.range(..to.epoch) {
+            let after = self.walked.get(epoch).copied().unwrap_or_default();
+            lose(&mut lost, *epoch, after, *end, &self.coming);
         }
         let after = self.walked.get(&to.epoch).copied().unwrap_or_default();
         // Whoever goes on behind a place has had all names before it.

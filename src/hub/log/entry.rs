@@ -59,13 +59,18 @@ impl Entry {
         plain && self.position.epoch == before.epoch
     }
 
-    /// The place before it, if the log goes on with it in the middle of another epoch.
+    /// The place before it, if the log goes on with it in another epoch than before: a stream must
+    /// have passed that place.
     pub(in crate::hub) fn goes_on_after(&self) -> Option<Position> {
-        let epoch = self.position.epoch;
-        let starts = matches!(self.content, Content::Epoch(_));
-        let goes_on = !starts && self.follows.is_some_and(|before| before.epoch != epoch);
-        let offset = Offset(self.first_place().0.saturating_sub(1));
-        (goes_on && offset > Offset(0)).then_some(Position { epoch, offset })
+        let (before, epoch) = (self.follows?, self.position.epoch);
+        let place = match &self.content {
+            Content::Epoch(start) => start.previous,
+            _ if before.epoch != epoch => {
+                Position { epoch, offset: Offset(self.first_place().0.saturating_sub(1)) }
+            }
+            _ => return None,
+        };
+        (place.offset > Offset(0)).then_some(place)
     }
 
     /// The offset of the first place that it has, or tells of as missing.

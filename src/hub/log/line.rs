@@ -26,9 +26,9 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    /// True if it goes on in the middle of its epoch.
-    fn is_continued(&self) -> bool {
-        self.previous.is_none() && self.start > Offset(0)
+    /// The place before it: of the epoch before, or in the middle of its own.
+    fn before(&self) -> Position {
+        self.previous.unwrap_or(Position { epoch: self.epoch, offset: self.start })
     }
 }
 
@@ -177,14 +177,14 @@ impl Line {
     }
 
     /// True if a stream that reads the log from this segment on has everything before each later
-    /// one that goes on in the middle of its epoch.
+    /// one: the end of the epoch before it, or the part of its epoch that is not in it.
     pub fn is_covered(&self, from: usize, has_passed: impl Fn(Position) -> bool) -> bool {
         let later = self.segments.iter().enumerate().skip(from + 1);
-        later.filter(|(_, segment)| segment.is_continued()).all(|(index, segment)| {
-            let start = Position { epoch: segment.epoch, offset: segment.start };
-            let between = || self.segments.range(from..index);
-            has_passed(start)
-                || between().any(|read| read.epoch == start.epoch && read.end >= start.offset)
+        later.filter(|(_, segment)| segment.before().offset > Offset(0)).all(|(index, segment)| {
+            let place = segment.before();
+            let mut between = self.segments.range(from..index);
+            between.any(|read| read.epoch == place.epoch && read.end >= place.offset)
+                || has_passed(place)
         })
     }
 
