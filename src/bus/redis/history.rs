@@ -86,6 +86,7 @@ impl Page {
 
     /// Takes the next reading. Returns the page when it is complete.
     pub fn take(&mut self, reading: Reading, memory: &mut Memory) -> Option<HistoryPage> {
+        memory.report_view(&reading.view);
         self.order.begin_history(&reading.view, &reading.entries);
         for mut entry in reading.entries {
             memory.report(&entry);

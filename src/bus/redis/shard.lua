@@ -240,7 +240,7 @@ end
 -- random low bits, since another server may open one at the same time.
 local function open_epoch(most, reported)
   local highest, highest_offset = top()
-  local past = ''
+  local past = {}
   if highest >= MAX_EPOCH then
     -- No entry of a gateway can be added after it: history is given up.
     redis.call('DEL', KEYS[2], KEYS[3])
@@ -250,16 +250,21 @@ local function open_epoch(most, reported)
     -- The state was evicted or deleted: history may still have the end of the last epoch.
     redis.call('DEL', KEYS[3])
     epoch, offset = highest, highest_offset
-    local start = redis.call('XRANGE', KEYS[2], num(highest) .. '-0', num(highest) .. '-0')[1]
-    past = start and string.match(start[2][2], ' (.*)$') or '0'
+    local id = num(highest) .. '-0'
+    local start = redis.call('XRANGE', KEYS[2], id, id)[1]
+    local before, known = string.match(start and start[2][2] or '', '^(%S+) (.*)$')
+    known = known or '0'
     -- The records of writers are gone too: everything that is held is appended again, with them.
     -- What history has is not lost, even if nobody holds it.
-    ends = string.match(past, '^%d+')
-    redis.call('HSET', KEYS[1], 'past', past .. ' ' .. num(epoch) .. ':' .. num(offset))
+    ends = string.match(known, '^%d+')
+    local here = num(epoch) .. ':' .. num(offset)
+    local earlier = string.gsub(before or '', '-', ':')
+    past = merge_reported(parse_reported(known), parse_reported(earlier .. ' ' .. here))
+    redis.call('HSET', KEYS[1], 'past', reported_text(past))
   end
   if epoch >= MAX_EPOCH or offset >= MAX_EPOCH then epoch, offset = 0, 0 end
   read_ends()
-  for e in string.gmatch(past, ' (%d+):') do know_epochs({{tonumber(e)}}) end
+  know_epochs(past)
   local before, last = epoch, offset
   local now = clock()
   for _, e in ipairs(order) do most = math.max(most, e) end
@@ -356,7 +361,7 @@ local function note(e, last, ranges)
   local first = end_of(e) + 1
   local past = redis.call('HMGET', KEYS[1], 'past')[1]
   if past then
-    local known = string.match(past, ' ' .. num(e) .. ':(%d+)')
+    local known = string.match(' ' .. past, ' ' .. num(e) .. ':(%d+)')
     local id = known and num(e) .. '-' .. known
     if known and redis.call('XRANGE', KEYS[2], id, id)[1] then
       first = math.max(first, tonumber(known) + 1)

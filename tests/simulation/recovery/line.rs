@@ -45,6 +45,9 @@ pub struct Line {
     pub evicted: bool,
     /// True while its state is evicted.
     pub stateless: bool,
+    /// True if its state was evicted: then it has what is held a second time, behind history that
+    /// may lack some of it.
+    pub again: bool,
 }
 
 /// What happened to the events of a seed.
@@ -106,7 +109,7 @@ impl Line {
                 let numbers = numbers(stamped);
                 // What a recovery had to leave out comes behind newer events (X3).
                 let name = at(stamped.frame.name_of(0));
-                if !self.recovering || self.accepted > name.0 {
+                if !self.recovering || self.accepted > name.0 || self.again {
                     events.late.extend(&numbers);
                 }
                 Rc::make_mut(&mut self.present).extend(&numbers);

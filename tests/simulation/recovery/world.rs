@@ -456,6 +456,13 @@ impl World {
             ));
         }
         line.recovering = false;
+        // What nobody had who took part comes behind newer events, if it comes at all.
+        let held: BTreeSet<At> = line.took_part.values().flatten().copied().collect();
+        for (event, names) in &self.events.names {
+            if !line.present.contains(event) && !names.iter().any(|name| held.contains(name)) {
+                self.events.late.insert(*event);
+            }
+        }
     }
 
     fn reachable(&self, gateway: usize) -> Option<usize> {
@@ -726,7 +733,7 @@ impl World {
                 if act == Act::EvictState {
                     // What history has is all that is left.
                     (line.told, line.present) = (Rc::default(), line.kept.clone());
-                    (line.recovering, line.stateless) = (false, true);
+                    (line.recovering, line.stateless, line.again) = (false, true, true);
                 } else {
                     line.kept = Rc::default();
                     if line.stateless {

@@ -204,6 +204,7 @@ impl ShardReader {
     pub fn repaired(&mut self, reading: Reading, memory: &mut Memory, now: Instant) -> Found {
         let mut found = Found { forged: reading.forged(), ..Found::default() };
         let mut read_again = reading.more;
+        memory.report_view(&reading.view);
         self.order.begin_history(&reading.view, &reading.entries);
         for mut entry in reading.entries {
             memory.learn(&mut entry, now);

@@ -199,7 +199,8 @@ impl Memory {
         }
     }
 
-    fn report_view(&mut self, view: &ShardView) {
+    /// Learns which positions a reading of the shard's state names. It may be behind.
+    pub fn report_view(&mut self, view: &ShardView) {
         self.reported.add(view.tip);
         self.reported.add_copies(view.tip.epoch, &view.copies);
         view.ends.iter().for_each(|end| self.reported.add(*end));

@@ -188,8 +188,7 @@ impl Core {
                 }
                 Task::Release => {
                     let op = Op::Release { caller: self.id, peers: memory.peers() };
-                    let limit = self.limits.response_timeout;
-                    return self.call(op, UnderWay::Release, memory, limit);
+                    return self.release(op, memory);
                 }
                 Task::WaitUntil(at) => until = until.min(at),
                 Task::Nothing => {}
@@ -510,8 +509,11 @@ impl Core {
         step
     }
 
-    fn call(&mut self, op: Op, under_way: UnderWay, memory: &Memory, limit: Duration) -> Step {
-        let mut step = self.call_at(op, under_way, memory, limit, memory.seen());
+    /// States the epoch for which this gateway knows that it holds nothing more: that of the last
+    /// answer, also if it has heard of a greater one.
+    fn release(&mut self, op: Op, memory: &Memory) -> Step {
+        let limit = self.limits.response_timeout;
+        let mut step = self.call_at(op, UnderWay::Release, memory, limit, memory.tip());
         if let Step::Call(call) = &mut step {
             call.exact = false;
         }
