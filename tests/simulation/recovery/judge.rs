@@ -148,6 +148,8 @@ impl Seen {
             self.unknown.push(step);
         }
         for name in names(missing) {
+            // Where nobody knows the names any more, the places of copies are told.
+            self.told.extend(events.copies.get(&name));
             let Some(event) = events.truth.get(&name) else { continue };
             self.told.insert(*event);
             let in_doubt = events.doubts.get(&name).is_some_and(|doubts| !doubts.is_empty());

@@ -57,6 +57,8 @@ pub struct Events {
     pub names: BTreeMap<u64, Vec<At>>,
     /// The event of each name.
     pub truth: BTreeMap<At, u64>,
+    /// The event of each place that holds a copy.
+    pub copies: BTreeMap<At, u64>,
     /// The step of the first acceptance.
     pub first: BTreeMap<u64, u64>,
     /// The (writer, sequence) of each acceptance.
@@ -107,6 +109,8 @@ impl Line {
             Body::Frame(stamped) if stamped.frame.is_copy() => {
                 self.since = now;
                 let numbers = numbers(stamped);
+                let places = (stamped.frame.first.0..).map(|offset| (stamped.frame.epoch.0, offset));
+                events.copies.extend(places.zip(numbers.iter().copied()));
                 // What a recovery had to leave out comes behind newer events (X3).
                 let name = at(stamped.frame.name_of(0));
                 if !self.recovering || self.accepted > name.0 || self.again {

@@ -63,11 +63,12 @@ pub struct Held {
     /// The names, in the order in which they came. A name that was replaced is not added again.
     arrivals: VecDeque<Position>,
     bytes: usize,
-    /// What is known of frames in earlier epochs, to find one that was accepted twice.
-    earlier: Identities,
+    /// What is known of frames in other epochs than the one that is being read, to find one that
+    /// was accepted twice. None while all frames are of one epoch.
+    elsewhere: Option<Identities>,
 }
 
-/// Frames by what makes two acceptances the same.
+/// Frames by what makes two acceptances the same, of other epochs than one.
 #[derive(Debug, Default)]
 struct Identities {
     epoch: Epoch,
@@ -84,7 +85,7 @@ impl Held {
             frames: BTreeMap::new(),
             arrivals: VecDeque::new(),
             bytes: 0,
-            earlier: Identities::default(),
+            elsewhere: None,
         }
     }
 
@@ -98,7 +99,9 @@ impl Held {
             }
         } else {
             self.bytes += size;
-            self.earlier.add(&frame);
+            if let Some(elsewhere) = &mut self.elsewhere {
+                elsewhere.add(&frame);
+            }
             self.frames.insert(name, frame);
             self.arrivals.push_back(name);
         }
@@ -162,15 +165,19 @@ impl Held {
     /// they are held.
     pub fn aliases(&mut self, stamped: &StampedFrame) -> Vec<(u64, Position)> {
         let epoch = stamped.frame.epoch;
-        if self.frames.first_key_value().is_none_or(|(first, _)| first.epoch >= epoch) {
-            self.earlier = Identities::default();
+        let is_elsewhere = |name: Option<&Position>| name.is_some_and(|name| name.epoch != epoch);
+        let frames = &self.frames;
+        if ![frames.keys().next(), frames.keys().next_back()].into_iter().any(is_elsewhere) {
+            self.elsewhere = None;
             return vec![];
         }
-        if self.earlier.epoch != epoch {
-            self.earlier = Identities { epoch, ..Identities::default() };
-            self.frames.values().for_each(|frame| self.earlier.add(frame));
-        }
-        self.earlier.aliases(stamped, &self.frames)
+        let known = self.elsewhere.take().filter(|known| known.epoch == epoch);
+        let known = known.unwrap_or_else(|| {
+            let mut known = Identities { epoch, ..Identities::default() };
+            frames.values().for_each(|frame| known.add(frame));
+            known
+        });
+        self.elsewhere.insert(known).aliases(stamped, frames)
     }
 
     /// Frames, and bytes.
@@ -182,7 +189,7 @@ impl Held {
 impl Identities {
     fn add(&mut self, frame: &HeldFrame) {
         let name = frame.first();
-        if name.epoch >= self.epoch {
+        if name.epoch == self.epoch {
             return;
         }
         let stamped = &frame.stamped;
