@@ -99,7 +99,8 @@ impl Seen {
                 Got::Event(event, stream) => {
                     count += 1;
                     if let Some((before, at)) = last.insert(*event, (*stream, count)) {
-                        if !may_repeat(world, *event, before == *stream) {
+                        let held = !node.unheld.contains(&(*event, before));
+                        if !may_repeat(world, *event, before == *stream && held) {
                             return Err(format!(
                                 "Unique: node {index} gets event {event} twice; its names are \
                                  {:?}",
@@ -207,8 +208,9 @@ impl Seen {
 }
 
 /// True if an event may be handed on twice (X2): it was accepted twice, since none of the gateways
-/// that took part had it, and the node's present gateway cannot know that.
-fn may_repeat(world: &World, event: u64, same_stream: bool) -> bool {
+/// that took part had it, and the node's present gateway cannot know that. It knows if it is the
+/// `same` one, and held the event.
+fn may_repeat(world: &World, event: u64, same: bool) -> bool {
     let events = &world.events;
     let told = events.names[&event].iter().any(|name| events.declared.contains(name));
     let twice = events.double.contains(&event) && (!events.bad_double.contains(&event) || told);
@@ -219,7 +221,7 @@ fn may_repeat(world: &World, event: u64, same_stream: bool) -> bool {
         let mut doubts = events.doubts[name].iter();
         doubts.any(|doubt| names.iter().any(|other| other.0 == doubt.0 && other.1 > doubt.1))
     });
-    twice && (retried || !covered || world.absences) && (!same_stream || world.drops)
+    twice && (retried || !covered || world.absences) && (!same || world.drops)
 }
 
 fn same_order(

@@ -109,7 +109,8 @@ impl Line {
             Body::Frame(stamped) if stamped.frame.is_copy() => {
                 self.since = now;
                 let numbers = numbers(stamped);
-                let places = (stamped.frame.first.0..).map(|offset| (stamped.frame.epoch.0, offset));
+                let places =
+                    (stamped.frame.first.0..).map(|offset| (stamped.frame.epoch.0, offset));
                 events.copies.extend(places.zip(numbers.iter().copied()));
                 // What a recovery had to leave out comes behind newer events (X3).
                 let name = at(stamped.frame.name_of(0));

@@ -30,7 +30,7 @@ use self::{
 const SEEDS_OF_A_TEST: u64 = 250;
 
 /// Failing seeds after which a run ends.
-const MAX_FAILING: usize = 30;
+const MAX_FAILING: usize = 10;
 
 /// Seeds that are tried to find a mistake, unless `MISTAKE_SEEDS` says how many.
 const MISTAKE_SEEDS: u64 = 1500;

@@ -42,6 +42,9 @@ pub struct Node {
     /// The last token that it received.
     pub token: Option<Vec<u8>>,
     pub got: Vec<Got>,
+    /// Events, each with its stream, that its gateway did not hold when it handed them on: they
+    /// came from history.
+    pub unheld: BTreeSet<(u64, usize)>,
     /// The number of streams until now.
     pub streams: usize,
     /// The step at which the last stream was opened.
@@ -61,6 +64,7 @@ impl Node {
             cursor: None,
             token: None,
             got: vec![],
+            unheld: BTreeSet::new(),
             streams: 0,
             opened: 0,
             begun: 0,

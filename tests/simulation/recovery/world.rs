@@ -938,6 +938,16 @@ impl World {
         !self.gateways[gateway].frozen
     }
 
+    /// An event that a node was handed on, with its stream, if the gateway does not hold it.
+    fn unheld(&self, node: usize, got: &Got) -> Option<(u64, usize)> {
+        let (gateway, _) = self.nodes[node].gateway?;
+        let Got::Event(event, stream) = got else { return None };
+        let memory = &self.gateways[gateway].memory;
+        let mut names = self.events.names.get(event)?.iter();
+        let held = names.any(|(epoch, offset)| memory.holds(Position::new(*epoch, *offset)));
+        (!held).then_some((*event, *stream))
+    }
+
     /// A node reads its stream, or opens one.
     pub fn read(&mut self, node: usize) {
         if self.at(node) {
@@ -946,6 +956,11 @@ impl World {
             if let Some(what) = reader.read(self.steps) {
                 note!(self, "node {node} {what}");
             }
+            let unheld: Vec<_> = self.nodes[node].got[told..]
+                .iter()
+                .filter_map(|got| self.unheld(node, got))
+                .collect();
+            self.nodes[node].unheld.extend(unheld);
             let got = self.nodes[node].got.get(told);
             if let Some(Got::Gap(missing, _)) = got
                 && missing.reason == GapReason::UnknownEpoch
@@ -1036,9 +1051,8 @@ impl World {
                     };
                     let names = &self.events.names;
                     let was_before = |event: &u64| {
-                        let passed = |name: &At| {
-                            begin.iter().any(|end| end.0 == name.0 && name.1 <= end.1)
-                        };
+                        let passed =
+                            |name: &At| begin.iter().any(|end| end.0 == name.0 && name.1 <= end.1);
                         names[event].iter().any(passed)
                     };
                     for node in &mut self.nodes {
