@@ -25,6 +25,9 @@ use crate::config::ServerTls;
 /// The protocol that TLS negotiates.
 const ALPN: &[u8] = b"h2";
 
+/// Stands before a common name where rules name it.
+const COMMON_NAME: &str = "CN=";
+
 /// Bytes of the longest name that is read from a certificate.
 const MAX_NAME_LEN: usize = 512;
 
@@ -140,6 +143,10 @@ impl PeerCertificate {
 
 /// The identity that a certificate names: its first URI (a SPIFFE id is one), else its first DNS
 /// name, else its common name.
+///
+/// Each kind has a form that no other kind can have, so that an authority that signs common names
+/// for anybody gives nobody the rights of a SPIFFE id. None: there is no name, or the one that
+/// decides does not have the form of its kind.
 fn name(certificate: &X509Certificate<'_>) -> Option<String> {
     let extension = certificate.subject_alternative_name().ok().flatten();
     let names = extension.map_or(&[][..], |extension| &extension.value.general_names);
@@ -154,9 +161,53 @@ fn name(certificate: &X509Certificate<'_>) -> Option<String> {
         })
     };
     let common = || certificate.subject().iter_common_name().next()?.as_str().ok();
-    let name = uri.or_else(dns).or_else(common)?;
-    let usable = !name.is_empty()
-        && name.len() <= MAX_NAME_LEN
-        && !name.chars().any(|c| c.is_control() || c.is_whitespace());
-    usable.then(|| name.to_owned())
+    let name = if let Some(uri) = uri {
+        is_uri(uri).then(|| uri.to_owned())?
+    } else if let Some(dns) = dns() {
+        is_dns_name(dns).then(|| dns.to_owned())?
+    } else {
+        format!("{COMMON_NAME}{}", common().filter(|name| !name.is_empty())?)
+    };
+    let usable =
+        name.len() <= MAX_NAME_LEN && !name.chars().any(|c| c.is_control() || c.is_whitespace());
+    usable.then_some(name)
+}
+
+/// A scheme and a colon, which neither of the other kinds has.
+fn is_uri(name: &str) -> bool {
+    let scheme = |scheme: &str| {
+        scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+            && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+    };
+    name.split_once(':').is_some_and(|(before, after)| scheme(before) && !after.is_empty())
+}
+
+/// Letters, digits, `-`, `_` and `.`. No wildcard: a name is not a pattern.
+fn is_dns_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_has_the_form_of_two_kinds() {
+        for uri in ["spiffe://example.org/mail", "urn:x", "dns:mx1", "a+b-c.1:x"] {
+            assert!(is_uri(uri) && !is_dns_name(uri), "{uri}");
+        }
+        for name in ["mx1", "mx1.example.org", "_sip.example.org", "1"] {
+            assert!(is_dns_name(name) && !is_uri(name), "{name}");
+        }
+        for neither in
+            ["", ":", ":x", "x:", "1:x", "a b:c", "*.example.org", "a/b", "CN=a", "\u{e9}"]
+        {
+            assert!(!is_uri(neither) && !is_dns_name(neither), "{neither}");
+        }
+        let common = |name: &str| format!("{COMMON_NAME}{name}");
+        for name in ["mx1", "spiffe://example.org/mail", "urn:x", "CN=a"] {
+            assert!(!is_uri(&common(name)) && !is_dns_name(&common(name)), "{name}");
+        }
+    }
 }

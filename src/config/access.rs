@@ -60,10 +60,10 @@ settings! {
 settings! {
     /// The rights of one identity, or of all whose names have one beginning.
     pub struct IdentityRules checked by check_identity {
-        /// The name in a certificate (its first URI, such as a SPIFFE id, else its first DNS name,
-        /// else its common name), or the name that a token proves. With `*` at its end it
-        /// stands for all certificates whose name has that beginning; an exact name is matched
-        /// first, then the longest.
+        /// The name in a certificate, or the name that a token proves. The name in a certificate is
+        /// its first URI, such as a SPIFFE id, as it is; else its first DNS name; else its common
+        /// name with `CN=` before it (`CN=mx1`). With `*` at its end it stands for all certificates
+        /// whose name has that beginning; an exact name is matched first, then the longest.
         pub name: String = required("name", text(check_name), "the identity's name"),
         /// Tokens of the identity, all valid at once: objects as [Secrets](#secrets) has them (a
         /// file holds one token or `sha256:` hash a line; lines that begin with `#` are ignored),

@@ -79,6 +79,27 @@ async fn a_certificate_without_a_uri_is_identified_by_its_dns_name_else_its_comm
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_name_of_one_kind_is_never_taken_for_one_of_another_kind() {
+    let (files, gateway) = Files::with_gateway("required").await;
+    let spiffe = "spiffe://example.org/mail/mx1";
+    // The text of a SPIFFE id, of a DNS name and of a common name, in the places of the others.
+    for (file, subject, names) in [
+        ("cn-as-uri", "spiffe:\\\\/\\\\/example.org\\\\/mail\\\\/mx1", String::new()),
+        ("dns-as-uri", "x", format!("DNS:{spiffe}")),
+        ("dns-as-cn", "x", "DNS:CN=imap.example.org".to_owned()),
+        ("dns-as-token", "x", "DNS:mx*".to_owned()),
+        ("cn-as-token", "mx", String::new()),
+    ] {
+        files.short_lived(file, subject, &names, 3600).await;
+        let node = connect(&gateway, &files.presents(file)).await;
+        for node_id in [spiffe, "imap", "mx-1"] {
+            let result = publish(&node, node_id, vec![events::queue_refresh()]).await;
+            unauthenticated(result, "CREDENTIALS_WRONG");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_ends_when_its_certificate_expires() {
     let (files, gateway) = Files::with_gateway("required").await;
     files.short_lived("brief", "imap.example.org", "", 8).await;

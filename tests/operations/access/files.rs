@@ -118,6 +118,7 @@ impl Files {
                            "deny": { "customTypes": ["org.secret"] } },
               "operations": ["explain"] },
             { "name": "imap.example.org", "nodeIds": ["imap"], "publish": any, "receive": any },
+            { "name": "CN=imap.example.org", "nodeIds": ["imap"], "publish": any, "receive": any },
             { "name": "spiffe://example.org/mail/*", "nodeIds": ["{identity}"],
               "publish": any, "receive": any },
         ]);
