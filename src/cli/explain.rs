@@ -10,7 +10,7 @@ use trunkline_proto::{
     v1::{Exclusion, Explanation, Position, Verdict},
 };
 
-use super::{Failure, NodeArgs, interest::InterestArgs, json};
+use super::{Failure, NodeArgs, interest::InterestArgs, json, visible, visible_json};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -88,7 +88,8 @@ pub(super) fn print_all(explanation: &Explanation, as_json: bool) -> Result<(), 
 
 fn print(decision: &Verdict, as_json: bool) -> Result<(), Failure> {
     let line = if as_json {
-        json::to_json("Verdict", decision).map_err(Failure::Other)?.to_string()
+        let json = json::to_json("Verdict", decision).map_err(Failure::Other)?.to_string();
+        visible_json(&json).into_owned()
     } else {
         describe(decision)
     };
@@ -104,8 +105,7 @@ fn describe(decision: &Verdict) -> String {
         if !value.is_empty() {
             line.push(' ');
             line.push_str(name);
-            // Ids are chosen by nodes: their control characters must not reach the terminal.
-            line.extend(value.chars().filter(|c| !c.is_control()));
+            line.push_str(&visible(value));
         }
     };
     add("", &kinds::label(decision.kind).replace('_', "-"));
@@ -153,8 +153,8 @@ mod tests {
         };
         assert_eq!(
             describe(&decision),
-            "withheld  custom type=com.x source=n1 id=e1 at=1:2:3: its type is not in the filter; \
-             its target names neither the node nor one of its roles"
+            "withheld  custom type=com.x source=n1 id=e\\u{1b}1 at=1:2:3: its type is not in the \
+             filter; its target names neither the node nor one of its roles"
         );
         decision =
             Verdict { kind: 42, account_id: "a".into(), delivered: true, ..Verdict::default() };

@@ -17,6 +17,7 @@ mod serve;
 mod status;
 mod subscribe;
 mod top;
+mod visible;
 
 use std::process::ExitCode;
 
@@ -25,6 +26,7 @@ use clap::{Parser, Subcommand};
 use self::{
     connection::{Client, CredentialArgs, GatewayArgs, NodeArgs},
     failure::{Failure, describe},
+    visible::{visible, visible_json},
 };
 
 const EXAMPLES: &str = "\
@@ -106,7 +108,7 @@ pub fn main() -> ExitCode {
         Err(failure) => {
             if !matches!(failure, Failure::BrokenPipe) {
                 for line in failure.to_string().lines() {
-                    eprintln!("trunkline: {line}");
+                    eprintln!("trunkline: {}", visible(line));
                 }
             }
             failure.exit_code().into()

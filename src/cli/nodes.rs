@@ -9,7 +9,7 @@ use std::{
 use clap::Args;
 use trunkline_proto::v1::{self, GatewayState, ListNodesRequest, NodeState};
 
-use super::{Failure, GatewayArgs, duration::two_units, json};
+use super::{Failure, GatewayArgs, duration::two_units, json, visible, visible_json};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -56,14 +56,14 @@ impl Nodes {
             if gateways.is_none() && self.json && self.gateways {
                 for gateway in &page.gateways {
                     let json = json::to_json("Gateway", gateway).map_err(Failure::Other)?;
-                    writeln!(out, "{json}")?;
+                    writeln!(out, "{}", visible_json(&json.to_string()))?;
                 }
             }
             gateways.get_or_insert(page.gateways);
             if self.json {
                 for node in &page.nodes {
                     let json = json::to_json("Node", node).map_err(Failure::Other)?;
-                    writeln!(out, "{json}")?;
+                    writeln!(out, "{}", visible_json(&json.to_string()))?;
                 }
             } else {
                 nodes.extend(page.nodes);
@@ -157,12 +157,11 @@ impl Table {
         Table { rows: vec![head.map(str::to_owned).to_vec()] }
     }
 
-    /// Adds a row. Cells may hold anything that a node chose: control characters must not reach the
-    /// terminal.
+    /// Adds a row. Cells may hold anything that a node chose.
     fn add<const N: usize>(&mut self, cells: [String; N]) {
         let shown = |cell: String| match cell.as_str() {
             "" => "-".to_owned(),
-            _ => cell.replace(char::is_control, "?"),
+            text => visible(text).into_owned(),
         };
         self.rows.push(cells.map(shown).to_vec());
     }
@@ -195,11 +194,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_as_wide_as_their_widest_cell_and_contain_no_control_characters() {
+    fn columns_are_as_wide_as_their_widest_cell_and_hidden_characters_are_escaped() {
         let mut table = Table::new(["NODE", "ROLES"]);
         table.add(["mx-longer".into(), String::new()]);
         table.add(["m\u{1b}[31m\u{e9}".into(), "imap".into()]);
-        let expected = "NODE       ROLES\nmx-longer  -\nm?[31m\u{e9}    imap\n";
+        let expected = "NODE           ROLES\nmx-longer      -\nm\\u{1b}[31m\u{e9}  imap\n";
         assert_eq!(table.to_string(), expected);
     }
 

@@ -5,7 +5,7 @@ use std::{io::Write, time::Duration};
 use clap::Args;
 use trunkline_proto::v1::GetStatusRequest;
 
-use super::{Failure, GatewayArgs, json};
+use super::{Failure, GatewayArgs, json, visible, visible_json};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -27,17 +27,18 @@ impl Status {
         let mut out = std::io::stdout().lock();
         if self.json {
             let json = json::to_json("GetStatusResponse", &status).map_err(Failure::Other)?;
-            writeln!(out, "{json:#}")?;
+            writeln!(out, "{}", visible_json(&format!("{json:#}")))?;
         } else {
             let state = if status.serving { "serving" } else { "NOT SERVING" };
-            writeln!(out, "gateway   {} (version {})", status.gateway_id, status.version)?;
+            let (id, version) = (visible(&status.gateway_id), visible(&status.version));
+            writeln!(out, "gateway   {id} (version {version})")?;
             writeln!(
                 out,
                 "state     {state}{}{}",
                 if status.reason.is_empty() { "" } else { ": " },
-                status.reason
+                visible(&status.reason)
             )?;
-            writeln!(out, "bus       {}", status.bus)?;
+            writeln!(out, "bus       {}", visible(&status.bus))?;
             writeln!(out, "streams   {} ({} events behind)", status.streams, status.behind_events)?;
             writeln!(
                 out,
@@ -54,7 +55,9 @@ impl Status {
                 writeln!(
                     out,
                     "link      {} ({}) {state}, {} reconnects",
-                    link.address, link.purpose, link.reconnects
+                    visible(&link.address),
+                    visible(&link.purpose),
+                    link.reconnects
                 )?;
             }
             for shard in &status.shards {

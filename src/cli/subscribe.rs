@@ -18,7 +18,8 @@ use trunkline_proto::v1::{
 };
 
 use super::{
-    Failure, GatewayArgs, NodeArgs, duration::parse_duration, explain, interest::InterestArgs, json,
+    Failure, GatewayArgs, NodeArgs, duration::parse_duration, explain, interest::InterestArgs,
+    json, visible_json,
 };
 
 #[derive(Args)]
@@ -133,8 +134,10 @@ impl Subscribe {
     }
 
     fn print(&self, response: &SubscribeResponse) -> Result<(), Failure> {
-        let to_json =
-            |response: &SubscribeResponse| json::response_to_json(response).map_err(Failure::Other);
+        let to_json = |response: &SubscribeResponse| {
+            let json = json::response_to_json(response).map_err(Failure::Other)?.to_string();
+            Ok::<_, Failure>(visible_json(&json).into_owned())
+        };
         let mut out = io::stdout().lock();
         if self.all {
             writeln!(out, "{}", to_json(response)?)?;
@@ -149,8 +152,8 @@ impl Subscribe {
             }
             Some(Response::Events(batch)) => {
                 for event in &batch.events {
-                    let json = json::event_to_json(event).map_err(Failure::Other)?;
-                    writeln!(out, "{json}")?;
+                    let json = json::event_to_json(event).map_err(Failure::Other)?.to_string();
+                    writeln!(out, "{}", visible_json(&json))?;
                 }
                 // The reader of a pipe gets each event when it arrives.
                 out.flush()?;

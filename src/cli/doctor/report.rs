@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use serde_json::json;
 use trunkline::bus::{Finding, Level};
 
-use crate::cli::Failure;
+use crate::cli::{Failure, visible, visible_json};
 
 /// Prints findings and counts them.
 pub(super) struct Report {
@@ -72,7 +72,7 @@ impl Report {
                 "warnings": warnings,
                 "findings": findings,
             });
-            writeln!(std::io::stdout(), "{report:#}")?;
+            writeln!(std::io::stdout(), "{}", visible_json(&format!("{report:#}")))?;
         }
         match failures {
             0 => Ok(()),
@@ -89,13 +89,13 @@ fn print(finding: &Finding) -> std::io::Result<()> {
         Level::Warning => "WARNING",
         Level::Failure => "FAILURE",
     };
-    let mut lines = finding.seen.lines();
+    let mut lines = finding.seen.lines().map(visible);
     writeln!(out, "{level:8} {:15} {}", finding.check, lines.next().unwrap_or_default())?;
     for line in lines {
         writeln!(out, "{:24} {line}", "")?;
     }
     if !finding.advice.is_empty() {
-        writeln!(out, "{:24} -> {}", "", finding.advice)?;
+        writeln!(out, "{:24} -> {}", "", visible(&finding.advice))?;
     }
     Ok(())
 }

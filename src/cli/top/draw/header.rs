@@ -53,7 +53,7 @@ pub fn draw(view: &View, area: Rect, buf: &mut Buffer) {
             format!(
                 "  version {}, {} bus, up {}, at {}",
                 clean(&status.version),
-                if status.bus.is_empty() { "no" } else { &status.bus },
+                if status.bus.is_empty() { "no".into() } else { clean(&status.bus) },
                 two_units(up),
                 view.address()
             ),

@@ -238,7 +238,7 @@ mod tests {
         view.take(snapshot(0, many), Instant::now());
         let text = plain(&view, 120);
         assert!(text.lines().count() > 300, "{text}");
-        position(&text, "n299\u{fffd}[2J");
+        position(&text, "n299\\u{1b}[2J");
         assert!(text.chars().all(|c| c == '\n' || !c.is_control()));
     }
 }

@@ -6,6 +6,8 @@ use ratatui::{
     widgets::Cell,
 };
 
+use crate::cli::visible;
+
 /// A cell aligned right.
 #[allow(clippy::needless_pass_by_value)] // a number, or a text made for it
 pub fn right<'a>(value: impl ToString) -> Cell<'a> {
@@ -23,7 +25,7 @@ pub fn rate_text(rate: f64) -> String {
     if rate >= 100.0 { format!("{rate:.0}") } else { format!("{rate:.1}") }
 }
 
-/// `text` without control characters, which must not reach the terminal: nodes choose their names.
+/// Text that a node or a gateway chose.
 pub fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    visible(text).into_owned()
 }
