@@ -31,9 +31,13 @@ pub(super) struct ConfigArgs {
     listen: Option<String>,
     #[arg(long, help = help("admin"))]
     admin: Option<String>,
-    /// URL of a standalone Redis, in place of the file's coordinator
-    #[arg(long)]
+    /// URL of a standalone Redis, in place of the file's coordinator; one with a password is given
+    /// in the variable `TRUNKLINE_REDIS`, or in a file
+    #[arg(long, conflicts_with = "redis_file")]
     redis: Option<String>,
+    /// File with the URL of a standalone Redis
+    #[arg(long, value_name = "FILE")]
+    redis_file: Option<PathBuf>,
     /// Any other setting; overrides the file and the environment: --set coordinator.timeout=5s
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -65,18 +69,56 @@ impl ConfigArgs {
                 sources.set(key, value);
             }
         }
-        if let Some(url) = &self.redis {
+        if let Some(url) = self.redis_url()? {
             sources.set("coordinator.@type", "Redis");
             sources.set("coordinator.url", url);
         }
         for pair in &self.set {
             let (key, value) = pair
                 .split_once('=')
-                .ok_or_else(|| Failure::Usage(format!("--set {pair}: must be KEY=VALUE")))?;
+                .ok_or_else(|| Failure::Usage("--set: must be KEY=VALUE".to_owned()))?;
+            if holds_secret(key, value) {
+                let advice = "give it in a file, or in the environment";
+                return Err(seen_by_all(&format!("--set {key}"), advice));
+            }
             sources.set(key, value);
         }
         Config::load(&sources).map_err(|errors| Failure::Configuration(errors.to_string()))
     }
+
+    /// The URL of a standalone Redis: that of the flag, of the file or of the variable.
+    fn redis_url(&self) -> Result<Option<String>, Failure> {
+        if let Some(url) = &self.redis {
+            if holds_secret("", url) {
+                let advice = "give the URL in the variable TRUNKLINE_REDIS, or in a file with \
+                              --redis-file";
+                return Err(seen_by_all("--redis", advice));
+            }
+            return Ok(Some(url.clone()));
+        }
+        if let Some(path) = &self.redis_file {
+            let text = std::fs::read_to_string(path).map_err(|error| {
+                Failure::Usage(format!("--redis-file {}: {error}", path.display()))
+            })?;
+            return Ok(Some(text.trim_end().to_owned()));
+        }
+        Ok(std::env::var("TRUNKLINE_REDIS").ok().filter(|url| !url.is_empty()))
+    }
+}
+
+/// True if a value is a secret, or a URL with a user or a password: also one that cannot be parsed.
+fn holds_secret(key: &str, value: &str) -> bool {
+    let key = key.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
+    let in_url = value.contains("://") && (value.contains('@') || value.contains("pass="));
+    in_url || key == "secret"
+}
+
+/// The error for a secret on the command line. It repeats nothing of the secret.
+fn seen_by_all(flag: &str, advice: &str) -> Failure {
+    Failure::Usage(format!(
+        "{flag}: a password on the command line is seen by everybody on this machine, in the list \
+         of processes: {advice}"
+    ))
 }
 
 impl Serve {

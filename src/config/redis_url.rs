@@ -17,7 +17,7 @@ const DEFAULT_PORT: u16 = 6379;
 /// `redis://[user][:password]@host[:port][/database][?protocol=resp3]`, `rediss://...[#insecure]`,
 /// `unix:///path[?db=1]`.
 ///
-/// `Debug` and `Display` mask the password.
+/// `Debug` and `Display` mask the password, and a user without one.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl {
     text: String,
@@ -115,8 +115,8 @@ pub enum RedisUrlError {
     /// User or password do not decode.
     #[error("the user or the password is not UTF-8")]
     Credentials,
-    /// A mask, `***`, in place of the password.
-    #[error("the password is masked: put the real one in its place")]
+    /// A mask, `***`, in place of the password or of a user.
+    #[error("the password or the user is masked: put the real one in its place")]
     Masked,
 }
 
@@ -154,21 +154,24 @@ impl RedisUrl {
         };
         let username = Some(url.username()).filter(|name| !name.is_empty()).map(decode_percent);
         let password = url.password().map(decode_percent).transpose()?;
-        let mask = || {
-            let mut masked = url.clone();
-            // Fails only for a URL without a host.
-            let _ = masked.set_password(Some(MASK));
-            masked.into()
+        let mut masked = url.clone();
+        // A name without a password may be a password without the colon that belongs before it.
+        // Both fail only for a URL without a host.
+        let _ = match (&username, &password) {
+            (_, Some(_)) => masked.set_password(Some(MASK)),
+            (Some(_), None) => masked.set_username(MASK),
+            (None, None) => Ok(()),
         };
+        let shows_all = username.is_none() && password.is_none();
         Ok(RedisUrl {
             text: text.to_owned(),
-            masked: if password.is_some() { mask() } else { text.to_owned() },
+            masked: if shows_all { text.to_owned() } else { masked.into() },
             endpoint,
             database: match url.path().trim_matches('/') {
                 "" => 0,
                 number => parse_database(number)?,
             },
-            username: username.transpose()?,
+            username: username.transpose()?.map(unmasked).transpose()?,
             password: password.map(checked).transpose()?,
             protocol: protocol.as_deref().map(parse_protocol).transpose()?,
         })
@@ -190,11 +193,12 @@ impl RedisUrl {
         if path.len() < 2 || !url.path().starts_with('/') || path.contains('\0') {
             return Err(RedisUrlError::SocketPath);
         }
+        let hidden = if password.is_some() { "pass" } else { "user" };
         let mask = || {
             let mut masked = url.clone();
             let pairs = url.query_pairs();
             let pairs = pairs.map(|(name, value)| match &*name {
-                "pass" => (name, MASK.into()),
+                name if name == hidden => (name.to_owned().into(), MASK.into()),
                 _ => (name, value),
             });
             masked.query_pairs_mut().clear().extend_pairs(pairs);
@@ -202,10 +206,10 @@ impl RedisUrl {
         };
         Ok(RedisUrl {
             text: text.to_owned(),
-            masked: if password.is_some() { mask() } else { text.to_owned() },
+            masked: if username.is_some() || password.is_some() { mask() } else { text.to_owned() },
             endpoint: Endpoint::Unix { path: path.into() },
             database: number.as_deref().map_or(Ok(0), parse_database)?,
-            username,
+            username: username.map(unmasked).transpose()?,
             password: password.map(checked).transpose()?,
             protocol: protocol.as_deref().map(parse_protocol).transpose()?,
         })
@@ -328,6 +332,10 @@ fn parse_protocol(text: &str) -> Result<Protocol, RedisUrlError> {
         "3" | "resp3" => Ok(Protocol::Resp3),
         _ => Err(RedisUrlError::Protocol),
     }
+}
+
+fn unmasked(username: String) -> Result<String, RedisUrlError> {
+    if is_mask(&username) { Err(RedisUrlError::Masked) } else { Ok(username) }
 }
 
 fn checked(password: String) -> Result<Secret, RedisUrlError> {

@@ -16,9 +16,10 @@ use super::{
 };
 
 /// Variables that the command line reads itself.
-const CLI_VARIABLES: [&str; 7] = [
+const CLI_VARIABLES: [&str; 8] = [
     "TRUNKLINE_CONFIG",
     "TRUNKLINE_GATEWAY",
+    "TRUNKLINE_REDIS",
     "TRUNKLINE_TLS_CA",
     "TRUNKLINE_TLS_CERT",
     "TRUNKLINE_TLS_KEY",

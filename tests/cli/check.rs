@@ -4,7 +4,11 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{code, run};
-use crate::support::{LIMIT, folder, gateway::trunkline, process::Output};
+use crate::support::{
+    LIMIT, folder,
+    gateway::trunkline,
+    process::{Output, Program},
+};
 
 /// A configuration file, and the folder that contains it.
 fn file(config: &Value) -> (TempDir, String) {
@@ -78,15 +82,39 @@ async fn secrets_are_masked_whatever_their_source() {
         "valkeys://u:hunter2@a:1/2?protocol=resp2#insecure",
         "unix:///s?pass=hunter2",
     ] {
-        let output = run(["check", "--redis", url]).await.success();
+        let output = trunkline(["check"]).env("TRUNKLINE_REDIS", url).run(LIMIT).await.success();
         assert!(output.contains("***") && !output.contains("hunter2"), "{output}");
     }
     // In errors too.
     for url in ["redis://:hunter2@a/x", "http://u:hunter2@a", "redis://:hunter2@a b"] {
-        let output = run(["check", "--redis", url]).await;
+        let output = trunkline(["check"]).env("TRUNKLINE_REDIS", url).run(LIMIT).await;
         assert_eq!(code(&output), 78);
         assert!(!output.stderr.contains("hunter2"), "{}", output.stderr);
     }
+}
+
+#[tokio::test]
+async fn a_secret_is_read_from_a_file_or_the_environment_and_refused_on_the_command_line() {
+    let folder = folder::new();
+    let path = folder.path().join("url").display().to_string();
+    std::fs::write(&path, "redis://:hunter2@a/3\n").expect("a file");
+    let shown = run(["check", "--redis-file", &path]).await.success();
+    assert!(shown.contains("redis://:***@a/3"), "{shown}");
+    for args in [
+        ["--redis", "redis://:hunter2@a"],
+        ["--redis", "redis://hunter2@a"],
+        ["--redis", "redis://:hunter2@a b"],
+        ["--redis", "unix:///s?pass=hunter2"],
+        ["--set", "coordinator.url=rediss://u:hunter2@a"],
+        ["--set", "coordinator.authSecret.secret=hunter2"],
+        ["--set", "hunter2"],
+    ] {
+        let output = run(["check", args[0], args[1]]).await;
+        assert_eq!(code(&output), 2, "{args:?}");
+        assert!(!output.stderr.contains("hunter2"), "{}", output.stderr);
+    }
+    let output = run(["check", "--redis-file", "/no/such/file"]).await;
+    assert_eq!(code(&output), 2);
 }
 
 #[tokio::test]
@@ -168,8 +196,9 @@ async fn a_missing_or_broken_file_is_reported() {
 #[tokio::test]
 async fn config_show_prints_what_check_prints() {
     let (key, url) = ("gatewayId=mx1", "redis://:hunter2@10.0.0.1");
-    let check = run(["check", "--set", key, "--redis", url]).await.success();
-    let show = run(["config", "show", "--set", key, "--redis", url]).await.success();
+    let with_url = |program: Program| program.env("TRUNKLINE_REDIS", url);
+    let check = with_url(trunkline(["check", "--set", key])).run(LIMIT).await.success();
+    let show = with_url(trunkline(["config", "show", "--set", key])).run(LIMIT).await.success();
     assert_eq!(show, check);
     assert!(show.contains("redis://:***@10.0.0.1"), "{show}");
 }

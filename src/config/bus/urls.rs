@@ -9,6 +9,10 @@ use crate::config::{
     types::{ValueType, set_schema},
 };
 
+/// Redis would be asked for nothing with a name alone.
+const USER_ALONE: &str = "has a user and no password; a password alone is written with a colon \
+                          before it: redis://:PASSWORD@host";
+
 /// The URL of one server.
 pub(super) struct OneUrl;
 
@@ -22,7 +26,11 @@ impl ValueType for OneUrl {
 
     fn read(&self, found: &Found<'_>) -> Option<RedisUrl> {
         let text = found.text()?;
-        found.or_report(RedisUrl::parse(text).map_err(Problem::from))
+        let url = RedisUrl::parse(text).map_err(Problem::from);
+        found.or_report(url.and_then(|url| match (url.username(), url.password()) {
+            (Some(_), None) => Err(Problem::Invalid(USER_ALONE.to_owned())),
+            _ => Ok(url),
+        }))
     }
 
     fn value_of(&self, (): &()) -> RedisUrl {

@@ -68,9 +68,13 @@ fn hosts_may_be_addresses() {
 }
 
 #[test]
-fn only_the_password_is_masked() {
+fn the_password_is_masked_and_a_user_that_may_be_one() {
     assert_eq!(url("redis://u:p@h:1/2?protocol=2").to_string(), "redis://u:***@h:1/2?protocol=2");
     assert_eq!(url("redis://:p@h").to_string(), "redis://:***@h");
+    assert_eq!(url("redis://p@h/1").to_string(), "redis://***@h/1");
+    assert_eq!(url("rediss://p:@h").to_string(), "rediss://***@h");
+    assert_eq!(url("unix:///s?user=p&db=1").to_string(), "unix:///s?user=***&db=1");
+    assert_eq!(url("unix:///s?user=u&pass=p").to_string(), "unix:///s?user=u&pass=***");
     assert_eq!(url("unix:///s?pass=p&db=1").to_string(), "unix:///s?pass=***&db=1");
     for plain in ["redis://127.0.0.1", "rediss://h:1/2#insecure", "unix:///s?db=1"] {
         assert_eq!(url(plain).to_string(), plain);
@@ -129,8 +133,19 @@ fn each_mistake_has_its_error() {
         ("redis://%ff@h", E::Credentials),
         ("redis://u:***@h", E::Masked),
         ("unix:///s?pass=***", E::Masked),
+        ("redis://***@h", E::Masked),
+        ("unix:///s?user=***", E::Masked),
     ] {
         assert_eq!(RedisUrl::parse(text), Err(expected), "{text}");
+    }
+}
+
+#[test]
+fn a_user_without_a_password_is_refused_and_not_shown() {
+    for url in ["redis://hunter2@h", "redis://hunter2:@h", "unix:///s?user=hunter2"] {
+        let line = error(&json!({ "coordinator": { "@type": "Redis", "url": url } }));
+        assert!(line.starts_with("coordinator.url: has a user and no password;"), "{line}");
+        assert!(!line.contains("hunter2"), "{line}");
     }
 }
 
