@@ -36,6 +36,11 @@ pub struct Grant {
 }
 
 impl Grant {
+    /// The name of the caller's identity.
+    pub fn identity(&self) -> &str {
+        &self.identity
+    }
+
     /// Checks that events of some kind may be published under this node id.
     pub fn check_publisher(&self, node_id: &str) -> Result<(), Error> {
         self.check_node_id(node_id)?;

@@ -6,16 +6,13 @@ use trunkline_proto::kinds;
 
 use crate::{
     config::{Auth, IdentityRules, Operation},
-    errors::{Error, Violation},
+    errors::{Error, Violation, Violations},
     hub::{
         event::{EventView, Malformed},
         scope::Scope,
     },
     proto::v1,
 };
-
-/// Violations that are collected: a request that is not validated yet has room for millions.
-const MAX_VIOLATIONS: usize = 1000;
 
 /// A placeholder for the identity's name in patterns of node ids and roles.
 const IDENTITY: &str = "{identity}";
@@ -136,14 +133,17 @@ impl Rules {
     /// Checks that nodes of the identity of this name may have these roles. The error names all
     /// roles that they may not have.
     pub fn check_roles(&self, identity: &str, roles: &[String]) -> Result<(), Error> {
-        let forbidden = |(_, role): &(usize, &String)| !matches_any(&self.roles, identity, role);
-        let violations: Vec<_> = (roles.iter().enumerate().filter(forbidden))
-            .take(MAX_VIOLATIONS)
-            .map(|(index, _)| {
-                violation(format!("roles[{index}]"), "this identity may not have this role")
-            })
-            .collect();
-        if violations.is_empty() { Ok(()) } else { Err(refused(Rule::Roles, violations)) }
+        let mut violations = Violations::default();
+        for (index, role) in roles.iter().enumerate() {
+            if !matches_any(&self.roles, identity, role) {
+                let what = "this identity may not have this role";
+                violations.add(format_args!("roles[{index}]"), what);
+            }
+            if violations.is_full() {
+                break;
+            }
+        }
+        all_allowed(Rule::Roles, violations)
     }
 
     /// Checks that events of some kind may be published.
@@ -157,7 +157,7 @@ impl Rules {
 
     /// Checks that all these events may be published. The error names all events that may not.
     pub fn check_events(&self, events: &[Result<EventView<'_>, Malformed>]) -> Result<(), Error> {
-        let mut violations = Vec::new();
+        let mut violations = Violations::default();
         for (index, event) in events.iter().enumerate() {
             // Validation refuses malformed events, and those without a kind.
             let Ok(event) = event else { continue };
@@ -171,39 +171,48 @@ impl Rules {
             } else {
                 format!("{name} may not be published")
             };
-            violations.push(violation(format!("events[{index}]"), what));
+            violations.add(format_args!("events[{index}]"), what);
+            if violations.is_full() {
+                break;
+            }
         }
-        if violations.is_empty() { Ok(()) } else { Err(refused(Rule::Publish, violations)) }
+        all_allowed(Rule::Publish, violations)
     }
 
     /// Checks that everything that a filter names may be received. The error names all that may
     /// not. A filter that names nothing is always allowed: the stream leaves out what it may not
     /// receive.
     pub fn check_filter(&self, filter: &v1::Filter) -> Result<(), Error> {
-        let mut violations = Vec::new();
-        let mut forbidden = |field: String, what: String| {
-            if violations.len() < MAX_VIOLATIONS {
-                violations.push(violation(field, format!("{what} may not be received")));
-            }
+        let mut violations = Violations::default();
+        let mut forbidden = |list: &str, index: usize, what: &str| {
+            let what = format!("{what} may not be received");
+            violations.add(format_args!("filter.{list}[{index}]"), what);
+            violations.is_full()
         };
         for (index, kind) in filter.kinds.iter().enumerate() {
             // Validation refuses numbers that cannot be a kind.
             let number = u8::try_from(*kind).ok().filter(|number| kinds::NUMBERS.contains(number));
             if number.is_some_and(|number| !self.receive.allows_kind(number)) {
-                forbidden(format!("filter.kinds[{index}]"), kinds::label(*kind));
+                if forbidden("kinds", index, &kinds::label(*kind)) {
+                    break;
+                }
             }
         }
         for (index, account) in filter.accounts.iter().enumerate() {
             if !self.receive.allows_account(account.as_bytes()) {
-                forbidden(format!("filter.accounts[{index}]"), "this account".to_owned());
+                if forbidden("accounts", index, "this account") {
+                    break;
+                }
             }
         }
         for (index, pattern) in filter.custom_types.iter().enumerate() {
             if !self.receive.allows_some_type(pattern) {
-                forbidden(format!("filter.custom_types[{index}]"), pattern.clone());
+                if forbidden("custom_types", index, pattern) {
+                    break;
+                }
             }
         }
-        if violations.is_empty() { Ok(()) } else { Err(refused(Rule::Receive, violations)) }
+        all_allowed(Rule::Receive, violations)
     }
 }
 
@@ -218,6 +227,11 @@ fn matches_any(patterns: &[String], identity: &str, name: &str) -> bool {
         let pattern = pattern.replace(IDENTITY, identity);
         if is_prefix { name.starts_with(&pattern) } else { name == pattern }
     })
+}
+
+/// The error for a caller that breaks a rule, if there are violations.
+fn all_allowed(rule: Rule, violations: Violations) -> Result<(), Error> {
+    violations.found().map_or(Ok(()), |found| Err(refused(rule, found)))
 }
 
 /// The error for a caller that breaks a rule.

@@ -49,13 +49,18 @@ settings! {
         pub max_requests_per_connection: usize =
             key("maxRequestsPerConnection", number(1..=1_000_000), 256),
         /// Bytes of all requests in flight: those that are still arriving (with all that they
-        /// announce), those that wait for the bus, and those of open streams with their filters.
+        /// announce), those that wait for the bus, and those of open streams, whose filters count
+        /// with what they take in memory: about 160 bytes and its own for each name.
         pub max_pending_bytes: usize =
             key("maxPendingBytes", size(64 * KIB..=64 * GIB), 512 * MIB),
         /// The same for one identity; not less than `limits.maxRequestBytes` and not more than
         /// `limits.maxPendingBytes`. The default is lower where that is.
         pub max_pending_bytes_per_identity: usize =
             key("maxPendingBytesPerIdentity", size(64 * KIB..=64 * GIB), 128 * MIB),
+        /// Bytes of history, unpacked, that the streams of one identity hold until their clients
+        /// have read them; others of its streams wait meanwhile.
+        pub max_history_bytes_per_identity: usize =
+            key("maxHistoryBytesPerIdentity", size(MIB..=64 * GIB), 64 * MIB),
         /// Bytes of the header fields of one request, as HTTP/2 counts them.
         pub max_header_bytes: usize =
             key("maxHeaderBytes", size(4 * KIB..=MIB), 16 * KIB),

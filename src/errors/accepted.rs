@@ -6,7 +6,7 @@ use std::fmt::{self, Write};
 const MAX_LIST: usize = 160;
 
 /// Events that a bitmap in the details of an error covers: a status travels in HTTP/2 headers.
-const MAX_BITMAP_EVENTS: usize = 4096;
+const MAX_BITMAP_EVENTS: usize = 3072;
 
 /// The events of a request, by index: true for each that the bus accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,11 +73,11 @@ mod tests {
         assert_eq!((some.count(), some.events()), (3, 6));
         assert_eq!(some.to_string(), "3 of 6 events (0-1, 5)");
         assert_eq!(some.bitmap().as_deref(), Some("c4"));
-        let every_other = AcceptedEvents((0..4096).map(|index| index % 2 == 1).collect());
-        assert_eq!(every_other.bitmap(), Some("5".repeat(1024)));
+        let every_other = AcceptedEvents((0..3072).map(|index| index % 2 == 1).collect());
+        assert_eq!(every_other.bitmap(), Some("5".repeat(768)));
         let text = every_other.to_string();
-        assert!(text.starts_with("2048 of 4096 events (1, 3, ") && text.ends_with(", ...)"));
+        assert!(text.starts_with("1536 of 3072 events (1, 3, ") && text.ends_with(", ...)"));
         assert!(text.len() < 220, "{text}");
-        assert_eq!(AcceptedEvents(vec![true; 4097]).bitmap(), None);
+        assert_eq!(AcceptedEvents(vec![true; 3073]).bitmap(), None);
     }
 }

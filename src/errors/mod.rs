@@ -6,6 +6,7 @@
 mod accepted;
 mod limit;
 mod status;
+mod violations;
 
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use crate::{bus::AppendError, config::format_duration};
 pub use self::{
     accepted::AcceptedEvents,
     limit::{Limit, LimitCounters},
+    violations::{MAX_VIOLATIONS, Violation, Violations},
 };
 
 /// The delay before a retry that a node is asked for when the bus is down.
@@ -22,19 +24,10 @@ const RETRY: Duration = Duration::from_millis(500);
 /// The same where a limit is reached for an unknown time.
 const LIMIT_RETRY: Duration = Duration::from_secs(1);
 
-/// One wrong field of a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Violation {
-    /// Path of the field: `events[3].mailbox_change.account_id`.
-    pub field: String,
-    /// The mistake, with the limit that applies.
-    pub description: String,
-}
-
 /// Every reason for which a request is refused or a stream is ended.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// Fields are wrong; all of them are listed.
+    /// Fields are wrong: all of them, or the first [`MAX_VIOLATIONS`].
     #[error("{}", describe(.0))]
     Invalid(Vec<Violation>),
     /// The bytes are not a resume token.
@@ -95,7 +88,7 @@ pub enum Error {
     NotAllowed {
         /// The rule that refuses it, as metrics name it.
         rule: &'static str,
-        /// Everything that is not allowed.
+        /// Everything that is not allowed, or the first [`MAX_VIOLATIONS`].
         violations: Vec<Violation>,
     },
     /// The gateway is draining.
@@ -136,13 +129,6 @@ pub const REASONS: [&str; 13] = [
     "NOT_ALLOWED",
     "DRAINING",
 ];
-
-impl Violation {
-    /// A wrong field and its mistake.
-    pub fn new(field: impl Into<String>, description: impl Into<String>) -> Violation {
-        Violation { field: field.into(), description: description.into() }
-    }
-}
 
 impl Error {
     /// One wrong field.

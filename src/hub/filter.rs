@@ -8,9 +8,12 @@ use super::{
     event::{EventView, TargetName},
     kind_bits::{ACCOUNT_KINDS, all_kinds, kind_bit},
     log::IndexedFrame,
-    scope::{Patterns, Scope},
+    scope::{Names, Patterns, Scope},
 };
 use crate::proto::v1;
+
+/// Bytes that a name of a filter takes besides its own: in the filter, and in the router's index.
+const NAME_COST: usize = 160;
 
 /// The filter of one subscriber. It keeps the promises `Filtered` and `NoEcho`.
 ///
@@ -25,7 +28,7 @@ pub struct Filter {
     /// The kinds that are included whatever their account or type.
     plain_kinds: u128,
     /// `None`: all.
-    accounts: Option<HashSet<Box<[u8]>>>,
+    accounts: Option<Arc<Names>>,
     /// `None`: all.
     custom_types: Option<Patterns>,
     node_id: Box<[u8]>,
@@ -86,8 +89,9 @@ impl Filter {
         Filter {
             kinds,
             plain_kinds,
-            accounts: (!wire.accounts.is_empty())
-                .then(|| wire.accounts.iter().map(|account| boxed(account)).collect()),
+            accounts: (!wire.accounts.is_empty()).then(|| {
+                Arc::new(wire.accounts.iter().map(|name| name.as_bytes().into()).collect())
+            }),
             custom_types: (!wire.custom_types.is_empty())
                 .then(|| Patterns::new(&wire.custom_types)),
             node_id: boxed(node_id),
@@ -211,9 +215,25 @@ impl Filter {
     }
 
     /// The included accounts; `None`: all.
-    pub(super) fn accounts(&self) -> Option<impl Iterator<Item = &[u8]>> {
+    pub(super) fn accounts(&self) -> Option<impl Iterator<Item = &Arc<[u8]>>> {
         let accounts = self.accounts.as_ref().filter(|_| !self.watching);
-        accounts.map(|accounts| accounts.iter().map(|account| &**account))
+        accounts.map(|accounts| accounts.iter())
+    }
+
+    /// The id of the stream's node.
+    pub(super) fn node_id(&self) -> &[u8] {
+        &self.node_id
+    }
+
+    /// The roles of the stream's node.
+    pub(super) fn roles(&self) -> impl Iterator<Item = &[u8]> {
+        self.roles.iter().map(|role| &**role)
+    }
+
+    /// Bytes that a stream with this filter holds for it, about.
+    pub fn held_bytes(wire: &v1::Filter) -> usize {
+        let names = wire.accounts.iter().chain(&wire.custom_types);
+        names.map(|name| NAME_COST + name.len()).sum()
     }
 
     /// True if only a target or `NoEcho` can exclude an event from this stream.

@@ -5,6 +5,8 @@
 //! nothing to read, and skips to the end of the log at no cost.
 
 mod index;
+mod prefixes;
+mod subscribers;
 
 use std::{
     sync::{
@@ -20,16 +22,12 @@ use parking_lot::RwLock;
 use self::index::Index;
 use super::{
     filter::Filter,
-    log::{Content, Entry, IndexedFrame},
+    log::{Content, Entry},
 };
 use crate::bus::ShardId;
 
 /// Nothing is pending, or unread.
 const NONE: u64 = u64::MAX;
-
-/// In a frame with targets, up to this many events are matched for each subscriber. In a larger
-/// frame some event will concern it anyway.
-const MAX_MATCHED_EVENTS: usize = 64;
 
 /// A subscriber, as the router sees it.
 pub(super) struct Interest {
@@ -64,6 +62,15 @@ struct Pending {
 }
 
 impl Interest {
+    fn new(filter: Filter, shards: usize) -> Interest {
+        Interest {
+            filter,
+            pending: (0..shards).map(|_| AtomicU64::new(NONE)).collect(),
+            unread: (0..shards).map(|_| AtomicU64::new(NONE)).collect(),
+            task: AtomicWaker::new(),
+        }
+    }
+
     /// Clears the pending bit of a shard. Returns the first entry since the last call that may
     /// concern the subscriber. Called under the log's read lock, while no bit is set.
     pub(super) fn take_pending(&self, shard: usize) -> Option<u64> {
@@ -106,14 +113,6 @@ impl Interest {
     pub(super) fn wake(&self) {
         self.task.wake();
     }
-
-    /// True if an event of the frame is, or may be, for the subscriber.
-    fn may_want(&self, frame: &IndexedFrame) -> bool {
-        !frame.summary.targeted
-            || self.filter.is_watching()
-            || frame.events.len() > MAX_MATCHED_EVENTS
-            || (0..frame.events.len()).any(|index| self.filter.matches(&frame.view(index)))
-    }
 }
 
 impl Pending {
@@ -130,12 +129,7 @@ impl Pending {
 impl Router {
     /// Adds a subscriber, for which nothing is pending yet.
     pub(super) fn register(self: &Arc<Self>, filter: Filter, shards: usize) -> Registration {
-        let interest = Arc::new(Interest {
-            filter,
-            pending: (0..shards).map(|_| AtomicU64::new(NONE)).collect(),
-            unread: (0..shards).map(|_| AtomicU64::new(NONE)).collect(),
-            task: AtomicWaker::new(),
-        });
+        let interest = Arc::new(Interest::new(filter, shards));
         let id = self.index.write().insert(&interest);
         Registration { id, router: self.clone(), interest }
     }
@@ -177,6 +171,7 @@ mod tests {
     use super::*;
     use crate::{
         bus::{Delivery, Epoch, Frame, Offset, put_event},
+        hub::log::IndexedFrame,
         proto::v1::{self, event::Kind},
     };
 

@@ -1,7 +1,7 @@
 //! The events that an identity may publish or receive: rules of the configuration, compiled once
 //! and applied to every event.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use trunkline_proto::kinds::{self, CUSTOM, concerns_account};
 
@@ -16,22 +16,27 @@ use crate::config::EventRules;
 pub struct Scope {
     /// The allowed kinds: bit n for kind n.
     kinds: u128,
-    accounts: Names,
-    custom_types: Names,
+    accounts: Allowed,
+    custom_types: Allowed,
 }
 
 /// Allowed names, without the denied ones.
 #[derive(Clone, Debug)]
-struct Names {
+struct Allowed {
     /// `None`: all.
     allowed: Option<Patterns>,
     denied: Patterns,
 }
 
+/// Names that filters and the router's index share.
+pub(super) type Names = HashSet<Arc<[u8]>>;
+
 /// Names and prefixes of names.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Patterns {
-    pub(super) exact: HashSet<Box<[u8]>>,
+    pub(super) exact: Arc<Names>,
+    /// Sorted, and none of them a prefix of another: at most one matches a name, and it is the last
+    /// that does not come after it.
     pub(super) prefixes: Vec<Box<[u8]>>,
 }
 
@@ -40,9 +45,9 @@ impl Scope {
     /// and for the numbers that are reserved for kinds that concern an account; another unknown
     /// kind must be named by its number.
     pub fn new(rules: &EventRules) -> Scope {
-        let accounts = Names::new(rules.allow.accounts.as_deref(), &rules.deny.accounts);
+        let accounts = Allowed::new(rules.allow.accounts.as_deref(), &rules.deny.accounts);
         let custom_types =
-            Names::new(rules.allow.custom_types.as_deref(), &rules.deny.custom_types);
+            Allowed::new(rules.allow.custom_types.as_deref(), &rules.deny.custom_types);
         let bits = |numbers: &mut dyn Iterator<Item = u8>| {
             numbers.fold(0, |bits, kind| bits | kind_bit(kind)) & all_kinds()
         };
@@ -102,15 +107,15 @@ impl Scope {
     }
 
     /// All allowed accounts, if the rules name them one by one.
-    pub(super) fn named_accounts(&self) -> Option<&HashSet<Box<[u8]>>> {
+    pub(super) fn named_accounts(&self) -> Option<&Arc<Names>> {
         let allowed = self.accounts.allowed.as_ref()?;
         allowed.prefixes.is_empty().then_some(&allowed.exact)
     }
 }
 
-impl Names {
-    fn new(allowed: Option<&[String]>, denied: &[String]) -> Names {
-        Names { allowed: allowed.map(Patterns::new), denied: Patterns::new(denied) }
+impl Allowed {
+    fn new(allowed: Option<&[String]>, denied: &[String]) -> Allowed {
+        Allowed { allowed: allowed.map(Patterns::new), denied: Patterns::new(denied) }
     }
 
     fn are_narrowed(&self) -> bool {
@@ -132,20 +137,27 @@ impl Names {
 impl Patterns {
     /// Compiles names; `*` at the end of a name makes it a prefix.
     pub(super) fn new(patterns: &[String]) -> Patterns {
+        let prefixes = patterns.iter().filter_map(|pattern| pattern.strip_suffix('*'));
+        let mut prefixes: Vec<&[u8]> = prefixes.map(str::as_bytes).collect();
+        prefixes.sort_unstable();
+        // Those that a shorter one covers follow it at once.
+        prefixes.dedup_by(|next, kept| next.starts_with(kept));
         let mut names = Patterns::default();
-        for pattern in patterns {
-            match pattern.strip_suffix('*') {
-                Some(prefix) => names.prefixes.push(prefix.as_bytes().into()),
-                None => {
-                    names.exact.insert(pattern.as_bytes().into());
-                }
-            }
-        }
+        names.prefixes = prefixes.into_iter().map(Box::from).collect();
+        let exact = patterns.iter().filter(|pattern| !pattern.ends_with('*'));
+        let exact = exact.map(|name| name.as_bytes()).filter(|name| !names.begin(name));
+        names.exact = Arc::new(exact.map(Arc::from).collect());
         names
     }
 
     pub(super) fn contain(&self, name: &[u8]) -> bool {
-        self.exact.contains(name) || self.prefixes.iter().any(|prefix| name.starts_with(prefix))
+        self.exact.contains(name) || self.begin(name)
+    }
+
+    /// True if one of the prefixes matches.
+    fn begin(&self, name: &[u8]) -> bool {
+        let after = self.prefixes.partition_point(|prefix| **prefix <= *name);
+        after > 0 && name.starts_with(&self.prefixes[after - 1])
     }
 
     fn meet(&self, prefix: &[u8]) -> bool {
@@ -315,6 +327,32 @@ mod tests {
             ("com.example.secret.*", false),
         ] {
             assert_eq!(scope.allows_some_type(pattern), some, "{pattern}");
+        }
+    }
+
+    #[test]
+    fn nested_patterns_are_one_and_every_name_is_matched_as_before() {
+        let nested: Vec<String> = (0..100).map(|n| format!("{}*", "a".repeat(n + 1))).collect();
+        let patterns = Patterns::new(&nested);
+        assert_eq!(patterns.prefixes, [Box::from(&b"a"[..])]);
+        let names = ["", "a", "ab", "aba", "abb", "b", "ba", "c", "ca", "cab", "d"];
+        // All sets of three patterns.
+        let all: Vec<String> =
+            names.iter().flat_map(|name| [format!("{name}*"), (*name).to_owned()]).collect();
+        for one in &all {
+            for two in &all {
+                for three in &all {
+                    let given = [one.clone(), two.clone(), three.clone()];
+                    let patterns = Patterns::new(&given);
+                    for name in names {
+                        let expected = given.iter().any(|pattern| {
+                            let prefix = pattern.strip_suffix('*');
+                            prefix.map_or(pattern == name, |prefix| name.starts_with(prefix))
+                        });
+                        assert_eq!(patterns.contain(name.as_bytes()), expected, "{given:?} {name}");
+                    }
+                }
+            }
         }
     }
 

@@ -4,6 +4,7 @@ mod body;
 mod encoded;
 mod explain;
 pub mod health;
+mod lists;
 mod messages;
 mod publish;
 mod request;

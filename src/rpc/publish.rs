@@ -4,11 +4,12 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use ring::digest;
 use tokio::time::Instant;
 use trunkline_proto::kinds;
 
 use crate::{
-    access::Caller,
+    access::{Caller, Grant},
     bus::{AppendError, Appended, Batch, Position, ShardId},
     errors::{AcceptedEvents, Error},
     hub::event::{EventView, Malformed, shard_of},
@@ -60,19 +61,21 @@ impl Context {
         if let Some(grant) = &caller.grant {
             grant.check_publisher(&request.node_id)?;
         }
+        // Before anything looks at the events: a request that is refused costs its rate as well.
+        self.quotas.publish(caller.in_flight.quota(), request.events.len())?;
         let views = peek(&request.events, self.limits.max_events_per_request);
         if let Some(grant) = &caller.grant {
             grant.check_events(&views)?;
         }
         let publish = validate::publish(&request, &views, &self.limits, now, trace)?;
         publishing.join(&request.node_id, &publish);
-        self.quotas.publish(caller.in_flight.quota(), publish.events.len())?;
         let hub = self.gateway.hub()?;
         let mut counts = KindCounts::default();
         publish.events.iter().for_each(|event| counts.add(event.kind));
         let count = publish.events.len();
         let shards = hub.bus().shards();
-        let batches = by_shard(publish.events, publish.request_id, shards, publishing);
+        let request_id = publish.request_id.map(|id| bound_id(id, &request.node_id, caller));
+        let batches = by_shard(publish.events, request_id, shards, publishing);
         let appends = batches.into_iter().map(|ShardBatch { shard, indexes, batch }| async move {
             let result = tokio::select! {
                 biased;
@@ -93,6 +96,28 @@ impl Context {
 /// Events past `max` are left out, since the request is invalid then.
 fn peek(events: &[Bytes], max: usize) -> Vec<Result<EventView<'_>, Malformed>> {
     events.iter().take(max).map(|event| EventView::peek(event)).collect()
+}
+
+/// The id under which a request is recorded: bound to its node and its identity, so that nobody
+/// else's request is taken for a retry of this one. A retry may come from another address, so
+/// without authentication the node id alone stands for the identity.
+///
+/// All gateways of a deployment, of all versions, must agree here.
+fn bound_id(request_id: [u8; 16], node_id: &str, caller: &Caller) -> [u8; 16] {
+    let identity = caller.grant.as_ref().map(Grant::identity);
+    let mut digest = digest::Context::new(&digest::SHA256);
+    digest.update(b"trunkline request");
+    // Each text with its length before it, so that no two pairs of them are the same bytes.
+    for text in [identity, Some(node_id)] {
+        digest.update(&[u8::from(text.is_some())]);
+        let text = text.unwrap_or_default();
+        digest.update(&(text.len() as u64).to_be_bytes());
+        digest.update(text.as_bytes());
+    }
+    digest.update(&request_id);
+    let mut bound = [0; 16];
+    bound.copy_from_slice(&digest.finish().as_ref()[..16]);
+    bound
 }
 
 /// The batches of events for each shard, in the order of the request.

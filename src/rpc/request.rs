@@ -2,7 +2,7 @@
 
 use std::{marker::PhantomData, pin::pin};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::Body;
 use prost::Message;
@@ -13,7 +13,11 @@ use tonic::{
 };
 use tower::BoxError;
 
-use crate::errors::Error;
+use crate::{
+    config::Limits,
+    errors::Error,
+    rpc::lists::{self, Lists},
+};
 
 /// `trunkline.v1.PublishRequest` with its events left encoded.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -29,16 +33,24 @@ pub struct PublishRequest {
     pub events: Vec<Bytes>,
 }
 
-/// Reads the only message of a request, and its end. `max_bytes` limits the message.
-pub async fn read<M, B>(headers: &HeaderMap, body: B, max_bytes: usize) -> Result<M, Status>
+impl Lists for PublishRequest {
+    fn check_lists(bytes: &[u8], limits: &Limits) -> Result<(), Error> {
+        lists::check_publish(bytes, limits)
+    }
+}
+
+/// Reads the only message of a request, and its end. Its size and its lists are limited before it
+/// is decoded.
+pub async fn read<M, B>(headers: &HeaderMap, body: B, limits: &Limits) -> Result<M, Status>
 where
-    M: Message + Default + 'static,
+    M: Message + Default + Lists + 'static,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
     refuse_compression(headers)?;
-    let decoder = RequestDecoder(PhantomData);
-    let mut messages = pin!(Streaming::new_request(decoder, body, None, Some(max_bytes)));
+    let max_bytes = Some(limits.max_request_bytes);
+    let decoder = RequestDecoder { limits: limits.clone(), message: PhantomData };
+    let mut messages = pin!(Streaming::new_request(decoder, body, None, max_bytes));
     let message = messages.message().await?;
     // The request is complete with its end, not with its message.
     messages.trailers().await?;
@@ -60,9 +72,12 @@ fn refuse_compression(headers: &HeaderMap) -> Result<(), Status> {
 
 /// Decodes requests. Bytes that are not a message are the caller's mistake, where the codec of
 /// `tonic-prost` reports an internal error.
-struct RequestDecoder<M>(PhantomData<fn() -> M>);
+struct RequestDecoder<M> {
+    limits: Limits,
+    message: PhantomData<fn() -> M>,
+}
 
-impl<M: Message + Default> Decoder for RequestDecoder<M> {
+impl<M: Message + Default + Lists> Decoder for RequestDecoder<M> {
     type Item = M;
     type Error = Status;
 
@@ -72,7 +87,9 @@ impl<M: Message + Default> Decoder for RequestDecoder<M> {
     }
 
     fn decode(&mut self, src: &mut DecodeBuf<'_>) -> Result<Option<M>, Status> {
-        M::decode(src)
+        let bytes = src.copy_to_bytes(src.remaining());
+        M::check_lists(&bytes, &self.limits)?;
+        M::decode(bytes)
             .map(Some)
             .map_err(|error| Error::field("request", format!("is malformed: {error}")).into())
     }

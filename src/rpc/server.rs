@@ -43,26 +43,26 @@ impl Server {
         let context = &self.0;
         let (head, body) = request.into_parts();
         let caller = Caller::of(&head.extensions)?;
-        let (headers, max_bytes) = (&head.headers, context.limits.max_request_bytes);
+        let (headers, limits) = (&head.headers, &context.limits);
         let method = Method::of(head.uri.path());
         let body = match method {
             Method::Publish => {
-                let request = read(headers, body, max_bytes).await?;
+                let request = read(headers, body, limits).await?;
                 let published = context.publish(request, caller, trace_of(headers)).await;
                 ResponseBody::unary(&self.recorded(method, published)?)
             }
             Method::Subscribe => {
-                let request = read(headers, body, max_bytes).await?;
+                let request = read(headers, body, limits).await?;
                 let stream = context.clone().subscribe(request, caller).await;
                 ResponseBody::stream(self.recorded(method, stream)?)
             }
             Method::ListNodes => {
-                let request: v1::ListNodesRequest = read(headers, body, max_bytes).await?;
+                let request: v1::ListNodesRequest = read(headers, body, limits).await?;
                 let query = self.recorded(method, validate::list_nodes(&request))?;
                 ResponseBody::unary(&context.nodes.list(&query))
             }
             Method::GetStatus => {
-                let v1::GetStatusRequest {} = read(headers, body, max_bytes).await?;
+                let v1::GetStatusRequest {} = read(headers, body, limits).await?;
                 let Context { gateway, nodes, records, .. } = &**context;
                 ResponseBody::unary(&status(gateway, nodes, &records.counters))
             }

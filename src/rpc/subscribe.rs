@@ -31,9 +31,11 @@ impl Context {
         if let Some(grant) = grant {
             grant.check_subscribe(&request)?;
         }
+        let stream_permit = self.quotas.stream(caller.in_flight.quota(), &caller.peer.streams)?;
+        let filter_bytes = request.filter.as_ref().map_or(0, Filter::held_bytes);
+        caller.in_flight.add(filter_bytes)?;
         let subscribe =
             validate::subscribe(request, &self.limits, self.heartbeat, self.deployment)?;
-        let stream_permit = self.quotas.stream(caller.in_flight.quota(), &caller.peer.streams)?;
         let hub = self.gateway.verified_hub().await?;
         let with_token = subscribe.token.is_some();
         let begin = match (subscribe.token, subscribe.start) {

@@ -9,7 +9,10 @@ mod subscribe;
 use std::{fmt::Display, ops::RangeInclusive};
 
 use self::path::Path;
-use crate::errors::{Error, Violation};
+use crate::{
+    errors::{Error, Violations},
+    rpc::lists::MAX_NAMES,
+};
 
 pub use self::{
     list_nodes::list_nodes,
@@ -20,31 +23,27 @@ pub use self::{
 /// Bytes of an id.
 const MAX_ID: usize = 128;
 
-/// Node ids or roles of a target, and roles of a node.
-const MAX_NAMES: usize = 64;
-
 /// The range of a `google.protobuf.Timestamp`: the years 1 to 9999. Clients fail on others.
 const TIME_SECONDS: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
-/// Violations that are collected: a request has room for millions.
-const MAX_VIOLATIONS: usize = 1000;
-
-/// Collects violations.
+/// Collects violations. Every loop over what a client sent ends when the list is full.
 #[derive(Default)]
 struct Check {
-    violations: Vec<Violation>,
+    violations: Violations,
 }
 
 impl Check {
     #[cold]
     fn wrong(&mut self, field: impl Display, description: impl Into<String>) {
-        if self.violations.len() < MAX_VIOLATIONS {
-            self.violations.push(Violation::new(field.to_string(), description));
-        }
+        self.violations.add(field, description);
+    }
+
+    fn is_full(&self) -> bool {
+        self.violations.is_full()
     }
 
     fn done(self) -> Result<(), Error> {
-        if self.violations.is_empty() { Ok(()) } else { Err(Error::Invalid(self.violations)) }
+        self.violations.found().map_or(Ok(()), |found| Err(Error::Invalid(found)))
     }
 
     fn node_id(&mut self, id: &str) {
@@ -80,6 +79,9 @@ impl Check {
     fn names(&mut self, field: Path<'_>, names: &[String]) {
         self.count(field, names.len(), MAX_NAMES);
         for (index, name) in names.iter().enumerate().take(MAX_NAMES) {
+            if self.is_full() {
+                return;
+            }
             self.required(field.index(index), name);
         }
     }

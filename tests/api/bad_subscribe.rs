@@ -47,7 +47,6 @@ async fn every_violation_of_a_request_is_reported_at_once() {
         overflow: 9,
         ..Default::default()
     };
-    let status = refused(&deployment, request).await;
     let fields = [
         "node_id",
         "incarnation",
@@ -60,6 +59,21 @@ async fn every_violation_of_a_request_is_reported_at_once() {
         "filter.custom_types[0]",
         "filter.custom_types[1]",
         "filter.custom_types[2]",
+    ];
+    let of_the_rest = SubscribeRequest { start: 0, ..request.clone() };
+    let of_the_rest = SubscribeRequest {
+        overflow: 0,
+        heartbeat_interval: None,
+        max_duration: None,
+        resume_token: vec![],
+        ..of_the_rest
+    };
+    assert_eq!(wrong_fields(&refused(&deployment, of_the_rest).await), fields);
+    let status = refused(&deployment, SubscribeRequest { filter: None, ..request }).await;
+    let fields = [
+        "node_id",
+        "incarnation",
+        "roles[0]",
         "start",
         "overflow",
         "heartbeat_interval",
@@ -75,10 +89,10 @@ async fn every_list_of_a_request_has_a_limit() {
     let filter = Filter {
         accounts: vec!["a".into(); 10_001],
         custom_types: vec!["t".into(); 257],
-        ..Default::default()
+        kinds: vec![10; 91],
     };
     let request = SubscribeRequest { roles: vec!["r".into(); 65], filter: Some(filter), ..n1() };
-    let fields = ["roles", "filter.accounts", "filter.custom_types"];
+    let fields = ["roles", "filter.kinds", "filter.accounts", "filter.custom_types"];
     assert_eq!(wrong_fields(&refused(&deployment, request).await), fields);
 }
 

@@ -47,6 +47,7 @@ fn an_empty_document_gives_the_defaults() {
             max_requests_per_connection: 256,
             max_pending_bytes: 536_870_912,
             max_pending_bytes_per_identity: 134_217_728,
+            max_history_bytes_per_identity: 67_108_864,
             max_header_bytes: 16_384,
             events_per_second: None,
             event_burst: 1000,
@@ -99,7 +100,8 @@ fn every_key_of_the_gateway_is_set() {
             "maxAccountsPerFilter": 9, "maxConnections": 14, "maxConnectionsPerPeer": 13,
             "maxStreams": 10, "maxStreamsPerConnection": 15, "maxStreamsPerIdentity": 16,
             "maxRequestsPerConnection": 17, "maxPendingBytes": "19MiB",
-            "maxPendingBytesPerIdentity": "18MiB", "maxHeaderBytes": "20KiB", "eventsPerSecond": 21,
+            "maxPendingBytesPerIdentity": "18MiB", "maxHistoryBytesPerIdentity": "26MiB",
+            "maxHeaderBytes": "20KiB", "eventsPerSecond": 21,
             "eventBurst": 22, "handshakeTimeout": "23s", "requestTimeout": "24s",
             "idleTimeout": "25s",
         },
@@ -137,6 +139,7 @@ fn every_key_of_the_gateway_is_set() {
             max_requests_per_connection: 17,
             max_pending_bytes: 19 << 20,
             max_pending_bytes_per_identity: 18 << 20,
+            max_history_bytes_per_identity: 26 << 20,
             max_header_bytes: 20 << 10,
             events_per_second: Some(21),
             event_burst: 22,
@@ -361,6 +364,6 @@ fn every_range_holds_at_both_ends() {
             assert!(problem.starts_with(&start) && problem.ends_with(&limits), "{problem}");
         }
     }
-    // Thirty-four of the gateway, and nine of each of coordinator and inMemoryStore.
-    assert_eq!(ranges, 52);
+    // Thirty-five of the gateway, and nine of each of coordinator and inMemoryStore.
+    assert_eq!(ranges, 53);
 }

@@ -2,37 +2,72 @@
 
 use std::{
     borrow::Borrow,
-    collections::{BTreeMap, HashMap},
+    collections::{HashMap, HashSet},
     hash::Hash,
     sync::Arc,
 };
 
 use trunkline_proto::kinds::CUSTOM;
 
-use super::{Interest, Pending};
+use super::{Interest, Pending, prefixes::Prefixes, subscribers::Subscribers};
 use crate::hub::{
+    event::TargetName,
     filter::Filter,
     kind_bits::{ACCOUNT_KINDS, kind_bit},
     log::IndexedFrame,
 };
 
-/// Subscribers by their ids.
-type Subscribers = HashMap<u64, Arc<Interest>>;
+/// Names in the targets of one frame. With more, every subscriber that wants its kinds is notified.
+const MAX_TARGETS: usize = 1024;
 
 /// All subscribers, each in `all` and under every key for which it wants events.
 #[derive(Default)]
 pub(super) struct Index {
     next: u64,
-    pub(super) all: Subscribers,
+    pub(super) all: HashMap<u64, Arc<Interest>>,
     /// By kinds: subscribers that want events of those kinds whatever their account or type.
     /// Looked up once per frame.
     by_kinds: HashMap<u128, Subscribers>,
     /// By account: subscribers that want certain accounts only, of the kinds that concern one.
-    by_account: HashMap<Box<[u8]>, Subscribers>,
+    by_account: HashMap<Arc<[u8]>, Subscribers>,
     /// By type: subscribers that want certain types of custom events only.
     by_type: HashMap<Box<[u8]>, Subscribers>,
-    /// By length and prefix: subscribers that want types with that prefix.
-    by_prefix: BTreeMap<usize, HashMap<Box<[u8]>, Subscribers>>,
+    /// By prefix: subscribers that want types with that prefix.
+    by_prefix: Prefixes,
+}
+
+/// The nodes and roles that a frame is for, all of whose events are for certain nodes only.
+struct Targets<'f> {
+    node_ids: HashSet<&'f [u8]>,
+    roles: HashSet<&'f [u8]>,
+}
+
+impl<'f> Targets<'f> {
+    /// None: some event is for all nodes, or there are too many names.
+    fn of(frame: &'f IndexedFrame) -> Option<Targets<'f>> {
+        let mut targets = Targets { node_ids: HashSet::new(), roles: HashSet::new() };
+        let mut left = MAX_TARGETS;
+        for index in 0..frame.events.len() {
+            let event = frame.view(index);
+            if !event.has_target() {
+                return None;
+            }
+            for name in event.target_names() {
+                left = left.checked_sub(1)?;
+                match name {
+                    TargetName::NodeId(id) => targets.node_ids.insert(id),
+                    TargetName::Role(role) => targets.roles.insert(role),
+                };
+            }
+        }
+        Some(targets)
+    }
+
+    fn name(&self, filter: &Filter) -> bool {
+        filter.is_watching()
+            || self.node_ids.contains(filter.node_id())
+            || filter.roles().any(|role| self.roles.contains(role))
+    }
 }
 
 impl Index {
@@ -44,15 +79,14 @@ impl Index {
         let filter = &interest.filter;
         self.by_kinds.entry(filter.plain_kinds()).or_default().insert(id, interest.clone());
         for account in filter.accounts().into_iter().flatten() {
-            self.by_account.entry(account.into()).or_default().insert(id, interest.clone());
+            self.by_account.entry(account.clone()).or_default().insert(id, interest.clone());
         }
         let Some((whole, prefixes)) = filter.custom_types() else { return id };
         for name in whole {
             self.by_type.entry(name.into()).or_default().insert(id, interest.clone());
         }
         for prefix in prefixes {
-            let same_length = self.by_prefix.entry(prefix.len()).or_default();
-            same_length.entry(prefix.into()).or_default().insert(id, interest.clone());
+            self.by_prefix.insert(prefix, id, interest.clone());
         }
         id
     }
@@ -61,29 +95,27 @@ impl Index {
         self.all.remove(&id);
         remove_from(&mut self.by_kinds, &filter.plain_kinds(), id);
         for account in filter.accounts().into_iter().flatten() {
-            remove_from(&mut self.by_account, account, id);
+            remove_from(&mut self.by_account, &**account, id);
         }
         let Some((whole, prefixes)) = filter.custom_types() else { return };
         for name in whole {
             remove_from(&mut self.by_type, name, id);
         }
         for prefix in prefixes {
-            let Some(same_length) = self.by_prefix.get_mut(&prefix.len()) else { continue };
-            remove_from(same_length, prefix, id);
-            if same_length.is_empty() {
-                self.by_prefix.remove(&prefix.len());
-            }
+            self.by_prefix.remove(prefix, id);
         }
     }
 
     /// Sets the pending bit of all subscribers that the frame may concern.
     pub(super) fn notify(&self, frame: &IndexedFrame, pending: &mut Pending) {
         let kinds = frame.summary.kinds;
+        let targets = frame.summary.targeted.then(|| Targets::of(frame)).flatten();
+        let is_target = |interest: &&Arc<Interest>| {
+            targets.as_ref().is_none_or(|targets| targets.name(&interest.filter))
+        };
         for (wanted, subscribers) in &self.by_kinds {
             if wanted & kinds != 0 {
-                for interest in subscribers.values().filter(|interest| interest.may_want(frame)) {
-                    pending.set(interest);
-                }
+                subscribers.iter().filter(is_target).for_each(|interest| pending.set(interest));
             }
         }
         let by_account = !self.by_account.is_empty() && kinds & ACCOUNT_KINDS != 0;
@@ -108,9 +140,9 @@ impl Index {
             if by_type && event.kind() == CUSTOM {
                 let name = event.custom_type_bytes();
                 set_of_kind(pending, self.by_type.get(name), CUSTOM);
-                for (length, prefixes) in self.by_prefix.range(..=name.len()) {
-                    set_of_kind(pending, prefixes.get(&name[..*length]), CUSTOM);
-                }
+                self.by_prefix.each_of(name, |subscribers| {
+                    set_of_kind(pending, Some(subscribers), CUSTOM);
+                });
             }
         }
     }
@@ -128,7 +160,7 @@ impl Index {
 
 /// Sets the pending bit of those of the subscribers that want this kind.
 fn set_of_kind(pending: &mut Pending, subscribers: Option<&Subscribers>, kind: u8) {
-    for interest in subscribers.into_iter().flat_map(HashMap::values) {
+    for interest in subscribers.into_iter().flat_map(Subscribers::iter) {
         if interest.filter.kind_bits() & kind_bit(kind) != 0 {
             pending.set(interest);
         }
@@ -142,7 +174,7 @@ where
     Q: Hash + Eq + ?Sized,
 {
     if let Some(same_key) = subscribers.get_mut(key) {
-        same_key.remove(&id);
+        same_key.remove(id);
         if same_key.is_empty() {
             subscribers.remove(key);
         }

@@ -4,10 +4,11 @@ use std::net::IpAddr;
 
 use trunkline_proto::kinds;
 
-use super::{Check, MAX_NAMES, Path};
+use super::{Check, Path};
 use crate::{
     hub::event::EventView,
     proto::v1::{self, event::Kind},
+    rpc::lists::MAX_NAMES,
     trace_context::{MAX_TRACEPARENT, MAX_TRACESTATE},
 };
 
@@ -50,7 +51,7 @@ impl Check {
             Kind::MailboxChange(e) => {
                 let path = path.field("mailbox_change");
                 self.count(path.field("changed_types"), e.changed_types.len(), MAX_NAMES);
-                for (index, value) in e.changed_types.iter().enumerate() {
+                for (index, value) in e.changed_types.iter().enumerate().take(MAX_NAMES) {
                     self.enum_value(path.field("changed_types").index(index), *value);
                 }
             }

@@ -19,7 +19,7 @@ use crate::{
 /// A valid request.
 #[derive(Debug)]
 pub struct ValidPublish {
-    /// Makes a retry safe.
+    /// The request id, as the client chose it.
     pub request_id: Option<[u8; 16]>,
     /// The events, with the gateway's stamp.
     pub events: Vec<StampedEvent>,
@@ -68,6 +68,9 @@ pub fn publish(
     let mut buffer = BytesMut::with_capacity(sizes.sum());
     let (path, mut event) = (Path::of("events"), v1::Event::default());
     for (index, (bytes, view)) in events.iter().zip(views).enumerate() {
+        if check.is_full() {
+            break;
+        }
         let path = path.index(index);
         // Decoded once, so that no bytes ever reach a subscriber that its decoder refuses.
         event.clear();

@@ -13,9 +13,9 @@ use crate::{
         token::{ResumeToken, TokenError},
     },
     proto::v1,
+    rpc::lists::{MAX_KINDS, MAX_PATTERNS},
 };
 
-const MAX_PATTERNS: usize = 256;
 const MIN_HEARTBEAT: Duration = Duration::from_secs(1);
 const MAX_HEARTBEAT: Duration = Duration::from_hours(1);
 
@@ -141,7 +141,8 @@ impl Check {
         let path = Path::of("filter");
         let (kinds, accounts) = (path.field("kinds"), path.field("accounts"));
         let custom_types = path.field("custom_types");
-        for (index, kind) in filter.kinds.iter().enumerate() {
+        self.count(kinds, filter.kinds.len(), MAX_KINDS);
+        for (index, kind) in filter.kinds.iter().enumerate().take(MAX_KINDS) {
             // All reserved numbers: a newer peer may publish kinds that this gateway does not know.
             if !u8::try_from(*kind).is_ok_and(kinds::is_number) {
                 self.wrong(kinds.index(index), format!("{kind} is not a kind"));
@@ -151,6 +152,9 @@ impl Check {
         for (index, account) in
             filter.accounts.iter().enumerate().take(limits.max_accounts_per_filter)
         {
+            if self.is_full() {
+                return;
+            }
             self.required(accounts.index(index), account);
         }
         self.count(custom_types, filter.custom_types.len(), MAX_PATTERNS);

@@ -3,7 +3,7 @@
 use serde_json::json;
 use tonic::Code;
 use trunkline_proto::v1::{
-    Event, EventKind, Exclusion, Filter, GetStatusRequest, ListNodesRequest, Start,
+    Event, EventKind, Exclusion, Filter, GetStatusRequest, ListNodesRequest, PublishRequest, Start,
     SubscribeRequest, Target, event::Kind, subscribe_response::Response,
 };
 
@@ -269,4 +269,37 @@ async fn limits_count_by_identity_over_all_its_connections() {
         subscribe(&web, request("web", Filter::default())).await.is_ok()
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_id_is_that_of_its_identity_and_node_alone() {
+    let (files, gateway) = Files::with_gateway("optional").await;
+    let mx = connect(&gateway, &files.token(MX_TOKEN)).await;
+    let web = connect(&gateway, &files.token(WEB_TOKEN)).await;
+    let mut stream = subscribe(&mx, request("mx-9", Filter::default())).await.expect("a stream");
+    let id = "0190b6c5-7d3e-7c3a-9d3f-1b2a3c4d5e6f";
+    let mut positions = vec![];
+    // The same requests once more are retries.
+    for _ in 0..2 {
+        for (node, node_id, name) in [
+            (&mx, "mx-1", "org.web.mx"),
+            (&mx, "mx-2", "org.web.other"),
+            (&web, "web", "org.web.web"),
+        ] {
+            let request = PublishRequest {
+                node_id: node_id.into(),
+                request_id: id.into(),
+                events: vec![events::custom(name)],
+            };
+            let published = node.clone().publish(request).await.expect("published");
+            positions.push(published.into_inner().positions);
+        }
+    }
+    assert_eq!(positions[..3], positions[3..]);
+    assert!(positions[0] != positions[1] && positions[1] != positions[2]);
+    publish(&mx, "mx-1", vec![events::custom("org.end")]).await.expect("published");
+    let seen = until_type(&mut stream, "org.end").await;
+    let mut types: Vec<_> = seen.iter().map(custom_type).collect();
+    types.sort();
+    assert_eq!(types, ["org.web.mx", "org.web.other", "org.web.web"]);
 }

@@ -1,0 +1,193 @@
+//! Limits of the lists in a request, checked before it is decoded: an element of one byte in a
+//! request takes 24 to 32 in memory, and a request has room for millions.
+
+use trunkline_proto::kinds::NUMBERS;
+
+use crate::{
+    config::Limits,
+    errors::{Error, Violations},
+    hub::event::wire::{Field, Fields, Malformed, Span},
+    proto::v1,
+};
+
+/// Node ids or roles of a target, and roles of a node.
+pub const MAX_NAMES: usize = 64;
+
+/// Kinds in a filter: as many as there can be.
+pub const MAX_KINDS: usize = (*NUMBERS.end() - *NUMBERS.start() + 1) as usize;
+
+/// Custom types in a filter.
+pub const MAX_PATTERNS: usize = 256;
+
+// Field numbers of `trunkline.v1`.
+const PUBLISH_EVENTS: u32 = 3;
+const SUBSCRIBE_ROLES: u32 = 3;
+const SUBSCRIBE_FILTER: u32 = 4;
+const FILTER_KINDS: u32 = 1;
+const FILTER_ACCOUNTS: u32 = 2;
+const FILTER_CUSTOM_TYPES: u32 = 3;
+
+/// A request whose lists are checked before it is decoded.
+pub trait Lists {
+    /// Checks the lists of an encoded request. Everything else is left to validation.
+    fn check_lists(bytes: &[u8], limits: &Limits) -> Result<(), Error>;
+}
+
+/// Checks the lists of a `PublishRequest`.
+pub fn check_publish(bytes: &[u8], limits: &Limits) -> Result<(), Error> {
+    let mut events = 0;
+    each_field(bytes, whole(bytes)?, |field| {
+        events += usize::from(field.number == PUBLISH_EVENTS);
+        Ok(())
+    })?;
+    let max = limits.max_events_per_request;
+    if events > max {
+        return Err(Error::field("events", format!("has {events}, must have 1 to {max}")));
+    }
+    Ok(())
+}
+
+impl Lists for v1::SubscribeRequest {
+    fn check_lists(bytes: &[u8], limits: &Limits) -> Result<(), Error> {
+        let (mut roles, mut kinds, mut accounts, mut custom_types) = (0, 0, 0, 0);
+        each_field(bytes, whole(bytes)?, |field| {
+            match field.number {
+                SUBSCRIBE_ROLES => roles += 1,
+                // Several filters are merged into one.
+                SUBSCRIBE_FILTER => each_field(bytes, content(field)?, |field| {
+                    match field.number {
+                        FILTER_KINDS => kinds += numbers(bytes, field),
+                        FILTER_ACCOUNTS => accounts += 1,
+                        FILTER_CUSTOM_TYPES => custom_types += 1,
+                        _ => {}
+                    }
+                    Ok(())
+                })?,
+                _ => {}
+            }
+            Ok(())
+        })?;
+        let mut violations = Violations::default();
+        for (field, count, max) in [
+            ("roles", roles, MAX_NAMES),
+            ("filter.kinds", kinds, MAX_KINDS),
+            ("filter.accounts", accounts, limits.max_accounts_per_filter),
+            ("filter.custom_types", custom_types, MAX_PATTERNS),
+        ] {
+            if count > max {
+                violations.add(field, format!("has {count}; the limit is {max}"));
+            }
+        }
+        violations.found().map_or(Ok(()), |found| Err(Error::Invalid(found)))
+    }
+}
+
+impl Lists for v1::ListNodesRequest {
+    fn check_lists(_: &[u8], _: &Limits) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+impl Lists for v1::GetStatusRequest {
+    fn check_lists(_: &[u8], _: &Limits) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// The bytes of a message as a span.
+fn whole(bytes: &[u8]) -> Result<Span, Error> {
+    let end = u32::try_from(bytes.len()).map_err(|_| malformed(Malformed::TooLarge))?;
+    Ok(Span { start: 0, end })
+}
+
+fn content(field: &Field) -> Result<Span, Error> {
+    field.content().map_err(malformed)
+}
+
+fn each_field(
+    bytes: &[u8],
+    message: Span,
+    mut see: impl FnMut(&Field) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut fields = Fields::new(bytes, message).map_err(malformed)?;
+    while let Some(field) = fields.next().map_err(malformed)? {
+        see(&field)?;
+    }
+    Ok(())
+}
+
+/// The count of numbers in one field of a list of numbers: one by itself, or any number packed.
+fn numbers(bytes: &[u8], field: &Field) -> usize {
+    field.content().map_or(1, |packed| {
+        // The last byte of a number has no continuation bit.
+        packed.of(bytes).iter().filter(|byte| **byte < 0x80).count()
+    })
+}
+
+fn malformed(why: Malformed) -> Error {
+    Error::field("request", format!("is malformed: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+    use crate::{hub::event::wire::put_field, rpc::request::PublishRequest};
+
+    fn refused<L: Lists>(bytes: &[u8]) -> String {
+        L::check_lists(bytes, &Limits::default()).err().map(|e| e.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn lists_are_counted_as_they_are_decoded() {
+        let filter = v1::Filter {
+            kinds: (10..100).collect(),
+            accounts: vec![String::new(); 10_000],
+            custom_types: vec!["a".into(); 256],
+        };
+        let most = v1::SubscribeRequest {
+            roles: vec!["r".into(); 64],
+            filter: Some(filter),
+            node_id: "n".into(),
+            ..Default::default()
+        };
+        let bytes = most.encode_to_vec();
+        assert_eq!(refused::<v1::SubscribeRequest>(&bytes), "");
+        // One more of each, in a second filter, and the kind in both encodings.
+        for kinds in [&[1 << 3, 10][..], &[1 << 3 | 2, 1, 10]] {
+            let filter = [kinds, &[2 << 3 | 2, 0], &[3 << 3 | 2, 0]].concat();
+            let mut more = bytes.clone();
+            put_field(&mut more, SUBSCRIBE_FILTER, &filter);
+            put_field(&mut more, SUBSCRIBE_ROLES, b"");
+            let decoded = v1::SubscribeRequest::decode(&more[..]).unwrap();
+            let lists = decoded.filter.unwrap();
+            assert_eq!((lists.kinds.len(), decoded.roles.len()), (91, 65));
+            assert_eq!(
+                refused::<v1::SubscribeRequest>(&more),
+                "roles: has 65; the limit is 64; filter.kinds: has 91; the limit is 90; \
+                 filter.accounts: has 10001; the limit is 10000; filter.custom_types: has 257; \
+                 the limit is 256"
+            );
+        }
+        let events = |count| PublishRequest {
+            events: vec![bytes::Bytes::new(); count],
+            ..Default::default()
+        };
+        assert_eq!(refused::<PublishRequest>(&events(1000).encode_to_vec()), "");
+        let refusal = refused::<PublishRequest>(&events(2_000_000).encode_to_vec());
+        assert_eq!(refusal, "events: has 2000000, must have 1 to 1000");
+    }
+
+    #[test]
+    fn what_cannot_be_walked_is_refused() {
+        // A group, behind which lists would not be counted.
+        let group = [15 << 3 | 3, 15 << 3 | 4];
+        for bytes in [&group[..], &[0xff; 20], &[3 << 3 | 2, 7]] {
+            assert!(refused::<PublishRequest>(bytes).starts_with("request: is malformed"));
+            assert!(refused::<v1::SubscribeRequest>(bytes).starts_with("request: is malformed"));
+        }
+        let filter = [4 << 3 | 2, 2, 15 << 3 | 3, 15 << 3 | 4];
+        assert!(refused::<v1::SubscribeRequest>(&filter).starts_with("request: is malformed"));
+    }
+}
