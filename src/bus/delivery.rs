@@ -213,6 +213,17 @@ pub struct HistoryPage {
     pub at_end: bool,
 }
 
+impl HistoryPage {
+    /// Bytes of the events in it.
+    pub fn bytes(&self) -> usize {
+        let bytes = |delivery: &Delivery| match delivery {
+            Delivery::Frame(frame) => frame.events.len(),
+            _ => 0,
+        };
+        self.deliveries.iter().map(bytes).sum()
+    }
+}
+
 /// Appends an event to the body of a frame: the tag of `EventBatch.events`, its length, its bytes.
 pub fn put_event(body: &mut Vec<u8>, event: &[u8]) {
     prost::encoding::encode_key(1, prost::encoding::WireType::LengthDelimited, body);

@@ -27,6 +27,7 @@ use super::{
     had::{Had, HadAt},
     log::{Content, Entry},
     merge,
+    readers::{HeldPage, HistoryQuota},
     router::Registration,
 };
 use crate::bus::{
@@ -39,14 +40,16 @@ const MAX_MERGED_EVENTS: u64 = 50_000;
 /// The most events of one batch that are reported for traces.
 const MAX_TRACED_EVENTS: usize = 64;
 
-/// Bytes of events in a page of history.
+/// Bytes of events in the pages of history of one stream, and in one of them at least. A page with
+/// one larger frame has more.
 const PAGE_BYTES: usize = 1024 * 1024;
+const MIN_PAGE_BYTES: usize = 64 * 1024;
 
 /// The wait before history is read again after an empty page.
 const PAGE_PAUSE: Duration = Duration::from_millis(20);
 
 /// How a stream is read.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ReadOptions {
     /// The number of events that are wanted; `None`: no limit.
     pub max_events: Option<u64>,
@@ -56,6 +59,8 @@ pub struct ReadOptions {
     pub trace: bool,
     /// Explain the filter's decision about every event. The filter must be one that watches all.
     pub explain: bool,
+    /// Counts the history that the stream reads and holds; `None`: it counts against nobody.
+    pub history: Option<HistoryQuota>,
 }
 
 /// An item of a stream.
@@ -69,8 +74,8 @@ pub enum Item {
 
 /// What a shard's cursor waits for.
 enum Awaited {
-    /// A page of history.
-    Page(HistoryPage),
+    /// A page of history, which counts as held.
+    Page(HistoryPage, HeldPage),
     /// The log has caught up with the bus: the stream continues so.
     Opening(Opening),
 }
@@ -99,6 +104,10 @@ pub struct Cursor {
     /// The shards that wait for a page of history, by their indexes. The others do not wait for
     /// them.
     waiting: Vec<(usize, Waiting)>,
+    /// Counts the history that the stream holds.
+    history: Option<HistoryQuota>,
+    /// The pages that it holds, with the indexes of their shards.
+    held: Vec<(usize, HeldPage)>,
 }
 
 impl Cursor {
@@ -119,6 +128,8 @@ impl Cursor {
             max_decisions: options.explain.then_some(0),
             first: None,
             waiting: vec![],
+            history: options.history,
+            held: vec![],
         }
     }
 
@@ -209,7 +220,10 @@ impl Cursor {
             let shard = *shard;
             drop(self.waiting.swap_remove(index));
             match awaited? {
-                Awaited::Page(page) => self.turn_page(shard, page),
+                Awaited::Page(page, held) => {
+                    self.held.push((shard, held));
+                    self.turn_page(shard, page);
+                }
                 Awaited::Opening(opening) => self.shards[shard].continue_with(opening),
             }
         }
@@ -234,6 +248,7 @@ impl Cursor {
             return Some(Item::Events(first));
         }
         let item = self.take_item();
+        self.held.retain(|(shard, _)| self.shards[*shard].holds_history());
         for (index, shard) in self.shards.iter().enumerate() {
             self.registration.interest.report(index, shard.unread());
         }
@@ -416,13 +431,20 @@ impl Cursor {
             return async move { hub.catch_up(id, had).await.map(Awaited::Opening) }.boxed();
         }
         let place = self.shards[index].position();
+        let quota = self.history.clone();
+        let max_bytes = (PAGE_BYTES / self.shards.len()).max(MIN_PAGE_BYTES);
         let read = async move {
-            let page = hub.history_page(id, place, PAGE_BYTES).await?;
+            let mut held = match &quota {
+                Some(quota) => quota.hold(max_bytes).await?,
+                None => HeldPage::uncounted(),
+            };
+            let page = hub.history_page(id, place, max_bytes, quota.as_ref()).await?;
+            held.resize(page.bytes());
             if page.deliveries.is_empty() {
                 // History and the log do not meet yet: the events between them are on their way.
                 tokio::time::sleep(PAGE_PAUSE).await;
             }
-            Ok(Awaited::Page(page))
+            Ok(Awaited::Page(page, held))
         };
         read.boxed()
     }

@@ -13,6 +13,7 @@ mod kind_bits;
 pub mod log;
 mod merge;
 mod opening;
+pub mod readers;
 mod router;
 pub mod scope;
 pub mod token;
@@ -25,7 +26,6 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 use trunkline_proto::kinds;
 
 use self::{
@@ -34,6 +34,7 @@ use self::{
     filter::Filter,
     kind_bits::LAST_VALUE_KINDS,
     log::{Capacity, Content, IndexedFrame, Log},
+    readers::Readers,
     router::Router,
 };
 pub use self::{
@@ -42,17 +43,13 @@ pub use self::{
 };
 use crate::bus::{AppendError, Delivery, Position, Retained, ShardId, SharedBus, Sink};
 
-/// The most pages of history that are read at once, so that many streams that resume together do
-/// not overload the bus.
-const MAX_HISTORY_READERS: usize = 8;
-
 /// The logs of all shards, and the subscribers to them.
 pub struct Hub {
     logs: Vec<Log>,
     router: Arc<Router>,
     /// Set once, after the bus has started: the bus needs the hub before.
     bus: OnceLock<SharedBus>,
-    history_readers: Semaphore,
+    readers: Readers,
     /// By shard and kind: the last event of the kinds whose last value is kept.
     last_values: Vec<Mutex<HashMap<u8, Retained>>>,
 }
@@ -64,7 +61,7 @@ impl Hub {
             logs: ShardId::all(shards).map(|_| Log::new(capacity)).collect(),
             router: Arc::default(),
             bus: OnceLock::new(),
-            history_readers: Semaphore::new(MAX_HISTORY_READERS),
+            readers: Readers::default(),
             last_values: ShardId::all(shards).map(|_| Mutex::default()).collect(),
         }
     }

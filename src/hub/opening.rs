@@ -10,6 +10,7 @@ use super::{
     filter::Filter,
     had::Had,
     log::Resume,
+    readers::HistoryQuota,
 };
 use crate::bus::{
     AppendError, Delivery, Gap, GapReason, HistoryPage, Lost, Position, ShardId, unix_ms,
@@ -86,7 +87,7 @@ impl Hub {
                 }
                 Source::Log(_) | Source::Behind => {}
                 Source::History(_) => {
-                    let preview = self.preview(id, &opening);
+                    let preview = self.preview(id, &opening, options.history.as_ref());
                     // A shard whose history is slow holds up no other.
                     if let Ok(preview) = tokio::time::timeout_at(deadline, preview).await {
                         let (lost, events) = preview?;
@@ -210,8 +211,13 @@ impl Hub {
 
     /// Reads a page of history where a stream begins. Returns whether anything that it has not had
     /// is lost, and about how many events follow.
-    async fn preview(&self, shard: ShardId, opening: &Opening) -> Result<(bool, u64), AppendError> {
-        let page = self.history_page(shard, opening.position, PREVIEW_BYTES).await?;
+    async fn preview(
+        &self,
+        shard: ShardId,
+        opening: &Opening,
+        quota: Option<&HistoryQuota>,
+    ) -> Result<(bool, u64), AppendError> {
+        let page = self.history_page(shard, opening.position, PREVIEW_BYTES, quota).await?;
         let mut events = 0;
         for delivery in &page.deliveries {
             if let Delivery::Frame(frame) = delivery {
@@ -237,13 +243,13 @@ impl Hub {
         shard: ShardId,
         after: Position,
         max_bytes: usize,
+        quota: Option<&HistoryQuota>,
     ) -> Result<HistoryPage, AppendError> {
         let Some(history) = self.bus().history() else {
             let next = self.logs[shard.index()].extent().start;
             return Ok(HistoryPage { deliveries: vec![], next, at_end: true });
         };
-        let _permit = self.history_readers.acquire().await.map_err(|_| AppendError::Closed)?;
-        history.page(shard, after, max_bytes).await
+        self.readers.take_turn(quota, history.page(shard, after, max_bytes)).await
     }
 }
 

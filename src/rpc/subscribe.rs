@@ -48,6 +48,7 @@ impl Context {
             merge: subscribe.overflow == v1::Overflow::Merge,
             explain: subscribe.explain,
             trace: self.tracer.is_on(),
+            history: Some(caller.in_flight.quota().history().clone()),
         };
         let filter = within(subscribe.filter, grant);
         let opened = hub.open(filter, &begin, read_options).await?;

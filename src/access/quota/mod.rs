@@ -1,5 +1,5 @@
-//! The quotas of each identity: its open streams, the bytes of its requests in flight, its events a
-//! second.
+//! The quotas of each identity: its open streams, the bytes of its requests in flight, the history
+//! that its streams read, its events a second.
 //!
 //! An identity is remembered while it uses something: while it has an open stream or a request in
 //! flight, or its token bucket is not full.
@@ -22,6 +22,7 @@ use crate::{
     access::Identity,
     config::Limits,
     errors::{Error, Limit},
+    hub::readers::HistoryQuota,
 };
 
 /// With fewer identities than this, the table is not searched for unused ones.
@@ -34,6 +35,7 @@ pub struct Quotas {
     max_streams_per_connection: usize,
     max_bytes: usize,
     max_bytes_per_identity: usize,
+    max_history_bytes: usize,
     rate: Option<Rate>,
     /// Bytes of all requests in flight.
     bytes: AtomicUsize,
@@ -53,6 +55,14 @@ pub struct Quota {
     streams: AtomicUsize,
     bytes: AtomicUsize,
     bucket: Mutex<Bucket>,
+    history: HistoryQuota,
+}
+
+impl Quota {
+    /// What its streams read and hold of history.
+    pub fn history(&self) -> &HistoryQuota {
+        &self.history
+    }
 }
 
 /// One request in flight. Its bytes count against the quota of its identity until it is dropped.
@@ -83,6 +93,7 @@ impl Quotas {
             max_streams_per_connection: limits.max_streams_per_connection,
             max_bytes: limits.max_pending_bytes,
             max_bytes_per_identity: limits.max_pending_bytes_per_identity,
+            max_history_bytes: limits.max_history_bytes_per_identity,
             rate: limits.events_per_second.map(rate),
             bytes: AtomicUsize::new(0),
             table: Mutex::default(),
@@ -106,6 +117,7 @@ impl Quotas {
             streams: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
             bucket: Mutex::new(Bucket::full(Instant::now())),
+            history: HistoryQuota::new(self.max_history_bytes),
         });
         table.quotas.insert(identity.clone(), quota.clone());
         quota

@@ -22,8 +22,12 @@ use super::{
 };
 use crate::bus::{Delivery, Gap, GapReason, HistoryPage, Position, Retained, ShardId, unix_ms};
 
-/// Entries of one reading. Frames have some hundred KiB at most, so a reading has some MiB.
-const ENTRIES: usize = 128;
+/// Entries of one reading, at most.
+const MAX_ENTRIES: usize = 128;
+
+/// Bytes of events, unpacked, of one reading. More only if its first entry has more: a request of a
+/// few MiB is one frame, and packed it may have a few KiB.
+const READING_BYTES: usize = 1024 * 1024;
 
 /// The time limit of a replica, after which its master is asked.
 const REPLICA_TIMEOUT: Duration = Duration::from_secs(1);
@@ -48,14 +52,23 @@ pub struct Reading {
 impl Reading {
     /// The reading that the answers of its two commands make. None if they have another form.
     pub fn read(target: &Target, entries: Value, state: &Value) -> Option<Reading> {
-        Reading::of(entries, state, target.names.auth.as_deref())
+        let asked = entries_to_read(&target.names, READING_BYTES);
+        Reading::of(entries, state, &target.names, (asked, READING_BYTES))
     }
 
-    fn of(entries: Value, state: &Value, auth: Option<&Authenticator>) -> Option<Reading> {
-        let entries = parse_entries(entries, auth)?;
+    /// `asked` entries were asked for; those beyond `max_bytes` are left out.
+    fn of(
+        entries: Value,
+        state: &Value,
+        names: &ShardNames,
+        (asked, max_bytes): (usize, usize),
+    ) -> Option<Reading> {
+        let Value::Array(entries) = entries else { return None };
+        let complete = entries.len() < asked;
+        let (entries, next) = parse_entries(entries, names, max_bytes)?;
+        let more = !complete || next.is_some();
         let view = read_view(state).unwrap_or_default();
-        let more = entries.len() >= ENTRIES;
-        Some(Reading { more, entries: without_unknown(entries, view.tip), view })
+        Some(Reading { more, entries: without_unknown(entries, next, view.tip), view })
     }
 
     /// The number of entries whose authentication tag does not verify.
@@ -82,6 +95,11 @@ impl Page {
     /// The position after which the next reading is to be made.
     pub fn read_from(&self) -> Position {
         self.order.position()
+    }
+
+    /// Bytes of events that it may still take.
+    pub(super) fn room(&self) -> usize {
+        self.max_bytes.saturating_sub(self.bytes)
     }
 
     /// Takes the next reading. Returns the page when it is complete.
@@ -126,8 +144,23 @@ pub(super) async fn read(
     after: Position,
     prefer_replica: bool,
 ) -> Result<Reading, String> {
+    read_up_to(topology, names, shard, (after, READING_BYTES), prefer_replica).await
+}
+
+/// The same, with at most this many bytes of events, but at least one entry if there is one.
+pub(super) async fn read_up_to(
+    topology: &Topology,
+    names: &ShardNames,
+    shard: ShardId,
+    (after, max_bytes): (Position, usize),
+    prefer_replica: bool,
+) -> Result<Reading, String> {
+    let max_bytes = max_bytes.min(READING_BYTES);
+    let once = async |server: &Server, from_replica| {
+        read_once(server, names, (after, max_bytes), from_replica).await
+    };
     if prefer_replica && let Some(replica) = topology.replica(shard) {
-        match tokio::time::timeout(REPLICA_TIMEOUT, read_once(&replica, names, after, true)).await {
+        match tokio::time::timeout(REPLICA_TIMEOUT, once(&replica, true)).await {
             // It may be behind its master, which is asked if it has no entries.
             Ok(Ok(reading)) if reading.entries.is_empty() => {}
             Ok(Ok(reading)) => return Ok(reading),
@@ -139,7 +172,7 @@ pub(super) async fn read(
     let attempts = async {
         loop {
             if let Some(master) = topology.master(shard) {
-                match read_once(&master, names, after, false).await {
+                match once(&master, false).await {
                     Ok(reading) => return reading,
                     Err(failure) => why = failure.to_string(),
                 }
@@ -190,7 +223,7 @@ pub(super) async fn retained(
 async fn read_once(
     server: &Server,
     names: &ShardNames,
-    after: Position,
+    (after, max_bytes): (Position, usize),
     from_replica: bool,
 ) -> Result<Reading, Failure> {
     let mut query =
@@ -202,20 +235,28 @@ async fn read_once(
     }
     let mut pipe = redis::pipe();
     pipe.atomic();
-    let [entries, state] = queries(names, after);
+    let asked = entries_to_read(names, max_bytes);
+    let [entries, state] = queries(names, after, asked);
     pipe.add_command(entries);
     pipe.add_command(state);
     let answer: Result<(Value, Value), _> = pipe.query_async(connection).await;
     let (entries, view) = answer.map_err(|error| classify(&error))?;
     let form = || Failure::Refused("an unknown form of XRANGE and HMGET".into());
-    Reading::of(entries, &view, names.auth.as_deref()).ok_or_else(form)
+    Reading::of(entries, &view, names, (asked, max_bytes)).ok_or_else(form)
+}
+
+/// The number of entries to ask for: as many as have about this many bytes, if they are like those
+/// that were read last. What Redis sends beyond that is thrown away.
+fn entries_to_read(names: &ShardNames, max_bytes: usize) -> usize {
+    let each = names.entry_bytes.load(Ordering::Relaxed).max(1);
+    (max_bytes / each + 1).clamp(2, MAX_ENTRIES)
 }
 
 /// The two commands of a reading, which are executed at one instant.
-fn queries(names: &ShardNames, after: Position) -> [Cmd; 2] {
+fn queries(names: &ShardNames, after: Position, asked: usize) -> [Cmd; 2] {
     let start = if after.is_known() { format!("({after}") } else { "-".to_owned() };
     let mut entries = redis::cmd("XRANGE");
-    entries.arg(&names.history).arg(start).arg("+").arg("COUNT").arg(ENTRIES);
+    entries.arg(&names.history).arg(start).arg("+").arg("COUNT").arg(asked);
     let mut state = redis::cmd("HMGET");
     state.arg(&names.state).arg("epoch").arg("offset").arg("copies").arg("ends");
     [entries, state]
@@ -223,13 +264,17 @@ fn queries(names: &ShardNames, after: Position) -> [Cmd; 2] {
 
 /// The commands of a reading after a position, for simulations.
 pub fn reading(target: &Target, after: Position) -> [Cmd; 2] {
-    queries(&target.names, after)
+    queries(&target.names, after, entries_to_read(&target.names, READING_BYTES))
 }
 
 /// The entries that gateways wrote. An unknown writer can only add entries beyond the shard's end,
-/// or at a position that the next entry shows to be within its own frame.
-fn without_unknown(entries: Vec<Envelope>, tip: Position) -> Vec<Envelope> {
+/// or at a position that the next entry shows to be within its own frame. `next` is the entry after
+/// them, where it is known.
+fn without_unknown(entries: Vec<Envelope>, next: Option<Envelope>, tip: Position) -> Vec<Envelope> {
     let mut limit = tip.is_known().then_some(tip);
+    if let Some(next) = next.filter(|next| limit.is_none_or(|tip| next.position <= tip)) {
+        limit = next.follows().or(limit);
+    }
     let mut kept: Vec<Envelope> = Vec::with_capacity(entries.len());
     for entry in entries.into_iter().rev() {
         if limit.is_some_and(|limit| entry.position > limit) {
@@ -242,24 +287,42 @@ fn without_unknown(entries: Vec<Envelope>, tip: Position) -> Vec<Envelope> {
     kept
 }
 
-fn parse_entries(value: Value, auth: Option<&Authenticator>) -> Option<Vec<Envelope>> {
-    let Value::Array(entries) = value else { return None };
-    entries
-        .into_iter()
-        .map(|entry| {
-            let Value::Array(parts) = entry else { return None };
-            let [id, fields] = <[Value; 2]>::try_from(parts).ok()?;
-            let (Value::BulkString(id), Value::Array(mut fields)) = (id, fields) else {
-                return None;
-            };
-            let (Value::BulkString(value), Value::BulkString(field)) =
-                (fields.pop()?, fields.pop()?)
-            else {
-                return None;
-            };
-            Envelope::from_history(&id, &field, &Bytes::from(value), auth)
-        })
-        .collect()
+/// Reads entries, as many as have `max_bytes` of events, at least one. The second part is the next
+/// one, which is too much.
+fn parse_entries(
+    entries: Vec<Value>,
+    names: &ShardNames,
+    max_bytes: usize,
+) -> Option<(Vec<Envelope>, Option<Envelope>)> {
+    let auth = names.auth.as_deref();
+    let (mut read, mut next, mut bytes) = (Vec::new(), None, 0);
+    for entry in entries {
+        let entry = parse_entry(entry, auth)?;
+        bytes += entry.size();
+        if bytes > max_bytes && !read.is_empty() {
+            next = Some(entry);
+            break;
+        }
+        read.push(entry);
+    }
+    let count = read.len() + usize::from(next.is_some());
+    if let Some(each) = bytes.checked_div(count) {
+        names.entry_bytes.store(each, Ordering::Relaxed);
+    }
+    Some((read, next))
+}
+
+fn parse_entry(entry: Value, auth: Option<&Authenticator>) -> Option<Envelope> {
+    let Value::Array(parts) = entry else { return None };
+    let [id, fields] = <[Value; 2]>::try_from(parts).ok()?;
+    let (Value::BulkString(id), Value::Array(mut fields)) = (id, fields) else {
+        return None;
+    };
+    let (Value::BulkString(value), Value::BulkString(field)) = (fields.pop()?, fields.pop()?)
+    else {
+        return None;
+    };
+    Envelope::from_history(&id, &field, &Bytes::from(value), auth)
 }
 
 fn read_view(value: &Value) -> Option<ShardView> {
@@ -276,6 +339,7 @@ fn read_view(value: &Value) -> Option<ShardView> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::redis::envelope::{Header, encode_events, encode_frame};
 
     fn entry(id: &str, field: &str, value: &'static [u8]) -> Envelope {
         Envelope::from_history(id.as_bytes(), field.as_bytes(), &Bytes::from_static(value), None)
@@ -283,7 +347,7 @@ mod tests {
     }
 
     fn kept(entries: Vec<Envelope>, tip: Position) -> Vec<String> {
-        without_unknown(entries, tip).iter().map(|entry| entry.position.to_string()).collect()
+        without_unknown(entries, None, tip).iter().map(|entry| entry.position.to_string()).collect()
     }
 
     #[test]
@@ -310,5 +374,45 @@ mod tests {
         assert_eq!(kept(entries(), Position::new(9, 1)), own);
         // Without the shard's end the last entries cannot be checked.
         assert_eq!(kept(entries(), Position::UNKNOWN)[6..], ["9-7", "10-0"]);
+    }
+
+    #[test]
+    fn a_reading_unpacks_no_more_than_its_limit_but_at_least_one_entry() {
+        let names = ShardNames::new("p", ShardId(0), 1);
+        // Each has some hundred bytes, and unpacks to a little more than 100,000.
+        let event = Bytes::from(vec![7; 100_000]);
+        let header = Header {
+            writer: 1,
+            sequence: 1,
+            count: 1,
+            time_ms: 0,
+            provenance: None,
+            requests: &[],
+            retain: &[],
+        };
+        let value = encode_frame(&header, &encode_events([&event].into_iter()));
+        assert!(value.len() < 1000);
+        let entry = |n: usize| {
+            let fields = vec![Value::BulkString(b"f".to_vec()), Value::BulkString(value.clone())];
+            Value::Array(vec![
+                Value::BulkString(format!("7-{n}").into_bytes()),
+                Value::Array(fields),
+            ])
+        };
+        let entries = |count| Value::Array((1..=count).map(entry).collect());
+        let read = |count, asked, max_bytes| {
+            let reading = Reading::of(entries(count), &Value::Nil, &names, (asked, max_bytes));
+            let reading = reading.unwrap();
+            (reading.entries.len(), reading.more)
+        };
+        assert_eq!(entries_to_read(&names, READING_BYTES), 128);
+        assert_eq!(read(20, 128, 350_000), (3, true));
+        assert_eq!(read(20, 128, 1), (1, true));
+        assert_eq!(read(3, 128, 350_000), (3, false));
+        assert_eq!(read(3, 3, 350_000), (3, true));
+        assert_eq!(read(0, 128, 350_000), (0, false));
+        // The next one asks for no more than it can use.
+        assert_eq!(entries_to_read(&names, 350_000), 4);
+        assert_eq!(entries_to_read(&names, 1), 2);
     }
 }

@@ -290,8 +290,8 @@ impl RedisBus {
         let mut page = Page::after(after, max_bytes);
         let replica = self.settings.read_from_replicas && self.settings.cluster;
         loop {
-            let from = page.read_from();
-            let reading = history::read(&self.topology, names, shard, from, replica)
+            let wanted = (page.read_from(), page.room());
+            let reading = history::read_up_to(&self.topology, names, shard, wanted, replica)
                 .await
                 .map_err(AppendError::Unavailable)?;
             self.forged.fetch_add(reading.forged(), Ordering::Relaxed);

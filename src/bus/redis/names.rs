@@ -1,7 +1,7 @@
 //! The names of keys and channels in Redis. All names of a shard share one hash tag, so that one
 //! script reaches them on one master.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicUsize};
 
 use uuid::Uuid;
 
@@ -10,6 +10,9 @@ use crate::bus::{MemberId, RequestId, ShardId};
 
 /// Hash slots of a Redis Cluster.
 pub(super) const SLOTS: u16 = 16384;
+
+/// Bytes of the events of an entry of history, as long as none was read.
+const ENTRY_BYTES: usize = 8 * 1024;
 
 /// The names of one shard.
 #[derive(Clone, Debug)]
@@ -30,6 +33,8 @@ pub(super) struct ShardNames {
     pub channel: String,
     /// Makes and verifies the tags of everything under these names. None without `frameKey`.
     pub auth: Option<Arc<Authenticator>>,
+    /// Bytes of the events of an entry of history, as the last reading found them.
+    pub entry_bytes: Arc<AtomicUsize>,
 }
 
 impl ShardNames {
@@ -62,6 +67,7 @@ impl ShardNames {
             retained: format!("{base}:retained"),
             channel: format!("{base}:channel"),
             auth: None,
+            entry_bytes: Arc::new(AtomicUsize::new(ENTRY_BYTES)),
             base,
         }
     }

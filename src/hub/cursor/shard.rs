@@ -192,6 +192,11 @@ impl ShardCursor {
         }
     }
 
+    /// True if it has entries of a page of history.
+    pub(super) fn holds_history(&self) -> bool {
+        matches!(&self.source, Source::History(entries) if !entries.is_empty())
+    }
+
     /// True if it reads the log, so that a pending bit concerns it.
     pub(super) fn reads_log(&self) -> bool {
         matches!(self.source, Source::Log(_) | Source::Gap(..))

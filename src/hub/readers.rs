@@ -1,0 +1,134 @@
+//! Limits of what streams read and hold of history.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::bus::AppendError;
+
+/// The most pages of history that are read at once, so that many streams that resume together do
+/// not overload the bus.
+const MAX_READERS: usize = 8;
+
+/// The same of one identity, so that the streams of others do not wait for all of its own.
+const MAX_READERS_OF_ONE: usize = 2;
+
+/// The pages of history that a gateway reads.
+#[derive(Debug)]
+pub struct Readers(Semaphore);
+
+/// The pages of history that the streams of one identity read and hold. A stream waits for its
+/// turn, and no stream fails for it.
+#[derive(Clone, Debug)]
+pub struct HistoryQuota {
+    readers: Arc<Semaphore>,
+    /// A permit for each KiB.
+    held: Arc<Semaphore>,
+}
+
+/// Counts a page of history as held until it is dropped.
+#[derive(Debug)]
+pub struct HeldPage(#[allow(dead_code)] Option<OwnedSemaphorePermit>);
+
+impl Default for Readers {
+    fn default() -> Readers {
+        Readers(Semaphore::new(MAX_READERS))
+    }
+}
+
+impl Readers {
+    /// Reads in turn with all others of the gateway, and with those of the identity.
+    pub async fn take_turn<T>(
+        &self,
+        quota: Option<&HistoryQuota>,
+        read: impl Future<Output = Result<T, AppendError>>,
+    ) -> Result<T, AppendError> {
+        let closed = |_| AppendError::Closed;
+        let _of_one = match quota {
+            Some(quota) => Some(quota.readers.acquire().await.map_err(closed)?),
+            None => None,
+        };
+        let _of_all = self.0.acquire().await.map_err(closed)?;
+        read.await
+    }
+}
+
+impl HistoryQuota {
+    /// The streams may hold this many bytes.
+    pub fn new(max_bytes: usize) -> HistoryQuota {
+        HistoryQuota {
+            readers: Arc::new(Semaphore::new(MAX_READERS_OF_ONE)),
+            held: Arc::new(Semaphore::new(max_bytes / 1024)),
+        }
+    }
+
+    /// Waits until a page of this many bytes may be held.
+    pub async fn hold(&self, bytes: usize) -> Result<HeldPage, AppendError> {
+        let permit = self.held.clone().acquire_many_owned(kib(bytes)).await;
+        permit.map(|permit| HeldPage(Some(permit))).map_err(|_| AppendError::Closed)
+    }
+}
+
+impl HeldPage {
+    /// A page that counts against nobody.
+    pub fn uncounted() -> HeldPage {
+        HeldPage(None)
+    }
+
+    /// Counts the bytes that the page really has. One of a single large frame may have more than
+    /// were waited for: what is left counts as far as it can.
+    pub fn resize(&mut self, bytes: usize) {
+        let Some(permit) = &mut self.0 else { return };
+        let (held, needed) = (permit.num_permits(), kib(bytes) as usize);
+        if needed < held {
+            drop(permit.split(held - needed));
+        } else {
+            let more = u32::try_from(needed - held).unwrap_or(u32::MAX);
+            let semaphore = permit.semaphore().clone();
+            let more = more.min(u32::try_from(semaphore.available_permits()).unwrap_or(u32::MAX));
+            if let Ok(more) = semaphore.try_acquire_many_owned(more) {
+                permit.merge(more);
+            }
+        }
+    }
+}
+
+fn kib(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn pages_count_with_their_bytes_until_they_are_dropped() {
+        let quota = HistoryQuota::new(100 * 1024);
+        let mut first = quota.hold(64 * 1024).await.unwrap();
+        assert!(quota.hold(64 * 1024).now_or_never().is_none());
+        first.resize(10_000);
+        let mut second = quota.hold(64 * 1024).await.unwrap();
+        second.resize(100 << 20);
+        assert_eq!(quota.held.available_permits(), 0);
+        drop(second);
+        assert_eq!(quota.held.available_permits(), 90);
+        drop(first);
+        assert_eq!(quota.held.available_permits(), 100);
+    }
+
+    #[tokio::test]
+    async fn the_streams_of_one_identity_leave_turns_to_others() {
+        let readers = Readers::default();
+        let [one, other] = [(); 2].map(|()| HistoryQuota::new(1 << 20));
+        let never = || std::future::pending::<Result<(), AppendError>>();
+        let mut reading: Vec<_> =
+            (0..100).map(|_| Box::pin(readers.take_turn(Some(&one), never()))).collect();
+        for read in &mut reading {
+            assert!(read.now_or_never().is_none());
+        }
+        let read = readers.take_turn(Some(&other), async { Ok(7) });
+        assert_eq!(read.now_or_never().unwrap().unwrap(), 7);
+    }
+}
