@@ -435,7 +435,7 @@ impl Cursor {
         let max_bytes = (PAGE_BYTES / self.shards.len()).max(MIN_PAGE_BYTES);
         let read = async move {
             let mut held = match &quota {
-                Some(quota) => quota.hold(max_bytes).await?,
+                Some(quota) => quota.hold().await?,
                 None => HeldPage::uncounted(),
             };
             let page = hub.history_page(id, place, max_bytes, quota.as_ref()).await?;

@@ -13,6 +13,10 @@ const MAX_READERS: usize = 8;
 /// The same of one identity, so that the streams of others do not wait for all of its own.
 const MAX_READERS_OF_ONE: usize = 2;
 
+/// Bytes that a page may have, whatever is asked for: a large request is one frame, and is not
+/// divided.
+const MAX_PAGE_BYTES: usize = 4 * 1024 * 1024;
+
 /// The pages of history that a gateway reads.
 #[derive(Debug)]
 pub struct Readers(Semaphore);
@@ -24,6 +28,7 @@ pub struct HistoryQuota {
     readers: Arc<Semaphore>,
     /// A permit for each KiB.
     held: Arc<Semaphore>,
+    max: u32,
 }
 
 /// Counts a page of history as held until it is dropped.
@@ -59,12 +64,14 @@ impl HistoryQuota {
         HistoryQuota {
             readers: Arc::new(Semaphore::new(MAX_READERS_OF_ONE)),
             held: Arc::new(Semaphore::new(max_bytes / 1024)),
+            max: kib(max_bytes),
         }
     }
 
-    /// Waits until a page of this many bytes may be held.
-    pub async fn hold(&self, bytes: usize) -> Result<HeldPage, AppendError> {
-        let permit = self.held.clone().acquire_many_owned(kib(bytes)).await;
+    /// Waits until a page may be held. It counts as the largest one until its size is known.
+    pub async fn hold(&self) -> Result<HeldPage, AppendError> {
+        let largest = kib(MAX_PAGE_BYTES).min(self.max);
+        let permit = self.held.clone().acquire_many_owned(largest).await;
         permit.map(|permit| HeldPage(Some(permit))).map_err(|_| AppendError::Closed)
     }
 }
@@ -75,8 +82,8 @@ impl HeldPage {
         HeldPage(None)
     }
 
-    /// Counts the bytes that the page really has. One of a single large frame may have more than
-    /// were waited for: what is left counts as far as it can.
+    /// Counts the bytes that the page really has. If it has more than the largest one, they count
+    /// as far as others are free.
     pub fn resize(&mut self, bytes: usize) {
         let Some(permit) = &mut self.0 else { return };
         let (held, needed) = (permit.num_permits(), kib(bytes) as usize);
@@ -105,17 +112,23 @@ mod tests {
 
     #[tokio::test]
     async fn pages_count_with_their_bytes_until_they_are_dropped() {
-        let quota = HistoryQuota::new(100 * 1024);
-        let mut first = quota.hold(64 * 1024).await.unwrap();
-        assert!(quota.hold(64 * 1024).now_or_never().is_none());
+        let quota = HistoryQuota::new(5 << 20);
+        let mut first = quota.hold().await.unwrap();
+        assert!(quota.hold().now_or_never().is_none());
         first.resize(10_000);
-        let mut second = quota.hold(64 * 1024).await.unwrap();
+        let mut second = quota.hold().await.unwrap();
         second.resize(100 << 20);
         assert_eq!(quota.held.available_permits(), 0);
         drop(second);
-        assert_eq!(quota.held.available_permits(), 90);
+        assert_eq!(quota.held.available_permits(), 5 * 1024 - 10);
         drop(first);
-        assert_eq!(quota.held.available_permits(), 100);
+        assert_eq!(quota.held.available_permits(), 5 * 1024);
+        // One that is smaller than a page serves one stream after the other.
+        let quota = HistoryQuota::new(1 << 20);
+        let only = quota.hold().await.unwrap();
+        assert!(quota.hold().now_or_never().is_none());
+        drop(only);
+        quota.hold().await.unwrap();
     }
 
     #[tokio::test]

@@ -17,5 +17,7 @@ mod wire;
 mod bodies;
 mod connections;
 mod floods;
+mod histories;
+mod lists;
 mod quotas;
 mod readers;
