@@ -9,6 +9,8 @@ use crate::errors::{Limit, LimitCounters};
 pub struct Counters {
     /// Connections that were accepted.
     connections: AtomicU64,
+    /// Of these, the ones that were closed before they sent anything.
+    unused: AtomicU64,
     /// Requests in flight: not completely answered yet.
     in_flight: AtomicUsize,
     /// Connections and requests that were refused or ended because of a limit.
@@ -19,6 +21,17 @@ impl Counters {
     /// Records a connection that was accepted.
     pub fn connected(&self) {
         self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Records that a connection was closed before it sent anything: mostly a probe, which is no
+    /// reason for a line in the log.
+    pub fn unused(&self) {
+        self.unused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The number of connections that were closed before they sent anything.
+    pub fn unused_connections(&self) -> u64 {
+        self.unused.load(Ordering::Relaxed)
     }
 
     /// Records a request that has arrived.

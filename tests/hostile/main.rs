@@ -21,3 +21,4 @@ mod histories;
 mod lists;
 mod quotas;
 mod readers;
+mod shared;

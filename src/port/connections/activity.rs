@@ -33,6 +33,11 @@ impl Activity {
         self.preface_received.load(Ordering::Relaxed)
     }
 
+    /// The number of requests that are not finished.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
     /// The number of requests so far, if none is in flight now.
     pub fn requests_if_idle(&self) -> Option<u64> {
         let started = self.started.load(Ordering::Relaxed);

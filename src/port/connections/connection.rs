@@ -24,8 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tower::{BoxError, Service};
 
 use super::{
-    CONNECTION_WINDOW, Connection, ConnectionLimits, MAX_ERRORS, MAX_RESETS, SEND_BUFFER,
-    STREAM_WINDOW,
+    CONNECTION_WINDOW, Connection, ConnectionLimits, MAX_RESETS, SEND_BUFFER, STREAM_WINDOW,
 };
 use crate::port::connections::{
     activity::{Activity, RequestExecutor},
@@ -83,7 +82,7 @@ where
     let activity = Arc::new(Activity::default());
     let deadline = Instant::now() + shared.limits.handshake_timeout;
     let detecting = detect_protocol(PrefaceIo::new(io, activity.clone()), deadline, &shared);
-    let Some((io, protocol)) = Box::pin(detecting).await else { return };
+    let Some((mut io, protocol)) = Box::pin(detecting).await else { return };
     let of_all = shared.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
@@ -97,6 +96,7 @@ where
                 activity: activity.clone(),
                 counters: shared.counters.clone(),
             };
+            io.limit_reading(Arc::downgrade(&new_requests), shared.limits.requests as usize);
             let builder = http2(&shared.limits, executor);
             let connection = Box::pin(builder.serve_connection(TokioIo::new(io), service));
             serve_http2(connection, new_requests, &activity, deadline, &shared).await;
@@ -126,7 +126,11 @@ async fn detect_protocol<S>(
                 shared.counters.refused(Limit::HandshakeTimeout);
                 return None;
             };
-            Some((io, protocol.ok()?))
+            let is_unused = io.is_unused();
+            if is_unused {
+                shared.counters.unused();
+            }
+            Some((io, protocol.ok().filter(|_| !is_unused)?))
         }
         () = shared.abort.cancelled() => None,
         // No request is in flight yet.
@@ -210,7 +214,7 @@ fn http2(limits: &ConnectionLimits, executor: RequestExecutor) -> http2::Builder
         .max_send_buf_size(SEND_BUFFER)
         .max_header_list_size(limits.header_bytes)
         .max_pending_accept_reset_streams(MAX_RESETS)
-        .max_local_error_reset_streams(MAX_ERRORS)
+        .max_local_error_reset_streams(None)
         .keep_alive_interval(limits.keepalive.interval)
         .keep_alive_timeout(limits.keepalive.timeout);
     builder

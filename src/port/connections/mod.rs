@@ -40,10 +40,11 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// slow reader is not noticed before this is full, and a client that never reads costs this much.
 const SEND_BUFFER: usize = 128 * 1024;
 
-/// Streams that a client may reset before the gateway has accepted them, and streams that may be
-/// reset for the client's errors; one more closes the connection.
-const MAX_RESETS: usize = 20;
-const MAX_ERRORS: usize = 256;
+/// Streams that a client may reset before the gateway has accepted them; one more closes the
+/// connection. It is more than fit into what is read before streams are accepted, since many
+/// clients of a load balancer share one connection, and what one of them does must not end it for
+/// all. For the same reason there is no limit of streams that are reset for a client's errors.
+const MAX_RESETS: usize = 8192;
 
 /// Limits of one connection.
 #[derive(Clone, Debug)]
