@@ -44,6 +44,10 @@ settings! {
         /// Open `Subscribe` streams of one identity.
         pub max_streams_per_identity: usize =
             key("maxStreamsPerIdentity", number(1..=10_000_000), 20_000),
+        /// Open `Watch` streams of the health protocol, which needs no credential. A tenth of them
+        /// may come from one address.
+        pub max_health_streams: usize =
+            key("maxHealthStreams", number(10..=1_000_000), 10_000),
         /// Concurrent requests of one connection besides its `Subscribe` streams. HTTP/2 announces
         /// the sum of both to clients, and they hold back requests beyond it.
         pub max_requests_per_connection: usize =

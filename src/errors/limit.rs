@@ -16,6 +16,8 @@ pub enum Limit {
     StreamsPerConnection,
     /// `limits.maxStreamsPerIdentity`.
     StreamsPerIdentity,
+    /// `limits.maxHealthStreams`.
+    HealthStreams,
     /// `limits.maxPendingBytes`.
     PendingBytes,
     /// `limits.maxPendingBytesPerIdentity`.
@@ -32,12 +34,13 @@ pub enum Limit {
 
 impl Limit {
     /// All limits, in the order of their numbers.
-    pub const ALL: [Limit; 11] = [
+    pub const ALL: [Limit; 12] = [
         Limit::Connections,
         Limit::ConnectionsPerPeer,
         Limit::Streams,
         Limit::StreamsPerConnection,
         Limit::StreamsPerIdentity,
+        Limit::HealthStreams,
         Limit::PendingBytes,
         Limit::PendingBytesPerIdentity,
         Limit::EventsPerSecond,
@@ -54,6 +57,7 @@ impl Limit {
             Limit::Streams => "limits.maxStreams",
             Limit::StreamsPerConnection => "limits.maxStreamsPerConnection",
             Limit::StreamsPerIdentity => "limits.maxStreamsPerIdentity",
+            Limit::HealthStreams => "limits.maxHealthStreams",
             Limit::PendingBytes => "limits.maxPendingBytes",
             Limit::PendingBytesPerIdentity => "limits.maxPendingBytesPerIdentity",
             Limit::EventsPerSecond => "limits.eventsPerSecond",

@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -18,6 +19,7 @@ use tower::{BoxError, Layer, Service};
 use super::rooms::Rooms;
 use crate::{
     config::Config,
+    observe::counters::Method,
     port::{
         connections::{self, ConnectionLimits, GoawaySender},
         grpc_only::GrpcOnlyLayer,
@@ -51,7 +53,7 @@ pub async fn serve(
     let services = Services {
         coordination: requests(config.limits.max_request_bytes)
             .layer(rpc::Server::new(rooms.rpc_context(config))),
-        others: requests(SMALL_REQUEST).layer(health_and_reflection(health)),
+        others: requests(SMALL_REQUEST).layer(health_and_reflection(health, rooms)),
     };
     let service = GrpcOnlyLayer.layer(rooms.access_layer().layer(services));
     let admission = Admission {
@@ -66,7 +68,7 @@ pub async fn serve(
     connections::serve(incoming, service, limits, rooms.port.clone(), ended).await;
 }
 
-fn health_and_reflection(health: &HealthState) -> Routes {
+fn health_and_reflection(health: &HealthState, rooms: &Rooms) -> Routes {
     let descriptors = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
@@ -77,7 +79,10 @@ fn health_and_reflection(health: &HealthState) -> Routes {
     let reflection = descriptors().build_v1().expect("the descriptors are those of the build");
     let reflection_alpha =
         descriptors().build_v1alpha().expect("the descriptors are those of the build");
-    Routes::new(health.service().max_decoding_message_size(SMALL_REQUEST))
+    let records = rooms.records.clone();
+    let on_refused = Arc::new(move |error: &_| records.refused(Method::Other, error));
+    let health = health.service(rooms.quotas.clone(), on_refused);
+    Routes::new(health.max_decoding_message_size(SMALL_REQUEST))
         .add_service(reflection.max_decoding_message_size(SMALL_REQUEST))
         .add_service(reflection_alpha.max_decoding_message_size(SMALL_REQUEST))
         .prepare()

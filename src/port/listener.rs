@@ -16,6 +16,7 @@ use tokio_util::either::Either;
 
 use crate::{
     access::{Access, Peer, PeerCertificate, Rule},
+    errors::Limit,
     port::{
         connections::{Connection, ConnectionSlot, ConnectionSlots, GoawaySender},
         counters::Counters,
@@ -126,7 +127,20 @@ impl Acceptor {
         };
         self.abort_oldest_handshakes();
         let (access, timeout) = (self.access.clone(), self.handshake_timeout);
+        let counters = self.admission.counters.clone();
         let handshake = async move {
+            let begins = tokio::time::timeout(timeout, has_begun(&stream));
+            match begins.await {
+                Ok(true) => {}
+                Ok(false) => {
+                    counters.unused();
+                    return None;
+                }
+                Err(_) => {
+                    counters.refused(Limit::HandshakeTimeout);
+                    return None;
+                }
+            }
             let handshake = handshake(acceptor, generation, stream, peer, slot);
             match tokio::time::timeout(timeout, handshake).await {
                 Ok(Ok(connection)) => Some(connection),
@@ -163,6 +177,11 @@ impl Acceptor {
             }
         }
     }
+}
+
+/// Waits for the first byte of a client. False: it has closed the connection without one.
+async fn has_begun(stream: &TcpStream) -> bool {
+    stream.peek(&mut [0]).await.is_ok_and(|bytes| bytes > 0)
 }
 
 async fn handshake(

@@ -4,7 +4,7 @@
 //! `Watch` of an unknown service should report `SERVICE_UNKNOWN`, and its open `Watch` streams keep
 //! a server from stopping. So the state is ours, on its generated code.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::Arc};
 
 use futures_util::Stream;
 use tokio::sync::watch;
@@ -16,7 +16,14 @@ use tonic_health::pb::{
     health_server::{Health, HealthServer},
 };
 
-use crate::proto::v1::SERVICE;
+use crate::{
+    access::{
+        Caller,
+        quota::{HealthPermit, Quotas},
+    },
+    errors::Error,
+    proto::v1::SERVICE,
+};
 
 /// The known service names: the whole gateway, its service, and one each for publishing and
 /// subscribing.
@@ -32,6 +39,17 @@ pub struct HealthState {
     ended: CancellationToken,
 }
 
+/// The gRPC service over the state.
+#[derive(Clone)]
+pub struct HealthService {
+    state: HealthState,
+    quotas: Arc<Quotas>,
+    on_refused: OnRefused,
+}
+
+/// Called with the error of each stream that is refused.
+pub type OnRefused = Arc<dyn Fn(&Error) + Send + Sync>;
+
 impl HealthState {
     /// A gateway that does not serve yet. `Watch` streams end with `ended`.
     pub fn new(ended: CancellationToken) -> HealthState {
@@ -43,9 +61,13 @@ impl HealthState {
         self.serving.send_if_modified(|before| std::mem::replace(before, serving) != serving);
     }
 
-    /// The gRPC service.
-    pub fn service(&self) -> HealthServer<HealthState> {
-        HealthServer::new(self.clone())
+    /// The gRPC service, whose streams count against these quotas.
+    pub fn service(
+        &self,
+        quotas: Arc<Quotas>,
+        on_refused: OnRefused,
+    ) -> HealthServer<HealthService> {
+        HealthServer::new(HealthService { state: self.clone(), quotas, on_refused })
     }
 }
 
@@ -63,6 +85,7 @@ struct Watch {
     first: bool,
     serving: watch::Receiver<bool>,
     ended: CancellationToken,
+    _permit: HealthPermit,
 }
 
 impl Watch {
@@ -91,7 +114,7 @@ impl Watch {
 }
 
 #[tonic::async_trait]
-impl Health for HealthState {
+impl Health for HealthService {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
 
     async fn check(
@@ -102,19 +125,23 @@ impl Health for HealthState {
         if !names().contains(name) {
             return Err(Status::not_found(format!("no service is named {name:?} here")));
         }
-        Ok(Response::new(status(*self.serving.borrow())))
+        Ok(Response::new(status(*self.state.serving.borrow())))
     }
 
     async fn watch(
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        let caller = Caller::of(request.extensions())?;
+        let permit = self.quotas.health_stream(caller.in_flight.quota());
+        let permit = permit.inspect_err(|error| (self.on_refused)(error))?;
         let watch = Watch {
             // The protocol has the stream of an unknown service stay open.
             known: names().contains(&request.get_ref().service),
             first: true,
-            serving: self.serving.subscribe(),
-            ended: self.ended.clone(),
+            serving: self.state.serving.subscribe(),
+            ended: self.state.ended.clone(),
+            _permit: permit,
         };
         let stream = futures_util::stream::unfold(watch, |mut watch| async move {
             let next = watch.next().await?;

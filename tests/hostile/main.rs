@@ -19,6 +19,7 @@ mod connections;
 mod floods;
 mod histories;
 mod lists;
+mod probes;
 mod quotas;
 mod readers;
 mod shared;

@@ -28,6 +28,9 @@ use crate::{
 /// With fewer identities than this, the table is not searched for unused ones.
 const MIN_SWEEP: usize = 1024;
 
+/// One address may have this part of the `Watch` streams of the health protocol.
+const HEALTH_SHARE: usize = 10;
+
 /// The quotas of all identities.
 #[derive(Debug)]
 pub struct Quotas {
@@ -36,6 +39,8 @@ pub struct Quotas {
     max_bytes: usize,
     max_bytes_per_identity: usize,
     max_history_bytes: usize,
+    max_health_streams: usize,
+    health_streams: AtomicUsize,
     rate: Option<Rate>,
     /// Bytes of all requests in flight.
     bytes: AtomicUsize,
@@ -56,6 +61,7 @@ pub struct Quota {
     bytes: AtomicUsize,
     bucket: Mutex<Bucket>,
     history: HistoryQuota,
+    health_streams: AtomicUsize,
 }
 
 impl Quota {
@@ -84,6 +90,13 @@ pub struct StreamPermit {
     streams: Arc<ConnectionStreams>,
 }
 
+/// Permits one open `Watch` stream of the health protocol until it is dropped.
+#[derive(Debug)]
+pub struct HealthPermit {
+    quotas: Arc<Quotas>,
+    quota: Arc<Quota>,
+}
+
 impl Quotas {
     /// Quotas with the limits of the configuration.
     pub fn new(limits: &Limits) -> Quotas {
@@ -93,6 +106,8 @@ impl Quotas {
             max_streams_per_connection: limits.max_streams_per_connection,
             max_bytes: limits.max_pending_bytes,
             max_bytes_per_identity: limits.max_pending_bytes_per_identity,
+            max_health_streams: limits.max_health_streams,
+            health_streams: AtomicUsize::new(0),
             max_history_bytes: limits.max_history_bytes_per_identity,
             rate: limits.events_per_second.map(rate),
             bytes: AtomicUsize::new(0),
@@ -118,6 +133,7 @@ impl Quotas {
             bytes: AtomicUsize::new(0),
             bucket: Mutex::new(Bucket::full(Instant::now())),
             history: HistoryQuota::new(self.max_history_bytes),
+            health_streams: AtomicUsize::new(0),
         });
         table.quotas.insert(identity.clone(), quota.clone());
         quota
@@ -166,6 +182,24 @@ impl Quotas {
         Ok(permit)
     }
 
+    /// Permits one more `Watch` stream of the health protocol. They count apart from streams of
+    /// events: neither kind takes the permits of the other.
+    pub fn health_stream(self: &Arc<Self>, quota: &Arc<Quota>) -> Result<HealthPermit, Error> {
+        let of_all = self.health_streams.fetch_add(1, Ordering::Relaxed);
+        let of_identity = quota.health_streams.fetch_add(1, Ordering::Relaxed);
+        let permit = HealthPermit { quotas: self.clone(), quota: quota.clone() };
+        let max = self.max_health_streams;
+        if of_all >= max || of_identity >= max / HEALTH_SHARE {
+            return Err(Error::limit(Limit::HealthStreams, max));
+        }
+        Ok(permit)
+    }
+
+    /// The number of open `Watch` streams of the health protocol.
+    pub fn health_streams(&self) -> usize {
+        self.health_streams.load(Ordering::Relaxed)
+    }
+
     /// The bytes of all requests in flight.
     pub fn bytes_in_flight(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
@@ -205,6 +239,13 @@ impl Drop for InFlightRequest {
         let bytes = *self.bytes.get_mut();
         self.quota.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.quotas.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for HealthPermit {
+    fn drop(&mut self) {
+        self.quota.health_streams.fetch_sub(1, Ordering::Relaxed);
+        self.quotas.health_streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -184,6 +184,13 @@ fn connections(text: &mut Text, sources: &Sources) {
         .sample(&[], sources.slots.max());
     text.counter("connections_total", "Connections that were accepted.")
         .sample(&[], sources.port.connections());
+    text.counter(
+        "connections_unused_total",
+        "Connections that were closed before they sent anything, such as probes.",
+    )
+    .sample(&[], sources.port.unused_connections());
+    text.gauge("health_streams", "Open Watch streams of the health protocol.")
+        .sample(&[], sources.quotas.health_streams());
     text.gauge("requests_in_flight", "Requests without a complete answer, streams included.")
         .sample(&[], sources.port.in_flight());
     text.gauge("pending_request_bytes", "Bytes of requests in flight, streams included.")

@@ -22,7 +22,7 @@ mod samples;
 mod text;
 mod view;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use axum::Router;
 use hyper::server::conn::http1;
@@ -32,8 +32,7 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::MissedTickBehavior,
 };
 use tokio_util::sync::CancellationToken;
@@ -49,8 +48,13 @@ use crate::{
     throttle::Throttle,
 };
 
-/// Open connections; more wait to be accepted.
+/// Open connections. For one more, the oldest is closed after the answer under way, so that clients
+/// that hold connections open keep no probe waiting.
 const MAX_CONNECTIONS: usize = 256;
+
+/// Open connections, those that are being closed included. For one more, the oldest is closed at
+/// once.
+const MAX_TASKS: usize = 2 * MAX_CONNECTIONS;
 
 /// The time for the headers of a request, which is also the time that a connection may be idle:
 /// longer than the interval of scrapes.
@@ -108,25 +112,32 @@ pub async fn serve(listener: TcpListener, sources: Sources, stop: CancellationTo
     let router = routes::router(admin.clone());
     let mut tick = tokio::time::interval(samples::INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
+    // Those that were not asked to close, and the tasks of all: the oldest first.
+    let (mut open, mut tasks) = (VecDeque::new(), VecDeque::<AbortHandle>::new());
     let throttle = Throttle::repeated();
     loop {
         while connections.try_join_next().is_some() {}
-        let accepted = async {
-            let slot = slots.clone().acquire_owned().await;
-            (slot, listener.accept().await)
-        };
         tokio::select! {
             () = stop.cancelled() => break,
             _ = tick.tick() => admin.samples.take(&admin.sources),
-            (slot, accepted) = accepted => match accepted {
+            accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    let router = router.clone();
-                    connections.spawn(async move {
-                        let _slot = slot;
-                        connection(stream, router).await;
-                    });
+                    tasks.retain(|task| !task.is_finished());
+                    open.retain(|close: &CancellationToken| !close.is_cancelled());
+                    if open.len() >= MAX_CONNECTIONS
+                        && let Some(oldest) = open.pop_front()
+                    {
+                        oldest.cancel();
+                    }
+                    if tasks.len() >= MAX_TASKS
+                        && let Some(oldest) = tasks.pop_front()
+                    {
+                        oldest.abort();
+                    }
+                    let close = CancellationToken::new();
+                    open.push_back(close.clone());
+                    tasks.push_back(connections.spawn(connection(stream, router.clone(), close)));
                 }
                 Err(error) => {
                     if let Some(left_out) = throttle.pass() {
@@ -140,7 +151,10 @@ pub async fn serve(listener: TcpListener, sources: Sources, stop: CancellationTo
     connections.shutdown().await;
 }
 
-async fn connection(stream: TcpStream, router: Router) {
+async fn connection(stream: TcpStream, router: Router, close: CancellationToken) {
+    // Cancelled when it ends, in whichever way: its place is free then.
+    let closing = close.clone();
+    let _close = close.drop_guard();
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_TIMEOUT)
@@ -151,6 +165,7 @@ async fn connection(stream: TcpStream, router: Router) {
         // An error of the connection is its client's to handle.
         _ = &mut served => return,
         () = tokio::time::sleep(MAX_AGE) => {}
+        () = closing.cancelled() => {}
     }
     served.as_mut().graceful_shutdown();
     let _ = tokio::time::timeout(CLOSE_TIMEOUT, served).await;
