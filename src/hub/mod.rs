@@ -106,7 +106,11 @@ impl Hub {
         let Some(history) = self.bus().history() else { return Ok(()) };
         for shard in ShardId::all(u16::try_from(self.logs.len()).unwrap_or(u16::MAX)) {
             for retained in history.retained(shard).await? {
-                self.keep_last(shard, retained);
+                // Anybody who writes to the bus can put another event there.
+                let event = EventView::peek(&retained.event);
+                if event.is_ok_and(|event| event.kind() == retained.key) {
+                    self.keep_last(shard, retained);
+                }
             }
         }
         Ok(())

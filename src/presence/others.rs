@@ -22,6 +22,9 @@ use crate::{
     },
 };
 
+/// Bytes of the texts in the record of a gateway.
+const MAX_TEXT_BYTES: usize = 256;
+
 /// Gateways that are kept.
 const MAX_GATEWAYS: usize = 1024;
 
@@ -120,8 +123,10 @@ impl Others {
                         view.remove(id);
                         continue;
                     }
-                    Ok(record) => view.apply_record(id, record, found.record, renewed),
-                    Err(_) => {}
+                    Ok(record) if is_readable(&record) => {
+                        view.apply_record(id, record, found.record, renewed);
+                    }
+                    Ok(_) | Err(_) => {}
                 },
             }
             missing.remove(&id);
@@ -156,6 +161,12 @@ impl Others {
             view.apply_shard(id, number, shard, now, new);
         }
     }
+}
+
+/// False for a record that no gateway writes: a list of gateways has all of their texts.
+fn is_readable(record: &MemberRecord) -> bool {
+    let texts = [&record.gateway_id, &record.version, &record.address];
+    texts.iter().all(|text| text.len() <= MAX_TEXT_BYTES)
 }
 
 impl View {

@@ -12,6 +12,7 @@ mod conformance;
 mod doctor;
 mod history;
 mod memory;
+mod odd;
 mod promises;
 mod reach;
 mod reconnect;

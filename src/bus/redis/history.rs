@@ -1,7 +1,6 @@
 //! Readings of a shard's history and state in Redis.
 
 use std::{
-    collections::HashMap,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -11,8 +10,9 @@ use redis::{Cmd, Value};
 
 use super::{
     auth::{Authenticator, Kind, TAG_LENGTH},
-    envelope::{Body, Envelope, parse_position},
+    envelope::{Body, Envelope},
     names::ShardNames,
+    odd::OddFields,
     order::Order,
     recovery::Memory,
     script::{Failure, Target, classify},
@@ -190,21 +190,20 @@ pub(super) async fn read_up_to(
 pub(super) async fn retained(
     server: &Server,
     names: &ShardNames,
-    forged: &AtomicU64,
+    (odd, forged): (&OddFields, &AtomicU64),
 ) -> Result<Vec<Retained>, String> {
     let mut query = server.query().await.map_err(|error| error.to_string())?;
-    let answer: Result<HashMap<u8, Vec<u8>>, _> =
+    let answer: Result<Value, _> =
         redis::cmd("HGETALL").arg(&names.retained).query_async(query.connection()).await;
-    let fields = answer.map_err(|error| error.to_string())?;
-    let read = |(key, value): (u8, Vec<u8>)| {
-        let space = value.iter().position(|byte| *byte == b' ')?;
-        let position = parse_position(&value[..space])?;
-        Some(Retained { key, position, event: Bytes::from(value).slice(space + 1..) })
+    let kept = match answer {
+        Ok(answer) => odd.last_values(&names.retained, answer),
+        Err(error) if error.code() == Some("WRONGTYPE") => {
+            odd.wrong_type(&names.retained);
+            vec![]
+        }
+        Err(error) => return Err(error.to_string()),
     };
-    // A value that cannot be parsed was written by another version; one without a valid tag was not
-    // written by a gateway.
-    let kept = fields.into_iter().filter_map(read);
-    let Some(auth) = &names.auth else { return Ok(kept.collect()) };
+    let Some(auth) = &names.auth else { return Ok(kept) };
     let verified = |mut retained: Retained| {
         let Some((tag, event)) = retained.event.split_at_checked(TAG_LENGTH) else {
             forged.fetch_add(1, Ordering::Relaxed);
@@ -217,7 +216,8 @@ pub(super) async fn retained(
         retained.event.advance(TAG_LENGTH);
         Some(retained)
     };
-    Ok(kept.filter_map(verified).collect())
+    // One without a valid tag was not written by a gateway.
+    Ok(kept.into_iter().filter_map(verified).collect())
 }
 
 async fn read_once(

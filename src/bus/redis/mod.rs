@@ -13,6 +13,7 @@ mod liveness;
 mod members;
 mod moves;
 mod names;
+mod odd;
 pub mod order;
 mod packing;
 pub mod ranges;
@@ -48,6 +49,7 @@ use self::{
     liveness::Liveness,
     members::MemberStore,
     names::{MemberNames, ShardNames},
+    odd::OddFields,
     reader::{Counters, Reader, ReaderParts},
     recovery::{MAX_HELD, Memory},
     script::Target,
@@ -118,6 +120,7 @@ pub struct RedisBus {
     links: Arc<Mutex<Vec<Arc<Link>>>>,
     counters: Arc<Mutex<Counters>>,
     forged: Arc<AtomicU64>,
+    odd: OddFields,
     writers: TaskTracker,
     reader: TaskTracker,
     stop_writers: CancellationToken,
@@ -248,6 +251,7 @@ impl RedisBus {
             links,
             counters,
             forged,
+            odd: OddFields::default(),
             writers,
             reader,
             stop_writers,
@@ -334,7 +338,7 @@ impl Bus for RedisBus {
             links: self.links.lock().iter().map(|link| link.status()).collect(),
             shards: self.liveness.iter().map(|liveness| liveness.status()).collect(),
             gaps: counters.gaps,
-            unreadable: counters.unreadable,
+            unreadable: counters.unreadable + self.odd.count(),
             forged: self.forged.load(Ordering::Relaxed),
         }
     }
@@ -366,7 +370,8 @@ impl History for RedisBus {
             let server = self.topology.master(shard);
             let server = server.ok_or_else(|| unavailable("no master is known".into()))?;
             let names = &self.names[shard.index()];
-            history::retained(&server, names, &self.forged).await.map_err(unavailable)
+            let counters = (&self.odd, &*self.forged);
+            history::retained(&server, names, counters).await.map_err(unavailable)
         }
         .boxed()
     }
