@@ -17,6 +17,7 @@ import logging
 import random
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Union
 
@@ -53,6 +54,9 @@ CHANNEL_OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 2000),
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
 ]
+
+# The number of events that a subscription remembers.
+RECENT_EVENTS = 1024
 
 # Errors after which a request is retried, which its request id makes safe.
 RETRIED = {
@@ -171,6 +175,7 @@ class Client:
         )
         request.heartbeat_interval.seconds = self.heartbeat
         silence = self.heartbeat * MAX_MISSED_HEARTBEATS
+        recent = RecentEvents()
         backoff = Backoff()
         for attempt in itertools.count():
             call = self._stub(attempt).Subscribe(request, metadata=self._metadata)
@@ -193,8 +198,14 @@ class Client:
                         continue
                     if arm == "subscribed":
                         backoff = Backoff()
+                    if arm == "events":
+                        new = [event for event in message.events if recent.is_new(event)]
+                        if len(new) < len(message.events):
+                            message = EventBatch(events=new, resume_token=message.resume_token)
                     if arm != "heartbeat":
                         yield message
+                        if arm == "events":
+                            recent.add(message.events)
                     request.resume_token = message.resume_token
             except asyncio.TimeoutError:
                 reason = "no heartbeat came"
@@ -222,6 +233,26 @@ def _channel(gateway: str, credentials: grpc.ChannelCredentials | None) -> grpc.
     if credentials is None:
         return grpc.aio.insecure_channel(gateway, options=CHANNEL_OPTIONS)
     return grpc.aio.secure_channel(gateway, credentials, options=CHANNEL_OPTIONS)
+
+
+class RecentEvents:
+    """The events that were handled last, by source and id. In rare cases a gateway delivers an
+    event a second time: it cannot know that the node had it, since all gateways that knew are gone,
+    and its publisher repeated the request meanwhile."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
+
+    def is_new(self, event: Event) -> bool:
+        """False if it was handled. One that stands for several events is always new."""
+        known = (event.source, event.event_id) in self._known
+        return not known or not event.event_id or event.merged_events > 1
+
+    def add(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self._known[event.source, event.event_id] = None
+            if len(self._known) > RECENT_EVENTS:
+                self._known.popitem(last=False)
 
 
 class Backoff:

@@ -13,6 +13,7 @@ use tokio::{
     net::unix::pipe::Sender,
     signal::unix::{SignalKind, signal},
 };
+use trunkline_client::RecentEvents;
 use trunkline_proto::v1::{
     Overflow, Start, SubscribeRequest, SubscribeResponse, subscribe_response::Response,
 };
@@ -25,7 +26,7 @@ use super::{
 #[derive(Args)]
 #[command(after_help = "\
 Prints events to standard output, one JSON object per line; gaps and other notifications to
-standard error.
+standard error. An event that comes again, with the same source and id, is printed once.
 
 Examples:
   trunkline subscribe --kind blocked-ip --kind certificate-change
@@ -99,8 +100,9 @@ impl Subscribe {
         let request = self.request();
         let mut client = self.gateway.connect().await?;
         let mut stream = client.subscribe(request).await?.into_inner();
+        let mut recent = RecentEvents::new();
         while let Some(response) = stream.message().await? {
-            self.print(&response)?;
+            self.print(&response, &mut recent)?;
         }
         Ok(())
     }
@@ -133,7 +135,11 @@ impl Subscribe {
         }
     }
 
-    fn print(&self, response: &SubscribeResponse) -> Result<(), Failure> {
+    fn print(
+        &self,
+        response: &SubscribeResponse,
+        recent: &mut RecentEvents,
+    ) -> Result<(), Failure> {
         let to_json = |response: &SubscribeResponse| {
             let json = json::response_to_json(response).map_err(Failure::Other)?.to_string();
             Ok::<_, Failure>(visible_json(&json).into_owned())
@@ -151,7 +157,7 @@ impl Subscribe {
                 return explain::print_all(explanation, self.json);
             }
             Some(Response::Events(batch)) => {
-                for event in &batch.events {
+                for event in batch.events.iter().filter(|event| recent.is_new(event)) {
                     let json = json::event_to_json(event).map_err(Failure::Other)?.to_string();
                     writeln!(out, "{}", visible_json(&json))?;
                 }

@@ -1,6 +1,9 @@
 //! The promises of `Publish`, and the fields that a gateway adds to an event.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::HashSet,
+    time::{Duration, SystemTime},
+};
 
 use prost_types::Timestamp;
 use trunkline_proto::v1::{Event, Position};
@@ -12,6 +15,8 @@ use crate::{
     support::{
         LIMIT,
         events::{self, numbered, one_of_each, with_id},
+        gateway::{Gateway, GatewayOptions},
+        nodes::TestNode,
     },
 };
 
@@ -19,6 +24,7 @@ on_both_buses!(
     all_kinds_arrive_as_they_were_published,
     a_request_sent_twice_is_published_once,
     a_gateway_adds_missing_id_time_and_source,
+    every_attempt_of_a_request_gives_its_events_the_same_ids,
     a_gateway_keeps_the_id_and_time_of_the_publisher,
     the_answer_has_the_position_of_each_event,
 );
@@ -69,6 +75,27 @@ async fn a_gateway_adds_missing_id_time_and_source(deployment: Deployment) {
         assert!(before <= time && time <= SystemTime::now(), "{time:?}");
     }
     assert_ne!(events[0].event_id, events[1].event_id);
+}
+
+async fn every_attempt_of_a_request_gives_its_events_the_same_ids(deployment: Deployment) {
+    // Another deployment knows nothing of the request, as after a loss of everything.
+    let other = Gateway::start(GatewayOptions::embedded()).await;
+    let nodes = [deployment.node("p").await, TestNode::connect(&other, "p").await];
+    let request = Uuid::new_v4();
+    // Ids of requests may follow one another.
+    let next = Uuid::from_u128(request.as_u128().wrapping_add(1));
+    let mut attempts = Vec::new();
+    for node in &nodes {
+        let reader = TestNode { node_id: "s".into(), ..node.clone() };
+        let collector = reader.subscribe(reader.request()).await;
+        let batch = || vec![events::queue_refresh(); 3];
+        node.publish_as(request, batch()).await.unwrap();
+        node.publish_as(next, batch()).await.unwrap();
+        attempts.push(collector.events(6, LIMIT).await.event_ids);
+    }
+    assert_eq!(attempts[0], attempts[1]);
+    let different: HashSet<&String> = attempts[0].iter().collect();
+    assert_eq!(different.len(), 6, "{attempts:?}");
 }
 
 async fn a_gateway_keeps_the_id_and_time_of_the_publisher(deployment: Deployment) {

@@ -57,6 +57,20 @@ async fn each_event_is_one_line_of_json() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_comes_again_is_printed_once() {
+    let gateway = gateway().await;
+    let subscriber = subscribe(&gateway, []).await;
+    for source in ["n1", "n1", "n2"] {
+        let node = TestNode::connect(&gateway, source).await;
+        node.publish(vec![with_id("e", queue_refresh())]).await.expect("published");
+    }
+    // The same id of another node is another event.
+    let events = lines(&subscriber, 2).await;
+    let sources: Vec<&Value> = events.iter().map(|event| &event["source"]).collect();
+    assert_eq!(sources, ["n1", "n2"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_events_that_match_the_filter_are_printed() {
     let gateway = gateway().await;
     let filter = [

@@ -229,6 +229,25 @@ async fn a_python_node_gets_a_gap_for_events_that_redis_has_lost() {
     python.stop().await;
 }
 
+/// Its gateway has lost the event and the request, and accepts a retry as a new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_python_node_handles_an_event_that_is_accepted_again_once() {
+    let gateway = Gateway::start(GatewayOptions::embedded()).await;
+    let python = Subscriber::start(&[&gateway], &[]).await;
+    let request = uuid::Uuid::new_v4().to_string();
+    let batch = || vec![events::mailbox_change("a1", 1), events::mailbox_change("a1", 2)];
+    let publisher = TestNode::connect(&gateway, "publisher").await;
+    publisher.publish_as(&request, batch()).await.expect("published");
+    python.wait("two events", || (python.event_ids().len() == 2).then_some(())).await;
+    gateway.restart().await;
+    python.streams(2).await;
+    let publisher = TestNode::connect(&gateway, "publisher").await;
+    publisher.publish_as(&request, batch()).await.expect("published");
+    publisher.publish(events::numbered("last", 1, 1)).await.expect("published");
+    assert_eq!(python.event("last-0").await.len(), 3);
+    python.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_python_node_resumes_from_the_token_file_of_the_process_before() {
     let gateway = Gateway::start(GatewayOptions::embedded()).await;

@@ -15,7 +15,7 @@ use trunkline_proto::v1::EventKind;
 
 use super::{Pair, client_of, gaps, ids, next, subscribed, until, until_event};
 use crate::support::{
-    Gateway, TestNode,
+    Gateway, GatewayOptions, TestNode,
     events::{mailbox_change, with_id},
 };
 
@@ -217,4 +217,29 @@ async fn resuming_with_a_token_on_another_gateway_repeats_and_loses_nothing() {
     let count = flow.end().await;
     let seen = until_event(&mut subscription, "last").await;
     assert_whole(&seen, received, count);
+}
+
+/// Its gateway has lost the event and the request, and accepts a retry as a new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_accepted_again_after_everything_was_lost_is_handed_on_once() {
+    let gateway = Gateway::start(GatewayOptions::embedded()).await;
+    let mut subscription = client_of(&gateway, "subscriber").subscribe(SubscribeOptions::new());
+    subscribed(&mut subscription).await;
+    let request = uuid::Uuid::new_v4().to_string();
+    let publish = async || {
+        let publisher = client_of(&gateway, "publisher");
+        let batch = || vec![mailbox_change("a1", 1), mailbox_change("a1", 2)];
+        publisher.publish_as(&request, batch()).await.expect("published");
+    };
+    publish().await;
+    let is_event = |seen: &Notification| matches!(seen, Notification::Event(_));
+    until(&mut subscription, is_event).await;
+    until(&mut subscription, is_event).await;
+    gateway.restart().await;
+    resumed(&mut subscription).await;
+    publish().await;
+    let other = client_of(&gateway, "other");
+    other.publish([with_id("last", mailbox_change("a1", 3))]).await.expect("published");
+    let seen = until_event(&mut subscription, "last").await;
+    assert_eq!(ids(&seen), ["last"]);
 }

@@ -28,6 +28,7 @@ mod builder;
 mod credentials;
 mod error;
 mod publish;
+mod recent;
 mod session;
 mod subscribe;
 
@@ -45,6 +46,7 @@ use trunkline_proto::v1::coordination_service_client::CoordinationServiceClient;
 pub use builder::Builder;
 pub use credentials::{Bearer, Credentials};
 pub use error::{Error, ErrorKind};
+pub use recent::RecentEvents;
 pub use subscribe::{Notification, SubscribeOptions, Subscription};
 pub use trunkline_proto::{kinds, v1};
 

@@ -6,7 +6,7 @@ use tokio::time::timeout;
 use tonic::{Status, Streaming};
 
 use super::{
-    Client, Error, Notification,
+    Client, Error, Notification, RecentEvents,
     backoff::{Backoff, retry_delay},
     error::{describe, final_kind, is},
 };
@@ -30,6 +30,7 @@ pub(super) struct Session {
     /// Events that were received and not delivered yet, and the token after the last of them.
     events: VecDeque<Event>,
     batch_token: Vec<u8>,
+    recent: RecentEvents,
     backoff: Backoff,
     /// The wait before the next stream, which was reported already.
     wait: Option<Duration>,
@@ -50,6 +51,7 @@ impl Session {
             number,
             events: VecDeque::new(),
             batch_token: vec![],
+            recent: RecentEvents::new(),
             backoff: Backoff::new(),
             wait: None,
             requested_wait: None,
@@ -69,6 +71,10 @@ impl Session {
                 if self.events.is_empty() {
                     // The token covers the whole batch, so it changes with the last event.
                     self.request.resume_token = std::mem::take(&mut self.batch_token);
+                }
+                if !self.recent.is_new(&event) {
+                    tracing::debug!(event.event_id, event.source, "an event that came before");
+                    continue;
                 }
                 return Some(Ok(Notification::Event(Box::new(event))));
             }

@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 use prost::Message;
+use ring::digest::{SHA256, digest};
 use uuid::Uuid;
 
 use super::{Check, path::Path};
@@ -66,6 +67,7 @@ pub fn publish(
     let mut stamped = Vec::with_capacity(views.len());
     let sizes = events.iter().take(views.len()).map(|event| stamped_len(event, node_id));
     let mut buffer = BytesMut::with_capacity(sizes.sum());
+    let ids = EventIds::of(request_id);
     let (path, mut event) = (Path::of("events"), v1::Event::default());
     for (index, (bytes, view)) in events.iter().zip(views).enumerate() {
         if check.is_full() {
@@ -87,11 +89,34 @@ pub fn publish(
         let context =
             if view.meta().has_trace() { view.trace() } else { trace.map(|trace| trace.context) };
         let traced = context.filter(|context| context.sampled);
-        let bytes = stamp(&mut buffer, view, node_id, now, trace, Uuid::now_v7);
+        let bytes = stamp(&mut buffer, view, node_id, now, trace, || ids.of_event(index));
         stamped.push(StampedEvent { bytes, key_hash, kind, traced });
     }
     check.done()?;
     Ok(ValidPublish { request_id, events: stamped })
+}
+
+/// The ids of those events of a request that have none. Every attempt of a request with an id gives
+/// them the same ids, on any gateway: should it be accepted twice, nodes that remember the last ids
+/// notice.
+struct EventIds(Option<[u8; 16]>);
+
+impl EventIds {
+    fn of(request_id: Option<[u8; 16]>) -> EventIds {
+        EventIds(request_id.map(|id| {
+            // A hash, since request ids may follow one another as the events do.
+            let mut base = [0; 16];
+            base.copy_from_slice(&digest(&SHA256, &id).as_ref()[..16]);
+            base
+        }))
+    }
+
+    fn of_event(&self, index: usize) -> Uuid {
+        let Some(mut bytes) = self.0 else { return Uuid::now_v7() };
+        let index = (index as u64).to_be_bytes();
+        bytes[8..].iter_mut().zip(index).for_each(|(byte, index)| *byte ^= index);
+        uuid::Builder::from_custom_bytes(bytes).into_uuid()
+    }
 }
 
 impl Check {
