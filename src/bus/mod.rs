@@ -22,7 +22,7 @@ mod traced;
 
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt};
 use tokio::sync::watch;
 
 pub use self::delivery::put_event;
@@ -135,6 +135,17 @@ pub trait History: Send + Sync {
 
     /// Reads the last event under each key of [`Batch::retain`].
     fn retained(&self, shard: ShardId) -> BoxFuture<'_, Result<Vec<Retained>, AppendError>>;
+
+    /// Keeps these as last events under their keys, unless newer ones are kept: for values that the
+    /// bus lost. A bus that loses none need not do anything.
+    fn retain(
+        &self,
+        shard: ShardId,
+        retained: Vec<Retained>,
+    ) -> BoxFuture<'_, Result<(), AppendError>> {
+        let _ = (shard, retained);
+        async { Ok(()) }.boxed()
+    }
 
     /// Reads the position of the last event that the servers of the bus have accepted. Not before
     /// the position of any append that was answered before the call. With it the ends of earlier

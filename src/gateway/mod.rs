@@ -20,11 +20,7 @@ use crate::{
     observe::{admin, streams, trace},
     presence::membership,
     rpc::health::HealthState,
-    throttle::Throttle,
 };
-
-/// The pause before the last values are read again.
-const LAST_VALUES_RETRY: Duration = Duration::from_millis(200);
 
 /// The time in which connections must close once their streams have ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -123,6 +119,7 @@ pub async fn serve(
         health.clone(),
         ended.clone(),
     ));
+    tasks.spawn(follow_last_values(rooms.gateway.clone(), ended.clone()));
     tasks.spawn(membership::run(rooms.nodes.clone(), bus.clone(), ended.clone()));
     tasks.spawn(streams::log_suppressed(ended.clone()));
     tasks.close();
@@ -184,14 +181,17 @@ async fn start_bus(
     let bus = bus.start(starting).await?;
     let hub = made.ok_or_else(|| StartError("the bus started without a sink".into()))?;
     hub.attach(bus.clone());
-    let throttle = Throttle::repeated();
-    while let Err(error) = hub.load_last_values().await {
-        if let Some(left_out) = throttle.pass() {
-            tracing::warn!(%error, left_out, "the last values could not be read; trying again");
-        }
-        tokio::time::sleep(LAST_VALUES_RETRY).await;
-    }
+    hub.load_last_values().await;
     // Set once, here.
     let _ = shared.hub.set(hub);
     Ok(bus)
+}
+
+/// Keeps the last values complete, until `ended`.
+async fn follow_last_values(gateway: Arc<Lifecycle>, ended: CancellationToken) {
+    let Some(hub) = gateway.hub.get() else { return };
+    tokio::select! {
+        () = hub.follow_last_values() => {}
+        () = ended.cancelled() => {}
+    }
 }

@@ -14,6 +14,7 @@ mod support;
 mod combinations;
 mod gateways;
 mod history;
+mod last_values;
 mod load;
 mod over_cluster;
 mod partly;

@@ -1,15 +1,12 @@
 //! Readings of a shard's history and state in Redis.
 
-use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use redis::{Cmd, Value};
 
 use super::{
-    auth::{Authenticator, Kind, TAG_LENGTH},
+    auth::Authenticator,
     envelope::{Body, Envelope},
     names::ShardNames,
     odd::OddFields,
@@ -20,7 +17,7 @@ use super::{
     topology::Topology,
     view::{ShardView, parse_view},
 };
-use crate::bus::{Delivery, Gap, GapReason, HistoryPage, Position, Retained, ShardId, unix_ms};
+use crate::bus::{Delivery, Gap, GapReason, HistoryPage, Position, ShardId, unix_ms};
 
 /// Entries of one reading, at most.
 const MAX_ENTRIES: usize = 128;
@@ -184,40 +181,6 @@ pub(super) async fn read_up_to(
     };
     let reading = tokio::time::timeout(TIMEOUT, attempts).await;
     reading.map_err(|_| why)
-}
-
-/// Reads the last values. One attempt. Counts in `forged` those whose tag does not verify.
-pub(super) async fn retained(
-    server: &Server,
-    names: &ShardNames,
-    (odd, forged): (&OddFields, &AtomicU64),
-) -> Result<Vec<Retained>, String> {
-    let mut query = server.query().await.map_err(|error| error.to_string())?;
-    let answer: Result<Value, _> =
-        redis::cmd("HGETALL").arg(&names.retained).query_async(query.connection()).await;
-    let kept = match answer {
-        Ok(answer) => odd.last_values(&names.retained, answer),
-        Err(error) if error.code() == Some("WRONGTYPE") => {
-            odd.wrong_type(&names.retained);
-            vec![]
-        }
-        Err(error) => return Err(error.to_string()),
-    };
-    let Some(auth) = &names.auth else { return Ok(kept) };
-    let verified = |mut retained: Retained| {
-        let Some((tag, event)) = retained.event.split_at_checked(TAG_LENGTH) else {
-            forged.fetch_add(1, Ordering::Relaxed);
-            return None;
-        };
-        if !auth.verify(tag, Kind::Retained, retained.position, &[&[retained.key], event]) {
-            forged.fetch_add(1, Ordering::Relaxed);
-            return None;
-        }
-        retained.event.advance(TAG_LENGTH);
-        Some(retained)
-    };
-    // One without a valid tag was not written by a gateway.
-    Ok(kept.into_iter().filter_map(verified).collect())
 }
 
 async fn read_once(

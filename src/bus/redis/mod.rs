@@ -20,6 +20,7 @@ pub mod ranges;
 pub mod reader;
 pub mod recovery;
 mod resolver;
+mod retained;
 pub mod script;
 mod server;
 mod settings;
@@ -53,6 +54,7 @@ use self::{
     reader::{Counters, Reader, ReaderParts},
     recovery::{MAX_HELD, Memory},
     script::Target,
+    server::Server,
     subscription::Link,
     topology::Topology,
     writer::{Job, Writer, WriterParts},
@@ -354,6 +356,22 @@ impl Bus for RedisBus {
     }
 }
 
+impl RedisBus {
+    /// The master of a shard, and the shard's names.
+    fn master(&self, shard: ShardId) -> Result<(Arc<Server>, &ShardNames), AppendError> {
+        let server = self.topology.master(shard);
+        let server =
+            server.ok_or_else(|| AppendError::Unavailable("no master is known".to_owned()))?;
+        Ok((server, &self.names[shard.index()]))
+    }
+}
+
+/// The answer to a call about last values.
+async fn in_time<T>(call: impl Future<Output = Result<T, String>>) -> Result<T, AppendError> {
+    let answer = tokio::time::timeout(retained::TIMEOUT, call).await;
+    answer.unwrap_or_else(|_| Err("no answer in time".into())).map_err(AppendError::Unavailable)
+}
+
 impl History for RedisBus {
     fn page(
         &self,
@@ -366,12 +384,20 @@ impl History for RedisBus {
 
     fn retained(&self, shard: ShardId) -> BoxFuture<'_, Result<Vec<Retained>, AppendError>> {
         async move {
-            let unavailable = |why: String| AppendError::Unavailable(why);
-            let server = self.topology.master(shard);
-            let server = server.ok_or_else(|| unavailable("no master is known".into()))?;
-            let names = &self.names[shard.index()];
-            let counters = (&self.odd, &*self.forged);
-            history::retained(&server, names, counters).await.map_err(unavailable)
+            let (server, names) = self.master(shard)?;
+            in_time(retained::read(&server, names, (&self.odd, &self.forged))).await
+        }
+        .boxed()
+    }
+
+    fn retain(
+        &self,
+        shard: ShardId,
+        values: Vec<Retained>,
+    ) -> BoxFuture<'_, Result<(), AppendError>> {
+        async move {
+            let (server, names) = self.master(shard)?;
+            in_time(retained::keep(&server, names, &values)).await
         }
         .boxed()
     }
