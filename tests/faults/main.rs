@@ -11,6 +11,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod clocks;
 mod combinations;
 mod gateways;
 mod history;

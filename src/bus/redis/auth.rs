@@ -6,7 +6,14 @@
 //! anywhere else: the writer names the position that it expects, and the append script assigns that
 //! one or none. ARCHITECTURE.md says what this prevents and what it does not.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use ring::hmac;
 
@@ -28,7 +35,8 @@ const CODE: usize = 16;
 /// made a tag before.
 const AHEAD: Duration = Duration::from_mins(5);
 
-/// The difference between the clocks of gateways up to which none waits for another.
+/// How far a clock may be ahead that no gateway has stated yet: of Redis, and of a gateway of which
+/// nothing was received.
 const SKEW: Duration = Duration::from_secs(10);
 
 /// Kind of an authenticated item.
@@ -84,7 +92,8 @@ impl Keys {
             context.update(b"\0");
             (key.id, context)
         };
-        Arc::new(Authenticator(self.0.iter().map(prepared).collect()))
+        let keys = self.0.iter().map(prepared).collect();
+        Arc::new(Authenticator { keys, latest_ms: AtomicU64::new(0) })
     }
 }
 
@@ -95,13 +104,18 @@ impl fmt::Debug for Keys {
     }
 }
 
-/// Makes and verifies the tags of one channel. The contexts already hold the common prefix.
-pub struct Authenticator(Vec<([u8; ID], hmac::Context)>);
+/// Makes and verifies the tags of one channel.
+pub struct Authenticator {
+    /// By key id: the context, which already holds the common prefix.
+    keys: Vec<([u8; ID], hmac::Context)>,
+    /// The latest time that a gateway stated by its clock, in milliseconds since 1970.
+    latest_ms: AtomicU64,
+}
 
 impl Authenticator {
     /// The tag of the concatenated `parts`.
     pub(super) fn tag(&self, kind: Kind, position: Position, parts: &[&[u8]]) -> [u8; TAG_LENGTH] {
-        let (id, prepared) = &self.0[0];
+        let (id, prepared) = &self.keys[0];
         let mut tag = [0; TAG_LENGTH];
         tag[..2].copy_from_slice(&HEAD);
         tag[2..2 + ID].copy_from_slice(id);
@@ -121,11 +135,25 @@ impl Authenticator {
         let Some((head, claimed)) = tag.split_at_checked(2 + ID) else { return false };
         // More than one key may have the same id.
         head.starts_with(&HEAD)
-            && self.0.iter().filter(|(id, _)| head[2..] == id[..]).any(|(_, prepared)| {
+            && self.keys.iter().filter(|(id, _)| head[2..] == id[..]).any(|(_, prepared)| {
                 let code = code(prepared, kind, position, parts);
                 let equal = subtle::ConstantTimeEq::ct_eq(&code.as_ref()[..CODE], claimed);
                 bool::from(equal)
             })
+    }
+
+    /// Takes the time of a frame or probe that verified: what its gateway's clock showed. That
+    /// clock may be ahead of this gateway's by any time; nobody else can state a time, and what is
+    /// replayed states an earlier one.
+    pub(super) fn learn_time(&self, time_ms: u64) {
+        self.latest_ms.fetch_max(time_ms, Ordering::Relaxed);
+    }
+
+    /// True if an epoch lies so far beyond the clocks of all gateways that no tag may be made for
+    /// it yet.
+    pub(super) fn is_beyond(&self, epoch: Epoch) -> bool {
+        let clock = unix_ms().max(self.latest_ms.load(Ordering::Relaxed));
+        epoch > Epoch::opened_at(clock.saturating_add(millis(AHEAD + SKEW)), 0)
     }
 }
 
@@ -151,11 +179,6 @@ fn code(prepared: &hmac::Context, kind: Kind, position: Position, parts: &[&[u8]
 /// The epoch that a gateway asks for when it starts: no tag was ever made for it or a later one.
 pub(super) fn first_epoch() -> Epoch {
     Epoch::opened_at(unix_ms().saturating_add(millis(AHEAD)), 0)
-}
-
-/// True if an epoch lies so far beyond this gateway's clock that no tag may be made for it yet.
-pub(super) fn is_beyond(epoch: Epoch) -> bool {
-    epoch > Epoch::opened_at(unix_ms().saturating_add(millis(AHEAD + SKEW)), 0)
 }
 
 #[cfg(test)]
@@ -207,8 +230,21 @@ mod tests {
 
     #[test]
     fn tags_may_be_made_for_the_first_epoch_at_once() {
-        assert!(!is_beyond(Epoch(first_epoch().0 + 1)));
-        assert!(is_beyond(Epoch(first_epoch().0 + 60_000 * 4096)));
+        let auth = on(NEW, "c");
+        assert!(!auth.is_beyond(Epoch(first_epoch().0 + 1)));
+        assert!(auth.is_beyond(Epoch(first_epoch().0 + 60_000 * 4096)));
+    }
+
+    #[test]
+    fn tags_may_be_made_for_the_first_epoch_of_a_gateway_whose_clock_is_ahead() {
+        let (auth, hour) = (on(NEW, "c"), 3_600_000);
+        let first = Epoch(first_epoch().0 + hour * 4096);
+        assert!(auth.is_beyond(first), "nobody has stated that time");
+        auth.learn_time(unix_ms() + hour);
+        // What is replayed, and a gateway whose clock is behind, change nothing.
+        auth.learn_time(unix_ms() - hour);
+        assert!(!auth.is_beyond(first));
+        assert!(auth.is_beyond(Epoch(first.0 + 60_000 * 4096)));
     }
 
     /// `cargo test --lib -- --ignored --nocapture cost_of_a_tag`

@@ -115,6 +115,7 @@ fn open<'b>(
         if tagged.is_none_or(|(tag, rest)| !auth.verify(tag, kind, position, &[rest])) {
             return Err(Unusable::Forged);
         }
+        auth.learn_time(head.0.time_ms);
     }
     Ok(head)
 }

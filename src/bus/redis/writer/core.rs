@@ -536,12 +536,10 @@ impl Core {
 
     /// The position behind which the next tags are made: the shard's end. None without a key.
     fn position_for_tags(&self, memory: &Memory) -> Result<Option<Position>, String> {
-        if self.auth.is_none() {
-            return Ok(None);
-        }
-        if auth::is_beyond(memory.tip().epoch) {
-            let why = "the shard's epoch is far beyond this gateway's clock: the clocks differ, or \
-                       an unknown writer changed it";
+        let Some(auth) = &self.auth else { return Ok(None) };
+        if auth.is_beyond(memory.tip().epoch) {
+            let why = "the shard's epoch is far beyond the clocks of all gateways: Redis' clock is \
+                       ahead, or an unknown writer changed it";
             return Err(why.into());
         }
         Ok(Some(memory.tip()))
