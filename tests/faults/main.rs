@@ -17,6 +17,7 @@ mod gateways;
 mod history;
 mod last_values;
 mod load;
+mod one_shard;
 mod over_cluster;
 mod partly;
 mod promises;
@@ -24,6 +25,7 @@ mod redis;
 mod refusals;
 mod report;
 mod slow;
+mod tokens;
 mod validators;
 
 use std::time::Duration;
