@@ -3,6 +3,8 @@
 
 use std::{collections::HashSet, time::Duration};
 
+use trunkline_proto::v1::GapReason;
+
 /// Everything that was recorded. Times count from the start of the recording.
 #[derive(Clone, Debug, Default)]
 pub struct History {
@@ -89,6 +91,7 @@ pub enum Item {
 /// A gap as the subscriber received it.
 #[derive(Clone, Debug)]
 pub struct Gap {
+    pub reason: GapReason,
     pub shard: u32,
     pub from: Position,
     pub to: Position,

@@ -4,8 +4,9 @@
 //! A publisher sends its next request when the one before was answered, and retries an unanswered
 //! one with the same `request_id`, on the next gateway. A subscriber holds one stream, and opens
 //! the next one with the last token, on the next gateway. Both do by hand what trunkline-client
-//! does: the record must not depend on it.
+//! does: the record must not depend on it. With [`Shape::clients`], half of them use it.
 
+mod client;
 mod publisher;
 mod subscriber;
 
@@ -24,12 +25,13 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 use trunkline_proto::v1::{
-    Event, coordination_service_client::CoordinationServiceClient, event::Kind,
+    Event, Position, coordination_service_client::CoordinationServiceClient, event::Kind,
 };
+use uuid::Uuid;
 
 use self::{publisher::publish, subscriber::subscribe};
 use crate::{
-    history::History,
+    history::{Acknowledged, History, Sent},
     promises,
     support::{gateway::Gateway, wait::attempt},
 };
@@ -37,7 +39,7 @@ use crate::{
 /// How long a publisher retries one request.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// How long the subscribers may take to receive the rest after the publishers have stopped.
+/// How long subscribers that lack events may receive nothing after the publishers have stopped.
 const CATCH_UP: Duration = Duration::from_secs(30);
 
 /// The number of accounts that events concern.
@@ -57,6 +59,12 @@ pub struct Shape {
     pub batch: u64,
     /// True if subscribers give up a silent stream; otherwise they wait for its end.
     pub watchful: bool,
+    /// The number of subscribers that begin with the oldest event: the last ones.
+    pub oldest: usize,
+    /// The number of subscribers that read slowly: those before them.
+    pub slow: usize,
+    /// True if every second publisher and subscriber is one of trunkline-client.
+    pub clients: bool,
 }
 
 impl Default for Shape {
@@ -67,6 +75,9 @@ impl Default for Shape {
             pace: Duration::from_millis(4),
             batch: 4,
             watchful: false,
+            oldest: 0,
+            slow: 0,
+            clients: false,
         }
     }
 }
@@ -80,7 +91,11 @@ pub struct Load {
 
 struct Shared {
     start: Instant,
+    /// In the ids of all events: loads that follow one another have different ones.
+    id: Uuid,
+    shape: Shape,
     gateways: Vec<Channel>,
+    urls: Vec<String>,
     history: Mutex<History>,
     /// Events acknowledged, and events received.
     acknowledged: AtomicUsize,
@@ -100,6 +115,9 @@ impl Load {
         };
         let shared = Arc::new(Shared {
             start: Instant::now(),
+            id: Uuid::new_v4(),
+            shape,
+            urls: gateways.iter().map(|gateway| gateway.url()).collect(),
             gateways: gateways.iter().map(channel).collect(),
             history: Mutex::default(),
             acknowledged: AtomicUsize::new(0),
@@ -108,7 +126,7 @@ impl Load {
             unexcused: Mutex::default(),
         });
         let subscribers: Vec<_> = (0..shape.subscribers)
-            .map(|index| tokio::spawn(subscribe(shared.clone(), index, shape)))
+            .map(|index| tokio::spawn(subscribe(shared.clone(), index)))
             .collect();
         attempt(CATCH_UP, "all subscribers are confirmed", async || {
             let history = shared.history.lock();
@@ -118,7 +136,7 @@ impl Load {
         })
         .await;
         let publishers: Vec<_> = (0..shape.publishers)
-            .map(|index| tokio::spawn(publish(shared.clone(), index, shape)))
+            .map(|index| tokio::spawn(publish(shared.clone(), index)))
             .collect();
         let load = Load { shared, publishers, subscribers };
         load.publishes(20 * shape.publishers).await;
@@ -152,6 +170,11 @@ impl Load {
         self.shared.acknowledged.load(Ordering::Relaxed)
     }
 
+    /// The number of events delivered so far, over all subscribers.
+    pub fn delivered(&self) -> usize {
+        self.shared.received.load(Ordering::Relaxed)
+    }
+
     /// Stops the publishers, waits until the subscribers have received the rest, and returns the
     /// history.
     ///
@@ -164,7 +187,7 @@ impl Load {
             timeout(PATIENCE * 2, publisher).await.expect("publishers end").expect("no panic");
         }
         // What is still missing when the time is over is a violation; the validators find it.
-        let patience = Instant::now();
+        let mut patience = Instant::now();
         let mut received = 0;
         while patience.elapsed() < CATCH_UP {
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -172,6 +195,7 @@ impl Load {
             if std::mem::replace(&mut received, self.shared.received.load(Ordering::Relaxed))
                 != self.shared.received.load(Ordering::Relaxed)
             {
+                patience = Instant::now();
                 continue;
             }
             let owed = {
@@ -195,6 +219,50 @@ impl Load {
 }
 
 impl Shared {
+    /// True if the node with this number is one of trunkline-client.
+    fn is_client(&self, index: usize) -> bool {
+        self.shape.clients && index % 2 == 1
+    }
+
+    /// The options of a client whose first gateway is that with the number `turn`.
+    fn builder(&self, node_id: &str, turn: usize) -> trunkline_client::Builder {
+        let count = self.urls.len();
+        let urls = (0..count).map(|nth| self.urls[(turn + nth) % count].clone());
+        trunkline_client::Client::builder(node_id).gateways(urls)
+    }
+
+    /// Records events that are sent now; returns the index of the first.
+    fn sends(&self, node_id: &str, batch: &[Event]) -> usize {
+        let at = self.start.elapsed();
+        let mut history = self.history.lock();
+        history.sent.extend(batch.iter().map(|event| Sent {
+            event_id: event.event_id.clone(),
+            source: node_id.to_owned(),
+            account: account(event).to_owned(),
+            at,
+            acknowledged: None,
+        }));
+        history.sent.len() - batch.len()
+    }
+
+    /// Records that the events from index `first` on were acknowledged.
+    fn acknowledges(&self, first: usize, count: usize, positions: &[Position]) {
+        if positions.len() != count {
+            self.unexcused(format!("{} positions for {count} events", positions.len()));
+            return;
+        }
+        let at = self.start.elapsed();
+        self.acknowledged.fetch_add(count, Ordering::Relaxed);
+        let mut history = self.history.lock();
+        for (nth, position) in positions.iter().enumerate() {
+            history.sent[first + nth].acknowledged = Some(Acknowledged {
+                shard: position.shard,
+                position: (position.epoch, position.offset),
+                at,
+            });
+        }
+    }
+
     fn client(&self, turn: usize) -> CoordinationServiceClient<Channel> {
         let channel = self.gateways[turn % self.gateways.len()].clone();
         CoordinationServiceClient::new(channel).max_decoding_message_size(64 << 20)

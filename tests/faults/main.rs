@@ -5,12 +5,16 @@
 //! (`validators`). Each test injects one fault, and writes one line of the table of
 //! docs/reliability.md.
 //!
+//! `chaos` draws faults by seed and injects several at a time, on three gateways:
+//! `./test --chaos MINUTES`.
+//!
 //! `./test` runs the short form; `./test faults` runs the long form, with the durations of the
 //! table.
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod chaos;
 mod clocks;
 mod combinations;
 mod gateways;

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use trunkline_proto::v1::GapReason;
+
 use crate::{
     history::{Acknowledged, Gap, History, Interest, Item, Memory, Node, Sent, Stream},
     promises::{PROMISES, violations},
@@ -39,7 +41,8 @@ fn event(event_id: &str) -> Item {
 }
 
 fn gap(from: u64, to: u64, missed: Option<u64>) -> Item {
-    Item::Gap(Gap { shard: 0, from: (1, from), to: (1, to), missed })
+    let reason = GapReason::EpochChanged;
+    Item::Gap(Gap { reason, shard: 0, from: (1, from), to: (1, to), missed })
 }
 
 /// The items of the node's first stream.

@@ -1,5 +1,6 @@
 //! A TCP proxy in front of a Redis server that can drop all bytes while its connections stay open,
-//! like a dead host, a firewall that lost its state, or dropped packets; or forward them slowly.
+//! like a dead host, a firewall that lost its state, or dropped packets; or forward them slowly, or
+//! close them.
 
 use std::{
     sync::{
@@ -43,6 +44,8 @@ pub struct Proxy {
 struct Shared {
     /// The mode of all connections, new ones too.
     all: watch::Sender<Mode>,
+    /// Counts up when all connections are to be closed.
+    cuts: watch::Sender<u64>,
     connections: Mutex<Vec<Arc<Connection>>>,
     accepted: AtomicUsize,
 }
@@ -61,6 +64,7 @@ impl Proxy {
         let port = listener.local_addr().expect("a local address").port();
         let shared = Arc::new(Shared {
             all: watch::Sender::new(Mode::Forward),
+            cuts: watch::Sender::new(0),
             connections: Mutex::default(),
             accepted: AtomicUsize::new(0),
         });
@@ -102,6 +106,11 @@ impl Proxy {
         self.shared.all.send_replace(Mode::Forward);
     }
 
+    /// Closes all open connections. New ones are served.
+    pub fn cut(&self) {
+        self.shared.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
     /// Drops all bytes of the connections that have subscribed; others are not affected.
     pub fn drop_subscriptions(&self) {
         self.set_subscriptions(Mode::Drop);
@@ -130,7 +139,7 @@ impl Drop for Proxy {
 }
 
 async fn serve(shared: Arc<Shared>, mut client: TcpStream, to: u16) {
-    let mut all = shared.all.subscribe();
+    let (mut all, mut cuts) = (shared.all.subscribe(), shared.cuts.subscribe());
     while *all.borrow_and_update() == Mode::Drop {
         // A new connection to a dead host: nothing answers.
         if all.changed().await.is_err() {
@@ -178,6 +187,7 @@ async fn serve(shared: Arc<Shared>, mut client: TcpStream, to: u16) {
                 }
             }
             changed = all.changed() => if changed.is_err() { return },
+            _ = cuts.changed() => return,
             // The connection's own mode is checked this often.
             () = tokio::time::sleep(Duration::from_millis(20)) => {}
         }
