@@ -51,6 +51,14 @@ pub enum AppendError {
     /// The batch was sent and not answered within the time limit: it may have been appended.
     #[error("{0}")]
     OutcomeUnknown(String),
+    /// The batch is larger than what the bus takes: nothing was appended, and nothing will be.
+    #[error("the bus takes {limit} bytes at once, and these events have {actual}")]
+    TooLarge {
+        /// Bytes that the bus takes.
+        limit: usize,
+        /// Bytes of the events.
+        actual: usize,
+    },
     /// The bus is closing: nothing was appended.
     #[error("the gateway is closing")]
     Closed,

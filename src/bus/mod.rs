@@ -96,6 +96,11 @@ pub trait Bus: Send + Sync + 'static {
     /// Appends a batch to a shard, all of it or nothing. Returns when the bus has accepted it.
     fn append(&self, shard: ShardId, batch: Batch) -> BoxFuture<'_, Result<Appended, AppendError>>;
 
+    /// The bytes of the largest event that the shard takes, where the bus limits them.
+    fn max_event_bytes(&self, _shard: ShardId) -> Option<usize> {
+        None
+    }
+
     /// The events that the bus keeps beyond the log of its sink. None if it keeps none.
     fn history(&self) -> Option<&dyn History>;
 

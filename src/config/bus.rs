@@ -61,7 +61,7 @@ settings! {
         /// The user. Has no effect without `coordinator.authSecret`.
         pub username: Option<String> = optional("authUsername", text(check_username)),
         /// The password: see [Secrets](#secrets). Without one, user and password of the URLs are
-        /// used.
+        /// used. A file is read again before each connection.
         pub secret: Option<Secret> = SecretKey("authSecret"),
         /// Limit of the number of times that events whose answer did not arrive are sent again,
         /// within `coordinator.timeout`; the bus accepts them once. Events that the bus certainly
@@ -109,7 +109,10 @@ fn min_replicas() -> impl Declared<Value = u32> {
 }
 
 fn certificates() -> impl Declared<Value = Tls> {
-    described("Certificates, for URLs with TLS. All are PEM files.", group("tls"))
+    described(
+        "Certificates, for URLs with TLS. All are PEM files, read again before each connection.",
+        group("tls"),
+    )
 }
 
 impl BusConfig {

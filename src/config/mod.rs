@@ -178,8 +178,8 @@ settings! {
         /// all reconnect at once. Not more than `drain.timeout`; the default is lower where that
         /// is.
         pub spread: Duration = key("spread", duration(0..=5 * MINUTE), SECOND),
-        /// Streams that are still open are ended after this time, counted from the end of the
-        /// delay.
+        /// The gateway ends within this time, counted from the end of the delay. Streams that are
+        /// still open are ended before, so that a quarter of it, at most 2 s, is left for the rest.
         pub timeout: Duration = key("timeout", duration(SECOND..=HOUR), 10 * SECOND),
     }
 }

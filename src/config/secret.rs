@@ -2,6 +2,8 @@
 
 use std::{fmt, path::PathBuf};
 
+use super::secret_key;
+
 /// Shown in place of every secret.
 pub(super) const MASK: &str = "***";
 
@@ -37,6 +39,22 @@ impl Secret {
     /// The secret itself: for the server that asks for it only.
     pub fn expose(&self) -> &str {
         &self.value
+    }
+
+    /// True if it is in a file, which may change.
+    pub fn is_in_file(&self) -> bool {
+        matches!(self.source, SecretSource::File(_))
+    }
+
+    /// The secret as its source has it now: a file is read again. The error says why the file
+    /// cannot be used, and repeats nothing of it.
+    pub fn read_again(&self) -> Result<String, String> {
+        match &self.source {
+            SecretSource::File(path) => {
+                secret_key::read_file(path).map_err(|problem| problem.to_string())
+            }
+            _ => Ok(self.value.clone()),
+        }
     }
 
     /// Its source.

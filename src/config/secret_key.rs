@@ -134,7 +134,8 @@ fn read_variable(name: &str, environment: &[(String, String)]) -> Result<String,
     check(value).map(|()| value.clone())
 }
 
-fn read_file(path: &Path) -> Result<String, Problem> {
+/// The secret in a file.
+pub(super) fn read_file(path: &Path) -> Result<String, Problem> {
     let mut text = String::new();
     // With a limit, in case the path is that of a device.
     let read =

@@ -24,6 +24,8 @@ pub enum Limit {
     PendingBytesPerIdentity,
     /// `limits.eventsPerSecond`.
     EventsPerSecond,
+    /// `limits.maxHeaderBytes`.
+    HeaderBytes,
     /// `limits.handshakeTimeout`.
     HandshakeTimeout,
     /// `limits.requestTimeout`.
@@ -44,6 +46,7 @@ impl Limit {
         Limit::PendingBytes,
         Limit::PendingBytesPerIdentity,
         Limit::EventsPerSecond,
+        Limit::HeaderBytes,
         Limit::HandshakeTimeout,
         Limit::RequestTimeout,
         Limit::IdleTimeout,
@@ -61,6 +64,7 @@ impl Limit {
             Limit::PendingBytes => "limits.maxPendingBytes",
             Limit::PendingBytesPerIdentity => "limits.maxPendingBytesPerIdentity",
             Limit::EventsPerSecond => "limits.eventsPerSecond",
+            Limit::HeaderBytes => "limits.maxHeaderBytes",
             Limit::HandshakeTimeout => "limits.handshakeTimeout",
             Limit::RequestTimeout => "limits.requestTimeout",
             Limit::IdleTimeout => "limits.idleTimeout",

@@ -91,6 +91,16 @@ pub enum Error {
         /// Everything that is not allowed, or the first [`MAX_VIOLATIONS`].
         violations: Vec<Violation>,
     },
+    /// The request was not answered within its `grpc-timeout`.
+    #[error(
+        "the request was not answered within its grpc-timeout{}",
+        if *.may_be_done { ": it is not known whether its events were accepted (retry with the \
+        same request_id)" } else { "" }
+    )]
+    DeadlineExceeded {
+        /// True if it changes something, which may have been done.
+        may_be_done: bool,
+    },
     /// The gateway is draining.
     #[error("the gateway is going away; connect again")]
     Draining {
@@ -114,7 +124,7 @@ pub enum CredentialError {
 }
 
 /// All values of [`Error::reason`].
-pub const REASONS: [&str; 13] = [
+pub const REASONS: [&str; 14] = [
     "INVALID_REQUEST",
     "RESUME_TOKEN_MALFORMED",
     "PAYLOAD_TOO_LARGE",
@@ -127,6 +137,7 @@ pub const REASONS: [&str; 13] = [
     "CREDENTIALS_WRONG",
     "CREDENTIALS_REVOKED",
     "NOT_ALLOWED",
+    "DEADLINE_EXCEEDED",
     "DRAINING",
 ];
 
@@ -170,6 +181,8 @@ impl Error {
             Error::Unauthenticated(CredentialError::Wrong) => "CREDENTIALS_WRONG",
             Error::Unauthenticated(CredentialError::Revoked) => "CREDENTIALS_REVOKED",
             Error::NotAllowed { .. } => "NOT_ALLOWED",
+            Error::DeadlineExceeded { may_be_done: true } => "OUTCOME_UNKNOWN",
+            Error::DeadlineExceeded { may_be_done: false } => "DEADLINE_EXCEEDED",
             Error::Draining { .. } => "DRAINING",
         }
     }
@@ -180,6 +193,9 @@ impl From<AppendError> for Error {
         match error {
             AppendError::Unavailable(why) => Error::BusUnavailable(why),
             AppendError::OutcomeUnknown(why) => Error::OutcomeUnknown(why),
+            AppendError::TooLarge { limit, actual } => {
+                Error::PayloadTooLarge { what: "event".into(), limit, actual }
+            }
             AppendError::Closed => Error::Draining { retry_after: RETRY },
         }
     }

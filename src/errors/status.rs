@@ -46,6 +46,7 @@ fn code(error: &Error) -> Code {
         Error::Limit { .. } | Error::SubscriberTooSlow { .. } => Code::ResourceExhausted,
         Error::Unauthenticated(_) => Code::Unauthenticated,
         Error::NotAllowed { .. } => Code::PermissionDenied,
+        Error::DeadlineExceeded { .. } => Code::DeadlineExceeded,
     }
 }
 
@@ -96,7 +97,7 @@ fn details(error: &Error, room: usize) -> ErrorDetails {
             }
             details.set_retry_info(Some(RETRY));
         }
-        Error::Unauthenticated(_) => {}
+        Error::Unauthenticated(_) | Error::DeadlineExceeded { .. } => {}
         Error::NotAllowed { rule, violations } => {
             record("rule", (*rule).to_owned());
             record("violations", violations.len().to_string());

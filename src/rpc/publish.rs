@@ -10,7 +10,7 @@ use trunkline_proto::kinds;
 
 use crate::{
     access::{Caller, Grant},
-    bus::{AppendError, Appended, Batch, Position, ShardId},
+    bus::{AppendError, Appended, Batch, Bus, Position, ShardId},
     errors::{AcceptedEvents, Error},
     hub::event::{EventView, Malformed, shard_of},
     observe::counters::KindCounts,
@@ -25,7 +25,12 @@ use crate::{
     trace_context::IncomingTrace,
 };
 
-/// The events of a request that go to one shard.
+/// Encoded bytes of the events of one batch, as they came; one event may have more. Redis takes at
+/// least 1 MiB at once, whatever it is set to. All gateways cut a request at the same events, so
+/// that a retry on another one finds what was accepted.
+const BATCH_BYTES: usize = 512 << 10;
+
+/// Events of a request that go to one shard together.
 struct ShardBatch {
     shard: ShardId,
     /// The index of each event in the request.
@@ -75,7 +80,9 @@ impl Context {
         let count = publish.events.len();
         let shards = hub.bus().shards();
         let request_id = publish.request_id.map(|id| bound_id(id, &request.node_id, caller));
-        let batches = by_shard(publish.events, request_id, shards, publishing);
+        let sizes: Vec<usize> = request.events.iter().map(Bytes::len).collect();
+        let batches = by_shard(publish.events, &sizes, request_id, shards, publishing);
+        check_sizes(&**hub.bus(), &batches)?;
         let appends = batches.into_iter().map(|ShardBatch { shard, indexes, batch }| async move {
             let result = tokio::select! {
                 biased;
@@ -120,22 +127,32 @@ fn bound_id(request_id: [u8; 16], node_id: &str, caller: &Caller) -> [u8; 16] {
     bound
 }
 
-/// The batches of events for each shard, in the order of the request.
+/// The batches of events for each shard, in the order of the request. `sizes` has the bytes of each
+/// event as it came.
 fn by_shard(
     events: Vec<StampedEvent>,
+    sizes: &[usize],
     request_id: Option<[u8; 16]>,
     shards: u16,
     publishing: &Publishing,
 ) -> Vec<ShardBatch> {
     let mut batches: Vec<ShardBatch> = Vec::new();
-    let mut batch_of: Vec<Option<usize>> = vec![None; usize::from(shards)];
+    // The last batch of each shard, its number among those of the shard, and its bytes.
+    let mut last: Vec<Option<(usize, u64, usize)>> = vec![None; usize::from(shards)];
     for (index, event) in events.into_iter().enumerate() {
         let shard = shard_of(event.key_hash, shards);
-        let at = *batch_of[shard.index()].get_or_insert_with(|| {
-            let batch = Batch { events: vec![], request_id, retain: vec![], trace: None };
-            batches.push(ShardBatch { shard, indexes: vec![], batch });
-            batches.len() - 1
-        });
+        let size = sizes.get(index).copied().unwrap_or(event.bytes.len());
+        let (at, number, bytes) = match last[shard.index()] {
+            Some((at, number, bytes)) if bytes + size <= BATCH_BYTES => (at, number, bytes),
+            before => {
+                let number = before.map_or(0, |(_, number, _)| number + 1);
+                let request_id = request_id.map(|id| id_of_part(id, number));
+                let batch = Batch { events: vec![], request_id, retain: vec![], trace: None };
+                batches.push(ShardBatch { shard, indexes: vec![], batch });
+                (batches.len() - 1, number, 0)
+            }
+        };
+        last[shard.index()] = Some((at, number, bytes + size));
         let ShardBatch { indexes, batch, .. } = &mut batches[at];
         indexes.push(index);
         if kinds::of(event.kind).is_some_and(|row| row.keeps_last) {
@@ -145,6 +162,28 @@ fn by_shard(
         batch.events.push(event.bytes);
     }
     batches
+}
+
+/// The id of a part of a request: that of the request for the first one.
+fn id_of_part(mut id: [u8; 16], number: u64) -> [u8; 16] {
+    // Spread over all bits: the ids of a client may differ in few.
+    let bits = number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes();
+    id[8..].iter_mut().zip(bits).for_each(|(byte, bits)| *byte ^= bits);
+    id
+}
+
+/// Refuses a request with an event that the bus cannot take, before anything of it is appended.
+fn check_sizes(bus: &dyn Bus, batches: &[ShardBatch]) -> Result<(), Error> {
+    for ShardBatch { shard, indexes, batch } in batches {
+        let Some(limit) = bus.max_event_bytes(*shard) else { continue };
+        for (index, event) in indexes.iter().zip(&batch.events) {
+            if event.len() > limit {
+                let (what, actual) = (format!("events[{index}]"), event.len());
+                return Err(Error::PayloadTooLarge { what, limit, actual });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The position of each event of a request, from the results of its appends. The error says which
@@ -221,6 +260,14 @@ mod tests {
             let Error::PartlyAccepted { accepted, .. } = error else { panic!("{error:?}") };
             assert_eq!(accepted.0, [false, true, false, false, true, false]);
         }
+    }
+
+    #[test]
+    fn the_parts_of_a_request_have_ids_of_their_own() {
+        let ids: Vec<_> = (0..1000).map(|number| id_of_part([7; 16], number)).collect();
+        assert_eq!(ids[0], [7; 16]);
+        let different: std::collections::HashSet<_> = ids.iter().collect();
+        assert_eq!(different.len(), ids.len());
     }
 
     #[test]

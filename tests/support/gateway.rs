@@ -249,6 +249,13 @@ impl Gateway {
     ///
     /// If the status is not 200.
     pub async fn admin(&self, path: &str) -> String {
+        let (status, body) = self.admin_answer(path).await.expect("an answer");
+        assert_eq!(status, 200, "{path}: {body}");
+        body
+    }
+
+    /// The status and the body of the admin port's answer to a GET.
+    pub async fn admin_answer(&self, path: &str) -> std::io::Result<(u16, String)> {
         let exchange = async {
             let mut stream = TcpStream::connect(self.admin_address()).await?;
             let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
@@ -257,11 +264,21 @@ impl Gateway {
             stream.read_to_string(&mut text).await?;
             std::io::Result::Ok(text)
         };
-        let text =
-            tokio::time::timeout(LIMIT, exchange).await.expect("in time").expect("an answer");
+        let text = tokio::time::timeout(LIMIT, exchange).await.expect("in time")?;
         let (head, body) = text.split_once("\r\n\r\n").expect("headers and a body");
-        assert!(head.starts_with("HTTP/1.1 200 "), "{text}");
-        body.to_owned()
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+        Ok((status.expect("a status"), body.to_owned()))
+    }
+
+    /// Waits until `/readyz` answers 503 with all these words; returns its body.
+    pub async fn is_not_ready(&self, words: &[&str], limit: Duration) -> String {
+        attempt(limit, &format!("not ready: {words:?}"), async || {
+            let answer = self.admin_answer("/readyz").await.map_err(|error| error.to_string())?;
+            let (status, body) = answer;
+            let all = words.iter().all(|word| body.contains(word));
+            if status == 503 && all { Ok(body) } else { Err(format!("{status} {body}")) }
+        })
+        .await
     }
 
     /// Its configuration file.
@@ -307,6 +324,11 @@ impl Gateway {
     /// Continues it after `pause`.
     pub fn resume(&self) {
         self.process().resume();
+    }
+
+    /// Sends a signal by name, "HUP", and does not wait.
+    pub fn signal(&self, signal: &str) {
+        self.process().signal(signal);
     }
 
     /// Sends SIGTERM, and does not wait.

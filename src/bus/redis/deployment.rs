@@ -14,6 +14,9 @@ use super::{
 };
 use crate::bus::ShardId;
 
+/// Numbers of shards that a deployment may have.
+const SHARDS: std::ops::RangeInclusive<u16> = 1..=256;
+
 /// Shards of a new deployment on a cluster if none are configured. The number does not depend on
 /// the masters: gateways that start before and after a master is added must agree even if the
 /// record was lost meanwhile.
@@ -116,7 +119,16 @@ pub(super) async fn join(settings: &Arc<Settings>) -> Result<Deployment, JoinErr
     let ours = shards_of_new(settings);
     let mode = mode(settings);
     let keys = settings.keys.as_ref().map(Keys::ids).unwrap_or_default();
-    let recorded = record(&topology, &key, ours, mode, &keys).await?;
+    let recorded = match record(&topology, &key, ours, mode, &keys).await {
+        Err(JoinError::Unavailable(why)) if settings.cluster => {
+            // The master of the record may be down while others serve, whose shards say it too.
+            agreed_by_shards(settings, ours, mode, keys.first())
+                .await
+                .inspect(|_| tracing::warn!(why, "the record of the deployment is not reachable"))
+                .ok_or(JoinError::Unavailable(why))?
+        }
+        recorded => recorded?,
+    };
     if let Some(why) = key_mismatch(&settings.prefix, recorded.key.as_deref(), &keys) {
         return Err(JoinError::Mismatch(why));
     }
@@ -174,8 +186,15 @@ async fn record(
     let server = topology
         .master(ShardId(0))
         .ok_or_else(|| unavailable(&"no server is known to own the deployment's record"))?;
+    // The client library does not survive a transaction whose beginning is refused.
+    let refusals = server.try_rights(None).await.map_err(|error| unavailable(&error))?;
+    if let Some((seen, cure)) = refusals.missing(&server.about) {
+        return Err(unavailable(&format!("{}: {seen} ({cure})", server.address)));
+    }
     let mut command = server.command().await.map_err(|error| unavailable(&error))?;
-    let failed = |error| unavailable(&format!("{}: {error}", server.address));
+    let failed = |error: redis::RedisError| {
+        unavailable(&format!("{}: {}", server.address, server.explain(&error)))
+    };
     let ours = keys.first();
     // Only the first gateway records a key: a deployment without one stays so.
     let mut records_key = false;
@@ -199,7 +218,7 @@ async fn record(
     let fields: Option<(u16, String, Option<String>)> =
         answer.into_iter().next().and_then(|value| redis::from_redis_value(value).ok());
     match fields {
-        Some((shards, mode, mut recorded)) if shards > 0 => {
+        Some((shards, mode, mut recorded)) if SHARDS.contains(&shards) => {
             // During a rotation a gateway that knows the recorded key, and makes its tags with
             // another one, records that one.
             let knows = recorded.as_ref().is_some_and(|recorded| keys.contains(recorded));
@@ -212,8 +231,43 @@ async fn record(
             }
             Ok(Deployment { shards, mode, key: recorded })
         }
-        _ => Err(JoinError::Mismatch(format!("the record {key:?} in Redis has an unknown form"))),
+        _ => Err(JoinError::Mismatch(format!(
+            "the record {key:?} in Redis has an unknown form: another system wrote it; take \
+             another prefix, or DEL {key}"
+        ))),
     }
+}
+
+/// The deployment as it stands in the state of a shard whose master answers: of those that `ours`
+/// shards would have, with shard 0, which is the same whatever their number.
+async fn agreed_by_shards(
+    settings: &Arc<Settings>,
+    ours: u16,
+    mode: &str,
+    key: Option<&String>,
+) -> Option<Deployment> {
+    let names: Vec<_> = ShardId::all(ours).map(|shard| settings.names(shard, ours)).collect();
+    let slots = names.iter().map(|names| names.slot).collect();
+    let topology = Topology::new((**settings).clone(), slots).ok()?;
+    topology.refresh().await.ok()?;
+    for (shard, names) in ShardId::all(ours).zip(&names) {
+        let Some(server) = topology.master(shard) else { continue };
+        let Ok(mut command) = server.command().await else { continue };
+        let mut asked = redis::cmd("HMGET");
+        asked.arg(&names.state).arg("deployment");
+        let text: Result<(Option<String>,), _> = asked.query_async(&mut command.connection).await;
+        let Ok((Some(text),)) = text else { continue };
+        let shards = shards_in(&text)?;
+        let found = Deployment { shards, mode: mode.to_owned(), key: key.cloned() };
+        return (found.text(settings) == text).then_some(found);
+    }
+    None
+}
+
+/// The number of shards in the text of a deployment.
+fn shards_in(text: &str) -> Option<u16> {
+    let number = text.split(", ").find_map(|part| part.strip_suffix(" shards"))?;
+    number.parse().ok().filter(|shards| SHARDS.contains(shards))
 }
 
 fn unavailable(why: &impl ToString) -> JoinError {

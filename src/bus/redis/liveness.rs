@@ -41,6 +41,8 @@ struct State {
     unreceived: Option<Instant>,
     /// The error of the last probe, if Redis has accepted nothing since.
     failure: Option<String>,
+    /// The server whose subscription was found to be deaf, if nothing has come back since.
+    deaf: Option<String>,
     repairs: u64,
 }
 
@@ -90,7 +92,13 @@ impl Liveness {
 
     /// Records that something from this gateway came back: the path is verified.
     pub(super) fn returned(&self) {
-        self.state.lock().returned = Some(Instant::now());
+        let mut state = self.state.lock();
+        (state.returned, state.deaf) = (Some(Instant::now()), None);
+    }
+
+    /// Records that the subscription at this server is deaf.
+    pub(super) fn deaf(&self, server: &str) {
+        self.state.lock().deaf = Some(server.to_owned());
     }
 
     /// Records that the reader has delivered everything up to `position`.
@@ -116,9 +124,18 @@ impl Liveness {
         let state = self.state.lock();
         match state.returned {
             Some(returned) if returned.elapsed() <= MAX_LIVENESS_AGE => None,
-            _ => Some(state.failure.clone().unwrap_or_else(|| match state.returned {
-                None => "nothing has come over the channel yet".into(),
-                Some(at) => format!("nothing has come over the channel for {:.1?}", at.elapsed()),
+            returned => Some(state.failure.clone().unwrap_or_else(|| {
+                let since = match returned {
+                    None => "yet".to_owned(),
+                    Some(at) => format!("for {:.1?}", at.elapsed()),
+                };
+                let deaf = state.deaf.as_ref().map(|server| {
+                    format!(
+                        ": Redis takes what is published, and {server} does not deliver it to its \
+                         subscribers (see its cluster links, or what is between)"
+                    )
+                });
+                format!("nothing has come over the channel {since}{}", deaf.unwrap_or_default())
             })),
         }
     }

@@ -5,6 +5,8 @@
 //! and publishes it, in one step. Nothing outside this module names the redis crate.
 
 pub mod auth;
+mod causes;
+mod credentials;
 mod deployment;
 mod doctor;
 pub mod envelope;
@@ -21,9 +23,11 @@ pub mod reader;
 pub mod recovery;
 mod resolver;
 mod retained;
+mod rights;
 pub mod script;
 mod server;
 mod settings;
+mod size;
 mod subscription;
 mod topology;
 pub mod view;
@@ -320,6 +324,10 @@ impl Bus for RedisBus {
 
     fn append(&self, shard: ShardId, batch: Batch) -> BoxFuture<'_, Result<Appended, AppendError>> {
         self.append_batch(shard, batch).boxed()
+    }
+
+    fn max_event_bytes(&self, shard: ShardId) -> Option<usize> {
+        self.topology.master(shard)?.max_frame_bytes()
     }
 
     fn history(&self) -> Option<&dyn History> {

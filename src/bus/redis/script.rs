@@ -9,6 +9,7 @@ use bytes::Bytes;
 use redis::{Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
 
 use super::{
+    causes::error_text,
     envelope::WriterId,
     names::ShardNames,
     server::{Command, Server},
@@ -142,6 +143,14 @@ pub enum Failure {
     /// The server refused the call: nothing was done.
     #[error("{0}")]
     Refused(String),
+    /// The frame is larger than what the server takes: nothing was sent.
+    #[error("the frame has {actual} bytes, and the server takes {limit}")]
+    TooLarge {
+        /// Bytes that the server takes.
+        limit: usize,
+        /// Bytes of the frame.
+        actual: usize,
+    },
     /// The server does not own the shard: nothing was done.
     #[error("{0}")]
     NotOwner(String),
@@ -330,7 +339,7 @@ async fn replicated(command: &mut Command, replicas: u32, limit: Duration) -> Re
         let asked = tokio::time::timeout(limit, wait.query_async(&mut command.connection)).await;
         let have: u32 = match asked {
             Ok(Ok(have)) => have,
-            Ok(Err(error)) => return Err(Failure::Unknown(server_text(&error))),
+            Ok(Err(error)) => return Err(Failure::Unknown(error_text(&error))),
             Err(_) => 0,
         };
         if have >= replicas {
@@ -359,9 +368,9 @@ async fn invoke(
 
 /// Classifies an error by what is known about the call. An error that the server wrote means that
 /// the script did nothing: it checks before it writes, and Redis refuses a script that may not
-/// write at its first write.
+/// write at its first write. A right that was taken away may have stopped it on a Redis before 7.0.
 pub(super) fn classify(error: &RedisError) -> Failure {
-    let text = server_text(error);
+    let text = error_text(error);
     match error.kind() {
         ErrorKind::Server(ServerErrorKind::Moved) => Failure::NotOwner(text),
         ErrorKind::Server(ServerErrorKind::Ask) => match error.redirect_node() {
@@ -371,16 +380,9 @@ pub(super) fn classify(error: &RedisError) -> Failure {
         ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown) => {
             Failure::NotOwner(text)
         }
+        _ if text.contains("NOPERM") && text.contains("script") => Failure::Unknown(text),
         _ if error.code().is_some() => Failure::Refused(text),
         _ => Failure::Unknown(text),
-    }
-}
-
-/// The error as the server wrote it, so that a search for "READONLY" or "NOPERM" finds it.
-fn server_text(error: &RedisError) -> String {
-    match (error.code(), error.detail()) {
-        (Some(code), Some(detail)) => format!("{code} {detail}"),
-        _ => error.to_string(),
     }
 }
 

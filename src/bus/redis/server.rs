@@ -2,11 +2,16 @@
 
 use std::{
     fmt,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use deadpool_redis::{Hook, HookError, Manager, Pool, Runtime};
+use deadpool_redis::{Hook, HookError, Manager, Pool, PoolError, Runtime};
+use futures_util::future::BoxFuture;
+use parking_lot::RwLock;
 use redis::{
     AsyncConnectionConfig, Client, ConnectionInfo, RedisError, RedisResult,
     aio::MultiplexedConnection,
@@ -14,9 +19,15 @@ use redis::{
 use tokio::sync::{Mutex, watch};
 
 use super::{
+    causes::{About, error_text},
+    credentials::Contents,
+    names::ShardNames,
     resolver::{Name, Resolver},
+    rights::{self, Refusals},
     settings::Settings,
+    size,
 };
+use crate::throttle::Throttle;
 
 /// The time limit for opening a connection.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -24,12 +35,18 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The time limit for the answer to whether a server is a replica.
 const ROLE_TIMEOUT: Duration = Duration::from_millis(500);
 
+static UNREADABLE: Throttle = Throttle::repeated();
+
 /// One Redis server, and the connections to it that are not subscriptions.
 pub(super) struct Server {
     /// `host:port`, or the path of a socket.
     pub address: String,
-    pub info: ConnectionInfo,
-    pool: Pool,
+    /// What its errors are explained with.
+    pub about: About,
+    settings: Settings,
+    /// How it is connected to: as the files of secrets and certificates were when a connection was
+    /// opened last.
+    access: RwLock<Access>,
     /// True if the pool has connections beside the command connection.
     pool_is_shared: bool,
     /// The connection that all writers of this server share. A checkout from the pool costs a round
@@ -38,8 +55,19 @@ pub(super) struct Server {
     /// Its name, unless it is reached by an IP address.
     name: Option<Name>,
     resolver: Resolver,
+    /// The bytes of the largest frame that it takes; 0: all that there can be.
+    max_frame_bytes: AtomicUsize,
     /// When all connections were closed last. Those that are older are not used any more.
     closed: watch::Sender<Instant>,
+}
+
+/// How a server is connected to.
+#[derive(Clone)]
+struct Access {
+    /// What was read of files; None before the first time.
+    contents: Option<Contents>,
+    info: ConnectionInfo,
+    pool: Pool,
 }
 
 /// A connection for commands.
@@ -68,42 +96,93 @@ impl Server {
         settings: &Settings,
         resolver: Resolver,
     ) -> RedisResult<Server> {
-        let (closed, last_closed) = watch::channel(Instant::now());
-        let config = AsyncConnectionConfig::new()
-            .set_dns_resolver(resolver.clone())
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(settings.response_timeout));
-        let pool = Pool::builder(Manager::new_with_config(info.clone(), config)?)
-            .max_size(settings.pool.max_connections)
-            .create_timeout(settings.pool.timeout_create)
-            .wait_timeout(settings.pool.timeout_wait)
-            .recycle_timeout(settings.pool.timeout_recycle)
-            // A connection that was in use when all were closed comes back to the pool.
-            .pre_recycle(Hook::sync_fn(move |_, metrics| {
-                if metrics.created < *last_closed.borrow() {
-                    return Err(HookError::message("it may lead to another server"));
-                }
-                Ok(())
-            }))
-            .runtime(Runtime::Tokio1)
-            .build()
-            .map_err(|error| {
-                RedisError::from((
-                    redis::ErrorKind::InvalidClientConfig,
-                    "connection pool",
-                    error.to_string(),
-                ))
-            })?;
+        let (closed, _) = watch::channel(Instant::now());
+        let pool = make_pool(&info, settings, &resolver, &closed)?;
         Ok(Server {
             address: info.addr().to_string(),
+            about: settings.about(&info),
             name: Name::of(info.addr(), resolver.clone()),
-            info,
+            settings: settings.clone(),
+            access: RwLock::new(Access { contents: None, info, pool }),
             resolver,
+            max_frame_bytes: AtomicUsize::new(0),
             closed,
-            pool,
             pool_is_shared: settings.pool.max_connections > 1,
             command: Mutex::new(None),
         })
+    }
+
+    /// How it is connected to now. Reads the files of its secret and certificates again.
+    pub(super) async fn info(&self) -> ConnectionInfo {
+        let known = self.access.read().clone();
+        if !self.settings.credentials.has_files() {
+            return known.info;
+        }
+        let credentials = self.settings.credentials.clone();
+        // Reading may block, on a network file system for instance.
+        let read = tokio::task::spawn_blocking(move || credentials.read()).await;
+        let contents = match read {
+            Ok(Ok(contents)) => contents,
+            Ok(Err(why)) => return self.not_renewed(known, &why.to_string()),
+            Err(_) => return known.info,
+        };
+        if known.contents.as_ref() == Some(&contents) {
+            return known.info;
+        }
+        let renewed = contents.apply(known.info.clone()).and_then(|info| {
+            let pool = make_pool(&info, &self.settings, &self.resolver, &self.closed)?;
+            Ok(Access { contents: Some(contents), info, pool })
+        });
+        match renewed {
+            Ok(renewed) => {
+                if known.contents.is_some() {
+                    tracing::info!(server = self.address, "a file of coordinator has changed");
+                }
+                let info = renewed.info.clone();
+                *self.access.write() = renewed;
+                info
+            }
+            Err(error) => self.not_renewed(known, &error_text(&error)),
+        }
+    }
+
+    /// A file cannot be used: it may be being replaced.
+    fn not_renewed(&self, known: Access, why: &str) -> ConnectionInfo {
+        if let Some(left_out) = UNREADABLE.pass() {
+            tracing::warn!(server = self.address, why, left_out, "what was read before is used");
+        }
+        known.info
+    }
+
+    /// A connection of the pool.
+    async fn checkout(&self) -> Result<deadpool_redis::Connection, ConnectError> {
+        if self.access.read().pool.status().available == 0 {
+            self.info().await;
+        }
+        let pool = self.access.read().pool.clone();
+        pool.get().await.map_err(|error| match error {
+            PoolError::Backend(error) => self.error(error_text(&error)),
+            PoolError::Timeout(_) => self.error("no connection of the pool in time"),
+            error => self.error(error),
+        })
+    }
+
+    fn close_idle(&self) {
+        self.access.read().pool.retain(|_, _| false);
+    }
+
+    /// Tries the user's rights on the names of a shard; None: those to a transaction alone.
+    pub(super) async fn try_rights(
+        &self,
+        names: Option<&ShardNames>,
+    ) -> Result<Refusals, ConnectError> {
+        // A connection of its own: nothing else may come between the commands of a transaction.
+        let mut connection = self.connect_alone().await?;
+        let tried = match names {
+            Some(names) => rights::try_on(&mut connection, &self.settings, names).await,
+            None => rights::try_transaction(&mut connection).await,
+        };
+        tried.map_err(|error: RedisError| self.error(error_text(&error)))
     }
 
     /// The connection that all writers share; opened if there is none.
@@ -112,14 +191,33 @@ impl Server {
         if let Some(command) = &*slot {
             return Ok(command.clone());
         }
-        let made = tokio::time::timeout(CONNECT_TIMEOUT, self.connect_command()).await;
+        let trial = if size::may_exceed(self.settings.max_event_bytes) {
+            size::TIMEOUT
+        } else {
+            Duration::ZERO
+        };
+        let limit = CONNECT_TIMEOUT + trial;
+        let made = tokio::time::timeout(limit, self.connect_command()).await;
         let command = made.map_err(|_| self.error("not connected in time"))??;
         *slot = Some(command.clone());
         Ok(command)
     }
 
     async fn connect_command(&self) -> Result<Command, ConnectError> {
-        let checkout = self.pool.get().await.map_err(|error| self.error(error))?;
+        if size::may_exceed(self.settings.max_event_bytes) {
+            // On every new connection, since the server may have closed the last one for it.
+            let limit = self.largest_frame().await?;
+            let limit = limit.unwrap_or(0);
+            if self.max_frame_bytes.swap(limit, Ordering::Relaxed) != limit && limit > 0 {
+                tracing::warn!(
+                    server = self.address,
+                    limit,
+                    "events of more bytes are refused, although limits.maxEventBytes allows them: \
+                     see the server's proto-max-bulk-len and client-query-buffer-limit"
+                );
+            }
+        }
+        let checkout = self.checkout().await?;
         let connection = (*checkout).clone();
         Ok(Command { connection, checkout: Arc::new(checkout) })
     }
@@ -130,7 +228,7 @@ impl Server {
         if slot.as_ref().is_some_and(|kept| Arc::ptr_eq(&kept.checkout, &failed.checkout)) {
             *slot = None;
             // Idle connections lead to the same server process, which may be gone.
-            self.pool.retain(|_, _| false);
+            self.close_idle();
         }
     }
 
@@ -156,7 +254,7 @@ impl Server {
         let mut slot = self.command.lock().await;
         self.closed.send_replace(Instant::now());
         *slot = None;
-        self.pool.retain(|_, _| false);
+        self.close_idle();
     }
 
     /// Changes when all connections are to be closed.
@@ -172,16 +270,43 @@ impl Server {
     /// A connection for a long query: one of its own if the pool has one, else the writers'.
     pub(super) async fn query(&self) -> Result<Query, ConnectError> {
         if self.pool_is_shared {
-            let checkout = self.pool.get().await.map_err(|error| self.error(error))?;
-            Ok(Query::Pooled(checkout))
+            Ok(Query::Pooled(self.checkout().await?))
         } else {
             Ok(Query::Command(self.command().await?))
         }
     }
 
+    /// The bytes of the largest frame that it takes, if they are limited.
+    pub(super) fn max_frame_bytes(&self) -> Option<usize> {
+        Some(self.max_frame_bytes.load(Ordering::Relaxed)).filter(|limit| *limit > 0)
+    }
+
+    /// Tries how large a frame the server takes: the bytes, or None if it takes every one.
+    pub(super) async fn largest_frame(&self) -> Result<Option<usize>, ConnectError> {
+        let connect = || Box::pin(self.connect_alone()) as BoxFuture<'_, _>;
+        size::largest(self.settings.max_event_bytes, connect).await
+    }
+
+    /// A connection of its own, outside the pool.
+    async fn connect_alone(&self) -> Result<MultiplexedConnection, ConnectError> {
+        let config = AsyncConnectionConfig::new()
+            .set_dns_resolver(self.resolver.clone())
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(self.settings.response_timeout));
+        let connect = async {
+            self.client().await?.get_multiplexed_async_connection_with_config(&config).await
+        };
+        connect.await.map_err(|error: RedisError| self.error(error_text(&error)))
+    }
+
     /// A client for a connection outside the pool: a subscription.
-    pub(super) fn client(&self) -> RedisResult<Client> {
-        Client::open(self.info.clone())
+    pub(super) async fn client(&self) -> RedisResult<Client> {
+        Client::open(self.info().await)
+    }
+
+    /// An error of the server, with its cause and cure.
+    pub(super) fn explain(&self, error: &RedisError) -> String {
+        self.about.explain(&error_text(error))
     }
 
     /// The error of a connection that was not opened in time.
@@ -190,8 +315,43 @@ impl Server {
     }
 
     fn error(&self, why: impl fmt::Display) -> ConnectError {
-        ConnectError { address: self.address.clone(), why: why.to_string() }
+        let why = self.about.explain(&why.to_string());
+        ConnectError { address: self.address.clone(), why }
     }
+}
+
+fn make_pool(
+    info: &ConnectionInfo,
+    settings: &Settings,
+    resolver: &Resolver,
+    closed: &watch::Sender<Instant>,
+) -> RedisResult<Pool> {
+    let last_closed = closed.subscribe();
+    let config = AsyncConnectionConfig::new()
+        .set_dns_resolver(resolver.clone())
+        .set_connection_timeout(Some(CONNECT_TIMEOUT))
+        .set_response_timeout(Some(settings.response_timeout));
+    Pool::builder(Manager::new_with_config(info.clone(), config)?)
+        .max_size(settings.pool.max_connections)
+        .create_timeout(settings.pool.timeout_create)
+        .wait_timeout(settings.pool.timeout_wait)
+        .recycle_timeout(settings.pool.timeout_recycle)
+        // A connection that was in use when all were closed comes back to the pool.
+        .pre_recycle(Hook::sync_fn(move |_, metrics| {
+            if metrics.created < *last_closed.borrow() {
+                return Err(HookError::message("it may lead to another server"));
+            }
+            Ok(())
+        }))
+        .runtime(Runtime::Tokio1)
+        .build()
+        .map_err(|error| {
+            RedisError::from((
+                redis::ErrorKind::InvalidClientConfig,
+                "connection pool",
+                error.to_string(),
+            ))
+        })
 }
 
 /// A connection from [`Server::query`].

@@ -1,15 +1,18 @@
 //! The settings of the Redis bus, in the redis crate's terms.
 
-use std::{fs, path::Path, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use redis::{
-    Client, ClientTlsConfig, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, TlsCertificates,
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
+
+use super::{
+    auth::Keys,
+    causes::About,
+    credentials::{Contents, Credentials},
+    names::ShardNames,
 };
-
-use super::{auth::Keys, names::ShardNames};
 use crate::{
     bus::{ShardId, StartError},
-    config::{BusConfig, Config, Pool, Protocol, RedisUrl, Tls},
+    config::{BusConfig, Config, Pool, Protocol, RedisUrl},
 };
 
 /// The settings of the Redis bus.
@@ -17,6 +20,8 @@ use crate::{
 pub struct Settings {
     /// One standalone server, or some servers of a cluster.
     pub(super) seeds: Vec<ConnectionInfo>,
+    /// The secret and the certificates of all connections.
+    pub(super) credentials: Arc<Credentials>,
     /// True for a cluster.
     pub(super) cluster: bool,
     /// True if frames travel over sharded channels: in a cluster with RESP3.
@@ -43,6 +48,8 @@ pub struct Settings {
     pub(super) request_id_window: Duration,
     /// The keys of `frameKey`.
     pub(super) keys: Option<Keys>,
+    /// The bytes that one event may have.
+    pub(super) max_event_bytes: usize,
 }
 
 /// Limits of a writer's calls.
@@ -90,6 +97,19 @@ impl Settings {
         self.seeds.first().map_or(0, |seed| seed.redis_settings().db())
     }
 
+    /// What errors of a server are explained with.
+    pub(super) fn about(&self, server: &ConnectionInfo) -> About {
+        let address = server.addr().to_string();
+        About {
+            user: server.redis_settings().username().unwrap_or("default").to_owned(),
+            prefix: self.prefix.clone(),
+            tls: matches!(server.addr(), ConnectionAddr::TcpTls { .. }),
+            database: server.redis_settings().db(),
+            cluster: self.cluster,
+            reported: self.seeds.iter().all(|seed| seed.addr().to_string() != address),
+        }
+    }
+
     /// The names of a shard.
     pub(super) fn names(&self, shard: ShardId, shards: u16) -> ShardNames {
         ShardNames::new(&self.prefix, shard, shards)
@@ -120,7 +140,8 @@ impl Settings {
         let keys = config.frame_key.as_ref().map(Keys::of).transpose()?;
         let settings = match &config.bus {
             BusConfig::Redis(redis) => {
-                let seed = connection(&redis.url, &redis.tls)?;
+                let credentials = Credentials { secret: None, tls: redis.tls.clone() };
+                let seed = connection(&redis.url, &credentials.read()?)?;
                 // Every Redis that is supported has RESP3; the URL may ask for RESP2.
                 let protocol = match redis.url.protocol() {
                     Some(Protocol::Resp2) => ProtocolVersion::RESP2,
@@ -128,6 +149,7 @@ impl Settings {
                 };
                 Settings {
                     seeds: vec![with_protocol(seed, protocol)],
+                    credentials: Arc::new(credentials),
                     cluster: false,
                     sharded: false,
                     protocol,
@@ -143,6 +165,7 @@ impl Settings {
                     history,
                     request_id_window: config.request_id_window,
                     keys,
+                    max_event_bytes: config.limits.max_event_bytes,
                 }
             }
             BusConfig::RedisCluster(cluster) => {
@@ -151,19 +174,19 @@ impl Settings {
                     Protocol::Resp3 => ProtocolVersion::RESP3,
                 };
                 let (username, secret) = cluster.credentials();
+                let credentials = Credentials { secret: secret.cloned(), tls: cluster.tls.clone() };
+                let contents = credentials.read()?;
                 let seed = |url| {
-                    let info = connection(url, &cluster.tls)?;
+                    let info = connection(url, &contents)?;
                     let mut redis = info.redis_settings().clone();
                     if let Some(username) = username {
                         redis = redis.set_username(username);
-                    }
-                    if let Some(secret) = secret {
-                        redis = redis.set_password(secret.expose());
                     }
                     Ok(with_protocol(info.set_redis_settings(redis), protocol))
                 };
                 Settings {
                     seeds: cluster.urls.iter().map(seed).collect::<Result<_, StartError>>()?,
+                    credentials: Arc::new(credentials),
                     cluster: true,
                     sharded: protocol == ProtocolVersion::RESP3,
                     protocol,
@@ -181,6 +204,7 @@ impl Settings {
                     history,
                     request_id_window: config.request_id_window,
                     keys,
+                    max_event_bytes: config.limits.max_event_bytes,
                 }
             }
             other @ BusConfig::Embedded => {
@@ -212,27 +236,9 @@ fn with_protocol(info: ConnectionInfo, protocol: ProtocolVersion) -> ConnectionI
     info.set_redis_settings(redis)
 }
 
-/// Connection info of a URL. Errors never show the URL's password.
-fn connection(url: &RedisUrl, tls: &Tls) -> Result<ConnectionInfo, StartError> {
+/// How the server of a URL is connected to. Errors never show a password.
+fn connection(url: &RedisUrl, contents: &Contents) -> Result<ConnectionInfo, StartError> {
     let unusable = |error: redis::RedisError| StartError(format!("coordinator: {url}: {error}"));
     let info = url.as_str_with_password().into_connection_info().map_err(unusable)?;
-    let read = |key: &str, path: &Path| {
-        fs::read(path).map_err(|error| {
-            StartError(format!("coordinator.tls.{key}: {}: {error}", path.display()))
-        })
-    };
-    let root_cert = tls.ca_certificate.as_deref().map(|p| read("caCertificate", p)).transpose()?;
-    let client_tls = match (&tls.client_certificate, &tls.client_key) {
-        (Some(certificate), Some(key)) => Some(ClientTlsConfig {
-            client_cert: read("clientCertificate", certificate)?,
-            client_key: read("clientKey", key)?,
-        }),
-        _ => None,
-    };
-    if root_cert.is_none() && client_tls.is_none() {
-        return Ok(info);
-    }
-    let certificates = TlsCertificates { client_tls, root_cert };
-    let client = Client::build_with_tls(info, certificates).map_err(unusable)?;
-    Ok(client.get_connection_info().clone())
+    contents.apply(info).map_err(unusable)
 }

@@ -96,6 +96,32 @@ local function answer(status, ...)
   return {status, num(epoch), num(offset), copies, ends, recovering, ...}
 end
 
+-- A right that is missing in the middle would leave the work half done, so the rights are looked at
+-- before anything is written: those of a frame alone as a rule, and all where more may be needed.
+-- Redis before 7.0 cannot do that; there the gateway alone tries them, when it starts.
+if redis.acl_check_cmd then
+  local commands = {{'HSET', KEYS[1], 'f', ''}, {publish, channel, ''}}
+  if frames then
+    commands[3], commands[4] = {'XADD', KEYS[2], '1-1', 'f', ''}, {'HSET', KEYS[4], 'f', ''}
+    if KEYS[5] then
+      commands[5], commands[6] = {'SET', KEYS[5], '', 'PX', '1'}, {'PEXPIRE', KEYS[5], '1'}
+    end
+  end
+  if op ~= 'append' or not state[9] or run ~= identity then
+    for _, more in ipairs({
+      {'HDEL', KEYS[1], 'f'}, {'HGETALL', KEYS[1]}, {'XADD', KEYS[2], '1-1', 'f', ''},
+      {'XRANGE', KEYS[2], '-', '+'}, {'XINFO', 'STREAM', KEYS[2]}, {'DEL', KEYS[2], KEYS[3]},
+      {'XTRIM', KEYS[2], 'MINID', '1'}, {'RPUSH', KEYS[3], ''}, {'LINDEX', KEYS[3], '0'},
+      {'LPOP', KEYS[3]},
+    }) do commands[#commands + 1] = more end
+  end
+  for _, command in ipairs(commands) do
+    if not redis.acl_check_cmd(unpack(command)) then
+      return redis.error_reply('NOPERM no right to ' .. table.concat(command, ' ', 1, 2))
+    end
+  end
+end
+
 -- Ranges of numbers, ascending, as text: "1-7.9-9".
 
 local function has(ranges, number)

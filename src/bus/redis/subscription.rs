@@ -207,7 +207,7 @@ impl Subscription {
             .set_dns_resolver(self.server.resolver())
             .set_response_timeout(Some(CONNECT_TIMEOUT))
             .set_push_sender(move |push| sender.try_send(push));
-        let client = self.server.client()?;
+        let client = self.server.client().await?;
         let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
         // Sharded channels are in different slots, so each needs a command of its own.
         let command = if self.sharded { "SSUBSCRIBE" } else { "SUBSCRIBE" };
@@ -244,7 +244,7 @@ impl Subscription {
     }
 
     async fn listen_resp2(&self) -> Result<End, RedisError> {
-        let client = self.server.client()?;
+        let client = self.server.client().await?;
         let connect = async {
             let mut pubsub = client.get_async_pubsub().await?;
             for channel in self.channels.keys() {

@@ -159,26 +159,36 @@ impl Topology {
             return Ok(());
         }
         let mut why = String::from("no server of the cluster is known");
+        // The view with the most owners: a server that has lost sight of the others knows few.
+        let mut best: Option<(usize, Vec<SlotRange>)> = None;
         // A server that does not answer costs a time limit, so the order is random.
         for server in self.any() {
             let asked = tokio::time::timeout(ANSWER_TIMEOUT, ask(&server));
             match asked.await.unwrap_or_else(|_| Err("no answer in time".into())) {
                 Ok(ranges) => {
-                    self.adopt(&ranges);
-                    *last = Some(Instant::now());
-                    return Ok(());
+                    let owned = self.slots.iter().filter(|slot| owner(&ranges, **slot).is_some());
+                    let owned = owned.count();
+                    if best.as_ref().is_none_or(|(most, _)| owned > *most) {
+                        best = Some((owned, ranges));
+                    }
+                    if owned == self.slots.len() {
+                        break;
+                    }
                 }
                 Err(error) => why = format!("{}: {error}", server.address),
             }
         }
-        Err(TopologyError(why))
+        let Some((_, ranges)) = best else { return Err(TopologyError(why)) };
+        self.adopt(&ranges);
+        *last = Some(Instant::now());
+        Ok(())
     }
 
     fn adopt(&self, ranges: &[SlotRange]) {
         let address = |(host, port): &(String, u16)| format!("{host}:{port}");
         let mut map = Map::default();
         for slot in &self.slots {
-            let range = ranges.iter().find(|range| (range.first..=range.last).contains(slot));
+            let range = owner(ranges, *slot);
             let mut nodes = range.map(|range| range.nodes.iter()).into_iter().flatten();
             let mut next = || nodes.next().map(address);
             map.masters.push(next());
@@ -224,23 +234,34 @@ async fn ask(server: &Server) -> Result<Vec<SlotRange>, String> {
         redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut command.connection).await;
     match answer {
         Ok(value) => {
-            // A server may report itself without an address: then it is the one that was asked.
-            let asked = match server.info.addr() {
-                ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host.clone(),
-                _ => String::new(),
+            let asked = match server.info().await.addr() {
+                ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+                    (host.clone(), *port)
+                }
+                _ => (String::new(), 0),
             };
-            parse_slots(&value, &asked).ok_or_else(|| "an unknown form of CLUSTER SLOTS".into())
+            parse_slots(&value, (&asked.0, asked.1))
+                .ok_or_else(|| "an unknown form of CLUSTER SLOTS".into())
         }
         Err(error) => {
             if error.code().is_none() {
                 server.discard(&command).await;
             }
-            Err(error.to_string())
+            Err(server.explain(&error))
         }
     }
 }
 
-fn parse_slots(value: &Value, asked: &str) -> Option<Vec<SlotRange>> {
+/// The range of a slot.
+fn owner(ranges: &[SlotRange], slot: u16) -> Option<&SlotRange> {
+    ranges.iter().find(|range| (range.first..=range.last).contains(&slot))
+}
+
+/// Reads an answer of CLUSTER SLOTS. `asked` is the address of the server that gave it. A server
+/// may be reported without an address: then it is reached at that of the one that was asked. One
+/// with port 0 has TLS alone, in an answer over plain text: its port is that of the one that was
+/// asked.
+fn parse_slots(value: &Value, asked: (&str, u16)) -> Option<Vec<SlotRange>> {
     let number = |value: &Value| match value {
         Value::Int(n) => u16::try_from(*n).ok(),
         _ => None,
@@ -253,18 +274,43 @@ fn parse_slots(value: &Value, asked: &str) -> Option<Vec<SlotRange>> {
             let (first, last) = (number(parts.first()?)?, number(parts.get(1)?)?);
             let node = |part: &Value| {
                 let Value::Array(node) = part else { return None };
-                let host = match node.first()? {
-                    Value::BulkString(host) => String::from_utf8(host.clone()).ok()?,
-                    Value::SimpleString(host) => host.clone(),
-                    _ => String::new(),
+                let host = match text(node.first()?).filter(|host| !host.is_empty()) {
+                    // Its name is not known, and its address may be.
+                    Some(host) if host == "?" => metadata(node.get(3), "ip"),
+                    host => host,
                 };
-                let host = if host.is_empty() || host == "?" { asked.to_owned() } else { host };
-                Some((host, number(node.get(1)?)?))
+                let host = host.unwrap_or_else(|| asked.0.to_owned());
+                let port = number(node.get(1)?)?;
+                Some((host, if port == 0 { asked.1 } else { port }))
             };
             let nodes = parts.iter().skip(2).map(node).collect::<Option<Vec<_>>>()?;
-            Some(SlotRange { first, last, nodes })
+            (first <= last).then_some(SlotRange { first, last, nodes })
         })
         .collect()
+}
+
+fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::BulkString(text) => String::from_utf8(text.clone()).ok(),
+        Value::SimpleString(text) => Some(text.clone()),
+        _ => None,
+    }
+}
+
+/// A field of what CLUSTER SLOTS says of a server beside its address: an array of names and values,
+/// or a map.
+fn metadata(value: Option<&Value>, name: &str) -> Option<String> {
+    let found = match value? {
+        Value::Array(words) => {
+            let mut pairs = words.chunks_exact(2);
+            text(&pairs.find(|pair| text(&pair[0]).as_deref() == Some(name))?[1])
+        }
+        Value::Map(pairs) => {
+            text(&pairs.iter().find(|(key, _)| text(key).as_deref() == Some(name))?.1)
+        }
+        _ => None,
+    };
+    found.filter(|text| !text.is_empty())
 }
 
 #[cfg(test)]
@@ -272,22 +318,49 @@ mod tests {
     use super::*;
     use crate::config::{Config, Sources};
 
-    fn text(text: &str) -> Value {
+    fn bulk(text: &str) -> Value {
         Value::BulkString(text.as_bytes().to_vec())
     }
 
+    fn range(first: i64, last: i64, nodes: Vec<Value>) -> Value {
+        Value::Array([vec![Value::Int(first), Value::Int(last)], nodes].concat())
+    }
+
     #[test]
-    fn a_server_without_an_address_has_the_one_that_was_asked() {
-        let node = |host: Value, port| Value::Array(vec![host, Value::Int(port), text("id")]);
-        let range = Value::Array(vec![
-            Value::Int(0),
-            Value::Int(99),
-            node(Value::Nil, 7000),
-            node(text("10.0.0.1"), 7001),
-        ]);
-        let ranges = parse_slots(&Value::Array(vec![range]), "10.0.0.9").unwrap();
+    fn a_server_without_an_address_or_a_port_has_that_of_the_one_that_was_asked() {
+        let more = |words: &[&str]| Value::Array(words.iter().map(|word| bulk(word)).collect());
+        let node = |host: Value, port, more: Value| {
+            Value::Array(vec![host, Value::Int(port), bulk("id"), more])
+        };
+        let none = || more(&[]);
+        let nodes = vec![
+            node(Value::Nil, 7000, none()),
+            node(bulk(""), 7001, none()),
+            node(bulk("?"), 7002, none()),
+            node(bulk("?"), 7003, more(&["ip", "10.0.0.3"])),
+            node(bulk("?"), 7004, Value::Map(vec![(bulk("ip"), bulk("10.0.0.4"))])),
+            node(bulk("?"), 7005, more(&["hostname", "x", "ip", ""])),
+            node(bulk("10.0.0.1"), 0, none()),
+            node(Value::SimpleString("name".into()), 7006, none()),
+        ];
+        let answer = Value::Array(vec![range(0, 99, nodes)]);
+        let ranges = parse_slots(&answer, ("10.0.0.9", 6380)).unwrap();
         assert_eq!((ranges[0].first, ranges[0].last), (0, 99));
-        assert_eq!(ranges[0].nodes, [("10.0.0.9".into(), 7000), ("10.0.0.1".into(), 7001)]);
+        let seen: Vec<_> =
+            ranges[0].nodes.iter().map(|(host, port)| format!("{host}:{port}")).collect();
+        assert_eq!(
+            seen,
+            [
+                "10.0.0.9:7000",
+                "10.0.0.9:7001",
+                "10.0.0.9:7002",
+                "10.0.0.3:7003",
+                "10.0.0.4:7004",
+                "10.0.0.9:7005",
+                "10.0.0.1:6380",
+                "name:7006"
+            ]
+        );
     }
 
     fn of_slots(slots: Vec<u16>) -> Topology {
@@ -337,7 +410,17 @@ mod tests {
 
     #[test]
     fn an_unknown_form_of_cluster_slots_is_rejected() {
-        assert!(parse_slots(&Value::Okay, "h").is_none());
-        assert!(parse_slots(&Value::Array(vec![Value::Int(1)]), "h").is_none());
+        let node = || Value::Array(vec![bulk("h"), Value::Int(1)]);
+        for odd in [
+            Value::Okay,
+            Value::Array(vec![Value::Int(1)]),
+            Value::Array(vec![range(5, 4, vec![node()])]),
+            Value::Array(vec![range(0, 70_000, vec![node()])]),
+            Value::Array(vec![range(-1, 4, vec![node()])]),
+            Value::Array(vec![range(0, 4, vec![Value::Array(vec![bulk("h")])])]),
+            Value::Array(vec![range(0, 4, vec![Value::Array(vec![bulk("h"), Value::Int(-7)])])]),
+        ] {
+            assert!(parse_slots(&odd, ("h", 1)).is_none(), "{odd:?}");
+        }
     }
 }

@@ -17,6 +17,7 @@ use redis::{
 use self::server::Info;
 use super::{
     Settings,
+    causes::{About, error_text},
     names::{self, ShardNames},
     topology::Topology,
 };
@@ -31,6 +32,7 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// A server that answers.
 struct Reached {
     address: String,
+    about: About,
     info: Info,
     connection: MultiplexedConnection,
 }
@@ -45,14 +47,14 @@ pub(super) async fn examine(
     let mut seeds = Vec::new();
     report(Progress::Begins("reach"));
     for seed in &settings.seeds {
-        match limited(reach(seed)).await {
+        match limited(reach(seed, settings)).await {
             Ok(reached) => {
                 let seen = format!("{} answers", reached.address);
                 report(Progress::Found(Finding::ok("reach", seen)));
                 seeds.push(reached);
             }
             Err(why) => {
-                let mut finding = unreached(seed, &why);
+                let mut finding = unreached(seed, settings, &why);
                 if settings.cluster && settings.seeds.len() > 1 {
                     // The others may be enough.
                     finding.level = Level::Warning;
@@ -98,16 +100,17 @@ pub(super) async fn examine(
     report(Progress::Begins("shards"));
     report(Progress::Found(path::balance(&masters)));
     for (address, info, shards) in by_server(&masters) {
-        let mut reached = match limited(reach(&info)).await {
+        let mut reached = match limited(reach(&info, settings)).await {
             Ok(reached) => reached,
             Err(why) => {
-                report(Progress::Found(unreached(&info, &why)));
+                report(Progress::Found(unreached(&info, settings, &why)));
                 continue;
             }
         };
         server::examine(&mut reached, settings, max_frame, shards.len(), report).await;
         let first = &names[shards[0].index()];
         step("rights", report, rights::examine(&reached, settings, first)).await;
+        step("sizes", report, server::sizes(&address, &info, settings)).await;
         let server = Client::open(info);
         for shard in shards {
             let work = path::round_trip(&address, server.as_ref(), settings, shard, &names);
@@ -145,50 +148,19 @@ async fn connect(info: &ConnectionInfo) -> RedisResult<MultiplexedConnection> {
     Client::open(info.clone())?.get_multiplexed_async_connection_with_config(&config).await
 }
 
-async fn reach(info: &ConnectionInfo) -> Result<Reached, String> {
+async fn reach(info: &ConnectionInfo, settings: &Settings) -> Result<Reached, String> {
     let text = |error: RedisError| error_text(&error);
     let mut connection = connect(info).await.map_err(text)?;
     let answer: String = redis::cmd("INFO").query_async(&mut connection).await.map_err(text)?;
-    Ok(Reached { address: info.addr().to_string(), info: Info::parse(&answer), connection })
-}
-
-/// The text of an error: that of the server, if it has one.
-fn error_text(error: &RedisError) -> String {
-    match (error.code(), error.detail()) {
-        (Some(code), Some(detail)) => format!("{code} {detail}"),
-        _ => error.to_string(),
-    }
+    let about = settings.about(info);
+    let address = info.addr().to_string();
+    Ok(Reached { address, about, info: Info::parse(&answer), connection })
 }
 
 /// The finding for a server that cannot be reached, with the most likely remedy.
-fn unreached(info: &ConnectionInfo, why: &str) -> Finding {
-    let has = |words: &[&str]| words.iter().any(|word| why.to_lowercase().contains(word));
-    let advice = if has(&["wrongpass", "noauth", "authentication", "invalid username"]) {
-        "set user and password: in coordinator.url, or authUsername and authSecret of a cluster"
-    } else if has(&["noperm"]) {
-        "give the user the rights of deploy/redis: docs/operations.md, \"A user of Redis\""
-    } else if has(&["expired"]) {
-        "renew the certificate of the Redis server, or set the clock of this machine"
-    } else if has(&["not valid for name", "notvalidforname"]) {
-        "name the server in the URL as its certificate does, or have it certified for that name"
-    } else if has(&["unknownissuer", "unknown issuer"]) {
-        "set coordinator.tls.caCertificate to the authority that signed the server's certificate"
-    } else if has(&["certificate", "tls", "alert"]) {
-        "compare coordinator.tls with the server's tls-* settings: does it ask for a client \
-         certificate?"
-    } else if has(&["refused"]) {
-        "see that Redis runs, listens on this address (bind, port, protected-mode), and that the \
-         port is right"
-    } else if has(&["timed out", "no answer", "deadline"]) {
-        "see that the address is right and that no firewall drops what is sent to it"
-    } else if has(&["lookup", "resolve", "name or service"]) {
-        "see that the name in the URL is known to this machine"
-    } else if has(&["loading"]) {
-        "wait until Redis has loaded its data"
-    } else {
-        "see that the URL is right (redis:// or rediss://), and what the log of Redis says"
-    };
-    Finding::failure("reach", format!("{}: {why}", info.addr()), advice)
+fn unreached(info: &ConnectionInfo, settings: &Settings, why: &str) -> Finding {
+    let cure = settings.about(info).cure(why);
+    Finding::failure("reach", format!("{}: {why}", info.addr()), cure)
 }
 
 /// A shard's master.
@@ -206,11 +178,12 @@ async fn find_masters(
     let slots = names.iter().map(|names| names.slot).collect();
     let topology = Topology::new(settings.clone(), slots).map_err(|error| error.to_string())?;
     topology.refresh().await.map_err(|error| error.to_string())?;
-    let master = |shard| {
+    let mut masters = Vec::new();
+    for shard in ShardId::all(shards) {
         let server = topology.master(shard).ok_or(format!("shard {shard} has no master"))?;
-        Ok(Master { shard, address: server.address.clone(), info: server.info.clone() })
-    };
-    let masters = ShardId::all(shards).map(master).collect::<Result<_, String>>()?;
+        let info = server.info().await;
+        masters.push(Master { shard, address: server.address.clone(), info });
+    }
     Ok((masters, names))
 }
 

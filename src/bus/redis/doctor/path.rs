@@ -35,7 +35,7 @@ pub(super) async fn deployment(settings: &Settings) -> Result<(Finding, u16), St
         .map_err(|error| error.to_string())?;
     topology.refresh().await.map_err(|error| error.to_string())?;
     let server = topology.master(ShardId(0)).ok_or("no server is known to own the record")?;
-    let mut connection = connect(&server.info).await.map_err(|error| error_text(&error))?;
+    let mut connection = connect(&server.info().await).await.map_err(|error| error_text(&error))?;
     let mut asked = redis::cmd("HMGET");
     asked.arg(&key).arg("shards").arg("mode").arg("key");
     let fields: RedisResult<(Option<String>, Option<String>, Option<String>)> =

@@ -5,10 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::{RedisResult, aio::MultiplexedConnection};
+use redis::{ConnectionInfo, RedisResult, aio::MultiplexedConnection};
 
 use super::{Finding, Progress, Reached, Settings, error_text, step};
-use crate::bus::unix_ms;
+use crate::bus::{redis::server::Server, unix_ms};
 
 /// A clock that is further off than this is not synchronized.
 const CLOCK_OFF: Duration = Duration::from_secs(1);
@@ -95,7 +95,7 @@ pub(super) async fn examine(
     shards: usize,
     report: &mut (dyn FnMut(Progress) + Send),
 ) {
-    let Reached { address, info, connection } = reached;
+    let Reached { address, info, connection, .. } = reached;
     let mut found = vec![
         role(address, info, settings.min_replicas),
         eviction(address, info),
@@ -276,6 +276,36 @@ fn timeout(address: &str, seconds: u64) -> Finding {
     } else {
         Finding::ok("timeout", seen)
     }
+}
+
+/// Tries whether the server takes a command with the largest event that a gateway may be given.
+pub(super) async fn sizes(
+    address: &str,
+    info: &ConnectionInfo,
+    settings: &Settings,
+) -> Vec<Finding> {
+    let event = settings.max_event_bytes;
+    let limit = async {
+        let server = Server::new(info.clone(), settings).map_err(|error| error_text(&error))?;
+        server.largest_frame().await.map_err(|error| error.to_string())
+    };
+    let finding = match limit.await {
+        Ok(None) => {
+            let seen = format!("{address} takes an event of {event} bytes (limits.maxEventBytes)");
+            Finding::ok("sizes", seen)
+        }
+        Ok(Some(limit)) => Finding::warning(
+            "sizes",
+            format!("{address} takes {limit} bytes at once, and limits.maxEventBytes is {event}"),
+            "raise proto-max-bulk-len and client-query-buffer-limit of the server, or lower \
+             limits.maxEventBytes: larger events are refused with INVALID_ARGUMENT",
+        ),
+        Err(why) => {
+            let advice = "see the log of Redis";
+            Finding::failure("sizes", format!("{address}: {why}"), advice)
+        }
+    };
+    vec![finding]
 }
 
 /// Compares the server's clock with this machine's.

@@ -1,5 +1,7 @@
 //! Supervision: deaf subscriptions, and the health of all shards.
 
+use std::time::Instant;
+
 use super::Reader;
 use crate::{
     bus::{Health, ShardId},
@@ -19,6 +21,8 @@ impl Reader {
 
     /// Renews deaf subscriptions, and updates the health.
     pub(super) fn supervise(&mut self) {
+        let classic = self.parts.settings.cluster && !self.parts.settings.sharded;
+        let mut deaf = None;
         for running in self.subscriptions.values() {
             let is_deaf = |shard: &&ShardId| {
                 let arrivals = running.link.arrivals(**shard);
@@ -29,11 +33,24 @@ impl Reader {
                     tracing::warn!(server = running.address, %shard, left_out,
                         "this subscription does not receive what Redis accepts: reconnecting");
                 }
-                running.link.renew();
+                running.shards.iter().for_each(|shard| {
+                    self.parts.liveness[shard.index()].deaf(&running.address);
+                });
+                if classic {
+                    deaf = Some(running.address.clone());
+                } else {
+                    running.link.renew();
+                }
             }
         }
-        if self.parts.settings.cluster
-            && !self.parts.settings.sharded
+        if let Some(address) = deaf {
+            // Any other server gets the messages too, unless it has lost sight of the cluster.
+            self.deaf.insert(address.clone(), Instant::now());
+            self.plan();
+            // There may be no other.
+            let same = self.subscriptions.values().filter(|running| running.address == address);
+            same.for_each(|running| running.link.renew());
+        } else if classic
             && self.subscriptions.values().all(|running| running.link.since().is_none())
         {
             self.plan();

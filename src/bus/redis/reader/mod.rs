@@ -87,6 +87,8 @@ pub(super) struct Reader {
     shards: Vec<ShardReader>,
     subscriptions: HashMap<u64, Subscribed>,
     next_subscription: u64,
+    /// Servers whose subscription was deaf, and when; of a cluster with classic channels.
+    deaf: HashMap<String, Instant>,
     tasks: JoinSet<Done>,
     subscription_events: mpsc::Sender<SubscriptionEvent>,
 }
@@ -108,6 +110,7 @@ impl Reader {
             shards,
             subscriptions: HashMap::new(),
             next_subscription: 0,
+            deaf: HashMap::new(),
             tasks: JoinSet::new(),
             subscription_events: sender,
         };

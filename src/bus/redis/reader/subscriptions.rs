@@ -1,6 +1,6 @@
 //! The subscriptions of the reader: one connection to each server that owns shards.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
@@ -9,6 +9,9 @@ use crate::bus::{
     ShardId,
     redis::subscription::{Link, Subscription},
 };
+
+/// The time for which a server whose subscription was deaf is the last choice.
+const DEAF_PAUSE: Duration = Duration::from_mins(1);
 
 /// A subscription that runs.
 pub(super) struct Subscribed {
@@ -30,6 +33,7 @@ impl Reader {
                 wanted.entry(address).or_default().push(shard);
             }
         }
+        self.deaf.retain(|_, since| since.elapsed() < DEAF_PAUSE);
         if classic && let Some(address) = self.classic_server() {
             wanted.insert(
                 address,
@@ -53,12 +57,19 @@ impl Reader {
     }
 
     /// The server for classic channels, whose messages reach every node of a cluster: the current
-    /// one while it is connected, else any master.
+    /// one while it is connected and not deaf, else any master. If all were deaf, the one of which
+    /// that is longest ago.
     fn classic_server(&self) -> Option<String> {
-        let current = self.subscriptions.values().find(|running| running.link.since().is_some());
-        current
-            .map(|running| running.address.clone())
-            .or_else(|| self.parts.topology.any().first().map(|server| server.address.clone()))
+        let current = self.subscriptions.values().find(|running| {
+            running.link.since().is_some() && !self.deaf.contains_key(&running.address)
+        });
+        if let Some(running) = current {
+            return Some(running.address.clone());
+        }
+        let mut servers: Vec<_> =
+            self.parts.topology.any().iter().map(|server| server.address.clone()).collect();
+        servers.sort_by_key(|address| self.deaf.get(address).copied());
+        servers.into_iter().next()
     }
 
     fn subscribe(&mut self, address: &str, shards: Vec<ShardId>) {

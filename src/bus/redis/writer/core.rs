@@ -196,7 +196,7 @@ impl Core {
         }
         self.frame_first = false;
         if self.flush.is_none()
-            && let Some(first) = self.waiting.pop_front()
+            && let Some(first) = self.next_waiting()
         {
             self.gather(first);
         }
@@ -268,6 +268,13 @@ impl Core {
 
     fn failed(&mut self, now: Instant, under_way: UnderWay, failure: &Failure) -> Shown {
         let why = failure.to_string();
+        if let (UnderWay::Append(_), Failure::TooLarge { limit, actual }) = (&under_way, failure)
+            && let Some(sending) = self.flush.take()
+        {
+            // It would fail for ever, and hold up what waits behind it.
+            sending.fail(&AppendError::TooLarge { limit: *limit, actual: *actual });
+            return Shown::Answered;
+        }
         self.why.clone_from(&why);
         if let (UnderWay::Append(seen), Some(sending)) = (under_way, &mut self.flush)
             && matches!(failure, Failure::Unknown(_))
@@ -326,6 +333,16 @@ impl Core {
         waiting.into_iter().chain(sending).fold(until, Instant::min)
     }
 
+    /// The next batch whose caller still waits for its answer.
+    fn next_waiting(&mut self) -> Option<Job> {
+        while let Some(job) = self.waiting.pop_front() {
+            if !job.answer.is_closed() {
+                return Some(job);
+            }
+        }
+        None
+    }
+
     /// Takes waiting batches up to the limits of a frame. A batch that repeats the request id of
     /// another one waits for the next frame: the script finds only ids of earlier frames.
     fn gather(&mut self, first: Job) {
@@ -345,7 +362,7 @@ impl Core {
             size += bytes;
             count += job.batch.events.len();
             jobs.push(job);
-            next = self.waiting.pop_front();
+            next = self.next_waiting();
         }
         let flush = Flush::new(jobs);
         flush.mark_sent();

@@ -7,6 +7,7 @@
 
 mod core;
 mod flush;
+mod rights;
 
 use std::{
     sync::Arc,
@@ -17,6 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use self::rights::Rights;
 pub use self::{
     core::{Core, PROBE_INTERVAL, Shown, Step},
     flush::Job,
@@ -27,6 +29,7 @@ use super::{
     liveness::Liveness,
     recovery::Memory,
     script::{Answer, Call, Failure, Op, Target},
+    server::Server,
     settings::CallLimits,
     topology::Topology,
 };
@@ -72,6 +75,8 @@ pub(super) struct Writer {
     core: Core,
     /// Since when appends wait for a recovery.
     recovering: Option<Instant>,
+    /// The rights of the user on the server of the shard.
+    rights: Rights,
 }
 
 impl Writer {
@@ -79,7 +84,7 @@ impl Writer {
         let auth = parts.target.names.auth.clone();
         let core =
             Core::new(parts.shard, parts.id, parts.limits, auth, rand::random(), Instant::now());
-        Writer { parts, core, recovering: None }
+        Writer { parts, core, recovering: None, rights: Rights::default() }
     }
 
     /// Runs until it is stopped and the queue is empty.
@@ -148,8 +153,8 @@ impl Writer {
     ///
     /// After a recovery, in which the agreement may have been lost with everything else, a shard
     /// goes on only when shard 0 has taken a call.
-    async fn call(&self, call: &Call) -> Result<Answer, Failure> {
-        let agreement = &self.parts.agreement;
+    async fn call(&mut self, call: &Call) -> Result<Answer, Failure> {
+        let agreement = self.parts.agreement.clone();
         if self.parts.shard == ShardId(0) {
             let started = Instant::now();
             let answer = self.call_server(call).await;
@@ -174,7 +179,7 @@ impl Writer {
     }
 
     /// Makes one call, and follows the shard where it moves.
-    async fn call_server(&self, call: &Call) -> Result<Answer, Failure> {
+    async fn call_server(&mut self, call: &Call) -> Result<Answer, Failure> {
         let mut asked = None;
         let mut redirects = MAX_REDIRECTS;
         loop {
@@ -183,6 +188,14 @@ impl Writer {
             let Some(server) = server else {
                 return Err(Failure::NotConnected("no server is known to own the shard".into()));
             };
+            if !asking {
+                self.check_rights(&server, call).await?;
+            }
+            if let (Op::Append(framed), Some(limit)) = (&call.op, server.max_frame_bytes())
+                && framed.bytes.len() > limit
+            {
+                return Err(Failure::TooLarge { limit, actual: framed.bytes.len() });
+            }
             match call.send(&self.parts.target, &server, asking).await {
                 Err(Failure::AskAt(address)) if redirects > 0 => {
                     redirects -= 1;
@@ -191,8 +204,24 @@ impl Writer {
                         return Err(Failure::AskAt(address));
                     }
                 }
+                Err(Failure::Refused(why)) => {
+                    if why.starts_with("NOPERM") {
+                        self.rights.doubt();
+                        // It says more exactly what is missing.
+                        self.check_rights(&server, call).await?;
+                    }
+                    return Err(Failure::Refused(server.about.explain(&why)));
+                }
+                Err(Failure::Unknown(why)) if why.contains("NOPERM") => {
+                    self.rights.doubt();
+                    return Err(Failure::Unknown(server.about.explain(&why)));
+                }
                 answer => return answer,
             }
         }
+    }
+
+    async fn check_rights(&mut self, server: &Server, call: &Call) -> Result<(), Failure> {
+        self.rights.check(server, &self.parts.target.names, call.limit).await
     }
 }

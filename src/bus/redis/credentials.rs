@@ -1,0 +1,77 @@
+//! The secret and the certificates of connections, and the files that they are in. The files are
+//! read again before each new connection, so that they are rotated without a restart.
+
+use std::{fs, path::Path};
+
+use redis::{Client, ClientTlsConfig, ConnectionInfo, RedisResult, TlsCertificates};
+
+use crate::{
+    bus::StartError,
+    config::{Secret, Tls},
+};
+
+/// Where the secret and the certificates come from.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Credentials {
+    /// The password, if it is not that of the URL.
+    pub secret: Option<Secret>,
+    /// The files of certificates.
+    pub tls: Tls,
+}
+
+/// The secret and the certificates as they were read.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(super) struct Contents {
+    secret: Option<String>,
+    authorities: Option<Vec<u8>>,
+    certificate: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Credentials {
+    /// True if a part of them is in a file.
+    pub(super) fn has_files(&self) -> bool {
+        self.tls != Tls::default() || self.secret.as_ref().is_some_and(Secret::is_in_file)
+    }
+
+    /// Reads the files. The error names the key of the configuration, and never a secret.
+    pub(super) fn read(&self) -> Result<Contents, StartError> {
+        let read = |key: &str, path: &Path| {
+            fs::read(path).map_err(|error| {
+                StartError(format!("coordinator.tls.{key}: {}: {error}", path.display()))
+            })
+        };
+        let pair = self.tls.client_certificate.as_deref().zip(self.tls.client_key.as_deref());
+        let pair = pair.map(|(certificate, key)| {
+            Ok((read("clientCertificate", certificate)?, read("clientKey", key)?))
+        });
+        let secret = self.secret.as_ref().map(Secret::read_again).transpose();
+        let authorities = self.tls.ca_certificate.as_deref();
+        Ok(Contents {
+            secret: secret.map_err(|why| StartError(format!("coordinator.authSecret: {why}")))?,
+            authorities: authorities.map(|path| read("caCertificate", path)).transpose()?,
+            certificate: pair.transpose()?,
+        })
+    }
+}
+
+impl Contents {
+    /// How a server is connected to with them.
+    pub(super) fn apply(&self, info: ConnectionInfo) -> RedisResult<ConnectionInfo> {
+        let info = match &self.secret {
+            Some(secret) => {
+                let redis = info.redis_settings().clone().set_password(secret);
+                info.set_redis_settings(redis)
+            }
+            None => info,
+        };
+        if self.authorities.is_none() && self.certificate.is_none() {
+            return Ok(info);
+        }
+        let client_tls = self.certificate.clone();
+        let client_tls =
+            client_tls.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
+        let certificates = TlsCertificates { client_tls, root_cert: self.authorities.clone() };
+        let client = Client::build_with_tls(info, certificates)?;
+        Ok(client.get_connection_info().clone())
+    }
+}

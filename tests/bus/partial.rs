@@ -1,0 +1,141 @@
+//! A cluster of which a part is down, or reports itself oddly.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tonic::Code;
+use tonic_health::pb::health_check_response::ServingStatus;
+use trunkline_proto::v1::GetStatusRequest;
+
+use super::{
+    ids,
+    support::{
+        ClusterOptions, Data, Gateway, GatewayOptions, LIMIT, Ready, RedisCluster, RedisOptions,
+        TestNode, events, shared, view::slot,
+    },
+    two_gateways,
+};
+
+/// Three masters, of which each serves its slots whatever becomes of the others.
+async fn masters() -> RedisCluster {
+    let args = ["--cluster-require-full-coverage", "no"].map(str::to_owned).to_vec();
+    let server = RedisOptions { args, ..RedisOptions::default() };
+    RedisCluster::with(ClusterOptions { replicas: 0, server, ..ClusterOptions::default() }).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_of_a_cluster_starts_while_one_master_is_down_and_serves_the_other_shards() {
+    let cluster = masters().await;
+    let prefix = shared::prefix();
+    let options = || {
+        GatewayOptions::redis_cluster(&cluster.urls(), &prefix)
+            .set("shards", 6)
+            .set_bus("timeout", "2s")
+    };
+    drop(Gateway::start(options()).await);
+    let record = slot(&format!("{prefix}:deployment"));
+    let of_record = cluster.master_of_slot(record).await;
+    let other = cluster.masters().await.into_iter().find(|master| *master != of_record);
+    for down in [of_record, other.expect("another")] {
+        cluster.kill_9(down);
+        let gateway = Gateway::start(options().ready(Ready::Listening)).await;
+        // It says what it cannot.
+        gateway.is_not_ready(&["shard "], LIMIT).await;
+        let address = format!("127.0.0.1:{}", cluster.node(down).port());
+        let message = gateway.is_not_ready(&[&address], LIMIT).await;
+        assert!(message.contains("refused"), "{message}");
+        let mut client = gateway.client().await;
+        let status = client.get_status(GetStatusRequest {}).await.expect("a status").into_inner();
+        let verified = status.shards.iter().filter(|shard| shard.proven).count();
+        assert!((1..6).contains(&verified), "{status:?}");
+        // And serves what it can.
+        let node = TestNode::connect(&gateway, "node").await;
+        let publish = async |number: usize| {
+            let account = format!("account-{number}");
+            node.publish(vec![events::mailbox_change(&account, 1)]).await
+        };
+        let published = join_all((0..30).map(publish)).await;
+        let (accepted, failed): (Vec<_>, Vec<_>) =
+            published.into_iter().partition(|result| result.is_ok());
+        assert!(!accepted.is_empty() && !failed.is_empty(), "{} accepted", accepted.len());
+        for failure in failed.into_iter().map(Result::unwrap_err) {
+            assert_eq!(failure.code(), Code::Unavailable, "{failure:?}");
+        }
+        let refused = node.stream(node.request()).await.expect_err("not every shard is verified");
+        assert!(refused.message().contains(&address), "{refused:?}");
+        // With the master all of it.
+        cluster.restart(down, Data::Kept).await;
+        gateway.health_is("", ServingStatus::Serving, LIMIT * 2).await;
+        let stream = node.subscribe(node.request()).await;
+        let publisher = TestNode::connect(&gateway, "publisher").await;
+        publisher.publish(events::numbered("e", 60, 30)).await.expect("published");
+        stream.events(60, LIMIT).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_of_a_cluster_that_report_no_address_are_reached_at_the_one_that_was_asked() {
+    let options = ClusterOptions { replicas: 0, ..ClusterOptions::default() };
+    let cluster = RedisCluster::with(options).await;
+    for form in ["unknown-endpoint", "hostname"] {
+        for node in cluster.nodes() {
+            node.cli(&["CONFIG", "SET", "cluster-preferred-endpoint-type", form]).await;
+        }
+        let prefix = shared::prefix();
+        for protocol in ["resp3", "resp2"] {
+            let options = || {
+                GatewayOptions::redis_cluster(&cluster.urls()[..1], &prefix)
+                    .set("shards", 6)
+                    .set_bus("protocolVersion", protocol)
+            };
+            let (one, two) = two_gateways(options).await;
+            let publisher = TestNode::connect(&one, "publisher").await;
+            let subscriber = TestNode::connect(&two, "subscriber").await;
+            let stream = subscriber.subscribe(subscriber.request()).await;
+            publisher.publish(events::numbered("e", 300, 30)).await.expect("published");
+            let mut seen = stream.events(300, LIMIT).await.event_ids;
+            seen.sort_by_key(|id| id[2..].parse::<u32>().expect("a number"));
+            assert_eq!(seen, ids("e", 0..300), "{form}, {protocol}");
+            drop((one, two));
+            // The mode of the channels is recorded.
+            for node in cluster.nodes() {
+                node.cli(&["FLUSHALL"]).await;
+            }
+        }
+    }
+}
+
+/// Two masters that have lost sight of each other: what one publishes does not reach the subscribers
+/// of the other, while the third has both.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deaf_classic_subscription_of_a_cluster_moves_to_a_server_that_hears() {
+    let cluster = masters().await;
+    let prefix = shared::prefix();
+    let options = || {
+        GatewayOptions::redis_cluster(&cluster.urls(), &prefix)
+            .set("shards", 2)
+            .set_bus("protocolVersion", "resp2")
+    };
+    let gateway = Gateway::start(options()).await;
+    let mut owners = Vec::new();
+    for (index, node) in cluster.nodes().iter().enumerate() {
+        let keys = node.cli(&["KEYS", &format!("{prefix}:*:state")]).await;
+        owners.extend((!keys.is_empty()).then_some(index));
+    }
+    let [one, two] = owners[..] else { panic!("two owners: {owners:?}") };
+    let id = async |index: usize| cluster.node(index).cli(&["CLUSTER", "MYID"]).await;
+    let (first, second) = (id(one).await, id(two).await);
+    cluster.node(one).cli(&["CLUSTER", "FORGET", &second]).await;
+    cluster.node(two).cli(&["CLUSTER", "FORGET", &first]).await;
+    // Wherever it subscribes, it finds its way; and says where it was deaf.
+    gateway.stderr_has("does not receive what Redis accepts", Duration::from_secs(40)).await;
+    gateway.health_is("", ServingStatus::Serving, Duration::from_secs(50)).await;
+    let third = (0..3).find(|index| !owners.contains(index)).expect("a third");
+    let subscribers = cluster.node(third).cli(&["CLIENT", "LIST", "TYPE", "pubsub"]).await;
+    assert!(!subscribers.is_empty(), "{}", gateway.stderr());
+    let node = TestNode::connect(&gateway, "node").await;
+    let stream = node.subscribe(node.request()).await;
+    let publisher = TestNode::connect(&gateway, "publisher").await;
+    publisher.publish(events::numbered("e", 60, 30)).await.expect("published");
+    stream.events(60, LIMIT).await;
+}
