@@ -12,6 +12,7 @@ mod errors;
 pub mod gateway;
 pub mod hub;
 mod lifecycle;
+pub mod log;
 mod observe;
 mod port;
 mod presence;

@@ -24,8 +24,17 @@ pub struct About {
     pub gateway_id: String,
     /// The listening address; empty if others could not use it.
     pub address: String,
-    /// When the gateway started.
+    /// When the gateway started, by the clock of that time.
     pub started: SystemTime,
+    /// The same by a clock that is never set.
+    pub since: Instant,
+}
+
+impl About {
+    /// The time since the gateway started, whatever happened to the clock.
+    pub fn uptime(&self) -> Duration {
+        self.since.elapsed()
+    }
 }
 
 /// The schedule of a drain.
@@ -47,6 +56,8 @@ pub struct Lifecycle {
     pub hub: OnceLock<Arc<Hub>>,
     /// The reason why the bus has not started yet.
     pub waiting: RwLock<String>,
+    /// The reason why the last values are not known; empty once they are.
+    last_values: watch::Sender<String>,
     /// The delay before a reconnect that nodes are asked for.
     reconnect_delay: Duration,
     drain: watch::Sender<Option<Drain>>,
@@ -60,10 +71,27 @@ impl Lifecycle {
             about,
             hub: OnceLock::new(),
             waiting: RwLock::new("connecting".into()),
+            last_values: watch::Sender::new("not read yet".into()),
             reconnect_delay: drain_spread.min(MAX_RECONNECT_DELAY),
             drain: watch::Sender::new(None),
             stopping: CancellationToken::new(),
         }
+    }
+
+    /// Records why the last values are not known, or, with an empty text, that they are.
+    pub fn set_last_values(&self, missing: String) {
+        self.last_values.send_replace(missing);
+    }
+
+    /// The reason why the last values are not known, and its changes; empty once they are known.
+    pub fn last_values(&self) -> watch::Receiver<String> {
+        self.last_values.subscribe()
+    }
+
+    /// The reason why the last values are not known, if they are not.
+    fn missing_values(&self) -> Option<String> {
+        let missing = self.last_values.borrow().clone();
+        (!missing.is_empty()).then(|| format!("the last values could not be read: {missing}"))
     }
 
     /// Starts to drain: streams leave by this schedule.
@@ -116,7 +144,12 @@ impl Lifecycle {
             return GatewayState::Draining;
         }
         match self.hub.get() {
-            Some(hub) if *hub.bus().health().borrow() == Health::Ready => GatewayState::Serving,
+            Some(hub)
+                if *hub.bus().health().borrow() == Health::Ready
+                    && self.missing_values().is_none() =>
+            {
+                GatewayState::Serving
+            }
             _ => GatewayState::NotServing,
         }
     }
@@ -131,7 +164,7 @@ impl Lifecycle {
         }
         match &*hub.bus().health().borrow() {
             Health::NotReady(why) => Some(why.clone()),
-            Health::Ready => None,
+            Health::Ready => self.missing_values(),
         }
     }
 
@@ -143,17 +176,22 @@ impl Lifecycle {
     /// The hub, once the path through the bus is verified. Waits for that, but not for long.
     pub async fn verified_hub(&self) -> Result<&Arc<Hub>, Error> {
         let hub = self.hub()?;
-        let mut health = hub.bus().health();
-        let ready = health.wait_for(|health| *health == Health::Ready);
-        match tokio::time::timeout(VERIFY_TIMEOUT, ready).await {
-            Ok(Ok(_)) if hub.is_started() => Ok(hub),
-            _ => {
-                let why = match &*hub.bus().health().borrow() {
-                    Health::NotReady(why) => why.clone(),
-                    Health::Ready => "the bus has just started".into(),
-                };
-                Err(Error::BusUnavailable(why))
-            }
+        let (mut health, mut values) = (hub.bus().health(), self.last_values.subscribe());
+        let ready = async {
+            // A stream begins with the last values.
+            let verified = health.wait_for(|health| *health == Health::Ready).await.is_ok();
+            verified && values.wait_for(String::is_empty).await.is_ok()
+        };
+        let ready = tokio::time::timeout(VERIFY_TIMEOUT, ready).await;
+        if ready == Ok(true) && hub.is_started() {
+            return Ok(hub);
         }
+        let why = match &*hub.bus().health().borrow() {
+            Health::NotReady(why) => why.clone(),
+            Health::Ready => {
+                self.missing_values().unwrap_or_else(|| "the bus has just started".into())
+            }
+        };
+        Err(Error::BusUnavailable(why))
     }
 }

@@ -96,7 +96,9 @@ impl Grant {
             Credential::Token(hash) => {
                 self.access.owner(hash).is_some_and(|owner| Arc::ptr_eq(&owner, &self.rules))
             }
-            Credential::Certificate(certificate) => self.access.is_valid(certificate),
+            Credential::Certificate(certificate) => {
+                self.access.is_valid(certificate) && self.access.has_rules(&self.rules)
+            }
         }
     }
 

@@ -168,7 +168,8 @@ impl Access {
             return Err(Error::Unauthenticated(CredentialError::Wrong));
         }
         let name = certificate.name.as_ref();
-        let known = name.and_then(|name| Some((name, self.rule_set.of(name)?)));
+        let credentials = self.credentials();
+        let known = name.and_then(|name| Some((name, credentials.rule_set.of(name)?)));
         let (name, rules) = known.ok_or(Error::Unauthenticated(CredentialError::Wrong))?;
         Ok(grant(name.clone(), rules.clone(), Credential::Certificate(certificate.clone())))
     }

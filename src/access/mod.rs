@@ -33,13 +33,12 @@ pub use self::{
     refusals::Refusals,
     rules::Rule,
 };
-use crate::config::{Config, ServerTls, TokenHash, TokenSource};
+use crate::config::{Auth, Config, ServerTls, TokenHash, TokenSource};
 
 /// Decides who may connect to this gateway.
 pub struct Access {
     /// False where `auth` is not configured: every caller may do everything.
     authenticates: bool,
-    rule_set: RuleSet,
     tls: Option<ServerTls>,
     /// The contents of the files.
     credentials: RwLock<Arc<Credentials>>,
@@ -54,6 +53,9 @@ pub struct Access {
 struct Credentials {
     /// Grows with each change.
     generation: u64,
+    /// What the rules and the tokens were made from.
+    auth: Option<Auth>,
+    rule_set: RuleSet,
     certificates: Option<Certificates>,
     /// Grows with each change of the certificates.
     certificates_generation: u64,
@@ -75,36 +77,10 @@ impl Access {
     /// Compiles the configuration and reads the files of certificates. The error names the
     /// configuration key.
     pub fn new(config: &Config) -> Result<Access, String> {
-        let rule_set = config.auth.as_ref().map(RuleSet::new).unwrap_or_default();
-        let certificates = config.tls.as_ref().map(Certificates::load).transpose()?;
-        let mut credentials = Credentials {
-            generation: 0,
-            certificates,
-            certificates_generation: 0,
-            tokens: Tokens::default(),
-            configured: vec![],
-            files: BTreeMap::new(),
-        };
-        let identities = config.auth.iter().flat_map(|auth| &auth.identities);
-        for (identity, rules) in identities.zip(&rule_set.rules) {
-            for token in &identity.tokens {
-                if let TokenSource::File(path) = &token.source {
-                    let file = credentials.files.entry(path.clone()).or_insert_with(|| TokenFile {
-                        owners: vec![],
-                        hashes: token.hashes.clone(),
-                    });
-                    file.owners.push(rules.clone());
-                } else {
-                    let hashes = token.hashes.iter();
-                    credentials.configured.extend(hashes.map(|hash| (*hash, rules.clone())));
-                }
-            }
-        }
-        let indexed = credentials.index_tokens();
-        indexed.map_err(|_| "auth.identities: two identities have the same token".to_owned())?;
+        let mut credentials = Credentials::new(config.auth.as_ref(), &RuleSet::default())?;
+        credentials.certificates = config.tls.as_ref().map(Certificates::load).transpose()?;
         Ok(Access {
             authenticates: config.auth.is_some(),
-            rule_set,
             tls: config.tls.clone(),
             credentials: RwLock::new(Arc::new(credentials)),
             changed: tokio::sync::watch::Sender::new(0),
@@ -136,6 +112,32 @@ impl Access {
         certificate.is_valid(verifier, credentials.certificates_generation)
     }
 
+    /// True while an identity has these rules.
+    fn has_rules(&self, rules: &Arc<Rules>) -> bool {
+        self.credentials.read().rule_set.rules.iter().any(|known| Arc::ptr_eq(known, rules))
+    }
+
+    /// Takes the identities of another configuration: their rules and tokens. Streams of identities
+    /// whose rules are others now end. True if something has changed. The error says why they
+    /// cannot be used; nothing is changed then.
+    fn reload(&self, auth: &Auth) -> Result<bool, String> {
+        let before = self.credentials();
+        let same =
+            before.auth.as_ref().is_some_and(|before| without_files(before) == without_files(auth));
+        if !self.authenticates || same {
+            return Ok(false);
+        }
+        let next = Credentials::new(Some(auth), &before.rule_set)?;
+        self.replace(|credentials| {
+            let Credentials { auth, rule_set, configured, files, .. } = next;
+            credentials.auth = auth;
+            credentials.rule_set = rule_set;
+            credentials.configured = configured;
+            credentials.files = files;
+        })?;
+        Ok(true)
+    }
+
     /// Replaces the credentials by changed ones. The error: a token in them belongs to two
     /// identities; nothing is changed then.
     fn replace(&self, change: impl FnOnce(&mut Credentials)) -> Result<(), String> {
@@ -152,7 +154,51 @@ impl Access {
     }
 }
 
+/// The identities without what is in files, which are followed by themselves.
+fn without_files(auth: &Auth) -> Auth {
+    let mut auth = auth.clone();
+    for token in auth.identities.iter_mut().flat_map(|identity| &mut identity.tokens) {
+        if matches!(token.source, TokenSource::File(_)) {
+            token.hashes.clear();
+        }
+    }
+    auth
+}
+
 impl Credentials {
+    /// Compiles the rules, and indexes the tokens. Identities whose rules are those that they have
+    /// in `before` keep them.
+    fn new(auth: Option<&Auth>, before: &RuleSet) -> Result<Credentials, String> {
+        let mut credentials = Credentials {
+            generation: 0,
+            auth: auth.cloned(),
+            rule_set: auth.map(|auth| RuleSet::new(auth, before)).unwrap_or_default(),
+            certificates: None,
+            certificates_generation: 0,
+            tokens: Tokens::default(),
+            configured: vec![],
+            files: BTreeMap::new(),
+        };
+        let identities = auth.iter().flat_map(|auth| &auth.identities);
+        for (identity, rules) in identities.zip(&credentials.rule_set.rules) {
+            for token in &identity.tokens {
+                if let TokenSource::File(path) = &token.source {
+                    let file = credentials.files.entry(path.clone()).or_insert_with(|| TokenFile {
+                        owners: vec![],
+                        hashes: token.hashes.clone(),
+                    });
+                    file.owners.push(rules.clone());
+                } else {
+                    let hashes = token.hashes.iter();
+                    credentials.configured.extend(hashes.map(|hash| (*hash, rules.clone())));
+                }
+            }
+        }
+        let indexed = credentials.index_tokens();
+        indexed.map_err(|_| "auth.identities: two identities have the same token".to_owned())?;
+        Ok(credentials)
+    }
+
     fn index_tokens(&mut self) -> Result<(), tokens::SharedToken> {
         let mut tokens = Tokens::default();
         for (hash, owner) in &self.configured {

@@ -28,10 +28,12 @@ pub struct Rules {
     /// The events that it may receive.
     pub receive: Arc<Scope>,
     operations: BTreeSet<Operation>,
+    /// What all this was made from, without tokens.
+    source: IdentityRules,
 }
 
 /// The rules of all identities.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RuleSet {
     /// In the order of the configuration.
     pub rules: Vec<Arc<Rules>>,
@@ -83,9 +85,14 @@ impl Rule {
 }
 
 impl RuleSet {
-    /// Compiles the configuration.
-    pub fn new(auth: &Auth) -> RuleSet {
-        RuleSet { rules: auth.identities.iter().map(|rules| Arc::new(Rules::new(rules))).collect() }
+    /// Compiles the configuration. What was compiled `before` from the same rules is used again.
+    pub fn new(auth: &Auth, before: &RuleSet) -> RuleSet {
+        let compiled = |identity: &IdentityRules| {
+            let source = IdentityRules { tokens: vec![], ..identity.clone() };
+            let known = before.rules.iter().find(|rules| rules.source == source);
+            known.cloned().unwrap_or_else(|| Arc::new(Rules::new(source)))
+        };
+        RuleSet { rules: auth.identities.iter().map(compiled).collect() }
     }
 
     /// The rules for the name in a certificate: those of exactly this name, else those with the
@@ -102,7 +109,7 @@ impl RuleSet {
 }
 
 impl Rules {
-    fn new(rules: &IdentityRules) -> Rules {
+    fn new(rules: IdentityRules) -> Rules {
         Rules {
             name: rules.name.as_str().into(),
             node_ids: rules.node_ids.clone(),
@@ -110,6 +117,7 @@ impl Rules {
             publish: Scope::new(&rules.publish),
             receive: Arc::new(Scope::new(&rules.receive)),
             operations: rules.operations.clone(),
+            source: rules,
         }
     }
 
@@ -263,7 +271,7 @@ mod tests {
 
     #[test]
     fn an_identity_may_use_node_ids_that_match_its_patterns_and_no_other() {
-        let own = Rules::new(&rules("mx", &["relay", "{identity}.*", "{identity}"]));
+        let own = Rules::new(rules("mx", &["relay", "{identity}.*", "{identity}"]));
         for node in ["relay", "mx", "mx.1", ""] {
             assert!(own.check_node_id("mx", node).is_ok(), "{node}");
         }
@@ -273,14 +281,14 @@ mod tests {
         // A name from a certificate is never a pattern.
         assert!(own.check_node_id("a*", "ab").is_err());
         assert!(own.check_node_id("a*", "a*").is_ok());
-        assert!(Rules::new(&rules("mx", &[])).check_node_id("mx", "mx").is_err());
+        assert!(Rules::new(rules("mx", &[])).check_node_id("mx", "mx").is_err());
     }
 
     #[test]
     fn a_node_may_have_roles_that_match_the_patterns_of_its_identity_and_no_other() {
         let own = |roles: &[&str]| {
             let roles = roles.iter().map(|&role| role.to_owned()).collect();
-            Rules::new(&IdentityRules { roles, ..rules("mx", &["*"]) })
+            Rules::new(IdentityRules { roles, ..rules("mx", &["*"]) })
         };
         let asked = ["imap", "mta-7", "admin", "mx"].map(str::to_owned);
         assert!(own(&["*"]).check_roles("mx", &asked).is_ok());
@@ -299,14 +307,15 @@ mod tests {
     #[test]
     fn a_certificate_gets_the_rules_of_its_name_or_of_the_longest_matching_pattern() {
         let names = ["spiffe://a/*", "*", "spiffe://a/mail/*", "spiffe://a/mail/one"];
-        let rule_set =
-            RuleSet::new(&Auth { identities: names.map(|name| rules(name, &[])).to_vec() });
+        let identities = names.map(|name| rules(name, &[])).to_vec();
+        let rule_set = RuleSet::new(&Auth { identities }, &RuleSet::default());
         let name = |name| rule_set.of(name).map(|rules| rules.name.to_string());
         assert_eq!(name("spiffe://a/mail/one").as_deref(), Some("spiffe://a/mail/one"));
         assert_eq!(name("spiffe://a/mail/two").as_deref(), Some("spiffe://a/mail/*"));
         assert_eq!(name("spiffe://a/web").as_deref(), Some("spiffe://a/*"));
         assert_eq!(name("mx1").as_deref(), Some("*"));
-        let exact = RuleSet::new(&Auth { identities: vec![rules("mx1", &[])] });
+        let identities = vec![rules("mx1", &[])];
+        let exact = RuleSet::new(&Auth { identities }, &RuleSet::default());
         assert!(exact.of("mx").is_none() && exact.of("mx11").is_none());
     }
 }

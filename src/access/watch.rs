@@ -13,11 +13,12 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Access;
 use crate::access::certificate::Certificates;
-use crate::config::TokenHash;
+use crate::config::{Auth, Config, TokenHash};
 
 /// Bytes that are read of a file. A certificate or token file is never longer.
 const MAX_LEN: u64 = 1024 * 1024;
@@ -35,25 +36,35 @@ struct Watcher {
 }
 
 impl Access {
-    /// Follows the files until `ended`.
-    pub async fn watch(self: Arc<Self>, interval: Duration, ended: CancellationToken) {
+    /// Follows the files until `ended`. Takes the identities of each configuration in `rereads`,
+    /// and reads all files again then, without waiting for a second check.
+    pub async fn watch(
+        self: Arc<Self>,
+        interval: Duration,
+        mut rereads: mpsc::Receiver<Config>,
+        ended: CancellationToken,
+    ) {
         let first = fingerprints(self.files());
         // A change of certificates between start-up and this first check is found when the files
         // change next; token files are read again at once.
         let mut watcher = Watcher { access: self, handled: first.clone(), last: first };
-        if watcher.handled.is_empty() {
-            return;
-        }
         watcher.reload_all_tokens();
         loop {
-            tokio::select! {
+            let config = tokio::select! {
                 () = ended.cancelled() => return,
-                () = tokio::time::sleep(interval) => {}
+                Some(config) = rereads.recv() => Some(config),
+                () = tokio::time::sleep(interval) => None,
+            };
+            if let Some(auth) = config.as_ref().and_then(|config| config.auth.as_ref()) {
+                watcher.reload_identities(auth);
             }
             let files = watcher.access.files();
             // Reading may block, on a network file system for instance.
             let read = tokio::task::spawn_blocking(move || fingerprints(files));
             let Ok(now) = read.await else { return };
+            if config.is_some() {
+                watcher.last.clone_from(&now);
+            }
             watcher.check(now);
         }
     }
@@ -74,6 +85,21 @@ impl Access {
 }
 
 impl Watcher {
+    /// Takes the identities of another configuration.
+    fn reload_identities(&mut self, auth: &Auth) {
+        match self.access.reload(auth) {
+            Ok(false) => {}
+            Ok(true) => {
+                let count = auth.identities.len();
+                tracing::info!(count, "the identities have changed: their rules are in force");
+            }
+            Err(why) => tracing::error!(
+                %why,
+                "the identities have changed and cannot be used; the previous ones stay in force"
+            ),
+        }
+    }
+
     /// Reads all token files, which may have changed since the configuration was read.
     fn reload_all_tokens(&mut self) {
         let files: Vec<PathBuf> = self.access.credentials().files.keys().cloned().collect();

@@ -11,9 +11,11 @@ mod failure;
 mod interest;
 mod json;
 mod kinds;
+mod log;
 mod nodes;
 mod publish;
 mod serve;
+mod signals;
 mod status;
 mod subscribe;
 mod top;
@@ -93,7 +95,7 @@ pub fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("trunkline: {error}");
+            log::print_error(&error.to_string());
             return ExitCode::FAILURE;
         }
     };
@@ -107,9 +109,8 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !matches!(failure, Failure::BrokenPipe) {
-                for line in failure.to_string().lines() {
-                    eprintln!("trunkline: {}", visible(line));
-                }
+                let lines: Vec<_> = failure.to_string().lines().map(visible).collect();
+                log::print_error(&lines.join("\n"));
             }
             failure.exit_code().into()
         }

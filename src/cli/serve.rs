@@ -6,15 +6,15 @@ use std::{
 };
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use trunkline::{
     bus::Registry,
-    config::{Config, Key, LogFormat, Sources},
+    config::{Config, Key, Sources},
     gateway::{self, ServeError},
 };
 
-use super::Failure;
+use super::{Failure, log::Log, signals::Signals};
 
 /// The help of a flag that sets the key at `path`.
 fn help(path: &str) -> String {
@@ -22,7 +22,7 @@ fn help(path: &str) -> String {
 }
 
 /// The sources of a configuration.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub(super) struct ConfigArgs {
     /// Configuration file (JSON); docs/configuration.md lists its keys
     #[arg(long, env = "TRUNKLINE_CONFIG")]
@@ -124,46 +124,35 @@ fn seen_by_all(flag: &str, advice: &str) -> Failure {
 impl Serve {
     pub(super) async fn run(&self) -> Result<(), Failure> {
         let config = self.config.load()?;
-        start_log(&config);
-        let mut terminate = signal(SignalKind::terminate())?;
-        let shutdown = async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
-            }
-        };
+        let log = Log::start(&config)?;
+        let result = self.serve(config, &log).await;
+        log.flush();
+        result
+    }
+
+    async fn serve(&self, config: Config, log: &Log) -> Result<(), Failure> {
+        let signals = Signals::new()?;
+        let (reload, reloads) = mpsc::channel(1);
+        let stop = CancellationToken::new();
+        let sources = self.config.clone();
+        let load = move || sources.load();
+        tokio::spawn(signals.follow(load, log.clone(), reload, stop.clone()));
         let (tls, auth) = (config.tls.is_some(), config.auth.is_some());
-        let listens = move |address| print_hints(address, tls, auth);
+        let listens = move |address| log.print(hints(address, tls, auth));
         let registry = Registry::default();
         let bus = registry
             .get(config.bus.type_name())
             .map_err(|error| Failure::Configuration(error.to_string()))?;
-        gateway::serve(config, bus, listens, shutdown).await.map_err(|error| match error {
+        let serving = gateway::serve(config, bus, listens, stop.cancelled(), reloads);
+        serving.await.map_err(|error| match error {
             ServeError::Bus(_) => Failure::Configuration(error.to_string()),
             _ => Failure::Other(error.to_string()),
         })
     }
 }
 
-fn start_log(config: &Config) {
-    let level = EnvFilter::try_from_env("RUST_LOG")
-        .or_else(|_| EnvFilter::try_new(&config.log_level))
-        .unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(level).with_writer(std::io::stderr);
-    match config.log_format {
-        LogFormat::Json => {
-            let log = log.json().flatten_event(true);
-            log.with_current_span(false).with_span_list(false).init();
-        }
-        LogFormat::Text => {
-            let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            log.with_ansi(colours).init();
-        }
-    }
-}
-
-/// Prints commands to try with this gateway.
-fn print_hints(address: SocketAddr, tls: bool, auth: bool) {
+/// Commands to try with this gateway.
+fn hints(address: SocketAddr, tls: bool, auth: bool) -> String {
     // The path that started this process: after `cargo run` there is no `trunkline` in PATH.
     let program = std::env::args().next().unwrap_or_default();
     let program = if program.contains('/') { program.as_str() } else { "trunkline" };
@@ -179,13 +168,13 @@ fn print_hints(address: SocketAddr, tls: bool, auth: bool) {
         flags.push_str(" --token-file TOKEN-FILE");
     }
     let gateway = format!("--gateway {scheme}://{address}{flags}");
-    eprintln!(
+    format!(
         "Trunkline {} listens on {listens}. Try:\n  \
          grpcurl {grpcurl} {address} list\n  \
          {program} subscribe {gateway}\n  \
          {program} publish {gateway} mailbox-change --account a1 --change-id 7 --types email",
         env!("CARGO_PKG_VERSION")
-    );
+    )
 }
 
 /// The address at which a client on this machine reaches a server that listens on `address`.

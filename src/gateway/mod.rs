@@ -2,15 +2,16 @@
 
 mod drain;
 mod grpc;
+mod reload;
 mod rooms;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::future::{FusedFuture, FutureExt};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::rooms::Rooms;
+use self::{drain::Closing, rooms::Rooms};
 use crate::{
     access::Access,
     bus::{BusFactory, SharedBus, Sink, StartError, Starting},
@@ -20,10 +21,14 @@ use crate::{
     observe::{admin, streams, trace},
     presence::membership,
     rpc::health::HealthState,
+    throttle::Throttle,
 };
 
-/// The time in which connections must close once their streams have ended.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The pause before the last values are read again.
+const LAST_VALUES_RETRY: Duration = Duration::from_millis(200);
+
+/// The time in which connections should close once their streams have ended.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The reason why a gateway cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -52,8 +57,9 @@ pub enum ServeError {
     Bus(#[from] StartError),
 }
 
-/// Serves over `bus` until `shutdown` is ready, then drains. Calls `listening` with the bound
-/// address.
+/// Serves over `bus` until `shutdown` is ready, then drains, and returns within the time that
+/// `drain` sets. Calls `listening` with the bound address. Takes in what of later configurations
+/// (`reloads`) can change while it runs, and logs what has changed.
 ///
 /// # Errors
 ///
@@ -63,6 +69,7 @@ pub async fn serve(
     bus: &dyn BusFactory,
     listening: impl FnOnce(SocketAddr),
     shutdown: impl Future<Output = ()>,
+    reloads: mpsc::Receiver<Config>,
 ) -> Result<(), ServeError> {
     let access = Arc::new(Access::new(&config).map_err(ServeError::Access)?);
     grpc::warn_if_open(&config);
@@ -100,7 +107,9 @@ pub async fn serve(
     let tasks = TaskTracker::new();
     // Cancelled when this function returns, in whichever way.
     let _ended = ended.clone().drop_guard();
-    tasks.spawn(access.watch(config.reload_interval, ended.clone()));
+    let (reread, rereads) = mpsc::channel(1);
+    tasks.spawn(access.watch(config.reload_interval, rereads, ended.clone()));
+    tasks.spawn(reload::follow(config.clone(), reloads, reread, ended.clone()));
     let health = HealthState::new(ended.clone());
     let mut server =
         std::pin::pin!(grpc::serve(listener, &config, &rooms, &health, ended.clone()).fuse());
@@ -113,49 +122,56 @@ pub async fn serve(
         () = &mut server => return Ok(()),
         () = &mut shutdown => return Ok(()),
     };
+    tasks.spawn(keep_last_values(rooms.gateway.clone(), ended.clone()));
     tasks.spawn(drain::report_health(
         bus.health(),
+        rooms.gateway.last_values(),
         rooms.gateway.drain(),
         health.clone(),
         ended.clone(),
     ));
-    tasks.spawn(follow_last_values(rooms.gateway.clone(), ended.clone()));
     tasks.spawn(membership::run(rooms.nodes.clone(), bus.clone(), ended.clone()));
     tasks.spawn(streams::log_suppressed(ended.clone()));
     tasks.close();
 
+    let mut closing = None;
     tokio::select! {
         () = &mut server => {}
         () = &mut shutdown => {
             tracing::info!(streams = rooms.nodes.count(), "draining");
-            let drained = drain::drain(&config.drain, &rooms, &health);
+            let until = *closing.insert(Closing::new(&config.drain));
+            let drained = drain::drain(&config.drain, until, &rooms, &health);
             tokio::select! {
                 () = &mut server => {}
-                () = drained => {
-                    tracing::info!(streams = rooms.nodes.count(), "drained");
-                    // Health streams end now, and with them the last connections.
-                    ended.cancel();
-                    // A peer that does not close its connection must not keep the gateway.
-                    let _ = tokio::time::timeout(CLOSE_TIMEOUT, &mut server).await;
-                }
+                () = drained => tracing::info!(streams = rooms.nodes.count(), "drained"),
             }
         }
     }
+    let closing = closing.unwrap_or_else(|| Closing::new(&config.drain));
+    // Health streams end now, and with them the last connections.
     ended.cancel();
-    tasks.wait().await;
-    if tokio::time::timeout(config.drain.timeout, bus.close()).await.is_err() {
+    let closed_bus = async {
+        // A peer that does not close its connection must not keep the bus open for long, and what
+        // still waits for the bus is answered before it closes.
+        if !server.is_terminated() {
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, &mut server).await;
+        }
+        tasks.wait().await;
+        bus.close().await;
+    };
+    if !closing.before_answers(closed_bus).await {
         tracing::warn!("the bus did not close in time");
     }
     // Requests that waited for the bus have an answer now, which must still reach their clients.
     rooms.gateway.stop();
-    if !server.is_terminated() {
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, &mut server).await;
+    if !server.is_terminated() && !closing.before_end(&mut server).await {
+        tracing::warn!("connections did not close in time");
     }
-    exporting.close().await;
+    closing.before_end(exporting.close()).await;
     closed.cancel();
     if let Some(admin) = admin {
         // It ends with an error only if it panicked.
-        let _ = admin.await;
+        closing.before_end(admin).await;
     }
     tracing::info!("stopped");
     Ok(())
@@ -181,17 +197,29 @@ async fn start_bus(
     let bus = bus.start(starting).await?;
     let hub = made.ok_or_else(|| StartError("the bus started without a sink".into()))?;
     hub.attach(bus.clone());
-    hub.load_last_values().await;
     // Set once, here.
     let _ = shared.hub.set(hub);
     Ok(bus)
 }
 
-/// Keeps the last values complete, until `ended`.
-async fn follow_last_values(gateway: Arc<Lifecycle>, ended: CancellationToken) {
+/// Reads the last values, until that succeeds, and keeps them complete until the gateway ends. One
+/// shard that does not answer holds up the streams, and nothing else.
+async fn keep_last_values(gateway: Arc<Lifecycle>, ended: CancellationToken) {
     let Some(hub) = gateway.hub.get() else { return };
+    let keep = async {
+        let throttle = Throttle::repeated();
+        while let Err(error) = hub.load_last_values().await {
+            gateway.set_last_values(error.to_string());
+            if let Some(left_out) = throttle.pass() {
+                tracing::warn!(%error, left_out, "the last values could not be read; trying again");
+            }
+            tokio::time::sleep(LAST_VALUES_RETRY).await;
+        }
+        gateway.set_last_values(String::new());
+        hub.follow_last_values().await;
+    };
     tokio::select! {
-        () = hub.follow_last_values() => {}
+        () = keep => {}
         () = ended.cancelled() => {}
     }
 }

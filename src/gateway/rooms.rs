@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration, time::SystemTime};
 use crate::{
     access::{Access, AccessLayer, quota::Quotas},
     config::{Config, Keepalive},
+    errors::Error,
     hub::token::deployment_tag,
     lifecycle::{About, Lifecycle},
     observe::{Records, admin, counters::Method, trace::Tracer},
@@ -44,6 +45,7 @@ impl Rooms {
                 address.to_string()
             },
             started: SystemTime::now(),
+            since: tokio::time::Instant::now(),
         };
         let gateway = Arc::new(Lifecycle::new(about, config.drain.spread));
         let max_streams = config.limits.max_streams;
@@ -62,11 +64,13 @@ impl Rooms {
 
     /// The access layer, over its part.
     pub fn access_layer(&self) -> AccessLayer {
+        AccessLayer::new(self.access.clone(), self.quotas.clone(), self.on_refused())
+    }
+
+    /// Records a request that was refused, by its path.
+    pub fn on_refused(&self) -> Arc<dyn Fn(&str, &Error) + Send + Sync> {
         let records = self.records.clone();
-        let on_refused = Arc::new(move |path: &str, error: &_| {
-            records.refused(Method::of(path), error);
-        });
-        AccessLayer::new(self.access.clone(), self.quotas.clone(), on_refused)
+        Arc::new(move |path: &str, error: &Error| records.refused(Method::of(path), error))
     }
 
     /// The part of the gRPC service.

@@ -88,13 +88,16 @@ impl Shard {
 }
 
 impl Hub {
-    /// Loads the last values that were published before this gateway received events. Tries until
-    /// the bus answers.
-    pub async fn load_last_values(&self) {
+    /// Loads the last values that were published before this gateway received events. One attempt.
+    ///
+    /// # Errors
+    ///
+    /// The bus did not answer for a shard.
+    pub async fn load_last_values(&self) -> Result<(), AppendError> {
         for shard in &self.last_values.shards {
             shard.lock().incomplete = true;
         }
-        self.complete_last_values().await;
+        self.try_complete().await
     }
 
     /// Reads the last values again whenever some may be missing. Never returns.

@@ -16,6 +16,7 @@ pub fn status(gateway: &Lifecycle, nodes: &Nodes, counters: &Counters) -> v1::Ge
         gateway_id: gateway.about.gateway_id.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
         start_time: Some(timestamp(gateway.about.started)),
+        uptime: prost_types::Duration::try_from(gateway.about.uptime()).ok(),
         stream_gaps: gaps.gaps,
         missed_events: gaps.missed_events,
         errors: counters.errors_of_all_methods(),

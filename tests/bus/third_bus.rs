@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, time::Duration};
 
 use serde_json::json;
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 use trunkline::{bus::Registry, gateway};
 
@@ -31,7 +34,9 @@ impl InProcess {
         let task = tokio::spawn(async move {
             let bus = registry.get("Memory").expect("a registered bus");
             let listens = |address| listening.send(address).expect("the test waits");
-            gateway::serve(config, bus, listens, stopped.cancelled()).await.expect("served");
+            let (_reload, reloads) = mpsc::channel(1);
+            let serving = gateway::serve(config, bus, listens, stopped.cancelled(), reloads);
+            serving.await.expect("served");
         });
         let address = address.await.expect("an address");
         InProcess { url: format!("http://{address}"), stop, task }

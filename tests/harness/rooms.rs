@@ -12,6 +12,7 @@ use std::{
 /// table. A room that is not imported any more must be taken out.
 const ROOMS: &[(&str, &str)] = &[
     ("proto", ""),
+    ("log", ""),
     ("throttle", ""),
     ("trace_context", ""),
     ("config", ""),
@@ -24,11 +25,11 @@ const ROOMS: &[(&str, &str)] = &[
     ("presence", "proto bus hub lifecycle"),
     (
         "observe",
-        "proto throttle trace_context config bus hub errors access port lifecycle presence",
+        "proto log throttle trace_context config bus hub errors access port lifecycle presence",
     ),
     ("rpc", "proto trace_context config bus hub errors access port lifecycle presence observe"),
-    ("gateway", "proto throttle config bus hub access port lifecycle presence observe rpc"),
-    ("cli", "config bus hub gateway"),
+    ("gateway", "proto throttle config bus hub errors access port lifecycle presence observe rpc"),
+    ("cli", "log config bus hub gateway"),
 ];
 
 /// A module: its path below the crate, such as `["hub", "cursor"]`.

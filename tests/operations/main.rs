@@ -9,4 +9,6 @@ mod admin;
 mod envoy;
 mod logs;
 mod page;
+mod signals;
+mod standard_error;
 mod traces;

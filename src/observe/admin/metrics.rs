@@ -13,6 +13,7 @@ use crate::{
     bus::{BusStatus, GapReason, ShardBusStatus},
     errors::Limit,
     hub::log::{Capacity, Extent},
+    log,
     observe::{
         counters::{Counters, Method},
         trace::Tracer,
@@ -66,7 +67,7 @@ fn gateway(text: &mut Text, sources: &Sources) {
         "Always 1; labels: version, gateway id and bus. The bus is empty until it has started.",
     )
     .sample(&labels, 1);
-    let uptime = sources.gateway.about.started.elapsed().unwrap_or_default();
+    let uptime = sources.gateway.about.uptime();
     text.gauge("uptime_seconds", "Time since the gateway started.")
         .sample(&[], uptime.as_secs_f64());
     let since =
@@ -78,6 +79,11 @@ fn gateway(text: &mut Text, sources: &Sources) {
         .sample(&[], serving);
     let draining = u8::from(sources.gateway.is_draining());
     text.gauge("draining", "1 while the gateway is draining, otherwise 0.").sample(&[], draining);
+    text.counter(
+        "log_lines_dropped_total",
+        "Lines of the log that standard error did not take: nobody read it, or it was full.",
+    )
+    .sample(&[], log::dropped_lines());
 }
 
 fn events(text: &mut Text, counters: &Counters) {

@@ -1,6 +1,6 @@
 //! The lines above and below the tables: the state of the gateway, and the keys.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use ratatui::{
     buffer::Buffer,
@@ -45,8 +45,9 @@ pub fn draw(view: &View, area: Rect, buf: &mut Buffer) {
         Paragraph::new(vec![Line::from("trunkline top".bold()), state]).render(area, buf);
         return;
     };
+    let known = status.uptime.and_then(|uptime| Duration::try_from(uptime).ok());
     let started = status.start_time.and_then(|time| SystemTime::try_from(time).ok());
-    let up = started.and_then(|started| started.elapsed().ok()).unwrap_or_default();
+    let up = known.or_else(|| started?.elapsed().ok()).unwrap_or_default();
     let title = Line::from(vec![
         clean(&status.gateway_id).bold(),
         Span::styled(

@@ -45,7 +45,7 @@ function state(name, title, why) {
 
 function showState(view) {
   put('gateway', view.gateway);
-  const uptime = span(view.now - view.started);
+  const uptime = span(view.uptime);
   put('about', `version ${view.version} · ${view.bus || 'no'} bus · up ${uptime}`);
   if (view.serving) {
     const shards = { 1: 'The shard is', 2: 'Both shards are' }[view.shards.length]

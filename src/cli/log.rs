@@ -1,0 +1,92 @@
+//! The log of a gateway: its format, its level, and its way to standard error.
+
+use std::{
+    fmt::Display,
+    io::{IsTerminal, Write},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use tracing_subscriber::{EnvFilter, Registry, fmt, layer::SubscriberExt, reload};
+use trunkline::{
+    config::{Config, LogFormat},
+    log::LogQueue,
+};
+
+use super::Failure;
+
+/// The time that the last lines are given when the process ends.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// The log of this process.
+#[derive(Clone)]
+pub(super) struct Log {
+    queue: LogQueue,
+    level: reload::Handle<EnvFilter, Registry>,
+}
+
+impl Log {
+    /// Starts to log. Panics are lines of it too.
+    pub(super) fn start(config: &Config) -> Result<Log, Failure> {
+        let queue = LogQueue::to_standard_error()?;
+        let (filter, level) = reload::Layer::new(filter(config));
+        let lines = queue.clone();
+        let layer = fmt::layer()
+            // It would print what it cannot write, and panic there.
+            .log_internal_errors(false)
+            .with_writer(move || lines.clone());
+        let registry = tracing_subscriber::registry().with(filter);
+        let set = match config.log_format {
+            LogFormat::Json => {
+                let layer = layer.json().flatten_event(true);
+                let layer = layer.with_current_span(false).with_span_list(false);
+                tracing::subscriber::set_global_default(registry.with(layer))
+            }
+            LogFormat::Text => {
+                let layer = layer.with_ansi(std::io::stderr().is_terminal());
+                tracing::subscriber::set_global_default(registry.with(layer))
+            }
+        };
+        set.map_err(|error| Failure::Other(error.to_string()))?;
+        std::panic::set_hook(Box::new(|panic| {
+            let location = panic.location().map(ToString::to_string).unwrap_or_default();
+            let message = panic.payload_as_str().unwrap_or("no message");
+            tracing::error!(location, message, "a task has panicked: please report this");
+        }));
+        Ok(Log { queue, level })
+    }
+
+    /// Takes the level of another configuration.
+    pub(super) fn set_level(&self, config: &Config) {
+        // It fails only if the log has ended.
+        let _ = self.level.reload(filter(config));
+    }
+
+    /// Prints text for people, between the lines.
+    pub(super) fn print(&self, text: impl Display) {
+        self.queue.add(format!("{text}\n").as_bytes());
+    }
+
+    /// Gives the last lines a moment to be written.
+    pub(super) fn flush(&self) {
+        self.queue.flush(FLUSH);
+    }
+}
+
+fn filter(config: &Config) -> EnvFilter {
+    EnvFilter::try_from_env("RUST_LOG")
+        .or_else(|_| EnvFilter::try_new(&config.log_level))
+        .unwrap_or_else(|_| EnvFilter::new("info"))
+}
+
+/// Prints lines to standard error, unless that takes none.
+pub(super) fn print_error(text: &str) {
+    let text: String = text.lines().map(|line| format!("trunkline: {line}\n")).collect();
+    let (done, written) = mpsc::channel();
+    thread::spawn(move || {
+        let _ = std::io::stderr().write_all(text.as_bytes());
+        let _ = done.send(());
+    });
+    let _ = written.recv_timeout(FLUSH);
+}
