@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::TryFutureExt;
+use futures_util::{TryFutureExt, future::BoxFuture};
 use http::{Request, Response};
 use http_body::Body;
 use tokio::net::TcpListener;
@@ -22,12 +22,18 @@ use crate::{
     observe::counters::Method,
     port::{
         connections::{self, ConnectionLimits, GoawaySender},
+        deadline::DeadlineBody,
         grpc_only::GrpcOnlyLayer,
+        headers::HeaderLimitLayer,
         listener::{self, Admission},
         requests::{RequestLimits, RequestLimitsLayer},
     },
     proto::v1::{self, SERVICE},
-    rpc::{self, ResponseBody, health::HealthState},
+    rpc::{
+        self, ResponseBody,
+        health::HealthState,
+        reflection::{self, Reflection},
+    },
 };
 
 /// Bytes of a request to the health and reflection services: a name and little else.
@@ -49,13 +55,17 @@ pub async fn serve(
         counters: rooms.port.clone(),
         timeout: config.limits.request_timeout,
         max_message,
+        changes: |path| Method::of(path) == Method::Publish,
+        on_expired: rooms.on_refused(),
     };
     let services = Services {
         coordination: requests(config.limits.max_request_bytes)
             .layer(rpc::Server::new(rooms.rpc_context(config))),
-        others: requests(SMALL_REQUEST).layer(health_and_reflection(health, rooms)),
+        others: requests(SMALL_REQUEST).layer(Others(health_and_reflection(health, rooms))),
     };
-    let service = GrpcOnlyLayer.layer(rooms.access_layer().layer(services));
+    let headers =
+        HeaderLimitLayer { max: config.limits.max_header_bytes, counters: rooms.port.clone() };
+    let service = GrpcOnlyLayer.layer(headers.layer(rooms.access_layer().layer(services)));
     let admission = Admission {
         access: rooms.access.clone(),
         handshake_timeout: config.limits.handshake_timeout,
@@ -69,22 +79,23 @@ pub async fn serve(
 }
 
 fn health_and_reflection(health: &HealthState, rooms: &Rooms) -> Routes {
-    let descriptors = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(v1::DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            // So that grpcurl shows the details of errors.
-            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-    };
-    let reflection = descriptors().build_v1().expect("the descriptors are those of the build");
-    let reflection_alpha =
-        descriptors().build_v1alpha().expect("the descriptors are those of the build");
+    let sets = [
+        v1::DESCRIPTORS,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        // So that grpcurl shows the details of errors.
+        tonic_types::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ];
+    let api = Reflection::new(&sets).expect("the descriptors are those of the build");
+    let v1 = reflection::v1::server(api.clone());
+    let v1alpha = reflection::v1alpha::server(api);
     let records = rooms.records.clone();
     let on_refused = Arc::new(move |error: &_| records.refused(Method::Other, error));
     let health = health.service(rooms.quotas.clone(), on_refused);
     Routes::new(health.max_decoding_message_size(SMALL_REQUEST))
-        .add_service(reflection.max_decoding_message_size(SMALL_REQUEST))
-        .add_service(reflection_alpha.max_decoding_message_size(SMALL_REQUEST))
+        .add_service(v1.max_decoding_message_size(SMALL_REQUEST))
+        .add_service(v1alpha.max_decoding_message_size(SMALL_REQUEST))
         .prepare()
 }
 
@@ -92,7 +103,30 @@ fn health_and_reflection(health: &HealthState, rooms: &Rooms) -> Routes {
 #[derive(Clone)]
 struct Services {
     coordination: RequestLimits<rpc::Server>,
-    others: RequestLimits<Routes>,
+    others: RequestLimits<Others>,
+}
+
+/// The other services, whose responses tonic makes.
+#[derive(Clone)]
+struct Others(Routes);
+
+impl<B> Service<Request<B>> for Others
+where
+    Routes: Service<Request<B>, Response = Response<tonic::body::Body>, Error = Infallible>,
+    <Routes as Service<Request<B>>>::Future: Send + 'static,
+{
+    type Response = Response<ResponseBody>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let response = self.0.call(request);
+        Box::pin(response.map_ok(|response| response.map(ResponseBody::from)))
+    }
 }
 
 impl<B> Service<Request<B>> for Services
@@ -100,7 +134,7 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    type Response = Response<ResponseBody>;
+    type Response = Response<DeadlineBody<ResponseBody>>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
@@ -114,8 +148,7 @@ where
         if path.is_some_and(|(service, _)| service == SERVICE) {
             return self.coordination.call(request);
         }
-        let response = self.others.call(request);
-        Box::pin(response.map_ok(|response| response.map(ResponseBody::from)))
+        self.others.call(request)
     }
 }
 

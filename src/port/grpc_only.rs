@@ -9,14 +9,24 @@ use futures_util::future::Either;
 use http::{Request, Response, StatusCode, Version, header};
 use tower::{Layer, Service};
 
-const ANSWER: &str = "This is a Trunkline gateway. It speaks gRPC, which needs HTTP/2.\n\
+/// The answer to a client that speaks HTTP/1, or something that is not named here.
+const NO_GRPC: &str = "This is a Trunkline gateway. It speaks gRPC, which needs HTTP/2.\n\
     Try: grpcurl -plaintext <this address> list\n";
+
+/// The answers to clients of protocols that resemble gRPC. Nothing of their requests was done.
+const GRPC_WEB: &str = "This is a Trunkline gateway. It speaks gRPC and not gRPC-Web: nothing was \
+    done.\nPut a proxy before it that translates, such as Envoy with its filter grpc_web.\n";
+const CODEC: &str = "This is a Trunkline gateway. It speaks gRPC with protobuf, and no other \
+    coding of messages: nothing was done.\nSend application/grpc or application/grpc+proto.\n";
+const JSON: &str = "This is a Trunkline gateway. It speaks gRPC, and neither JSON over HTTP nor \
+    Connect: nothing was done.\nTry: trunkline publish --help, or grpcurl, which takes JSON.\n";
 
 /// Wraps the gRPC services of a port in [`GrpcOnly`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GrpcOnlyLayer;
 
-/// Passes gRPC requests on. Answers others with 426 (not HTTP/2) or 415 (not `application/grpc`).
+/// Passes gRPC requests on. Answers others with 426 (not HTTP/2) or 415 (a content type that is not
+/// that of gRPC with protobuf), before anything of them is done.
 #[derive(Clone, Debug)]
 pub struct GrpcOnly<S> {
     inner: S,
@@ -46,22 +56,36 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         match refusal(&request) {
             None => Either::Left(self.inner.call(request)),
-            Some(status) => Either::Right(ready(Ok(answer(status)))),
+            Some((status, text)) => Either::Right(ready(Ok(answer(status, text)))),
         }
     }
 }
 
-fn refusal<B>(request: &Request<B>) -> Option<StatusCode> {
+fn refusal<B>(request: &Request<B>) -> Option<(StatusCode, &'static str)> {
     if request.version() != Version::HTTP_2 {
-        return Some(StatusCode::UPGRADE_REQUIRED);
+        return Some((StatusCode::UPGRADE_REQUIRED, NO_GRPC));
     }
     let content_type = request.headers().get(header::CONTENT_TYPE);
-    let is_grpc = content_type.is_some_and(|text| text.as_bytes().starts_with(b"application/grpc"));
-    (!is_grpc).then_some(StatusCode::UNSUPPORTED_MEDIA_TYPE)
+    let text = wrong_type(content_type.map_or(&[], |value| value.as_bytes()))?;
+    Some((StatusCode::UNSUPPORTED_MEDIA_TYPE, text))
 }
 
-fn answer<O: From<&'static str>>(status: StatusCode) -> Response<O> {
-    let mut response = Response::new(O::from(ANSWER));
+/// The answer to a content type that is not that of gRPC with protobuf. Parameters are ignored.
+fn wrong_type(content_type: &[u8]) -> Option<&'static str> {
+    let media_type = content_type.split(|byte| *byte == b';').next().unwrap_or_default();
+    let media_type = media_type.trim_ascii().to_ascii_lowercase();
+    match media_type.as_slice() {
+        b"application/grpc" | b"application/grpc+proto" => None,
+        other if other.starts_with(b"application/grpc-web") => Some(GRPC_WEB),
+        other if other.starts_with(b"application/grpc+") => Some(CODEC),
+        b"application/json" | b"application/proto" => Some(JSON),
+        other if other.starts_with(b"application/connect+") => Some(JSON),
+        _ => Some(NO_GRPC),
+    }
+}
+
+fn answer<O: From<&'static str>>(status: StatusCode, text: &'static str) -> Response<O> {
+    let mut response = Response::new(O::from(text));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(
@@ -72,4 +96,37 @@ fn answer<O: From<&'static str>>(status: StatusCode) -> Response<O> {
         headers.insert(header::UPGRADE, header::HeaderValue::from_static("h2c"));
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_grpc_with_protobuf_is_passed_on() {
+        for right in [
+            "application/grpc",
+            "application/grpc+proto",
+            "Application/gRPC",
+            "application/grpc;charset=utf-8",
+            "application/grpc+proto ; x=y",
+        ] {
+            assert_eq!(wrong_type(right.as_bytes()), None, "{right}");
+        }
+        for (wrong, text) in [
+            ("application/grpc-web", GRPC_WEB),
+            ("application/grpc-web+proto", GRPC_WEB),
+            ("application/grpc-web-text", GRPC_WEB),
+            ("application/grpc+json", CODEC),
+            ("application/grpc+protobuf", CODEC),
+            ("application/json; charset=utf-8", JSON),
+            ("application/connect+json", JSON),
+            ("application/proto", JSON),
+            ("application/grpcx", NO_GRPC),
+            ("text/html", NO_GRPC),
+            ("", NO_GRPC),
+        ] {
+            assert_eq!(wrong_type(wrong.as_bytes()), Some(text), "{wrong}");
+        }
+    }
 }

@@ -87,8 +87,10 @@ impl Acceptor {
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, address)) => {
+                Ok((stream, mut address)) => {
                     self.failing = false;
+                    // A listener on `::` names a peer of IPv4 ::ffff:a.b.c.d: it is one peer.
+                    address.set_ip(address.ip().to_canonical());
                     if let Some(connection) = self.admit(stream, address) {
                         return connection;
                     }

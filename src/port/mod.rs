@@ -3,7 +3,8 @@
 
 pub mod connections;
 pub mod counters;
-mod deadline;
+pub mod deadline;
 pub mod grpc_only;
+pub mod headers;
 pub mod listener;
 pub mod requests;

@@ -15,11 +15,11 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout_at};
 use tonic::Status;
 use tower::{BoxError, Layer, Service};
 
-use super::deadline::grpc_timeout;
+use super::deadline::{Deadline, DeadlineBody, OnExpired, grpc_timeout};
 use crate::{
     access::{Caller, quota::InFlightRequest},
     errors::{Error, Limit},
@@ -30,7 +30,7 @@ use crate::{
 pub const PREFIX: usize = 5;
 
 /// Wraps the gRPC services of a port in [`RequestLimits`].
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct RequestLimitsLayer {
     /// Counts refused requests.
     pub counters: Arc<Counters>,
@@ -38,10 +38,14 @@ pub struct RequestLimitsLayer {
     pub timeout: Duration,
     /// Bytes that a message may have. One that announces more is refused before it is allocated.
     pub max_message: usize,
+    /// True for the path of a method that changes something: at its deadline it may have done so.
+    pub changes: fn(&str) -> bool,
+    /// Told of requests whose deadline was over.
+    pub on_expired: OnExpired,
 }
 
 /// Counts the bytes of each request's body for its [`Caller`], and ends it at its deadline.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct RequestLimits<S> {
     inner: S,
     layer: RequestLimitsLayer,
@@ -107,21 +111,25 @@ where
     S::Error: Send + 'static,
     O: Default + Send + 'static,
 {
-    type Response = S::Response;
+    type Response = Response<DeadlineBody<O>>;
     type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let RequestLimitsLayer { counters, timeout: limit, max_message } = &self.layer;
+        let RequestLimitsLayer { counters, timeout: limit, max_message, changes, on_expired } =
+            &self.layer;
         let in_flight = match Caller::of(request.extensions()) {
             Ok(caller) => caller.in_flight.clone(),
             Err(status) => return Box::pin(std::future::ready(Ok(status.into_http()))),
         };
-        let deadline = grpc_timeout(request.headers());
+        let deadline =
+            grpc_timeout(request.headers()).and_then(|timeout| Instant::now().checked_add(timeout));
+        let path = deadline.map(|_| request.uri().path().to_owned()).unwrap_or_default();
+        let (may_be_done, on_expired) = (changes(&path), on_expired.clone());
         let request = request.map(|body| LimitedBody {
             body: Box::pin(body),
             in_flight,
@@ -131,15 +139,19 @@ where
             timer: None,
         });
         let answer = self.inner.call(request);
-        match deadline {
-            None => Box::pin(answer),
-            Some(deadline) => Box::pin(async move {
-                timeout(deadline, answer).await.unwrap_or_else(|_| {
-                    let text = "the request was not answered within its grpc-timeout";
-                    Ok(Status::deadline_exceeded(text).into_http())
-                })
-            }),
-        }
+        Box::pin(async move {
+            let Some(at) = deadline else {
+                return Ok(answer.await?.map(|body| DeadlineBody::new(body, None)));
+            };
+            let expired = move |error: &Error| on_expired(&path, error);
+            let Ok(answer) = timeout_at(at, answer).await else {
+                let error = Error::DeadlineExceeded { may_be_done };
+                expired(&error);
+                return Ok(Status::from(error).into_http());
+            };
+            let deadline = Deadline::new(at, expired);
+            Ok(answer?.map(|body| DeadlineBody::new(body, Some(deadline))))
+        })
     }
 }
 

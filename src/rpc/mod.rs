@@ -7,6 +7,7 @@ pub mod health;
 mod lists;
 mod messages;
 mod publish;
+pub mod reflection;
 mod request;
 mod server;
 mod stream;

@@ -51,10 +51,15 @@ where
     let max_bytes = Some(limits.max_request_bytes);
     let decoder = RequestDecoder { limits: limits.clone(), message: PhantomData };
     let mut messages = pin!(Streaming::new_request(decoder, body, None, max_bytes));
-    let message = messages.message().await?;
+    let message = messages.message().await?.ok_or_else(|| {
+        Status::unimplemented("this method takes one request message, and none came")
+    })?;
     // The request is complete with its end, not with its message.
-    messages.trailers().await?;
-    message.ok_or_else(|| Error::field("request", "has no message").into())
+    if messages.message().await?.is_some() {
+        let text = "this method takes one request message, and another one came: nothing was done";
+        return Err(Status::unimplemented(text));
+    }
+    Ok(message)
 }
 
 /// Refuses a request whose messages are compressed: it could unpack to any size.

@@ -23,6 +23,7 @@ mod last_value;
 mod limits;
 mod not_grpc;
 mod passthrough;
+mod protocol;
 mod publishing;
 mod status;
 mod streams;

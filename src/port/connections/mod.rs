@@ -51,7 +51,8 @@ const MAX_RESETS: usize = 8192;
 pub struct ConnectionLimits {
     /// Requests in flight, open streams included.
     pub requests: u32,
-    /// Bytes of the header fields of a request.
+    /// Bytes of the header fields of a request that HTTP/2 takes: twice those that are allowed, so
+    /// that a request with a little too many is answered and counted.
     pub header_bytes: u32,
     /// Time until the client has sent its HTTP/2 connection preface.
     pub handshake_timeout: Duration,
@@ -67,7 +68,7 @@ impl ConnectionLimits {
         let requests = limits.max_streams_per_connection + limits.max_requests_per_connection;
         ConnectionLimits {
             requests: u32::try_from(requests).unwrap_or(u32::MAX),
-            header_bytes: u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX),
+            header_bytes: u32::try_from(2 * limits.max_header_bytes).unwrap_or(u32::MAX),
             handshake_timeout: limits.handshake_timeout,
             idle_timeout: limits.idle_timeout,
             keepalive: keepalive.clone(),
