@@ -14,8 +14,8 @@ use std::{
 };
 
 use super::support::{
-    Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer,
-    events::{mailbox_change, with_id},
+    Gateway, GatewayOptions, Keep, LIMIT, RedisOptions, RedisServer, TestNode,
+    events::{large, mailbox_change, with_id},
     folder,
     ports::Port,
     process::{Process, Program},
@@ -73,13 +73,18 @@ impl Envoy {
 
     /// A statistic of the cluster of gateways; None while Envoy does not answer.
     async fn stat(&self, name: &str) -> Option<u64> {
+        self.any_stat("cluster.gateways", &format!("cluster.gateways.{name}")).await
+    }
+
+    async fn any_stat(&self, filter: &str, name: &str) -> Option<u64> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.admin.number())).await.ok()?;
-        let request = "GET /stats?filter=cluster.gateways HTTP/1.1\r\n\
-            host: envoy\r\nconnection: close\r\n\r\n";
+        let request = format!(
+            "GET /stats?filter={filter} HTTP/1.1\r\nhost: envoy\r\nconnection: close\r\n\r\n"
+        );
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut text = String::new();
         stream.read_to_string(&mut text).await.ok()?;
-        let name = format!("cluster.gateways.{name}: ");
+        let name = format!("{name}: ");
         text.lines().find_map(|line| line.strip_prefix(&name)?.trim().parse().ok())
     }
 
@@ -203,4 +208,52 @@ async fn streams_move_without_loss_when_a_gateway_is_killed_or_drained() {
 
     assert!(envoy.stat("upstream_rq_total").await >= Some(100));
     traffic.was_complete().await;
+}
+
+/// The shared connections between Envoy and the gateways are not filled by what one node leaves
+/// unread.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_does_not_read_stops_no_other_behind_envoy() {
+    const ROUNDS: usize = 60;
+    const EVENTS: usize = 20;
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let prefix = shared::prefix();
+    let options = || GatewayOptions::redis(&redis.url(), &prefix);
+    let (one, two) = tokio::join!(Gateway::start(options()), Gateway::start(options()));
+    let envoy = Envoy::start([&one, &two]).await;
+    // On both gateways, and so on each connection between Envoy and them.
+    let mut stuck = Vec::new();
+    for n in 0..8 {
+        let node = TestNode::connect_to(&envoy.url(), format!("stuck-{n}")).await;
+        stuck.push(node.stream(node.request()).await.unwrap());
+    }
+    assert!(streams(&one).await > 0 && streams(&two).await > 0, "both have streams");
+    let mut readers = Vec::new();
+    for n in 0..4 {
+        let node = TestNode::connect_to(&envoy.url(), format!("reader-{n}")).await;
+        readers.push(node.collect(node.request(), Keep::Ids).await.unwrap());
+    }
+    for reader in &readers {
+        reader.subscribed().await;
+    }
+    let memory = async || envoy.any_stat("server.memory", "server.memory_allocated").await.unwrap();
+    let before = memory().await;
+    let publisher = TestNode::connect(&one, "publisher").await;
+    let began = std::time::Instant::now();
+    for round in 0..ROUNDS {
+        let event = |n: usize| with_id(format!("e-{round}-{n}"), large(48 << 10));
+        publisher.publish((0..EVENTS).map(event).collect()).await.unwrap();
+        // All others have it, each time.
+        for reader in &readers {
+            reader.event(&format!("e-{round}-{}", EVENTS - 1), LIMIT).await;
+        }
+    }
+    eprintln!("{} MiB in {:?}", ROUNDS * EVENTS * 48 / 1024, began.elapsed());
+    let more = memory().await.saturating_sub(before);
+    // What nobody reads stays in the gateways, of which each has it once.
+    assert!(more < 24 << 20, "Envoy holds {more} bytes more");
+    for reader in &readers {
+        assert_eq!(reader.event_ids().len(), ROUNDS * EVENTS);
+    }
+    drop(stuck);
 }

@@ -6,8 +6,10 @@ mod support;
 
 mod access;
 mod admin;
+mod clock;
 mod envoy;
 mod logs;
+mod nginx;
 mod page;
 mod signals;
 mod standard_error;

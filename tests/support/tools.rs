@@ -108,6 +108,29 @@ pub fn envoy() -> PathBuf {
     TOOL.path()
 }
 
+/// The library of faketime, which gives a process another clock; `TRUNKLINE_TEST_FAKETIME` names
+/// another.
+///
+/// # Panics
+///
+/// If there is none.
+pub fn faketime() -> PathBuf {
+    if let Some(path) = env::var_os("TRUNKLINE_TEST_FAKETIME") {
+        return PathBuf::from(path);
+    }
+    let here = format!("{}-linux-gnu", env::consts::ARCH);
+    let path = Path::new("/usr/lib").join(here).join("faketime/libfaketimeMT.so.1");
+    assert!(path.is_file(), "faketime is needed: ./test installs it");
+    path
+}
+
+/// `nginx`; `TRUNKLINE_TEST_NGINX` names another.
+pub fn nginx() -> PathBuf {
+    static TOOL: Tool =
+        Tool::new("TRUNKLINE_TEST_NGINX", "nginx", &["-v"], "nginx with HTTP/2 and grpc_pass");
+    TOOL.path()
+}
+
 impl Tool {
     const fn new(
         variable: &'static str,
@@ -136,7 +159,8 @@ impl Tool {
         let search = env::var_os("PATH").unwrap_or_default();
         let own = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin");
         env::split_paths(&search)
-            .chain([own])
+            // Where Debian has the programs of servers, which is not in everybody's PATH.
+            .chain([own, PathBuf::from("/usr/sbin")])
             .map(|folder| folder.join(self.name))
             .find(|path| path.is_file() && self.works(path))
             .unwrap_or_else(|| {
