@@ -31,7 +31,7 @@ async fn a_clock_that_jumps_disturbs_neither_events_nor_the_uptime() {
     set("+0");
     let redis = RedisServer::start(RedisOptions::default()).await;
     let mut options = GatewayOptions::redis(&redis.url(), &shared::prefix());
-    let library = tools::faketime().display().to_string();
+    let library = tools::faketime_library().display().to_string();
     for (name, value) in [
         ("LD_PRELOAD", library.as_str()),
         ("FAKETIME_TIMESTAMP_FILE", &file.display().to_string()),

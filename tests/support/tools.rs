@@ -108,16 +108,12 @@ pub fn envoy() -> PathBuf {
     TOOL.path()
 }
 
-/// The library of faketime, which gives a process another clock; `TRUNKLINE_TEST_FAKETIME` names
-/// another.
+/// The library of [`faketime`], which gives a process another clock while it runs.
 ///
 /// # Panics
 ///
 /// If there is none.
-pub fn faketime() -> PathBuf {
-    if let Some(path) = env::var_os("TRUNKLINE_TEST_FAKETIME") {
-        return PathBuf::from(path);
-    }
+pub fn faketime_library() -> PathBuf {
     let here = format!("{}-linux-gnu", env::consts::ARCH);
     let path = Path::new("/usr/lib").join(here).join("faketime/libfaketimeMT.so.1");
     assert!(path.is_file(), "faketime is needed: ./test installs it");
