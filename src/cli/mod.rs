@@ -109,7 +109,8 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !matches!(failure, Failure::BrokenPipe) {
-                let lines: Vec<_> = failure.to_string().lines().map(visible).collect();
+                let text = failure.to_string();
+                let lines: Vec<_> = text.lines().map(visible).collect();
                 log::print_error(&lines.join("\n"));
             }
             failure.exit_code().into()

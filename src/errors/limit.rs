@@ -36,7 +36,7 @@ pub enum Limit {
 
 impl Limit {
     /// All limits, in the order of their numbers.
-    pub const ALL: [Limit; 12] = [
+    pub const ALL: [Limit; 13] = [
         Limit::Connections,
         Limit::ConnectionsPerPeer,
         Limit::Streams,

@@ -1,6 +1,6 @@
 //! Readings of a shard's history and state in Redis.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
 use redis::{Cmd, Value};
@@ -9,7 +9,6 @@ use super::{
     auth::Authenticator,
     envelope::{Body, Envelope},
     names::ShardNames,
-    odd::OddFields,
     order::Order,
     recovery::Memory,
     script::{Failure, Target, classify},
