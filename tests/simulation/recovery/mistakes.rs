@@ -44,7 +44,10 @@ pub const MISTAKES: &[(&str, Mistake)] = &[
         ),
     ),
     ("no settling time", Script("return now - recovery.since >= SETTLE", "return true")),
-    ("lost tails are not told", Script("note_all(recovery.reported, epoch)", "")),
+    (
+        "lost tails are not told",
+        Script("note_all(merge_reported(recovery.reported, parse_reported(past)), epoch)", ""),
+    ),
     (
         "what callers report is not kept",
         Script(
@@ -54,11 +57,14 @@ pub const MISTAKES: &[(&str, Mistake)] = &[
     ),
     (
         "frames again in any order",
-        Script("if name_first > end_of(name_epoch) + 1 then", "if false then"),
+        Script(
+            "local lacks = first_lacking(name_epoch, ranges) < name_first",
+            "local lacks = false",
+        ),
     ),
     (
         "older epochs not first",
-        Script("if entry[1] < name_epoch and entry[2] > end_of(entry[1]) then", "if false then"),
+        Script("lacks = lacks or e < name_epoch and first_lacking(e, entry[3]) <= last", ""),
     ),
     (
         "copies told as lost",
@@ -98,7 +104,10 @@ pub const MISTAKES: &[(&str, Mistake)] = &[
     ),
     (
         "request ids not compared",
-        Script("if requests[i] and requests[i] ~= own then", "if false then"),
+        Script(
+            "if requests[i] and requests[i] ~= own and is_here(requests[i]) then",
+            "if false then",
+        ),
     ),
     (
         "sequences not compared",

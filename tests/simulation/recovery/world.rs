@@ -77,7 +77,8 @@ pub struct Gateway {
     core: Core,
     pub memory: Memory,
     pub reader: ShardReader,
-    flight: Option<Flight>,
+    /// The calls that are under way: those with an answer first.
+    flights: VecDeque<Flight>,
     inbox: VecDeque<Vec<u8>>,
     wants_history: bool,
     wake: Option<Instant>,
@@ -347,7 +348,7 @@ impl World {
             core: Core::new(ShardId(0), id, self.limits, None, self.rng.next(), now),
             memory: Memory::new(id, (limit, 1 << 24)),
             reader: ShardReader::new(id, false),
-            flight: None,
+            flights: VecDeque::new(),
             inbox: VecDeque::new(),
             wants_history: false,
             wake: None,
@@ -562,27 +563,24 @@ impl World {
             }
             Act::LoseCall | Act::LateCall => {
                 if let Some(gateway) = self.pick()
-                    && matches!(self.gateways[gateway].flight, Some(Flight::Sent(_)))
+                    && matches!(self.gateways[gateway].flights.back(), Some(Flight::Sent(_)))
                 {
-                    let Some(Flight::Sent(sent)) = self.gateways[gateway].flight.take() else {
-                        return;
-                    };
                     note!(self, "gateway {gateway}: its call is {act:?}");
-                    if act == Act::LateCall
-                        && let Some(master) = self.reachable(gateway)
-                    {
-                        self.strays.push((master, sent));
-                    }
-                    let lost = Err(Failure::Unknown("lost".into()));
-                    self.gateways[gateway].flight = Some(Flight::Answered(lost));
+                    self.lose_calls(gateway, act == Act::LateCall);
                     self.count("lost calls");
                 }
             }
             Act::LoseAnswer => {
                 if let Some(gateway) = self.pick()
-                    && let Some(Flight::Answered(answer)) = &mut self.gateways[gateway].flight
+                    && matches!(self.gateways[gateway].flights.front(), Some(Flight::Answered(_)))
                 {
-                    *answer = Err(Failure::Unknown("lost".into()));
+                    // The connection is gone, and with it all answers that were on their way.
+                    for flight in &mut self.gateways[gateway].flights {
+                        if let Flight::Answered(answer) = flight {
+                            *answer = Err(Failure::Unknown("lost".into()));
+                        }
+                    }
+                    self.lose_calls(gateway, false);
                     note!(self, "gateway {gateway}: its answer is lost");
                     self.count("lost answers");
                 }
@@ -648,12 +646,28 @@ impl World {
         }
     }
 
+    /// The calls of a gateway that did not arrive get lost; `late` ones arrive some time.
+    fn lose_calls(&mut self, index: usize, late: bool) {
+        let master = self.reachable(index);
+        for flight in &mut self.gateways[index].flights {
+            if matches!(flight, Flight::Sent(_)) {
+                let lost = Flight::Answered(Err(Failure::Unknown("lost".into())));
+                let Flight::Sent(sent) = std::mem::replace(flight, lost) else { continue };
+                if let Some(master) = master.filter(|_| late) {
+                    self.strays.push((master, sent));
+                }
+            }
+        }
+    }
+
     /// A gateway does all that it has to do.
     fn turn(&mut self, gateway: usize) {
         self.reconnect(gateway);
         self.step(gateway);
-        self.execute_flight(gateway);
-        self.answer(gateway);
+        for _ in 0..self.gateways[gateway].flights.len() {
+            self.execute_flight(gateway);
+            self.answer(gateway);
+        }
         while !self.gateways[gateway].inbox.is_empty() {
             self.inbox(gateway);
         }
@@ -805,43 +819,60 @@ impl World {
     pub fn step(&mut self, index: usize) {
         let now = self.now();
         let gateway = &mut self.gateways[index];
-        if gateway.flight.is_some() {
+        if !gateway.flights.is_empty() {
             return;
         }
         match gateway.core.step(now, &mut gateway.memory) {
-            Step::Call(mut call) => {
-                if let Some(mistake) = self.mistake {
-                    spoil_call(mistake, &mut call);
+            Step::Call(call) => {
+                self.send(index, call);
+                while self.rng.percent(70) {
+                    let gateway = &mut self.gateways[index];
+                    let Some(call) = gateway.core.more(&gateway.memory) else { break };
+                    self.send(index, call);
                 }
-                note!(self, "gateway {index} calls {}", describe(&call));
-                let gateway = &mut self.gateways[index];
-                let releases = matches!(call.op, Op::Release { .. });
-                let held = releases.then(|| self.events.held_by(&gateway.memory));
-                let held = held.unwrap_or_default();
-                let sent = Sent { call, gateway: gateway.id, held };
-                gateway.flight = Some(Flight::Sent(sent));
             }
             Step::WaitUntil(until) => gateway.wake = Some(until),
         }
         self.collect(index);
     }
 
+    fn send(&mut self, index: usize, mut call: Box<Call>) {
+        if let Some(mistake) = self.mistake {
+            spoil_call(mistake, &mut call);
+        }
+        note!(self, "gateway {index} calls {}", describe(&call));
+        let gateway = &mut self.gateways[index];
+        let releases = matches!(call.op, Op::Release { .. });
+        let held = releases.then(|| self.events.held_by(&gateway.memory));
+        let held = held.unwrap_or_default();
+        let sent = Sent { call, gateway: gateway.id, held };
+        gateway.flights.push_back(Flight::Sent(sent));
+    }
+
+    /// The first call of a gateway that has not arrived does.
     pub fn execute_flight(&mut self, index: usize) {
-        let Some(Flight::Sent(sent)) = self.gateways[index].flight.take() else { return };
-        let answer = match self.reachable(index) {
+        let mut flights = self.gateways[index].flights.iter();
+        let Some(first) = flights.position(|flight| matches!(flight, Flight::Sent(_))) else {
+            return;
+        };
+        let master = self.reachable(index);
+        let arrived = Flight::Answered(Err(Failure::NotConnected("nobody there".into())));
+        let flight = &mut self.gateways[index].flights[first];
+        let Flight::Sent(sent) = std::mem::replace(flight, arrived) else { return };
+        let answer = match master {
             Some(master) => self.call_script(master, &sent),
             None => Err(Failure::NotConnected("nobody there".into())),
         };
         note!(self, "gateway {index} is answered {answer:?}");
-        self.gateways[index].flight = Some(Flight::Answered(answer));
+        self.gateways[index].flights[first] = Flight::Answered(answer);
     }
 
     pub fn answer(&mut self, index: usize) {
         let now = self.now();
         let gateway = &mut self.gateways[index];
-        let Some(flight) = gateway.flight.take() else { return };
+        let Some(flight) = gateway.flights.pop_front() else { return };
         let Flight::Answered(answer) = flight else {
-            gateway.flight = Some(flight);
+            gateway.flights.push_front(flight);
             return;
         };
         let shown = gateway.core.answered(now, answer, &mut gateway.memory);

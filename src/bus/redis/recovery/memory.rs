@@ -1,6 +1,7 @@
 //! What a gateway knows of one shard, and what follows from it.
 
 use std::{
+    cmp::Ordering,
     collections::BTreeMap,
     time::{Duration, Instant},
 };
@@ -42,6 +43,13 @@ pub struct Offer {
     pub held: HeldFrame,
     /// Its encoding as a copy.
     pub frame: Vec<u8>,
+}
+
+impl Offer {
+    fn of(held: HeldFrame) -> Box<Offer> {
+        let frame = encode_copy(&held);
+        Box::new(Offer { held, frame })
+    }
 }
 
 /// What is to be done for a shard's recovery.
@@ -298,9 +306,7 @@ impl Memory {
         }
         if let Some(held) = self.held.first_beyond(self.tip.epoch, |epoch| self.end_of(epoch)) {
             let cut = self.cut.take().filter(|cut| cut.first() == held.first());
-            let held = cut.unwrap_or_else(|| held.clone());
-            let frame = encode_copy(&held);
-            return Task::Again(Box::new(Offer { held, frame }));
+            return Task::Again(Offer::of(cut.unwrap_or_else(|| held.clone())));
         }
         if self.recovering {
             return Task::Release;
@@ -320,6 +326,17 @@ impl Memory {
         // Asked once, then again after the time.
         self.unaccounted = Some(now);
         Task::Release
+    }
+
+    /// What is to be offered behind a frame that ends at this name, if that is accepted.
+    pub fn offer_after(&self, last: Position) -> Option<Box<Offer>> {
+        let end_of = |epoch: Epoch| match epoch.cmp(&last.epoch) {
+            Ordering::Less => Offset(u64::MAX),
+            Ordering::Equal => self.end_of(epoch).max(last.offset),
+            Ordering::Greater => self.end_of(epoch),
+        };
+        let held = self.held.first_beyond(self.tip.epoch, end_of)?;
+        Some(Offer::of(held.clone()))
     }
 
     fn end_of(&self, epoch: Epoch) -> Offset {

@@ -47,6 +47,9 @@ const RECOVERY_PAUSE: Duration = Duration::from_millis(10);
 /// callers give the writer's answer.
 const MIN_ANSWER_TIME: Duration = Duration::from_millis(150);
 
+/// Frames that are appended again in one round trip, at most.
+const MAX_OFFERS: usize = 32;
+
 /// Attempts of one frame, in different epochs, whose outcome is unknown. No more are made.
 const MAX_DOUBTS: usize = 16;
 
@@ -91,8 +94,10 @@ pub struct Core {
     wait: Duration,
     /// No call is made before.
     paused: Option<Instant>,
-    /// The call that is under way.
-    under_way: Option<UnderWay>,
+    /// The calls that are under way, in the order in which they are sent and answered.
+    under_way: VecDeque<UnderWay>,
+    /// Frames that may be appended again in one round trip: more with each that was accepted.
+    offers: usize,
     /// The reason why nothing is accepted, for callers: that of the last call that failed.
     why: String,
     /// True if the next frame goes before what is to be appended again late.
@@ -141,7 +146,8 @@ impl Core {
             next_probe: now,
             wait: limits.retry_wait.0,
             paused: None,
-            under_way: None,
+            under_way: VecDeque::new(),
+            offers: 1,
             why: NOT_IN_TIME.into(),
             frame_first: false,
         }
@@ -167,7 +173,7 @@ impl Core {
         self.next_probe = now;
     }
 
-    /// The next step. Not called while a call is under way.
+    /// The next step. Not called while calls are under way.
     pub fn step(&mut self, now: Instant, memory: &mut Memory) -> Step {
         self.expire(now);
         if let Some(until) = self.paused.filter(|until| now < *until) {
@@ -206,14 +212,29 @@ impl Core {
         Step::WaitUntil(until)
     }
 
-    /// Takes the answer of the call that was under way, or the reason why there is none.
+    /// Another call that may be sent behind those that are under way, before they are answered. The
+    /// script takes them in order: what comes behind one that it does not take has to wait.
+    pub fn more(&mut self, memory: &Memory) -> Option<Box<Call>> {
+        let Some(UnderWay::Again(last)) = self.under_way.back() else { return None };
+        // With a key, each call names the place that the one before it leads to.
+        if self.auth.is_some() || self.under_way.len() >= self.offers {
+            return None;
+        }
+        let offer = memory.offer_after(last.held.name.last())?;
+        match self.offer(offer, memory, memory.seen()) {
+            Step::Call(call) => Some(call),
+            Step::WaitUntil(_) => None,
+        }
+    }
+
+    /// Takes the answer of the first call that is under way, or the reason why there is none.
     pub fn answered(
         &mut self,
         now: Instant,
         answer: Result<Answer, Failure>,
         memory: &mut Memory,
     ) -> Shown {
-        let Some(under_way) = self.under_way.take() else { return Shown::Answered };
+        let Some(under_way) = self.under_way.pop_front() else { return Shown::Answered };
         let (view, status) = match answer {
             Ok(Answer::Shard(view, status)) => (view, status),
             Ok(Answer::Deployment(theirs)) => {
@@ -267,6 +288,7 @@ impl Core {
     }
 
     fn failed(&mut self, now: Instant, under_way: UnderWay, failure: &Failure) -> Shown {
+        self.offers = 1;
         let why = failure.to_string();
         if let (UnderWay::Append(_), Failure::TooLarge { limit, actual }) = (&under_way, failure)
             && let Some(sending) = self.flush.take()
@@ -463,6 +485,11 @@ impl Core {
             return None;
         };
         let seen = after.unwrap_or_else(|| memory.seen());
+        Some(self.offer(offer, memory, seen))
+    }
+
+    /// The call that appends a frame again.
+    fn offer(&mut self, offer: Box<Offer>, memory: &Memory, seen: Position) -> Step {
         let held = &offer.held;
         let requests = read_requests(&held.stamped.requests)
             .map(|request| (request.id, held.index_in_name(request.first)))
@@ -484,7 +511,7 @@ impl Core {
         let framed = self.with_tags(framed, seen, Some(&held.name));
         let op = Op::Again(framed, held.name.clone());
         let limit = self.limits.response_timeout;
-        Some(self.call_at(op, UnderWay::Again(offer), memory, limit, seen))
+        self.call_at(op, UnderWay::Again(offer), memory, limit, seen)
     }
 
     fn again_answered(
@@ -494,6 +521,10 @@ impl Core {
         status: Status,
         memory: &mut Memory,
     ) -> Shown {
+        self.offers = match status {
+            Status::Done(_) => (self.offers * 2).min(MAX_OFFERS),
+            _ => 1,
+        };
         match status {
             Status::Done(_) => return Shown::Accepted,
             Status::Seen(seen) => {
@@ -501,7 +532,8 @@ impl Core {
                 let seen: Vec<usize> = seen.into_iter().map(|(index, _)| index).collect();
                 memory.offer_without(&offer.held, &seen);
             }
-            Status::Wait => self.paused = Some(now + RECOVERY_PAUSE),
+            // Others hold it too, and are faster: one is enough, and the rest look on.
+            Status::There | Status::Wait => self.paused = Some(now + RECOVERY_PAUSE),
             _ => {}
         }
         Shown::Answered
@@ -545,7 +577,7 @@ impl Core {
         limit: Duration,
         seen: Position,
     ) -> Step {
-        self.under_way = Some(under_way);
+        self.under_way.push_back(under_way);
         let entropy = self.rng.random_range(0..4096);
         let (exact, reported) = (self.auth.is_some(), memory.reported());
         Step::Call(Box::new(Call { seen, exact, reported, entropy, op, limit }))

@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -105,16 +106,21 @@ impl Writer {
             let step = self.core.step(Instant::now(), &mut self.parts.memory.lock());
             match step {
                 Step::Call(call) => {
-                    let answer = self.call(&call).await;
-                    let failed = answer.is_err();
-                    let now = Instant::now();
-                    let shown = self.answered(now, answer);
-                    match shown {
-                        Shown::Accepted => self.parts.liveness.accepted(),
-                        Shown::Answered => {}
-                        Shown::Failed(why) => {
-                            tracing::debug!(shard = %self.parts.shard, why, "a call failed");
-                            self.parts.liveness.failed(why);
+                    let more = self.more();
+                    let answers = if more.is_empty() {
+                        vec![self.call(&call).await]
+                    } else {
+                        self.call_in_order(&call, &more).await
+                    };
+                    let failed = answers.iter().any(Result::is_err);
+                    for answer in answers {
+                        match self.answered(Instant::now(), answer) {
+                            Shown::Accepted => self.parts.liveness.accepted(),
+                            Shown::Answered => {}
+                            Shown::Failed(why) => {
+                                tracing::debug!(shard = %self.parts.shard, why, "a call failed");
+                                self.parts.liveness.failed(why);
+                            }
                         }
                     }
                     if failed {
@@ -147,6 +153,31 @@ impl Writer {
         let shown = self.core.answered(now, answer, &mut memory);
         self.recovering = memory.is_recovering().then(|| self.recovering.unwrap_or(now));
         shown
+    }
+
+    /// The calls that may be sent behind the one that is to be made.
+    fn more(&mut self) -> Vec<Box<Call>> {
+        let memory = self.parts.memory.lock();
+        std::iter::from_fn(|| self.core.more(&memory)).collect()
+    }
+
+    /// Makes calls over one connection without waiting for the answers between. They follow one
+    /// that was made, so that the rights are known; the shard is not followed where it moves.
+    async fn call_in_order(
+        &self,
+        first: &Call,
+        more: &[Box<Call>],
+    ) -> Vec<Result<Answer, Failure>> {
+        let theirs = self.parts.agreement.theirs();
+        let server = self.parts.topology.master(self.parts.shard);
+        let calls = [first].into_iter().chain(more.iter().map(|call| &**call));
+        // They are polled, and thereby sent, in this order.
+        join_all(calls.map(async |call| match (&theirs, &server) {
+            (Some(theirs), _) => Ok(Answer::Deployment(theirs.clone())),
+            (None, Some(server)) => call.send(&self.parts.target, server, false).await,
+            (None, None) => Err(Failure::NotConnected("no server is known".into())),
+        }))
+        .await
     }
 
     /// Makes one call, if this gateway may serve the deployment.
