@@ -452,7 +452,9 @@ if op == 'release' then
   if not floor then read_ends() end
   if not recovery then
     -- The caller reports something that nobody appended again, and has waited.
-    note_all(parse_reported(ARGV[6]), epoch)
+    local reported = parse_reported(ARGV[6])
+    if know_epochs(reported) then write_ends() end
+    note_all(reported, epoch)
     return answer('ok')
   end
   -- A caller that did not know of this epoch has not appended again what was lost with it.
