@@ -161,9 +161,9 @@ pub const ACTS: &[(Act, usize)] = &[
     (Act::Thaw, 4),
     (Act::Cut, 2),
     (Act::Uncut, 4),
-    (Act::LoseCall, 4),
+    (Act::LoseCall, 6),
     (Act::LateCall, 3),
-    (Act::LoseAnswer, 6),
+    (Act::LoseAnswer, 20),
     (Act::LoseMessage, 5),
     (Act::Pause, 1),
     (Act::Clock, 1),
@@ -666,7 +666,10 @@ impl World {
         self.step(gateway);
         for _ in 0..self.gateways[gateway].flights.len() {
             self.execute_flight(gateway);
-            self.answer(gateway);
+            // Some answers are still on their way when the next thing happens.
+            if self.rng.percent(60) {
+                self.answer(gateway);
+            }
         }
         while !self.gateways[gateway].inbox.is_empty() {
             self.inbox(gateway);
