@@ -36,8 +36,9 @@ const FRAME_EVENTS: usize = 2000;
 /// The interval of probes.
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The wait after a probe that was not accepted, so that a Redis that comes back is noticed soon.
-const PROBE_RETRY: Duration = Duration::from_millis(250);
+/// The wait after a probe that was not accepted, at most: a Redis that comes back is noticed well
+/// within the time for which a recovery waits.
+const PROBE_RETRY: Duration = Duration::from_millis(150);
 
 /// The wait between two calls while a recovery waits for others.
 const RECOVERY_PAUSE: Duration = Duration::from_millis(10);
@@ -176,13 +177,15 @@ impl Core {
     /// The next step. Not called while calls are under way.
     pub fn step(&mut self, now: Instant, memory: &mut Memory) -> Step {
         self.expire(now);
-        if let Some(until) = self.paused.filter(|until| now < *until) {
-            return Step::WaitUntil(self.until_deadline(until));
-        }
-        self.paused = None;
-        if now >= self.next_probe || !memory.tip().is_known() {
+        let paused = self.paused.filter(|until| now < *until);
+        // A probe does not wait: a gateway that comes back late takes no part in a recovery.
+        if now >= self.next_probe || paused.is_none() && !memory.tip().is_known() {
             return self.probe(memory);
         }
+        if let Some(until) = paused {
+            return Step::WaitUntil(self.until_deadline(until.min(self.next_probe)));
+        }
+        self.paused = None;
         let mut until = self.next_probe;
         if memory.is_recovering() || !(self.frame_first && self.is_busy()) {
             match memory.task(now) {
@@ -256,6 +259,7 @@ impl Core {
                 "recovery");
         }
         self.wait = self.limits.retry_wait.0;
+        self.paused = None;
         self.why = NOT_IN_TIME.into();
         match (under_way, status) {
             (UnderWay::Append(seen), status) => self.append_answered(now, seen, status, memory),
@@ -310,7 +314,8 @@ impl Core {
         // Full jitter, so that gateways do not come back in step; at least a tenth of the wait.
         self.paused = Some(now + self.wait.mul_f64(self.rng.random_range(0.1..=1.0)));
         self.wait = (self.wait * 2).min(self.limits.retry_wait.1);
-        self.next_probe = self.next_probe.min(now + PROBE_RETRY).max(now);
+        let next_probe = now + PROBE_RETRY.mul_f64(self.rng.random_range(0.5..=1.0));
+        self.next_probe = self.next_probe.min(next_probe).max(now);
         Shown::Failed(why)
     }
 
