@@ -198,7 +198,7 @@ mod tests {
         let mut table = Table::new(["NODE", "ROLES"]);
         table.add(["mx-longer".into(), String::new()]);
         table.add(["m\u{1b}[31m\u{e9}".into(), "imap".into()]);
-        let expected = "NODE           ROLES\nmx-longer      -\nm\\u{1b}[31m\u{e9}  imap\n";
+        let expected = "NODE          ROLES\nmx-longer     -\nm\\u{1b}[31m\u{e9}  imap\n";
         assert_eq!(table.to_string(), expected);
     }
 

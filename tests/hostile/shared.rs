@@ -69,7 +69,9 @@ async fn cancelled_and_malformed_requests_end_their_streams_and_not_the_connecti
             let headers = frame(HEADERS, END_HEADERS, stream, &call("GetStatus"));
             [headers, frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())].concat()
         });
-        all_are_taken(&mut raw, cancelled.collect(), &format!("cancelled, {round}")).await;
+        let what = format!("cancelled, {round}");
+        let frames = all_are_taken(&mut raw, cancelled.collect(), &what).await;
+        resets += count_resets(&frames, kept);
         // 100 clients with a wrong authority, over and over.
         let wrong =
             (0..100).map(|_| frame(HEADERS, END_HEADERS | END_STREAM, stream(), &bad_authority()));
