@@ -200,24 +200,23 @@ impl Rules {
         for (index, kind) in filter.kinds.iter().enumerate() {
             // Validation refuses numbers that cannot be a kind.
             let number = u8::try_from(*kind).ok().filter(|number| kinds::NUMBERS.contains(number));
-            if number.is_some_and(|number| !self.receive.allows_kind(number)) {
-                if forbidden("kinds", index, &kinds::label(*kind)) {
-                    break;
-                }
+            if number.is_some_and(|number| !self.receive.allows_kind(number))
+                && forbidden("kinds", index, &kinds::label(*kind))
+            {
+                break;
             }
         }
         for (index, account) in filter.accounts.iter().enumerate() {
-            if !self.receive.allows_account(account.as_bytes()) {
-                if forbidden("accounts", index, "this account") {
-                    break;
-                }
+            if !self.receive.allows_account(account.as_bytes())
+                && forbidden("accounts", index, "this account")
+            {
+                break;
             }
         }
         for (index, pattern) in filter.custom_types.iter().enumerate() {
-            if !self.receive.allows_some_type(pattern) {
-                if forbidden("custom_types", index, pattern) {
-                    break;
-                }
+            if !self.receive.allows_some_type(pattern) && forbidden("custom_types", index, pattern)
+            {
+                break;
             }
         }
         all_allowed(Rule::Receive, violations)

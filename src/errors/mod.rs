@@ -170,7 +170,9 @@ impl Error {
             Error::TokenMalformed(_) => "RESUME_TOKEN_MALFORMED",
             Error::PayloadTooLarge { .. } => "PAYLOAD_TOO_LARGE",
             Error::BusUnavailable(_) => "BUS_UNAVAILABLE",
-            Error::OutcomeUnknown(_) => "OUTCOME_UNKNOWN",
+            Error::OutcomeUnknown(_) | Error::DeadlineExceeded { may_be_done: true } => {
+                "OUTCOME_UNKNOWN"
+            }
             Error::PartlyAccepted { cause, .. } => match **cause {
                 Error::OutcomeUnknown(_) => "OUTCOME_UNKNOWN",
                 _ => "PARTLY_ACCEPTED",
@@ -181,7 +183,6 @@ impl Error {
             Error::Unauthenticated(CredentialError::Wrong) => "CREDENTIALS_WRONG",
             Error::Unauthenticated(CredentialError::Revoked) => "CREDENTIALS_REVOKED",
             Error::NotAllowed { .. } => "NOT_ALLOWED",
-            Error::DeadlineExceeded { may_be_done: true } => "OUTCOME_UNKNOWN",
             Error::DeadlineExceeded { may_be_done: false } => "DEADLINE_EXCEEDED",
             Error::Draining { .. } => "DRAINING",
         }

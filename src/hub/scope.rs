@@ -142,10 +142,10 @@ impl Patterns {
         prefixes.sort_unstable();
         // Those that a shorter one covers follow it at once.
         prefixes.dedup_by(|next, kept| next.starts_with(kept));
-        let mut names = Patterns::default();
-        names.prefixes = prefixes.into_iter().map(Box::from).collect();
+        let prefixes = prefixes.into_iter().map(Box::from).collect();
+        let mut names = Patterns { prefixes, ..Patterns::default() };
         let exact = patterns.iter().filter(|pattern| !pattern.ends_with('*'));
-        let exact = exact.map(|name| name.as_bytes()).filter(|name| !names.begin(name));
+        let exact = exact.map(String::as_bytes).filter(|name| !names.begin(name));
         names.exact = Arc::new(exact.map(Arc::from).collect());
         names
     }

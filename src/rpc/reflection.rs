@@ -98,8 +98,14 @@ impl Index {
         for one in &message.enum_type {
             self.enumeration(file, &scope, one);
         }
-        let fields = message.field.iter().chain(&message.extension).map(|field| field.name());
-        for name in fields.chain(message.oneof_decl.iter().map(|oneof| oneof.name())) {
+        let fields = message
+            .field
+            .iter()
+            .chain(&message.extension)
+            .map(prost_types::FieldDescriptorProto::name);
+        for name in
+            fields.chain(message.oneof_decl.iter().map(prost_types::OneofDescriptorProto::name))
+        {
             self.symbol(file, &scope, name);
         }
     }

@@ -10,7 +10,8 @@ pub(super) enum Subscribers {
     #[default]
     None,
     One(u64, Arc<Interest>),
-    /// Two or more, now or before.
+    /// Two or more, now or before. Boxed, since there is one of these for each account of a filter.
+    #[allow(clippy::box_collection)]
     Many(Box<HashMap<u64, Arc<Interest>>>),
 }
 

@@ -174,7 +174,9 @@ impl Held {
         let known = self.elsewhere.take().filter(|known| known.epoch == epoch);
         let known = known.unwrap_or_else(|| {
             let mut known = Identities { epoch, ..Identities::default() };
-            frames.values().for_each(|frame| known.add(frame));
+            for frame in frames.values() {
+                known.add(frame);
+            }
             known
         });
         self.elsewhere.insert(known).aliases(stamped, frames)
