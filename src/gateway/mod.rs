@@ -164,8 +164,8 @@ pub async fn serve(
     }
     // Requests that waited for the bus have an answer now, which must still reach their clients.
     rooms.gateway.stop();
-    if !server.is_terminated() && !closing.before_end(&mut server).await {
-        tracing::warn!("connections did not close in time");
+    if !server.is_terminated() {
+        closing.before_end(tokio::time::timeout(CLOSE_TIMEOUT, &mut server)).await;
     }
     closing.before_end(exporting.close()).await;
     closed.cancel();

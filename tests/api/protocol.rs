@@ -111,8 +111,8 @@ async fn a_publish_that_is_late_for_its_deadline_has_an_unknown_outcome_and_can_
         answer.status().code() == Code::Ok
     })
     .await;
-    let last = subscriber.publish(numbered("last", 1, 1)).await;
-    last.expect("published");
+    let other = TestNode::connect(gateway, "other").await;
+    other.publish(numbered("last", 1, 1)).await.expect("published");
     let seen = stream.event("last-0", LIMIT).await.event_ids;
     let once = seen.iter().filter(|id| *id == "e-0").count();
     assert_eq!(once, 1, "{seen:?}");
@@ -219,7 +219,7 @@ async fn a_unary_method_takes_one_message_and_no_other_number() {
             assert!(status.message().contains("one request message"), "{status:?}");
         }
     }
-    subscriber.publish(numbered("after", 1, 1)).await.unwrap();
+    deployment.node("other").await.publish(numbered("after", 1, 1)).await.unwrap();
     assert_eq!(stream.event("after-0", LIMIT).await.event_ids, ["after-0"]);
 }
 

@@ -1,5 +1,5 @@
-//! A Redis that refuses a right: the gateway says which, on what, and the line that gives it; nothing
-//! is appended in part, and it goes on when the right is there.
+//! A Redis that refuses a right: the gateway says which, on what, and the line that gives it;
+//! nothing is appended in part, and it goes on when the right is there.
 
 use std::time::Duration;
 

@@ -81,10 +81,11 @@ async fn limits_that_are_lowered_later_are_found_and_hold_up_nothing() {
     node.publish(vec![with_id("large", large(2 * MIB))]).await.expect("published");
     stream.event("large", LIMIT).await;
     redis.cli(&["CONFIG", "SET", "proto-max-bulk-len", "1mb"]).await;
+    let other = TestNode::connect(&gateway, "other").await;
     // The first one finds out; others are published meanwhile.
     let (refused, small) = tokio::join!(
         node.publish(vec![with_id("too-large", large(2 * MIB))]),
-        subscriber.publish(numbered("small", 1, 1)),
+        other.publish(numbered("small", 1, 1)),
     );
     let refused = refused.expect_err("too large");
     assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");

@@ -60,7 +60,10 @@ async fn sighup_takes_in_rules_tokens_and_the_log_level_and_names_what_needs_a_r
     let token_file = json!([{"@type": "File", "filePath": file.display().to_string()}]);
     let denied = json!({});
     let allowed = json!({"allow": {"kinds": ["*"]}});
-    let auth = |publish: &Value| json!({"identities": [identity("mail", token_file.clone(), publish.clone())]});
+    let auth = |publish: &Value| {
+        let identity = identity("mail", token_file.clone(), publish.clone());
+        json!({ "identities": [identity] })
+    };
     let options = GatewayOptions::embedded()
         .set("auth", auth(&denied))
         .set("insecure", true)
@@ -134,8 +137,8 @@ async fn a_second_signal_ends_at_once() {
     }
 }
 
-/// Streams that are not read, a frozen Redis, requests that wait for it, and a peer that never closes
-/// its connection: none of them makes a drain late.
+/// Streams that are not read, a frozen Redis, requests that wait for it, and a peer that never
+/// closes its connection: none of them makes a drain late.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_ends_within_its_limit_whatever_waits() {
     let redis = RedisServer::start(RedisOptions::default()).await;

@@ -1,7 +1,20 @@
 //! The cause of an error of a Redis server, and its cure, in one line: for the log, `/readyz`,
 //! `status` and `doctor` alike.
 
-use redis::RedisError;
+use std::time::Duration;
+
+use redis::{ConnectionAddr, RedisError};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+/// The time that a server is given to say something.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The cause, if a port that should have TLS answers in plain text.
+const PLAIN: &str = "the server answers in plain text on this port";
 
 /// What is known of a server before it answers.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +41,38 @@ pub(super) fn error_text(error: &RedisError) -> String {
     match first {
         Some((_, error)) => format!("{} {}", error.code(), error.details().unwrap_or_default()),
         None => error.to_string(),
+    }
+}
+
+/// What a server says to a connection that has sent nothing, or no more than a PING in plain text:
+/// one that refuses it says why and closes at once, which the client library may not read any more;
+/// one of plain text answers. None: it says nothing.
+pub(super) async fn look(address: &ConnectionAddr) -> Option<String> {
+    let (ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. }) = address
+    else {
+        return None;
+    };
+    let said = async {
+        let mut stream = TcpStream::connect((host.as_str(), *port)).await.ok()?;
+        let mut text = [0; 256];
+        let greeting = timeout(LOOK, stream.read(&mut text)).await;
+        let count = match greeting {
+            Ok(read) => read.ok()?,
+            Err(_) => {
+                stream.write_all(b"PING\r\n").await.ok()?;
+                timeout(LOOK, stream.read(&mut text)).await.ok()?.ok()?
+            }
+        };
+        let text = String::from_utf8_lossy(&text[..count]);
+        Some(text.lines().next()?.to_owned())
+    };
+    let said = timeout(4 * LOOK, said).await.ok()??;
+    let refused = ["-ERR max", "-DENIED"].iter().any(|begin| said.starts_with(begin));
+    let tls = matches!(address, ConnectionAddr::TcpTls { .. });
+    match said.chars().next() {
+        Some('-') if refused => Some(said[1..].to_owned()),
+        Some('+' | '-') if tls => Some(PLAIN.to_owned()),
+        _ => None,
     }
 }
 
@@ -77,7 +122,7 @@ impl About {
             "set coordinator.tls.caCertificate to the authority that signed the server's \
              certificate"
                 .into()
-        } else if self.tls && has(&["corrupt message", "invalidcontenttype"]) {
+        } else if self.tls && has(&["corrupt message", "invalidcontenttype", PLAIN]) {
             "what answers there is no TLS: use redis:// in place of rediss://, or the server's \
              tls-port"
                 .into()

@@ -19,7 +19,7 @@ use redis::{
 use tokio::sync::{Mutex, watch};
 
 use super::{
-    causes::{About, error_text},
+    causes::{self, About, error_text},
     credentials::Contents,
     names::ShardNames,
     resolver::{Name, Resolver},
@@ -160,11 +160,19 @@ impl Server {
             self.info().await;
         }
         let pool = self.access.read().pool.clone();
-        pool.get().await.map_err(|error| match error {
-            PoolError::Backend(error) => self.error(error_text(&error)),
-            PoolError::Timeout(_) => self.error("no connection of the pool in time"),
-            error => self.error(error),
-        })
+        match pool.get().await {
+            Ok(connection) => Ok(connection),
+            Err(PoolError::Backend(error)) => Err(self.not_connected(&error).await),
+            Err(PoolError::Timeout(_)) => Err(self.error("no connection of the pool in time")),
+            Err(error) => Err(self.error(error)),
+        }
+    }
+
+    /// The error of a connection that could not be opened, with what the server itself says of it.
+    async fn not_connected(&self, error: &RedisError) -> ConnectError {
+        let address = self.access.read().info.addr().clone();
+        let said = if error.code().is_none() { causes::look(&address).await } else { None };
+        self.error(said.unwrap_or_else(|| error_text(error)))
     }
 
     fn close_idle(&self) {
@@ -196,7 +204,8 @@ impl Server {
         } else {
             Duration::ZERO
         };
-        let limit = CONNECT_TIMEOUT + trial;
+        // What the server says if the connection fails takes a moment more.
+        let limit = 2 * CONNECT_TIMEOUT + trial;
         let made = tokio::time::timeout(limit, self.connect_command()).await;
         let command = made.map_err(|_| self.error("not connected in time"))??;
         *slot = Some(command.clone());
@@ -296,7 +305,10 @@ impl Server {
         let connect = async {
             self.client().await?.get_multiplexed_async_connection_with_config(&config).await
         };
-        connect.await.map_err(|error: RedisError| self.error(error_text(&error)))
+        match connect.await {
+            Ok(connection) => Ok(connection),
+            Err(error) => Err(self.not_connected(&error).await),
+        }
     }
 
     /// A client for a connection outside the pool: a subscription.

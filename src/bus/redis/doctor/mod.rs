@@ -17,7 +17,7 @@ use redis::{
 use self::server::Info;
 use super::{
     Settings,
-    causes::{About, error_text},
+    causes::{self, About, error_text},
     names::{self, ShardNames},
     topology::Topology,
 };
@@ -150,7 +150,13 @@ async fn connect(info: &ConnectionInfo) -> RedisResult<MultiplexedConnection> {
 
 async fn reach(info: &ConnectionInfo, settings: &Settings) -> Result<Reached, String> {
     let text = |error: RedisError| error_text(&error);
-    let mut connection = connect(info).await.map_err(text)?;
+    let mut connection = match connect(info).await {
+        Ok(connection) => connection,
+        Err(error) => {
+            let said = if error.code().is_none() { causes::look(info.addr()).await } else { None };
+            return Err(said.unwrap_or_else(|| error_text(&error)));
+        }
+    };
     let answer: String = redis::cmd("INFO").query_async(&mut connection).await.map_err(text)?;
     let about = settings.about(info);
     let address = info.addr().to_string();
