@@ -1,6 +1,6 @@
-//! The way of log lines to standard error: a bounded queue, and one thread that writes. Whoever logs
-//! never waits, and no error of standard error reaches it: a full disk, a closed pipe, and a pipe
-//! that nobody reads cost lines, which are counted, and nothing else.
+//! The way of log lines to standard error: a bounded queue, and one thread that writes. Whoever
+//! logs never waits, and no error of standard error reaches it: a full disk, a closed pipe, and a
+//! pipe that nobody reads cost lines, which are counted, and nothing else.
 
 use std::{
     io::{self, Write},

@@ -1,5 +1,5 @@
-//! The signals of a gateway: SIGTERM and SIGINT drain it, a second one ends it at once, SIGHUP reads
-//! its configuration again.
+//! The signals of a gateway: SIGTERM and SIGINT drain it, a second one ends it at once, SIGHUP
+//! reads its configuration again.
 
 use std::process;
 
@@ -29,8 +29,8 @@ impl Signals {
         })
     }
 
-    /// Follows the signals until the process ends. Cancels `stop` at the first one that ends it, and
-    /// reads the configuration again by `load`.
+    /// Follows the signals until the process ends. Cancels `stop` at the first one that ends it,
+    /// and reads the configuration again by `load`.
     pub(super) async fn follow(
         mut self,
         load: impl Fn() -> Result<Config, Failure>,

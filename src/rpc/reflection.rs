@@ -1,6 +1,6 @@
-//! The reflection service, in its versions v1 and v1alpha. That of tonic ends the stream at the first
-//! symbol that it does not know, where gRPC asks for an answer with the error: clients such as
-//! grpcurl go on with other symbols on the same stream.
+//! The reflection service, in its versions v1 and v1alpha. That of tonic ends the stream at the
+//! first symbol that it does not know, where gRPC asks for an answer with the error: clients such
+//! as grpcurl go on with other symbols on the same stream.
 
 use std::{
     collections::{BTreeMap, HashMap},

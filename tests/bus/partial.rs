@@ -105,8 +105,8 @@ async fn servers_of_a_cluster_that_report_no_address_are_reached_at_the_one_that
     }
 }
 
-/// Two masters that have lost sight of each other: what one publishes does not reach the subscribers
-/// of the other, while the third has both.
+/// Two masters that have lost sight of each other: what one publishes does not reach the
+/// subscribers of the other, while the third has both.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deaf_classic_subscription_of_a_cluster_moves_to_a_server_that_hears() {
     let cluster = masters().await;
