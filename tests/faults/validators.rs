@@ -7,7 +7,7 @@ use trunkline_proto::v1::GapReason;
 
 use crate::{
     history::{Acknowledged, Gap, History, Interest, Item, Memory, Node, Sent, Stream},
-    promises::{PROMISES, violations},
+    promises::{PROMISES, false_gaps, violations},
 };
 
 const NODE: &str = "node";
@@ -183,4 +183,18 @@ fn drained_fails_on_a_stream_that_ends_otherwise_or_is_not_resumed() {
     let mut history = reported(Some("DRAINING"));
     history.nodes[0].streams.push(next(true));
     assert_eq!(violations(&history), Vec::<String>::new());
+}
+
+#[test]
+fn an_event_that_one_node_got_and_another_was_told_is_lost_is_a_false_gap() {
+    let mut history = intact();
+    let other = Node { node_id: "other".into(), ..history.nodes[0].clone() };
+    items(&mut history)[2] = (at(2), gap(1, 2, Some(1)));
+    assert_eq!(false_gaps(&history), Vec::<String>::new(), "nobody got it");
+    history.nodes.push(other);
+    assert_eq!(false_gaps(&history).len(), 1);
+    // It is true that history has expired for one node and not for another.
+    let Item::Gap(gap) = &mut items(&mut history)[2].1 else { panic!("a gap") };
+    gap.reason = GapReason::HistoryExpired;
+    assert_eq!(false_gaps(&history), Vec::<String>::new());
 }
