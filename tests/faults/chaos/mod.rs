@@ -34,11 +34,11 @@ const BETWEEN: usize = 5_000;
 /// The load: up to 8,000 events a second, so that a whole run has at least 3,000, faults included.
 const SHAPE: Shape = Shape {
     publishers: 6,
-    subscribers: 8,
+    subscribers: 7,
     pace: Duration::from_millis(10),
     batch: 32,
     watchful: true,
-    oldest: 2,
+    oldest: 1,
     slow: 2,
     clients: true,
 };

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use serde_json::json;
 use tokio::sync::Mutex;
 use tonic_health::pb::health_check_response::ServingStatus;
 
@@ -17,6 +18,10 @@ use crate::support::{
 
 /// The shards of a standalone deployment.
 const SHARDS: u64 = 4;
+
+/// The age of history, longer than a round: a subscriber that begins with the oldest event reads all
+/// of it.
+const HISTORY: &str = "60s";
 
 /// Time limit for a gateway to end after SIGTERM: its drain limit and some tolerance.
 const END: Duration = Duration::from_secs(25);
@@ -62,8 +67,10 @@ impl Stage {
             }
         };
         // One that is started again answers while its Redis does not.
-        let start =
-            options.into_iter().map(|options| Gateway::start(options.ready(Ready::Listening)));
+        let start = options.into_iter().map(|options| {
+            let options = options.set("history", json!({ "maxAge": HISTORY }));
+            Gateway::start(options.ready(Ready::Listening))
+        });
         let gateways = join_all(start).await;
         let (redis_lock, gateway_locks) = (Mutex::default(), Default::default());
         let stage = Stage { redis, proxies, gateways, redis_lock, gateway_locks };
