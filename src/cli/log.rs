@@ -82,7 +82,7 @@ fn filter(config: &Config) -> EnvFilter {
 
 /// Prints lines to standard error, unless that takes none.
 pub(super) fn print_error(text: &str) {
-    let text: String = text.lines().map(|line| format!("trunkline: {line}\n")).collect();
+    let text: String = text.lines().flat_map(|line| ["trunkline: ", line, "\n"]).collect();
     let (done, written) = mpsc::channel();
     thread::spawn(move || {
         let _ = std::io::stderr().write_all(text.as_bytes());

@@ -168,13 +168,16 @@ impl Hub {
 impl Shard {
     /// Keeps the values of the bus that are newer, and returns those that the bus lacks.
     fn exchange(&mut self, theirs: Vec<Retained>) -> Vec<Retained> {
-        let positions: HashMap<u8, Position> =
-            theirs.iter().map(|retained| (retained.key, retained.position)).collect();
         // Anybody who writes to the bus can put another event there.
         let is_of_kind = |retained: &Retained| {
             EventView::peek(&retained.event).is_ok_and(|event| event.kind() == retained.key)
         };
-        theirs.into_iter().filter(is_of_kind).for_each(|retained| self.take(retained));
+        let theirs: Vec<Retained> = theirs.into_iter().filter(is_of_kind).collect();
+        let positions: HashMap<u8, Position> =
+            theirs.iter().map(|retained| (retained.key, retained.position)).collect();
+        for retained in theirs {
+            self.take(retained);
+        }
         let lacks = |own: &&Retained| {
             positions.get(&own.key).is_none_or(|position| *position < own.position)
         };
@@ -184,11 +187,28 @@ impl Shard {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
-    fn value(key: u8, epoch: u64, offset: u64) -> Retained {
-        let event = Bytes::from(format!("{epoch}-{offset}"));
-        Retained { key, position: Position::new(epoch, offset), event }
+    /// An event of the nth kind, which is empty: its field number, of a message without content.
+    fn event(nth: u8) -> Bytes {
+        Bytes::from(vec![(9 + nth) << 3 | 2, 0])
+    }
+
+    fn key(nth: u8) -> u8 {
+        EventView::peek(&event(nth)).unwrap().kind()
+    }
+
+    fn value(nth: u8, epoch: u64, offset: u64) -> Retained {
+        Retained { key: key(nth), position: Position::new(epoch, offset), event: event(nth) }
+    }
+
+    fn places(values: &[(u8, u64, u64)]) -> BTreeMap<u8, Position> {
+        values
+            .iter()
+            .map(|(nth, epoch, offset)| (key(*nth), Position::new(*epoch, *offset)))
+            .collect()
     }
 
     #[test]
@@ -197,16 +217,17 @@ mod tests {
         for own in [value(1, 5, 5), value(2, 5, 6), value(3, 5, 7)] {
             kept.take(own);
         }
-        let missing = kept.exchange(vec![value(1, 5, 5), value(2, 4, 9), value(4, 5, 1)]);
-        let mut missing: Vec<_> = missing.iter().map(|own| (own.key, own.position)).collect();
-        missing.sort_unstable();
-        assert_eq!(missing, [(2, Position::new(5, 6)), (3, Position::new(5, 7))]);
-        let mut own: Vec<_> = kept.by_kind.values().map(|own| (own.key, own.position)).collect();
-        own.sort_unstable();
-        let newest = [(1, 5, 5), (2, 5, 6), (3, 5, 7), (4, 5, 1)];
-        assert_eq!(own, newest.map(|(key, epoch, offset)| (key, Position::new(epoch, offset))));
+        // The last one is of another kind than its field says.
+        let foreign = Retained { key: key(1), ..value(4, 9, 1) };
+        let theirs = vec![value(1, 5, 5), value(2, 4, 9), value(4, 5, 1), foreign];
+        let missing = kept.exchange(theirs);
+        let missing: BTreeMap<_, _> = missing.iter().map(|own| (own.key, own.position)).collect();
+        assert_eq!(missing, places(&[(2, 5, 6), (3, 5, 7)]));
+        let own: BTreeMap<_, _> =
+            kept.by_kind.values().map(|own| (own.key, own.position)).collect();
+        assert_eq!(own, places(&[(1, 5, 5), (2, 5, 6), (3, 5, 7), (4, 5, 1)]));
         // A value of the bus that is newer replaces the own one.
-        assert!(kept.exchange(vec![value(1, 6, 1)]).iter().all(|own| own.key != 1));
-        assert_eq!(kept.by_kind[&1].position, Position::new(6, 1));
+        assert!(kept.exchange(vec![value(1, 6, 1)]).iter().all(|own| own.key != key(1)));
+        assert_eq!(kept.by_kind[&key(1)].position, Position::new(6, 1));
     }
 }

@@ -1,6 +1,6 @@
 //! Limits of what streams read and hold of history.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -16,6 +16,10 @@ const MAX_READERS_OF_ONE: usize = 2;
 /// Bytes that a page may have, whatever is asked for: a large request is one frame, and is not
 /// divided.
 const MAX_PAGE_BYTES: usize = 4 * 1024 * 1024;
+
+/// The longest turn. A read that takes longer waits for a server that is slow or gone, and holds up
+/// no stream that reads other shards; it ends by the time limit of the bus.
+const MAX_TURN: Duration = Duration::from_millis(100);
 
 /// The pages of history that a gateway reads.
 #[derive(Debug)]
@@ -49,11 +53,16 @@ impl Readers {
         read: impl Future<Output = Result<T, AppendError>>,
     ) -> Result<T, AppendError> {
         let closed = |_| AppendError::Closed;
-        let _of_one = match quota {
+        let of_one = match quota {
             Some(quota) => Some(quota.readers.acquire().await.map_err(closed)?),
             None => None,
         };
-        let _of_all = self.0.acquire().await.map_err(closed)?;
+        let of_all = self.0.acquire().await.map_err(closed)?;
+        let mut read = std::pin::pin!(read);
+        if let Ok(result) = tokio::time::timeout(MAX_TURN, &mut read).await {
+            return result;
+        }
+        drop((of_one, of_all));
         read.await
     }
 }
@@ -129,6 +138,21 @@ mod tests {
         assert!(quota.hold().now_or_never().is_none());
         drop(only);
         quota.hold().await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_read_that_does_not_end_holds_up_no_other() {
+        let (readers, quota) = (Readers::default(), HistoryQuota::new(1 << 20));
+        let never = || std::future::pending::<Result<(), AppendError>>();
+        let stuck: Vec<_> = (0..20).map(|_| readers.take_turn(Some(&quota), never())).collect();
+        let others = async {
+            tokio::time::sleep(MAX_TURN * 12).await;
+            readers.take_turn(Some(&quota), async { Ok(7) }).await
+        };
+        tokio::select! {
+            _ = futures_util::future::join_all(stuck) => panic!("they never end"),
+            read = others => assert_eq!(read.unwrap(), 7),
+        }
     }
 
     #[tokio::test]

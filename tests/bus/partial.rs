@@ -55,8 +55,7 @@ async fn a_gateway_of_a_cluster_starts_while_one_master_is_down_and_serves_the_o
             node.publish(vec![events::mailbox_change(&account, 1)]).await
         };
         let published = join_all((0..30).map(publish)).await;
-        let (accepted, failed): (Vec<_>, Vec<_>) =
-            published.into_iter().partition(|result| result.is_ok());
+        let (accepted, failed): (Vec<_>, Vec<_>) = published.into_iter().partition(Result::is_ok);
         assert!(!accepted.is_empty() && !failed.is_empty(), "{} accepted", accepted.len());
         for failure in failed.into_iter().map(Result::unwrap_err) {
             assert_eq!(failure.code(), Code::Unavailable, "{failure:?}");

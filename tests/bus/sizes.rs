@@ -28,11 +28,12 @@ async fn refuses(gateway: &Gateway, node: &TestNode, bytes: usize) {
     assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
     let details = refused.get_error_details();
     assert_eq!(details.error_info().expect("details").reason, "PAYLOAD_TOO_LARGE");
-    let limit: usize = details.error_info().unwrap().metadata["limit"].parse().unwrap();
+    let limit: usize =
+        details.error_info().expect("an ErrorInfo").metadata["limit"].parse().expect("a number");
     assert!((MIB * 3 / 4..=MIB).contains(&limit), "{limit}");
     let field = &details.bad_request().expect("a field").field_violations[0].field;
     assert_eq!(field, "events[1]");
-    assert_eq!(gateway.health("").await.unwrap(), ServingStatus::Serving);
+    assert_eq!(gateway.health("").await.expect("a health"), ServingStatus::Serving);
 }
 
 #[tokio::test(flavor = "multi_thread")]

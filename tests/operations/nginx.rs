@@ -94,7 +94,7 @@ async fn the_largest_errors_pass_nginx_whole() {
         node_id: wide(300),
         filter: Some(filter),
         roles: (0..500).map(|_| wide(300)).collect(),
-        resume_token: vec![7; 5000].into(),
+        resume_token: vec![7; 5000],
         ..<_>::default()
     };
     let status = node.subscribe(request).await.unwrap_err();

@@ -56,12 +56,11 @@ pub(super) async fn look(address: &ConnectionAddr) -> Option<String> {
         let mut stream = TcpStream::connect((host.as_str(), *port)).await.ok()?;
         let mut text = [0; 256];
         let greeting = timeout(LOOK, stream.read(&mut text)).await;
-        let count = match greeting {
-            Ok(read) => read.ok()?,
-            Err(_) => {
-                stream.write_all(b"PING\r\n").await.ok()?;
-                timeout(LOOK, stream.read(&mut text)).await.ok()?.ok()?
-            }
+        let count = if let Ok(read) = greeting {
+            read.ok()?
+        } else {
+            stream.write_all(b"PING\r\n").await.ok()?;
+            timeout(LOOK, stream.read(&mut text)).await.ok()?.ok()?
         };
         let text = String::from_utf8_lossy(&text[..count]);
         Some(text.lines().next()?.to_owned())

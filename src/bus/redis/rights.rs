@@ -2,8 +2,8 @@
 //!
 //! Each command that a gateway uses is queued in a transaction, under the names that the gateway
 //! uses, and the transaction is never executed: Redis checks the rights of a command when it is
-//! queued, and refuses the whole when one of them is wrong, which the last one always is. So nothing
-//! is changed, whatever the user may do.
+//! queued, and refuses the whole when one of them is wrong, which the last one always is. So
+//! nothing is changed, whatever the user may do.
 
 use redis::{Cmd, RedisError, RedisResult, Value, aio::MultiplexedConnection};
 

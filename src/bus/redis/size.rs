@@ -1,7 +1,7 @@
 //! The size of the largest command that a server takes. `proto-max-bulk-len` and
-//! `client-query-buffer-limit` may be as low as 1 MiB, and a server closes the connection of a client
-//! that sends more: so it is tried, before a frame of such a size is sent, with a command that does
-//! nothing.
+//! `client-query-buffer-limit` may be as low as 1 MiB, and a server closes the connection of a
+//! client that sends more: so it is tried, before a frame of such a size is sent, with a command
+//! that does nothing.
 
 use std::time::Duration;
 

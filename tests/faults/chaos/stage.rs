@@ -19,8 +19,8 @@ use crate::support::{
 /// The shards of a standalone deployment.
 const SHARDS: u64 = 4;
 
-/// The age of history, longer than a round: a subscriber that begins with the oldest event reads all
-/// of it.
+/// The age of history, longer than a round: a subscriber that begins with the oldest event reads
+/// all of it.
 const HISTORY: &str = "60s";
 
 /// Time limit for a gateway to end after SIGTERM: its drain limit and some tolerance.

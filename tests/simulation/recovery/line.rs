@@ -24,6 +24,7 @@ pub const SETTLE_MS: u128 = 300;
 
 /// The line of one master. A snapshot of the server has one of its own.
 #[derive(Clone, Default)]
+#[allow(clippy::struct_excessive_bools)] // independent facts
 pub struct Line {
     /// Events that stand in the line.
     pub present: Rc<BTreeSet<u64>>,
@@ -69,8 +70,8 @@ pub struct Events {
     pub double: BTreeSet<u64>,
     /// Accepted a second time though a gateway that took part had it.
     pub bad_double: BTreeSet<u64>,
-    /// Appended again after the recovery, or accepted while two masters were alive: of the orders on
-    /// the two lines, one has to give way.
+    /// Appended again after the recovery, or accepted while two masters were alive: of the orders
+    /// on the two lines, one has to give way.
     pub late: BTreeSet<u64>,
     /// True while two masters are alive.
     pub split: bool,

@@ -89,7 +89,7 @@ pub(super) async fn examine(
             return;
         }
     };
-    let (masters, names) = match limited(find_masters(settings, shards)).await {
+    let (masters, names) = match Box::pin(limited(find_masters(settings, shards))).await {
         Ok(found) => found,
         Err(why) => {
             let advice = "see that every slot has a master: redis-cli --cluster check";

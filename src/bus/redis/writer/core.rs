@@ -564,7 +564,7 @@ impl Core {
     }
 
     /// States the epoch for which this gateway knows that it holds nothing more: that of the last
-    /// answer, also if it has heard of a greater one.
+    /// answer, also if it has read of a greater one.
     fn release(&mut self, op: Op, memory: &Memory) -> Step {
         let limit = self.limits.response_timeout;
         let mut step = self.call_at(op, UnderWay::Release, memory, limit, memory.tip());

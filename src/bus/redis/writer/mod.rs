@@ -156,21 +156,17 @@ impl Writer {
     }
 
     /// The calls that may be sent behind the one that is to be made.
-    fn more(&mut self) -> Vec<Box<Call>> {
+    fn more(&mut self) -> Vec<Call> {
         let memory = self.parts.memory.lock();
-        std::iter::from_fn(|| self.core.more(&memory)).collect()
+        std::iter::from_fn(|| self.core.more(&memory).map(|call| *call)).collect()
     }
 
     /// Makes calls over one connection without waiting for the answers between. They follow one
     /// that was made, so that the rights are known; the shard is not followed where it moves.
-    async fn call_in_order(
-        &self,
-        first: &Call,
-        more: &[Box<Call>],
-    ) -> Vec<Result<Answer, Failure>> {
+    async fn call_in_order(&self, first: &Call, more: &[Call]) -> Vec<Result<Answer, Failure>> {
         let theirs = self.parts.agreement.theirs();
         let server = self.parts.topology.master(self.parts.shard);
-        let calls = [first].into_iter().chain(more.iter().map(|call| &**call));
+        let calls = [first].into_iter().chain(more);
         // They are polled, and thereby sent, in this order.
         join_all(calls.map(async |call| match (&theirs, &server) {
             (Some(theirs), _) => Ok(Answer::Deployment(theirs.clone())),
