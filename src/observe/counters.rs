@@ -221,6 +221,7 @@ mod tests {
             Error::PayloadTooLarge { what: String::new(), limit: 1, actual: 2 },
             Error::BusUnavailable("down".into()),
             Error::OutcomeUnknown(String::new()),
+            Error::DeadlineExceeded { may_be_done: false },
             Error::PartlyAccepted {
                 accepted: AcceptedEvents(vec![true, false]),
                 cause: Box::new(Error::BusUnavailable("down".into())),

@@ -119,7 +119,7 @@ async fn a_publish_that_is_late_for_its_deadline_has_an_unknown_outcome_and_can_
     let given_up = seen.iter().filter(|id| id.starts_with("given-up")).count();
     assert!(given_up <= 2, "{seen:?}");
     let metrics = gateway.admin("/metrics").await;
-    let unknown = r#"trunkline_errors_total{method="publish",reason="outcome_unknown"} "#;
+    let unknown = r#"trunkline_errors_total{method="Publish",reason="outcome_unknown"} "#;
     let count = metrics.lines().find_map(|line| line.strip_prefix(unknown)).expect("a metric");
     assert!(count.parse::<u64>().unwrap() >= 21, "{count}");
 }

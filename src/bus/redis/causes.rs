@@ -78,9 +78,14 @@ pub(super) async fn look(address: &ConnectionAddr) -> Option<String> {
 impl About {
     /// The error and its cure in one line.
     pub(super) fn explain(&self, error: &str) -> String {
-        let cure = self.cure(error);
+        let with_cure = |error: &str| format!("{error} ({})", self.cure(error));
         // A text that went through here before has it already.
-        if error.contains(&cure) { error.to_owned() } else { format!("{error} ({cure})") }
+        let mut ends = error.match_indices(" (").map(|(end, _)| &error[..end]);
+        if ends.any(|before| with_cure(before) == error) {
+            error.to_owned()
+        } else {
+            with_cure(error)
+        }
     }
 
     /// What to do about an error of the server, or of a connection to it.

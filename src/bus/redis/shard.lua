@@ -107,7 +107,8 @@ if redis.acl_check_cmd then
       commands[5], commands[6] = {'SET', KEYS[5], '', 'PX', '1'}, {'PEXPIRE', KEYS[5], '1'}
     end
   end
-  if op ~= 'append' or not state[9] or run ~= identity then
+  local begins = run ~= identity and run ~= ''
+  if not frames or not state[9] or begins then
     for _, more in ipairs({
       {'HDEL', KEYS[1], 'f'}, {'HGETALL', KEYS[1]}, {'XADD', KEYS[2], '1-1', 'f', ''},
       {'XRANGE', KEYS[2], '-', '+'}, {'XINFO', 'STREAM', KEYS[2]}, {'DEL', KEYS[2], KEYS[3]},
