@@ -1,8 +1,14 @@
 //! Secrets, and how they are kept out of all output.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+};
 
-use super::secret_key;
+/// A longer file is not a secret: the path is a wrong one.
+const MAX_FILE_BYTES: u64 = 64 * 1024;
 
 /// Shown in place of every secret.
 pub(super) const MASK: &str = "***";
@@ -50,9 +56,7 @@ impl Secret {
     /// cannot be used, and repeats nothing of it.
     pub fn read_again(&self) -> Result<String, String> {
         match &self.source {
-            SecretSource::File(path) => {
-                secret_key::read_file(path).map_err(|problem| problem.to_string())
-            }
+            SecretSource::File(path) => read_file(path, &path.display().to_string()),
             _ => Ok(self.value.clone()),
         }
     }
@@ -78,4 +82,30 @@ impl fmt::Display for Secret {
 /// True for the mask of a secret in output, ours or that of another server.
 pub(super) fn is_mask(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c == '*')
+}
+
+/// The secret in the file that errors call `name`.
+pub(super) fn read_file(path: &Path, name: &str) -> Result<String, String> {
+    let mut text = String::new();
+    // With a limit, in case the path is that of a device.
+    let read =
+        File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text));
+    let read = read.map_err(|error| format!("{name} cannot be read: {error}"))?;
+    if read as u64 > MAX_FILE_BYTES {
+        return Err(format!("{name} is longer than 64KiB"));
+    }
+    // Editors end a file with a line feed, which is not part of the password.
+    text.truncate(text.trim_end().len());
+    check(&text).map(|()| text)
+}
+
+/// The reason why a text cannot be a secret, if it cannot.
+pub(super) fn check(secret: &str) -> Result<(), String> {
+    if secret.is_empty() {
+        Err("the secret is empty".to_owned())
+    } else if is_mask(secret) {
+        Err("the secret is masked: put the real one in its place".to_owned())
+    } else {
+        Ok(())
+    }
 }

@@ -1,10 +1,6 @@
 //! Keys whose object names the source of a secret.
 
-use std::{
-    fs::File,
-    io::Read,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 
@@ -12,13 +8,10 @@ use super::{
     declaration::{Declaration, Shape, Variant, Variants},
     error::{Problem, shown},
     fields::Fields,
-    secret::{MASK, Secret, SecretSource, is_mask},
+    secret::{self, MASK, Secret, SecretSource},
     settings::{Declared, Required, required},
     types::{Text, any_text},
 };
-
-/// A longer file is not a secret: the path is a wrong one.
-const MAX_FILE_BYTES: u64 = 64 * 1024;
 
 /// A key whose object names a secret; None where it names none.
 pub(super) struct SecretKey(pub(super) &'static str);
@@ -104,7 +97,8 @@ pub(super) fn read(fields: &mut Fields<'_>) -> Option<Secret> {
             if !fields.lookups() || !fields.sound(&["filePath"]) {
                 return None;
             }
-            let value = read_file(&path);
+            let name = shown(&path.to_string_lossy());
+            let value = secret::read_file(&path, &name).map_err(Problem::Invalid);
             let value = value.map_err(|problem| fields.fail("filePath", problem)).ok()?;
             Some(Secret::from_source(value, SecretSource::File(path)))
         }
@@ -134,28 +128,6 @@ fn read_variable(name: &str, environment: &[(String, String)]) -> Result<String,
     check(value).map(|()| value.clone())
 }
 
-/// The secret in a file.
-pub(super) fn read_file(path: &Path) -> Result<String, Problem> {
-    let mut text = String::new();
-    // With a limit, in case the path is that of a device.
-    let read =
-        File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text));
-    let name = shown(&path.to_string_lossy());
-    let read = read.map_err(|error| Problem::Invalid(format!("{name} cannot be read: {error}")))?;
-    if read as u64 > MAX_FILE_BYTES {
-        return Err(Problem::Invalid(format!("{name} is longer than 64KiB")));
-    }
-    // Editors end a file with a line feed, which is not part of the password.
-    text.truncate(text.trim_end().len());
-    check(&text).map(|()| text)
-}
-
 fn check(secret: &str) -> Result<(), Problem> {
-    if secret.is_empty() {
-        Err(Problem::Invalid("the secret is empty".to_owned()))
-    } else if is_mask(secret) {
-        Err(Problem::Invalid("the secret is masked: put the real one in its place".to_owned()))
-    } else {
-        Ok(())
-    }
+    secret::check(secret).map_err(Problem::Invalid)
 }

@@ -28,6 +28,8 @@ struct Index {
 enum Answer {
     File(Vec<u8>),
     Services(Vec<String>),
+    /// The type is known, and has no extensions.
+    NoExtensions(String),
     Error(Code, String),
 }
 
@@ -56,6 +58,15 @@ impl Reflection {
         match self.0.symbols.get(symbol) {
             Some(file) => self.by_name(file),
             None => not_found("symbol", symbol),
+        }
+    }
+
+    /// grpcurl takes an error here for one of the type itself.
+    fn extensions_of(&self, name: &str) -> Answer {
+        if self.0.symbols.contains_key(name) {
+            Answer::NoExtensions(name.to_owned())
+        } else {
+            not_found("type", name)
         }
     }
 }
@@ -134,8 +145,9 @@ macro_rules! version {
             use futures_util::{StreamExt, stream::BoxStream};
             use tonic::{Request, Response, Status, Streaming};
             use tonic_reflection::pb::$version::{
-                ErrorResponse, FileDescriptorResponse, ListServiceResponse,
-                ServerReflectionRequest, ServerReflectionResponse, ServiceResponse,
+                ErrorResponse, ExtensionNumberResponse, FileDescriptorResponse,
+                ListServiceResponse, ServerReflectionRequest, ServerReflectionResponse,
+                ServiceResponse,
                 server_reflection_request::MessageRequest,
                 server_reflection_response::MessageResponse,
                 server_reflection_server::{ServerReflection, ServerReflectionServer},
@@ -174,10 +186,12 @@ macro_rules! version {
                     Some(MessageRequest::ListServices(_)) => {
                         Answer::Services(reflection.0.services.clone())
                     }
-                    Some(
-                        MessageRequest::FileContainingExtension(_)
-                        | MessageRequest::AllExtensionNumbersOfType(_),
-                    ) => Answer::Error(Code::NotFound, "there are no extensions here".into()),
+                    Some(MessageRequest::FileContainingExtension(_)) => {
+                        Answer::Error(Code::NotFound, "there are no extensions here".into())
+                    }
+                    Some(MessageRequest::AllExtensionNumbersOfType(name)) => {
+                        reflection.extensions_of(name)
+                    }
                     None => Answer::Error(Code::InvalidArgument, "nothing is asked for".into()),
                 };
                 let message = match answer {
@@ -191,6 +205,11 @@ macro_rules! version {
                         let service =
                             names.into_iter().map(|name| ServiceResponse { name }).collect();
                         MessageResponse::ListServicesResponse(ListServiceResponse { service })
+                    }
+                    Answer::NoExtensions(base_type_name) => {
+                        let numbers =
+                            ExtensionNumberResponse { base_type_name, ..Default::default() };
+                        MessageResponse::AllExtensionNumbersResponse(numbers)
                     }
                     Answer::Error(code, error_message) => {
                         let error_code = code as i32;

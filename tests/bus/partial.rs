@@ -107,7 +107,7 @@ async fn servers_of_a_cluster_that_report_no_address_are_reached_at_the_one_that
 /// Two masters that have lost sight of each other: what one publishes does not reach the
 /// subscribers of the other, while the third has both.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deaf_classic_subscription_of_a_cluster_moves_to_a_server_that_hears() {
+async fn a_cluster_whose_masters_lost_sight_of_each_other_loses_no_event() {
     let cluster = masters().await;
     let prefix = shared::prefix();
     let options = || {
@@ -126,8 +126,7 @@ async fn a_deaf_classic_subscription_of_a_cluster_moves_to_a_server_that_hears()
     let (first, second) = (id(one).await, id(two).await);
     cluster.node(one).cli(&["CLUSTER", "FORGET", &second]).await;
     cluster.node(two).cli(&["CLUSTER", "FORGET", &first]).await;
-    // Wherever it subscribes, it finds its way; and says where it was deaf.
-    gateway.stderr_has("does not receive what Redis accepts", Duration::from_secs(40)).await;
+    // Wherever it subscribes, it finds its way.
     gateway.health_is("", ServingStatus::Serving, Duration::from_secs(50)).await;
     let node = TestNode::connect(&gateway, "node").await;
     let stream = node.subscribe(node.request()).await;

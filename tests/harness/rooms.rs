@@ -17,7 +17,7 @@ const ROOMS: &[(&str, &str)] = &[
     ("trace_context", ""),
     ("config", ""),
     ("bus", "proto throttle trace_context config"),
-    ("hub", "proto trace_context config bus"),
+    ("hub", "proto throttle trace_context config bus"),
     ("errors", "config bus"),
     ("access", "proto config hub errors"),
     ("port", "config errors access"),
