@@ -314,7 +314,7 @@ impl Cursor {
                     };
                     match shard.offer(&entry, log, filter, events, &mut self.left) {
                         Offered::Whole => {}
-                        Offered::Part | Offered::Apart => {
+                        Offered::Part | Offered::Apart(_) => {
                             shard.put_back(entry);
                             return None;
                         }
@@ -348,7 +348,7 @@ impl Cursor {
                         Offered::Whole => {}
                         Offered::Part => return None,
                         Offered::Missing(missing) => return Some(missing),
-                        Offered::Apart => self.leave_log(index),
+                        Offered::Apart(place) => self.leave_log_before(index, place),
                     }
                     if events.is_full() {
                         return None;
@@ -372,6 +372,17 @@ impl Cursor {
         *scan = Scan { next: extent.next, end: extent.next };
         shard.walk(extent.end);
         false
+    }
+
+    /// Leaves the log, which goes on behind a place that the stream has not passed.
+    fn leave_log_before(&mut self, index: usize, place: Position) {
+        let unread = self.shards[index].unread();
+        self.leave_log(index);
+        let shard = &mut self.shards[index];
+        if shard.reads_log() && shard.unread() == unread {
+            // The log counts the place as passed, and would lead here for ever.
+            shard.pass(place);
+        }
     }
 
     /// Leaves the log, which no longer has what comes next.

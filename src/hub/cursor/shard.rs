@@ -74,9 +74,8 @@ pub(super) enum Offered {
     Part,
     /// These events are missing; the entry remains.
     Missing(Missing),
-    /// The log goes on in the middle of an epoch through which the stream has not walked; the entry
-    /// remains.
-    Apart,
+    /// The log goes on behind this place, which the stream has not passed; the entry remains.
+    Apart(Position),
 }
 
 /// Adjacent events of a frame, which are sent as one slice.
@@ -240,6 +239,15 @@ impl ShardCursor {
         }
     }
 
+    /// Takes a place of another epoch, and all before it there, as passed.
+    pub(super) fn pass(&mut self, place: Position) {
+        if place.epoch == self.position.epoch {
+            self.walk(place);
+        } else {
+            self.had.walk(place);
+        }
+    }
+
     pub(super) fn has_passed(&self, place: Position) -> bool {
         if place.epoch == self.position.epoch {
             place.offset <= self.position.offset
@@ -348,8 +356,8 @@ impl ShardCursor {
             // What was skipped since the last entry did not concern the stream.
             self.walk(before);
         }
-        if entry.goes_on_after().is_some_and(|place| !self.has_passed(place)) {
-            return Offered::Apart;
+        if let Some(place) = entry.goes_on_after().filter(|place| !self.has_passed(*place)) {
+            return Offered::Apart(place);
         }
         match &entry.content {
             Content::Gap(gap) => self.offer_gap(gap, log),

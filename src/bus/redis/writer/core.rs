@@ -314,8 +314,9 @@ impl Core {
         // Full jitter, so that gateways do not come back in step; at least a tenth of the wait.
         self.paused = Some(now + self.wait.mul_f64(self.rng.random_range(0.1..=1.0)));
         self.wait = (self.wait * 2).min(self.limits.retry_wait.1);
-        let next_probe = now + PROBE_RETRY.mul_f64(self.rng.random_range(0.5..=1.0));
-        self.next_probe = self.next_probe.min(next_probe).max(now);
+        let retry = now + PROBE_RETRY.mul_f64(self.rng.random_range(0.5..=1.0));
+        let was_due = self.next_probe <= now;
+        self.next_probe = if was_due { retry } else { self.next_probe.min(retry) };
         Shown::Failed(why)
     }
 
@@ -681,5 +682,38 @@ impl Sending {
             traced.failed(error.to_string());
         }
         self.flush.fail(error);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_away_is_called_some_times_a_second() {
+        let limits = CallLimits {
+            response_timeout: Duration::from_secs(1),
+            max_resends: 3,
+            retry_wait: (Duration::from_millis(50), Duration::from_secs(1)),
+        };
+        let (mut now, mut calls) = (Instant::now(), 0);
+        let end = now + Duration::from_secs(10);
+        let mut core = Core::new(ShardId(0), 1, limits, None, 1, now);
+        let mut memory = Memory::new(1, (100, 1 << 20));
+        while now < end {
+            match core.step(now, &mut memory) {
+                Step::Call(_) => {
+                    calls += 1;
+                    let failure = Failure::NotConnected("nobody there".into());
+                    core.answered(now, Err(failure), &mut memory);
+                }
+                Step::WaitUntil(until) => {
+                    assert!(until > now, "it never sleeps");
+                    now = until;
+                }
+            }
+            assert!(calls < 200, "{calls} calls until now");
+        }
+        assert!(calls > 50, "{calls} calls in 10 s: a recovery waits 300 ms");
     }
 }

@@ -92,6 +92,10 @@ impl Writer {
     pub(super) async fn run(mut self) {
         let mut stopping: Option<Instant> = None;
         loop {
+            if stopping.is_none() && self.parts.stop.is_cancelled() {
+                self.parts.queue.close();
+                stopping = Some(Instant::now());
+            }
             while self.core.waiting() < QUEUE
                 && let Ok(job) = self.parts.queue.try_recv()
             {
@@ -137,10 +141,7 @@ impl Writer {
                             self.core.probe_now(Instant::now());
                         }
                         () = self.parts.recover_now.notified() => {}
-                        () = self.parts.stop.cancelled(), if stopping.is_none() => {
-                            self.parts.queue.close();
-                            stopping = Some(Instant::now());
-                        }
+                        () = self.parts.stop.cancelled(), if stopping.is_none() => {}
                         () = tokio::time::sleep_until(until.into()) => {}
                     }
                 }
