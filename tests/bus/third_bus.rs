@@ -38,8 +38,11 @@ impl InProcess {
             let serving = gateway::serve(config, bus, listens, stopped.cancelled(), reloads);
             serving.await.expect("served");
         });
-        let address = address.await.expect("an address");
-        InProcess { url: format!("http://{address}"), stop, task }
+        let url = format!("http://{}", address.await.expect("an address"));
+        // It listens before its bus has started.
+        let first = TestNode::connect_to(&url, "first").await;
+        eventually(LIMIT, "a stream", async || first.stream(first.request()).await.ok()).await;
+        InProcess { url, stop, task }
     }
 
     async fn node(&self, id: &str) -> TestNode {

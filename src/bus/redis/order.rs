@@ -265,8 +265,8 @@ impl Order {
                 self.skip(before, GapReason::HistoryExpired, out);
             }
         } else {
-            // The oldest entry that is kept.
-            out.push(self.begin(before, Position::UNKNOWN, &[]));
+            // The oldest entry that is kept; its epoch began earlier.
+            out.push(self.begin(before, before, &[]));
         }
     }
 
