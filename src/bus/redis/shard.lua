@@ -517,13 +517,13 @@ else
   for _, entry in ipairs(reported) do if entry[1] == name_epoch then ranges = entry[3] end end
   -- Places before it that hold copies have no name that anybody could offer.
   local lacks = first_lacking(name_epoch, ranges) < name_first
-  for _, entry in ipairs(own) do
+  for _, entry in ipairs(reported) do
     local e, last = entry[1], entry[2]
     lacks = lacks or e < name_epoch and first_lacking(e, entry[3]) <= last
   end
   if lacks then
     if not settled() then return answer('wait') end
-    note_all(own, name_epoch)
+    note_all(reported, name_epoch)
     if name_first > end_of(name_epoch) + 1 then note(name_epoch, name_first - 1, ranges) end
   end
   if count == 0 or has(sequences, sequence) then
