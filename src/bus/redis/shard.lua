@@ -511,8 +511,8 @@ else
   name_epoch, name_first = tonumber(name_epoch), tonumber(name_first)
   name_last = tonumber(name_last)
   if name_epoch >= epoch or name_last <= end_of(name_epoch) then return answer('there') end
-  local own = parse_reported(ARGV[6])
-  local reported = recovery and merge_reported(recovery.reported, own) or own
+  -- What this caller reports is among what the recovery knows.
+  local reported = recovery and recovery.reported or parse_reported(ARGV[6])
   local ranges = ''
   for _, entry in ipairs(reported) do if entry[1] == name_epoch then ranges = entry[3] end end
   -- Places before it that hold copies have no name that anybody could offer.
