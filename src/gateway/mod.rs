@@ -21,11 +21,7 @@ use crate::{
     observe::{admin, streams, trace},
     presence::membership,
     rpc::health::HealthState,
-    throttle::Throttle,
 };
-
-/// The pause before the last values are read again.
-const LAST_VALUES_RETRY: Duration = Duration::from_millis(200);
 
 /// The time in which connections should close once their streams have ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -207,19 +203,12 @@ async fn start_bus(
 async fn keep_last_values(gateway: Arc<Lifecycle>, ended: CancellationToken) {
     let Some(hub) = gateway.hub.get() else { return };
     let keep = async {
-        let throttle = Throttle::repeated();
-        while let Err(error) = hub.load_last_values().await {
-            gateway.set_last_values(error.to_string());
-            if let Some(left_out) = throttle.pass() {
-                tracing::warn!(%error, left_out, "the last values could not be read; trying again");
-            }
-            tokio::time::sleep(LAST_VALUES_RETRY).await;
-        }
+        hub.complete_last_values(|error| gateway.set_last_values(error.to_string())).await;
         gateway.set_last_values(String::new());
-        hub.follow_last_values().await;
+        loop {
+            hub.lacks_last_values().await;
+            hub.complete_last_values(|_| ()).await;
+        }
     };
-    tokio::select! {
-        () = keep => {}
-        () = ended.cancelled() => {}
-    }
+    ended.run_until_cancelled(keep).await;
 }

@@ -44,7 +44,8 @@ struct Shard {
 
 impl LastValues {
     pub(super) fn new(shards: u16) -> LastValues {
-        let shards = ShardId::all(shards).map(|_| Mutex::default()).collect();
+        let unread = || Mutex::new(Shard { incomplete: true, ..Shard::default() });
+        let shards = ShardId::all(shards).map(|_| unread()).collect();
         LastValues { shards, incomplete: Notify::new() }
     }
 
@@ -88,37 +89,26 @@ impl Shard {
 }
 
 impl Hub {
-    /// Loads the last values that were published before this gateway received events. One attempt.
-    ///
-    /// # Errors
-    ///
-    /// The bus did not answer for a shard.
-    pub async fn load_last_values(&self) -> Result<(), AppendError> {
-        for shard in &self.last_values.shards {
-            shard.lock().incomplete = true;
-        }
-        self.try_complete().await
-    }
-
-    /// Reads the last values again whenever some may be missing. Never returns.
-    pub async fn follow_last_values(&self) {
-        loop {
-            self.last_values.incomplete.notified().await;
-            self.complete_last_values().await;
-        }
-    }
-
-    async fn complete_last_values(&self) {
-        let (throttle, mut failed) = (Throttle::repeated(), false);
+    /// Reads the last values that may be missing: at first all that were published before this
+    /// gateway received events. Tries until the bus has answered for every shard; `failed` is called
+    /// with each error.
+    pub async fn complete_last_values(&self, failed: impl Fn(&AppendError)) {
+        let (throttle, mut again) = (Throttle::repeated(), false);
         while let Err(error) = self.try_complete().await {
+            failed(&error);
             // While the bus starts or recovers, the second attempt succeeds.
-            if std::mem::replace(&mut failed, true)
+            if std::mem::replace(&mut again, true)
                 && let Some(left_out) = throttle.pass()
             {
                 tracing::warn!(%error, left_out, "the last values could not be read; trying again");
             }
             tokio::time::sleep(RETRY).await;
         }
+    }
+
+    /// Waits until some may be missing again.
+    pub async fn lacks_last_values(&self) {
+        self.last_values.incomplete.notified().await;
     }
 
     /// Asks the bus for each shard that may lack values. One that does not answer holds up no

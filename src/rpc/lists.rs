@@ -29,8 +29,11 @@ const FILTER_CUSTOM_TYPES: u32 = 3;
 
 /// A request whose lists are checked before it is decoded.
 pub trait Lists {
-    /// Checks the lists of an encoded request. Everything else is left to validation.
-    fn check_lists(bytes: &[u8], limits: &Limits) -> Result<(), Error>;
+    /// Checks the lists of an encoded request, if it has any. Everything else is left to
+    /// validation.
+    fn check_lists(_bytes: &[u8], _limits: &Limits) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 /// Checks the lists of a `PublishRequest`.
@@ -82,17 +85,9 @@ impl Lists for v1::SubscribeRequest {
     }
 }
 
-impl Lists for v1::ListNodesRequest {
-    fn check_lists(_: &[u8], _: &Limits) -> Result<(), Error> {
-        Ok(())
-    }
-}
+impl Lists for v1::ListNodesRequest {}
 
-impl Lists for v1::GetStatusRequest {
-    fn check_lists(_: &[u8], _: &Limits) -> Result<(), Error> {
-        Ok(())
-    }
-}
+impl Lists for v1::GetStatusRequest {}
 
 /// The bytes of a message as a span.
 fn whole(bytes: &[u8]) -> Result<Span, Error> {

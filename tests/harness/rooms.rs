@@ -28,7 +28,7 @@ const ROOMS: &[(&str, &str)] = &[
         "proto log throttle trace_context config bus hub errors access port lifecycle presence",
     ),
     ("rpc", "proto trace_context config bus hub errors access port lifecycle presence observe"),
-    ("gateway", "proto throttle config bus hub errors access port lifecycle presence observe rpc"),
+    ("gateway", "proto config bus hub errors access port lifecycle presence observe rpc"),
     ("cli", "log config bus hub gateway"),
 ];
 

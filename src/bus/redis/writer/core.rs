@@ -224,10 +224,7 @@ impl Core {
             return None;
         }
         let offer = memory.offer_after(last.held.name.last())?;
-        match self.offer(offer, memory, memory.seen()) {
-            Step::Call(call) => Some(call),
-            Step::WaitUntil(_) => None,
-        }
+        Some(self.offer(offer, memory, memory.seen()))
     }
 
     /// Takes the answer of the first call that is under way, or the reason why there is none.
@@ -423,7 +420,7 @@ impl Core {
         let limit = self.limits.response_timeout.min(left.max(MIN_ANSWER_TIME));
         let framed = sending.framed(self.id, seen.epoch);
         let framed = self.with_tags(framed, seen, None);
-        self.call_at(Op::Append(framed), UnderWay::Append(seen), memory, limit, seen)
+        Step::Call(self.call(Op::Append(framed), UnderWay::Append(seen), memory, limit, seen))
     }
 
     fn append_answered(
@@ -491,11 +488,11 @@ impl Core {
             return None;
         };
         let seen = after.unwrap_or_else(|| memory.seen());
-        Some(self.offer(offer, memory, seen))
+        Some(Step::Call(self.offer(offer, memory, seen)))
     }
 
     /// The call that appends a frame again.
-    fn offer(&mut self, offer: Box<Offer>, memory: &Memory, seen: Position) -> Step {
+    fn offer(&mut self, offer: Box<Offer>, memory: &Memory, seen: Position) -> Box<Call> {
         let held = &offer.held;
         let requests = read_requests(&held.stamped.requests)
             .map(|request| (request.id, held.index_in_name(request.first)))
@@ -517,7 +514,7 @@ impl Core {
         let framed = self.with_tags(framed, seen, Some(&held.name));
         let op = Op::Again(framed, held.name.clone());
         let limit = self.limits.response_timeout;
-        self.call_at(op, UnderWay::Again(offer), memory, limit, seen)
+        self.call(op, UnderWay::Again(offer), memory, limit, seen)
     }
 
     fn again_answered(
@@ -557,36 +554,30 @@ impl Core {
             }
         }
         let limit = PROBE_INTERVAL.min(self.limits.response_timeout);
-        let mut step = self.call_at(Op::Probe(probe), UnderWay::Probe, memory, limit, seen);
-        if let Step::Call(call) = &mut step {
-            call.exact = false;
-        }
-        step
+        Step::Call(self.call(Op::Probe(probe), UnderWay::Probe, memory, limit, seen))
     }
 
     /// States the epoch for which this gateway knows that it holds nothing more: that of the last
     /// answer, also if it has read of a greater one.
     fn release(&mut self, op: Op, memory: &Memory) -> Step {
         let limit = self.limits.response_timeout;
-        let mut step = self.call_at(op, UnderWay::Release, memory, limit, memory.tip());
-        if let Step::Call(call) = &mut step {
-            call.exact = false;
-        }
-        step
+        Step::Call(self.call(op, UnderWay::Release, memory, limit, memory.tip()))
     }
 
-    fn call_at(
+    fn call(
         &mut self,
         op: Op,
         under_way: UnderWay,
         memory: &Memory,
         limit: Duration,
         seen: Position,
-    ) -> Step {
+    ) -> Box<Call> {
         self.under_way.push_back(under_way);
         let entropy = self.rng.random_range(0..4096);
-        let (exact, reported) = (self.auth.is_some(), memory.reported());
-        Step::Call(Box::new(Call { seen, exact, reported, entropy, op, limit }))
+        // The tags of a frame are made for one place.
+        let exact = self.auth.is_some() && matches!(op, Op::Append(_) | Op::Again(..));
+        let reported = memory.reported();
+        Box::new(Call { seen, exact, reported, entropy, op, limit })
     }
 
     /// The position behind which the next tags are made: the shard's end. None without a key.
