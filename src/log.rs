@@ -138,7 +138,7 @@ mod tests {
 
     use super::*;
 
-    /// Fails, or takes one byte at a time, or blocks until it is told to go on.
+    /// Fails, or takes one byte at a time, or blocks until it may go on.
     struct Output(Vec<io::ErrorKind>, mpsc::Sender<u8>, Option<Receiver<()>>);
 
     impl Write for Output {

@@ -59,7 +59,7 @@ pub struct Closing {
 }
 
 impl Closing {
-    /// The end of a gateway that is told now to stop.
+    /// The end of a gateway that is asked now to stop.
     pub fn new(drain: &config::Drain) -> Closing {
         let closing = CLOSING.min(drain.timeout / 4);
         Closing { end: Instant::now() + drain.delay + drain.timeout, closing }

@@ -40,7 +40,7 @@ pub struct RequestLimitsLayer {
     pub max_message: usize,
     /// True for the path of a method that changes something: at its deadline it may have done so.
     pub changes: fn(&str) -> bool,
-    /// Told of requests whose deadline was over.
+    /// Notified of requests whose deadline was over.
     pub on_expired: OnExpired,
 }
 

@@ -88,7 +88,7 @@ async fn a_redis_that_is_put_back_again_and_again_loses_and_repeats_nothing() {
     let different: BTreeSet<&String> = ids.iter().collect();
     assert_eq!(different.len(), ids.len(), "the node that moves got events twice");
     assert!(ids.len() > 500, "{} events", ids.len());
-    assert_eq!(gaps, 0, "the node that moves is told gaps");
+    assert_eq!(gaps, 0, "gaps are reported to the node that moves");
 }
 
 /// The answer of an append is lost, and the frame is sent again after Redis was put back.

@@ -78,7 +78,7 @@ async fn a_pipe_that_nobody_reads_stops_nothing_and_a_late_reader_is_told() {
     assert!(gateway.rss_bytes() < memory + (16 << 20), "the queue is bounded");
 
     let reader = Process::start("reader", Program::new("cat", [fifo.as_str()]));
-    until(LIMIT, "the reader is told", async || {
+    until(LIMIT, "the reader is notified", async || {
         serves(&gateway).await;
         reader.stdout().contains("log lines were dropped")
     })

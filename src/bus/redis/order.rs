@@ -30,8 +30,8 @@ pub struct Order {
     ends: BTreeMap<Epoch, Offset>,
     /// The shard has forgotten the epochs up to this one.
     floor: Epoch,
-    /// The names that the entries of the reading which is being taken bring as copies, or tell as
-    /// lost: what of them history no longer has at its own place is not missing.
+    /// The names that the entries of the reading which is being taken bring as copies, or report
+    /// as lost: what of them history no longer has at its own place is not missing.
     coming: Vec<Lost>,
     /// The places of the shard's epoch that hold copies or notes: none of them is an event.
     copies: Vec<Lost>,
@@ -310,7 +310,7 @@ impl Order {
     }
 }
 
-/// The names that an entry brings as copies, or tells as lost.
+/// The names that an entry brings as copies, or reports as lost.
 fn names_again(entry: &Envelope) -> Option<Lost> {
     match &entry.body {
         Body::Frame(stamped) => {
@@ -486,8 +486,8 @@ mod tests {
         let mut order = after(5, 3);
         let entries = [copy(9, 1, 2, at(5, 7)), frame(9, 3, 1)];
         order.begin_history(&view(at(9, 3), &[at(5, 9)]), &entries);
-        let told = ["lost 5:4-6 5:9-9 to 9-0", "1..9-2", "3..9-3"];
-        assert_eq!(read(&mut order, &entries), told);
+        let found = ["lost 5:4-6 5:9-9 to 9-0", "1..9-2", "3..9-3"];
+        assert_eq!(read(&mut order, &entries), found);
         let mut order = after(5, 3);
         let entries = [frame(9, 1, 1)];
         order.begin_history(&view(at(9, 1), &[at(5, 3)]), &entries);
@@ -499,8 +499,8 @@ mod tests {
         let mut order = after(5, 3);
         let ends = [at(5, 8), at(7, 2)];
         let entries = [epoch(9, at(7, 2), &ends), frame(9, 1, 1)];
-        let told = ["lost 5:4-8 7:1-2 to 7-2", "epoch 9-0", "1..9-1"];
-        assert_eq!(read(&mut order, &entries), told);
+        let found = ["lost 5:4-8 7:1-2 to 7-2", "epoch 9-0", "1..9-1"];
+        assert_eq!(read(&mut order, &entries), found);
     }
 
     #[test]

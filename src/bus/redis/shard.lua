@@ -465,7 +465,7 @@ if op == 'release' then
     redis.call('HSET', KEYS[1], 'done', recovery.done)
   end
   if not settled(ARGV[13]) then return answer('wait') end
-  -- History that told of the last epochs in place of the state may be gone by now, too.
+  -- History that named the last epochs in place of the state may be gone by now, too.
   local past = redis.call('HMGET', KEYS[1], 'past')[1] or ''
   note_all(merge_reported(recovery.reported, parse_reported(past)), epoch)
   run = identity

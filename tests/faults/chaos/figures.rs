@@ -72,12 +72,12 @@ impl Figures {
             self.delivered += had.len();
             self.in_gaps += gaps.difference(&had).count();
             for gap in node.gaps() {
-                println!("{} {} was told {gap:?}", self.clock(), node.node_id);
+                println!("{} {} was notified of {gap:?}", self.clock(), node.node_id);
             }
         }
         let mut shown: BTreeMap<String, usize> = BTreeMap::new();
-        let told = false_gaps(history).into_iter().map(|how| format!("NoFalseGap: {how}"));
-        for how in violations(history).into_iter().chain(told) {
+        let false_gaps = false_gaps(history).into_iter().map(|how| format!("NoFalseGap: {how}"));
+        for how in violations(history).into_iter().chain(false_gaps) {
             let promise = how.split(':').next().unwrap_or_default().to_owned();
             *self.found.entry(promise.clone()).or_default() += 1;
             let count = shown.entry(promise).or_default();

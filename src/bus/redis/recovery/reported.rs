@@ -7,8 +7,8 @@ use crate::bus::{Epoch, Offset, Position, redis::ranges::Ranges};
 /// Epochs that are remembered. With more, the lowest are forgotten.
 const MAX_EPOCHS: usize = 64;
 
-/// For each epoch the last position that anything told of. Every call of the script states it, so
-/// that what nobody holds any more is told as lost, and not lost in silence.
+/// For each epoch the last position that anything reported. Every call of the script states it, so
+/// that what nobody holds any more is reported as lost, and not lost in silence.
 #[derive(Clone, Debug, Default)]
 pub struct Reported {
     epochs: BTreeMap<Epoch, Known>,
