@@ -90,8 +90,8 @@ impl Shard {
 
 impl Hub {
     /// Reads the last values that may be missing: at first all that were published before this
-    /// gateway received events. Tries until the bus has answered for every shard; `failed` is called
-    /// with each error.
+    /// gateway received events. Tries until the bus has answered for every shard; `failed` is
+    /// called with each error.
     pub async fn complete_last_values(&self, failed: impl Fn(&AppendError)) {
         let (throttle, mut again) = (Throttle::repeated(), false);
         while let Err(error) = self.try_complete().await {
