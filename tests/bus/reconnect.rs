@@ -70,7 +70,7 @@ async fn a_gateway_waits_for_a_redis_that_is_down() {
 /// again. Open streams continue without gap or repeat.
 async fn killed_and_back(options: RedisOptions, data: Data) -> Duration {
     let redis = RedisServer::start(options).await;
-    let timeout = Duration::from_millis(300);
+    let timeout = Duration::from_secs(1);
     let options = || {
         let millis = u64::try_from(timeout.as_millis()).expect("small");
         GatewayOptions::redis(&redis.url(), "back").set_bus("timeout", millis)
