@@ -49,6 +49,11 @@ pub struct Line {
     /// True if its state was evicted: then it has what is held a second time, behind history that
     /// may lack some of it.
     pub again: bool,
+    /// For each epoch up to where everything is there, was appended again, or was told as lost.
+    pub handled: Rc<BTreeMap<u64, u64>>,
+    /// Names that a recovery without the state passed over, since history has them and nobody
+    /// offered them in time: the records of their writers and requests are gone.
+    pub unrecorded: Rc<BTreeSet<At>>,
 }
 
 /// What happened to the events of a seed.
@@ -115,6 +120,8 @@ impl Line {
                 events.copies.extend(places.zip(numbers.iter().copied()));
                 // What a recovery had to leave out comes behind newer events (X3).
                 let name = at(stamped.frame.name_of(0));
+                let count = stamped.frame.provenance.as_ref().and_then(|added| added.name.as_ref());
+                self.handle(name, name.1 + count.map_or(1, |name| name.count) - 1, events);
                 if !self.recovering || self.accepted > name.0 || self.again {
                     events.late.extend(&numbers);
                 }
@@ -122,12 +129,14 @@ impl Line {
                 Rc::make_mut(&mut self.kept).extend(&numbers);
             }
             Body::Frame(stamped) => self.accepted(stamped, events, step),
-            Body::EpochStart { .. } => {
+            Body::EpochStart { ends, .. } => {
+                self.handled = Rc::new(ends.iter().copied().map(at).collect());
                 (self.recovering, self.since, self.stateless) = (true, now, false);
                 self.epoch = message.position.epoch.0;
                 self.took_part = Rc::default();
             }
             Body::Note(lost) => {
+                self.handle((lost.epoch.0, lost.first.0), lost.last.0, events);
                 for offset in lost.first.0..=lost.last.0 {
                     let name = (lost.epoch.0, offset);
                     events.declared.insert(name);
@@ -143,6 +152,27 @@ impl Line {
                 }
             }
             Body::Probe { .. } | Body::Unreadable | Body::Forged => {}
+        }
+    }
+
+    /// The names from `first` to `last` are handled now, and so are those before them.
+    fn handle(&mut self, first: At, last: u64, events: &Events) {
+        let before = *self.handled.get(&first.0).unwrap_or(&0);
+        if self.again && before + 1 < first.1 {
+            let passed = events.truth.range((first.0, before + 1)..first).map(|(name, _)| *name);
+            Rc::make_mut(&mut self.unrecorded).extend(passed);
+        }
+        Rc::make_mut(&mut self.handled).insert(first.0, before.max(last));
+    }
+
+    /// The recovery is over: what was not handled in it is, from now on.
+    pub fn release(&mut self, events: &Events) {
+        self.recovering = false;
+        if self.again {
+            let earlier = events.truth.range(..(self.epoch, 0)).map(|(name, _)| *name);
+            let handled = |name: &At| self.handled.get(&name.0).is_some_and(|end| *end >= name.1);
+            let passed = earlier.filter(|name| !handled(name));
+            Rc::make_mut(&mut self.unrecorded).extend(passed);
         }
     }
 
@@ -166,7 +196,8 @@ impl Line {
                          one of {before:?}"
                     ));
                 }
-                if before.iter().any(held) {
+                let recorded = |name: &&At| !self.unrecorded.contains(name);
+                if before.iter().filter(recorded).any(held) {
                     events.bad_double.insert(event);
                 }
                 events.double.insert(event);

@@ -456,7 +456,7 @@ impl World {
                      take part"
             ));
         }
-        line.recovering = false;
+        line.release(&self.events);
         // What nobody had who took part comes behind newer events, if it comes at all.
         let held: BTreeSet<At> = line.took_part.values().flatten().copied().collect();
         for (event, names) in &self.events.names {
