@@ -96,7 +96,7 @@ fn reply(value: Value) -> Reply {
     match value {
         Value::Nil => Reply::Nil,
         Value::Int(number) => Reply::Integer(number),
-        Value::BulkString(bytes) => Reply::Bulk(bytes),
+        Value::BulkString(bytes) => Reply::Bulk(bytes.into()),
         Value::SimpleString(text) => Reply::Status(text),
         Value::Okay => Reply::ok(),
         Value::Array(parts) => Reply::Array(parts.into_iter().map(reply).collect()),

@@ -19,6 +19,8 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use parking_lot::Mutex;
+
 use self::{
     judge::judge,
     mistakes::{MISTAKES, Mistake},
@@ -189,32 +191,53 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
 }
 
+/// Seeds that a thread takes at a time, and after which progress is printed.
+const CHUNK: u64 = 500;
+const PROGRESS: u64 = 20 * CHUNK;
+
 /// `./test --seeds N --seed S`: so many seeds from there.
 #[test]
 #[ignore = "runs for as long as it is told"]
 fn promises_hold_in_more_seeds() {
     let (from, count) = (number("SEED").unwrap_or(1), number("SEEDS").unwrap_or(10_000));
-    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64);
-    let part = count.div_ceil(threads);
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let started = std::time::Instant::now();
-    let parts: Vec<_> = (0..threads)
-        .map(|nth| {
-            let first = from + nth * part;
-            let last = (first + part).min(from + count);
-            std::thread::spawn(move || {
-                failing(first, last.saturating_sub(first), MAX_FAILING, &Setting::new(None))
-            })
-        })
-        .collect();
-    let (mut happened, mut found) = (Happened::new(), Vec::new());
-    for part in parts {
-        let (more, failed) = part.join().expect("a thread of seeds");
-        for (what, count) in more {
-            *happened.entry(what).or_insert(0) += count;
+    let (next, total) = (AtomicU64::new(0), Mutex::new((0, Happened::new(), Vec::new())));
+    let work = || {
+        let setting = Setting::new(None);
+        loop {
+            let first = next.fetch_add(CHUNK, Ordering::Relaxed);
+            if first >= count {
+                break;
+            }
+            let chunk = CHUNK.min(count - first);
+            let (more, failed) = failing(from + first, chunk, MAX_FAILING, &setting);
+            let mut total = total.lock();
+            let (done, happened, found) = &mut *total;
+            for (what, count) in more {
+                *happened.entry(what).or_insert(0) += count;
+            }
+            for (seed, why) in &failed {
+                eprintln!("seed {seed} fails: {why}");
+            }
+            found.extend(failed);
+            *done += chunk;
+            if *done / PROGRESS > (*done - chunk) / PROGRESS {
+                eprintln!("{done} seeds, {} failing, {:?}", found.len(), started.elapsed());
+            }
+            if found.len() >= MAX_FAILING {
+                break;
+            }
         }
-        found.extend(failed);
-    }
-    eprintln!("{count} seeds from {from} in {:?}: {happened:?}", started.elapsed());
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    let (done, happened, mut found) = total.into_inner();
+    found.sort();
+    eprintln!("{done} seeds from {from} in {:?}: {happened:?}", started.elapsed());
     report(&found);
 }
 

@@ -158,17 +158,17 @@ impl Node {
         }
     }
 
-    /// The epochs of the last token.
-    pub fn epochs(&self) -> Vec<u64> {
-        let Some(bytes) = &self.token else { return vec![] };
-        let token = ResumeToken::decode(bytes, DEPLOYMENT).expect("a whole token");
-        token.shards[0].epochs().iter().map(|had| had.epoch.0).collect()
-    }
-
     /// What the last token says, for people.
     pub fn had(&self) -> String {
         let Some(bytes) = &self.token else { return String::from("nothing") };
         let token = ResumeToken::decode(bytes, DEPLOYMENT).expect("a whole token");
         format!("{:?}", token.shards[0].epochs())
     }
+}
+
+/// The epochs of a token.
+pub fn epochs(token: Option<&[u8]>) -> Vec<u64> {
+    let Some(bytes) = token else { return vec![] };
+    let token = ResumeToken::decode(bytes, DEPLOYMENT).expect("a whole token");
+    token.shards[0].epochs().iter().map(|had| had.epoch.0).collect()
 }

@@ -30,10 +30,10 @@ use super::{
     event,
     line::{At, Events, Line, SETTLE_MS, at},
     mistakes::Mistake,
-    node::{Got, Node},
+    node::{self, Got, Node},
     rng::Rng,
 };
-use crate::redis::{Identity, Reply, Server};
+use crate::redis::{Identity, Reply, Server, Text};
 
 /// The clock of all servers at the beginning, in microseconds since 1970.
 const START: u64 = 1_790_000_000_000_000;
@@ -79,7 +79,7 @@ pub struct Gateway {
     pub reader: ShardReader,
     /// The calls that are under way: those with an answer first.
     flights: VecDeque<Flight>,
-    inbox: VecDeque<Vec<u8>>,
+    inbox: VecDeque<Envelope>,
     wants_history: bool,
     wake: Option<Instant>,
     pub log: Vec<Delivery>,
@@ -209,7 +209,7 @@ pub struct World {
     pub events: Events,
     runtime: Rc<tokio::runtime::Runtime>,
     mistake: Option<Mistake>,
-    script: Rc<str>,
+    sha: Text,
     strays: Vec<(usize, Sent)>,
     target: Target,
     limits: CallLimits,
@@ -240,7 +240,9 @@ macro_rules! note {
 /// What all seeds share.
 pub struct Setting {
     pub mistake: Option<Mistake>,
-    script: Rc<str>,
+    /// An empty server that knows the script, and the script's SHA-1.
+    server: Server,
+    sha: Text,
     settings: Arc<trunkline::bus::redis::Settings>,
     /// Its clock stands still, and goes on with that of the seed.
     runtime: Rc<tokio::runtime::Runtime>,
@@ -253,9 +255,13 @@ impl Setting {
         let settings = trunkline::bus::redis::Settings::from_config(&config);
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        let mut server = Server::default();
+        let loaded = server.call(&["SCRIPT", "LOAD", &*Mistake::script(mistake)]);
+        let Reply::Bulk(sha) = loaded else { panic!("not loaded: {loaded:?}") };
         Setting {
             mistake,
-            script: (&*Mistake::script(mistake)).into(),
+            server,
+            sha,
             settings: Arc::new(settings.expect("valid settings")),
             runtime: Rc::new(runtime.expect("a runtime")),
         }
@@ -283,7 +289,7 @@ impl World {
             events: Events::default(),
             runtime: setting.runtime.clone(),
             mistake: setting.mistake,
-            script: setting.script.clone(),
+            sha: setting.sha.clone(),
             strays: vec![],
             target,
             limits,
@@ -298,7 +304,8 @@ impl World {
             happened: BTreeMap::new(),
         };
         let identity = world.identity();
-        let server = Server::new(identity);
+        let mut server = setting.server.clone();
+        server.set_identity(identity);
         world.add_master(server, Line::default());
         world.nodes = (0..3).map(|index| Node::new(index == 0)).collect();
         for _ in 0..gateways {
@@ -368,25 +375,23 @@ impl World {
     }
 
     /// Executes a command on a master; what it publishes reaches the subscribers.
-    fn execute<A: AsRef<[u8]>>(&mut self, master: usize, args: &[A]) -> Reply {
+    fn execute(&mut self, master: usize, args: &[Text]) -> Reply {
         self.events.split = self.live_masters().len() > 1;
         let elapsed = i64::try_from(self.elapsed.as_micros()).expect("some seconds");
         let state = &mut self.masters[master];
         let micros = elapsed + state.skew_ms * 1000;
         state.server.set_time(START.saturating_add_signed(micros));
-        let reply = state.server.call(args);
+        let reply = state.server.call_with(args);
         let published = state.server.take_published();
-        for message in &published {
-            let Some(envelope) = Envelope::parse(message.payload.clone().into()) else {
-                panic!("an unknown message: {}", message.payload.escape_ascii());
-            };
+        let published: Vec<Envelope> = published.iter().map(|sent| parsed(&sent.payload)).collect();
+        for envelope in &published {
             if let Body::Probe { writer, number, .. } = &envelope.body
                 && let Some(gateway) = self.gateways.iter_mut().find(|other| other.id == *writer)
             {
                 gateway.probed.insert(*number, state.line.present.clone());
             }
             let now = self.elapsed.as_millis();
-            state.line.published(&envelope, &mut self.events, self.steps, now);
+            state.line.published(envelope, &mut self.events, self.steps, now);
         }
         state.snapshots.push_back((state.server.clone(), state.line.clone()));
         if state.snapshots.len() > SNAPSHOTS {
@@ -395,7 +400,7 @@ impl World {
         for message in published {
             for gateway in &mut self.gateways {
                 if gateway.alive && gateway.subscription == Some(master) {
-                    gateway.inbox.push_back(message.payload.clone());
+                    gateway.inbox.push_back(message.clone());
                 }
             }
         }
@@ -406,7 +411,7 @@ impl World {
         let call = &sent.call;
         let mut args = arguments(&call.command(&self.target));
         if matches!(self.mistake, Some(Mistake::Script(..))) {
-            (args[0], args[1]) = (b"EVAL".to_vec(), self.script.as_bytes().to_vec());
+            args[1] = self.sha.clone();
         }
         if let Op::Release { .. } = call.op
             && let epoch = self.masters[master].line.epoch
@@ -415,11 +420,7 @@ impl World {
             let line = &mut self.masters[master].line;
             Rc::make_mut(&mut line.took_part).insert(sent.gateway, sent.held.clone());
         }
-        let mut reply = self.execute(master, &args);
-        if reply.error_code() == Some("NOSCRIPT") {
-            self.execute(master, &[b"SCRIPT".to_vec(), b"LOAD".to_vec(), script::SHARD.into()]);
-            reply = self.execute(master, &args);
-        }
+        let reply = self.execute(master, &args);
         if let Reply::Error(text) = &reply {
             // Nothing in a simulation makes the script fail: it is a mistake in it.
             self.events.broken.push(format!("Script: it failed: {text}"));
@@ -733,7 +734,7 @@ impl World {
             }
             Act::Flush => {
                 self.masters[master].line = Line::default();
-                self.execute(master, &["FLUSHALL"]);
+                self.execute(master, &texts(["FLUSHALL"]));
                 note!(self, "FLUSHALL on master {master}");
                 self.count("flushes");
             }
@@ -910,10 +911,7 @@ impl World {
     pub fn inbox(&mut self, index: usize) {
         let now = self.now();
         let gateway = &mut self.gateways[index];
-        let Some(message) = gateway.inbox.pop_front() else { return };
-        let Some(envelope) = Envelope::parse(message.clone().into()) else {
-            panic!("an unknown message: {}", message.escape_ascii());
-        };
+        let Some(envelope) = gateway.inbox.pop_front() else { return };
         let probe = match &envelope.body {
             Body::Probe { number, .. } => Some(*number),
             _ => None,
@@ -986,7 +984,7 @@ impl World {
     pub fn read(&mut self, node: usize) {
         if self.at(node) {
             let reader = &mut self.nodes[node];
-            let (told, epochs) = (reader.got.len(), reader.epochs());
+            let (told, token) = (reader.got.len(), reader.token.clone());
             if let Some(what) = reader.read(self.steps) {
                 note!(self, "node {node} {what}");
             }
@@ -1001,7 +999,7 @@ impl World {
                 && let Some((gateway, _)) = self.nodes[node].gateway
                 && let opened = self.nodes[node].opened
                 && let tips = &self.gateways[gateway].tips
-                && let Some(epoch) = epochs.iter().find(|epoch| {
+                && let Some(epoch) = node::epochs(token.as_deref()).iter().find(|epoch| {
                     let mut tips = tips.iter().filter(|(step, _)| *step >= opened);
                     tips.all(|(_, told)| told.contains_key(epoch))
                 })
@@ -1160,13 +1158,16 @@ impl World {
                     self.read(node);
                 }
             }
-            self.pass(Duration::from_millis(20));
+            // Where nothing happens, only probes are waited for.
+            let passed = if quiet < 500 { 50 } else { 250 };
+            self.pass(Duration::from_millis(passed));
             let busy = self.gateways.iter().any(|gateway| {
                 gateway.core.is_busy() || gateway.wants_history || gateway.memory.is_recovering()
             });
-            quiet = if busy || before != self.fingerprint() { 0 } else { quiet + 1 };
+            let rests = !busy && before == self.fingerprint();
+            quiet = if rests { quiet + passed } else { 0 };
             // Three seconds without anything new: some rounds of probes.
-            if quiet > 150 {
+            if quiet > 3000 {
                 return Ok(());
             }
         }
@@ -1257,14 +1258,25 @@ fn describe_delivery(delivery: &Delivery) -> String {
     }
 }
 
+fn parsed(message: &[u8]) -> Envelope {
+    let Some(envelope) = Envelope::parse(message.to_vec().into()) else {
+        panic!("an unknown message: {}", message.escape_ascii());
+    };
+    envelope
+}
+
 /// The arguments of a command.
-fn arguments(cmd: &::redis::Cmd) -> Vec<Vec<u8>> {
+fn arguments(cmd: &::redis::Cmd) -> Vec<Text> {
     cmd.args_iter()
         .map(|arg| match arg {
-            ::redis::Arg::Simple(bytes) => bytes.to_vec(),
-            _ => vec![],
+            ::redis::Arg::Simple(bytes) => bytes.into(),
+            _ => Text::default(),
         })
         .collect()
+}
+
+fn texts<const N: usize>(args: [&str; N]) -> [Text; N] {
+    args.map(|arg| arg.as_bytes().into())
 }
 
 /// A reply as the client library gives it.
@@ -1275,7 +1287,7 @@ fn value(reply: &Reply) -> ::redis::Value {
         Reply::Integer(number) => Value::Int(*number),
         Reply::Status(text) => Value::SimpleString(text.clone()),
         Reply::Error(text) => panic!("an error: {text}"),
-        Reply::Bulk(bytes) => Value::BulkString(bytes.clone()),
+        Reply::Bulk(bytes) => Value::BulkString(bytes.to_vec()),
         Reply::Array(parts) => Value::Array(parts.iter().map(value).collect()),
     }
 }

@@ -1,17 +1,17 @@
 //! Which function executes which command, and what their arguments have in common.
 
-use super::{Reply, Server, hashes, lists, reply::error, streams, strings};
+use super::{Reply, Server, Text, hashes, lists, reply::error, streams, strings};
 
 /// Executes a command that is not about scripts: from a connection, or from within one.
-pub fn execute(server: &mut Server, name: &[u8], args: &[Vec<u8>]) -> Result<Reply, String> {
+pub fn execute(server: &mut Server, name: &[u8], args: &[Text]) -> Result<Reply, String> {
     let keys = &mut server.keys;
     match name {
         b"PING" => Ok(Reply::Status("PONG".into())),
         b"TIME" => {
             let parts = [keys.micros / 1_000_000, keys.micros % 1_000_000];
-            Ok(Reply::bulks(parts.map(|part| part.to_string())))
+            Ok(Reply::bulks(parts.map(|part| part.to_string().into_bytes())))
         }
-        b"INFO" => Ok(server.info(args.get(1).map(Vec::as_slice))),
+        b"INFO" => Ok(server.info(args.get(1).map(|section| &**section))),
         b"FLUSHALL" | b"FLUSHDB" => {
             keys.clear();
             Ok(Reply::ok())
@@ -67,7 +67,7 @@ pub fn index(arg: &[u8], len: usize) -> Result<i64, String> {
     Ok(if at < 0 { at + len } else { at })
 }
 
-fn count(args: &[Vec<u8>], mut one: impl FnMut(&[u8]) -> bool) -> Result<Reply, String> {
+fn count(args: &[Text], mut one: impl FnMut(&[u8]) -> bool) -> Result<Reply, String> {
     let [_, keys @ ..] = args else { return Err(error::arguments(args)) };
     if keys.is_empty() {
         return Err(error::arguments(args));

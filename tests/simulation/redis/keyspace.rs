@@ -1,13 +1,17 @@
 //! The keys of a server, their values, and when they expire.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
-use super::{reply::error, streams::Stream};
+use super::{Text, reply::error, streams::Stream};
 
 /// All keys, and the clock by which they expire.
 #[derive(Clone, Debug)]
 pub struct Keyspace {
-    entries: BTreeMap<Vec<u8>, Entry>,
+    /// Shared with snapshots until it changes.
+    entries: Arc<BTreeMap<Text, Arc<Entry>>>,
     /// Microseconds since 1970.
     pub micros: u64,
     /// See `Server::set_stream_node_entries`.
@@ -24,15 +28,16 @@ struct Entry {
 /// A value of any type that gateways use.
 #[derive(Clone, Debug)]
 pub enum Value {
-    String(Vec<u8>),
-    Hash(BTreeMap<Vec<u8>, Vec<u8>>),
-    List(VecDeque<Vec<u8>>),
+    String(Text),
+    Hash(BTreeMap<Text, Text>),
+    List(VecDeque<Text>),
     Stream(Stream),
 }
 
 /// A type of value: how it is taken out of a [`Value`], and put in.
 pub trait Typed: Default {
-    fn of(value: &mut Value) -> Option<&mut Self>;
+    fn of(value: &Value) -> Option<&Self>;
+    fn of_mut(value: &mut Value) -> Option<&mut Self>;
     fn into_value(self) -> Value;
     /// A value of this type is removed with its last element.
     fn is_gone(&self) -> bool;
@@ -41,7 +46,13 @@ pub trait Typed: Default {
 macro_rules! typed {
     ($type:ty, $variant:ident, |$value:ident| $gone:expr) => {
         impl Typed for $type {
-            fn of(value: &mut Value) -> Option<&mut Self> {
+            fn of(value: &Value) -> Option<&Self> {
+                match value {
+                    Value::$variant(inner) => Some(inner),
+                    _ => None,
+                }
+            }
+            fn of_mut(value: &mut Value) -> Option<&mut Self> {
                 match value {
                     Value::$variant(inner) => Some(inner),
                     _ => None,
@@ -58,14 +69,14 @@ macro_rules! typed {
     };
 }
 
-typed!(Vec<u8>, String, |_value| false);
-typed!(BTreeMap<Vec<u8>, Vec<u8>>, Hash, |value| value.is_empty());
-typed!(VecDeque<Vec<u8>>, List, |value| value.is_empty());
+typed!(Text, String, |_value| false);
+typed!(BTreeMap<Text, Text>, Hash, |value| value.is_empty());
+typed!(VecDeque<Text>, List, |value| value.is_empty());
 typed!(Stream, Stream, |_value| false);
 
 impl Default for Keyspace {
     fn default() -> Keyspace {
-        Keyspace { entries: BTreeMap::new(), micros: 0, stream_node_entries: 100 }
+        Keyspace { entries: Arc::default(), micros: 0, stream_node_entries: 100 }
     }
 }
 
@@ -82,9 +93,9 @@ impl Keyspace {
         read: impl FnOnce(&T) -> R,
     ) -> Result<Option<R>, String> {
         self.expire(key);
-        match self.entries.get_mut(key) {
+        match self.entries.get(key) {
             None => Ok(None),
-            Some(entry) => match T::of(&mut entry.value) {
+            Some(entry) => match T::of(&entry.value) {
                 Some(value) => Ok(Some(read(value))),
                 None => Err(error::WRONG_TYPE.into()),
             },
@@ -95,45 +106,53 @@ impl Keyspace {
     /// left of it.
     pub fn change<T: Typed, R>(
         &mut self,
-        key: &[u8],
+        key: &Text,
         change: impl FnOnce(&mut T) -> Result<R, String>,
     ) -> Result<R, String> {
         self.expire(key);
-        let mut fresh = Entry { value: T::default().into_value(), expires: None };
-        let entry = self.entries.get_mut(key);
-        let is_new = entry.is_none();
-        let value = T::of(&mut entry.unwrap_or(&mut fresh).value).ok_or(error::WRONG_TYPE)?;
+        let entries = Arc::make_mut(&mut self.entries);
+        let Some(entry) = entries.get_mut(key) else {
+            let mut fresh = T::default();
+            let changed = change(&mut fresh)?;
+            if !fresh.is_gone() {
+                let entry = Entry { value: fresh.into_value(), expires: None };
+                entries.insert(key.clone(), Arc::new(entry));
+            }
+            return Ok(changed);
+        };
+        if T::of(&entry.value).is_none() {
+            return Err(error::WRONG_TYPE.into());
+        }
+        let value = T::of_mut(&mut Arc::make_mut(entry).value).ok_or(error::WRONG_TYPE)?;
         let changed = change(value)?;
-        let gone = value.is_gone();
-        if gone {
-            self.entries.remove(key);
-        } else if is_new {
-            self.entries.insert(key.to_vec(), fresh);
+        if value.is_gone() {
+            entries.remove(key);
         }
         Ok(changed)
     }
 
     /// Sets a string, whatever was there.
-    pub fn set(&mut self, key: &[u8], value: Vec<u8>, expires: Option<u64>) {
-        self.entries.insert(key.to_vec(), Entry { value: Value::String(value), expires });
+    pub fn set(&mut self, key: &Text, value: Text, expires: Option<u64>) {
+        let entry = Arc::new(Entry { value: Value::String(value), expires });
+        Arc::make_mut(&mut self.entries).insert(key.clone(), entry);
     }
 
     /// Removes a key; false where there is none.
     pub fn remove(&mut self, key: &[u8]) -> bool {
         self.expire(key);
-        self.entries.remove(key).is_some()
+        self.entries.contains_key(key) && Arc::make_mut(&mut self.entries).remove(key).is_some()
     }
 
     /// Removes all keys.
     pub fn clear(&mut self) {
-        self.entries.clear();
+        self.entries = Arc::default();
     }
 
     /// Sets when a key expires; false where there is none.
     pub fn set_expiry(&mut self, key: &[u8], expires: u64) -> bool {
         self.expire(key);
-        let entry = self.entries.get_mut(key);
-        entry.map(|entry| entry.expires = Some(expires)).is_some()
+        let entry = Arc::make_mut(&mut self.entries).get_mut(key);
+        entry.map(|entry| Arc::make_mut(entry).expires = Some(expires)).is_some()
     }
 
     /// Milliseconds until a key expires, as PTTL answers: -1 for a key that does not, -2 for none.
@@ -155,15 +174,15 @@ impl Keyspace {
 
     /// The names of all keys, in order.
     pub fn names(&mut self) -> Vec<Vec<u8>> {
-        let names: Vec<_> = self.entries.keys().cloned().collect();
+        let names: Vec<_> = self.entries.keys().map(|name| name.to_vec()).collect();
         names.into_iter().filter(|name| self.has(name)).collect()
     }
 
     fn expire(&mut self, key: &[u8]) {
         let now = self.millis();
-        let expired = |entry: &Entry| entry.expires.is_some_and(|at| at <= now);
+        let expired = |entry: &Arc<Entry>| entry.expires.is_some_and(|at| at <= now);
         if self.entries.get(key).is_some_and(expired) {
-            self.entries.remove(key);
+            Arc::make_mut(&mut self.entries).remove(key);
         }
     }
 }

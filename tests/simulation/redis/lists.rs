@@ -3,15 +3,15 @@
 use std::collections::VecDeque;
 
 use super::{
-    Reply,
+    Reply, Text,
     command::{index as position, number},
     keyspace::Keyspace,
     reply::error,
 };
 
-type List = VecDeque<Vec<u8>>;
+type List = VecDeque<Text>;
 
-pub fn push_back(keys: &mut Keyspace, args: &[Vec<u8>]) -> Result<Reply, String> {
+pub fn push_back(keys: &mut Keyspace, args: &[Text]) -> Result<Reply, String> {
     let [_, key, values @ ..] = args else { return Err(error::arguments(args)) };
     if values.is_empty() {
         return Err(error::arguments(args));
@@ -22,12 +22,12 @@ pub fn push_back(keys: &mut Keyspace, args: &[Vec<u8>]) -> Result<Reply, String>
     })
 }
 
-pub fn pop_front(keys: &mut Keyspace, args: &[Vec<u8>]) -> Result<Reply, String> {
+pub fn pop_front(keys: &mut Keyspace, args: &[Text]) -> Result<Reply, String> {
     let [_, key] = args else { return Err(error::arguments(args)) };
     keys.change(key, |list: &mut List| Ok(Reply::bulk_or_nil(list.pop_front())))
 }
 
-pub fn index(keys: &mut Keyspace, args: &[Vec<u8>]) -> Result<Reply, String> {
+pub fn index(keys: &mut Keyspace, args: &[Text]) -> Result<Reply, String> {
     let [_, key, at] = args else { return Err(error::arguments(args)) };
     number::<i64>(at)?;
     let value = keys.read(key, |list: &List| {
@@ -37,18 +37,18 @@ pub fn index(keys: &mut Keyspace, args: &[Vec<u8>]) -> Result<Reply, String> {
     Ok(Reply::bulk_or_nil(value.flatten()))
 }
 
-pub fn len(keys: &mut Keyspace, args: &[Vec<u8>]) -> Result<Reply, String> {
+pub fn len(keys: &mut Keyspace, args: &[Text]) -> Result<Reply, String> {
     let [_, key] = args else { return Err(error::arguments(args)) };
     Ok(Reply::count(keys.read(key, List::len)?.unwrap_or(0)))
 }
 
-pub fn range(keys: &mut Keyspace, args: &[Vec<u8>]) -> Result<Reply, String> {
+pub fn range(keys: &mut Keyspace, args: &[Text]) -> Result<Reply, String> {
     let [_, key, from, to] = args else { return Err(error::arguments(args)) };
     let values = keys.read(key, |list: &List| {
         let from = position(from, list.len())?.max(0);
         let to = position(to, list.len())?;
         let within = list.iter().zip(0..).filter(|(_, at)| (from..=to).contains(at));
-        Ok::<_, String>(Reply::bulks(within.map(|(value, _)| value)))
+        Ok::<_, String>(Reply::bulks(within.map(|(value, _)| value.clone())))
     })?;
     values.unwrap_or(Ok(Reply::Array(vec![])))
 }

@@ -13,24 +13,26 @@ mod scripts;
 mod streams;
 mod strings;
 
-use std::collections::HashMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-pub use self::reply::Reply;
+pub use self::reply::{Reply, Text};
 use self::{keyspace::Keyspace, reply::error};
 
 /// One server.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Server {
     keys: Keyspace,
-    identity: Identity,
-    /// Scripts by their SHA-1, in hexadecimal.
-    scripts: HashMap<String, String>,
+    identity: Arc<Identity>,
+    /// What INFO says of replication.
+    replication: Option<Text>,
+    /// Scripts by their SHA-1, in hexadecimal. Shared with snapshots.
+    scripts: Arc<BTreeMap<Text, Arc<str>>>,
     /// What was published and not taken yet, in order.
     published: Vec<Message>,
 }
 
 /// What tells one run of a server from another, and one line of its data from another.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
     /// Changes with each start of the process: `run_id` of `INFO server`.
     pub run_id: String,
@@ -41,8 +43,8 @@ pub struct Identity {
 /// A message on a channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    pub channel: Vec<u8>,
-    pub payload: Vec<u8>,
+    pub channel: Text,
+    pub payload: Text,
     /// Published by SPUBLISH.
     pub sharded: bool,
 }
@@ -50,12 +52,7 @@ pub struct Message {
 impl Server {
     /// An empty server.
     pub fn new(identity: Identity) -> Server {
-        Server {
-            keys: Keyspace::default(),
-            identity,
-            scripts: HashMap::new(),
-            published: Vec::new(),
-        }
+        Server { identity: Arc::new(identity), ..Server::default() }
     }
 
     /// Sets the clock: microseconds since 1970. It may go back, as real ones do.
@@ -65,7 +62,7 @@ impl Server {
 
     /// Gives the process another identity: a restart, or a replica that became the master.
     pub fn set_identity(&mut self, identity: Identity) {
-        self.identity = identity;
+        (self.identity, self.replication) = (Arc::new(identity), None);
     }
 
     /// Sets how exactly `MAXLEN ~` trims: a stream keeps whole nodes of this many entries
@@ -76,8 +73,13 @@ impl Server {
 
     /// Executes one command.
     pub fn call<A: AsRef<[u8]>>(&mut self, args: &[A]) -> Reply {
-        let args: Vec<Vec<u8>> = args.iter().map(|arg| arg.as_ref().to_vec()).collect();
-        match self.execute(&args) {
+        let args: Vec<Text> = args.iter().map(|arg| arg.as_ref().into()).collect();
+        self.call_with(&args)
+    }
+
+    /// Executes one command, whose arguments it may keep.
+    pub fn call_with(&mut self, args: &[Text]) -> Reply {
+        match self.execute(args) {
             Ok(reply) => reply,
             Err(message) => Reply::Error(message),
         }
@@ -98,7 +100,7 @@ impl Server {
         self.keys.names()
     }
 
-    fn execute(&mut self, args: &[Vec<u8>]) -> Result<Reply, String> {
+    fn execute(&mut self, args: &[Text]) -> Result<Reply, String> {
         let name = args.first().map(|name| name.to_ascii_uppercase()).unwrap_or_default();
         match &name[..] {
             b"EVAL" => scripts::eval(self, args),
@@ -108,20 +110,27 @@ impl Server {
         }
     }
 
-    fn info(&self, section: Option<&[u8]>) -> Reply {
-        let Identity { run_id, replication_id } = &self.identity;
-        let server = format!("# Server\r\nredis_version:7.0.15\r\nrun_id:{run_id}\r\n");
-        let replication =
-            format!("# Replication\r\nrole:master\r\nmaster_replid:{replication_id}\r\n");
-        let text = match section.map(<[u8]>::to_ascii_lowercase).as_deref() {
-            Some(b"server") => server,
-            Some(b"replication") => replication,
-            _ => server + "\r\n" + &replication,
-        };
-        Reply::Bulk(text.into_bytes())
+    fn info(&mut self, section: Option<&[u8]>) -> Reply {
+        let Identity { run_id, replication_id } = &*self.identity;
+        let replication = self.replication.get_or_insert_with(|| {
+            let text =
+                format!("# Replication\r\nrole:master\r\nmaster_replid:{replication_id}\r\n");
+            text.into_bytes().into()
+        });
+        // Every script asks for this one.
+        if section.is_some_and(|section| section.eq_ignore_ascii_case(b"replication")) {
+            return Reply::Bulk(replication.clone());
+        }
+        let mut text =
+            format!("# Server\r\nredis_version:7.0.15\r\nrun_id:{run_id}\r\n").into_bytes();
+        if section.is_none_or(|section| !section.eq_ignore_ascii_case(b"server")) {
+            text.extend(b"\r\n");
+            text.extend(&**replication);
+        }
+        Reply::Bulk(text.into())
     }
 
-    fn publish(&mut self, args: &[Vec<u8>], sharded: bool) -> Result<Reply, String> {
+    fn publish(&mut self, args: &[Text], sharded: bool) -> Result<Reply, String> {
         let [_, channel, payload] = args else { return Err(error::arguments(args)) };
         self.published.push(Message {
             channel: channel.clone(),

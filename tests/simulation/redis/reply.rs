@@ -1,6 +1,9 @@
 //! What a server answers, and the texts of its errors.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
+
+/// A string of bytes that is shared, and not copied, by snapshots of a server.
+pub type Text = Arc<[u8]>;
 
 /// An answer, in RESP2.
 #[derive(Clone, PartialEq, Eq)]
@@ -9,7 +12,7 @@ pub enum Reply {
     Integer(i64),
     Status(String),
     Error(String),
-    Bulk(Vec<u8>),
+    Bulk(Text),
     Array(Vec<Reply>),
 }
 
@@ -20,8 +23,8 @@ impl Reply {
     }
 
     /// An array of bulk strings.
-    pub fn bulks<T: AsRef<[u8]>>(parts: impl IntoIterator<Item = T>) -> Reply {
-        Reply::Array(parts.into_iter().map(|part| Reply::Bulk(part.as_ref().to_vec())).collect())
+    pub fn bulks<T: Into<Text>>(parts: impl IntoIterator<Item = T>) -> Reply {
+        Reply::Array(parts.into_iter().map(|part| Reply::Bulk(part.into())).collect())
     }
 
     /// A count.
@@ -30,8 +33,8 @@ impl Reply {
     }
 
     /// A bulk string, or nil.
-    pub fn bulk_or_nil<T: AsRef<[u8]>>(value: Option<T>) -> Reply {
-        value.map_or(Reply::Nil, |value| Reply::Bulk(value.as_ref().to_vec()))
+    pub fn bulk_or_nil(value: Option<Text>) -> Reply {
+        value.map_or(Reply::Nil, Reply::Bulk)
     }
 
     /// The first word of an error: `WRONGTYPE`, `NOSCRIPT`, `ERR`.
@@ -70,7 +73,7 @@ pub mod error {
     pub const ID_ZERO: &str = "ERR The ID specified in XADD must be greater than 0-0";
     pub const NO_SCRIPT: &str = "NOSCRIPT No matching script. Please use EVAL.";
 
-    pub fn arguments(args: &[Vec<u8>]) -> String {
+    pub fn arguments(args: &[super::Text]) -> String {
         let name = args.first().map(|name| name.to_ascii_lowercase()).unwrap_or_default();
         let name = String::from_utf8_lossy(&name).into_owned();
         format!("ERR wrong number of arguments for '{name}' command")

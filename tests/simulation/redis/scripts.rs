@@ -1,129 +1,147 @@
 //! Scripts, executed by Lua 5.1 with `redis.call` and `redis.pcall`, and the conversions that Redis
 //! documents.
 
-use std::{cell::RefCell, collections::HashMap};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc};
 
 use mlua::{Function, Lua, MultiValue, Table, Value, Variadic};
 
 use super::{
-    Reply, Server, command,
+    Reply, Server, Text, command,
     reply::error::{self, NO_SCRIPT},
 };
 
-pub fn script(server: &mut Server, args: &[Vec<u8>]) -> Result<Reply, String> {
+/// Scripts that a thread keeps compiled.
+const MAX_COMPILED: usize = 64;
+
+pub fn script(server: &mut Server, args: &[Text]) -> Result<Reply, String> {
     match args {
         [_, what, code] if what.eq_ignore_ascii_case(b"LOAD") => {
             let sha = load(server, code);
-            Ok(Reply::Bulk(sha.into_bytes()))
+            Ok(Reply::Bulk(sha))
         }
         [_, what] if what.eq_ignore_ascii_case(b"FLUSH") => {
-            server.scripts.clear();
+            server.scripts = Arc::default();
             Ok(Reply::ok())
         }
         _ => Err(error::SYNTAX.into()),
     }
 }
 
-pub fn eval(server: &mut Server, args: &[Vec<u8>]) -> Result<Reply, String> {
+pub fn eval(server: &mut Server, args: &[Text]) -> Result<Reply, String> {
     let [_, code, rest @ ..] = args else { return Err(error::arguments(args)) };
-    load(server, code);
-    let code = String::from_utf8_lossy(code).into_owned();
-    run(server, &code, rest)
+    let sha = load(server, code);
+    let code = server.scripts[&sha].clone();
+    run(server, &sha, &code, rest)
 }
 
-pub fn eval_sha(server: &mut Server, args: &[Vec<u8>]) -> Result<Reply, String> {
+pub fn eval_sha(server: &mut Server, args: &[Text]) -> Result<Reply, String> {
     let [_, sha, rest @ ..] = args else { return Err(error::arguments(args)) };
-    let sha = String::from_utf8_lossy(sha).to_ascii_lowercase();
-    let code = server.scripts.get(&sha).cloned().ok_or(NO_SCRIPT)?;
-    run(server, &code, rest)
+    let sha = sha.to_ascii_lowercase();
+    let code = server.scripts.get(&sha[..]).cloned().ok_or(NO_SCRIPT)?;
+    run(server, &sha, &code, rest)
 }
 
-fn load(server: &mut Server, code: &[u8]) -> String {
-    let code = String::from_utf8_lossy(code).into_owned();
-    let sha = ::redis::Script::new(&code).get_hash().to_owned();
-    server.scripts.insert(sha.clone(), code);
+fn load(server: &mut Server, code: &[u8]) -> Text {
+    let code = String::from_utf8_lossy(code);
+    let sha: Text = ::redis::Script::new(&code).get_hash().as_bytes().into();
+    Arc::make_mut(&mut server.scripts).insert(sha.clone(), (*code).into());
     sha
 }
 
 /// Runs a script: `args` are the number of keys, the keys, and the rest.
-fn run(server: &mut Server, code: &str, args: &[Vec<u8>]) -> Result<Reply, String> {
+fn run(server: &mut Server, sha: &[u8], code: &str, args: &[Text]) -> Result<Reply, String> {
     let [keys, rest @ ..] = args else { return Err(error::arguments(args)) };
     let keys: usize = command::number(keys)?;
     let (keys, argv) = rest
         .split_at_checked(keys)
         .ok_or("ERR Number of keys can't be greater than number of args")?;
-    let mut run = || {
-        let (lua, function) = compiled(code)?;
-        execute(&lua, server, &function, keys, argv)
-    };
-    run().map_err(|error| in_words_of_redis(&error))
-}
-
-/// A script compiled once for each thread, as a server does: it runs thousands of times.
-fn compiled(code: &str) -> mlua::Result<(Lua, Function)> {
-    thread_local! {
-        static LUA: Lua = Lua::new();
-        static COMPILED: RefCell<HashMap<String, Function>> = RefCell::default();
-    }
-    let lua = LUA.with(Lua::clone);
-    let known = COMPILED.with_borrow(|compiled| compiled.get(code).cloned());
-    let function = match known {
-        Some(function) => function,
-        None => lua.load(code).set_name("@user_script").into_function()?,
-    };
-    COMPILED.with_borrow_mut(|compiled| compiled.insert(code.to_owned(), function.clone()));
-    Ok((lua, function))
-}
-
-fn execute(
-    lua: &Lua,
-    server: &mut Server,
-    function: &Function,
-    keys: &[Vec<u8>],
-    argv: &[Vec<u8>],
-) -> mlua::Result<Reply> {
-    let strings = |parts: &[Vec<u8>]| -> mlua::Result<Table> {
-        let strings = parts.iter().map(|part| lua.create_string(part));
-        lua.create_sequence_from(strings.collect::<mlua::Result<Vec<_>>>()?)
-    };
-    lua.globals().set("KEYS", strings(keys)?)?;
-    lua.globals().set("ARGV", strings(argv)?)?;
-    let server = RefCell::new(server);
-    lua.scope(|scope| {
-        let call = |args: Variadic<Value>| -> mlua::Result<Reply> {
-            let args = args.iter().map(argument).collect::<mlua::Result<Vec<_>>>()?;
-            let name = args.first().map(|name| name.to_ascii_uppercase()).unwrap_or_default();
-            let mut server = server.borrow_mut();
-            Ok(command::execute(&mut server, &name, &args).unwrap_or_else(Reply::Error))
-        };
-        let redis = lua.create_table()?;
-        redis.set(
-            "call",
-            scope.create_function(move |lua, args| match call(args)? {
-                Reply::Error(text) => Err(mlua::Error::runtime(text)),
-                reply => to_lua(lua, &reply),
-            })?,
-        )?;
-        redis.set(
-            "error_reply",
-            lua.create_function(|lua, text: mlua::LuaString| {
-                let table = lua.create_table()?;
-                table.set("err", text)?;
-                Ok(table)
-            })?,
-        )?;
-        redis.set("pcall", scope.create_function(move |lua, args| to_lua(lua, &call(args)?))?)?;
-        lua.globals().set("redis", redis)?;
-        let mut values: MultiValue = function.call(())?;
-        from_lua(&values.pop_front().unwrap_or(Value::Nil))
+    INTERPRETER.with(|interpreter| {
+        let function = interpreter.compiled(sha, code);
+        let done = function.and_then(|it| interpreter.execute(server, &it, keys, argv));
+        done.map_err(|error| in_words_of_redis(&error))
     })
 }
 
-fn argument(value: &Value) -> mlua::Result<Vec<u8>> {
+thread_local! {
+    static INTERPRETER: Interpreter = Interpreter::new().expect("an interpreter");
+}
+
+/// What a thread executes all its scripts with, as a server does: there are thousands of calls.
+struct Interpreter {
+    lua: Lua,
+    /// Scripts by their SHA-1.
+    compiled: RefCell<BTreeMap<Vec<u8>, Function>>,
+    /// The server whose script is executed.
+    server: Rc<RefCell<Server>>,
+}
+
+impl Interpreter {
+    fn new() -> mlua::Result<Interpreter> {
+        let (lua, server) = (Lua::new(), Rc::<RefCell<Server>>::default());
+        let call = |server: &RefCell<Server>, args: &Variadic<Value>| -> mlua::Result<Reply> {
+            let args = args.iter().map(argument).collect::<mlua::Result<Vec<_>>>()?;
+            let name = args.first().map(|name| name.to_ascii_uppercase()).unwrap_or_default();
+            let done = command::execute(&mut server.borrow_mut(), &name, &args);
+            Ok(done.unwrap_or_else(Reply::Error))
+        };
+        let redis = lua.create_table()?;
+        let of = server.clone();
+        let call_or_fail = lua.create_function(move |lua, args| match call(&of, &args)? {
+            Reply::Error(text) => Err(mlua::Error::runtime(text)),
+            reply => to_lua(lua, &reply),
+        })?;
+        redis.set("call", call_or_fail)?;
+        let of = server.clone();
+        let pcall = lua.create_function(move |lua, args| to_lua(lua, &call(&of, &args)?))?;
+        redis.set("pcall", pcall)?;
+        let error_reply = lua.create_function(|lua, text: mlua::LuaString| {
+            let table = lua.create_table()?;
+            table.set("err", text)?;
+            Ok(table)
+        })?;
+        redis.set("error_reply", error_reply)?;
+        lua.globals().set("redis", redis)?;
+        Ok(Interpreter { lua, compiled: RefCell::default(), server })
+    }
+
+    fn compiled(&self, sha: &[u8], code: &str) -> mlua::Result<Function> {
+        if let Some(function) = self.compiled.borrow().get(sha) {
+            return Ok(function.clone());
+        }
+        let function = self.lua.load(code).set_name("@user_script").into_function()?;
+        let mut compiled = self.compiled.borrow_mut();
+        if compiled.len() >= MAX_COMPILED {
+            compiled.clear();
+        }
+        compiled.insert(sha.to_vec(), function.clone());
+        Ok(function)
+    }
+
+    fn execute(
+        &self,
+        server: &mut Server,
+        function: &Function,
+        keys: &[Text],
+        argv: &[Text],
+    ) -> mlua::Result<Reply> {
+        let strings = |parts: &[Text]| -> mlua::Result<Table> {
+            let strings = parts.iter().map(|part| self.lua.create_string(part));
+            self.lua.create_sequence_from(strings.collect::<mlua::Result<Vec<_>>>()?)
+        };
+        self.lua.globals().set("KEYS", strings(keys)?)?;
+        self.lua.globals().set("ARGV", strings(argv)?)?;
+        std::mem::swap(server, &mut self.server.borrow_mut());
+        let called: mlua::Result<MultiValue> = function.call(());
+        std::mem::swap(server, &mut self.server.borrow_mut());
+        from_lua(&called?.pop_front().unwrap_or(Value::Nil))
+    }
+}
+
+fn argument(value: &Value) -> mlua::Result<Text> {
     match value {
-        Value::String(text) => Ok(text.as_bytes().to_vec()),
-        Value::Integer(number) => Ok(number.to_string().into_bytes()),
-        Value::Number(number) => Ok(number.to_string().into_bytes()),
+        Value::String(text) => Ok((&*text.as_bytes()).into()),
+        Value::Integer(number) => Ok(number.to_string().into_bytes().into()),
+        Value::Number(number) => Ok(number.to_string().into_bytes().into()),
         _ => Err(mlua::Error::runtime(
             "ERR Lua redis lib command arguments must be strings or integers",
         )),
@@ -162,7 +180,7 @@ fn from_lua(value: &Value) -> mlua::Result<Reply> {
         Value::Integer(number) => Reply::Integer(*number),
         #[allow(clippy::cast_possible_truncation)] // as Redis does it
         Value::Number(number) => Reply::Integer(*number as i64),
-        Value::String(text) => Reply::Bulk(text.as_bytes().to_vec()),
+        Value::String(text) => Reply::Bulk((&*text.as_bytes()).into()),
         Value::Table(table) => {
             if let Some(error) = text(&table.raw_get("err")?) {
                 return Ok(Reply::Error(error));

@@ -1,13 +1,13 @@
 //! Commands on streams.
 
-use std::{collections::BTreeMap, fmt, str::from_utf8};
+use std::{collections::VecDeque, fmt, str::from_utf8, sync::Arc};
 
-use super::{Reply, command::number, keyspace::Keyspace, reply::error};
+use super::{Reply, Text, command::number, keyspace::Keyspace, reply::error};
 
-/// A stream: entries by id, and the last id that it ever had.
+/// A stream: entries in the order of their ids, and the last id that it ever had.
 #[derive(Clone, Debug, Default)]
 pub struct Stream {
-    entries: BTreeMap<Id, Vec<Vec<u8>>>,
+    entries: VecDeque<(Id, Arc<[Text]>)>,
     last: Id,
 }
 
@@ -52,29 +52,27 @@ impl Stream {
     fn trim(&mut self, trim: &Trim, node: usize) -> usize {
         let surplus = match trim.limit {
             Limit::Length(length) => self.entries.len().saturating_sub(length),
-            Limit::Oldest(oldest) => self.entries.range(..oldest).count(),
+            Limit::Oldest(oldest) => self.entries.partition_point(|(id, _)| *id < oldest),
         };
         // A node goes only as a whole; Redis removes at most a hundred nodes' worth in one call.
         let surplus =
             if trim.approximate { (surplus / node * node).min(100 * node) } else { surplus };
-        for _ in 0..surplus {
-            self.entries.pop_first();
-        }
+        self.entries.drain(..surplus);
         surplus
     }
 }
 
 impl Trim {
     /// Reads the options from the front of `args`, and gives the rest.
-    fn parse(args: &[Vec<u8>]) -> Result<(Option<Trim>, &[Vec<u8>]), String> {
+    fn parse(args: &[Text]) -> Result<(Option<Trim>, &[Text]), String> {
         let Some((name, rest)) = args.split_first() else { return Ok((None, args)) };
         let by_length = name.eq_ignore_ascii_case(b"MAXLEN");
         if !by_length && !name.eq_ignore_ascii_case(b"MINID") {
             return Ok((None, args));
         }
         let (approximate, rest) = match rest.split_first() {
-            Some((sign, rest)) if sign == b"~" => (true, rest),
-            Some((sign, rest)) if sign == b"=" => (false, rest),
+            Some((sign, rest)) if **sign == *b"~" => (true, rest),
+            Some((sign, rest)) if **sign == *b"=" => (false, rest),
             _ => (false, rest),
         };
         let (threshold, rest) = rest.split_first().ok_or(error::SYNTAX)?;
@@ -87,7 +85,7 @@ impl Trim {
     }
 }
 
-pub fn add(keys: &mut Keyspace, args: &[Vec<u8>]) -> Result<Reply, String> {
+pub fn add(keys: &mut Keyspace, args: &[Text]) -> Result<Reply, String> {
     let [_, key, rest @ ..] = args else { return Err(error::arguments(args)) };
     let (trim, rest) = Trim::parse(rest)?;
     let [id, fields @ ..] = rest else { return Err(error::arguments(args)) };
@@ -104,15 +102,15 @@ pub fn add(keys: &mut Keyspace, args: &[Vec<u8>]) -> Result<Reply, String> {
             return Err(error::ID_TOO_SMALL.into());
         }
         stream.last = id;
-        stream.entries.insert(id, fields.to_vec());
+        stream.entries.push_back((id, fields.into()));
         if let Some(trim) = trim {
             stream.trim(&trim, node);
         }
-        Ok(Reply::Bulk(id.to_string().into_bytes()))
+        Ok(Reply::Bulk(id.to_string().into_bytes().into()))
     })
 }
 
-pub fn trim(keys: &mut Keyspace, args: &[Vec<u8>]) -> Result<Reply, String> {
+pub fn trim(keys: &mut Keyspace, args: &[Text]) -> Result<Reply, String> {
     let [_, key, rest @ ..] = args else { return Err(error::arguments(args)) };
     let (Some(trim), []) = Trim::parse(rest)? else { return Err(error::SYNTAX.into()) };
     if !keys.has(key) {
@@ -122,12 +120,12 @@ pub fn trim(keys: &mut Keyspace, args: &[Vec<u8>]) -> Result<Reply, String> {
     keys.change(key, |stream: &mut Stream| Ok(Reply::count(stream.trim(&trim, node))))
 }
 
-pub fn len(keys: &mut Keyspace, args: &[Vec<u8>]) -> Result<Reply, String> {
+pub fn len(keys: &mut Keyspace, args: &[Text]) -> Result<Reply, String> {
     let [_, key] = args else { return Err(error::arguments(args)) };
     Ok(Reply::count(keys.read(key, |stream: &Stream| stream.entries.len())?.unwrap_or(0)))
 }
 
-pub fn range(keys: &mut Keyspace, args: &[Vec<u8>], reverse: bool) -> Result<Reply, String> {
+pub fn range(keys: &mut Keyspace, args: &[Text], reverse: bool) -> Result<Reply, String> {
     let [_, key, one, other, options @ ..] = args else { return Err(error::arguments(args)) };
     let count = match options {
         [] => usize::MAX,
@@ -137,36 +135,40 @@ pub fn range(keys: &mut Keyspace, args: &[Vec<u8>], reverse: bool) -> Result<Rep
     let (from, to) = if reverse { (other, one) } else { (one, other) };
     let (from, to) = (bound(from, true)?, bound(to, false)?);
     let entries = keys.read(key, |stream: &Stream| {
-        let within = stream.entries.iter().filter(|(id, _)| from <= **id && **id <= to);
-        let mut within: Vec<_> = within.map(|(id, fields)| entry(*id, fields)).collect();
-        if reverse {
-            within.reverse();
-        }
-        within.truncate(count);
-        Reply::Array(within)
+        let first = stream.entries.partition_point(|(id, _)| *id < from);
+        let end = stream.entries.partition_point(|(id, _)| *id <= to).max(first);
+        let within = stream.entries.range(first..end).map(|(id, fields)| entry(*id, fields));
+        Reply::Array(if reverse {
+            within.rev().take(count).collect()
+        } else {
+            within.take(count).collect()
+        })
     })?;
     Ok(entries.unwrap_or(Reply::Array(vec![])))
 }
 
-pub fn info(keys: &mut Keyspace, args: &[Vec<u8>]) -> Result<Reply, String> {
+pub fn info(keys: &mut Keyspace, args: &[Text]) -> Result<Reply, String> {
     let [_, what, key] = args else { return Err(error::arguments(args)) };
     if !what.eq_ignore_ascii_case(b"STREAM") {
         return Err(error::SYNTAX.into());
     }
     let parts = keys.read(key, |stream: &Stream| {
-        let name = |name: &str| Reply::Bulk(name.into());
+        let name = |name: &str| Reply::Bulk(name.as_bytes().into());
         Reply::Array(vec![
             name("length"),
             Reply::count(stream.entries.len()),
             name("last-generated-id"),
-            Reply::Bulk(stream.last.to_string().into_bytes()),
+            Reply::Bulk(stream.last.to_string().into_bytes().into()),
         ])
     })?;
     parts.ok_or_else(|| error::NO_SUCH_KEY.into())
 }
 
-fn entry(id: Id, fields: &[Vec<u8>]) -> Reply {
-    Reply::Array(vec![Reply::Bulk(id.to_string().into_bytes()), Reply::bulks(fields)])
+fn entry(id: Id, fields: &[Text]) -> Reply {
+    Reply::Array(vec![
+        Reply::Bulk(id.to_string().into_bytes().into()),
+        Reply::bulks(fields.iter().cloned()),
+    ])
 }
 
 /// The first id of a range, or its last one: `-`, `+`, an id, or `(` and an id that is not part of
