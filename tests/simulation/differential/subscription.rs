@@ -33,7 +33,11 @@ pub async fn subscription(url: &str, sharded: bool) -> tokio::sync::mpsc::Receiv
                     panic!("not a message: {push:?}")
                 };
                 let (channel, payload) = (channel.clone(), payload.clone());
-                if send.send(Message { channel, payload, sharded }).await.is_err() {
+                if send
+                    .send(Message { channel: channel.into(), payload: payload.into(), sharded })
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -46,7 +50,11 @@ pub async fn subscription(url: &str, sharded: bool) -> tokio::sync::mpsc::Receiv
             while let Some(message) = stream.next().await {
                 let channel = message.get_channel_name().as_bytes().to_vec();
                 let payload = message.get_payload_bytes().to_vec();
-                if send.send(Message { channel, payload, sharded }).await.is_err() {
+                if send
+                    .send(Message { channel: channel.into(), payload: payload.into(), sharded })
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }
