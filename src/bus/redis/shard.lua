@@ -328,6 +328,8 @@ local function recover()
   local most = #reported > 0 and reported[#reported][1] or 0
   if fresh or not epoch or most > epoch then
     recovery.done, recovery.since = '', clock()
+    -- From now on, and not from the first probe on, another deployment is refused.
+    redis.call('HSET', KEYS[1], 'mark_at', num(recovery.since))
     open_epoch(math.max(most, known < MAX_EPOCH and known or 0), reported)
   else
     read_ends()
