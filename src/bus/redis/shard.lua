@@ -305,7 +305,8 @@ local function open_epoch(most, reported)
   know_epochs(reported)
   table.sort(order)
   while #order > 0 do
-    local next_epoch = order[2] or epoch
+    -- Those of other lines do not say when the one before ended here: just now.
+    local next_epoch = order[1] == before and epoch or order[2] or epoch
     if #order <= MAX_ENDS and now - math.floor(next_epoch / 4096) <= FORGET then break end
     floor = table.remove(order, 1)
     ended[floor] = nil
