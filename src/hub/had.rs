@@ -18,9 +18,9 @@ pub(super) const MAX_EPOCHS: usize = 64;
 /// The most ranges of one epoch. The lowest are forgotten first.
 pub(super) const MAX_RANGES: usize = 64;
 
-/// Epochs that ended this long before a new one are forgotten when it begins: no gateway holds
-/// frames of them any more that it could append again.
-const MAX_AGE_MS: u64 = 24 * 60 * 60 * 1000;
+/// Tokens leave out epochs that ended this long before the last one: history keeps nothing for so
+/// long. Streams do not forget them, since a log that is read again may still name them.
+const MAX_AGE_MS: u64 = 8 * 24 * 60 * 60 * 1000;
 
 /// The numbers of epochs are milliseconds since 1970, times this, and random low bits.
 const EPOCHS_PER_MS: u64 = 4096;
@@ -54,6 +54,8 @@ pub struct EpochHad {
 pub struct HadAt<'a> {
     had: &'a Had,
     position: Position,
+    /// The number of the oldest epochs that are left out.
+    left_out: usize,
 }
 
 /// One epoch of [`HadAt`].
@@ -183,26 +185,9 @@ impl Had {
         }
     }
 
-    /// Forgets the epochs before this one.
-    pub fn forget(&mut self, before: Epoch) {
-        self.epochs.retain(|had| had.epoch >= before);
-    }
-
-    /// Forgets the epochs that ended long before this one began.
-    pub fn forget_old(&mut self, beginning: Epoch) {
-        let limit = beginning.0.saturating_sub(MAX_AGE_MS * EPOCHS_PER_MS);
-        // An epoch ended when the next one began.
-        let ended = self.epochs.partition_point(|had| had.epoch.0 < limit);
-        if let Some(last) = ended.checked_sub(1)
-            && last > 0
-        {
-            self.forget(self.epochs[last].epoch);
-        }
-    }
-
     /// What a stream has had that stands at `position`, and has had all this besides.
     pub fn at(&self, position: Position) -> HadAt<'_> {
-        HadAt { had: self, position }
+        HadAt { had: self, position, left_out: 0 }
     }
 
     /// The entry of an epoch, new if need be; none if older ones than it were forgotten already.
@@ -317,10 +302,21 @@ impl<'a> HadAt<'a> {
         here || self.had.has(name)
     }
 
+    /// The same, whose list of epochs lacks those that ended long before the last one.
+    pub fn recent(self) -> HadAt<'a> {
+        let (epochs, here) = (&self.had.epochs, self.position.epoch);
+        let newest = epochs.last().map_or(here, |had| had.epoch.max(here));
+        let limit = newest.0.saturating_sub(MAX_AGE_MS * EPOCHS_PER_MS);
+        // An epoch ended when the next one began.
+        let old = epochs.partition_point(|had| had.epoch.0 < limit).saturating_sub(1);
+        let before = epochs.partition_point(|had| had.epoch < here);
+        HadAt { left_out: if self.position.is_known() { old.min(before) } else { old }, ..self }
+    }
+
     /// The number of epochs.
     pub fn len(self) -> usize {
         let current = self.position.is_known() && self.had.epoch(self.position.epoch).is_none();
-        self.had.epochs.len() + usize::from(current)
+        self.had.epochs.len() - self.left_out + usize::from(current)
     }
 
     /// True if no epoch is known.
@@ -331,7 +327,7 @@ impl<'a> HadAt<'a> {
     /// The epochs, ascending.
     pub fn epochs(self) -> impl Iterator<Item = EpochView<'a>> + Clone {
         let Position { epoch, offset } = self.position;
-        let epochs = &self.had.epochs;
+        let epochs = &self.had.epochs[self.left_out..];
         let at = epochs.partition_point(|had| had.epoch < epoch);
         let (before, after) = epochs.split_at(at);
         let same = after.first().filter(|had| had.epoch == epoch);
@@ -346,7 +342,7 @@ impl<'a> HadAt<'a> {
         views(before).chain(current).chain(views(after))
     }
 
-    /// The same as a value of its own.
+    /// The same as a value of its own, with all epochs.
     pub fn to_had(self) -> Had {
         let mut had = self.had.clone();
         if self.position.is_known() {

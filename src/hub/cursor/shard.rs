@@ -168,9 +168,9 @@ impl ShardCursor {
         self.position
     }
 
-    /// What the stream has had.
+    /// What the stream has had, of which its token leaves out what is old.
     pub(super) fn had(&self) -> HadAt<'_> {
-        self.had.at(self.position)
+        self.had.at(self.position).recent()
     }
 
     /// The number of the next entry of the log that is to be read, if there is one so far.
@@ -224,7 +224,6 @@ impl ShardCursor {
     fn enter(&mut self, epoch: Epoch) {
         if epoch != self.position.epoch {
             self.stand_at(Position { epoch, offset: Offset(0) });
-            self.had.forget_old(epoch);
         }
         self.had.begin();
     }

@@ -103,18 +103,25 @@ fn memory_is_bounded_and_the_oldest_is_forgotten_first() {
 }
 
 #[test]
-fn epochs_that_ended_a_day_ago_are_forgotten() {
+fn tokens_leave_out_epochs_that_ended_eight_days_before_the_last_one() {
     let ms = |hours: u64| (1_000_000_000_000 + hours * 3_600_000) * EPOCHS_PER_MS;
     let mut had = Had::default();
-    for hours in [0, 1, 30] {
+    for hours in [0, 1, 192] {
         had.walk(at(ms(hours), 1));
     }
-    had.forget_old(Epoch(ms(24)));
-    assert_eq!(had.epochs().len(), 3, "the first one ended 23 hours before");
-    had.forget_old(Epoch(ms(26)));
-    assert_eq!(had.epochs().len(), 2);
-    had.forget_old(Epoch(ms(60)));
-    assert_eq!(had.epochs().len(), 1, "the last one has not ended");
+    let recent = |had: &Had, here: Position| {
+        let recent = had.at(here).recent();
+        let epochs = recent.epochs().map(|view| view.epoch.0 / EPOCHS_PER_MS / 3_600_000);
+        let epochs: Vec<u64> = epochs.map(|hours| hours - 1_000_000_000_000 / 3_600_000).collect();
+        assert_eq!(recent.len(), epochs.len());
+        epochs
+    };
+    assert_eq!(recent(&had, at(ms(192), 1)), [0, 1, 192], "the first one ended 191 hours before");
+    assert_eq!(recent(&had, at(ms(194), 0)), [1, 192, 194]);
+    assert_eq!(recent(&had, at(ms(500), 0)), [192, 500], "that before the last one may return");
+    had.walk(at(ms(194), 1));
+    assert_eq!(recent(&had, Position::UNKNOWN), [1, 192, 194]);
+    assert_eq!(recent(&had, at(ms(0), 1)), [0, 1, 192, 194], "never the one where it stands");
 }
 
 #[test]
