@@ -22,6 +22,7 @@ pub fn judge(world: &mut World) -> Result<(), String> {
         return Err(why.clone());
     }
     positions(world)?;
+    world.learn_floor();
     let mut orders = Vec::new();
     let mut repeats = 0;
     for (index, node) in world.nodes.iter().enumerate() {
@@ -107,7 +108,7 @@ impl Seen {
                                 events.names[event]
                             ));
                         }
-                        if count - at > CLIENT_IDS {
+                        if count - at > CLIENT_IDS && !events.expired.contains(event) {
                             return Err(format!("Unique: node {index}, event {event}: too late"));
                         }
                         seen.repeats += 1;
@@ -165,7 +166,8 @@ impl Seen {
                 ));
             }
         }
-        if !world.absences && !world.drops {
+        let expired = missing.reason == GapReason::HistoryExpired && world.trims();
+        if !world.absences && !world.drops && !expired {
             return Err(format!("NoFalseGap: node {index} is told {missing:?}; nothing was lost"));
         }
         Ok(())
@@ -192,6 +194,10 @@ impl Seen {
             }
             // What nobody holds, and of which nobody told the line, is lost without a trace (X1).
             let names = &events.names[event];
+            // Nor is what was lost with an epoch that is forgotten by its age.
+            if world.forgets && names.iter().all(|(epoch, _)| *epoch <= world.floor) {
+                continue;
+            }
             let traced = names
                 .iter()
                 .any(|(epoch, offset)| line.told.get(epoch).is_some_and(|last| last >= offset));
@@ -212,6 +218,9 @@ impl Seen {
 /// `same` one, and held the event.
 fn may_repeat(world: &World, event: u64, same: bool) -> bool {
     let events = &world.events;
+    if events.expired.contains(&event) || events.old.contains(&event) && !same {
+        return true;
+    }
     let told = events.names[&event].iter().any(|name| events.declared.contains(name));
     let twice = events.double.contains(&event) && (!events.bad_double.contains(&event) || told);
     let names = &events.names[&event];

@@ -22,14 +22,15 @@ pub type At = (u64, u64);
 /// The time for which a recovery waits for gateways of which it does not know.
 pub const SETTLE_MS: u128 = 300;
 
+/// Half of the time for which requests are remembered: clocks jump by less than that.
+const REMEMBERED_MS: u128 = 30_000;
+
 /// The line of one master. A snapshot of the server has one of its own.
 #[derive(Clone, Default)]
 #[allow(clippy::struct_excessive_bools)] // independent facts
 pub struct Line {
     /// Events that stand in the line.
     pub present: Rc<BTreeSet<u64>>,
-    /// Those of them that history was given and not deprived of.
-    pub kept: Rc<BTreeSet<u64>>,
     /// For each epoch the highest offset that a call told this line of.
     pub told: Rc<BTreeMap<u64, u64>>,
     /// The gateways that took part in the last recovery: they knew of it, and had appended again
@@ -54,6 +55,10 @@ pub struct Line {
     /// Names that a recovery without the state passed over, since history has them and nobody
     /// offered them in time: the records of their writers and requests are gone.
     pub unrecorded: Rc<BTreeSet<At>>,
+    /// Events whose request's record was evicted.
+    pub forgotten: Rc<BTreeSet<u64>>,
+    /// When a gateway's probe was accepted last, or the first call after the state was lost.
+    pub called: Option<u128>,
 }
 
 /// What happened to the events of a seed.
@@ -80,6 +85,12 @@ pub struct Events {
     pub late: BTreeSet<u64>,
     /// True while two masters are alive.
     pub split: bool,
+    /// When each event was accepted last, or a retry of its request found it, in ms.
+    pub recorded: BTreeMap<u64, u128>,
+    /// Accepted a second time, since its request's record was gone: by age, or evicted.
+    pub expired: BTreeSet<u64>,
+    /// Accepted so long ago that tokens no longer say that a node had them.
+    pub old: BTreeSet<u64>,
     /// Names that were told as lost.
     pub declared: BTreeSet<At>,
     /// Promises that were broken on the way.
@@ -126,9 +137,8 @@ impl Line {
                     events.late.extend(&numbers);
                 }
                 Rc::make_mut(&mut self.present).extend(&numbers);
-                Rc::make_mut(&mut self.kept).extend(&numbers);
             }
-            Body::Frame(stamped) => self.accepted(stamped, events, step),
+            Body::Frame(stamped) => self.accepted(stamped, events, step, now),
             Body::EpochStart { ends, .. } => {
                 self.handled = Rc::new(ends.iter().copied().map(at).collect());
                 (self.recovering, self.since, self.stateless) = (true, now, false);
@@ -176,7 +186,7 @@ impl Line {
         }
     }
 
-    fn accepted(&mut self, stamped: &StampedFrame, events: &mut Events, step: u64) {
+    fn accepted(&mut self, stamped: &StampedFrame, events: &mut Events, step: u64, now: u128) {
         let frame = &stamped.frame;
         self.accepted = self.accepted.max(frame.epoch.0);
         let provenance = frame.provenance.as_deref();
@@ -190,7 +200,10 @@ impl Line {
             let before = events.names.entry(event).or_default();
             if !before.is_empty() {
                 let held = |name: &At| self.took_part.values().any(|held| held.contains(name));
-                if self.present.contains(&event) && !self.evicted {
+                let old = events.recorded.get(&event).is_none_or(|at| *at + REMEMBERED_MS < now);
+                if old || self.forgotten.contains(&event) {
+                    events.expired.insert(event);
+                } else if self.present.contains(&event) && !self.evicted {
                     events.broken.push(format!(
                         "Once: event {event} is accepted as {name:?}, and stands in the line as \
                          one of {before:?}"
@@ -203,6 +216,7 @@ impl Line {
                 events.double.insert(event);
             }
             before.push(name);
+            events.recorded.insert(event, now);
             if *events.truth.entry(name).or_insert(event) != event {
                 events.broken.push(format!("Position: {name:?} is given to event {event} too"));
             }
@@ -210,7 +224,6 @@ impl Line {
             events.stamps.entry(event).or_default().insert((stamped.writer, stamped.sequence));
             events.doubts.insert(name, doubts.clone());
             Rc::make_mut(&mut self.present).insert(event);
-            Rc::make_mut(&mut self.kept).insert(event);
         }
     }
 }

@@ -13,7 +13,7 @@ use trunkline::{
         AppendError, Appended, Batch, Delivery, GapReason, Position, ShardId, Sink,
         redis::{
             CallLimits,
-            envelope::{Body, Envelope, Header, encode_frame},
+            envelope::{Body, Envelope, Header, encode_frame, encode_probe},
             history::{self, Page, Reading},
             reader::{Found, ShardReader},
             recovery::Memory,
@@ -28,8 +28,9 @@ use trunkline::{
 use super::{
     bus::{Ask, AskedBus},
     event,
-    line::{At, Events, Line, SETTLE_MS, at},
+    line::{self, At, Events, Line, SETTLE_MS, at},
     mistakes::Mistake,
+    more::{HISTORIES, More},
     node::{self, Got, Node},
     rng::Rng,
 };
@@ -37,6 +38,9 @@ use crate::redis::{Identity, Reply, Server, Text};
 
 /// The clock of all servers at the beginning, in microseconds since 1970.
 const START: u64 = 1_790_000_000_000_000;
+
+/// A deployment may be replaced when its gateways have not called for so long.
+const ABANDONED_MS: u128 = 3900;
 
 /// States of a master that a failover may go back to.
 const SNAPSHOTS: usize = 40;
@@ -69,6 +73,8 @@ pub struct Gateway {
     pub id: u64,
     pub alive: bool,
     pub frozen: bool,
+    /// It takes few messages at a time.
+    slow: bool,
     /// Cut off from every server.
     pub cut: bool,
     /// The master that it can reach.
@@ -139,6 +145,9 @@ pub enum Act {
     Move,
     LoseStream,
     Page,
+    Age,
+    EvictKey,
+    Join,
 }
 
 /// All of them, with how often they happen.
@@ -212,6 +221,11 @@ pub struct World {
     sha: Text,
     strays: Vec<(usize, Sent)>,
     target: Target,
+    /// The shard of another deployment, which has the same keys.
+    other: Target,
+    /// True if a gateway of that was accepted.
+    joined: bool,
+    more: More,
     limits: CallLimits,
     next_id: u64,
     next_event: u64,
@@ -223,6 +237,8 @@ pub struct World {
     pub absences: bool,
     /// Faults after which all that lived may have forgotten the epochs of a token.
     pub forgets: bool,
+    /// Epochs up to this one were forgotten by the shard in the end.
+    pub floor: u64,
     /// A gateway's bounds are small: it drops what it held.
     pub drops: bool,
     pub happened: BTreeMap<&'static str, u64>,
@@ -243,28 +259,29 @@ pub struct Setting {
     /// An empty server that knows the script, and the script's SHA-1.
     server: Server,
     sha: Text,
-    settings: Arc<trunkline::bus::redis::Settings>,
+    /// For each of [`HISTORIES`].
+    settings: Vec<Arc<trunkline::bus::redis::Settings>>,
     /// Its clock stands still, and goes on with that of the seed.
     runtime: Rc<tokio::runtime::Runtime>,
 }
 
 impl Setting {
     pub fn new(mistake: Option<Mistake>) -> Setting {
-        let text = br#"{"coordinator": {"@type": "Redis", "url": "redis://127.0.0.1:1"}}"#;
-        let config = Config::load_text(text, &Sources::default()).expect("a valid configuration");
-        let settings = trunkline::bus::redis::Settings::from_config(&config);
+        let settings = HISTORIES.iter().map(|history| {
+            let url = r#"{"@type": "Redis", "url": "redis://127.0.0.1:1"}"#;
+            let text = format!(r#"{{"coordinator": {url}, "history": {history}}}"#);
+            let config = Config::load_text(text.as_bytes(), &Sources::default());
+            let config = config.expect("a valid configuration");
+            let settings = trunkline::bus::redis::Settings::from_config(&config);
+            Arc::new(settings.expect("valid settings"))
+        });
+        let settings = settings.collect();
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         let mut server = Server::default();
         let loaded = server.call(&["SCRIPT", "LOAD", &*Mistake::script(mistake)]);
         let Reply::Bulk(sha) = loaded else { panic!("not loaded: {loaded:?}") };
-        Setting {
-            mistake,
-            server,
-            sha,
-            settings: Arc::new(settings.expect("valid settings")),
-            runtime: Rc::new(runtime.expect("a runtime")),
-        }
+        Setting { mistake, server, sha, settings, runtime: Rc::new(runtime.expect("a runtime")) }
     }
 
     /// Entered while a seed runs.
@@ -274,10 +291,11 @@ impl Setting {
 }
 
 impl World {
-    pub fn new(seed: u64, setting: &Setting, gateways: usize, trace: bool) -> World {
-        let settings = setting.settings.clone();
+    pub fn new(seed: u64, setting: &Setting, gateways: usize, more: More, trace: bool) -> World {
+        let settings = setting.settings[more.history].clone();
         let limits = settings.call_limits();
         let target = Target::new(&settings, ShardId(0), 1, "protocol 2".into());
+        let other = Target::new(&settings, ShardId(0), 2, "protocol 2, 2 shards".into());
         let mut world = World {
             rng: Rng(seed),
             base: Instant::now(),
@@ -292,6 +310,9 @@ impl World {
             sha: setting.sha.clone(),
             strays: vec![],
             target,
+            other,
+            joined: false,
+            more,
             limits,
             next_id: 1,
             next_event: 1,
@@ -300,12 +321,16 @@ impl World {
             history: vec![],
             absences: false,
             forgets: false,
+            floor: 0,
             drops: false,
             happened: BTreeMap::new(),
         };
         let identity = world.identity();
         let mut server = setting.server.clone();
         server.set_identity(identity);
+        if world.trims() {
+            server.set_stream_node_entries(world.more.node_entries);
+        }
         world.add_master(server, Line::default());
         world.nodes = (0..3).map(|index| Node::new(index == 0)).collect();
         for _ in 0..gateways {
@@ -313,6 +338,11 @@ impl World {
             world.gateways.push(gateway);
         }
         world
+    }
+
+    /// True if history is kept within small limits.
+    pub fn trims(&self) -> bool {
+        self.more.history > 0 || self.more.ages
     }
 
     pub fn now(&self) -> Instant {
@@ -341,6 +371,7 @@ impl World {
         let limit = if self.rng.percent(20) { 3 + self.rng.below(10) } else { 10_000 };
         let now = self.now();
         let events = if self.rng.percent(20) { 4 + self.rng.below(12) } else { 10_000 };
+        let slow = self.more.slow && self.rng.percent(40);
         let hub = Arc::new(Hub::new(1, Capacity { bytes: 1 << 20, events }));
         let bus = Arc::new(AskedBus::new());
         hub.attach(bus.clone());
@@ -349,6 +380,7 @@ impl World {
             id,
             alive: true,
             frozen: false,
+            slow,
             cut: false,
             side,
             subscription: None,
@@ -426,12 +458,19 @@ impl World {
             self.events.broken.push(format!("Script: it failed: {text}"));
             return Err(Failure::Refused(text.clone()));
         }
-        let line = &mut self.masters[master].line;
-        if line.recovering || matches!(call.op, Op::Release { .. }) {
-            line.report(&call.reported);
-        }
+        let now = self.elapsed.as_millis();
         let value = value(&reply);
         let answer = script::parse(&value).unwrap_or_else(|| panic!("no answer: {reply:?}"));
+        if let Answer::Shard(_, status) = &answer {
+            let probed = matches!((&call.op, status), (Op::Probe(_), Status::Done(_)));
+            let line = &mut self.masters[master].line;
+            if probed || line.called.is_none() {
+                line.called = Some(now);
+            }
+            if line.recovering || matches!(call.op, Op::Release { .. }) {
+                line.report(&call.reported);
+            }
+        }
         if let (Op::Release { peers, .. }, Answer::Shard(view, Status::Done(_))) =
             (&call.op, &answer)
             && !view.recovering
@@ -612,7 +651,10 @@ impl World {
             }
             Act::Read => {
                 let node = self.rng.below(self.nodes.len());
-                self.read(node);
+                // The last one is slow where anybody is.
+                if !self.more.slow || node != self.nodes.len() - 1 || self.rng.percent(10) {
+                    self.read(node);
+                }
             }
             Act::Move => {
                 let node = self.rng.below(self.nodes.len());
@@ -643,6 +685,28 @@ impl World {
                 note!(self, "the clock of master {master} jumps {jump} ms");
                 self.count("clock jumps");
             }
+            Act::Age => {
+                // No call is under way for so long.
+                (0..self.gateways.len()).for_each(|gateway| self.lose_calls(gateway, false));
+                self.strays.clear();
+                let seconds = match self.rng.below(10) {
+                    0 => (1 + self.rng.below(10)) * 86_400,
+                    1..=2 => 3600 + self.rng.below(7200),
+                    _ => 20 + self.rng.below(400),
+                };
+                self.pass(Duration::from_secs(seconds as u64));
+                // Tokens and the shard's state forget epochs that ended so long ago.
+                self.forgets |= seconds >= 3600;
+                if seconds >= 8 * 86_400 {
+                    let events = self.events.names.keys().copied();
+                    self.events.old.extend(events);
+                }
+                self.absences = true;
+                note!(self, "{seconds} s pass");
+                self.count("ages");
+            }
+            Act::EvictKey => self.evict_key(),
+            Act::Join => self.join(),
             _ => self.fault(act),
         }
     }
@@ -672,7 +736,9 @@ impl World {
                 self.answer(gateway);
             }
         }
-        while !self.gateways[gateway].inbox.is_empty() {
+        let slow = self.gateways[gateway].slow;
+        let messages = if slow { self.rng.below(3) } else { usize::MAX };
+        for _ in 0..messages.min(self.gateways[gateway].inbox.len()) {
             self.inbox(gateway);
         }
         self.read_history(gateway);
@@ -739,6 +805,7 @@ impl World {
                 self.count("flushes");
             }
             Act::EvictState | Act::EvictHistory => {
+                let stored = Rc::new(self.stored(master));
                 let end = if act == Act::EvictState { "state" } else { "history" };
                 let server = &mut self.masters[master].server;
                 let names = server.key_names();
@@ -750,10 +817,9 @@ impl World {
                 line.evicted = true;
                 if act == Act::EvictState {
                     // What history has is all that is left.
-                    (line.told, line.present) = (Rc::default(), line.kept.clone());
+                    (line.told, line.present, line.called) = (Rc::default(), stored, None);
                     (line.recovering, line.stateless, line.again) = (false, true, true);
                 } else {
-                    line.kept = Rc::default();
                     if line.stateless {
                         line.present = Rc::default();
                     }
@@ -798,6 +864,65 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// Evicts a key beside state and history.
+    fn evict_key(&mut self) {
+        let masters = self.live_masters();
+        let master = masters[self.rng.below(masters.len())];
+        let mut names = self.masters[master].server.key_names();
+        names.retain(|name| !name.ends_with(b":state") && !name.ends_with(b":history"));
+        if names.is_empty() {
+            return;
+        }
+        let name = names.swap_remove(self.rng.below(names.len()));
+        self.masters[master].server.evict(&name);
+        let text = String::from_utf8_lossy(&name).into_owned();
+        note!(self, "{text} of master {master} is evicted");
+        if let Some((_, id)) = text.split_once(":request:") {
+            let line = &mut self.masters[master].line;
+            let digits = |id: [u8; 16]| id.iter().map(|byte| format!("{byte:02x}")).collect();
+            let of = |request: &&Request| request.id.map(digits).is_some_and(|it: String| it == id);
+            if let Some(request) = self.requests.iter().find(of) {
+                Rc::make_mut(&mut line.forgotten).extend(&request.events);
+            }
+        }
+        self.count("keys evicted");
+    }
+
+    /// A gateway of another deployment probes.
+    fn join(&mut self) {
+        let masters = self.live_masters();
+        let master = masters[self.rng.below(masters.len())];
+        let entropy = u16::try_from(self.rng.below(4096)).expect("small");
+        let call = Call {
+            seen: Position::UNKNOWN,
+            exact: false,
+            reported: String::new(),
+            entropy,
+            op: Op::Probe(encode_probe(0xffff, self.steps, 0)),
+            limit: Duration::from_secs(1),
+        };
+        let mut args = arguments(&call.command(&self.other));
+        args[1] = self.sha.clone();
+        let reply = self.execute(master, &args);
+        let answer = script::parse(&value(&reply)).unwrap_or_else(|| panic!("{reply:?}"));
+        note!(self, "a gateway of another deployment probes master {master}: {answer:?}");
+        if matches!(answer, Answer::Deployment(_)) {
+            self.count("other deployments refused");
+            return;
+        }
+        let (now, steady) = (self.elapsed.as_millis(), !self.happened.contains_key("clock jumps"));
+        if let Some(called) = self.masters[master].line.called
+            && now < called + ABANDONED_MS
+            && steady
+        {
+            self.events.broken.push(format!(
+                "Deployment: another one is accepted at {now} ms; this one called at {called} ms"
+            ));
+        }
+        self.count("other deployments accepted");
+        (self.joined, self.absences) = (true, true);
     }
 
     fn publish(&mut self, request: usize) {
@@ -996,6 +1121,7 @@ impl World {
             let got = self.nodes[node].got.get(told);
             if let Some(Got::Gap(missing, _)) = got
                 && missing.reason == GapReason::UnknownEpoch
+                && !self.forgets
                 && let Some((gateway, _)) = self.nodes[node].gateway
                 && let opened = self.nodes[node].opened
                 && let tips = &self.gateways[gateway].tips
@@ -1072,7 +1198,7 @@ impl World {
                     taken.deliveries.len()
                 );
                 if !after.is_known() {
-                    let kept = self.masters[master].line.kept.clone();
+                    let kept = self.stored(master);
                     let id = self.gateways[index].id;
                     // The stream is not owed what was before the entry with which it begins.
                     let begin: Vec<At> = match taken.deliveries.first() {
@@ -1105,6 +1231,34 @@ impl World {
                 let _ = answer.send(Ok(taken));
             }
         }
+    }
+
+    /// Learns which epochs the shard has forgotten.
+    pub fn learn_floor(&mut self) {
+        let master = self.live_masters()[0];
+        let end = Position::new(u64::MAX, u64::MAX - 1);
+        self.floor = self.reading(master, end).view.floor.0;
+    }
+
+    /// The events that the history of a master has.
+    fn stored(&mut self, master: usize) -> BTreeSet<u64> {
+        let names = self.masters[master].server.key_names();
+        let Some(history) = names.into_iter().find(|name| name.ends_with(b":history")) else {
+            return BTreeSet::new();
+        };
+        let range = self.masters[master].server.call(&[b"XRANGE", &history[..], b"-", b"+"]);
+        let mut events = BTreeSet::new();
+        let Reply::Array(entries) = range else { panic!("no entries: {range:?}") };
+        for entry in entries {
+            let Reply::Array(parts) = entry else { continue };
+            let [Reply::Bulk(id), Reply::Array(fields)] = &parts[..] else { continue };
+            let [Reply::Bulk(field), Reply::Bulk(value)] = &fields[..] else { continue };
+            let parsed = Envelope::parse_history(id, field, &value.to_vec().into());
+            if let Some(Envelope { body: Body::Frame(stamped), .. }) = parsed {
+                events.extend(line::numbers(&stamped));
+            }
+        }
+        events
     }
 
     pub fn reading(&mut self, master: usize, after: Position) -> Reading {
@@ -1141,6 +1295,7 @@ impl World {
         }
         for gateway in &mut self.gateways {
             (gateway.side, gateway.cut, gateway.frozen) = (last, false, false);
+            gateway.slow = false;
         }
         self.strays.clear();
         note!(self, "all faults end");
@@ -1167,7 +1322,7 @@ impl World {
             let rests = !busy && before == self.fingerprint();
             quiet = if rests { quiet + passed } else { 0 };
             // Three seconds without anything new: some rounds of probes.
-            if quiet > 3000 {
+            if quiet > if self.joined { 9000 } else { 3000 } {
                 return Ok(());
             }
         }

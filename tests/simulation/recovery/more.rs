@@ -1,0 +1,64 @@
+//! What only some seeds have, drawn apart from the rest, so that it moves no other seed.
+
+use super::{rng::Rng, world::Act};
+
+/// Limits of history, as `history` in the configuration.
+pub const HISTORIES: &[&str] = &[
+    "{}",
+    r#"{"maxFrames": 4}"#,
+    r#"{"maxFrames": 12}"#,
+    r#"{"maxBytes": "1KiB"}"#,
+    r#"{"maxAge": "1s"}"#,
+];
+
+/// What a seed has besides gateways, nodes and the usual faults.
+#[derive(Clone, Debug, Default)]
+pub struct More {
+    /// The index of its limits in [`HISTORIES`].
+    pub history: usize,
+    /// Entries of a node of a stream: how exactly history is trimmed.
+    pub node_entries: usize,
+    /// Minutes, hours and days pass, in which records expire and epochs are forgotten.
+    pub ages: bool,
+    /// Keys beside state and history are evicted.
+    pub evicts: bool,
+    /// Some gateways take few messages at a time, and some nodes read seldom.
+    pub slow: bool,
+    /// A gateway of another deployment calls.
+    pub joins: bool,
+}
+
+impl More {
+    /// What a seed has.
+    pub fn of(seed: u64) -> More {
+        let mut draw = Rng(seed ^ 0x6d6f_7265_0000_0000);
+        let mut more = More { node_entries: 100, ..More::default() };
+        if draw.percent(25) {
+            return more;
+        }
+        if draw.percent(40) {
+            more.history = 1 + draw.below(HISTORIES.len() - 1);
+            more.node_entries = 1 + draw.below(4);
+        }
+        more.ages = draw.percent(25);
+        more.evicts = draw.percent(30);
+        more.slow = draw.percent(40);
+        more.joins = draw.percent(15);
+        more
+    }
+
+    /// How often something happens that no other seed has.
+    pub fn acts(&self) -> Vec<(Act, usize)> {
+        let mut acts = vec![];
+        if self.ages {
+            acts.push((Act::Age, 1));
+        }
+        if self.evicts {
+            acts.push((Act::EvictKey, 2));
+        }
+        if self.joins {
+            acts.push((Act::Join, 4));
+        }
+        acts
+    }
+}
