@@ -9,8 +9,9 @@ use bytes::Bytes;
 use redis::{Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
 
 use super::{
+    auth::Authenticator,
     causes::error_text,
-    envelope::WriterId,
+    envelope::{Envelope, WriterId},
     names::ShardNames,
     server::{Command, Server},
     settings::Settings,
@@ -313,6 +314,16 @@ impl Target {
     ) -> Target {
         let names = Arc::new(settings.names(shard, shards));
         Target { names, settings: settings.clone(), deployment }
+    }
+
+    /// Makes and verifies authentication tags, if there is a key; for simulations.
+    pub fn authenticator(&self) -> Option<Arc<Authenticator>> {
+        self.names.auth.clone()
+    }
+
+    /// Reads a message from the channel, and verifies its tag; for simulations.
+    pub fn open(&self, bytes: Bytes) -> Option<Envelope> {
+        Envelope::open(bytes, self.names.auth.as_deref())
     }
 }
 

@@ -26,6 +26,8 @@ pub struct More {
     pub slow: bool,
     /// A gateway of another deployment calls.
     pub joins: bool,
+    /// Frames are authenticated: each is placed exactly, or not at all.
+    pub key: bool,
 }
 
 impl More {
@@ -44,6 +46,7 @@ impl More {
         more.evicts = draw.percent(30);
         more.slow = draw.percent(40);
         more.joins = draw.percent(15);
+        more.key = draw.percent(20);
         more
     }
 

@@ -39,6 +39,9 @@ use crate::redis::{Identity, Reply, Server, Text};
 /// The clock of all servers at the beginning, in microseconds since 1970.
 const START: u64 = 1_790_000_000_000_000;
 
+/// What all gateways state.
+const DEPLOYMENT: &str = "protocol 2";
+
 /// A deployment may be replaced when its gateways have not called for so long.
 const ABANDONED_MS: u128 = 3900;
 
@@ -85,7 +88,10 @@ pub struct Gateway {
     pub reader: ShardReader,
     /// The calls that are under way: those with an answer first.
     flights: VecDeque<Flight>,
-    inbox: VecDeque<Envelope>,
+    /// Messages, read without a key, and their bytes.
+    inbox: VecDeque<(Envelope, Text)>,
+    /// With the key of its own that it verifies with.
+    target: Target,
     wants_history: bool,
     wake: Option<Instant>,
     pub log: Vec<Delivery>,
@@ -220,6 +226,7 @@ pub struct World {
     mistake: Option<Mistake>,
     sha: Text,
     strays: Vec<(usize, Sent)>,
+    settings: Arc<trunkline::bus::redis::Settings>,
     target: Target,
     /// The shard of another deployment, which has the same keys.
     other: Target,
@@ -259,7 +266,7 @@ pub struct Setting {
     /// An empty server that knows the script, and the script's SHA-1.
     server: Server,
     sha: Text,
-    /// For each of [`HISTORIES`].
+    /// For each of [`HISTORIES`], and the same with a key.
     settings: Vec<Arc<trunkline::bus::redis::Settings>>,
     /// Its clock stands still, and goes on with that of the seed.
     runtime: Rc<tokio::runtime::Runtime>,
@@ -267,9 +274,13 @@ pub struct Setting {
 
 impl Setting {
     pub fn new(mistake: Option<Mistake>) -> Setting {
-        let settings = HISTORIES.iter().map(|history| {
+        let key =
+            r#", "frameKey": {"@type": "Value", "secret": "0123456789abcdef0123456789abcdef"}"#;
+        let histories = HISTORIES.iter().map(|history| (history, ""));
+        let histories = histories.chain(HISTORIES.iter().map(|history| (history, key)));
+        let settings = histories.map(|(history, key)| {
             let url = r#"{"@type": "Redis", "url": "redis://127.0.0.1:1"}"#;
-            let text = format!(r#"{{"coordinator": {url}, "history": {history}}}"#);
+            let text = format!(r#"{{"coordinator": {url}, "history": {history}{key}}}"#);
             let config = Config::load_text(text.as_bytes(), &Sources::default());
             let config = config.expect("a valid configuration");
             let settings = trunkline::bus::redis::Settings::from_config(&config);
@@ -292,9 +303,12 @@ impl Setting {
 
 impl World {
     pub fn new(seed: u64, setting: &Setting, gateways: usize, more: More, trace: bool) -> World {
-        let settings = setting.settings[more.history].clone();
+        // A mistake in what a frame says must not be found by its tag.
+        let more = More { key: more.key && setting.mistake.is_none(), ..more };
+        let with_key = if more.key { HISTORIES.len() } else { 0 };
+        let settings = setting.settings[with_key + more.history].clone();
         let limits = settings.call_limits();
-        let target = Target::new(&settings, ShardId(0), 1, "protocol 2".into());
+        let target = Target::new(&settings, ShardId(0), 1, DEPLOYMENT.into());
         let other = Target::new(&settings, ShardId(0), 2, "protocol 2, 2 shards".into());
         let mut world = World {
             rng: Rng(seed),
@@ -309,6 +323,7 @@ impl World {
             mistake: setting.mistake,
             sha: setting.sha.clone(),
             strays: vec![],
+            settings,
             target,
             other,
             joined: false,
@@ -374,6 +389,11 @@ impl World {
         let slow = self.more.slow && self.rng.percent(40);
         let hub = Arc::new(Hub::new(1, Capacity { bytes: 1 << 20, events }));
         let bus = Arc::new(AskedBus::new());
+        let target = if self.more.key {
+            Target::new(&self.settings, ShardId(0), 1, DEPLOYMENT.into())
+        } else {
+            self.target.clone()
+        };
         hub.attach(bus.clone());
         self.drops |= limit < 10_000 || events < 10_000;
         Gateway {
@@ -384,9 +404,17 @@ impl World {
             cut: false,
             side,
             subscription: None,
-            core: Core::new(ShardId(0), id, self.limits, None, self.rng.next(), now),
+            core: Core::new(
+                ShardId(0),
+                id,
+                self.limits,
+                target.authenticator(),
+                self.rng.next(),
+                now,
+            ),
             memory: Memory::new(id, (limit, 1 << 24)),
-            reader: ShardReader::new(id, false),
+            reader: ShardReader::new(id, self.more.key),
+            target,
             flights: VecDeque::new(),
             inbox: VecDeque::new(),
             wants_history: false,
@@ -415,8 +443,9 @@ impl World {
         state.server.set_time(START.saturating_add_signed(micros));
         let reply = state.server.call_with(args);
         let published = state.server.take_published();
-        let published: Vec<Envelope> = published.iter().map(|sent| parsed(&sent.payload)).collect();
-        for envelope in &published {
+        let published: Vec<(Envelope, Text)> =
+            published.into_iter().map(|sent| (parsed(&sent.payload), sent.payload)).collect();
+        for (envelope, _) in &published {
             if let Body::Probe { writer, number, .. } = &envelope.body
                 && let Some(gateway) = self.gateways.iter_mut().find(|other| other.id == *writer)
             {
@@ -1018,6 +1047,9 @@ impl World {
             Ok(Ok(appended)) => {
                 note!(self, "request {request} is answered {appended:?}");
                 let at = (appended.epoch.0, appended.first.0);
+                if self.more.key {
+                    *self.happened.entry("acknowledged with a key").or_default() += 1;
+                }
                 self.requests[*request].answers.insert(at);
                 self.requests[*request].answered.get_or_insert(self.steps);
                 *self.happened.entry("acknowledged").or_default() += 1;
@@ -1036,7 +1068,10 @@ impl World {
     pub fn inbox(&mut self, index: usize) {
         let now = self.now();
         let gateway = &mut self.gateways[index];
-        let Some(envelope) = gateway.inbox.pop_front() else { return };
+        let Some((mut envelope, bytes)) = gateway.inbox.pop_front() else { return };
+        if self.more.key {
+            envelope = gateway.target.open(bytes.to_vec().into()).expect("a known message");
+        }
         let probe = match &envelope.body {
             Body::Probe { number, .. } => Some(*number),
             _ => None,
@@ -1069,7 +1104,7 @@ impl World {
         }
         let Some(master) = self.reachable(index) else { return };
         let after = self.gateways[index].reader.read_from();
-        let reading = self.reading(master, after);
+        let reading = self.reading_of(index, master, after);
         note!(
             self,
             "gateway {index} reads history of master {master} after {after}: {} entries, \
@@ -1181,7 +1216,7 @@ impl World {
                 };
                 let mut page = Page::after(after, max_bytes);
                 let taken = loop {
-                    let reading = self.reading(master, page.read_from());
+                    let reading = self.reading_of(index, master, page.read_from());
                     let memory = &mut self.gateways[index].memory;
                     if let Some(taken) = page.take(reading, memory) {
                         break taken;
@@ -1261,11 +1296,22 @@ impl World {
         events
     }
 
+    /// What a gateway reads.
+    fn reading_of(&mut self, index: usize, master: usize, after: Position) -> Reading {
+        let target = self.gateways[index].target.clone();
+        self.reading_with(&target, master, after)
+    }
+
     pub fn reading(&mut self, master: usize, after: Position) -> Reading {
-        let [entries, state] = history::reading(&self.target, after);
+        let target = self.target.clone();
+        self.reading_with(&target, master, after)
+    }
+
+    fn reading_with(&mut self, target: &Target, master: usize, after: Position) -> Reading {
+        let [entries, state] = history::reading(target, after);
         let entries = self.execute(master, &arguments(&entries));
         let state = self.execute(master, &arguments(&state));
-        Reading::read(&self.target, value(&entries), &value(&state)).expect("a reading")
+        Reading::read(target, value(&entries), &value(&state)).expect("a reading")
     }
 
     /// Subscribes where the shard is now.
