@@ -61,6 +61,7 @@ fn round_trips(envelope: &Envelope) {
                 provenance: frame.provenance.as_deref(),
                 requests: &stamped.requests,
                 retain: &stamped.retain,
+                runs: &stamped.runs,
             };
             channel(position, &encode_frame(&header, &frame.events))
         }

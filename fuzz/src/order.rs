@@ -74,6 +74,7 @@ fn arrival_of(bytes: &[u8]) -> Option<Envelope> {
                 provenance: Some(&provenance),
                 requests: &[],
                 retain: &[],
+                runs: &[],
             };
             encode_frame(&header, &events)
         }

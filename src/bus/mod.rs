@@ -15,8 +15,10 @@ pub mod embedded;
 mod examination;
 mod members;
 mod position;
+pub mod ranges;
 pub mod redis;
 mod registry;
+mod run;
 mod status;
 mod traced;
 
@@ -35,6 +37,7 @@ pub use self::{
     members::{Exchange, MemberId, MemberRecord, MemberUpdate, Members},
     position::{Epoch, Offset, Position, ShardId},
     registry::{BusFactory, Registry, StartError, Starting},
+    run::{MAX_SEQUENCE, Numbering, PublisherId, Run},
     status::{BusStatus, GapCount, Health, LinkStatus, ShardBusStatus},
     traced::{AppendOutcome, AppendRecord, AppendRecorder, BatchTrace},
 };
@@ -64,6 +67,9 @@ pub type SharedBus = Arc<dyn Bus>;
 /// - **Idempotent.** A batch whose request id was accepted within the window of the configuration,
 ///   by this or another gateway, is not appended again: the answer is the position of the first
 ///   time.
+/// - **Numbered.** An event of [`Batch::runs`] whose number the shard has from this publisher, in
+///   any batch and from any gateway, is not appended again. If that left anything of a batch out,
+///   the answer is [`Appended::UNKNOWN`].
 /// - **Epochs.** When the bus loses events that it had acknowledged, or may have, it begins a new
 ///   epoch with a higher number, [`Delivery::Epoch`]; nothing is appended to an earlier one after
 ///   that. A position never stands for two events. A sink that was connected to a part of the bus

@@ -147,7 +147,8 @@ fn by_shard(
             before => {
                 let number = before.map_or(0, |(_, number, _)| number + 1);
                 let request_id = request_id.map(|id| id_of_part(id, number));
-                let batch = Batch { events: vec![], request_id, retain: vec![], trace: None };
+                let batch =
+                    Batch { events: vec![], request_id, runs: vec![], retain: vec![], trace: None };
                 batches.push(ShardBatch { shard, indexes: vec![], batch });
                 (batches.len() - 1, number, 0)
             }

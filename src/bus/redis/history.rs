@@ -351,6 +351,7 @@ mod tests {
             provenance: None,
             requests: &[],
             retain: &[],
+            runs: &[],
         };
         let value = encode_frame(&header, &encode_events([&event].into_iter()));
         assert!(value.len() < 1000);

@@ -18,7 +18,6 @@ mod names;
 mod odd;
 pub mod order;
 mod packing;
-pub mod ranges;
 pub mod reader;
 pub mod recovery;
 mod resolver;

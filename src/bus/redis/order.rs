@@ -359,7 +359,14 @@ mod tests {
             provenance: None,
             events: Bytes::new(),
         };
-        StampedFrame { frame, writer: 1, sequence: 1, requests: Bytes::new(), retain: Bytes::new() }
+        StampedFrame {
+            frame,
+            writer: 1,
+            sequence: 1,
+            requests: Bytes::new(),
+            retain: Bytes::new(),
+            runs: Bytes::new(),
+        }
     }
 
     fn frame(epoch: u64, first: u64, count: u64) -> Envelope {

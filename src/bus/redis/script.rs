@@ -17,15 +17,15 @@ use super::{
     settings::Settings,
     view::{ShardView, parse_view},
 };
-use crate::bus::{Appended, Epoch, Name, Offset, Position, RequestId, ShardId, millis};
+use crate::bus::{
+    Appended, Epoch, Name, Offset, Position, PublisherId, RequestId, ShardId, millis,
+    ranges::Ranges,
+};
 
 /// The script: everything that gateways do to a shard.
 pub const SHARD: &str = include_str!("shard.lua");
 
 static SCRIPT: LazyLock<redis::Script> = LazyLock::new(|| redis::Script::new(SHARD));
-
-/// The time for which a writer's frames are remembered, in milliseconds: longer than any retry.
-const WRITER_TTL_MS: u64 = 600_000;
 
 /// Capacity (arguments, bytes) of a call beside its frame, and of each request or retained event
 /// beside its bytes. An estimate that is too small costs a copy.
@@ -84,6 +84,8 @@ pub struct Framed {
     pub bytes: Vec<u8>,
     /// Request ids, each with the index of its first event.
     pub requests: Vec<(RequestId, u64)>,
+    /// The runs of publishers: the first and the last sequence that each covers.
+    pub runs: Vec<(PublisherId, u64, u64)>,
     /// Events that become the last value of their key.
     pub retain: Vec<Retain>,
 }
@@ -127,6 +129,9 @@ pub enum Status {
     There,
     /// Requests, by index, that were accepted before, at these positions; nothing was done.
     Seen(Vec<(usize, Appended)>),
+    /// Of these runs' publishers, by the index of the run, the shard has these sequences; nothing
+    /// was done.
+    Covered(Vec<(usize, Ranges)>),
     /// The epoch is over, or an exact position is taken; nothing was done.
     EpochOver,
     /// Appends wait for a recovery; nothing was appended.
@@ -194,7 +199,10 @@ impl Call {
                     answer,
                     Answer::Shard(
                         _,
-                        Status::Done(Some(_)) | Status::Duplicate { .. } | Status::Seen(_)
+                        Status::Done(Some(_))
+                            | Status::Duplicate { .. }
+                            | Status::Seen(_)
+                            | Status::Covered(_)
                     )
                 );
                 if accepted && target.settings.min_replicas > 0 {
@@ -240,7 +248,8 @@ impl Call {
         };
         let size = framed.map_or((0, 0), |framed| {
             let retained: usize = framed.retain.iter().map(|retain| retain.event.len()).sum();
-            (framed.requests.len() + framed.retain.len(), framed.bytes.len() + retained)
+            let each = framed.requests.len() + framed.retain.len() + framed.runs.len();
+            (each, framed.bytes.len() + retained)
         });
         let mut cmd = Cmd::with_capacity(
             CALL_CAPACITY.0 + size.0 * EACH_CAPACITY.0,
@@ -293,13 +302,16 @@ impl Call {
 impl Framed {
     fn put(&self, cmd: &mut Cmd, settings: &Settings, name: &str) {
         cmd.arg(id_text(self.writer)).arg(self.sequence).arg(self.count).arg(&self.bytes[..]);
-        cmd.arg(name).arg(WRITER_TTL_MS).arg(millis(settings.request_id_window));
+        cmd.arg(name).arg(millis(settings.request_id_window));
         cmd.arg(self.retain.len());
         for retain in &self.retain {
             cmd.arg(retain.key).arg(retain.index).arg(&retain.event[..]);
         }
         for (_, index) in &self.requests {
             cmd.arg(*index);
+        }
+        for (publisher, from, last) in &self.runs {
+            cmd.arg(&publisher[..]).arg(*from).arg(*last);
         }
     }
 }
@@ -439,6 +451,12 @@ pub fn parse(value: &Value) -> Option<Answer> {
             });
             Status::Seen(pairs.collect::<Option<_>>()?)
         }
+        "covered" => {
+            let pairs = (EXTRA..parts.len()).step_by(2).map(|at| {
+                Some((usize::try_from(number(at)?).ok()?, Ranges::parse(text(at + 1)?)?))
+            });
+            Status::Covered(pairs.collect::<Option<_>>()?)
+        }
         _ => return None,
     };
     Some(Answer::Shard(view, status))
@@ -450,7 +468,6 @@ const EXTRA: usize = 6;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::redis::ranges::Ranges;
 
     fn reply(parts: &[&str]) -> Value {
         Value::Array(parts.iter().map(|p| Value::BulkString(p.as_bytes().to_vec())).collect())
@@ -492,6 +509,8 @@ mod tests {
         assert_eq!(read("recovering", &[]), Some(Status::Recovering));
         let seen = Status::Seen(vec![(0, at(9, 4)), (2, at(9, 7))]);
         assert_eq!(read("seen", &["0", "9 4", "2", "9 7"]), Some(seen));
+        let covered = vec![(1, Ranges::parse("1-7.9-9").unwrap())];
+        assert_eq!(read("covered", &["1", "1-7.9-9"]), Some(Status::Covered(covered)));
         assert_eq!(read("what", &["9", "4"]), None);
         let theirs = Some(Answer::Deployment("2 16".into()));
         assert_eq!(parse(&reply(&["deployment", "2 16"])), theirs);

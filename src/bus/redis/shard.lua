@@ -16,9 +16,11 @@
 --       12 writer        13 sequence: the writer's number of the frame
 --       14 count: events in the frame              15 frame
 --       16 name: empty for append; else "epoch:first-last", the first acceptance of the frame
---       17 time to remember writers, in ms        18 time to remember request ids, in ms
---       19 number of last values, then for each its key, its index and its bytes; then for each
---          request id the index of its first event. Indices count from the first event of the name
+--       17 time to remember request ids, in ms
+--       18 number of last values, then for each its key, its index and its bytes; then for each
+--          request id the index of its first event; then for each run of a publisher's events the
+--          name of the publisher, and the first and the last sequence that it covers. Indices count
+--          from the first event of the name
 --   probe:    12 frame
 --   release:  12 caller   13 the gateways that the caller waits for, separated by spaces
 --
@@ -32,6 +34,8 @@
 --               place, the entry as it stands there, and its name
 --   there       again: nothing was appended, since the frame or all of its events are there
 --   seen, index, value, ..: these requests were accepted before; nothing was done
+--   covered, index, ranges, ..: of these runs' publishers the shard has these sequences; nothing was
+--               done
 --   epoch       the caller's epoch is over, or its position is taken; nothing was done
 --   recovering  appends wait; nothing was appended
 --   wait        other gateways may hold what comes before; to be tried again
@@ -51,8 +55,11 @@ local SETTLE = 300
 local FORGET, MAX_ENDS = 3600000, 64
 -- A deployment whose gateways have not called for so many ms is over.
 local ABANDONED = 5000
--- Ranges that are kept of one epoch's copies, and of one writer's sequences.
+-- Ranges that are kept of one epoch's copies, and of the sequences of a writer or publisher.
 local MAX_RANGES = 64
+-- Writers and publishers are forgotten so many s after their last frame, which is looked at once in
+-- so many s.
+local FORGET_WRITERS, SWEEP = 600, 60
 -- Gateways never use epochs as great as this: such an id was added by an unknown writer.
 local MAX_EPOCH = 2 ^ 53 - 2 ^ 30
 
@@ -165,6 +172,17 @@ local function with_range(ranges, first, last)
   local all = parse_ranges(ranges, {})
   all[#all + 1] = {first, last}
   return join(all)
+end
+
+-- True if some number from `first` to `last` is in the ranges.
+local function overlap(ranges, first, last)
+  -- As a rule all of them are behind.
+  local highest = tonumber(string.match(ranges, '(%d+)$'))
+  if not highest or highest < first then return false end
+  for from, to in string.gmatch(ranges, '(%d+)%-(%d+)') do
+    if tonumber(from) <= last and first <= tonumber(to) then return true end
+  end
+  return false
 end
 
 -- What callers have reported: a list of {epoch, offset, copies}, ascending.
@@ -442,11 +460,24 @@ local function trim(now)
   if upto then redis.call('XTRIM', KEYS[2], 'MINID', upto) end
 end
 
+-- Forgets the writers and publishers that have not written for long.
+local function sweep(now)
+  redis.call('HSET', KEYS[1], 'swept', num(now))
+  local all = redis.call('HGETALL', KEYS[1])
+  for i = 1, #all, 2 do
+    local at = string.match(all[i], '^[wp]:') and tonumber(string.match(all[i + 1], '^%d+'))
+    if at and now - at > FORGET_WRITERS then redis.call('HDEL', KEYS[1], all[i]) end
+  end
+end
+
 if op == 'probe' then
   -- Probes come every second: they keep history within its age.
   local now = clock()
-  local indexed_at = tonumber(redis.call('HMGET', KEYS[1], 'mark_at')[1]) or 0
-  if now - indexed_at >= 1000 then trim(now) end
+  local marks = redis.call('HMGET', KEYS[1], 'mark_at', 'swept')
+  if now - (tonumber(marks[1]) or 0) >= 1000 then trim(now) end
+  local seconds = math.floor(now / 1000)
+  -- After a clock that went back, too.
+  if math.abs(seconds - (tonumber(marks[2]) or 0)) >= SWEEP then sweep(seconds) end
   redis.call(publish, channel, 'P2 ' .. num(epoch) .. '-' .. num(offset) .. ' ' .. copies .. '|'
     .. ends .. '|' .. ARGV[12])
   return answer('ok')
@@ -538,7 +569,7 @@ end
 
 local requests = #KEYS > 4 and redis.call('MGET', unpack(KEYS, 5)) or {}
 local found = {}
-local index = 20 + 3 * tonumber(ARGV[19])
+local index = 19 + 3 * tonumber(ARGV[18])
 -- A record may have outlived what was accepted: a key of its own is not lost with the others.
 local function is_here(record)
   local e, o = string.match(record, '^(%d+) (%d+)$')
@@ -552,10 +583,36 @@ for i = 1, #KEYS - 4 do
   if requests[i] and requests[i] ~= own and is_here(requests[i]) then
     found[#found + 1] = num(i - 1)
     found[#found + 1] = requests[i]
-    redis.call('PEXPIRE', KEYS[4 + i], ARGV[18])
+    redis.call('PEXPIRE', KEYS[4 + i], ARGV[17])
   end
 end
 if #found > 0 then return answer('seen', unpack(found)) end
+
+-- The runs of publishers, whose records have the time of the last frame in s, and the sequences
+-- that are here.
+local publishers, had = {}, {}
+for i = index + #KEYS - 4, #ARGV, 3 do publishers[#publishers + 1] = 'p:' .. ARGV[i] end
+if #publishers > 0 then
+  local records = redis.call('HMGET', KEYS[1], unpack(publishers))
+  local covered = {}
+  for i, publisher in ipairs(publishers) do
+    local ranges = had[publisher] or string.match(records[i] or '', '^%d+ (.*)$') or ''
+    had[publisher] = ranges
+    local arg = index + #KEYS - 4 + 3 * (i - 1)
+    if overlap(ranges, tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])) then
+      covered[#covered + 1] = num(i - 1)
+      covered[#covered + 1] = ranges
+    end
+  end
+  if #covered > 0 then
+    -- A write, as above.
+    local now = redis.call('TIME')[1]
+    for publisher, ranges in pairs(had) do
+      if ranges ~= '' then redis.call('HSET', KEYS[1], publisher, now .. ' ' .. ranges) end
+    end
+    return answer('covered', unpack(covered))
+  end
+end
 
 local first = offset + 1
 local failed = add(count, 'f', ARGV[15])
@@ -565,17 +622,6 @@ if failed then
   open_epoch(0, {})
   return answer('epoch')
 end
-if not state[9] then
-  -- A new writer: those that have not written for long are forgotten.
-  local now = tonumber(redis.call('TIME')[1])
-  local all = redis.call('HGETALL', KEYS[1])
-  for i = 1, #all, 2 do
-    if string.sub(all[i], 1, 2) == 'w:' then
-      local at = tonumber(string.match(all[i + 1], '^%d+'))
-      if now - at > ARGV[17] / 1000 then redis.call('HDEL', KEYS[1], all[i]) end
-    end
-  end
-end
 local highest = tonumber(string.match(sequences, '(%d+)$')) or 0
 sequences = with_range(sequences, sequence, sequence)
 if sequence > highest then
@@ -584,9 +630,22 @@ if sequence > highest then
   named_count = num(name_epoch and name_last - name_first + 1 or count)
 end
 keep_writer()
+if #publishers > 0 then
+  local now = redis.call('TIME')[1]
+  for i, publisher in ipairs(publishers) do
+    local arg = index + #KEYS - 4 + 3 * (i - 1)
+    had[publisher] = with_range(had[publisher], tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2]))
+  end
+  local records = {}
+  for publisher, ranges in pairs(had) do
+    records[#records + 1] = publisher
+    records[#records + 1] = now .. ' ' .. ranges
+  end
+  redis.call('HSET', KEYS[1], unpack(records))
+end
 local base_epoch, base = num(name_epoch or epoch), name_first or first
-local arg = 20
-for _ = 1, tonumber(ARGV[19]) do
+local arg = 19
+for _ = 1, tonumber(ARGV[18]) do
   local at = base + ARGV[arg + 1]
   local value = base_epoch .. '-' .. num(at) .. ' ' .. ARGV[arg + 2]
   local newer = true
@@ -600,7 +659,7 @@ for _ = 1, tonumber(ARGV[19]) do
   arg = arg + 3
 end
 for i = 5, #KEYS do
-  redis.call('SET', KEYS[i], base_epoch .. ' ' .. num(base + ARGV[arg]), 'PX', ARGV[18])
+  redis.call('SET', KEYS[i], base_epoch .. ' ' .. num(base + ARGV[arg]), 'PX', ARGV[17])
   arg = arg + 1
 end
 if name_epoch then

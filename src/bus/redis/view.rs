@@ -1,7 +1,6 @@
 //! A shard as its script describes it.
 
-use super::ranges::Ranges;
-use crate::bus::{Epoch, Position};
+use crate::bus::{Epoch, Position, ranges::Ranges};
 
 /// The state of a shard as an answer of its script says it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -104,7 +104,7 @@ fn last(appended: Appended, events: &[Bytes]) -> Position {
 }
 
 fn batch(events: &[Bytes], request_id: Option<RequestId>) -> Batch {
-    Batch { events: events.to_vec(), request_id, retain: vec![], trace: None }
+    Batch { events: events.to_vec(), request_id, runs: vec![], retain: vec![], trace: None }
 }
 
 fn request_id() -> RequestId {

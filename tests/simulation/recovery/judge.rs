@@ -183,7 +183,7 @@ impl Seen {
         let acknowledged: BTreeSet<u64> = world
             .requests
             .iter()
-            .filter(|request| !request.answers.is_empty())
+            .filter(|request| request.answered.is_some())
             .flat_map(|request| request.events.iter().copied())
             .collect();
         for (event, first) in &events.first {

@@ -135,6 +135,25 @@ pub const MISTAKES: &[(&str, Mistake)] = &[
         "earlier epochs are forgotten",
         Script("local FORGET, MAX_ENDS = 3600000, 64", "local FORGET, MAX_ENDS = 3600000, 1"),
     ),
+    ("sequences of publishers not compared", Script("if overlap(", "if false and overlap(")),
+    (
+        "publishers not restored",
+        Script(
+            "keep_writer()\nif #publishers > 0",
+            "keep_writer()\nif #publishers > 0 and not name_epoch",
+        ),
+    ),
+    (
+        "only the last sequence of a publisher",
+        Script(
+            "had[publisher] = with_range(had[publisher], tonumber(ARGV[arg + 1]),",
+            "had[publisher] = with_range('', 1,",
+        ),
+    ),
+    (
+        "events of publishers not taken out of frames again",
+        Script("if #covered > 0 then", "if #covered > 0 and not name_epoch then"),
+    ),
     ("no doubts", Mistake::NoDoubts),
     ("no aliases", Mistake::NoAliases),
     ("copies without names", Mistake::NoNames),

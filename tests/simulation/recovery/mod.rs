@@ -12,6 +12,7 @@ mod line;
 mod mistakes;
 mod more;
 mod node;
+mod publisher;
 mod rng;
 mod world;
 
@@ -60,9 +61,11 @@ fn run(plan: &Plan, setting: &Setting, trace: bool) -> (World, usize, Result<(),
     let more = if plan.plain { More::default() } else { More::of(plan.seed) };
     let mut acts = ACTS.to_vec();
     acts.extend(more.acts());
+    // Drawn by itself: seeds without streams are as they were before there were any.
+    let streams = !plan.plain && Rng(plan.seed ^ 0x9e37_79b9_7f4a_7c15).percent(50);
     let weight = |(act, weight): &(Act, usize)| {
-        let is_fault = FAULTS.contains(act);
-        if is_fault && !faults.contains(act) { 0 } else { *weight }
+        let is_off = FAULTS.contains(act) && !faults.contains(act);
+        if is_off || *act == Act::Stream && !streams { 0 } else { *weight }
     };
     let weights: Vec<usize> = acts.iter().map(weight).collect();
     let total: usize = weights.iter().sum();

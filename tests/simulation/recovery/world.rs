@@ -32,6 +32,7 @@ use super::{
     mistakes::Mistake,
     more::{HISTORIES, More},
     node::{self, Got, Node},
+    publisher::{self, Publisher},
     rng::Rng,
 };
 use crate::redis::{Identity, Reply, Server, Text};
@@ -102,12 +103,20 @@ pub struct Gateway {
     probed: BTreeMap<u64, Rc<BTreeSet<u64>>>,
     /// What the shard had been told of when the hub asked for its end, with the step.
     tips: Vec<(u64, Rc<BTreeMap<u64, u64>>)>,
-    answers: Vec<(usize, oneshot::Receiver<Result<Appended, AppendError>>)>,
+    answers: Vec<(Answers, oneshot::Receiver<Result<Appended, AppendError>>)>,
     /// What happened while it took no part: the judge excuses what follows from that.
     pub absent: bool,
 }
 
-/// A request of a client.
+/// What an answer is for.
+pub enum Answers {
+    /// This request.
+    Request(usize),
+    /// A batch of a publisher's stream.
+    Stream(publisher::Sent),
+}
+
+/// A request of a client, or an event of a publisher's stream.
 pub struct Request {
     pub id: Option<[u8; 16]>,
     pub events: Vec<u64>,
@@ -121,6 +130,7 @@ pub struct Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Act {
     Publish,
+    Stream,
     Retry,
     Step,
     Execute,
@@ -159,6 +169,7 @@ pub enum Act {
 /// All of them, with how often they happen.
 pub const ACTS: &[(Act, usize)] = &[
     (Act::Publish, 10),
+    (Act::Stream, 12),
     (Act::Retry, 4),
     (Act::Step, 30),
     (Act::Execute, 30),
@@ -221,6 +232,7 @@ pub struct World {
     pub gateways: Vec<Gateway>,
     pub requests: Vec<Request>,
     pub nodes: Vec<Node>,
+    pub publishers: Vec<Publisher>,
     pub events: Events,
     runtime: Rc<tokio::runtime::Runtime>,
     mistake: Option<Mistake>,
@@ -318,6 +330,7 @@ impl World {
             gateways: vec![],
             requests: vec![],
             nodes: vec![],
+            publishers: (1..=2).map(Publisher::new).collect(),
             events: Events::default(),
             runtime: setting.runtime.clone(),
             mistake: setting.mistake,
@@ -545,7 +558,7 @@ impl World {
     }
 
     /// A gateway that is up.
-    fn pick(&mut self) -> Option<usize> {
+    pub fn pick(&mut self) -> Option<usize> {
         let up: Vec<usize> = (0..self.gateways.len())
             .filter(|index| self.gateways[*index].alive && !self.gateways[*index].frozen)
             .collect();
@@ -557,20 +570,14 @@ impl World {
         match act {
             Act::Publish => {
                 let events = 1 + self.rng.below(2) as u64;
-                let first = self.next_event;
-                self.next_event += events;
+                let events: Vec<u64> = (0..events).map(|_| self.new_event()).collect();
                 let mut id = [0; 16];
-                id[..8].copy_from_slice(&first.to_be_bytes());
+                id[..8].copy_from_slice(&events[0].to_be_bytes());
                 let id = (self.rng.below(3) > 0).then_some(id);
-                let events = (first..first + events).collect();
-                self.requests.push(Request {
-                    id,
-                    events,
-                    answers: BTreeSet::new(),
-                    answered: None,
-                });
+                self.add_request(id, events);
                 self.publish(self.requests.len() - 1);
             }
+            Act::Stream => self.stream(),
             Act::Retry => {
                 let with_id: Vec<usize> = (0..self.requests.len())
                     .filter(|index| self.requests[*index].id.is_some())
@@ -954,6 +961,34 @@ impl World {
         (self.joined, self.absences) = (true, true);
     }
 
+    pub fn new_event(&mut self) -> u64 {
+        self.next_event += 1;
+        self.next_event - 1
+    }
+
+    pub fn add_request(&mut self, id: Option<[u8; 16]>, events: Vec<u64>) {
+        self.requests.push(Request { id, events, answers: BTreeSet::new(), answered: None });
+    }
+
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    pub fn note(&mut self, text: impl FnOnce() -> String) {
+        note!(self, "{}", text());
+    }
+
+    pub fn add_job(
+        &mut self,
+        gateway: usize,
+        job: Job,
+        answers: Answers,
+        answered: oneshot::Receiver<Result<Appended, AppendError>>,
+    ) {
+        self.gateways[gateway].core.add(job);
+        self.gateways[gateway].answers.push((answers, answered));
+    }
+
     fn publish(&mut self, request: usize) {
         let Some(gateway) = self.pick() else { return };
         if !self.gateways[gateway].reader.is_started() {
@@ -963,6 +998,7 @@ impl World {
         let batch = Batch {
             events: events.iter().copied().map(event::encode).collect(),
             request_id: *id,
+            runs: vec![],
             retain: vec![],
             trace: None,
         };
@@ -970,8 +1006,8 @@ impl World {
         let deadline = self.now() + Duration::from_secs(10);
         let sent = Arc::new(AtomicBool::new(false));
         note!(self, "gateway {gateway} gets request {request} with {events:?}");
-        self.gateways[gateway].core.add(Job { batch, deadline, sent, answer });
-        self.gateways[gateway].answers.push((request, answered));
+        let job = Job { batch, deadline, sent, answer };
+        self.add_job(gateway, job, Answers::Request(request), answered);
     }
 
     pub fn step(&mut self, index: usize) {
@@ -1043,24 +1079,29 @@ impl World {
     /// Takes the answers that clients got.
     fn collect(&mut self, index: usize) {
         let mut answers = std::mem::take(&mut self.gateways[index].answers);
-        answers.retain_mut(|(request, answered)| match answered.try_recv() {
-            Ok(Ok(appended)) => {
-                note!(self, "request {request} is answered {appended:?}");
-                let at = (appended.epoch.0, appended.first.0);
-                if self.more.key {
-                    *self.happened.entry("acknowledged with a key").or_default() += 1;
+        answers.retain_mut(|(answers, answered)| {
+            let answer = match answered.try_recv() {
+                Ok(answer) => answer,
+                Err(oneshot::error::TryRecvError::Empty) => return true,
+                Err(oneshot::error::TryRecvError::Closed) => return false,
+            };
+            match (answers, answer) {
+                (Answers::Stream(sent), answer) => self.stream_answered(sent, answer.is_ok()),
+                (Answers::Request(request), Ok(appended)) => {
+                    note!(self, "request {request} is answered {appended:?}");
+                    if self.more.key {
+                        *self.happened.entry("acknowledged with a key").or_default() += 1;
+                    }
+                    let at = (appended.epoch.0, appended.first.0);
+                    self.requests[*request].answers.insert(at);
+                    self.requests[*request].answered.get_or_insert(self.steps);
+                    *self.happened.entry("acknowledged").or_default() += 1;
                 }
-                self.requests[*request].answers.insert(at);
-                self.requests[*request].answered.get_or_insert(self.steps);
-                *self.happened.entry("acknowledged").or_default() += 1;
-                false
+                (Answers::Request(request), Err(error)) => {
+                    note!(self, "request {request} fails: {error:?}");
+                }
             }
-            Ok(Err(error)) => {
-                note!(self, "request {request} fails: {error:?}");
-                false
-            }
-            Err(oneshot::error::TryRecvError::Empty) => true,
-            Err(oneshot::error::TryRecvError::Closed) => false,
+            false
         });
         self.gateways[index].answers = answers;
     }
@@ -1354,6 +1395,9 @@ impl World {
                     self.page(index);
                 }
             }
+            for publisher in 0..self.publishers.len() {
+                self.send_waiting(publisher, usize::MAX);
+            }
             for node in 0..self.nodes.len() {
                 for _ in 0..4 {
                     self.read(node);
@@ -1364,7 +1408,7 @@ impl World {
             self.pass(Duration::from_millis(passed));
             let busy = self.gateways.iter().any(|gateway| {
                 gateway.core.is_busy() || gateway.wants_history || gateway.memory.is_recovering()
-            });
+            }) || self.publishers.iter().any(Publisher::waits);
             let rests = !busy && before == self.fingerprint();
             quiet = if rests { quiet + passed } else { 0 };
             // Three seconds without anything new: some rounds of probes.
@@ -1416,6 +1460,7 @@ fn spoil_call(mistake: Mistake, call: &mut Call) {
                 provenance: None,
                 requests: &stamped.requests,
                 retain: &stamped.retain,
+                runs: &stamped.runs,
             };
             framed.bytes = encode_frame(&header, &stamped.frame.events);
         }

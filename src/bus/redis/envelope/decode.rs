@@ -151,6 +151,7 @@ fn try_frame(
         sequence: header.sequence,
         requests: header.requests.into(),
         retain: header.retain.into(),
+        runs: header.runs.into(),
     })
 }
 

@@ -10,9 +10,11 @@ use bytes::{Buf, Bytes};
 use prost::encoding::decode_varint;
 
 pub(super) use self::encode::with_tag;
-pub use self::encode::{encode_events, encode_frame, encode_probe, put_request, put_retained};
+pub use self::encode::{
+    encode_events, encode_frame, encode_probe, put_request, put_retained, put_run,
+};
 use super::{auth::Authenticator, view::ShardView};
-use crate::bus::{Epoch, Frame, Lost, Offset, Position, Provenance, RequestId};
+use crate::bus::{Epoch, Frame, Lost, MAX_SEQUENCE, Offset, Position, Provenance, RequestId, Run};
 
 /// Identity of a gateway process on the bus: random, so that no two processes share one.
 pub type WriterId = u64;
@@ -71,6 +73,48 @@ pub struct StampedFrame {
     pub requests: Bytes,
     /// The events that are kept as last values; see [`read_retained`].
     pub retain: Bytes,
+    /// The events that their publishers numbered; see [`StampedFrame::runs`].
+    pub runs: Bytes,
+}
+
+/// Events of a frame that their publisher numbered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldRun {
+    /// The index of its first event in the frame.
+    pub first: u64,
+    /// The events.
+    pub run: Run,
+}
+
+impl StampedFrame {
+    /// The events that their publishers numbered. Ends where the bytes have another form, or name
+    /// more events than the frame has.
+    pub fn runs(&self) -> impl Iterator<Item = HeldRun> {
+        let mut bytes = &self.runs[..];
+        std::iter::from_fn(move || read_run(&mut bytes, self.frame.count))
+    }
+}
+
+fn read_run(bytes: &mut &[u8], events: u64) -> Option<HeldRun> {
+    let (publisher, rest) = bytes.split_first_chunk::<16>()?;
+    *bytes = rest;
+    let mut number = || decode_varint(bytes).ok();
+    let (first, from, shape) = (number()?, number()?, number()?);
+    let count = shape / 2;
+    if count == 0 || first.checked_add(count)? > events {
+        return None;
+    }
+    let mut next = from.checked_add(number()?)?;
+    // Room for what is read, and not for what is said to come.
+    let mut sequences = Vec::new();
+    sequences.push(next);
+    for _ in 1..count {
+        let distance = if shape % 2 == 1 { 0 } else { number()? };
+        next = next.checked_add(distance)?.checked_add(1)?;
+        sequences.push(next);
+    }
+    (next < MAX_SEQUENCE)
+        .then(|| HeldRun { first, run: Run { publisher: *publisher, from, sequences } })
 }
 
 /// A request in a frame.
@@ -132,6 +176,8 @@ pub struct Header<'a> {
     pub requests: &'a [u8],
     /// The events that are kept as last values, as [`put_retained`] writes them.
     pub retain: &'a [u8],
+    /// The events that their publishers numbered, as [`put_run`] writes them.
+    pub runs: &'a [u8],
 }
 
 /// The first bytes of the messages on a channel. The digit is the version of the protocol.

@@ -12,6 +12,7 @@ fn header() -> Header<'static> {
         provenance: None,
         requests: &[],
         retain: &[],
+        runs: &[],
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::bus::{
-    Epoch, Name, Offset, Position, RequestId,
+    Epoch, Name, Offset, Position, PublisherId, RequestId,
     redis::envelope::{StampedFrame, WriterId, events_of, read_requests},
 };
 
@@ -51,7 +51,8 @@ impl HeldFrame {
     }
 
     fn size(&self) -> usize {
-        FRAME_COST + self.stamped.frame.events.len() + self.stamped.requests.len()
+        let stamped = &self.stamped;
+        FRAME_COST + stamped.frame.events.len() + stamped.requests.len() + stamped.runs.len()
     }
 }
 
@@ -75,6 +76,8 @@ struct Identities {
     sequences: HashMap<(WriterId, u64), Vec<Position>>,
     /// Each with the index of its first event in that frame, and their number.
     requests: HashMap<RequestId, Vec<(Position, u64, u64)>>,
+    /// The frames that have events of a publisher.
+    publishers: HashMap<PublisherId, Vec<Position>>,
 }
 
 impl Held {
@@ -200,6 +203,12 @@ impl Identities {
             let at = (name, request.first, request.count);
             self.requests.entry(request.id).or_default().push(at);
         }
+        for at in stamped.runs() {
+            let frames = self.publishers.entry(at.run.publisher).or_default();
+            if frames.last() != Some(&name) {
+                frames.push(name);
+            }
+        }
     }
 
     fn aliases(
@@ -238,6 +247,23 @@ impl Identities {
                 let Some(other) = frames.get(name) else { continue };
                 for nth in 0..request.count.min(*count) {
                     add(request.first + nth, other, first + nth);
+                }
+            }
+        }
+        for here in stamped.runs() {
+            let names = self.publishers.get(&here.run.publisher).into_iter().flatten();
+            for other in names.filter_map(|name| frames.get(name)) {
+                let theirs = other.stamped.runs().filter(|there| {
+                    there.run.publisher == here.run.publisher
+                        && there.run.from <= here.run.last()
+                        && here.run.from <= there.run.last()
+                });
+                for there in theirs {
+                    for (sequence, index) in here.run.sequences.iter().zip(here.first..) {
+                        if let Ok(nth) = there.run.sequences.binary_search(sequence) {
+                            add(index, other, there.first + nth as u64);
+                        }
+                    }
                 }
             }
         }

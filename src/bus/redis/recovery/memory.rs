@@ -9,12 +9,12 @@ use std::{
 use super::{Held, HeldFrame, Reported};
 use crate::bus::{
     Epoch, Frame, Name, Offset, Position, Provenance, put_event,
+    ranges::Ranges,
     redis::{
         envelope::{
             Body, Envelope, Header, StampedFrame, WriterId, encode_frame, events_of, put_request,
-            put_retained, read_requests, read_retained,
+            put_retained, put_run, read_requests, read_retained,
         },
-        ranges::Ranges,
         view::ShardView,
     },
 };
@@ -227,7 +227,30 @@ impl Memory {
 
     /// Leaves out of what is offered next the requests, by index, that were accepted again before.
     pub fn offer_without(&mut self, held: &HeldFrame, seen: &[usize]) {
-        self.cut = Some(without_requests(held, seen));
+        let mut gone = Ranges::default();
+        for (nth, request) in read_requests(&held.stamped.requests).enumerate() {
+            if seen.contains(&nth) && request.count > 0 {
+                gone.add(request.first, request.first + request.count - 1);
+            }
+        }
+        self.cut = Some(without(held, &gone, &[]));
+    }
+
+    /// Leaves out of what is offered next the events whose publisher had them accepted again
+    /// before: `covered` has runs, by index, and the sequences of their publishers.
+    pub fn offer_without_covered(&mut self, held: &HeldFrame, covered: &[(usize, Ranges)]) {
+        let mut gone = Ranges::default();
+        for (nth, at) in held.stamped.runs().enumerate() {
+            let covered = covered.iter().filter(|(index, _)| *index == nth);
+            for (_, covered) in covered {
+                for (sequence, index) in at.run.sequences.iter().zip(at.first..) {
+                    if covered.has(*sequence) {
+                        gone.add(index, index);
+                    }
+                }
+            }
+        }
+        self.cut = Some(without(held, &gone, covered));
     }
 
     /// The end of the shard as far as this gateway knows it.
@@ -350,16 +373,11 @@ impl Memory {
     }
 }
 
-/// A held frame without some of its requests.
-fn without_requests(held: &HeldFrame, seen: &[usize]) -> HeldFrame {
+/// A held frame without the events that have these indices, and without what is covered of its
+/// runs.
+fn without(held: &HeldFrame, gone: &Ranges, covered: &[(usize, Ranges)]) -> HeldFrame {
     let stamped = &held.stamped;
-    let mut gone = Ranges::default();
-    let mut requests = Vec::new();
-    for (nth, request) in read_requests(&stamped.requests).enumerate() {
-        if seen.contains(&nth) && request.count > 0 {
-            gone.add(request.first, request.first + request.count - 1);
-        }
-    }
+    let (mut requests, mut runs) = (Vec::new(), Vec::new());
     let (mut events, mut left, mut moved) = (Vec::new(), Vec::new(), BTreeMap::new());
     for (event, index) in events_of(&stamped.frame.events).zip(0u64..) {
         if !gone.has(index) {
@@ -368,11 +386,27 @@ fn without_requests(held: &HeldFrame, seen: &[usize]) -> HeldFrame {
             put_event(&mut events, event);
         }
     }
-    for (nth, request) in read_requests(&stamped.requests).enumerate() {
-        if !seen.contains(&nth)
-            && let Some(first) = moved.get(&request.first)
-        {
+    for request in read_requests(&stamped.requests) {
+        if let Some(first) = moved.get(&request.first) {
             put_request(&mut requests, &request.id, *first, request.count);
+        }
+    }
+    for (nth, at) in stamped.runs().enumerate() {
+        let covered = covered.iter().find(|(index, _)| *index == nth).map(|(_, covered)| covered);
+        let mut is_left = Vec::new();
+        let parts = match covered {
+            Some(covered) => at.run.without(covered, &mut is_left),
+            None => vec![at.run.clone()],
+        };
+        let indices = (at.first..).zip(&at.run.sequences);
+        let indices: Vec<u64> =
+            indices.filter_map(|(index, _)| moved.get(&index).copied()).collect();
+        let mut begin = 0;
+        for part in parts {
+            if let Some(first) = indices.get(begin) {
+                put_run(&mut runs, *first, &part);
+            }
+            begin += part.sequences.len();
         }
     }
     let mut retain = Vec::new();
@@ -393,9 +427,14 @@ fn without_requests(held: &HeldFrame, seen: &[usize]) -> HeldFrame {
         events: events.into(),
         ..stamped.frame.clone()
     };
-    let (writer, sequence) = (stamped.writer, stamped.sequence);
-    let stamped =
-        StampedFrame { frame, writer, sequence, requests: requests.into(), retain: retain.into() };
+    let stamped = StampedFrame {
+        frame,
+        writer: stamped.writer,
+        sequence: stamped.sequence,
+        requests: requests.into(),
+        retain: retain.into(),
+        runs: runs.into(),
+    };
     HeldFrame { name, stamped }
 }
 
@@ -414,6 +453,7 @@ pub fn encode_copy(held: &HeldFrame) -> Vec<u8> {
         provenance: Some(&provenance),
         requests: &stamped.requests,
         retain: &stamped.retain,
+        runs: &stamped.runs,
     };
     encode_frame(&header, &stamped.frame.events)
 }

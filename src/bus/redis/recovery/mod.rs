@@ -13,4 +13,5 @@ pub use self::{
     memory::{Memory, Offer, Task},
     reported::Reported,
 };
-pub use super::{ranges::Ranges, view::ShardView};
+pub use super::view::ShardView;
+pub use crate::bus::ranges::Ranges;

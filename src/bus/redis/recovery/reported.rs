@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
-use crate::bus::{Epoch, Offset, Position, redis::ranges::Ranges};
+use crate::bus::{Epoch, Offset, Position, ranges::Ranges};
 
 /// Epochs that are remembered. With more, the lowest are forgotten.
 const MAX_EPOCHS: usize = 64;

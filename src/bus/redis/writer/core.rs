@@ -5,7 +5,7 @@
 //! the script appends a sequence once, whatever was lost on the way.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,11 +14,11 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use super::flush::{Flush, Job};
 use crate::bus::{
-    AppendError, Appended, Epoch, Frame, Name, Offset, Position, Provenance, ShardId,
+    AppendError, Appended, Epoch, Frame, Name, Offset, Position, Provenance, PublisherId, ShardId,
     redis::{
         auth::{self, Authenticator, Kind},
         envelope::{
-            Body, Header, StampedFrame, WriterId, encode_frame, encode_probe, events_of,
+            Body, Header, HeldRun, StampedFrame, WriterId, encode_frame, encode_probe, events_of,
             read_requests, read_retained, with_tag,
         },
         recovery::{HeldFrame, Memory, Offer, Task},
@@ -32,6 +32,9 @@ use crate::bus::{
 /// Limits of one frame.
 const FRAME_BYTES: usize = 128 * 1024;
 const FRAME_EVENTS: usize = 2000;
+
+/// Runs of publishers in one frame: the script looks at each.
+const FRAME_RUNS: usize = 256;
 
 /// The interval of probes.
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
@@ -369,23 +372,33 @@ impl Core {
     }
 
     /// Takes waiting batches up to the limits of a frame. A batch that repeats the request id of
-    /// another one waits for the next frame: the script finds only ids of earlier frames.
+    /// another one, or sequences of a publisher, waits for the next frame: the script finds only
+    /// those of earlier frames.
     fn gather(&mut self, first: Job) {
         let (mut size, mut count) = (0, 0);
         let mut jobs: Vec<Job> = Vec::new();
         let mut requests = HashSet::new();
+        // For each publisher the first sequence that nothing in the frame covers.
+        let mut publishers: HashMap<PublisherId, u64> = HashMap::new();
+        let mut runs = 0;
         let mut next = Some(first);
         while let Some(job) = next {
             let bytes: usize = job.batch.events.iter().map(|event| event.len() + 6).sum();
             let fits =
                 size + bytes <= FRAME_BYTES && count + job.batch.events.len() <= FRAME_EVENTS;
-            let repeats = job.batch.request_id.is_some_and(|id| !requests.insert(id));
+            let fits = fits && runs + job.batch.runs.len() <= FRAME_RUNS;
+            let repeats = job.batch.request_id.is_some_and(|id| !requests.insert(id))
+                || (job.batch.runs.iter())
+                    .any(|run| publishers.get(&run.publisher).is_some_and(|at| run.from < *at));
             if !jobs.is_empty() && (repeats || !fits) {
                 self.waiting.push_front(job);
                 break;
             }
             size += bytes;
             count += job.batch.events.len();
+            runs += job.batch.runs.len();
+            let ends = job.batch.runs.iter().map(|run| (run.publisher, run.last() + 1));
+            publishers.extend(ends);
             jobs.push(job);
             next = self.next_waiting();
         }
@@ -463,6 +476,12 @@ impl Core {
                     self.flush = None;
                 }
             }
+            Status::Covered(covered) => {
+                sending.flush.leave_out(&covered);
+                if sending.flush.jobs.is_empty() {
+                    self.flush = None;
+                }
+            }
             // Another gateway was first, with an exact position; or the epoch is over; or a
             // recovery is under way.
             Status::EpochOver | Status::Recovering => {}
@@ -509,6 +528,9 @@ impl Core {
             count: held.stamped.frame.count,
             bytes: offer.frame.clone(),
             requests,
+            runs: (held.stamped.runs())
+                .map(|HeldRun { run, .. }| (run.publisher, run.from, run.last()))
+                .collect(),
             retain: retain.collect(),
         };
         let framed = self.with_tags(framed, seen, Some(&held.name));
@@ -535,6 +557,7 @@ impl Core {
                 let seen: Vec<usize> = seen.into_iter().map(|(index, _)| index).collect();
                 memory.offer_without(&offer.held, &seen);
             }
+            Status::Covered(covered) => memory.offer_without_covered(&offer.held, &covered),
             // Others hold it too, and are faster: one is enough, and the rest look on.
             Status::There | Status::Wait => self.paused = Some(now + RECOVERY_PAUSE),
             _ => {}
@@ -639,6 +662,7 @@ impl Sending {
             provenance: provenance.as_ref(),
             requests: &self.flush.requests,
             retain: &self.flush.retained,
+            runs: &self.flush.encoded_runs,
         };
         Framed {
             writer,
@@ -646,6 +670,7 @@ impl Sending {
             count: self.flush.count,
             bytes: encode_frame(&header, &self.flush.events),
             requests: self.flush.requests(),
+            runs: self.flush.runs(),
             retain: self.flush.retain(),
         }
     }
@@ -665,6 +690,7 @@ impl Sending {
             sequence: self.sequence,
             requests: self.flush.requests.clone().into(),
             retain: self.flush.retained.clone().into(),
+            runs: self.flush.encoded_runs.clone().into(),
         }
     }
 

@@ -12,9 +12,10 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::bus::{
-    AppendError, Appended, Batch, BatchTrace, Offset, RequestId,
+    AppendError, Appended, Batch, BatchTrace, Offset, PublisherId, RequestId, Run,
+    ranges::Ranges,
     redis::{
-        envelope::{encode_events, put_request, put_retained},
+        envelope::{encode_events, put_request, put_retained, put_run},
         script::Retain,
     },
     unix_ms,
@@ -50,6 +51,10 @@ pub(super) struct Flush {
     /// The requests with an id, and the events that are kept, as the frame states them.
     pub requests: Vec<u8>,
     pub retained: Vec<u8>,
+    /// The runs of publishers, those that continue one another joined, each with the index of its
+    /// first event; and as the frame states them.
+    runs: Vec<(u64, Run)>,
+    pub encoded_runs: Vec<u8>,
 }
 
 /// A job, and where its events are.
@@ -59,6 +64,8 @@ pub(super) struct Part {
     /// The number of events of each form that the frame had, and the index of the job's first event
     /// in it. The last form is the current one, and each has fewer events than the one before.
     forms: Vec<(u64, u64)>,
+    /// True if some of its events were left out, since they are there under other positions.
+    is_partial: bool,
 }
 
 impl Part {
@@ -70,12 +77,16 @@ impl Part {
 impl Flush {
     pub(super) fn new(jobs: Vec<Job>) -> Flush {
         let mut flush = Flush {
-            jobs: jobs.into_iter().map(|job| Part { job, forms: vec![] }).collect(),
+            jobs: (jobs.into_iter())
+                .map(|job| Part { job, forms: vec![], is_partial: false })
+                .collect(),
             events: Bytes::new(),
             count: 0,
             time_ms: unix_ms(),
             requests: vec![],
             retained: vec![],
+            runs: vec![],
+            encoded_runs: vec![],
         };
         flush.encode();
         flush
@@ -83,15 +94,28 @@ impl Flush {
 
     fn encode(&mut self) {
         let count = self.jobs.iter().map(|part| part.job.batch.events.len() as u64).sum();
-        let (mut start, mut requests) = (0, Vec::new());
+        let (mut start, mut requests, mut runs) = (0, Vec::new(), Vec::<(u64, Run)>::new());
         for part in &mut self.jobs {
             let events = part.job.batch.events.len() as u64;
             part.forms.push((count, start));
             if let Some(id) = &part.job.batch.request_id {
                 put_request(&mut requests, id, start, events);
             }
+            let mut first = start;
+            for run in &part.job.batch.runs {
+                let after = runs.last_mut().filter(|(at, last)| at + last.len() == first);
+                let left = match after {
+                    Some((_, last)) => last.join(run.clone()),
+                    None => Some(run.clone()),
+                };
+                runs.extend(left.map(|run| (first, run)));
+                first += run.len();
+            }
             start += events;
         }
+        self.encoded_runs.clear();
+        runs.iter().for_each(|(first, run)| put_run(&mut self.encoded_runs, *first, run));
+        self.runs = runs;
         self.count = count;
         self.requests = requests;
         self.events =
@@ -114,6 +138,11 @@ impl Flush {
     pub(super) fn requests(&self) -> Vec<(RequestId, u64)> {
         let ids = self.jobs.iter();
         ids.filter_map(|part| Some((part.job.batch.request_id?, part.start()))).collect()
+    }
+
+    /// The runs of publishers: the first and the last sequence that each covers.
+    pub(super) fn runs(&self) -> Vec<(PublisherId, u64, u64)> {
+        self.runs.iter().map(|(_, run)| (run.publisher, run.from, run.last())).collect()
     }
 
     /// The last event of each key that is to be retained.
@@ -158,7 +187,8 @@ impl Flush {
         for part in self.jobs {
             let start = part.forms.iter().find(|(total, _)| *total == count);
             let start = start.map_or_else(|| part.start(), |(_, start)| *start);
-            part.job.answer(Ok(Appended { epoch, first: Offset(first.0 + start) }));
+            let appended = Appended { epoch, first: Offset(first.0 + start) };
+            part.job.answer(Ok(if part.is_partial { Appended::UNKNOWN } else { appended }));
         }
     }
 
@@ -171,6 +201,22 @@ impl Flush {
         for (nth, appended) in seen.iter().rev() {
             let Some(index) = with_id.get(*nth) else { continue };
             self.jobs.remove(*index).job.answer(Ok(*appended));
+        }
+        self.encode();
+    }
+
+    /// Leaves out the events that are there already: `covered` has runs, by index, and the
+    /// sequences that the shard has of their publishers. Answers the jobs that have none left.
+    pub(super) fn leave_out(&mut self, covered: &[(usize, Ranges)]) {
+        let runs = std::mem::take(&mut self.runs);
+        for (nth, covered) in covered {
+            let Some((_, run)) = runs.get(*nth) else { continue };
+            for part in &mut self.jobs {
+                part.is_partial |= part.job.batch.leave_out(&run.publisher, covered);
+            }
+        }
+        for part in self.jobs.extract_if(.., |part| part.job.batch.events.is_empty()) {
+            part.job.answer(Ok(Appended::UNKNOWN));
         }
         self.encode();
     }

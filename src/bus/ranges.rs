@@ -49,7 +49,7 @@ impl Ranges {
     }
 
     /// The ranges, ascending: first and last number of each.
-    pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (u64, u64)> {
         self.0.iter().copied()
     }
 
