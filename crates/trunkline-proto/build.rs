@@ -16,6 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build_client(feature("CLIENT"))
         .build_server(feature("SERVER"))
         .compile_well_known_types(false)
+        .extern_path(".google.rpc.Status", "crate::rpc::Status")
         .compile_fds(api)?;
     Ok(())
 }

@@ -196,7 +196,9 @@ impl RequiredPermission {
                 "grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection",
                 _,
             ) => RequiredPermission::Operation(Operation::Reflection),
-            (SERVICE, "Publish" | "Subscribe") => RequiredPermission::CheckedByService,
+            (SERVICE, "Publish" | "PublishStream" | "Subscribe") => {
+                RequiredPermission::CheckedByService
+            }
             (SERVICE, "ListNodes") => RequiredPermission::Operation(Operation::ListNodes),
             (SERVICE, "GetStatus") => RequiredPermission::Operation(Operation::GetStatus),
             _ => RequiredPermission::Denied,

@@ -37,7 +37,7 @@ pub use self::{
     members::{Exchange, MemberId, MemberRecord, MemberUpdate, Members},
     position::{Epoch, Offset, Position, ShardId},
     registry::{BusFactory, Registry, StartError, Starting},
-    run::{MAX_SEQUENCE, Numbering, PublisherId, Run},
+    run::{MAX_SEQUENCE, Numbering, PublisherId, Publishers, Run},
     status::{BusStatus, GapCount, Health, LinkStatus, ShardBusStatus},
     traced::{AppendOutcome, AppendRecord, AppendRecorder, BatchTrace},
 };

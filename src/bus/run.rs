@@ -5,7 +5,12 @@
 //! names, for each shard, the [`Run`] of numbers that it covers; the shard keeps the runs that it
 //! has, one as a rule, and lets a batch know which of its events are among them.
 
-use super::{ShardId, ranges::Ranges};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use super::{Batch, ShardId, ranges::Ranges};
 
 /// A publisher, as the bus knows it.
 pub type PublisherId = [u8; 16];
@@ -82,6 +87,49 @@ impl Run {
         }
         self.sequences.extend(next.sequences);
         None
+    }
+}
+
+/// The time for which a publisher that publishes nothing is remembered: longer than any that comes
+/// back is away.
+const REMEMBER: Duration = Duration::from_mins(10);
+
+/// What a shard has of each publisher, for a bus that keeps it in memory.
+#[derive(Debug, Default)]
+pub struct Publishers {
+    /// The sequences, and the time of the last ones.
+    known: HashMap<PublisherId, (Ranges, Instant)>,
+    /// The time at which those that had not published for long were forgotten last.
+    swept: Option<Instant>,
+}
+
+impl Publishers {
+    /// Leaves out of a batch the events that the shard has from their publishers, and remembers
+    /// the others. True if it left out any.
+    pub fn cover(&mut self, batch: &mut Batch) -> bool {
+        if batch.runs.is_empty() {
+            return false;
+        }
+        let now = Instant::now();
+        if self.swept.is_none_or(|at| now - at > REMEMBER / 10) {
+            self.known.retain(|_, (_, at)| now - *at < REMEMBER);
+            self.swept = Some(now);
+        }
+        let mut publishers: Vec<PublisherId> = batch.runs.iter().map(|run| run.publisher).collect();
+        publishers.dedup();
+        let mut is_partial = false;
+        for publisher in publishers {
+            if let Some((had, _)) = self.known.get(&publisher) {
+                is_partial |= batch.leave_out(&publisher, had);
+            }
+        }
+        for run in &batch.runs {
+            let known = self.known.entry(run.publisher);
+            let (had, at) = known.or_insert_with(|| (Ranges::default(), now));
+            had.add(run.from, run.last());
+            *at = now;
+        }
+        is_partial
     }
 }
 

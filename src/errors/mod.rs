@@ -101,6 +101,9 @@ pub enum Error {
         /// True if it changes something, which may have been done.
         may_be_done: bool,
     },
+    /// The publisher has opened another stream.
+    #[error("the publisher has opened another stream, which takes over from this one")]
+    TakenOver,
     /// The gateway is draining.
     #[error("the gateway is going away; connect again")]
     Draining {
@@ -124,7 +127,7 @@ pub enum CredentialError {
 }
 
 /// All values of [`Error::reason`].
-pub const REASONS: [&str; 14] = [
+pub const REASONS: [&str; 15] = [
     "INVALID_REQUEST",
     "RESUME_TOKEN_MALFORMED",
     "PAYLOAD_TOO_LARGE",
@@ -138,6 +141,7 @@ pub const REASONS: [&str; 14] = [
     "CREDENTIALS_REVOKED",
     "NOT_ALLOWED",
     "DEADLINE_EXCEEDED",
+    "TAKEN_OVER",
     "DRAINING",
 ];
 
@@ -184,7 +188,18 @@ impl Error {
             Error::Unauthenticated(CredentialError::Revoked) => "CREDENTIALS_REVOKED",
             Error::NotAllowed { .. } => "NOT_ALLOWED",
             Error::DeadlineExceeded { may_be_done: false } => "DEADLINE_EXCEEDED",
+            Error::TakenOver => "TAKEN_OVER",
             Error::Draining { .. } => "DRAINING",
+        }
+    }
+}
+
+impl Error {
+    /// The delay after which a retry may succeed, where a limit is reached.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Error::Limit { retry_after, .. } => Some(*retry_after),
+            _ => None,
         }
     }
 }

@@ -47,6 +47,7 @@ fn code(error: &Error) -> Code {
         Error::Unauthenticated(_) => Code::Unauthenticated,
         Error::NotAllowed { .. } => Code::PermissionDenied,
         Error::DeadlineExceeded { .. } => Code::DeadlineExceeded,
+        Error::TakenOver => Code::Aborted,
     }
 }
 
@@ -97,7 +98,7 @@ fn details(error: &Error, room: usize) -> ErrorDetails {
             }
             details.set_retry_info(Some(RETRY));
         }
-        Error::Unauthenticated(_) | Error::DeadlineExceeded { .. } => {}
+        Error::Unauthenticated(_) | Error::DeadlineExceeded { .. } | Error::TakenOver => {}
         Error::NotAllowed { rule, violations } => {
             record("rule", (*rule).to_owned());
             record("violations", violations.len().to_string());

@@ -55,7 +55,8 @@ pub async fn serve(
         counters: rooms.port.clone(),
         timeout: config.limits.request_timeout,
         max_message,
-        changes: |path| Method::of(path) == Method::Publish,
+        changes: |path| matches!(Method::of(path), Method::Publish | Method::PublishStream),
+        streams: |path| Method::of(path) == Method::PublishStream,
         on_expired: rooms.on_refused(),
     };
     let services = Services {

@@ -23,6 +23,8 @@ const KIND_NUMBERS: usize = *kinds::NUMBERS.end() as usize + 1;
 pub enum Method {
     /// `Publish`.
     Publish,
+    /// `PublishStream`.
+    PublishStream,
     /// `Subscribe`.
     Subscribe,
     /// `ListNodes`.
@@ -59,14 +61,21 @@ pub struct Counters {
 
 impl Method {
     /// All methods, in the order of their numbers.
-    pub const ALL: [Method; 5] =
-        [Method::Publish, Method::Subscribe, Method::ListNodes, Method::GetStatus, Method::Other];
+    pub const ALL: [Method; 6] = [
+        Method::Publish,
+        Method::PublishStream,
+        Method::Subscribe,
+        Method::ListNodes,
+        Method::GetStatus,
+        Method::Other,
+    ];
 
     /// The method with the path of a request.
     pub fn of(path: &str) -> Method {
         let name = path.strip_prefix('/').and_then(|path| path.strip_prefix(SERVICE));
         match name {
             Some("/Publish") => Method::Publish,
+            Some("/PublishStream") => Method::PublishStream,
             Some("/Subscribe") => Method::Subscribe,
             Some("/ListNodes") => Method::ListNodes,
             Some("/GetStatus") => Method::GetStatus,
@@ -78,6 +87,7 @@ impl Method {
     pub fn name(self) -> &'static str {
         match self {
             Method::Publish => "Publish",
+            Method::PublishStream => "PublishStream",
             Method::Subscribe => "Subscribe",
             Method::ListNodes => "ListNodes",
             Method::GetStatus => "GetStatus",

@@ -3,7 +3,8 @@
 //! The bytes of every request in flight count against the quota of its identity and against that of
 //! all requests. They count until the request is answered: half a request, a request that waits for
 //! the bus and the filter of an open stream all take memory. The length that a message announces
-//! counts as soon as it is announced, since tonic allocates all of it then.
+//! counts as soon as it is announced, since tonic allocates all of it then. On a stream of requests
+//! each message counts until the service has decoded it, and the time is that of one message.
 
 use std::{
     pin::Pin,
@@ -40,6 +41,8 @@ pub struct RequestLimitsLayer {
     pub max_message: usize,
     /// True for the path of a method that changes something: at its deadline it may have done so.
     pub changes: fn(&str) -> bool,
+    /// True for the path of a method that takes a stream of requests.
+    pub streams: fn(&str) -> bool,
     /// Notified of requests whose deadline was over.
     pub on_expired: OnExpired,
 }
@@ -55,11 +58,86 @@ pub struct RequestLimits<S> {
 pub struct LimitedBody<B> {
     body: Pin<Box<B>>,
     in_flight: Arc<InFlightRequest>,
-    size: Size,
+    size: BodySize,
     counters: Arc<Counters>,
     timeout: Duration,
     /// Starts when the body is first waited for: most bodies arrive with their headers.
     timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// The size of a body.
+#[derive(Debug)]
+enum BodySize {
+    /// Of the only message.
+    One(Size),
+    /// Of messages, one after the other.
+    Many(StreamSize),
+}
+
+impl BodySize {
+    fn add(&mut self, data: &[u8]) -> Result<usize, Error> {
+        match self {
+            BodySize::One(size) => size.add(data),
+            BodySize::Many(size) => size.add(data),
+        }
+    }
+
+    /// True if nothing need come: the peer may be silent for as long as it likes.
+    fn may_pause(&self) -> bool {
+        matches!(self, BodySize::Many(size) if size.is_between_messages())
+    }
+}
+
+/// The sizes of the messages of a stream.
+#[derive(Debug, Default)]
+struct StreamSize {
+    max_message: usize,
+    /// Bytes of the next message's prefix that have arrived.
+    prefix: Vec<u8>,
+    /// Bytes of the message that are still to come.
+    left: usize,
+    /// True after the first message has arrived.
+    begun: bool,
+}
+
+impl StreamSize {
+    /// Adds bytes that have arrived. Returns the size of all messages that begin in them, with
+    /// their prefixes.
+    fn add(&mut self, mut data: &[u8]) -> Result<usize, Error> {
+        let mut begun = 0;
+        while !data.is_empty() {
+            if self.left > 0 {
+                let taken = self.left.min(data.len());
+                data = &data[taken..];
+                self.left -= taken;
+            } else {
+                let taken = data.len().min(PREFIX - self.prefix.len());
+                self.prefix.extend_from_slice(&data[..taken]);
+                data = &data[taken..];
+                let Ok([_, length @ ..]) = <[u8; PREFIX]>::try_from(&self.prefix[..]) else {
+                    break;
+                };
+                self.prefix.clear();
+                self.left = announced(length, self.max_message)?;
+                begun += PREFIX + self.left;
+            }
+            self.begun |= self.left == 0 && self.prefix.is_empty();
+        }
+        Ok(begun)
+    }
+
+    fn is_between_messages(&self) -> bool {
+        self.begun && self.left == 0 && self.prefix.is_empty()
+    }
+}
+
+/// The length that a message announces, if it may have that.
+fn announced(length: [u8; PREFIX - 1], limit: usize) -> Result<usize, Error> {
+    let actual = u32::from_be_bytes(length) as usize;
+    if actual > limit {
+        return Err(Error::PayloadTooLarge { what: "request".into(), limit, actual });
+    }
+    Ok(actual)
 }
 
 /// The size of a request, as far as it is known.
@@ -81,15 +159,11 @@ impl Size {
         rest.iter_mut().zip(data).for_each(|(slot, byte)| *slot = *byte);
         self.received += data.len();
         let [_, length @ ..] = self.prefix;
-        let mut announced = 0;
+        let mut length_announced = 0;
         if self.received >= PREFIX {
-            announced = u32::from_be_bytes(length) as usize;
-            if announced > self.max_message {
-                let (limit, actual) = (self.max_message, announced);
-                return Err(Error::PayloadTooLarge { what: "request".into(), limit, actual });
-            }
+            length_announced = announced(length, self.max_message)?;
         }
-        let known = self.received.max(PREFIX + announced);
+        let known = self.received.max(PREFIX + length_announced);
         let more = known - self.known;
         self.known = known;
         Ok(more)
@@ -120,7 +194,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let RequestLimitsLayer { counters, timeout: limit, max_message, changes, on_expired } =
+        let RequestLimitsLayer { counters, timeout: limit, max_message, on_expired, .. } =
             &self.layer;
         let in_flight = match Caller::of(request.extensions()) {
             Ok(caller) => caller.in_flight.clone(),
@@ -128,12 +202,17 @@ where
         };
         let deadline =
             grpc_timeout(request.headers()).and_then(|timeout| Instant::now().checked_add(timeout));
+        let size = if (self.layer.streams)(request.uri().path()) {
+            BodySize::Many(StreamSize { max_message: *max_message, ..StreamSize::default() })
+        } else {
+            BodySize::One(Size { max_message: *max_message, ..Size::default() })
+        };
         let path = deadline.map(|_| request.uri().path().to_owned()).unwrap_or_default();
-        let (may_be_done, on_expired) = (changes(&path), on_expired.clone());
+        let (may_be_done, on_expired) = ((self.layer.changes)(&path), on_expired.clone());
         let request = request.map(|body| LimitedBody {
             body: Box::pin(body),
             in_flight,
-            size: Size { max_message: *max_message, ..Size::default() },
+            size,
             counters: counters.clone(),
             timeout: *limit,
             timer: None,
@@ -178,6 +257,10 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
         let Poll::Ready(frame) = this.body.as_mut().poll_frame(cx) else {
+            if this.size.may_pause() {
+                this.timer = None;
+                return Poll::Pending;
+            }
             let limit = this.timeout;
             ready!(this.timer.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(cx));
             return this.refuse(Error::late(Limit::RequestTimeout, limit));
@@ -216,6 +299,21 @@ mod tests {
         assert_eq!(sizes(&[&[0, 0, 0, 0, 2, 7, 7]]), [7]);
         assert_eq!(sizes(&[&[0, 0], &[0, 3], &[232, 7], &[7; 900], &[7; 99]]), [5, 0, 1000, 0, 0]);
         assert_eq!(sizes(&[&[], &[0, 0, 0, 0, 2, 7], &[7; 10]]), [5, 2, 9]);
+    }
+
+    #[test]
+    fn messages_of_a_stream_count_when_they_are_announced_however_they_are_cut() {
+        let whole: Vec<u8> = [&[0, 0, 0, 0, 2, 7, 7][..], &[0; 5], &[0, 0, 0, 0, 1, 7]].concat();
+        for cut in 1..=whole.len() {
+            let mut size = StreamSize { max_message: 2, ..StreamSize::default() };
+            assert!(!size.is_between_messages(), "the first message is awaited");
+            let parts = whole.chunks(cut).map(|part| size.add(part).unwrap());
+            assert_eq!(parts.sum::<usize>(), whole.len());
+            assert!(size.is_between_messages());
+            assert_eq!(size.add(&[0, 0]).unwrap(), 0);
+            assert!(!size.is_between_messages());
+            assert!(size.add(&[0, 0, 3]).is_err());
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use tonic::{Code, Status};
 
-use crate::rpc::{encoded::EncodedMessage, stream::Subscription};
+use crate::rpc::{encoded::EncodedMessage, publish_stream::PublishStream, stream::Subscription};
 
 /// The body of a response.
 pub enum ResponseBody {
@@ -29,6 +29,8 @@ pub enum Messages {
     Unary(Option<EncodedMessage>),
     /// The responses of a stream.
     Stream(Box<Subscription>),
+    /// The answers to published events.
+    Publishing(Box<PublishStream>),
 }
 
 impl ResponseBody {
@@ -40,6 +42,12 @@ impl ResponseBody {
     /// The body of a stream.
     pub fn stream(stream: Subscription) -> ResponseBody {
         ResponseBody::Messages(Some(Messages::Stream(Box::new(stream))))
+    }
+}
+
+impl From<PublishStream> for ResponseBody {
+    fn from(stream: PublishStream) -> ResponseBody {
+        ResponseBody::Messages(Some(Messages::Publishing(Box::new(stream))))
     }
 }
 
@@ -68,6 +76,7 @@ impl Messages {
         match self {
             Messages::Unary(message) => Poll::Ready(message.take().map(Ok)),
             Messages::Stream(stream) => Pin::new(&mut **stream).poll_next(cx),
+            Messages::Publishing(stream) => Pin::new(&mut **stream).poll_next(cx),
         }
     }
 }

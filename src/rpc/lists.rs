@@ -21,6 +21,7 @@ pub const MAX_PATTERNS: usize = 256;
 
 // Field numbers of `trunkline.v1`.
 const PUBLISH_EVENTS: u32 = 3;
+const STREAM_EVENTS: u32 = 2;
 const SUBSCRIBE_ROLES: u32 = 3;
 const SUBSCRIBE_FILTER: u32 = 4;
 const FILTER_KINDS: u32 = 1;
@@ -38,9 +39,18 @@ pub trait Lists {
 
 /// Checks the lists of a `PublishRequest`.
 pub fn check_publish(bytes: &[u8], limits: &Limits) -> Result<(), Error> {
+    check_events(bytes, PUBLISH_EVENTS, limits)
+}
+
+/// Checks the lists of a `PublishEvents`.
+pub fn check_stream_events(bytes: &[u8], limits: &Limits) -> Result<(), Error> {
+    check_events(bytes, STREAM_EVENTS, limits)
+}
+
+fn check_events(bytes: &[u8], number: u32, limits: &Limits) -> Result<(), Error> {
     let mut events = 0;
     each_field(bytes, whole(bytes)?, |field| {
-        events += usize::from(field.number == PUBLISH_EVENTS);
+        events += usize::from(field.number == number);
         Ok(())
     })?;
     let max = limits.max_events_per_request;

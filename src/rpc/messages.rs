@@ -2,8 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
+use prost::Message;
+
 use crate::{
     bus::{GapReason, Position, ShardId},
+    errors::Error,
     hub::{
         cursor::{Cursor, Missing},
         token,
@@ -12,6 +15,18 @@ use crate::{
     presence::timestamp,
     proto::v1,
 };
+
+/// An error as messages carry it.
+pub fn status_of(error: Error) -> trunkline_proto::rpc::Status {
+    let status = tonic::Status::from(error);
+    trunkline_proto::rpc::Status::decode(status.details()).unwrap_or_else(|_| {
+        trunkline_proto::rpc::Status {
+            code: status.code().into(),
+            message: status.message().to_owned(),
+            details: vec![],
+        }
+    })
+}
 
 /// The heartbeat of a stream.
 pub fn heartbeat(resume_token: Vec<u8>) -> v1::Heartbeat {

@@ -7,6 +7,7 @@ pub mod health;
 mod lists;
 mod messages;
 mod publish;
+mod publish_stream;
 pub mod reflection;
 mod request;
 mod server;
@@ -25,7 +26,7 @@ use crate::{
     presence::Nodes,
 };
 
-pub use self::{body::ResponseBody, server::Server};
+pub use self::{body::ResponseBody, publish_stream::Producers, server::Server};
 
 /// Everything that requests need.
 pub struct Context {
@@ -35,6 +36,8 @@ pub struct Context {
     pub nodes: Arc<Nodes>,
     /// Limits on requests.
     pub limits: Limits,
+    /// The producers that publish on streams.
+    pub producers: Arc<Producers>,
     /// The quotas of each identity.
     pub quotas: Arc<Quotas>,
     /// The heartbeat interval of streams that do not ask for one.

@@ -28,7 +28,7 @@ use crate::{
 /// Encoded bytes of the events of one batch, as they came; one event may have more. Redis takes at
 /// least 1 MiB at once, whatever it is set to. All gateways cut a request at the same events, so
 /// that a retry on another one finds what was accepted.
-const BATCH_BYTES: usize = 512 << 10;
+pub(super) const BATCH_BYTES: usize = 512 << 10;
 
 /// Events of a request that go to one shard together.
 struct ShardBatch {
@@ -79,7 +79,9 @@ impl Context {
         publish.events.iter().for_each(|event| counts.add(event.kind));
         let count = publish.events.len();
         let shards = hub.bus().shards();
-        let request_id = publish.request_id.map(|id| bound_id(id, &request.node_id, caller));
+        let request_id = publish.request_id;
+        let request_id =
+            request_id.map(|id| bound_id(b"trunkline request", id, &request.node_id, caller));
         let sizes: Vec<usize> = request.events.iter().map(Bytes::len).collect();
         let batches = by_shard(publish.events, &sizes, request_id, shards, publishing);
         check_sizes(&**hub.bus(), &batches)?;
@@ -105,15 +107,20 @@ fn peek(events: &[Bytes], max: usize) -> Vec<Result<EventView<'_>, Malformed>> {
     events.iter().take(max).map(|event| EventView::peek(event)).collect()
 }
 
-/// The id under which a request is recorded: bound to its node and its identity, so that nobody
+/// The id under which a request, or a producer, is recorded: bound to its node and its identity, so that nobody
 /// else's request is taken for a retry of this one. A retry may come from another address, so
 /// without authentication the node id alone stands for the identity.
 ///
 /// All gateways of a deployment, of all versions, must agree here.
-fn bound_id(request_id: [u8; 16], node_id: &str, caller: &Caller) -> [u8; 16] {
+pub(super) fn bound_id(
+    domain: &'static [u8],
+    id: [u8; 16],
+    node_id: &str,
+    caller: &Caller,
+) -> [u8; 16] {
     let identity = caller.grant.as_ref().map(Grant::identity);
     let mut digest = digest::Context::new(&digest::SHA256);
-    digest.update(b"trunkline request");
+    digest.update(domain);
     // Each text with its length before it, so that no two pairs of them are the same bytes.
     for text in [identity, Some(node_id)] {
         digest.update(&[u8::from(text.is_some())]);
@@ -121,7 +128,7 @@ fn bound_id(request_id: [u8; 16], node_id: &str, caller: &Caller) -> [u8; 16] {
         digest.update(&(text.len() as u64).to_be_bytes());
         digest.update(text.as_bytes());
     }
-    digest.update(&request_id);
+    digest.update(&id);
     let mut bound = [0; 16];
     bound.copy_from_slice(&digest.finish().as_ref()[..16]);
     bound

@@ -63,7 +63,7 @@ where
 }
 
 /// Refuses a request whose messages are compressed: it could unpack to any size.
-fn refuse_compression(headers: &HeaderMap) -> Result<(), Status> {
+pub fn refuse_compression(headers: &HeaderMap) -> Result<(), Status> {
     let Some(encoding) = headers.get("grpc-encoding").filter(|encoding| *encoding != "identity")
     else {
         return Ok(());

@@ -21,7 +21,13 @@ use crate::{
     errors::Error,
     observe::{counters::Method, status::status},
     proto::v1,
-    rpc::{Context, body::ResponseBody, request::read, validate},
+    rpc::{
+        Context,
+        body::ResponseBody,
+        publish_stream::{PublishStream, Requests},
+        request::read,
+        validate,
+    },
     trace_context::IncomingTrace,
 };
 
@@ -50,6 +56,10 @@ impl Server {
                 let request = read(headers, body, limits).await?;
                 let published = context.publish(request, caller, trace_of(headers)).await;
                 ResponseBody::unary(&self.recorded(method, published)?)
+            }
+            Method::PublishStream => {
+                let requests = Requests::new(headers, body, limits)?;
+                PublishStream::new(context.clone(), caller.clone(), requests).into()
             }
             Method::Subscribe => {
                 let request = read(headers, body, limits).await?;

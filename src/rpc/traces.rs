@@ -43,6 +43,12 @@ impl Publishing {
         Publishing { tracer: tracer.clone(), began, span }
     }
 
+    /// No span: a stream has no end that would say how long its events took. Their own contexts
+    /// have their appends recorded.
+    pub fn of_stream(tracer: &Tracer) -> Publishing {
+        Publishing { tracer: tracer.clone(), began: SystemTime::now(), span: None }
+    }
+
     /// Adds the events' own contexts: the first is the parent of a request without a context, the
     /// others are linked.
     pub fn join(&mut self, node_id: &str, publish: &ValidPublish) {

@@ -16,7 +16,7 @@ use crate::{
 
 pub use self::{
     list_nodes::list_nodes,
-    publish::{StampedEvent, ValidPublish, publish},
+    publish::{EventIds, Origin, StampedEvent, ValidPublish, publish, publish_open, stream_event},
     subscribe::subscribe,
 };
 

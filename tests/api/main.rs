@@ -24,6 +24,7 @@ mod limits;
 mod not_grpc;
 mod passthrough;
 mod protocol;
+mod publish_stream;
 mod publishing;
 mod status;
 mod streams;

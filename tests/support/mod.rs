@@ -19,6 +19,7 @@ pub mod nodes;
 pub mod ports;
 pub mod process;
 pub mod proxy;
+pub mod publishing;
 pub mod redis;
 pub mod shared;
 pub mod tools;

@@ -26,6 +26,7 @@
 
 mod event;
 pub mod kinds;
+pub mod rpc;
 
 /// The messages and stubs of `trunkline.v1`.
 #[allow(clippy::pedantic, clippy::all)]

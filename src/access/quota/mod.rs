@@ -144,6 +144,11 @@ impl Quotas {
         InFlightRequest { quotas: self.clone(), quota, bytes: AtomicUsize::new(0) }
     }
 
+    /// Events that may be published at once after a pause, at most.
+    pub fn burst(&self) -> usize {
+        self.rate.map_or(usize::MAX, |rate| rate.burst.max(1))
+    }
+
     /// Takes `events` from the rate of an identity. The error says after which time a retry may
     /// succeed, or that so many events never fit.
     pub fn publish(&self, quota: &Quota, events: usize) -> Result<(), Error> {
@@ -231,6 +236,15 @@ impl InFlightRequest {
             return Err(Error::limit(Limit::PendingBytes, quotas.max_bytes));
         }
         Ok(())
+    }
+}
+
+impl InFlightRequest {
+    /// Takes back bytes that were added.
+    pub fn release(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.quota.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.quotas.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 

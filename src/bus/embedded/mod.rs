@@ -13,8 +13,8 @@ use tokio::sync::watch;
 
 use super::{
     AppendError, Appended, Batch, Bus, BusFactory, BusStatus, Delivery, Epoch, EpochStart, Finding,
-    Frame, Health, History, Members, Offset, Position, Progress, PublisherId, RequestId,
-    ShardBusStatus, ShardId, SharedBus, Sink, StartError, Starting, put_event, ranges::Ranges,
+    Frame, Health, History, Members, Offset, Position, Progress, Publishers, RequestId,
+    ShardBusStatus, ShardId, SharedBus, Sink, StartError, Starting, put_event,
     traced::TracedAppend, unix_ms,
 };
 use crate::config::Config;
@@ -64,19 +64,8 @@ struct Shard {
     requests: HashMap<RequestId, Appended>,
     /// The same ids by age, to expire them.
     ages: VecDeque<(Instant, RequestId)>,
-    publishers: HashMap<PublisherId, Publisher>,
-    /// The time at which publishers that have not published for long were forgotten last.
-    swept: Option<Instant>,
+    publishers: Publishers,
 }
-
-/// The sequences that a shard has of one publisher.
-struct Publisher {
-    had: Ranges,
-    last_use: Instant,
-}
-
-/// The time for which a publisher that publishes nothing is remembered.
-const REMEMBER: Duration = Duration::from_mins(10);
 
 impl EmbeddedBus {
     /// A bus that is ready.
@@ -105,7 +94,7 @@ impl EmbeddedBus {
         if let Some(before) = batch.request_id.and_then(|id| state.requests.get(&id)) {
             return Ok(*before);
         }
-        let is_partial = state.cover(&mut batch);
+        let is_partial = state.publishers.cover(&mut batch);
         if batch.events.is_empty() {
             return Ok(Appended::UNKNOWN);
         }
@@ -154,37 +143,6 @@ impl Shard {
             self.requests.remove(id);
             self.ages.pop_front();
         }
-    }
-}
-
-impl Shard {
-    /// Leaves out the events that the shard has from their publishers, and remembers the others.
-    /// True if it left out any.
-    fn cover(&mut self, batch: &mut Batch) -> bool {
-        if batch.runs.is_empty() {
-            return false;
-        }
-        let now = Instant::now();
-        if self.swept.is_none_or(|at| now - at > REMEMBER / 10) {
-            self.publishers.retain(|_, publisher| now - publisher.last_use < REMEMBER);
-            self.swept = Some(now);
-        }
-        let mut publishers: Vec<PublisherId> = batch.runs.iter().map(|run| run.publisher).collect();
-        publishers.dedup();
-        let mut is_partial = false;
-        for publisher in publishers {
-            if let Some(known) = self.publishers.get(&publisher) {
-                is_partial |= batch.leave_out(&publisher, &known.had);
-            }
-        }
-        for run in &batch.runs {
-            let known = self.publishers.entry(run.publisher);
-            let known =
-                known.or_insert_with(|| Publisher { had: Ranges::default(), last_use: now });
-            known.had.add(run.from, run.last());
-            known.last_use = now;
-        }
-        is_partial
     }
 }
 

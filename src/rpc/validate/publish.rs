@@ -59,7 +59,7 @@ pub fn publish(
     }
     let mut check = Check::default();
     check.node_id(node_id);
-    let request_id = check.request_id(request_id);
+    let request_id = check.uuid("request_id", request_id);
     let max = limits.max_events_per_request;
     if events.is_empty() || events.len() > max {
         check.wrong("events", format!("has {}, must have 1 to {max}", events.len()));
@@ -69,40 +69,95 @@ pub fn publish(
     let mut buffer = BytesMut::with_capacity(sizes.sum());
     let ids = EventIds::of(request_id);
     let (path, mut event) = (Path::of("events"), v1::Event::default());
+    let from = Origin { node_id, now, trace };
     for (index, (bytes, view)) in events.iter().zip(views).enumerate() {
         if check.is_full() {
             break;
         }
-        let path = path.index(index);
-        // Decoded once, so that no bytes ever reach a subscriber that its decoder refuses.
-        event.clear();
-        let decoded = event.merge(&bytes[..]);
-        let (Ok(()), Ok(view)) = (decoded, view) else {
-            check.wrong(path, "is not a valid protobuf message");
+        let Some(view) = check.decoded(path.index(index), &mut event, bytes, view) else {
             continue;
         };
-        check.event(path, &event, view);
-        if !check.violations.is_empty() {
-            continue;
+        if check.violations.is_empty() {
+            stamped.push(from.stamp(&mut buffer, view, || ids.of_event(index)));
         }
-        let (key_hash, kind) = (routing_key_hash(view), view.kind());
-        let context =
-            if view.meta().has_trace() { view.trace() } else { trace.map(|trace| trace.context) };
-        let traced = context.filter(|context| context.sampled);
-        let bytes = stamp(&mut buffer, view, node_id, now, trace, || ids.of_event(index));
-        stamped.push(StampedEvent { bytes, key_hash, kind, traced });
     }
     check.done()?;
     Ok(ValidPublish { request_id, events: stamped })
 }
 
+/// Checks one event of a stream, and stamps it. `event` is the room that it is decoded in, and
+/// `index` its place in its message.
+pub fn stream_event(
+    (index, bytes): (usize, &Bytes),
+    view: &Result<EventView<'_>, Malformed>,
+    event: &mut v1::Event,
+    limits: &Limits,
+    from: &Origin<'_>,
+    buffer: &mut BytesMut,
+    id: impl FnOnce() -> Uuid,
+) -> Result<StampedEvent, Error> {
+    if bytes.len() > limits.max_event_bytes {
+        return Err(Error::PayloadTooLarge {
+            what: format!("events[{index}]"),
+            limit: limits.max_event_bytes,
+            actual: bytes.len(),
+        });
+    }
+    let mut check = Check::default();
+    let path = Path::of("events");
+    let view = check.decoded(path.index(index), event, bytes, view);
+    let (Some(view), true) = (view, check.violations.is_empty()) else {
+        return Err(check.done().err().unwrap_or_else(|| Error::field("events", "is malformed")));
+    };
+    buffer.reserve(stamped_len(bytes, from.node_id));
+    Ok(from.stamp(buffer, view, id))
+}
+
+/// The first request of a `PublishStream`: its publisher id, if it has one.
+pub fn publish_open(open: &v1::PublishOpen) -> Result<Option<[u8; 16]>, Error> {
+    let mut check = Check::default();
+    check.node_id(&open.node_id);
+    let publisher = check.uuid("publisher_id", &open.publisher_id);
+    check.done()?;
+    Ok(publisher)
+}
+
+/// What the gateway adds to events: who published them, and when.
+#[derive(Clone, Copy)]
+pub struct Origin<'a> {
+    /// The publishing node.
+    pub node_id: &'a str,
+    /// The time at which the request came.
+    pub now: SystemTime,
+    /// The trace context of the request.
+    pub trace: Option<&'a IncomingTrace>,
+}
+
+impl Origin<'_> {
+    fn stamp(
+        &self,
+        buffer: &mut BytesMut,
+        view: &EventView<'_>,
+        id: impl FnOnce() -> Uuid,
+    ) -> StampedEvent {
+        let Origin { node_id, now, trace } = *self;
+        let (key_hash, kind) = (routing_key_hash(view), view.kind());
+        let context =
+            if view.meta().has_trace() { view.trace() } else { trace.map(|trace| trace.context) };
+        let traced = context.filter(|context| context.sampled);
+        let bytes = stamp(buffer, view, node_id, now, trace, id);
+        StampedEvent { bytes, key_hash, kind, traced }
+    }
+}
+
 /// The ids of those events of a request that have none. Every attempt of a request with an id gives
 /// them the same ids, on any gateway: should it be accepted twice, nodes that remember the last ids
 /// notice.
-struct EventIds(Option<[u8; 16]>);
+pub struct EventIds(Option<[u8; 16]>);
 
 impl EventIds {
-    fn of(request_id: Option<[u8; 16]>) -> EventIds {
+    /// The ids of a request, or of a producer's events by their sequences.
+    pub fn of(request_id: Option<[u8; 16]>) -> EventIds {
         EventIds(request_id.map(|id| {
             // A hash, since request ids may follow one another as the events do.
             let mut base = [0; 16];
@@ -111,7 +166,8 @@ impl EventIds {
         }))
     }
 
-    fn of_event(&self, index: usize) -> Uuid {
+    /// The id of one event.
+    pub fn of_event(&self, index: usize) -> Uuid {
         let Some(mut bytes) = self.0 else { return Uuid::now_v7() };
         let index = (index as u64).to_be_bytes();
         bytes[8..].iter_mut().zip(index).for_each(|(byte, index)| *byte ^= index);
@@ -120,8 +176,27 @@ impl EventIds {
 }
 
 impl Check {
-    /// Reads a request id; none where it is empty or wrong.
-    fn request_id(&mut self, text: &str) -> Option<[u8; 16]> {
+    /// Decodes an event, and checks it. Decoded once, so that no bytes ever reach a subscriber that
+    /// its decoder refuses. None if it is malformed.
+    fn decoded<'v, 'b>(
+        &mut self,
+        path: Path<'_>,
+        event: &mut v1::Event,
+        bytes: &[u8],
+        view: &'v Result<EventView<'b>, Malformed>,
+    ) -> Option<&'v EventView<'b>> {
+        event.clear();
+        let decoded = event.merge(bytes);
+        let (Ok(()), Ok(view)) = (decoded, view) else {
+            self.wrong(path, "is not a valid protobuf message");
+            return None;
+        };
+        self.event(path, event, view);
+        Some(view)
+    }
+
+    /// Reads the id of a request or a producer; none where it is empty or wrong.
+    fn uuid(&mut self, field: &str, text: &str) -> Option<[u8; 16]> {
         if text.is_empty() {
             return None;
         }
@@ -129,12 +204,12 @@ impl Check {
             // A client that forgets to fill it in must not find all requests but the first already
             // accepted.
             Ok(id) if id.is_nil() => {
-                self.wrong("request_id", "is the nil UUID; leave it empty or make one");
+                self.wrong(field, "is the nil UUID; leave it empty or make one");
                 None
             }
             Ok(id) => Some(id.into_bytes()),
             Err(_) => {
-                self.wrong("request_id", "is not a UUID");
+                self.wrong(field, "is not a UUID");
                 None
             }
         }

@@ -1,12 +1,13 @@
 //! The rules of `Bus` and `Members`, one function for each.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, ops::Range, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use trunkline::bus::{
-    AppendError, Appended, Health, MemberId, MemberUpdate, Members, Position, ShardId,
+    AppendError, Appended, Batch, Health, MemberId, MemberUpdate, Members, Position, Run, ShardId,
 };
+use uuid::Uuid;
 
 use super::{LIMIT, Member, batch, events, last, request_id, until};
 use crate::memory::{Fault, MemoryFactory};
@@ -80,6 +81,45 @@ pub async fn a_request_id_is_appended_once(one: &Member, two: &Member) {
         for (event, offset) in events.iter().zip(answers[0].first.0..) {
             let once = [Position::new(answers[0].epoch.0, offset)];
             assert_eq!(recording.positions_of(event), once);
+        }
+    }
+}
+
+/// **Numbered.**
+pub async fn numbered_events_are_appended_once_however_they_are_cut(one: &Member, two: &Member) {
+    let shard = ShardId(0);
+    let events = events(9);
+    let publisher = *Uuid::new_v4().as_bytes();
+    // Sequence 10 is that of the first event; those between go to other shards.
+    let sequence = |nth: usize| 10 + 2 * nth as u64;
+    let run = |nths: Range<usize>, from: u64| {
+        let runs = vec![Run { publisher, from, sequences: nths.clone().map(sequence).collect() }];
+        Batch { runs, ..batch(&events[nths], None) }
+    };
+    // The same again, a part with what follows, what lies between, and all together.
+    for (member, nths, from, news) in [
+        (one, 0..3, 10, 3),
+        (two, 0..3, 1, 0),
+        (two, 2..5, 13, 2),
+        (one, 7..8, 23, 1),
+        (two, 4..7, 17, 2),
+        (one, 0..9, 1, 1),
+    ] {
+        let whole = news == nths.len();
+        let appended = member.bus.append(shard, run(nths, from)).await.expect("appended");
+        assert_eq!(appended == Appended::UNKNOWN, !whole, "{from}: {appended:?}");
+    }
+    // Another publisher's sequences are others.
+    let other = Run { publisher: *Uuid::new_v4().as_bytes(), from: 1, sequences: vec![10] };
+    let theirs = super::events(1);
+    let theirs_batch = Batch { runs: vec![other], ..batch(&theirs, None) };
+    let appended = one.bus.append(shard, theirs_batch).await.expect("appended");
+    let end = last(appended, &theirs);
+    for member in [one, two] {
+        member.reaches(shard, end).await;
+        let recording = member.sink.shard(shard);
+        for event in &events {
+            assert_eq!(recording.positions_of(event).len(), 1);
         }
     }
 }

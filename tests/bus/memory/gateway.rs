@@ -124,7 +124,7 @@ impl Bus for MemoryBus {
                 tokio::time::sleep(DELAY / 3).await;
             }
             self.unavailable()?;
-            let appended = self.shared.store.append(shard, &batch);
+            let appended = self.shared.store.append(shard, batch);
             if self.shared.has(Fault::LostAnswer) {
                 return Err(AppendError::OutcomeUnknown("a fault of the test".into()));
             }

@@ -13,8 +13,8 @@ use tokio::sync::watch;
 use trunkline::{
     bus::{
         Appended, Batch, Delivery, Epoch, EpochStart, Exchange, Frame, Gap, GapReason, HistoryPage,
-        Lost, MemberId, MemberRecord, MemberUpdate, Name, Offset, Position, Provenance, RequestId,
-        Retained, ShardId,
+        Lost, MemberId, MemberRecord, MemberUpdate, Name, Offset, Position, Provenance, Publishers,
+        RequestId, Retained, ShardId,
     },
     config::Config,
 };
@@ -36,6 +36,7 @@ struct Shard {
     max_history: usize,
     requests: HashMap<RequestId, (Instant, Appended)>,
     request_id_window: Duration,
+    publishers: Publishers,
     retained: BTreeMap<u8, (Position, Bytes)>,
 }
 
@@ -90,6 +91,7 @@ impl Store {
                 entries: VecDeque::from([Entry::EpochStart(start)]),
                 max_history: usize::try_from(config.history.max_frames).unwrap_or(usize::MAX),
                 requests: HashMap::new(),
+                publishers: Publishers::default(),
                 request_id_window: config.request_id_window,
                 retained: BTreeMap::new(),
             })
@@ -115,12 +117,16 @@ impl Store {
         EpochStart { position: state.end, previous: Position::UNKNOWN, ends: state.ends() }
     }
 
-    pub fn append(&self, shard: ShardId, batch: &Batch) -> Appended {
+    pub fn append(&self, shard: ShardId, mut batch: Batch) -> Appended {
         let mut state = self.shards[shard.index()].lock();
         let window = state.request_id_window;
         state.requests.retain(|_, (at, _)| at.elapsed() < window);
         if let Some((_, before)) = batch.request_id.and_then(|id| state.requests.get(&id)) {
             return *before;
+        }
+        let is_partial = state.publishers.cover(&mut batch);
+        if batch.events.is_empty() {
+            return Appended::UNKNOWN;
         }
         let appended = state.push(batch.events.len() as u64, body(&batch.events), None);
         if let Some(id) = batch.request_id {
@@ -133,7 +139,7 @@ impl Store {
         }
         drop(state);
         self.version.send_modify(|version| *version += 1);
-        appended
+        if is_partial { Appended::UNKNOWN } else { appended }
     }
 
     pub fn lose_tail(&self, frames: usize, restored: bool) {

@@ -133,7 +133,6 @@ impl Calls {
         argv.push(frame);
         let mut add = |value: String| argv.push(value.into_bytes());
         add(name);
-        add(600_000.to_string());
         add(300_000.to_string());
         add(retain.len().to_string());
         for (key, index) in &retain {
@@ -143,6 +142,12 @@ impl Calls {
         }
         for (_, index) in &requests {
             add(index.to_string());
+        }
+        for _ in 0..self.random.random_range(0..3) {
+            let first = self.random.random_range(1..60_u64);
+            add(format!("p{}", self.random.random_range(0..3)));
+            add(first.to_string());
+            add((first + self.random.random_range(0..4)).to_string());
         }
     }
 

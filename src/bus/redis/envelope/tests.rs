@@ -63,8 +63,25 @@ fn a_copy_keeps_the_names_of_its_events() {
     let mut retain = Vec::new();
     put_retained(&mut retain, 1, 9);
     let events = encode_events([Bytes::from("one"), Bytes::from("two")].iter());
-    let header =
-        Header { provenance: Some(&provenance), requests: &requests, retain: &retain, ..header() };
+    let run = |publisher, from, sequences: &[u64]| Run {
+        publisher: [publisher; 16],
+        from,
+        sequences: sequences.to_vec(),
+    };
+    let held = [
+        HeldRun { first: 0, run: run(1, 3, &[5]) },
+        HeldRun { first: 0, run: run(2, 7, &[7, 1 << 50]) },
+        HeldRun { first: 0, run: run(3, 1, &[300, 301]) },
+    ];
+    let mut runs = Vec::new();
+    held.iter().for_each(|held| put_run(&mut runs, held.first, &held.run));
+    let header = Header {
+        provenance: Some(&provenance),
+        requests: &requests,
+        retain: &retain,
+        runs: &runs,
+        ..header()
+    };
     let frame = encode_frame(&header, &events);
     let envelope = Envelope::parse(on_the_channel("99-12", &frame)).unwrap();
     let Body::Frame(stamped) = envelope.body else { panic!("no frame") };
@@ -73,6 +90,12 @@ fn a_copy_keeps_the_names_of_its_events() {
     assert_eq!(names, [Position::new(5, 40), Position::new(5, 42)]);
     let requests: Vec<_> = read_requests(&stamped.requests).collect();
     assert_eq!(requests, [HeldRequest { id: [7; 16], first: 1, count: 1 }]);
+    assert_eq!(stamped.runs().collect::<Vec<_>>(), held);
+    // What names more events than the frame has is nothing.
+    let mut too_many = Vec::new();
+    put_run(&mut too_many, 1, &held[1].run);
+    let hostile = StampedFrame { runs: too_many.into(), ..stamped.clone() };
+    assert_eq!(hostile.runs().count(), 0);
     assert_eq!(read_retained(&stamped.retain).collect::<Vec<_>>(), [(1, 9)]);
 }
 

@@ -1,0 +1,389 @@
+//! `PublishStream`: events go up, cumulative acknowledgements come down.
+//!
+//! The requests that are there together become one batch for each shard, so a stream of single
+//! events costs the bus no more than a request of many. A few batches may be under way; while they
+//! are, and while the window is full, nothing more is read: the connection holds the producer back.
+
+mod batches;
+mod producers;
+mod requests;
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::Arc,
+    task::{Context as TaskContext, Poll},
+};
+
+use futures_util::Stream;
+use rand::Rng;
+use tokio::{
+    sync::watch,
+    time::{Instant, Sleep, sleep_until},
+};
+use tonic::Status;
+
+use self::{
+    batches::{Gathered, Group, Numbers},
+    requests::{Content, PublishEvents, Request},
+};
+use crate::{
+    access::{Caller, quota::StreamPermit},
+    errors::{CredentialError, Error},
+    lifecycle::Drain,
+    observe::counters::Method,
+    proto::v1::{self, publish_stream_response::Response},
+    rpc::{
+        Context, encoded::EncodedMessage, messages, publish::bound_id, stream::Revoked, validate,
+    },
+};
+
+pub use self::{
+    producers::{Claim, Producers},
+    requests::Requests,
+};
+
+/// Events, and bytes of requests, that one stream may have without an answer.
+const WINDOW_EVENTS: usize = 16_384;
+const WINDOW_BYTES: usize = 8 << 20;
+
+/// Groups under way at a time. What arrives meanwhile makes the next one larger.
+const MAX_GROUPS: usize = 4;
+
+/// A stream of one producer.
+pub struct PublishStream {
+    context: Arc<Context>,
+    caller: Caller,
+    requests: Requests,
+    /// Set by the first request.
+    open: Option<Open>,
+    /// Requests that came and are not under way yet.
+    gathered: Gathered,
+    /// A request that waits for the rate of its identity, and the events that are still to be paid.
+    held: Option<(PublishEvents, usize)>,
+    groups: VecDeque<Group>,
+    /// Events and bytes without an answer.
+    unanswered: (usize, usize),
+    window_bytes: usize,
+    /// Responses to be sent.
+    outbox: VecDeque<Response>,
+    /// True while requests are read.
+    reads: bool,
+    /// The end of the stream, once everything under way is answered: none is a success.
+    end: Option<Error>,
+    ended: bool,
+    revoked: Option<Revoked>,
+    drain: watch::Receiver<Option<Drain>>,
+    leave: Option<(Instant, Drain)>,
+    timer: Pin<Box<Sleep>>,
+}
+
+/// What the first request said.
+struct Open {
+    node_id: String,
+    positions: bool,
+    numbers: Numbers,
+    producer: Option<Claim>,
+    taken_over: Option<Revoked>,
+    _permit: StreamPermit,
+}
+
+impl PublishStream {
+    /// A stream over its requests.
+    pub fn new(context: Arc<Context>, caller: Caller, requests: Requests) -> PublishStream {
+        let limits = &context.limits;
+        let revoked = caller.grant.as_ref();
+        PublishStream {
+            window_bytes: WINDOW_BYTES.min(limits.max_pending_bytes_per_identity / 2),
+            revoked: revoked.map(|grant| -> Revoked { Box::pin(grant.clone().revoked()) }),
+            drain: context.gateway.drain(),
+            timer: Box::pin(sleep_until(Instant::now())),
+            context,
+            caller,
+            requests,
+            open: None,
+            gathered: Gathered::default(),
+            held: None,
+            groups: VecDeque::new(),
+            unanswered: (0, 0),
+            outbox: VecDeque::new(),
+            reads: true,
+            end: None,
+            ended: false,
+            leave: None,
+        }
+    }
+}
+
+impl Stream for PublishStream {
+    type Item = Result<EncodedMessage, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        loop {
+            if let Some(response) = this.outbox.pop_front() {
+                let response = v1::PublishStreamResponse { response: Some(response) };
+                return Poll::Ready(Some(Ok(EncodedMessage::message(&response))));
+            }
+            if this.ended {
+                return Poll::Ready(None);
+            }
+            if let Err(status) = this.advance(cx) {
+                this.finish();
+                return Poll::Ready(Some(Err(status)));
+            }
+            if !this.outbox.is_empty() {
+                continue;
+            }
+            if !this.reads && this.groups.is_empty() {
+                this.finish();
+                return Poll::Ready(this.end.take().map(|error| Err(this.failed(error))));
+            }
+            return Poll::Pending;
+        }
+    }
+}
+
+impl PublishStream {
+    /// Takes answers, and then requests. The error ends the stream.
+    fn advance(&mut self, cx: &mut TaskContext<'_>) -> Result<(), Status> {
+        if let Some(error) = self.interrupted(cx) {
+            return Err(self.failed(error));
+        }
+        self.answered(cx);
+        if !self.outbox.is_empty() {
+            return Ok(());
+        }
+        self.leave_if_due(cx);
+        while self.reads && self.groups.len() < MAX_GROUPS && self.has_room() {
+            let read = self.read(cx)?;
+            if let Some(group) = self.next_group(cx) {
+                self.groups.push_back(group);
+            } else if read.is_pending() {
+                break;
+            }
+            if !self.outbox.is_empty() {
+                break;
+            }
+        }
+        // Some are answered at once.
+        self.answered(cx);
+        Ok(())
+    }
+
+    /// The reason why the stream may not go on.
+    fn interrupted(&mut self, cx: &mut TaskContext<'_>) -> Option<Error> {
+        let is_over = |future: &mut Option<Revoked>, cx: &mut TaskContext<'_>| {
+            let over = future.as_mut().is_some_and(|future| future.as_mut().poll(cx).is_ready());
+            if over {
+                *future = None;
+            }
+            over
+        };
+        if is_over(&mut self.revoked, cx) {
+            return Some(Error::Unauthenticated(CredentialError::Revoked));
+        }
+        let open = self.open.as_mut()?;
+        is_over(&mut open.taken_over, cx).then_some(Error::TakenOver)
+    }
+
+    /// Takes the answers of the bus, in order. After one that failed nothing more is accepted:
+    /// what is behind it is given up, and comes again on another stream.
+    fn answered(&mut self, cx: &mut TaskContext<'_>) {
+        let Some(open) = &self.open else { return };
+        let (mut sequence, mut positions) = (None, Vec::new());
+        while let Some(group) = self.groups.front_mut() {
+            let Poll::Ready(answer) = group.poll(cx) else { break };
+            let Some(group) = self.groups.pop_front() else { break };
+            self.unanswered.0 -= group.events;
+            self.unanswered.1 -= group.bytes;
+            self.caller.in_flight.release(group.bytes);
+            match answer {
+                Ok(theirs) => {
+                    sequence = Some(group.last);
+                    self.context.records.counters.published(&group.counts, group.begun.elapsed());
+                    if open.positions {
+                        positions.extend(theirs);
+                    }
+                }
+                Err(error) => {
+                    self.groups.clear();
+                    self.reads = false;
+                    self.end = Some(error);
+                }
+            }
+        }
+        let Some(sequence) = sequence else { return };
+        if let Some(producer) = &open.producer {
+            producer.accepted(sequence);
+        }
+        self.outbox.push_back(Response::Accepted(v1::PublishAccepted { sequence, positions }));
+    }
+
+    /// Stops reading once this stream is asked to leave.
+    fn leave_if_due(&mut self, cx: &mut TaskContext<'_>) {
+        if self.drain.has_changed().unwrap_or(false)
+            && let Some(drain) = *self.drain.borrow_and_update()
+        {
+            // Spread, so that the nodes do not all arrive elsewhere at once.
+            let part = rand::rng().random_range(0.0..1.0);
+            self.leave = Some((drain.start + drain.spread.mul_f64(part), drain));
+        }
+        let Some((at, drain)) = self.leave.filter(|_| self.reads) else { return };
+        if at > Instant::now() {
+            self.timer.as_mut().reset(at);
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return;
+            }
+        }
+        let retry_after = self.context.gateway.reconnect_delay();
+        self.outbox.push_back(Response::Draining(messages::draining(drain, retry_after)));
+        self.reads = false;
+        self.end = Some(Error::Draining { retry_after });
+    }
+
+    /// True if one more request may be read.
+    fn has_room(&self) -> bool {
+        self.unanswered.0 + self.context.limits.max_events_per_request <= WINDOW_EVENTS
+            && self.unanswered.1 < self.window_bytes
+    }
+
+    /// Reads what has arrived, up to a group. Pending if nothing more can be read now.
+    fn read(&mut self, cx: &mut TaskContext<'_>) -> Result<Poll<()>, Status> {
+        while !self.gathered.is_full() && self.has_room() {
+            if !self.pay(cx) {
+                return Ok(Poll::Pending);
+            }
+            let Request { size, content } = match self.requests.poll_next(cx) {
+                Poll::Ready(Some(Ok(request))) => request,
+                Poll::Ready(Some(Err(status))) => return Err(status),
+                Poll::Ready(None) => {
+                    self.reads = false;
+                    return Ok(Poll::Ready(()));
+                }
+                Poll::Pending => return Ok(Poll::Pending),
+            };
+            match content {
+                Content::Open(open) => {
+                    let opened = self.opened(open).map_err(|error| self.failed(error))?;
+                    self.caller.in_flight.release(size);
+                    self.outbox.push_back(Response::Opened(opened));
+                }
+                Content::Events(events) => {
+                    self.unanswered.0 += events.events.len();
+                    self.unanswered.1 += size;
+                    self.gathered.bytes += size;
+                    self.gathered.events += events.events.len();
+                    self.check(&events).map_err(|error| self.failed(error))?;
+                    let owed = events.events.len();
+                    self.held = Some((events, owed));
+                }
+            }
+        }
+        Ok(Poll::Ready(()))
+    }
+
+    /// Opens the stream.
+    fn opened(&mut self, open: v1::PublishOpen) -> Result<v1::PublishOpened, Error> {
+        if self.open.is_some() {
+            return Err(Error::field("open", "the stream is open already"));
+        }
+        self.context.gateway.refuse_if_draining()?;
+        if let Some(grant) = &self.caller.grant {
+            grant.check_publisher(&open.node_id)?;
+        }
+        let publisher = validate::publish_open(&open)?;
+        let quotas = &self.context.quotas;
+        let permit = quotas.stream(self.caller.in_flight.quota(), &self.caller.peer.streams)?;
+        let shards = self.context.gateway.hub()?.bus().shards();
+        let publisher =
+            publisher.map(|id| bound_id(b"trunkline publisher", id, &open.node_id, &self.caller));
+        let claimed = publisher.map(|publisher| self.context.producers.claim(publisher));
+        let accepted_sequence = claimed.as_ref().map_or(0, |(_, accepted)| *accepted);
+        let producer = claimed.map(|(producer, _)| producer);
+        self.open = Some(Open {
+            numbers: Numbers::new(publisher, shards),
+            node_id: open.node_id,
+            positions: open.positions,
+            taken_over: producer
+                .as_ref()
+                .map(|producer| -> Revoked { Box::pin(producer.taken_over()) }),
+            producer,
+            _permit: permit,
+        });
+        Ok(v1::PublishOpened {
+            gateway_id: self.context.gateway.about.gateway_id.clone(),
+            accepted_sequence,
+            window_events: u32::try_from(WINDOW_EVENTS).unwrap_or(u32::MAX),
+            window_bytes: self.window_bytes as u64,
+        })
+    }
+
+    /// Checks what concerns all events of a request.
+    fn check(&mut self, events: &PublishEvents) -> Result<(), Error> {
+        let Some(open) = &mut self.open else {
+            return Err(Error::field("request", "the first request must be open"));
+        };
+        open.numbers.check(events, self.context.limits.max_events_per_request)
+    }
+
+    /// Pays for the request that was read last out of the rate of its identity, and gathers its
+    /// events. False if the rate is used up: then nothing is read for a time.
+    fn pay(&mut self, cx: &mut TaskContext<'_>) -> bool {
+        let Some((_, owed)) = &mut self.held else { return true };
+        let quotas = &self.context.quotas;
+        while *owed > 0 {
+            let part = (*owed).min(quotas.burst());
+            match quotas.publish(self.caller.in_flight.quota(), part) {
+                Ok(()) => *owed -= part,
+                Err(error) => {
+                    let wait = error.retry_after().unwrap_or_default();
+                    self.timer.as_mut().reset(Instant::now() + wait);
+                    if self.timer.as_mut().poll(cx).is_pending() {
+                        return false;
+                    }
+                }
+            }
+        }
+        let held = self.held.take();
+        if let (Some((events, _)), Some(open)) = (held, &mut self.open) {
+            let rejected = open.numbers.gather(
+                &events,
+                &open.node_id,
+                &self.context,
+                &self.caller,
+                &mut self.gathered,
+            );
+            let records = &self.context.records;
+            for (sequence, error) in rejected {
+                records.refused(Method::PublishStream, &error);
+                let status = Some(messages::status_of(error));
+                let rejected = v1::PublishRejected { sequence, status };
+                self.outbox.push_back(Response::Rejected(rejected));
+            }
+        }
+        true
+    }
+
+    /// What was gathered, on its way.
+    fn next_group(&mut self, cx: &mut TaskContext<'_>) -> Option<Group> {
+        // What the last request brought waits for its rate.
+        if self.held.is_some() || self.gathered.events == 0 {
+            return None;
+        }
+        let gathered = std::mem::take(&mut self.gathered);
+        Some(gathered.send(self.context.clone(), cx))
+    }
+
+    fn failed(&self, error: Error) -> Status {
+        self.context.records.refused(Method::PublishStream, &error);
+        error.into()
+    }
+
+    /// Ends the stream: what is under way is given up, and other streams of the producer may go on.
+    fn finish(&mut self) {
+        self.ended = true;
+        self.groups.clear();
+        self.open = None;
+    }
+}

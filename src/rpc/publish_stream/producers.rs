@@ -1,0 +1,145 @@
+//! The producers that publish on streams of this gateway.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::bus::PublisherId;
+
+/// Producers without a stream that are remembered, and for how long.
+const MAX_IDLE: usize = 10_000;
+const REMEMBER: Duration = Duration::from_mins(10);
+
+/// All producers that have, or had, a stream here.
+#[derive(Debug, Default)]
+pub struct Producers {
+    known: Mutex<HashMap<PublisherId, Producer>>,
+    streams: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Producer {
+    /// The stream that has it.
+    stream: u64,
+    accepted: u64,
+    /// Cancelled when another stream takes over.
+    taken_over: CancellationToken,
+    /// The time at which its last stream ended.
+    idle: Option<Instant>,
+}
+
+/// A producer that a stream has.
+#[derive(Debug)]
+pub struct Claim {
+    producers: Arc<Producers>,
+    publisher: PublisherId,
+    stream: u64,
+    taken_over: CancellationToken,
+}
+
+impl Producers {
+    /// Gives a producer to a new stream, and ends the stream that has it. Returns the last
+    /// sequence that was accepted here.
+    pub fn claim(self: &Arc<Self>, publisher: PublisherId) -> (Claim, u64) {
+        let stream = self.streams.fetch_add(1, Ordering::Relaxed);
+        let taken_over = CancellationToken::new();
+        let mut known = self.known.lock();
+        let accepted = match known.get_mut(&publisher) {
+            Some(producer) => {
+                producer.taken_over.cancel();
+                producer.taken_over = taken_over.clone();
+                (producer.stream, producer.idle) = (stream, None);
+                producer.accepted
+            }
+            None => {
+                forget_idle(&mut known);
+                let taken_over = taken_over.clone();
+                known.insert(publisher, Producer { stream, accepted: 0, taken_over, idle: None });
+                0
+            }
+        };
+        (Claim { producers: self.clone(), publisher, stream, taken_over }, accepted)
+    }
+}
+
+/// Looks at all of them only when there are many.
+fn forget_idle(known: &mut HashMap<PublisherId, Producer>) {
+    if known.len() < MAX_IDLE || known.len() < known.capacity() {
+        return;
+    }
+    let now = Instant::now();
+    known.retain(|_, producer| producer.idle.is_none_or(|since| now - since < REMEMBER));
+    let idle = known.values().filter(|producer| producer.idle.is_some()).count();
+    if idle > MAX_IDLE {
+        known.retain(|_, producer| producer.idle.is_none());
+    }
+}
+
+impl Claim {
+    /// Everything up to this sequence was accepted or rejected.
+    pub fn accepted(&self, sequence: u64) {
+        let mut known = self.producers.known.lock();
+        if let Some(producer) = known.get_mut(&self.publisher) {
+            producer.accepted = producer.accepted.max(sequence);
+        }
+    }
+
+    /// Returns when another stream has taken over.
+    pub fn taken_over(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.taken_over.clone().cancelled_owned()
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut known = self.producers.known.lock();
+        let producer = known.get_mut(&self.publisher);
+        if let Some(producer) = producer.filter(|producer| producer.stream == self.stream) {
+            producer.idle = Some(Instant::now());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn a_later_stream_takes_over_and_knows_what_was_accepted() {
+        let producers = Arc::<Producers>::default();
+        let (first, accepted) = producers.claim([1; 16]);
+        assert_eq!(accepted, 0);
+        first.accepted(7);
+        let (other, _) = producers.claim([2; 16]);
+        assert!(first.taken_over().now_or_never().is_none());
+        let (second, accepted) = producers.claim([1; 16]);
+        assert_eq!(accepted, 7);
+        assert!(first.taken_over().now_or_never().is_some());
+        assert!(second.taken_over().now_or_never().is_none());
+        // The end of the first stream says nothing about the second.
+        drop(first);
+        assert!(producers.known.lock()[&[1; 16]].idle.is_none());
+        drop((second, other));
+        assert!(producers.known.lock().values().all(|producer| producer.idle.is_some()));
+    }
+
+    #[test]
+    fn producers_that_went_away_do_not_pile_up() {
+        let producers = Arc::<Producers>::default();
+        for number in 0..5 * MAX_IDLE as u128 {
+            producers.claim(number.to_be_bytes());
+        }
+        assert!(producers.known.lock().len() < 4 * MAX_IDLE);
+    }
+}
