@@ -32,6 +32,8 @@ pub enum ErrorKind {
     /// The stream fell too far behind and [`Overflow::Disconnect`](trunkline_proto::v1::Overflow)
     /// was asked for. Reload everything, and subscribe without a token.
     TooSlow,
+    /// The buffer of a [`Publisher`](crate::Publisher) is full: the event was not taken.
+    Full,
     /// No gateway accepted the events in time, and none can have published them.
     Unavailable,
     /// No gateway confirmed the events in time, but one may have published them: its response was
@@ -88,6 +90,7 @@ impl std::fmt::Display for Error {
             ErrorKind::Denied => "not allowed: ",
             ErrorKind::Unsupported => "not supported: ",
             ErrorKind::TooSlow => "disconnected: ",
+            ErrorKind::Full => "not taken: ",
             ErrorKind::Unavailable => "not published in time: ",
             ErrorKind::OutcomeUnknown => "not known whether published: ",
         };
