@@ -1412,7 +1412,7 @@ impl World {
             let rests = !busy && before == self.fingerprint();
             quiet = if rests { quiet + passed } else { 0 };
             // Three seconds without anything new: some rounds of probes.
-            if quiet > if self.joined { 9000 } else { 3000 } {
+            if quiet > if self.joined { 13_000 } else { 3000 } {
                 return Ok(());
             }
         }
