@@ -32,6 +32,8 @@ pub enum Contestant {
     Embedded,
     /// Trunkline on a standalone Redis; nodes are spread over this number of gateways.
     Redis(usize),
+    /// The same with one gateway, and publishers that publish on streams.
+    RedisByStream,
     /// Trunkline on a Redis Cluster of three masters.
     Cluster(usize),
     /// Redis pub/sub: each node has a connection of its own.
@@ -79,6 +81,7 @@ impl Contestant {
         match self {
             Contestant::Embedded => "trunkline embedded".into(),
             Contestant::Redis(count) => gateways("redis", count),
+            Contestant::RedisByStream => "trunkline redis, by stream".into(),
             Contestant::Cluster(count) => gateways("cluster", count),
             Contestant::PlainRedis => "plain redis".into(),
             Contestant::PlainClassic => "plain cluster, classic".into(),
@@ -167,7 +170,8 @@ impl System {
         };
         match contestant {
             Contestant::Embedded => system.add_gateways(1, &GatewayOptions::embedded()).await,
-            Contestant::Redis(gateways) => {
+            Contestant::Redis(_) | Contestant::RedisByStream => {
+                let gateways = if let Contestant::Redis(count) = contestant { count } else { 1 };
                 let redis = RedisServer::start(RedisOptions::default()).await;
                 system.add_gateways(gateways, &GatewayOptions::redis(&redis.url(), "bench")).await;
                 system.bus = Bus::Server(Box::new(redis));

@@ -4,17 +4,26 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use http::uri::PathAndQuery;
+use prost::{
+    Message,
+    encoding::{WireType, encode_key, encode_varint},
+};
 use redis::{Script, aio::MultiplexedConnection};
-use tonic::transport::Channel;
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, client::Grpc, transport::Channel};
+use trunkline_proto::v1::{self, publish_stream_response::Response};
 
 use crate::{
     connections::{CHANNEL, nats, redis_connection, unary},
     contestant::{Contestant, System},
     floor,
     payload::Payload,
-    raw::put_field,
+    raw::{Raw, put_field},
 };
 
+const PUBLISH_STREAM: &str = "/trunkline.v1.CoordinationService/PublishStream";
 const PUBLISH: &str = "/trunkline.v1.CoordinationService/Publish";
 
 /// The least that gives an event a position for good: a number, an entry in the history, and the
@@ -30,6 +39,8 @@ const POSITION: &str = "
 pub enum Publisher {
     /// To a gateway, as this node.
     Trunkline(Channel, String),
+    /// To a gateway, on a stream.
+    Stream(Arc<StreamPublisher>),
     /// To Redis.
     Redis(MultiplexedConnection),
     /// To Redis, by the script [`POSITION`].
@@ -52,6 +63,12 @@ impl System {
         match self.contestant {
             Contestant::Embedded | Contestant::Redis(_) | Contestant::Cluster(_) => {
                 Publisher::Trunkline(self.gateway(node).await, format!("publisher-{node}"))
+            }
+            Contestant::RedisByStream => {
+                let channel = self.gateway(node).await;
+                Publisher::Stream(
+                    StreamPublisher::open(channel, &format!("publisher-{node}")).await,
+                )
             }
             Contestant::PlainRedis | Contestant::PlainClassic => {
                 Publisher::Redis(redis_connection(&self.redis_url(node)).await)
@@ -94,13 +111,17 @@ impl Publisher {
 
     /// Publishes `count` events from number `first` on, whose ids encode the time `at`. Returns
     /// when they are acknowledged; with NATS, which acknowledges nothing, when they are handed
-    /// over.
+    /// over; on a stream, when they are handed over and the window has room.
     pub async fn publish(&self, payload: &Payload, first: usize, count: usize, at: u64) {
         let numbers = first..first + count;
         match self {
             Publisher::Trunkline(channel, node) => {
                 let events: Vec<_> = numbers.map(|number| payload.published(number, at)).collect();
                 publish_encoded(channel, node, &events).await;
+            }
+            Publisher::Stream(stream) => {
+                let events: Vec<_> = numbers.map(|number| payload.published(number, at)).collect();
+                stream.publish(&events).await;
             }
             Publisher::Redis(connection) => {
                 let events = numbers.map(|number| payload.delivered(number, at));
@@ -144,6 +165,62 @@ impl Publisher {
             Publisher::Sender => {}
             Publisher::Endless => std::future::pending().await,
         }
+    }
+}
+
+/// Events that a stream may have without an answer.
+const STREAM_WINDOW: u64 = 8192;
+
+/// A stream on which events are published, several in one message or each in its own.
+pub struct StreamPublisher {
+    /// The sequence of the next event, and where messages go.
+    next: Mutex<(u64, mpsc::Sender<Bytes>)>,
+    accepted: watch::Receiver<u64>,
+}
+
+impl StreamPublisher {
+    async fn open(channel: Channel, node: &str) -> Arc<StreamPublisher> {
+        let (sender, receiver) = mpsc::channel(1024);
+        let (mut open, mut request) = (Vec::new(), Vec::new());
+        put_field(&mut open, 1, node.as_bytes());
+        put_field(&mut open, 2, uuid::Uuid::new_v4().to_string().as_bytes());
+        put_field(&mut request, 1, &open);
+        sender.send(request.into()).await.expect("room");
+        let mut grpc = Grpc::new(channel).max_decoding_message_size(64 << 20);
+        grpc.ready().await.expect("a connection");
+        let requests = Request::new(ReceiverStream::new(receiver));
+        let path = PathAndQuery::from_static(PUBLISH_STREAM);
+        let mut answers = grpc.streaming(requests, path, Raw).await.expect("a stream").into_inner();
+        let (accept, accepted) = watch::channel(0);
+        tokio::spawn(async move {
+            while let Ok(Some(answer)) = answers.message().await {
+                let answer = v1::PublishStreamResponse::decode(answer).expect("an answer");
+                match answer.response {
+                    Some(Response::Accepted(accepted)) => {
+                        accept.send_replace(accepted.sequence);
+                    }
+                    Some(Response::Rejected(rejected)) => panic!("rejected: {rejected:?}"),
+                    _ => {}
+                }
+            }
+        });
+        Arc::new(StreamPublisher { next: Mutex::new((1, sender)), accepted })
+    }
+
+    async fn publish(&self, events: &[Vec<u8>]) {
+        let last = {
+            let mut next = self.next.lock().await;
+            let (mut content, mut request) = (Vec::new(), Vec::new());
+            encode_key(1, WireType::Varint, &mut content);
+            encode_varint(next.0, &mut content);
+            events.iter().for_each(|event| put_field(&mut content, 2, event));
+            put_field(&mut request, 2, &content);
+            next.0 += events.len() as u64;
+            next.1.send(request.into()).await.expect("an open stream");
+            next.0 - 1
+        };
+        let room = |accepted: &u64| accepted + STREAM_WINDOW >= last;
+        self.accepted.clone().wait_for(room).await.expect("an open stream");
     }
 }
 

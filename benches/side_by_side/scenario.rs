@@ -111,7 +111,7 @@ impl Scenario {
     pub fn contestants(self) -> Vec<Contestant> {
         use Contestant::{
             BareRedis, Cluster, Echo, Embedded, Nats, PlainClassic, PlainRedis, PlainSharded,
-            Redis, RedisPositions, Relay, Sender, Stream, Unary,
+            Redis, RedisByStream, RedisPositions, Relay, Sender, Stream, Unary,
         };
         let as_delivered = Stream(Batch::AsDelivered);
         match self {
@@ -122,7 +122,15 @@ impl Scenario {
                 vec![Redis(1), PlainRedis, Nats, as_delivered]
             }
             Scenario::FanOut(Offer { subscribers, batch, .. }) => {
-                let mut all = vec![Redis(1), PlainRedis, Nats, as_delivered, Embedded, Redis(2)];
+                let mut all = vec![
+                    Redis(1),
+                    RedisByStream,
+                    PlainRedis,
+                    Nats,
+                    as_delivered,
+                    Embedded,
+                    Redis(2),
+                ];
                 if subscribers >= 100 {
                     all.extend([Cluster(1), Cluster(2), PlainClassic, PlainSharded]);
                 }
@@ -135,7 +143,7 @@ impl Scenario {
                 all
             }
             Scenario::Latency { subscribers, .. } => {
-                let mut all = vec![Redis(1), PlainRedis, Nats];
+                let mut all = vec![Redis(1), RedisByStream, PlainRedis, Nats];
                 if subscribers == 1 {
                     all.extend([Echo, BareRedis, RedisPositions, Sender]);
                 }

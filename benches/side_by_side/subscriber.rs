@@ -29,7 +29,10 @@ impl System {
         tasks: &mut JoinSet<()>,
     ) {
         match self.contestant {
-            Contestant::Embedded | Contestant::Redis(_) | Contestant::Cluster(_) => {
+            Contestant::Embedded
+            | Contestant::Redis(_)
+            | Contestant::RedisByStream
+            | Contestant::Cluster(_) => {
                 let request = subscribe_request(node, vec![]);
                 receive(self.gateway(node).await, SUBSCRIBE, request, recorder, tasks).await;
             }

@@ -8,6 +8,7 @@ mod external_crate;
 mod grpcurl;
 mod mail_server;
 mod publish;
+mod publisher;
 mod python;
 mod reconnect;
 mod subscribe;

@@ -32,12 +32,19 @@ pub struct Sent {
     pub acknowledged: Option<Acknowledged>,
 }
 
-/// An OK of `Publish` for one event.
+/// An OK for one event.
 #[derive(Clone, Copy, Debug)]
 pub struct Acknowledged {
-    pub shard: u32,
-    pub position: Position,
+    /// Shard and position; none if the event was published on a stream, whose client does not tell.
+    pub place: Option<(u32, Position)>,
     pub at: Duration,
+}
+
+impl Acknowledged {
+    /// True if the event lies in the gap, or may.
+    pub fn is_in(&self, gap: &Gap) -> bool {
+        self.place.is_none_or(|(shard, position)| gap.holds(shard, position))
+    }
 }
 
 /// Epoch and offset: what orders the events of a shard.

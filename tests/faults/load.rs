@@ -65,6 +65,8 @@ pub struct Shape {
     pub slow: usize,
     /// True if every second publisher and subscriber is one of trunkline-client.
     pub clients: bool,
+    /// The number of publishers that publish on streams, with trunkline-client: the last ones.
+    pub streams: usize,
 }
 
 impl Default for Shape {
@@ -78,6 +80,7 @@ impl Default for Shape {
             oldest: 0,
             slow: 0,
             clients: false,
+            streams: 1,
         }
     }
 }
@@ -219,6 +222,11 @@ impl Load {
 }
 
 impl Shared {
+    /// True if the publisher with this number publishes on a stream.
+    fn is_streaming(&self, index: usize) -> bool {
+        index + self.shape.streams >= self.shape.publishers
+    }
+
     /// True if the node with this number is one of trunkline-client.
     fn is_client(&self, index: usize) -> bool {
         self.shape.clients && index % 2 == 1
@@ -256,11 +264,17 @@ impl Shared {
         let mut history = self.history.lock();
         for (nth, position) in positions.iter().enumerate() {
             history.sent[first + nth].acknowledged = Some(Acknowledged {
-                shard: position.shard,
-                position: (position.epoch, position.offset),
+                place: Some((position.shard, (position.epoch, position.offset))),
                 at,
             });
         }
+    }
+
+    /// Records that the event at this index was acknowledged on a stream.
+    fn acknowledges_streamed(&self, index: usize) {
+        let at = self.start.elapsed();
+        self.acknowledged.fetch_add(1, Ordering::Relaxed);
+        self.history.lock().sent[index].acknowledged = Some(Acknowledged { place: None, at });
     }
 
     fn client(&self, turn: usize) -> CoordinationServiceClient<Channel> {

@@ -46,12 +46,15 @@ fn acknowledged(history: &History) -> Vec<String> {
     let mut violations = Vec::new();
     let mut positions = HashMap::new();
     for (sent, acknowledged) in all_acknowledged(history) {
-        let Acknowledged { shard, position, at } = acknowledged;
-        if position.0 == 0 || position.1 == 0 {
-            violations.push(format!("{} has no position: {position:?}", sent.event_id));
-        }
-        if let Some(other) = positions.insert((shard, position), &sent.event_id) {
-            violations.push(format!("{other} and {} share {position:?} of {shard}", sent.event_id));
+        let Acknowledged { place, at } = acknowledged;
+        if let Some((shard, position)) = place {
+            if position.0 == 0 || position.1 == 0 {
+                violations.push(format!("{} has no position: {position:?}", sent.event_id));
+            }
+            if let Some(other) = positions.insert((shard, position), &sent.event_id) {
+                violations
+                    .push(format!("{other} and {} share {position:?} of {shard}", sent.event_id));
+            }
         }
         for (from, to) in &history.outages {
             if sent.at >= *from && at <= *to {
@@ -79,9 +82,7 @@ fn confirmed(history: &History) -> Vec<String> {
 /// publishers reach the new epoch.
 fn ordered(history: &History) -> Vec<String> {
     let positions: HashMap<&str, (u32, Position)> = all_acknowledged(history)
-        .map(|(sent, acknowledged)| {
-            (sent.event_id.as_str(), (acknowledged.shard, acknowledged.position))
-        })
+        .filter_map(|(sent, acknowledged)| Some((sent.event_id.as_str(), acknowledged.place?)))
         .collect();
     let mut violations = Vec::new();
     for node in &history.nodes {
@@ -238,18 +239,14 @@ fn missing(history: &History, owed: impl Fn(&Node, &Sent, &Acknowledged) -> bool
         for (sent, acknowledged) in all_acknowledged(history) {
             if delivered.contains(sent.event_id.as_str())
                 || !node.interest.includes(&node.node_id, &sent.source, &sent.account)
-                || gaps.iter().any(|gap| gap.holds(acknowledged.shard, acknowledged.position))
+                || gaps.iter().any(|gap| acknowledged.is_in(gap))
                 || !owed(node, sent, &acknowledged)
             {
                 continue;
             }
             violations.push(format!(
-                "{} lacks {} (shard {} {:?}, acknowledged at {:?})",
-                node.node_id,
-                sent.event_id,
-                acknowledged.shard,
-                acknowledged.position,
-                acknowledged.at
+                "{} lacks {} (at {:?}, acknowledged at {:?})",
+                node.node_id, sent.event_id, acknowledged.place, acknowledged.at
             ));
         }
     }
@@ -273,7 +270,7 @@ fn wrongly_delivered(history: &History, wrong: impl Fn(&Node, &str, &str) -> boo
 /// The ids of acknowledged events that lie in a gap.
 pub fn in_gap<'a>(history: &'a History, gap: &'a Gap) -> impl Iterator<Item = &'a str> {
     all_acknowledged(history)
-        .filter(|(_, acknowledged)| gap.holds(acknowledged.shard, acknowledged.position))
+        .filter(|(_, acknowledged)| acknowledged.place.is_some() && acknowledged.is_in(gap))
         .map(|(sent, _)| sent.event_id.as_str())
 }
 

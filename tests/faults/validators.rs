@@ -23,7 +23,7 @@ fn intact() -> History {
         source: "publisher".into(),
         account: "a".into(),
         at: at(number),
-        acknowledged: Some(Acknowledged { shard: 0, position: (1, number), at: at(number) }),
+        acknowledged: Some(Acknowledged { place: Some((0, (1, number))), at: at(number) }),
     };
     let items = vec![
         (at(0), Item::Subscribed { resumed: false }),
@@ -84,7 +84,7 @@ fn acknowledged_fails_on_an_ok_while_the_bus_was_down_and_on_a_position_given_tw
     history.sent[1].acknowledged = history.sent[0].acknowledged;
     breaks("Acknowledged", &history);
     let mut history = intact();
-    history.sent[1].acknowledged = Some(Acknowledged { shard: 0, position: (0, 0), at: at(2) });
+    history.sent[1].acknowledged = Some(Acknowledged { place: Some((0, (0, 0))), at: at(2) });
     breaks("Acknowledged", &history);
 }
 

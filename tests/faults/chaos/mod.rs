@@ -41,6 +41,7 @@ const SHAPE: Shape = Shape {
     oldest: 1,
     slow: 2,
     clients: true,
+    streams: 2,
 };
 
 /// What is run.

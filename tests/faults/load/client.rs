@@ -1,13 +1,20 @@
 //! Publishers and subscribers of trunkline-client, in place of those by hand.
 
-use trunkline_client::{Client, ErrorKind, Notification, SubscribeOptions};
+use std::sync::atomic::Ordering;
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use trunkline_client::{Client, ErrorKind, Notification, PublisherOptions, SubscribeOptions};
 use trunkline_proto::v1::Event;
 
 use super::{
-    Shared,
+    PATIENCE, Shared,
+    publisher::event,
     subscriber::{Subscriber, reported},
 };
 use crate::history::Item;
+
+/// Events of a stream that wait for their acknowledgement.
+const MAX_WAITING: usize = 1000;
 
 /// Sends one request; the client retries it.
 pub async fn publish(shared: &Shared, client: &Client, batch: Vec<Event>) {
@@ -20,6 +27,48 @@ pub async fn publish(shared: &Shared, client: &Client, batch: Vec<Event>) {
             shared.history.lock().refused += 1;
         }
         Err(error) => shared.unexcused(format!("publish: {error}")),
+    }
+}
+
+/// Publishes on a stream: many events wait for their acknowledgement at a time.
+pub async fn publish_on_a_stream(shared: &Shared, node_id: &str, index: usize) {
+    let client = shared.builder(node_id, index).build().expect("a client");
+    let options = PublisherOptions::new().max_age(PATIENCE).max_events(MAX_WAITING);
+    let publisher = client.publisher(options);
+    let mut waiting = FuturesUnordered::new();
+    let mut number = 0;
+    loop {
+        let stops = shared.stop.load(Ordering::Acquire);
+        if !stops {
+            for _ in 0..shared.shape.batch {
+                let event = event(shared, node_id, number);
+                number += 1;
+                let sent = shared.sends(node_id, std::slice::from_ref(&event));
+                match publisher.publish(event).await {
+                    Ok(acknowledged) => waiting.push(async move { (sent, acknowledged.await) }),
+                    Err(error) => return shared.unexcused(format!("a stream: {error}")),
+                }
+            }
+        }
+        let pause = tokio::time::sleep(shared.shape.pace);
+        tokio::pin!(pause);
+        loop {
+            tokio::select! {
+                answer = waiting.next(), if !waiting.is_empty() => match answer {
+                    Some((sent, Ok(()))) => shared.acknowledges_streamed(sent),
+                    Some((_, Err(error))) => {
+                        shared.history.lock().refused += 1;
+                        let given_up = [ErrorKind::Unavailable, ErrorKind::OutcomeUnknown];
+                        if !given_up.contains(&error.kind()) {
+                            return shared.unexcused(format!("on a stream: {error}"));
+                        }
+                    }
+                    None => {}
+                },
+                () = &mut pause, if !stops => break,
+                else => return,
+            }
+        }
     }
 }
 

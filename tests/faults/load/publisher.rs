@@ -23,6 +23,9 @@ pub async fn publish(shared: Arc<Shared>, index: usize) {
         let builder = shared.builder(&node_id, index).publish_timeout(PATIENCE);
         builder.build().expect("a client")
     });
+    if shared.is_streaming(index) {
+        return client::publish_on_a_stream(&shared, &node_id, index).await;
+    }
     let mut turn = index;
     let mut number = 0;
     while !shared.stop.load(Ordering::Acquire) {
@@ -67,7 +70,8 @@ async fn by_hand(shared: &Shared, node_id: &str, turn: &mut usize, batch: Vec<Ev
     }
 }
 
-fn event(shared: &Shared, node_id: &str, number: u64) -> Event {
+/// The event of a publisher with this number.
+pub fn event(shared: &Shared, node_id: &str, number: u64) -> Event {
     let account = format!("account-{}", number % ACCOUNTS);
     let event = if number.is_multiple_of(3) {
         events::email_delivery(&account, &format!("message-{number}"))
