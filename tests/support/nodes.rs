@@ -6,8 +6,8 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 use tonic::{Status, Streaming, transport::Channel};
 use trunkline_proto::v1::{
-    Draining, Event, Explanation, Gap, Heartbeat, Notice, Position, PublishRequest,
-    SubscribeRequest, SubscribeResponse, Subscribed,
+    Draining, Event, Explanation, Gap, Heartbeat, InterestRejected, InterestUpdated, Notice,
+    Position, PublishRequest, SubscribeRequest, SubscribeResponse, Subscribed,
     coordination_service_client::CoordinationServiceClient, subscribe_response::Response,
 };
 
@@ -114,6 +114,10 @@ pub enum Seen {
     Notice(Notice),
     /// The filter decision for each event.
     Explanation(Explanation),
+    /// An update of the interest is in force.
+    InterestUpdated(InterestUpdated),
+    /// An update of the interest was refused.
+    InterestRejected(InterestRejected),
     /// A response with an unknown arm.
     Unknown,
     /// The end of the stream, with its status. Nothing follows.
@@ -213,6 +217,8 @@ impl Recording {
             Some(Response::Draining(draining)) => Seen::Draining(draining),
             Some(Response::Notice(notice)) => Seen::Notice(notice),
             Some(Response::Explanation(explanation)) => Seen::Explanation(explanation),
+            Some(Response::InterestUpdated(updated)) => Seen::InterestUpdated(updated),
+            Some(Response::InterestRejected(rejected)) => Seen::InterestRejected(rejected),
             None => Seen::Unknown,
         });
     }
@@ -227,7 +233,12 @@ impl Seen {
             Seen::Gap(gap) => Some(&gap.resume_token),
             Seen::Heartbeat(heartbeat) => Some(&heartbeat.resume_token),
             Seen::Explanation(explanation) => Some(&explanation.resume_token),
-            Seen::Draining(_) | Seen::Notice(_) | Seen::Unknown | Seen::Ended(_) => None,
+            Seen::InterestUpdated(updated) => Some(&updated.resume_token),
+            Seen::Draining(_)
+            | Seen::Notice(_)
+            | Seen::InterestRejected(_)
+            | Seen::Unknown
+            | Seen::Ended(_) => None,
         }
     }
 }

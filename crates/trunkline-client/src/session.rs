@@ -148,6 +148,8 @@ impl Session {
                 Some(Notification::Heartbeat(heartbeat))
             }
             Response::Notice(notice) => Some(Notification::Notice(notice)),
+            // Answers to updates, which a `Subscribe` stream has none of.
+            Response::InterestUpdated(_) | Response::InterestRejected(_) => None,
             // A node does not ask for explanations.
             Response::Explanation(explanation) => {
                 self.request.resume_token = explanation.resume_token;
