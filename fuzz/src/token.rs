@@ -8,8 +8,10 @@ const DEPLOYMENT: u32 = 0x0102_0304;
 /// A resume token, as a node sends it.
 pub fn token(bytes: &[u8]) {
     // As it is, with a correct checksum, and with a correct head of each version and checksum.
-    let [old, new] = [1, 2].map(|version| [&[version, 1, 2, 3, 4], bytes].concat());
-    for token in [bytes.to_vec(), with_checksum(bytes), with_checksum(&old), with_checksum(&new)] {
+    let of_version = |version| with_checksum(&[&[version, 1, 2, 3, 4], bytes].concat());
+    let tokens =
+        [bytes.to_vec(), with_checksum(bytes), of_version(1), of_version(2), of_version(3)];
+    for token in tokens {
         match ResumeToken::decode(&token, DEPLOYMENT) {
             Ok(decoded) => {
                 let encoded = decoded.to_bytes();
@@ -21,9 +23,11 @@ pub fn token(bytes: &[u8]) {
                 );
                 // A shard takes a byte at least, an epoch and a range two: a token makes a gateway
                 // hold little more than was sent.
-                let epochs = || decoded.shards.iter().flat_map(Had::epochs);
+                let behind = decoded.behind.as_deref().unwrap_or_default();
+                let shards = || decoded.shards.iter().chain(behind);
+                let epochs = || shards().flat_map(Had::epochs);
                 let ranges: usize = epochs().map(|epoch| epoch.more.len()).sum();
-                let held = decoded.shards.len() + 2 * epochs().count() + 2 * ranges;
+                let held = shards().count() + 2 * epochs().count() + 2 * ranges;
                 assert!(held <= token.len());
             }
             Err(error) => assert!(!error.to_string().is_empty()),

@@ -65,6 +65,11 @@ impl Grant {
         self.check_explain(request.explain)
     }
 
+    /// Checks what an update adds to the interest of a stream.
+    pub fn check_interest(&self, added: &v1::Filter) -> Result<(), Error> {
+        self.rules.check_filter(added).inspect_err(|_| self.record(Rule::Receive))
+    }
+
     fn check_node_id(&self, node_id: &str) -> Result<(), Error> {
         self.rules
             .check_node_id(&self.identity, node_id)

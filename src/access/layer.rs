@@ -196,7 +196,7 @@ impl RequiredPermission {
                 "grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection",
                 _,
             ) => RequiredPermission::Operation(Operation::Reflection),
-            (SERVICE, "Publish" | "PublishStream" | "Subscribe") => {
+            (SERVICE, "Publish" | "PublishStream" | "Subscribe" | "Watch") => {
                 RequiredPermission::CheckedByService
             }
             (SERVICE, "ListNodes") => RequiredPermission::Operation(Operation::ListNodes),

@@ -22,9 +22,12 @@ settings! {
         /// Events of one `Publish`.
         pub max_events_per_request: usize =
             key("maxEventsPerRequest", number(1..=10_000), 1000),
-        /// Accounts in the filter of one stream.
+        /// Accounts in one filter: of a `Subscribe`, or in one message of a `Watch`.
         pub max_accounts_per_filter: usize =
             key("maxAccountsPerFilter", number(1..=1_000_000), 10_000),
+        /// Accounts of one `Watch` stream.
+        pub max_accounts_per_stream: usize =
+            key("maxAccountsPerStream", number(1..=10_000_000), 1_000_000),
         /// Open connections. A connection beyond the limit is closed at once; without TLS a GOAWAY
         /// says why. Where the process may open fewer files (`ulimit -n`), the limit is what those
         /// allow.
@@ -35,26 +38,27 @@ settings! {
         /// proxy.
         pub max_connections_per_peer: usize =
             key("maxConnectionsPerPeer", number(1..=1_000_000), 4000),
-        /// Open `Subscribe` streams on this gateway.
+        /// Open `Subscribe` and `Watch` streams on this gateway.
         pub max_streams: usize =
             key("maxStreams", number(1..=10_000_000), 100_000),
-        /// Open `Subscribe` streams of one connection.
+        /// Open `Subscribe` and `Watch` streams of one connection.
         pub max_streams_per_connection: usize =
             key("maxStreamsPerConnection", number(1..=1_000_000), 1000),
-        /// Open `Subscribe` streams of one identity.
+        /// Open `Subscribe` and `Watch` streams of one identity.
         pub max_streams_per_identity: usize =
             key("maxStreamsPerIdentity", number(1..=10_000_000), 20_000),
         /// Open `Watch` streams of the health protocol, which needs no credential. A tenth of them
         /// may come from one address.
         pub max_health_streams: usize =
             key("maxHealthStreams", number(10..=1_000_000), 10_000),
-        /// Concurrent requests of one connection besides its `Subscribe` streams. HTTP/2 announces
+        /// Concurrent requests of one connection besides those streams. HTTP/2 announces
         /// the sum of both to clients, and they hold back requests beyond it.
         pub max_requests_per_connection: usize =
             key("maxRequestsPerConnection", number(1..=1_000_000), 256),
         /// Bytes of all requests in flight: those that are still arriving (with all that they
         /// announce), those that wait for the bus, and those of open streams, whose filters count
-        /// with what they take in memory: about 160 bytes and its own for each name.
+        /// with what they take in memory: 80 bytes for each account, and about 160 bytes and its
+        /// own for each custom type.
         pub max_pending_bytes: usize =
             key("maxPendingBytes", size(64 * KIB..=64 * GIB), 512 * MIB),
         /// The same for one identity; not less than `limits.maxRequestBytes` and not more than

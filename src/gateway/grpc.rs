@@ -56,7 +56,7 @@ pub async fn serve(
         timeout: config.limits.request_timeout,
         max_message,
         changes: |path| matches!(Method::of(path), Method::Publish | Method::PublishStream),
-        streams: |path| Method::of(path) == Method::PublishStream,
+        streams: |path| matches!(Method::of(path), Method::PublishStream | Method::Watch),
         on_expired: rooms.on_refused(),
     };
     let services = Services {

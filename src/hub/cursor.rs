@@ -4,9 +4,12 @@
 //! before, so a slow subscriber costs what a fast one does. A cursor that the log has overtaken, or
 //! that resumes before the log, reads the bus's history until it is back in the log.
 
+mod backfill;
 mod missing;
 mod progress;
+mod selection;
 mod shard;
+mod update;
 
 use std::{
     sync::Arc,
@@ -17,8 +20,12 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt};
 
-use self::shard::{Offered, ShardCursor};
 pub(super) use self::shard::{Opening, Scan, Source};
+use self::{
+    backfill::Backfill,
+    selection::Selection,
+    shard::{Offered, ShardCursor},
+};
 pub use self::{missing::Missing, progress::Progress};
 use super::{
     Hub,
@@ -108,6 +115,8 @@ pub struct Cursor {
     history: Option<HistoryQuota>,
     /// The pages that it holds, with the indexes of their shards.
     held: Vec<(usize, HeldPage)>,
+    /// Reads only what another cursor has left out; `None` for the cursor of a stream.
+    backfill: Option<Backfill>,
 }
 
 impl Cursor {
@@ -130,6 +139,7 @@ impl Cursor {
             waiting: vec![],
             history: options.history,
             held: vec![],
+            backfill: None,
         }
     }
 
@@ -290,11 +300,14 @@ impl Cursor {
 
     /// Adds what a shard has to the batch; returns what is missing if that comes next.
     fn take_from(&mut self, index: usize, events: &mut Events) -> Option<Missing> {
-        let interest = self.registration.interest.clone();
-        let filter = &interest.filter;
         let hub = self.hub.clone();
         let log = &hub.logs[index];
         loop {
+            let backfill = self.backfill.as_ref();
+            let selection = Selection {
+                filter: &self.registration.filter,
+                backfill: backfill.map(|backfill| (&backfill.had[index], &backfill.before)),
+            };
             let shard = &mut self.shards[index];
             match &mut shard.source {
                 Source::Behind => return None,
@@ -312,7 +325,7 @@ impl Cursor {
                         }
                         return None;
                     };
-                    match shard.offer(&entry, log, filter, events, &mut self.left) {
+                    match shard.offer(&entry, log, selection, events, &mut self.left) {
                         Offered::Whole => {}
                         Offered::Part | Offered::Apart(_) => {
                             shard.put_back(entry);
@@ -344,7 +357,7 @@ impl Cursor {
                         self.leave_log(index);
                         continue;
                     };
-                    match shard.offer_log(&entries, scan, log, filter, events, &mut self.left) {
+                    match shard.offer_log(&entries, scan, log, selection, events, &mut self.left) {
                         Offered::Whole => {}
                         Offered::Part => return None,
                         Offered::Missing(missing) => return Some(missing),

@@ -1,18 +1,23 @@
 //! The filter of a stream: `trunkline.v1.Filter`, compiled once and applied to every event.
 
+mod update;
+
 use std::{collections::HashSet, ops::ControlFlow, sync::Arc};
 
 use trunkline_proto::kinds::{CUSTOM, concerns_account};
 
+pub use self::update::{Before, Change};
 use super::{
+    accounts::{ACCOUNT_COST, AccountSet},
     event::{EventView, TargetName},
     kind_bits::{ACCOUNT_KINDS, all_kinds, kind_bit},
     log::IndexedFrame,
-    scope::{Names, Patterns, Scope},
+    scope::{Patterns, Scope},
 };
 use crate::proto::v1;
 
-/// Bytes that a name of a filter takes besides its own: in the filter, and in the router's index.
+/// Bytes that a custom type of a filter takes besides its name: in the filter, and in the router's
+/// index.
 const NAME_COST: usize = 160;
 
 /// The filter of one subscriber. It keeps the promises `Filtered` and `NoEcho`.
@@ -28,16 +33,24 @@ pub struct Filter {
     /// The kinds that are included whatever their account or type.
     plain_kinds: u128,
     /// `None`: all.
-    accounts: Option<Arc<Names>>,
+    accounts: Option<Arc<AccountSet>>,
     /// `None`: all.
     custom_types: Option<Patterns>,
-    node_id: Box<[u8]>,
-    roles: HashSet<Box<[u8]>>,
+    audience: Arc<Audience>,
     include_own: bool,
+    /// The kinds of which its node may receive some events.
+    allowed_kinds: u128,
     /// The events that its node may receive; `None` if the fields above say it all.
     scope: Option<Arc<Scope>>,
     /// True if the stream is to see excluded events too.
     watching: bool,
+}
+
+/// The names under which a stream's node is the target of events.
+#[derive(Debug)]
+pub(super) struct Audience {
+    pub node_id: Box<[u8]>,
+    pub roles: HashSet<Box<[u8]>>,
 }
 
 /// A part of a filter that keeps an event from the stream.
@@ -73,32 +86,50 @@ impl From<Exclusion> for v1::Exclusion {
 impl Filter {
     /// Compiles a filter. Numbers that are no kind's (not 10 to 99) are ignored.
     pub fn new(wire: &v1::Filter, node_id: &str, roles: &[String], include_own: bool) -> Filter {
-        let kinds = if wire.kinds.is_empty() {
-            all_kinds()
-        } else {
-            let known = wire.kinds.iter().filter_map(|&kind| u8::try_from(kind).ok());
-            known.fold(0, |kinds, kind| kinds | kind_bit(kind)) & all_kinds()
-        };
-        let mut plain_kinds = kinds;
-        if !wire.accounts.is_empty() {
-            plain_kinds &= !ACCOUNT_KINDS;
-        }
-        if !wire.custom_types.is_empty() {
-            plain_kinds &= !kind_bit(CUSTOM);
-        }
-        Filter {
-            kinds,
-            plain_kinds,
-            accounts: (!wire.accounts.is_empty()).then(|| {
-                Arc::new(wire.accounts.iter().map(|name| name.as_bytes().into()).collect())
-            }),
-            custom_types: (!wire.custom_types.is_empty())
-                .then(|| Patterns::new(&wire.custom_types)),
+        let kinds = if wire.kinds.is_empty() { all_kinds() } else { bits_of(&wire.kinds) };
+        let audience = Audience {
             node_id: boxed(node_id),
             roles: roles.iter().map(|role| boxed(role)).collect(),
+        };
+        let names = wire.accounts.iter().map(String::as_bytes);
+        Filter {
+            kinds,
+            plain_kinds: 0,
+            accounts: (!wire.accounts.is_empty()).then(|| Arc::new(names.collect())),
+            custom_types: (!wire.custom_types.is_empty())
+                .then(|| Patterns::new(&wire.custom_types)),
+            audience: Arc::new(audience),
             include_own,
+            allowed_kinds: all_kinds(),
             scope: None,
             watching: false,
+        }
+        .with_plain_kinds()
+    }
+
+    /// The same without its accounts: all are included.
+    fn without_accounts(&self) -> Filter {
+        Filter {
+            accounts: None,
+            custom_types: self.custom_types.clone(),
+            audience: self.audience.clone(),
+            scope: self.scope.clone(),
+            ..*self
+        }
+    }
+
+    fn with_plain_kinds(mut self) -> Filter {
+        self.set_plain_kinds();
+        self
+    }
+
+    fn set_plain_kinds(&mut self) {
+        self.plain_kinds = self.kinds;
+        if self.accounts.is_some() {
+            self.plain_kinds &= !ACCOUNT_KINDS;
+        }
+        if self.custom_types.is_some() {
+            self.plain_kinds &= !kind_bit(CUSTOM);
         }
     }
 
@@ -111,17 +142,14 @@ impl Filter {
             self.scope = Some(scope.clone());
             return self;
         }
-        self.kinds &= scope.kind_bits();
+        self.allowed_kinds = scope.kind_bits();
+        self.kinds &= self.allowed_kinds;
         if self.accounts.is_none() {
             // So that events of other accounts do not wake the stream.
-            self.accounts = scope.named_accounts().cloned();
-        }
-        self.plain_kinds &= self.kinds;
-        if self.accounts.is_some() {
-            self.plain_kinds &= !ACCOUNT_KINDS;
+            self.accounts = scope.named_accounts();
         }
         self.scope = scope.depends_on_subject().then(|| scope.clone());
-        self
+        self.with_plain_kinds()
     }
 
     /// The same, for a stream that sees excluded events too, to explain them.
@@ -162,7 +190,7 @@ impl Filter {
         if self.kinds & kind_bit(kind) == 0 {
             exclude(Exclusion::Kind)?;
         }
-        if !self.include_own && event.source_bytes() == &*self.node_id {
+        if !self.include_own && event.source_bytes() == &*self.audience.node_id {
             exclude(Exclusion::OwnEvent)?;
         }
         if !self.matches_account(kind, event) {
@@ -188,7 +216,7 @@ impl Filter {
         self.scope.is_none()
             && (narrowed == 0 || narrowed == kind_bit(CUSTOM) & self.kinds && self.types_all(frame))
             && !summary.targeted
-            && (self.include_own || !frame.may_be_from(&self.node_id))
+            && (self.include_own || !frame.may_be_from(&self.audience.node_id))
     }
 
     fn types_all(&self, frame: &IndexedFrame) -> bool {
@@ -214,26 +242,20 @@ impl Filter {
         Some((types.exact.iter().map(|t| &**t), types.prefixes.iter().map(|p| &**p)))
     }
 
-    /// The included accounts; `None`: all.
-    pub(super) fn accounts(&self) -> Option<impl Iterator<Item = &Arc<[u8]>>> {
-        let accounts = self.accounts.as_ref().filter(|_| !self.watching);
-        accounts.map(|accounts| accounts.iter())
+    /// The included accounts under which the router finds the stream; `None`: all.
+    pub(super) fn accounts(&self) -> Option<&Arc<AccountSet>> {
+        self.accounts.as_ref().filter(|_| !self.watching)
     }
 
-    /// The id of the stream's node.
-    pub(super) fn node_id(&self) -> &[u8] {
-        &self.node_id
+    /// The names under which the stream's node is the target of events.
+    pub(super) fn audience(&self) -> &Arc<Audience> {
+        &self.audience
     }
 
-    /// The roles of the stream's node.
-    pub(super) fn roles(&self) -> impl Iterator<Item = &[u8]> {
-        self.roles.iter().map(|role| &**role)
-    }
-
-    /// Bytes that a stream with this filter holds for it, about.
-    pub fn held_bytes(wire: &v1::Filter) -> usize {
-        let names = wire.accounts.iter().chain(&wire.custom_types);
-        names.map(|name| NAME_COST + name.len()).sum()
+    /// Bytes that a stream holds for these accounts and custom types, about.
+    pub fn held_bytes(accounts: usize, custom_types: &[String]) -> usize {
+        let names = custom_types.iter().map(|name| NAME_COST + name.len());
+        accounts * ACCOUNT_COST + names.sum::<usize>()
     }
 
     /// True if only a target or `NoEcho` can exclude an event from this stream.
@@ -261,10 +283,16 @@ impl Filter {
     fn matches_target(&self, event: &EventView<'_>) -> bool {
         !event.has_target()
             || event.target_names().any(|name| match name {
-                TargetName::NodeId(node_id) => node_id == &*self.node_id,
-                TargetName::Role(role) => self.roles.contains(role),
+                TargetName::NodeId(node_id) => node_id == &*self.audience.node_id,
+                TargetName::Role(role) => self.audience.roles.contains(role),
             })
     }
+}
+
+/// The bits of kinds. Numbers that are no kind's are ignored.
+pub(super) fn bits_of(kinds: &[i32]) -> u128 {
+    let known = kinds.iter().filter_map(|&kind| u8::try_from(kind).ok());
+    known.fold(0, |kinds, kind| kinds | kind_bit(kind)) & all_kinds()
 }
 
 fn boxed(text: &str) -> Box<[u8]> {

@@ -3,6 +3,7 @@
 //!
 //! The hub knows neither gRPC nor Redis.
 
+pub mod accounts;
 pub mod batch;
 pub mod cursor;
 pub mod event;

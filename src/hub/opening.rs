@@ -98,9 +98,8 @@ impl Hub {
             }
             openings.push(opening);
         }
-        let interest = registration.interest.clone();
         let mut cursor = Cursor::new(self.clone(), registration, openings, options);
-        let first = self.last_values(&interest.filter, &cursor);
+        let first = self.last_values(cursor.filter(), &cursor);
         cursor.begin_with(&first);
         Ok(Opened { cursor, resumed, replayed })
     }
@@ -112,7 +111,7 @@ impl Hub {
     }
 
     /// A stream that begins with the oldest event that is kept.
-    fn oldest(&self, shard: ShardId) -> Opening {
+    pub(super) fn oldest(&self, shard: ShardId) -> Opening {
         if self.bus().history().is_some() {
             let source = Source::History(VecDeque::new());
             return Opening { position: Position::UNKNOWN, had: Had::oldest(), source };

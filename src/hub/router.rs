@@ -4,54 +4,31 @@
 //! event when the cursor reads it. A subscriber with nothing pending since its last read has
 //! nothing to read, and skips to the end of the log at no cost.
 
+mod accounts;
 mod index;
+mod interest;
 mod prefixes;
+mod registration;
 mod subscribers;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    task::{Context, Poll, Waker},
-};
+use std::{sync::Arc, task::Waker};
 
-use futures_util::task::AtomicWaker;
 use parking_lot::RwLock;
 
-use self::index::Index;
+use self::{accounts::AccountIndex, index::Index};
+pub(super) use self::{interest::Interest, registration::Registration};
 use super::{
     filter::Filter,
     log::{Content, Entry},
 };
 use crate::bus::ShardId;
 
-/// Nothing is pending, or unread.
-const NONE: u64 = u64::MAX;
-
-/// A subscriber, as the router sees it.
-pub(super) struct Interest {
-    pub filter: Filter,
-    /// By shard: the number of the first entry since the last read that may concern the subscriber,
-    /// or [`NONE`].
-    pending: Vec<AtomicU64>,
-    /// By shard: the number of the first entry that the cursor is to read and has not read, or
-    /// [`NONE`].
-    unread: Vec<AtomicU64>,
-    task: AtomicWaker,
-}
-
 /// All subscribers of a gateway.
 #[derive(Default)]
 pub(super) struct Router {
     index: RwLock<Index>,
-}
-
-/// A subscriber's registration. Dropping it ends it.
-pub(super) struct Registration {
-    id: u64,
-    router: Arc<Router>,
-    pub interest: Arc<Interest>,
+    /// By account: subscribers that want certain accounts only, of the kinds that concern one.
+    accounts: AccountIndex,
 }
 
 /// Sets the pending bits for one entry, and collects the tasks to wake.
@@ -61,77 +38,16 @@ struct Pending {
     tasks: Vec<Waker>,
 }
 
-impl Interest {
-    fn new(filter: Filter, shards: usize) -> Interest {
-        Interest {
-            filter,
-            pending: (0..shards).map(|_| AtomicU64::new(NONE)).collect(),
-            unread: (0..shards).map(|_| AtomicU64::new(NONE)).collect(),
-            task: AtomicWaker::new(),
-        }
-    }
-
-    /// Clears the pending bit of a shard. Returns the first entry since the last call that may
-    /// concern the subscriber. Called under the log's read lock, while no bit is set.
-    pub(super) fn take_pending(&self, shard: usize) -> Option<u64> {
-        let pending = &self.pending[shard];
-        if pending.load(Ordering::Acquire) == NONE {
-            return None;
-        }
-        Some(pending.swap(NONE, Ordering::AcqRel))
-    }
-
-    /// Ready while something is pending in a shard that `reads_log` says reads its log; otherwise
-    /// the task is woken when something is, or by [`Router::wake_all`].
-    pub(super) fn poll_pending(
-        &self,
-        cx: &mut Context<'_>,
-        reads_log: impl Fn(usize) -> bool,
-    ) -> Poll<()> {
-        // Registered first, so that no bit is set between the check and the registration.
-        self.task.register(cx.waker());
-        let mut pending = self.pending.iter().enumerate();
-        if pending.any(|(shard, first)| first.load(Ordering::Acquire) != NONE && reads_log(shard)) {
-            return Poll::Ready(());
-        }
-        Poll::Pending
-    }
-
-    /// Records the first entry that the cursor has not read.
-    pub(super) fn report(&self, shard: usize, unread: Option<u64>) {
-        self.unread[shard].store(unread.unwrap_or(NONE), Ordering::Relaxed);
-    }
-
-    /// The number of the first entry that may concern the subscriber and that it has not read; past
-    /// every entry if there is none.
-    pub(super) fn first_unread(&self, shard: usize) -> u64 {
-        let unread = self.unread[shard].load(Ordering::Relaxed);
-        unread.min(self.pending[shard].load(Ordering::Relaxed))
-    }
-
-    /// Wakes the subscriber's task.
-    pub(super) fn wake(&self) {
-        self.task.wake();
-    }
-}
-
 impl Pending {
     fn set(&mut self, interest: &Interest) {
-        // Entries come in the order of the log, so the first number stays.
-        let pending = &interest.pending[self.shard];
-        if pending.load(Ordering::Relaxed) == NONE {
-            pending.store(self.number, Ordering::Release);
-            self.tasks.extend(interest.task.take());
-        }
+        self.tasks.extend(interest.set_pending(self.shard, self.number));
     }
 }
 
 impl Router {
     /// Adds a subscriber, for which nothing is pending yet.
     pub(super) fn register(self: &Arc<Self>, filter: Filter, shards: usize) -> Registration {
-        let interest = Arc::new(Interest::new(filter, shards));
-        let id = self.index.write().insert(&interest);
-        Registration { id, router: self.clone(), interest }
+        Registration::new(self.clone(), filter, shards)
     }
 
     /// Sets the pending bit of all subscribers that an entry may concern; returns the tasks to
@@ -141,28 +57,30 @@ impl Router {
         let mut pending = Pending { shard: shard.index(), number, tasks: vec![] };
         let index = self.index.read();
         match &entry.content {
-            Content::Frame(frame) if entry.follows.is_none() => index.notify(frame, &mut pending),
+            Content::Frame(frame) if entry.follows.is_none() => {
+                index.notify(frame, &self.accounts, &mut pending);
+            }
             // Every subscriber must read it.
-            _ => index.all.values().for_each(|interest| pending.set(interest)),
+            _ => index.all().for_each(|interest| pending.set(interest)),
         }
         pending.tasks
     }
 
     /// Wakes the tasks of all subscribers.
     pub(super) fn wake_all(&self) {
-        self.index.read().all.values().for_each(|interest| interest.wake());
+        self.index.read().all().for_each(|interest| interest.wake());
     }
-}
 
-impl Drop for Registration {
-    fn drop(&mut self) {
-        self.router.index.write().remove(self.id, &self.interest.filter);
+    /// True if no subscriber is left under any key.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.index.read().is_empty() && self.accounts.is_empty()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::task::Wake;
+    use std::task::{Context, Wake};
 
     use bytes::Bytes;
     use proptest::prelude::*;
@@ -219,7 +137,7 @@ mod tests {
         let pending = registration.interest.take_pending(0);
         assert_eq!(pending, (woken == 1).then_some(5));
         drop(registration);
-        assert!(router.index.read().is_empty());
+        assert!(router.is_empty());
         pending.is_some()
     }
 

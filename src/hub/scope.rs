@@ -6,6 +6,7 @@ use std::{collections::HashSet, sync::Arc};
 use trunkline_proto::kinds::{self, CUSTOM, concerns_account};
 
 use super::{
+    accounts::AccountSet,
     event::EventView,
     kind_bits::{ACCOUNT_KINDS, all_kinds, kind_bit},
 };
@@ -18,6 +19,8 @@ pub struct Scope {
     kinds: u128,
     accounts: Allowed,
     custom_types: Allowed,
+    /// All allowed accounts, if the rules name them one by one.
+    named_accounts: Option<Arc<AccountSet>>,
 }
 
 /// Allowed names, without the denied ones.
@@ -28,8 +31,8 @@ struct Allowed {
     denied: Patterns,
 }
 
-/// Names that filters and the router's index share.
-pub(super) type Names = HashSet<Arc<[u8]>>;
+/// Whole names.
+type Names = HashSet<Box<[u8]>>;
 
 /// Names and prefixes of names.
 #[derive(Clone, Debug, Default)]
@@ -61,7 +64,10 @@ impl Scope {
         if rules.deny.kinds.all {
             allowed = 0;
         }
-        Scope { kinds: allowed, accounts, custom_types }
+        let named = accounts.allowed.as_ref().filter(|allowed| allowed.prefixes.is_empty());
+        let named_accounts =
+            named.map(|names| Arc::new(names.exact.iter().map(|name| &**name).collect()));
+        Scope { kinds: allowed, accounts, custom_types, named_accounts }
     }
 
     /// True if some events of the kind may be allowed.
@@ -107,9 +113,8 @@ impl Scope {
     }
 
     /// All allowed accounts, if the rules name them one by one.
-    pub(super) fn named_accounts(&self) -> Option<&Arc<Names>> {
-        let allowed = self.accounts.allowed.as_ref()?;
-        allowed.prefixes.is_empty().then_some(&allowed.exact)
+    pub(super) fn named_accounts(&self) -> Option<Arc<AccountSet>> {
+        self.named_accounts.clone()
     }
 }
 
@@ -146,7 +151,7 @@ impl Patterns {
         let mut names = Patterns { prefixes, ..Patterns::default() };
         let exact = patterns.iter().filter(|pattern| !pattern.ends_with('*'));
         let exact = exact.map(String::as_bytes).filter(|name| !names.begin(name));
-        names.exact = Arc::new(exact.map(Arc::from).collect());
+        names.exact = Arc::new(exact.map(Box::from).collect());
         names
     }
 
@@ -363,7 +368,7 @@ mod tests {
         let deny = Deny { accounts: strings(&["b"]), ..Deny::default() };
         let scope = std::sync::Arc::new(Scope::new(&EventRules { allow, deny }));
         let filter = Filter::new(&v1::Filter::default(), "me", &[], true).within(&scope);
-        assert_eq!(filter.accounts().map(Iterator::count), Some(2));
+        assert_eq!(filter.accounts().map(|accounts| accounts.len()), Some(2));
         let matches = |event: &[u8]| filter.matches(&EventView::peek(event).unwrap());
         assert!(matches(&mailbox("a")) && !matches(&mailbox("b")) && !matches(&mailbox("c")));
     }

@@ -3,6 +3,7 @@
 mod bus;
 mod recovery;
 mod scripted;
+mod updates;
 
 use std::{collections::BTreeMap, sync::Arc};
 

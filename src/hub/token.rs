@@ -3,10 +3,11 @@
 //!
 //! | bytes | content |
 //! |---|---|
-//! | 1 | version of this layout: 2 |
+//! | 1 | version of this layout: 2, or 3 while a part of the interest is behind |
 //! | 4 | tag of the deployment, big endian |
 //! | varint | number of shards |
 //! | per shard, from 0 | varint: the kind of the shard; then its epochs, ascending |
+//! | per shard, from 0 | version 3: the same of the part that is behind |
 //! | 4 | FNV-1a of all before, big endian |
 //!
 //! The kind of a shard is 0 if nothing is known, 1 if the stream begins with the oldest event, 2 if
@@ -37,6 +38,9 @@ use crate::bus::{Epoch, Offset, Position};
 
 const VERSION: u8 = 2;
 
+/// Tokens of a stream of which a part of the interest, added since an earlier position, is behind.
+const VERSION_BEHIND: u8 = 3;
+
 /// Tokens of gateways before recovery gave events names.
 const VERSION_OF_POSITIONS: u8 = 1;
 
@@ -66,6 +70,8 @@ pub struct ResumeToken {
     pub deployment: u32,
     /// By shard: what was delivered or reported as a gap.
     pub shards: Vec<Had>,
+    /// By shard: the same of the part of the interest that was added last, if that is behind.
+    pub behind: Option<Vec<Had>>,
 }
 
 impl ResumeToken {
@@ -82,7 +88,7 @@ impl ResumeToken {
             return Err(Malformed("wrong checksum"));
         }
         let (&version, body) = body.split_first().ok_or(Malformed("too short"))?;
-        if version != VERSION && version != VERSION_OF_POSITIONS {
+        if ![VERSION, VERSION_BEHIND, VERSION_OF_POSITIONS].contains(&version) {
             return Err(Malformed("unknown version"));
         }
         let (tag, mut body) = body.split_first_chunk::<TAG>().ok_or(Malformed("too short"))?;
@@ -91,41 +97,45 @@ impl ResumeToken {
         }
         let count = number(&mut body)?;
         let count = u16::try_from(count).map_err(|_| Malformed("too many shards"))?;
-        let mut shards = Vec::new();
-        let mut epoch = 0;
-        for shard in 0..count {
-            shards.push(if version == VERSION {
-                decode_shard(&mut body, &mut epoch)?
-            } else {
-                decode_position(&mut body, &mut epoch, shard == 0)?
-            });
-        }
+        let mut decode_shards = || {
+            let (mut shards, mut epoch) = (Vec::new(), 0);
+            for shard in 0..count {
+                shards.push(if version == VERSION_OF_POSITIONS {
+                    decode_position(&mut body, &mut epoch, shard == 0)?
+                } else {
+                    decode_shard(&mut body, &mut epoch)?
+                });
+            }
+            Ok(shards)
+        };
+        let shards = decode_shards()?;
+        let behind = (version == VERSION_BEHIND).then(decode_shards).transpose()?;
         if !body.is_empty() {
             return Err(Malformed("bytes after the end"));
         }
-        Ok(ResumeToken { deployment, shards })
+        Ok(ResumeToken { deployment, shards, behind })
     }
 
-    /// The number of bytes that [`encode`](Self::encode) appends.
+    /// The number of bytes of the encoded token.
     pub fn encoded_len(&self) -> usize {
-        encoded_len(self.views())
-    }
-
-    /// Appends the token to `buf`.
-    pub fn encode(&self, buf: &mut impl BufMut) {
-        encode(self.deployment, self.views(), buf);
+        encoded_len(views(&self.shards), self.behind.as_deref().map(views))
     }
 
     /// The encoded token.
     pub fn to_bytes(&self) -> Bytes {
         let mut buf = BytesMut::with_capacity(self.encoded_len());
-        self.encode(&mut buf);
+        encode_with(
+            self.deployment,
+            views(&self.shards),
+            self.behind.as_deref().map(views),
+            &mut buf,
+        );
         buf.freeze()
     }
+}
 
-    fn views(&self) -> impl ExactSizeIterator<Item = HadAt<'_>> {
-        self.shards.iter().map(|had| had.at(Position::UNKNOWN))
-    }
+fn views(shards: &[Had]) -> impl ExactSizeIterator<Item = HadAt<'_>> + Clone {
+    shards.iter().map(|had| had.at(Position::UNKNOWN))
 }
 
 /// Appends the token of what was had (in each shard, from shard 0) to `buf`, for callers that keep
@@ -135,18 +145,37 @@ pub fn encode<'a>(
     shards: impl ExactSizeIterator<Item = HadAt<'a>>,
     buf: &mut impl BufMut,
 ) {
+    encode_with(deployment, shards, None::<std::iter::Empty<HadAt<'a>>>, buf);
+}
+
+/// The same with what a part of the interest has had that is behind.
+pub fn encode_with<'a>(
+    deployment: u32,
+    shards: impl ExactSizeIterator<Item = HadAt<'a>>,
+    behind: Option<impl ExactSizeIterator<Item = HadAt<'a>>>,
+    buf: &mut impl BufMut,
+) {
     let mut buf = Summed { buf, sum: Fnv32::new() };
-    buf.put(&[VERSION]);
+    buf.put(&[if behind.is_some() { VERSION_BEHIND } else { VERSION }]);
     buf.put(&deployment.to_be_bytes());
     buf.put_varint(shards.len() as u64);
     for_each_number(shards, |number| buf.put_varint(number));
+    if let Some(behind) = behind {
+        for_each_number(behind, |number| buf.put_varint(number));
+    }
     buf.buf.put_slice(&buf.sum.finish().to_be_bytes());
 }
 
-/// The number of bytes that [`encode`] appends.
-pub fn encoded_len<'a>(shards: impl ExactSizeIterator<Item = HadAt<'a>>) -> usize {
+/// The number of bytes that [`encode_with`] appends.
+pub fn encoded_len<'a>(
+    shards: impl ExactSizeIterator<Item = HadAt<'a>>,
+    behind: Option<impl ExactSizeIterator<Item = HadAt<'a>>>,
+) -> usize {
     let mut numbers = varint_len(shards.len() as u64);
     for_each_number(shards, |number| numbers += varint_len(number));
+    if let Some(behind) = behind {
+        for_each_number(behind, |number| numbers += varint_len(number));
+    }
     1 + TAG + numbers + CHECKSUM
 }
 

@@ -27,6 +27,8 @@ pub enum Method {
     PublishStream,
     /// `Subscribe`.
     Subscribe,
+    /// `Watch`.
+    Watch,
     /// `ListNodes`.
     ListNodes,
     /// `GetStatus`.
@@ -61,10 +63,11 @@ pub struct Counters {
 
 impl Method {
     /// All methods, in the order of their numbers.
-    pub const ALL: [Method; 6] = [
+    pub const ALL: [Method; 7] = [
         Method::Publish,
         Method::PublishStream,
         Method::Subscribe,
+        Method::Watch,
         Method::ListNodes,
         Method::GetStatus,
         Method::Other,
@@ -77,6 +80,7 @@ impl Method {
             Some("/Publish") => Method::Publish,
             Some("/PublishStream") => Method::PublishStream,
             Some("/Subscribe") => Method::Subscribe,
+            Some("/Watch") => Method::Watch,
             Some("/ListNodes") => Method::ListNodes,
             Some("/GetStatus") => Method::GetStatus,
             _ => Method::Other,
@@ -89,6 +93,7 @@ impl Method {
             Method::Publish => "Publish",
             Method::PublishStream => "PublishStream",
             Method::Subscribe => "Subscribe",
+            Method::Watch => "Watch",
             Method::ListNodes => "ListNodes",
             Method::GetStatus => "GetStatus",
             Method::Other => "other",

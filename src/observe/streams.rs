@@ -28,6 +28,7 @@ static GAPS: Throttle = Throttle::new(MAX_LINES, PERIOD);
 /// An open stream. Its end is recorded when this is dropped.
 pub struct StreamRecord {
     records: Arc<Records>,
+    method: Method,
     node_id: String,
     subscription_id: String,
     peer: String,
@@ -41,6 +42,7 @@ impl StreamRecord {
     /// A stream has opened.
     pub fn opened(
         records: Arc<Records>,
+        method: Method,
         node: &v1::Node,
         resumed: bool,
         replayed: u64,
@@ -50,6 +52,7 @@ impl StreamRecord {
                 node = node.node_id,
                 subscription = node.subscription_id,
                 peer = node.peer,
+                method = method.name(),
                 resumed,
                 replayed,
                 "stream opened"
@@ -57,6 +60,7 @@ impl StreamRecord {
         }
         StreamRecord {
             records,
+            method,
             node_id: node.node_id.clone(),
             subscription_id: node.subscription_id.clone(),
             peer: node.peer.clone(),
@@ -92,7 +96,7 @@ impl StreamRecord {
 
     /// The gateway ends the stream with an error.
     pub fn failed(&mut self, error: &Error) {
-        self.records.counters.failed(Method::Subscribe, error);
+        self.records.counters.failed(self.method, error);
         self.ending = Ending::Error(error.reason());
     }
 

@@ -215,14 +215,18 @@ impl Nodes {
     }
 
     fn described(&self, node: v1::Node, state: NodeState, stats: StreamStats) -> v1::Node {
-        v1::Node {
+        let mut node = v1::Node {
             delivered_events: stats.delivered,
             behind_events: stats.behind,
             lag: Some(duration(Duration::from_millis(stats.lag_ms))),
             state: state.into(),
             duplicate: self.duplicates.is_one(&node.node_id),
             ..node
+        };
+        if let Some(watch) = stats.watch {
+            watch.describe(&mut node);
         }
+        node
     }
 }
 

@@ -243,6 +243,7 @@ impl OwnStats {
             stats.delivered_events.push(of_stream.delivered);
             stats.behind_events.push(of_stream.behind);
             stats.lag_ms.push(of_stream.lag_ms);
+            stats.watches.extend(of_stream.watch.map(|watch| watch.to_record(entry.number)));
         }
         if stats != self.stats || stats.revision == 0 {
             stats.revision += 1;

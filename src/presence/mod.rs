@@ -10,11 +10,12 @@ pub mod membership;
 mod notifications;
 mod others;
 mod shards;
+mod watch;
 
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
@@ -23,6 +24,8 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use self::watch::WatchState;
+pub use self::watch::WatchStats;
 use self::{
     duplicates::Duplicates, notifications::Notifications, others::Others, shards::OwnShards,
 };
@@ -68,6 +71,8 @@ pub struct NodeEntry {
     number: u64,
     since: Instant,
     delivered: AtomicU64,
+    /// Of a `Watch` stream.
+    watch: OnceLock<WatchState>,
     progress: Progress,
     notifications: Notifications,
 }
@@ -78,6 +83,8 @@ struct StreamStats {
     delivered: u64,
     behind: u64,
     lag_ms: u64,
+    /// Of a `Watch` stream.
+    watch: Option<WatchStats>,
 }
 
 /// Keeps a stream in the list until it is dropped.
@@ -123,6 +130,7 @@ impl Nodes {
             number: local.last_number,
             since: Instant::now(),
             delivered: AtomicU64::new(0),
+            watch: OnceLock::new(),
             progress,
             notifications: Notifications::default(),
         });
@@ -196,6 +204,7 @@ impl NodeEntry {
             delivered: self.delivered(),
             behind: self.behind(),
             lag_ms: self.progress.lag_ms(now_ms),
+            watch: self.watch.get().map(WatchState::stats),
         }
     }
 }
@@ -232,7 +241,8 @@ impl Drop for Listed {
 fn show_part(node: &mut v1::Node) {
     let Some(filter) = &mut node.filter else { return };
     let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
-    node.filter_accounts = count(filter.accounts.len());
+    // More than the filter names, if it came in several parts.
+    node.filter_accounts = count(filter.accounts.len()).max(node.filter_accounts);
     node.filter_custom_types = count(filter.custom_types.len());
     for names in [&mut filter.accounts, &mut filter.custom_types] {
         names.truncate(MAX_SHOWN);

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use prost::Message;
 
-use super::{Key, StreamStats, shards::STATS_SHARD};
+use super::{Key, StreamStats, WatchStats, shards::STATS_SHARD};
 use crate::{
     bus::{Exchange, MemberId},
     proto::{
@@ -239,9 +239,17 @@ impl View {
         member.stats = rows
             .map(|(number, ((delivered, behind), lag_ms))| {
                 let lag_ms = (*lag_ms).min(MAX_LAG_MS);
-                (number, StreamStats { delivered: *delivered, behind: *behind, lag_ms })
+                (
+                    number,
+                    StreamStats { delivered: *delivered, behind: *behind, lag_ms, watch: None },
+                )
             })
             .collect();
+        for record in &stats.watches {
+            if let Some(known) = member.stats.get_mut(&record.number) {
+                known.watch = Some(WatchStats::of_record(record));
+            }
+        }
     }
 
     fn apply_shard(

@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use futures_util::Stream;
+use futures_util::{Stream, future::BoxFuture};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use tonic::{Code, Status};
@@ -31,12 +31,21 @@ pub enum Messages {
     Stream(Box<Subscription>),
     /// The answers to published events.
     Publishing(Box<PublishStream>),
+    /// The same, once it is open.
+    Opening(BoxFuture<'static, Result<Subscription, Status>>),
 }
 
 impl ResponseBody {
     /// The body of a unary method's response.
     pub fn unary(message: &impl prost::Message) -> ResponseBody {
         ResponseBody::Messages(Some(Messages::Unary(Some(EncodedMessage::message(message)))))
+    }
+
+    /// The body of a stream that is being opened.
+    pub fn opening(
+        stream: impl Future<Output = Result<Subscription, Status>> + Send + 'static,
+    ) -> ResponseBody {
+        ResponseBody::Messages(Some(Messages::Opening(Box::pin(stream))))
     }
 
     /// The body of a stream.
@@ -73,10 +82,16 @@ impl From<&'static str> for ResponseBody {
 
 impl Messages {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<EncodedMessage, Status>>> {
-        match self {
-            Messages::Unary(message) => Poll::Ready(message.take().map(Ok)),
-            Messages::Stream(stream) => Pin::new(&mut **stream).poll_next(cx),
-            Messages::Publishing(stream) => Pin::new(&mut **stream).poll_next(cx),
+        loop {
+            match self {
+                Messages::Unary(message) => return Poll::Ready(message.take().map(Ok)),
+                Messages::Stream(stream) => return Pin::new(&mut **stream).poll_next(cx),
+                Messages::Publishing(stream) => return Pin::new(&mut **stream).poll_next(cx),
+                Messages::Opening(opening) => match ready!(opening.as_mut().poll(cx)) {
+                    Ok(stream) => *self = Messages::Stream(Box::new(stream)),
+                    Err(status) => return Poll::Ready(Some(Err(status))),
+                },
+            }
         }
     }
 }

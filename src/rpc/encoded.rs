@@ -53,8 +53,9 @@ impl EncodedMessage {
         events: Events,
         deployment: u32,
         had: impl ExactSizeIterator<Item = HadAt<'a>> + Clone,
+        behind: Option<impl ExactSizeIterator<Item = HadAt<'a>> + Clone>,
     ) -> EncodedMessage {
-        let token_bytes = token::encoded_len(had.clone());
+        let token_bytes = token::encoded_len(had.clone(), behind.clone());
         let token_field =
             key_len(BATCH_TOKEN) + encoded_len_varint(token_bytes as u64) + token_bytes;
         let batch = events.bytes + token_field;
@@ -71,7 +72,7 @@ impl EncodedMessage {
         }
         encode_key(BATCH_TOKEN, WireType::LengthDelimited, &mut own);
         encode_varint(token_bytes as u64, &mut own);
-        token::encode(deployment, had, &mut own);
+        token::encode_with(deployment, had, behind, &mut own);
         let own = Bytes::from(own);
         if !shares {
             return EncodedMessage::Whole(own);
@@ -160,6 +161,10 @@ mod tests {
     use super::*;
     use crate::{bus::Position, hub::had::Had};
 
+    fn none() -> Option<std::iter::Empty<HadAt<'static>>> {
+        None
+    }
+
     /// A batch of events with `content` bytes each, in two chunks, and the message that prost makes
     /// of it.
     fn batch(content: usize) -> (EncodedMessage, v1::SubscribeResponse) {
@@ -176,7 +181,8 @@ mod tests {
         token::encode(77, had(), &mut resume_token);
         let batch = v1::EventBatch { resume_token, ..batch };
         let response = Some(v1::subscribe_response::Response::Events(batch));
-        (EncodedMessage::events(events, 77, had()), v1::SubscribeResponse { response })
+        let encoded = EncodedMessage::events(events, 77, had(), none());
+        (encoded, v1::SubscribeResponse { response })
     }
 
     fn message_of(mut bytes: impl Buf) -> v1::SubscribeResponse {

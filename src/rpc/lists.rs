@@ -27,6 +27,9 @@ const SUBSCRIBE_FILTER: u32 = 4;
 const FILTER_KINDS: u32 = 1;
 const FILTER_ACCOUNTS: u32 = 2;
 const FILTER_CUSTOM_TYPES: u32 = 3;
+const OPEN_SUBSCRIBE: u32 = 1;
+const UPDATE_ADD: u32 = 2;
+const UPDATE_REMOVE: u32 = 3;
 
 /// A request whose lists are checked before it is decoded.
 pub trait Lists {
@@ -62,36 +65,85 @@ fn check_events(bytes: &[u8], number: u32, limits: &Limits) -> Result<(), Error>
 
 impl Lists for v1::SubscribeRequest {
     fn check_lists(bytes: &[u8], limits: &Limits) -> Result<(), Error> {
-        let (mut roles, mut kinds, mut accounts, mut custom_types) = (0, 0, 0, 0);
-        each_field(bytes, whole(bytes)?, |field| {
+        check_subscribe(bytes, whole(bytes)?, limits)
+    }
+}
+
+/// Checks the lists of a `SubscribeRequest`.
+fn check_subscribe(bytes: &[u8], request: Span, limits: &Limits) -> Result<(), Error> {
+    let (mut roles, mut filter) = (0, FilterLists::default());
+    each_field(bytes, request, |field| {
+        match field.number {
+            SUBSCRIBE_ROLES => roles += 1,
+            // Several filters are merged into one.
+            SUBSCRIBE_FILTER => filter.count(bytes, content(field)?)?,
+            _ => {}
+        }
+        Ok(())
+    })?;
+    let mut violations = Violations::default();
+    too_many(&mut violations, "roles", roles, MAX_NAMES);
+    filter.check("filter", limits, &mut violations);
+    violations.found().map_or(Ok(()), |found| Err(Error::Invalid(found)))
+}
+
+/// Checks the lists of a `WatchOpen`.
+pub fn check_watch_open(bytes: &[u8], limits: &Limits) -> Result<(), Error> {
+    each_field(bytes, whole(bytes)?, |field| match field.number {
+        OPEN_SUBSCRIBE => check_subscribe(bytes, content(field)?, limits),
+        _ => Ok(()),
+    })
+}
+
+/// Checks the lists of an `InterestUpdate`.
+pub fn check_update(bytes: &[u8], limits: &Limits) -> Result<(), Error> {
+    let (mut add, mut remove) = (FilterLists::default(), FilterLists::default());
+    each_field(bytes, whole(bytes)?, |field| {
+        match field.number {
+            UPDATE_ADD => add.count(bytes, content(field)?)?,
+            UPDATE_REMOVE => remove.count(bytes, content(field)?)?,
+            _ => {}
+        }
+        Ok(())
+    })?;
+    let mut violations = Violations::default();
+    add.check("add", limits, &mut violations);
+    remove.check("remove", limits, &mut violations);
+    violations.found().map_or(Ok(()), |found| Err(Error::Invalid(found)))
+}
+
+/// The lengths of the lists of a `Filter`.
+#[derive(Default)]
+struct FilterLists {
+    kinds: usize,
+    accounts: usize,
+    custom_types: usize,
+}
+
+impl FilterLists {
+    fn count(&mut self, bytes: &[u8], filter: Span) -> Result<(), Error> {
+        each_field(bytes, filter, |field| {
             match field.number {
-                SUBSCRIBE_ROLES => roles += 1,
-                // Several filters are merged into one.
-                SUBSCRIBE_FILTER => each_field(bytes, content(field)?, |field| {
-                    match field.number {
-                        FILTER_KINDS => kinds += numbers(bytes, field),
-                        FILTER_ACCOUNTS => accounts += 1,
-                        FILTER_CUSTOM_TYPES => custom_types += 1,
-                        _ => {}
-                    }
-                    Ok(())
-                })?,
+                FILTER_KINDS => self.kinds += numbers(bytes, field),
+                FILTER_ACCOUNTS => self.accounts += 1,
+                FILTER_CUSTOM_TYPES => self.custom_types += 1,
                 _ => {}
             }
             Ok(())
-        })?;
-        let mut violations = Violations::default();
-        for (field, count, max) in [
-            ("roles", roles, MAX_NAMES),
-            ("filter.kinds", kinds, MAX_KINDS),
-            ("filter.accounts", accounts, limits.max_accounts_per_filter),
-            ("filter.custom_types", custom_types, MAX_PATTERNS),
-        ] {
-            if count > max {
-                violations.add(field, format!("has {count}; the limit is {max}"));
-            }
-        }
-        violations.found().map_or(Ok(()), |found| Err(Error::Invalid(found)))
+        })
+    }
+
+    fn check(&self, field: &str, limits: &Limits, violations: &mut Violations) {
+        let max_accounts = limits.max_accounts_per_filter;
+        too_many(violations, &format!("{field}.kinds"), self.kinds, MAX_KINDS);
+        too_many(violations, &format!("{field}.accounts"), self.accounts, max_accounts);
+        too_many(violations, &format!("{field}.custom_types"), self.custom_types, MAX_PATTERNS);
+    }
+}
+
+fn too_many(violations: &mut Violations, field: &str, count: usize, max: usize) {
+    if count > max {
+        violations.add(field, format!("has {count}; the limit is {max}"));
     }
 }
 

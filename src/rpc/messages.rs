@@ -63,10 +63,11 @@ pub fn wire_position(shard: ShardId, position: Position) -> v1::Position {
     v1::Position { shard: shard.0.into(), epoch: position.epoch.0, offset: position.offset.0 }
 }
 
-/// The resume token of a stream in a deployment.
-pub fn resume_token(deployment: u32, cursor: &Cursor) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(token::encoded_len(cursor.had()));
-    token::encode(deployment, cursor.had(), &mut bytes);
+/// The resume token of a stream in a deployment, of which a part of the interest may be behind.
+pub fn resume_token(deployment: u32, cursor: &Cursor, behind: Option<&Cursor>) -> Vec<u8> {
+    let behind = behind.map(Cursor::had);
+    let mut bytes = Vec::with_capacity(token::encoded_len(cursor.had(), behind.clone()));
+    token::encode_with(deployment, cursor.had(), behind, &mut bytes);
     bytes
 }
 

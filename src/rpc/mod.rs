@@ -15,6 +15,7 @@ mod stream;
 mod subscribe;
 mod traces;
 mod validate;
+mod watch;
 
 use std::{sync::Arc, time::Duration};
 

@@ -24,9 +24,9 @@ use crate::{
     rpc::{
         Context,
         body::ResponseBody,
-        publish_stream::{PublishStream, Requests},
+        publish_stream::{self, PublishStream},
         request::read,
-        validate,
+        validate, watch,
     },
     trace_context::IncomingTrace,
 };
@@ -58,13 +58,20 @@ impl Server {
                 ResponseBody::unary(&self.recorded(method, published)?)
             }
             Method::PublishStream => {
-                let requests = Requests::new(headers, body, limits)?;
+                let requests = publish_stream::Requests::new(headers, body, limits)?;
                 PublishStream::new(context.clone(), caller.clone(), requests).into()
             }
             Method::Subscribe => {
                 let request = read(headers, body, limits).await?;
                 let stream = context.clone().subscribe(request, caller).await;
                 ResponseBody::stream(self.recorded(method, stream)?)
+            }
+            Method::Watch => {
+                let in_flight = caller.in_flight.clone();
+                let requests = watch::Requests::new(headers, body, limits, in_flight)?;
+                // The headers of the response go out at once: a client may wait for them before it
+                // sends the first request.
+                ResponseBody::opening(context.clone().watch(requests, caller.clone()))
             }
             Method::ListNodes => {
                 let request: v1::ListNodesRequest = read(headers, body, limits).await?;

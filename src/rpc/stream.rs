@@ -1,9 +1,12 @@
-//! One `Subscribe` stream.
+//! One `Subscribe` or `Watch` stream.
 //!
 //! The stream is pulled: it asks its cursor for the next batch only when the connection has taken
 //! the one before. A client that stops reading costs what its connection buffers, and nothing else.
 
+mod updates;
+
 use std::{
+    collections::VecDeque,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -31,7 +34,7 @@ use crate::{
     observe::{recent::Ending, streams::StreamRecord},
     presence::Listed,
     proto::v1::{self, subscribe_response::Response},
-    rpc::{Context, encoded::EncodedMessage, explain::Explainer, messages, traces},
+    rpc::{Context, encoded::EncodedMessage, explain::Explainer, messages, traces, watch::Watch},
 };
 
 /// The options of a stream, from its request.
@@ -75,6 +78,10 @@ pub struct Subscription {
     timer: Pin<Box<Sleep>>,
     /// Collects explanations; none unless the request asks for them.
     explainer: Option<Explainer>,
+    /// Gaps to be sent before anything else.
+    gaps: VecDeque<(ShardId, Missing)>,
+    /// Receives updates of the interest; none if it never changes.
+    watch: Option<Box<Watch>>,
     state: State,
     /// The permit of the stream, and the bytes of its request: both count until the stream ends.
     _held: (StreamPermit, Arc<InFlightRequest>),
@@ -115,9 +122,22 @@ impl Subscription {
             begin,
             leave: None,
             last_sent: Instant::now(),
+            gaps: VecDeque::new(),
+            watch: None,
             state: State::Opening,
             _held: held,
         }
+    }
+
+    /// The same with gaps that are sent first, and with what receives updates.
+    pub fn beginning_with(
+        self,
+        gaps: VecDeque<(ShardId, Missing)>,
+        watch: Option<Watch>,
+    ) -> Subscription {
+        let watch = watch.map(Box::new);
+        self.listed.watches(watch.is_some());
+        Subscription { gaps, watch, ..self }
     }
 }
 
@@ -182,11 +202,25 @@ impl Subscription {
                 let notice = EncodedMessage::response(Response::Notice(notice));
                 return Poll::Ready(Some(Ok(notice)));
             }
-            if let Poll::Ready(item) = self.cursor.poll_next(cx) {
+            if let Some((shard, gap)) = self.gaps.pop_front() {
+                self.last_sent = now;
+                return Poll::Ready(Some(self.gap(shard, &gap)));
+            }
+            if self.watch.as_ref().is_some_and(|watch| watch.is_due())
+                && let Poll::Ready(answer) = self.poll_requests(cx)
+            {
+                self.last_sent = now;
+                return Poll::Ready(Some(answer));
+            }
+            if let Poll::Ready(item) = self.poll_cursor(cx) {
                 // Events that are all withheld leave nothing to send but their explanation.
                 let Some(message) = self.item(item) else { continue };
                 self.last_sent = now;
                 return Poll::Ready(Some(message));
+            }
+            if let Poll::Ready(answer) = self.poll_requests(cx) {
+                self.last_sent = now;
+                return Poll::Ready(Some(answer));
             }
             if self.last_sent + self.options.heartbeat <= now {
                 self.last_sent = now;
@@ -233,8 +267,13 @@ impl Subscription {
                 }
                 self.record.delivered(events.count, events.oldest_ms);
                 self.listed.delivered(events.count);
-                let had = self.cursor.had();
-                Ok(EncodedMessage::events(events, self.context.deployment, had))
+                if let Some(watch) = &mut self.watch {
+                    watch.sent(events.count, &self.cursor);
+                    self.listed.unacknowledged(watch.acknowledgements.pending());
+                }
+                let behind = self.watch.as_ref().and_then(|watch| watch.behind());
+                let (had, behind) = (self.cursor.had(), behind.map(Cursor::had));
+                Ok(EncodedMessage::events(events, self.context.deployment, had, behind))
             }
             Ok(Item::Gap(shard, gap)) => self.gap(shard, &gap),
             Err(error) => Err(self.fail(error.into())),
@@ -285,7 +324,8 @@ impl Subscription {
     }
 
     fn token(&self) -> Vec<u8> {
-        messages::resume_token(self.context.deployment, &self.cursor)
+        let behind = self.watch.as_ref().and_then(|watch| watch.behind());
+        messages::resume_token(self.context.deployment, &self.cursor, behind)
     }
 
     /// Ends the stream with an error.
@@ -302,9 +342,10 @@ impl Subscription {
     fn gap(&mut self, shard: ShardId, gap: &Missing) -> Result<EncodedMessage, Status> {
         // A gap that the token already had is sent: a node that is disconnected for it would come
         // back with the same token for ever.
-        let of_token = self.options.with_token
-            && !self.options.subscribed.resumed
-            && self.begin.get(shard.index()) == Some(&gap.place);
+        let of_token = self.is_behind()
+            || self.options.with_token
+                && !self.options.subscribed.resumed
+                && self.begin.get(shard.index()) == Some(&gap.place);
         if self.options.overflow == v1::Overflow::Disconnect
             && gap.reason == GapReason::HistoryExpired
             && !of_token

@@ -1,23 +1,44 @@
-//! `Subscribe`: checks a request, and opens its stream.
+//! `Subscribe`, and the opening of every stream: a `Subscribe` is a `Watch` without updates.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{collections::VecDeque, sync::Arc, time::SystemTime};
 
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
-    access::{Caller, Grant},
+    access::{Caller, Grant, quota::StreamPermit},
+    bus::{Position, ShardId},
     errors::{Error, Limit},
-    hub::{Begin, ReadOptions, filter::Filter},
-    observe::streams::StreamRecord,
+    hub::{
+        Begin, ReadOptions,
+        accounts::AccountSet,
+        cursor::{Cursor, Missing},
+        filter::Filter,
+        had::Had,
+    },
+    observe::{counters::Method, streams::StreamRecord},
     presence::timestamp,
     proto::v1,
     rpc::{
         Context,
         stream::{Revoked, StreamOptions, Subscription},
-        validate,
+        validate::{self, ValidSubscribe},
+        watch::{Named, Watch},
     },
 };
+
+/// A stream that is being opened: its request is checked, and its interest may still grow.
+pub struct Opening {
+    /// The request. The accounts of its filter are in `accounts`, too.
+    pub request: ValidSubscribe,
+    /// The accounts of the interest.
+    pub accounts: AccountSet,
+    /// How names are understood that it has none of.
+    pub named: Named,
+    /// Bytes that count against the quota of the identity for its interest.
+    pub held: usize,
+    permit: StreamPermit,
+}
 
 impl Context {
     /// Opens the stream that a request asks for.
@@ -26,71 +47,137 @@ impl Context {
         request: v1::SubscribeRequest,
         caller: &Caller,
     ) -> Result<Subscription, Error> {
+        let opening = self.begin_stream(request, Named::default(), caller)?;
+        self.open_stream(opening, caller, Method::Subscribe, |_, _| None).await
+    }
+
+    /// Checks the request for a stream.
+    pub fn begin_stream(
+        &self,
+        request: v1::SubscribeRequest,
+        named: Named,
+        caller: &Caller,
+    ) -> Result<Opening, Error> {
         self.gateway.refuse_if_draining()?;
-        let grant = caller.grant.as_ref();
-        if let Some(grant) = grant {
+        if let Some(grant) = &caller.grant {
             grant.check_subscribe(&request)?;
         }
-        let stream_permit = self.quotas.stream(caller.in_flight.quota(), &caller.peer.streams)?;
-        let filter_bytes = request.filter.as_ref().map_or(0, Filter::held_bytes);
-        caller.in_flight.add(filter_bytes)?;
-        let subscribe =
-            validate::subscribe(request, &self.limits, self.heartbeat, self.deployment)?;
+        let permit = self.quotas.stream(caller.in_flight.quota(), &caller.peer.streams)?;
+        let held = request
+            .filter
+            .as_ref()
+            .map_or(0, |filter| Filter::held_bytes(filter.accounts.len(), &filter.custom_types));
+        caller.in_flight.add(held)?;
+        let request = validate::subscribe(request, &self.limits, self.heartbeat, self.deployment)?;
+        let accounts = request.filter.accounts.iter().map(String::as_bytes).collect();
+        Ok(Opening { request, accounts, named, held, permit })
+    }
+
+    /// Opens a stream. `watch` makes what receives its updates.
+    pub async fn open_stream(
+        self: Arc<Self>,
+        opening: Opening,
+        caller: &Caller,
+        method: Method,
+        watch: impl FnOnce(&Opening, &Cursor) -> Option<Watch>,
+    ) -> Result<Subscription, Error> {
+        let grant = caller.grant.as_ref();
         let hub = self.gateway.verified_hub().await?;
-        let with_token = subscribe.token.is_some();
-        let begin = match (subscribe.token, subscribe.start) {
-            (Some(token), _) => Begin::After(token.shards),
+        let request = &opening.request;
+        let with_token = request.token.is_some();
+        let behind = request.token.as_ref().and_then(|token| token.behind.clone());
+        let begin = match (&request.token, request.start) {
+            (Some(token), _) => Begin::After(token.shards.clone()),
             (None, v1::Start::Oldest) => Begin::Oldest,
             (None, _) => Begin::Latest,
         };
         let read_options = ReadOptions {
-            max_events: subscribe.max_events,
-            merge: subscribe.overflow == v1::Overflow::Merge,
-            explain: subscribe.explain,
+            max_events: request.max_events,
+            merge: request.overflow == v1::Overflow::Merge,
+            explain: request.explain,
             trace: self.tracer.is_on(),
             history: Some(caller.in_flight.quota().history().clone()),
         };
-        let filter = within(subscribe.filter, grant);
+        let filter = within(opening.filter(), grant);
         let opened = hub.open(filter, &begin, read_options).await?;
+        let mut watch = watch(&opening, &opened.cursor);
+        let mut gaps = given_up(behind.as_deref(), &opened.cursor);
+        if let Some(watch) = &mut watch {
+            gaps = watch.take_over(gaps);
+        }
+        let Opening { request, accounts, permit, .. } = opening;
         let subscription_id = Uuid::now_v7().to_string();
-        let kinds = subscribe.wire_filter.kinds.clone();
+        let kinds = request.filter.kinds.clone();
         let node = v1::Node {
-            node_id: subscribe.node_id,
-            incarnation: subscribe.incarnation,
-            roles: subscribe.roles,
-            client_version: subscribe.client_version,
+            node_id: request.node_id,
+            incarnation: request.incarnation,
+            roles: request.roles,
+            client_version: request.client_version,
             subscription_id: subscription_id.clone(),
             connect_time: Some(timestamp(SystemTime::now())),
             peer: caller.peer.address.to_string(),
-            filter: Some(subscribe.wire_filter),
+            filter: Some(request.filter),
+            filter_accounts: u32::try_from(accounts.len()).unwrap_or(u32::MAX),
             ..Default::default()
         };
         let listed = (self.nodes)
             .enter(node, opened.cursor.progress())
             .map_err(|_| Error::limit(Limit::Streams, self.nodes.max_streams()))?;
         let records = self.records.clone();
-        let record = StreamRecord::opened(records, listed.node(), opened.resumed, opened.replayed);
+        let resumed = opened.resumed && gaps.is_empty();
+        let record = StreamRecord::opened(records, method, listed.node(), resumed, opened.replayed);
         let options = StreamOptions {
-            heartbeat: subscribe.heartbeat,
-            end: subscribe.max_duration.map(|duration| Instant::now() + duration),
-            overflow: subscribe.overflow,
+            heartbeat: request.heartbeat,
+            end: request.max_duration.map(|duration| Instant::now() + duration),
+            overflow: request.overflow,
             revoked: grant.map(|grant| -> Revoked { Box::pin(grant.clone().revoked()) }),
-            explain: subscribe.explain,
+            explain: request.explain,
             kinds,
             with_token,
             subscribed: v1::Subscribed {
                 gateway_id: self.gateway.about.gateway_id.clone(),
                 subscription_id,
-                resumed: opened.resumed,
+                resumed,
                 replayed_events: opened.replayed,
-                heartbeat_interval: prost_types::Duration::try_from(subscribe.heartbeat).ok(),
-                overflow: subscribe.overflow.into(),
+                heartbeat_interval: prost_types::Duration::try_from(request.heartbeat).ok(),
+                overflow: request.overflow.into(),
                 resume_token: vec![],
             },
         };
-        let held = (stream_permit, caller.in_flight.clone());
-        Ok(Subscription::new(self.clone(), opened.cursor, listed, record, options, held))
+        let held = (permit, caller.in_flight.clone());
+        let stream = Subscription::new(self.clone(), opened.cursor, listed, record, options, held);
+        Ok(stream.beginning_with(gaps, watch))
     }
+}
+
+impl Opening {
+    fn filter(&self) -> Filter {
+        let request = &self.request;
+        let names = v1::Filter {
+            kinds: request.filter.kinds.clone(),
+            accounts: vec![],
+            custom_types: request.filter.custom_types.clone(),
+        };
+        let named = self.named.accounts || !self.accounts.is_empty();
+        let filter =
+            Filter::new(&names, &request.node_id, &request.roles, request.include_own_events)
+                .naming(named.then(|| self.accounts.clone()), self.named.custom_types);
+        if request.explain { filter.watching_all() } else { filter }
+    }
+}
+
+/// The events that a token says a part of the interest was behind, up to where the stream begins:
+/// lost, unless that part goes on there.
+fn given_up(behind: Option<&[Had]>, cursor: &Cursor) -> VecDeque<(ShardId, Missing)> {
+    let behind = behind.unwrap_or_default().iter().zip(cursor.positions()).enumerate();
+    let gaps = behind.filter_map(|(shard, (had, to))| {
+        let walked = had.epochs().iter().rfind(|had| had.entered);
+        let from = walked
+            .map_or(Position::UNKNOWN, |had| Position { epoch: had.epoch, offset: had.walked });
+        (to.is_known() && from < to)
+            .then(|| (ShardId::at_index(shard), Missing::given_up(from, to)))
+    });
+    gaps.collect()
 }
 
 /// The filter, narrowed to what the caller may receive.

@@ -5,6 +5,7 @@ mod list_nodes;
 mod path;
 mod publish;
 mod subscribe;
+mod watch;
 
 use std::{fmt::Display, ops::RangeInclusive};
 
@@ -17,7 +18,8 @@ use crate::{
 pub use self::{
     list_nodes::list_nodes,
     publish::{EventIds, Origin, StampedEvent, ValidPublish, publish, publish_open, stream_event},
-    subscribe::subscribe,
+    subscribe::{ValidSubscribe, subscribe, token},
+    watch::update,
 };
 
 /// Bytes of an id.

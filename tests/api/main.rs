@@ -31,3 +31,4 @@ mod streams;
 mod too_large;
 mod trace_context;
 mod unavailable;
+mod watch;

@@ -5,7 +5,7 @@ use super::support::{
     Gateway, GatewayOptions, LIMIT,
     process::{Output, Process, Program},
     tools,
-    wait::eventually,
+    wait::{eventually, until},
 };
 use serde_json::{Value, json};
 
@@ -282,7 +282,7 @@ async fn the_grpcurl_commands_of_the_readme_work() {
     let readme = include_str!("../../README.md");
     let section = readme.split("\n## ").find(|section| section.starts_with("Try it\n"));
     let lines = grpcurl_lines(section.expect("a section \"Try it\""));
-    for what in [" list", " describe ", "/Subscribe", "/Publish", "/Check"] {
+    for what in [" list", " describe ", "/Subscribe", "/Publish", "/Check", "/Watch"] {
         assert!(lines.iter().any(|line| line.contains(what)), "{what}: {lines:?}");
     }
 
@@ -292,7 +292,26 @@ async fn the_grpcurl_commands_of_the_readme_work() {
     shell(&printed[0]).run(LIMIT).await.success();
 
     let mut streams = Vec::new();
-    for line in &lines {
+    // Before the command that publishes.
+    let (watches, others): (Vec<_>, Vec<_>) =
+        lines.iter().partition(|line| line.contains("/Watch"));
+    for line in watches {
+        let requests = section.expect("a section").split_once(&line[..]).expect("its line").1;
+        let requests = requests.lines().skip(1).map(str::trim);
+        let requests: Vec<_> = requests.take_while(|line| line.starts_with('{')).collect();
+        assert_eq!(requests.len(), 2, "{requests:?}");
+        let line = line.replace("127.0.0.1:7420", &gateway.address());
+        let rest = line.strip_prefix("grpcurl").expect("a grpcurl line");
+        let command = format!("printf '%s' '{}' | \"$0\"{rest}", requests.join("\n"));
+        let grpcurl = tools::grpcurl().display().to_string();
+        let process = Process::start(&line, Program::new("sh", ["-c", &command, &grpcurl]));
+        until(LIMIT, "the update is in force", async || {
+            process.stdout().contains("interestUpdated")
+        })
+        .await;
+        streams.push(process);
+    }
+    for line in others {
         assert!(line.contains("127.0.0.1:7420"), "the default address: {line}");
         let program = shell(&line.replace("127.0.0.1:7420", &gateway.address()));
         if line.contains("/Subscribe") {

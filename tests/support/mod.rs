@@ -25,6 +25,7 @@ pub mod shared;
 pub mod tools;
 pub mod view;
 pub mod wait;
+pub mod watch;
 
 pub use browser::Browser;
 pub use cluster::{ClusterOptions, RedisCluster};
@@ -33,3 +34,4 @@ pub use nodes::{Collector, Keep, Recording, Seen, TestNode};
 pub use redis::{Data, RedisOptions, RedisServer};
 pub use shared::{SharedCluster, SharedRedis};
 pub use wait::{LIMIT, eventually, until};
+pub use watch::Watch;

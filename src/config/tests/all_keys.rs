@@ -39,6 +39,7 @@ fn an_empty_document_gives_the_defaults() {
             max_request_bytes: 4_194_304,
             max_events_per_request: 1000,
             max_accounts_per_filter: 10_000,
+            max_accounts_per_stream: 1_000_000,
             max_connections: 10_000,
             max_connections_per_peer: 4000,
             max_streams: 100_000,
@@ -98,7 +99,8 @@ fn every_key_of_the_gateway_is_set() {
         "log": { "maxBytes": 4096, "maxEvents": 5 },
         "limits": {
             "maxEventBytes": "6KiB", "maxRequestBytes": "7MiB", "maxEventsPerRequest": 8,
-            "maxAccountsPerFilter": 9, "maxConnections": 14, "maxConnectionsPerPeer": 13,
+            "maxAccountsPerFilter": 9, "maxAccountsPerStream": 12000,
+            "maxConnections": 14, "maxConnectionsPerPeer": 13,
             "maxStreams": 10, "maxStreamsPerConnection": 15, "maxStreamsPerIdentity": 16,
             "maxHealthStreams": 27, "maxRequestsPerConnection": 17, "maxPendingBytes": "19MiB",
             "maxPendingBytesPerIdentity": "18MiB", "maxHistoryBytesPerIdentity": "26MiB",
@@ -132,6 +134,7 @@ fn every_key_of_the_gateway_is_set() {
             max_request_bytes: 7 << 20,
             max_events_per_request: 8,
             max_accounts_per_filter: 9,
+            max_accounts_per_stream: 12_000,
             max_connections: 14,
             max_connections_per_peer: 13,
             max_streams: 10,
@@ -366,6 +369,6 @@ fn every_range_holds_at_both_ends() {
             assert!(problem.starts_with(&start) && problem.ends_with(&limits), "{problem}");
         }
     }
-    // Thirty-six of the gateway, and nine of each of coordinator and inMemoryStore.
-    assert_eq!(ranges, 54);
+    // Thirty-seven of the gateway, and nine of each of coordinator and inMemoryStore.
+    assert_eq!(ranges, 55);
 }

@@ -8,8 +8,7 @@ use crate::{
     },
     hub::{
         batch::Events,
-        cursor::Missing,
-        filter::Filter,
+        cursor::{Missing, selection::Selection},
         had::{Had, HadAt},
         log::{Content, Entry, IndexedFrame, Log},
     },
@@ -324,7 +323,7 @@ impl ShardCursor {
         entries: &[Arc<Entry>],
         scan: Scan,
         log: &Log,
-        filter: &Filter,
+        filter: Selection<'_>,
         events: &mut Events,
         left: &mut u64,
     ) -> Offered {
@@ -345,7 +344,7 @@ impl ShardCursor {
         &mut self,
         entry: &Entry,
         log: &Log,
-        filter: &Filter,
+        filter: Selection<'_>,
         events: &mut Events,
         left: &mut u64,
     ) -> Offered {
@@ -393,7 +392,7 @@ impl ShardCursor {
     fn offer_frame(
         &mut self,
         indexed: &IndexedFrame,
-        filter: &Filter,
+        filter: Selection<'_>,
         events: &mut Events,
         left: &mut u64,
     ) -> Offered {
@@ -410,10 +409,10 @@ impl ShardCursor {
                 break;
             }
             let view = event.meta.view(&frame.events);
-            let matches = filter.matches(&view);
             let place = Position { epoch: frame.epoch, offset: indexed.offset(index) };
+            let matches = filter.includes(&view, place);
             if let Some(explanation) = &mut events.explanation {
-                explanation.record(place, &view, filter, matches);
+                explanation.record(place, &view, filter.filter, matches);
             }
             if matches {
                 run.add(indexed, index, events);
@@ -433,7 +432,7 @@ impl ShardCursor {
         &mut self,
         indexed: &IndexedFrame,
         log: &Log,
-        filter: &Filter,
+        filter: Selection<'_>,
         events: &mut Events,
         left: &mut u64,
     ) -> Offered {
@@ -462,9 +461,9 @@ impl ShardCursor {
                     break;
                 }
                 let view = event.meta.view(&frame.events);
-                let matches = filter.matches(&view);
+                let matches = filter.includes(&view, name);
                 if let Some(explanation) = &mut events.explanation {
-                    explanation.record(place, &view, filter, matches);
+                    explanation.record(place, &view, filter.filter, matches);
                 }
                 if matches {
                     run.add(indexed, index, events);

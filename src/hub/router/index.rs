@@ -1,4 +1,4 @@
-//! The index of subscribers by what they want: kinds, accounts, and types of custom events.
+//! The index of subscribers by what they want: kinds, and types of custom events.
 
 use std::{
     borrow::Borrow,
@@ -9,10 +9,15 @@ use std::{
 
 use trunkline_proto::kinds::CUSTOM;
 
-use super::{Interest, Pending, prefixes::Prefixes, subscribers::Subscribers};
+use super::{
+    Interest, Pending,
+    accounts::{AccountIndex, Slot},
+    prefixes::Prefixes,
+    registration::KindsAndTypes,
+    subscribers::Subscribers,
+};
 use crate::hub::{
     event::TargetName,
-    filter::Filter,
     kind_bits::{ACCOUNT_KINDS, kind_bit},
     log::IndexedFrame,
 };
@@ -20,16 +25,16 @@ use crate::hub::{
 /// Names in the targets of one frame. With more, every subscriber that wants its kinds is notified.
 const MAX_TARGETS: usize = 1024;
 
-/// All subscribers, each in `all` and under every key for which it wants events.
+/// All subscribers, each in a slot of its own (another one for its accounts) and under every key
+/// for which it wants events.
 #[derive(Default)]
 pub(super) struct Index {
-    next: u64,
-    pub(super) all: HashMap<u64, Arc<Interest>>,
+    slots: Vec<Option<Arc<Interest>>>,
+    /// Slots without a subscriber.
+    free: Vec<Slot>,
     /// By kinds: subscribers that want events of those kinds whatever their account or type.
     /// Looked up once per frame.
     by_kinds: HashMap<u128, Subscribers>,
-    /// By account: subscribers that want certain accounts only, of the kinds that concern one.
-    by_account: HashMap<Arc<[u8]>, Subscribers>,
     /// By type: subscribers that want certain types of custom events only.
     by_type: HashMap<Box<[u8]>, Subscribers>,
     /// By prefix: subscribers that want types with that prefix.
@@ -63,62 +68,81 @@ impl<'f> Targets<'f> {
         Some(targets)
     }
 
-    fn name(&self, filter: &Filter) -> bool {
-        filter.is_watching()
-            || self.node_ids.contains(filter.node_id())
-            || filter.roles().any(|role| self.roles.contains(role))
+    fn name(&self, interest: &Interest) -> bool {
+        let audience = &interest.audience;
+        interest.watching
+            || self.node_ids.contains(&*audience.node_id)
+            || audience.roles.iter().any(|role| self.roles.contains(&**role))
     }
 }
 
 impl Index {
-    /// Adds a subscriber; returns its id.
-    pub(super) fn insert(&mut self, interest: &Arc<Interest>) -> u64 {
-        let id = self.next;
-        self.next += 1;
-        self.all.insert(id, interest.clone());
-        let filter = &interest.filter;
-        self.by_kinds.entry(filter.plain_kinds()).or_default().insert(id, interest.clone());
-        for account in filter.accounts().into_iter().flatten() {
-            self.by_account.entry(account.clone()).or_default().insert(id, interest.clone());
-        }
-        let Some((whole, prefixes)) = filter.custom_types() else { return id };
-        for name in whole {
-            self.by_type.entry(name.into()).or_default().insert(id, interest.clone());
-        }
-        for prefix in prefixes {
-            self.by_prefix.insert(prefix, id, interest.clone());
-        }
-        id
+    /// Gives a subscriber a slot.
+    pub(super) fn add(&mut self, interest: &Arc<Interest>) -> Slot {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            // As many slots as there are streams, twice.
+            Slot::try_from(self.slots.len() - 1).unwrap_or(Slot::MAX)
+        });
+        self.slots[slot as usize] = Some(interest.clone());
+        slot
     }
 
-    pub(super) fn remove(&mut self, id: u64, filter: &Filter) {
-        self.all.remove(&id);
-        remove_from(&mut self.by_kinds, &filter.plain_kinds(), id);
-        for account in filter.accounts().into_iter().flatten() {
-            remove_from(&mut self.by_account, &**account, id);
+    /// Frees a slot under which nothing is indexed any more.
+    pub(super) fn free(&mut self, slot: Slot) {
+        self.slots[slot as usize] = None;
+        self.free.push(slot);
+    }
+
+    /// All subscribers; some of them twice.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Interest>> {
+        self.slots.iter().flatten()
+    }
+
+    /// Adds a subscriber under keys.
+    pub(super) fn insert(&mut self, id: Slot, interest: &Arc<Interest>, keys: &KindsAndTypes) {
+        let id = u64::from(id);
+        if keys.plain_kinds != 0 {
+            self.by_kinds.entry(keys.plain_kinds).or_default().insert(id, interest.clone());
         }
-        let Some((whole, prefixes)) = filter.custom_types() else { return };
-        for name in whole {
-            remove_from(&mut self.by_type, name, id);
+        for name in &keys.names {
+            self.by_type.entry(name.clone()).or_default().insert(id, interest.clone());
         }
-        for prefix in prefixes {
+        for prefix in &keys.prefixes {
+            self.by_prefix.insert(prefix, id, interest.clone());
+        }
+    }
+
+    /// Removes a subscriber from under keys.
+    pub(super) fn remove(&mut self, id: Slot, keys: &KindsAndTypes) {
+        let id = u64::from(id);
+        remove_from(&mut self.by_kinds, &keys.plain_kinds, id);
+        for name in &keys.names {
+            remove_from(&mut self.by_type, &**name, id);
+        }
+        for prefix in &keys.prefixes {
             self.by_prefix.remove(prefix, id);
         }
     }
 
     /// Sets the pending bit of all subscribers that the frame may concern.
-    pub(super) fn notify(&self, frame: &IndexedFrame, pending: &mut Pending) {
+    pub(super) fn notify(
+        &self,
+        frame: &IndexedFrame,
+        accounts: &AccountIndex,
+        pending: &mut Pending,
+    ) {
         let kinds = frame.summary.kinds;
         let targets = frame.summary.targeted.then(|| Targets::of(frame)).flatten();
         let is_target = |interest: &&Arc<Interest>| {
-            targets.as_ref().is_none_or(|targets| targets.name(&interest.filter))
+            targets.as_ref().is_none_or(|targets| targets.name(interest))
         };
         for (wanted, subscribers) in &self.by_kinds {
             if wanted & kinds != 0 {
                 subscribers.iter().filter(is_target).for_each(|interest| pending.set(interest));
             }
         }
-        let by_account = !self.by_account.is_empty() && kinds & ACCOUNT_KINDS != 0;
+        let by_account = !accounts.is_empty() && kinds & ACCOUNT_KINDS != 0;
         let by_type = !(self.by_type.is_empty() && self.by_prefix.is_empty())
             && kinds & kind_bit(CUSTOM) != 0;
         if !by_account && !by_type {
@@ -135,7 +159,13 @@ impl Index {
             }
             let account = event.account_bytes();
             if by_account && !account.is_empty() {
-                set_of_kind(pending, self.by_account.get(account), event.kind());
+                let bit = kind_bit(event.kind());
+                accounts.each_of(account, |slot| {
+                    let interest = self.slots.get(slot as usize).and_then(Option::as_ref);
+                    if let Some(interest) = interest.filter(|interest| interest.wants(bit)) {
+                        pending.set(interest);
+                    }
+                });
             }
             if by_type && event.kind() == CUSTOM {
                 let name = event.custom_type_bytes();
@@ -150,9 +180,8 @@ impl Index {
     /// True if no subscriber is left under any key.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.all.is_empty()
+        self.slots.len() == self.free.len()
             && self.by_kinds.is_empty()
-            && self.by_account.is_empty()
             && self.by_type.is_empty()
             && self.by_prefix.is_empty()
     }
@@ -161,7 +190,7 @@ impl Index {
 /// Sets the pending bit of those of the subscribers that want this kind.
 fn set_of_kind(pending: &mut Pending, subscribers: Option<&Subscribers>, kind: u8) {
     for interest in subscribers.into_iter().flat_map(Subscribers::iter) {
-        if interest.filter.kind_bits() & kind_bit(kind) != 0 {
+        if interest.wants(kind_bit(kind)) {
             pending.set(interest);
         }
     }

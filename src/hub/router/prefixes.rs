@@ -120,7 +120,7 @@ mod tests {
     use crate::{hub::filter::Filter, proto::v1};
 
     fn interest() -> Arc<Interest> {
-        Arc::new(Interest::new(Filter::new(&v1::Filter::default(), "n", &[], true), 1))
+        Arc::new(Interest::new(&Filter::new(&v1::Filter::default(), "n", &[], true), 1))
     }
 
     proptest! {

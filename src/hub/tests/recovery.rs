@@ -225,7 +225,8 @@ impl World {
     async fn take(&mut self, node: usize, most: u64) {
         let node = &mut self.nodes[node];
         // The token goes over the wire.
-        let token = ResumeToken { deployment: 7, shards: node.had.clone() }.to_bytes();
+        let token =
+            ResumeToken { deployment: 7, shards: node.had.clone(), behind: None }.to_bytes();
         let token = ResumeToken::decode(&token, 7).unwrap();
         assert_eq!(token.shards, node.had);
         let options = ReadOptions { max_events: Some(most), ..ReadOptions::default() };

@@ -8,10 +8,7 @@ use super::{Check, path::Path};
 use crate::{
     config::Limits,
     errors::Error,
-    hub::{
-        filter::Filter,
-        token::{ResumeToken, TokenError},
-    },
+    hub::token::{ResumeToken, TokenError},
     proto::v1,
     rpc::lists::{MAX_KINDS, MAX_PATTERNS},
 };
@@ -33,10 +30,10 @@ pub struct ValidSubscribe {
     pub roles: Vec<String>,
     /// The software of the node.
     pub client_version: String,
-    /// The filter, compiled.
-    pub filter: Filter,
-    /// The filter, as it was sent.
-    pub wire_filter: v1::Filter,
+    /// Delivers the events that the node itself published.
+    pub include_own_events: bool,
+    /// The filter.
+    pub filter: v1::Filter,
     /// The begin of a stream without a token.
     pub start: v1::Start,
     /// The positions to continue from.
@@ -65,8 +62,8 @@ pub fn subscribe(
     check.id("incarnation", &request.incarnation);
     check.names(Path::of("roles"), &request.roles);
     check.id("client_version", &request.client_version);
-    let wire_filter = request.filter.unwrap_or_default();
-    check.filter(&wire_filter, limits);
+    let filter = request.filter.unwrap_or_default();
+    check.filter(Path::of("filter"), &filter, limits);
     let start = v1::Start::try_from(request.start).unwrap_or_else(|_| {
         check.wrong("start", format!("{} is not a value of Start", request.start));
         v1::Start::Unspecified
@@ -96,27 +93,24 @@ pub fn subscribe(
             None
         }
     });
-    let token = match &request.resume_token[..] {
+    let resume_token = match &request.resume_token[..] {
         [] => Ok(None),
-        bytes => resume_token(bytes, deployment).map(Some),
+        bytes => token(bytes, deployment).map(Some),
     };
-    if let Err(why) = &token
+    if let Err(why) = &resume_token
         && !check.violations.is_empty()
     {
         check.wrong("resume_token", why);
     }
     check.done()?;
-    let token = token.map_err(Error::TokenMalformed)?;
-    let filter =
-        Filter::new(&wire_filter, &request.node_id, &request.roles, request.include_own_events);
-    let filter = if request.explain { filter.watching_all() } else { filter };
+    let token = resume_token.map_err(Error::TokenMalformed)?;
     Ok(ValidSubscribe {
         node_id: request.node_id,
         incarnation: request.incarnation,
         roles: request.roles,
         client_version: request.client_version,
+        include_own_events: request.include_own_events,
         filter,
-        wire_filter,
         start,
         token,
         heartbeat,
@@ -129,16 +123,17 @@ pub fn subscribe(
 
 /// Reads a token. One of another deployment is valid, but means nothing here: it has had nothing in
 /// any shard, so the stream begins with gaps, as after any other loss of memory.
-fn resume_token(bytes: &[u8], deployment: u32) -> Result<ResumeToken, String> {
+pub fn token(bytes: &[u8], deployment: u32) -> Result<ResumeToken, String> {
     match ResumeToken::decode(bytes, deployment) {
-        Err(TokenError::ForeignDeployment) => Ok(ResumeToken { deployment, shards: vec![] }),
+        Err(TokenError::ForeignDeployment) => {
+            Ok(ResumeToken { deployment, shards: vec![], behind: None })
+        }
         result => result.map_err(|error| error.to_string()),
     }
 }
 
 impl Check {
-    fn filter(&mut self, filter: &v1::Filter, limits: &Limits) {
-        let path = Path::of("filter");
+    pub(super) fn filter(&mut self, path: Path<'_>, filter: &v1::Filter, limits: &Limits) {
         let (kinds, accounts) = (path.field("kinds"), path.field("accounts"));
         let custom_types = path.field("custom_types");
         self.count(kinds, filter.kinds.len(), MAX_KINDS);

@@ -1,0 +1,117 @@
+//! What a `Watch` stream adds to the list: its updates, and what its node has acknowledged.
+
+use std::{
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use super::{Listed, timestamp};
+use crate::proto::{bus_v1, v1};
+
+/// The last millisecond of the year 9999, after which protobuf has no times.
+const MAX_TIME_MS: u64 = 253_402_300_799_999;
+
+/// The values of a `Watch` stream, which change all the time.
+#[derive(Debug, Default)]
+pub(super) struct WatchState {
+    unacknowledged: AtomicU64,
+    acknowledge_ms: AtomicU64,
+    updates: AtomicU32,
+    accounts: AtomicU32,
+    custom_types: AtomicU32,
+}
+
+/// The same at one time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WatchStats {
+    /// Events that were sent and not acknowledged.
+    pub unacknowledged: u64,
+    /// The time of the last acknowledgement, in milliseconds since 1970; 0 if there was none.
+    pub acknowledge_ms: u64,
+    /// Updates of the interest.
+    pub updates: u32,
+    accounts: u32,
+    custom_types: u32,
+}
+
+impl WatchState {
+    pub(super) fn stats(&self) -> WatchStats {
+        WatchStats {
+            unacknowledged: self.unacknowledged.load(Ordering::Relaxed),
+            acknowledge_ms: self.acknowledge_ms.load(Ordering::Relaxed),
+            updates: self.updates.load(Ordering::Relaxed),
+            accounts: self.accounts.load(Ordering::Relaxed),
+            custom_types: self.custom_types.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl WatchStats {
+    /// Describes them in a list of nodes.
+    pub(super) fn describe(self, node: &mut v1::Node) {
+        node.unacknowledged_events = self.unacknowledged;
+        node.interest_updates = self.updates;
+        let time = |ms: u64| UNIX_EPOCH + Duration::from_millis(ms.min(MAX_TIME_MS));
+        let acknowledged = (self.acknowledge_ms > 0).then_some(self.acknowledge_ms);
+        node.acknowledge_time = acknowledged.map(|ms| timestamp(time(ms)));
+        if self.updates > 0 {
+            node.filter_accounts = self.accounts;
+            node.filter_custom_types = self.custom_types;
+        }
+    }
+
+    /// The record that other gateways read.
+    pub(super) fn to_record(self, number: u64) -> bus_v1::WatchStats {
+        bus_v1::WatchStats {
+            number,
+            unacknowledged_events: self.unacknowledged,
+            acknowledge_time_ms: self.acknowledge_ms,
+            interest_updates: self.updates,
+            accounts: self.accounts,
+            custom_types: self.custom_types,
+        }
+    }
+
+    /// The values in a record of another gateway.
+    pub(super) fn of_record(record: &bus_v1::WatchStats) -> WatchStats {
+        WatchStats {
+            unacknowledged: record.unacknowledged_events,
+            acknowledge_ms: record.acknowledge_time_ms,
+            updates: record.interest_updates,
+            accounts: record.accounts,
+            custom_types: record.custom_types,
+        }
+    }
+}
+
+impl Listed {
+    /// Says what kind of stream it is.
+    pub fn watches(&self, watches: bool) {
+        if watches {
+            let _ = self.entry.watch.set(WatchState::default());
+        }
+    }
+
+    /// Records how many events were sent and not acknowledged.
+    pub fn unacknowledged(&self, events: u64) {
+        if let Some(watch) = self.entry.watch.get() {
+            watch.unacknowledged.store(events, Ordering::Relaxed);
+        }
+    }
+
+    /// Records an acknowledgement, after which so many events are left.
+    pub fn acknowledged(&self, left: u64, now: SystemTime) {
+        let Some(watch) = self.entry.watch.get() else { return };
+        let ms = now.duration_since(UNIX_EPOCH).map_or(1, |since| since.as_millis());
+        watch.acknowledge_ms.store(u64::try_from(ms).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.unacknowledged(left);
+    }
+
+    /// Records an update, after which the interest has so many names.
+    pub fn updated(&self, accounts: u32, custom_types: u32) {
+        let Some(watch) = self.entry.watch.get() else { return };
+        watch.accounts.store(accounts, Ordering::Relaxed);
+        watch.custom_types.store(custom_types, Ordering::Relaxed);
+        watch.updates.fetch_add(1, Ordering::Relaxed);
+    }
+}

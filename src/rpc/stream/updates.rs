@@ -1,0 +1,131 @@
+//! Requests on an open stream: updates of its interest, and acknowledgements.
+
+use std::{
+    task::{Context as TaskContext, Poll, ready},
+    time::SystemTime,
+};
+
+use tonic::Status;
+
+use super::Subscription;
+use crate::{
+    bus::AppendError,
+    errors::Error,
+    hub::cursor::Item,
+    proto::v1::{self, subscribe_response::Response},
+    rpc::{
+        encoded::EncodedMessage,
+        watch::{Checked, Request, Rules, Update, second_open},
+    },
+};
+
+/// Requests without an answer that are read at once.
+const MAX_AT_ONCE: usize = 32;
+
+impl Subscription {
+    /// True if a part of the interest is behind.
+    pub(super) fn is_behind(&self) -> bool {
+        self.watch.as_ref().is_some_and(|watch| watch.behind().is_some())
+    }
+
+    /// The next item: of the part of the interest that is behind, if one is.
+    pub(super) fn poll_cursor(
+        &mut self,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Result<Item, AppendError>> {
+        if let Some(watch) = &mut self.watch
+            && let Some(polled) = watch.poll_behind(cx, &mut self.cursor)
+        {
+            return polled;
+        }
+        self.cursor.poll_next(cx)
+    }
+
+    /// Reads requests, up to the next answer.
+    pub(super) fn poll_requests(
+        &mut self,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Result<EncodedMessage, Status>> {
+        for _ in 0..MAX_AT_ONCE {
+            let Some(watch) = &mut self.watch else { return Poll::Pending };
+            let request = match ready!(watch.poll_request(cx, self.cursor.has_first())) {
+                Ok(request) => request,
+                Err(status) => return Poll::Ready(Err(self.unreadable(status))),
+            };
+            match self.take_request(request) {
+                Ok(None) => {}
+                Ok(Some(answer)) => return Poll::Ready(Ok(EncodedMessage::response(answer))),
+                Err(error) => return Poll::Ready(Err(self.fail(error))),
+            }
+        }
+        // Others have their turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Does what a request asks for; returns its answer, if it has one.
+    fn take_request(&mut self, request: Request) -> Result<Option<Response>, Error> {
+        let Some(watch) = &mut self.watch else { return Ok(None) };
+        let checked = match request {
+            Request::Open(_) => return Err(second_open()),
+            Request::Acknowledge(token) => {
+                let deployment = self.context.deployment;
+                watch.acknowledgements.acknowledge(&token, deployment, &self.cursor)?;
+                let pending = watch.acknowledgements.pending();
+                self.listed.acknowledged(pending, SystemTime::now());
+                return Ok(None);
+            }
+            Request::Refused { update_id, incomplete, error } => {
+                watch.interest.refuse(update_id, incomplete, error)
+            }
+            Request::Update(update) => {
+                let grant = watch.grant();
+                let rules = Rules {
+                    limits: &self.context.limits,
+                    deployment: self.context.deployment,
+                    grant: grant.as_ref(),
+                };
+                watch.interest.check(update, self.cursor.filter(), &rules)
+            }
+        };
+        Ok(match checked {
+            Checked::Part => None,
+            Checked::Rejected(rejected) => {
+                self.gaps.extend(watch.given_up());
+                Some(Response::InterestRejected(rejected))
+            }
+            Checked::Update(update) => Some(Response::InterestUpdated(self.update(update))),
+        })
+    }
+
+    /// Makes an update: from here on, events are filtered by the new interest.
+    fn update(&mut self, update: Update) -> v1::InterestUpdated {
+        let Update { id, changes, since, after } = update;
+        let before = self.cursor.update(changes, since.is_some());
+        let filter = self.cursor.filter();
+        self.options.kinds = filter.kind_numbers();
+        let accounts = if after.names_accounts() { filter.account_count() } else { 0 };
+        let mut custom_types = 0;
+        if let Some(watch) = &mut self.watch {
+            watch.interest.updated(after, accounts);
+            custom_types = watch.interest.custom_types();
+            if let (Some(since), Some(before)) = (since, before) {
+                watch.begin_behind(&self.cursor, &since, before);
+            }
+        }
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        self.listed.updated(count(accounts), count(custom_types));
+        v1::InterestUpdated {
+            update_id: id,
+            resume_token: self.token(),
+            accounts: count(accounts),
+            custom_types: count(custom_types),
+        }
+    }
+
+    /// Ends a stream whose requests cannot be read.
+    fn unreadable(&mut self, status: Status) -> Status {
+        self.state = super::State::Ended;
+        status
+    }
+}
