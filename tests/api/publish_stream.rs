@@ -2,7 +2,10 @@
 
 use serde_json::json;
 use tonic::{Code, Status};
-use trunkline_proto::v1::{Event, Position, PublishOpen, publish_stream_request::Request};
+use trunkline_proto::v1::{
+    Event, Position, PublishEvents, PublishOpen, PublishStreamRequest,
+    publish_stream_request::Request,
+};
 use uuid::Uuid;
 
 use crate::{
@@ -12,13 +15,14 @@ use crate::{
     support::{
         LIMIT,
         events::{email_delivery, large, numbered, with_id},
-        nodes::TestNode,
+        nodes::{Keep, TestNode},
     },
 };
 
 on_both_buses!(
     events_arrive_in_order_and_are_acknowledged_together,
     what_is_sent_again_in_other_parts_is_published_once,
+    more_events_than_the_window_takes_are_published_without_a_pause,
     a_publisher_that_comes_back_is_told_what_was_accepted,
     a_bad_event_is_rejected_and_what_follows_goes_on,
     a_later_stream_takes_over,
@@ -81,6 +85,33 @@ async fn what_is_sent_again_in_other_parts_is_published_once(deployment: Deploym
     ids.sort();
     ids.dedup();
     assert_eq!((count, ids.len()), (60, 60), "each event once");
+}
+
+async fn more_events_than_the_window_takes_are_published_without_a_pause(deployment: Deployment) {
+    let (node, subscriber) = (deployment.node("p").await, deployment.remote("s").await);
+    let collector = subscriber.collect(subscriber.request(), Keep::Ids).await.unwrap();
+    collector.subscribed().await;
+    let mut stream = node.producer(publisher()).await.unwrap();
+    let count = 2 * u64::from(stream.opened.window_events);
+    let requests = stream.requests.clone().unwrap();
+    let send = async move {
+        // Messages of one event, of many, and of as many as one may have.
+        let mut first_sequence = 1;
+        for size in [1, 100, 1000, 1, 399].into_iter().cycle() {
+            let size = size.min(count + 1 - first_sequence);
+            if size == 0 {
+                return;
+            }
+            let events = numbered("e", usize::try_from(size).unwrap(), 3);
+            let request = Request::Events(PublishEvents { first_sequence, events });
+            let request = PublishStreamRequest { request: Some(request) };
+            requests.send(request).await.unwrap();
+            first_sequence += size;
+        }
+    };
+    let (answers, ()) = tokio::join!(stream.until(count), send);
+    assert_eq!((answers.last(), answers.rejected()), (count, vec![]));
+    collector.events(usize::try_from(count).unwrap(), LIMIT).await;
 }
 
 async fn a_publisher_that_comes_back_is_told_what_was_accepted(deployment: Deployment) {

@@ -98,7 +98,10 @@ async fn list_shows_the_services() {
 
     let listed = run(&gateway, &[], &["list", SERVICE]).await.success();
     let methods: Vec<_> = listed.lines().filter_map(|line| line.rsplit('.').next()).collect();
-    assert_eq!(methods, ["GetStatus", "ListNodes", "Publish", "Subscribe"]);
+    assert_eq!(
+        methods,
+        ["GetStatus", "ListNodes", "Publish", "PublishStream", "Subscribe", "Watch"]
+    );
 }
 
 #[tokio::test]

@@ -250,9 +250,13 @@ impl PublishStream {
 
     /// Reads what has arrived, up to a group. Pending if nothing more can be read now.
     fn read(&mut self, cx: &mut TaskContext<'_>) -> Result<Poll<()>, Status> {
-        while !self.gathered.is_full() && self.has_room() {
+        loop {
+            // Also where the group is full: what was read last belongs to it.
             if !self.pay(cx) {
                 return Ok(Poll::Pending);
+            }
+            if self.gathered.is_full() || !self.has_room() {
+                return Ok(Poll::Ready(()));
             }
             let Request { size, content } = match self.requests.poll_next(cx) {
                 Poll::Ready(Some(Ok(request))) => request,
@@ -280,7 +284,6 @@ impl PublishStream {
                 }
             }
         }
-        Ok(Poll::Ready(()))
     }
 
     /// Opens the stream.
