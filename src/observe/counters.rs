@@ -45,8 +45,10 @@ pub struct KindCounts([u32; KIND_NUMBERS]);
 pub struct Counters {
     /// Accepted events, by the number of their kind.
     published: Totals<KIND_NUMBERS>,
-    /// Durations of accepted `Publish` requests.
+    /// Durations of accepted `Publish` requests, and of groups of a stream's events.
     publish: Histogram,
+    /// Open `PublishStream` streams.
+    publish_streams: AtomicU64,
     /// Events sent, counted once per stream, and the batches that they were sent in.
     delivered: AtomicU64,
     batches: AtomicU64,
@@ -124,6 +126,21 @@ impl Counters {
             self.published.add(kind, u64::from(*count));
         }
         self.publish.observe(duration);
+    }
+
+    /// A `PublishStream` was opened.
+    pub fn publish_stream_opened(&self) {
+        self.publish_streams.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A `PublishStream` has ended.
+    pub fn publish_stream_ended(&self) {
+        self.publish_streams.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// The number of open `PublishStream` streams.
+    pub fn publish_streams(&self) -> u64 {
+        self.publish_streams.load(Ordering::Relaxed)
     }
 
     /// A batch was handed to the connection. `oldest_ms`: when its oldest frame was made.

@@ -20,6 +20,7 @@ mod floods;
 mod histories;
 mod lists;
 mod probes;
+mod producers;
 mod quotas;
 mod readers;
 mod shared;

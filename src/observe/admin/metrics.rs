@@ -195,6 +195,8 @@ fn connections(text: &mut Text, sources: &Sources) {
         "Connections that were closed before they sent anything, such as probes.",
     )
     .sample(&[], sources.port.unused_connections());
+    text.gauge("publish_streams", "Open PublishStream streams.")
+        .sample(&[], sources.records.counters.publish_streams());
     text.gauge("health_streams", "Open Watch streams of the health protocol.")
         .sample(&[], sources.quotas.health_streams());
     text.gauge("requests_in_flight", "Requests without a complete answer, streams included.")

@@ -86,6 +86,23 @@ struct Open {
     producer: Option<Claim>,
     taken_over: Option<Revoked>,
     _permit: StreamPermit,
+    _counted: Counted,
+}
+
+/// Counts an open stream.
+struct Counted(Arc<Context>);
+
+impl Counted {
+    fn new(context: &Arc<Context>) -> Counted {
+        context.records.counters.publish_stream_opened();
+        Counted(context.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.records.counters.publish_stream_ended();
+    }
 }
 
 impl PublishStream {
@@ -313,6 +330,7 @@ impl PublishStream {
                 .map(|producer| -> Revoked { Box::pin(producer.taken_over()) }),
             producer,
             _permit: permit,
+            _counted: Counted::new(&self.context),
         });
         Ok(v1::PublishOpened {
             gateway_id: self.context.gateway.about.gateway_id.clone(),
