@@ -24,10 +24,12 @@ use crate::{
 /// A gateway's binary whose clock is off by this much: `+1h`.
 fn with_clock(folder: &Path, offset: &str) -> PathBuf {
     let path = folder.join(format!("trunkline{offset}"));
-    let (faketime, binary) = (tools::faketime(), gateway::binary());
+    let (library, binary) = (tools::faketime_library(), gateway::binary());
+    // Not by the program `faketime`, which waits for the gateway as its child: that would live on.
     let script = format!(
-        "#!/bin/sh\nexport FAKETIME_DONT_FAKE_MONOTONIC=1\nexec {} -f {offset} {} \"$@\"\n",
-        faketime.display(),
+        "#!/bin/sh\nexport LD_PRELOAD={} FAKETIME={offset} FAKETIME_DONT_FAKE_MONOTONIC=1\n\
+         exec {} \"$@\"\n",
+        library.display(),
         binary.display()
     );
     fs::write(&path, script).expect("a script");

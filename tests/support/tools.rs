@@ -95,20 +95,13 @@ pub fn tmux() -> PathBuf {
     TOOL.path()
 }
 
-/// `faketime`, which starts a program whose clock is off; `TRUNKLINE_TEST_FAKETIME` names another.
-pub fn faketime() -> PathBuf {
-    static TOOL: Tool =
-        Tool::new("TRUNKLINE_TEST_FAKETIME", "faketime", &["-f", "+1h", "date"], "faketime");
-    TOOL.path()
-}
-
 /// `envoy`; `TRUNKLINE_TEST_ENVOY` names another.
 pub fn envoy() -> PathBuf {
     static TOOL: Tool = Tool::new("TRUNKLINE_TEST_ENVOY", "envoy", &["--version"], "Envoy");
     TOOL.path()
 }
 
-/// The library of [`faketime`], which gives a process another clock while it runs.
+/// The library of `faketime`, which gives a process another clock while it runs.
 ///
 /// # Panics
 ///
