@@ -290,6 +290,7 @@ async fn a_drain_acknowledges_what_it_took_and_the_rest_goes_elsewhere() {
     let events = numbered("e", 200, 7);
     stream.events(1, events[..50].to_vec()).await;
     stream.until(50).await;
+    let mut idle = node.producer(self::publisher()).await.unwrap();
     deployment.gateway.signal_term();
     for (event, sequence) in events[50..].iter().zip(51..) {
         stream.events(sequence, vec![event.clone()]).await;
@@ -297,6 +298,8 @@ async fn a_drain_acknowledges_what_it_took_and_the_rest_goes_elsewhere() {
     let (answers, end) = stream.end().await;
     assert!(answers.draining);
     error_details(&end.unwrap_err(), Code::Unavailable, "DRAINING");
+    let (idle, end) = idle.end().await;
+    assert!(idle.draining && end.is_err(), "{end:?}");
     let accepted = answers.last().max(50);
     let mut stream = other.producer(&publisher).await.unwrap();
     let rest = usize::try_from(accepted).unwrap();

@@ -73,7 +73,8 @@ pub struct PublishStream {
     end: Option<Error>,
     ended: bool,
     revoked: Option<Revoked>,
-    drain: watch::Receiver<Option<Drain>>,
+    /// Ready when the gateway drains; none after that.
+    drain: Option<Pin<Box<dyn Future<Output = Option<Drain>> + Send>>>,
     leave: Option<(Instant, Drain)>,
     timer: Pin<Box<Sleep>>,
 }
@@ -113,7 +114,7 @@ impl PublishStream {
         PublishStream {
             window_bytes: WINDOW_BYTES.min(limits.max_pending_bytes_per_identity / 2),
             revoked: revoked.map(|grant| -> Revoked { Box::pin(grant.clone().revoked()) }),
-            drain: context.gateway.drain(),
+            drain: Some(Box::pin(draining(context.gateway.drain()))),
             timer: Box::pin(sleep_until(Instant::now())),
             context,
             caller,
@@ -130,6 +131,11 @@ impl PublishStream {
             leave: None,
         }
     }
+}
+
+/// Returns the schedule of the drain, once there is one.
+async fn draining(mut drain: watch::Receiver<Option<Drain>>) -> Option<Drain> {
+    drain.wait_for(Option::is_some).await.ok().and_then(|drain| *drain)
 }
 
 impl Stream for PublishStream {
@@ -239,12 +245,13 @@ impl PublishStream {
 
     /// Stops reading once this stream is asked to leave.
     fn leave_if_due(&mut self, cx: &mut TaskContext<'_>) {
-        if self.drain.has_changed().unwrap_or(false)
-            && let Some(drain) = *self.drain.borrow_and_update()
+        if let Some(drain) = &mut self.drain
+            && let Poll::Ready(drain) = drain.as_mut().poll(cx)
         {
+            self.drain = None;
             // Spread, so that the nodes do not all arrive elsewhere at once.
             let part = rand::rng().random_range(0.0..1.0);
-            self.leave = Some((drain.start + drain.spread.mul_f64(part), drain));
+            self.leave = drain.map(|drain| (drain.start + drain.spread.mul_f64(part), drain));
         }
         let Some((at, drain)) = self.leave.filter(|_| self.reads) else { return };
         if at > Instant::now() {
