@@ -213,13 +213,13 @@ async fn requests_that_break_the_order_end_their_stream_and_no_other() {
     let deployment = Deployment::embedded().await;
     let node = deployment.node("p").await;
     let mut bystander = node.producer(publisher()).await.unwrap();
-    let open = || Request::Open(node.open(publisher()));
+    let open = || Request::Open(node.producer_open(publisher()));
     let events = |first_sequence, count| {
         let events = numbered("e", count, 1);
         Request::Events(trunkline_proto::v1::PublishEvents { first_sequence, events })
     };
     let with_id = |publisher_id: &str| {
-        Request::Open(PublishOpen { publisher_id: publisher_id.into(), ..node.open("") })
+        Request::Open(PublishOpen { publisher_id: publisher_id.into(), ..node.producer_open("") })
     };
     for (requests, field) in [
         (vec![events(1, 1)], "request"),

@@ -52,12 +52,12 @@ impl TestNode {
     /// Opens a stream for a publisher.
     pub async fn producer(&self, publisher_id: impl Into<String>) -> Result<TestProducer, Status> {
         let mut stream = self.producer_unopened().await;
-        stream.open(self.open(publisher_id)).await?;
+        stream.open(self.producer_open(publisher_id)).await?;
         Ok(stream)
     }
 
     /// The first request of a stream of this node.
-    pub fn open(&self, publisher_id: impl Into<String>) -> PublishOpen {
+    pub fn producer_open(&self, publisher_id: impl Into<String>) -> PublishOpen {
         PublishOpen {
             node_id: self.node_id.clone(),
             publisher_id: publisher_id.into(),
