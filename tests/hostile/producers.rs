@@ -24,7 +24,7 @@ async fn a_producer_that_reads_no_answers_is_held_back_and_affects_nobody() {
     target
         .withstands(async || {
             let node = target.hostile_node("silent").await;
-            let stream = node.producer(publisher()).await.unwrap();
+            let mut stream = node.producer(publisher()).await.unwrap();
             let requests = stream.requests.clone().unwrap();
             // Events that are all rejected: each has an answer of its own.
             let mut first_sequence = 1;
@@ -39,6 +39,13 @@ async fn a_producer_that_reads_no_answers_is_held_back_and_affects_nobody() {
             };
             let held_back = timeout(Duration::from_secs(2), flood).await;
             assert!(held_back.is_err());
+            // Once it reads, it gets an answer for each.
+            drop(requests);
+            let (answers, end) = stream.close().await;
+            end.unwrap();
+            let all: Vec<u64> = (1..first_sequence).collect();
+            assert!(all.len() > 500 && all.starts_with(&answers.rejected()), "{}", all.len());
+            assert!(answers.rejected().len() > all.len() / 2);
         })
         .await;
 }
