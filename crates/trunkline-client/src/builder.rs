@@ -47,8 +47,8 @@ impl Builder {
         }
     }
 
-    /// Adds a gateway, `http://10.0.0.1:7420`, `https://gateway.example.org:7420` or
-    /// `10.0.0.1:7420`. The first one is used as long as it serves, then the next one, in turn; to
+    /// Adds a gateway: `https://gateway.example.org`, `http://10.0.0.1:7420`, or `10.0.0.1` (see
+    /// [`Credentials::url`]). The first one is used as long as it serves, then the next one, in turn; to
     /// spread the nodes, give each another first one. Default: `http://127.0.0.1:7420` alone.
     #[must_use]
     pub fn gateway(mut self, address: impl Into<String>) -> Builder {
@@ -131,7 +131,10 @@ impl Builder {
             self.addresses.push(DEFAULT_GATEWAY.into());
         }
         let connect = |address: &String| {
-            let endpoint = endpoint(address)
+            let endpoint = self
+                .credentials
+                .url(address)
+                .and_then(|url| Endpoint::from_shared(url).map_err(|error| error.to_string()))
                 .and_then(|endpoint| self.credentials.apply(endpoint))
                 .map_err(|why| Error::address(address, &why))?;
             let channel = endpoint
@@ -158,26 +161,6 @@ impl Builder {
     }
 }
 
-/// The endpoint of an address: a URL, or a host and port alone.
-fn endpoint(address: &str) -> Result<Endpoint, String> {
-    let url = match address.split_once("://") {
-        None => format!("http://{address}"),
-        Some(("http" | "https", _)) => address.to_owned(),
-        Some(_) => return Err("the scheme must be http or https".into()),
-    };
-    let endpoint = Endpoint::from_shared(url).map_err(|error| error.to_string())?;
-    let uri = endpoint.uri();
-    let host = uri.host().unwrap_or_default();
-    if host.is_empty() {
-        return Err("it names no host".into());
-    }
-    // `Uri` ignores a port that is not valid.
-    if uri.port().is_none() && uri.authority().is_some_and(|all| !all.as_str().ends_with(host)) {
-        return Err("the port is no number from 1 to 65535".into());
-    }
-    Ok(endpoint)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,11 +170,11 @@ mod tests {
     async fn addresses_are_urls_or_hosts() {
         let build = |address: &str| Client::builder("n").gateway(address).build();
         for address in
-            ["http://10.0.0.1:7420", "10.0.0.1:7420", "gateway.example.org:7420", "[::1]:7420"]
+            ["http://10.0.0.1:7420", "10.0.0.1:7420", "gateway.example.org", "[::1]:7420"]
         {
             build(address).expect(address);
         }
-        for address in ["", "http://", "https://a:7420", "redis://a", "a b", "http://a:x"] {
+        for address in ["", "http://", "redis://a", "a b", "http://a:x"] {
             let error = build(address).expect_err(address);
             assert_eq!(error.kind(), ErrorKind::Address, "{address}");
             assert!(

@@ -67,6 +67,10 @@ impl Session {
 
     pub(super) async fn next(&mut self) -> Option<Result<Notification, Error>> {
         loop {
+            if self.ended {
+                self.stream = None;
+                return None;
+            }
             if let Some(event) = self.events.pop_front() {
                 if self.events.is_empty() {
                     // The token covers the whole batch, so it changes with the last event.
@@ -76,10 +80,12 @@ impl Session {
                     tracing::debug!(event.event_id, event.source, "an event that came before");
                     continue;
                 }
+                if self.request.max_events > 0 {
+                    // The next stream is asked for the rest.
+                    self.request.max_events -= 1;
+                    self.ended = self.request.max_events == 0;
+                }
                 return Some(Ok(Notification::Event(Box::new(event))));
-            }
-            if self.ended {
-                return None;
             }
             if let Some(wait) = self.wait.take() {
                 tokio::time::sleep(wait).await;
@@ -150,10 +156,9 @@ impl Session {
             Response::Notice(notice) => Some(Notification::Notice(notice)),
             // Answers to updates, which a `Subscribe` stream has none of.
             Response::InterestUpdated(_) | Response::InterestRejected(_) => None,
-            // A node does not ask for explanations.
             Response::Explanation(explanation) => {
-                self.request.resume_token = explanation.resume_token;
-                None
+                self.request.resume_token.clone_from(&explanation.resume_token);
+                Some(Notification::Explanation(explanation))
             }
             Response::Draining(draining) => {
                 self.requested_wait =

@@ -11,8 +11,8 @@ use futures_util::{Stream, StreamExt};
 
 use super::{Client, Error, session::Session};
 use trunkline_proto::v1::{
-    Draining, Event, EventKind, Filter, Gap, Heartbeat, Notice, Overflow, Start, SubscribeRequest,
-    Subscribed,
+    Draining, Event, EventKind, Explanation, Filter, Gap, Heartbeat, Notice, Overflow, Start,
+    SubscribeRequest, Subscribed,
 };
 
 /// The default heartbeat interval.
@@ -27,6 +27,8 @@ pub struct SubscribeOptions {
     start: Start,
     overflow: Overflow,
     heartbeat_interval: Option<Duration>,
+    max_events: u64,
+    explain: bool,
 }
 
 /// An item of a subscription.
@@ -42,6 +44,8 @@ pub enum Notification {
     /// Events that will not be delivered: reload the state that they may have changed. All events
     /// before the gap were delivered, all events after it follow.
     Gap(Gap),
+    /// The filter decisions for events, if they were asked for.
+    Explanation(Explanation),
     /// Nothing else was received for one heartbeat interval. A good moment to store the resume
     /// token.
     Heartbeat(Heartbeat),
@@ -60,7 +64,8 @@ pub enum Notification {
     },
 }
 
-/// A stream of notifications. It ends only after an error that a retry does not cure. Dropping it
+/// A stream of notifications. It ends only after an error that a retry does not cure, or after the
+/// [number of events](SubscribeOptions::max_events) that was asked for. Dropping it
 /// closes it at once, also at the gateway.
 ///
 /// It reads from the gateway only as it is polled: the memory of a slow node does not grow, and it
@@ -144,6 +149,20 @@ impl SubscribeOptions {
         self.heartbeat_interval = Some(interval);
         self
     }
+
+    /// Ends the subscription after this many events, over all its streams. Default: 0, never.
+    #[must_use]
+    pub fn max_events(mut self, events: u64) -> SubscribeOptions {
+        self.max_events = events;
+        self
+    }
+
+    /// Asks for the filter decision of each event, with its reasons. Default: not asked for.
+    #[must_use]
+    pub fn explain(mut self) -> SubscribeOptions {
+        self.explain = true;
+        self
+    }
 }
 
 impl Client {
@@ -164,6 +183,8 @@ impl Client {
             start: options.start.into(),
             heartbeat_interval: prost_types::Duration::try_from(heartbeat).ok(),
             overflow: options.overflow.into(),
+            max_events: options.max_events,
+            explain: options.explain,
             ..Default::default()
         };
         let session = Session::new(self.clone(), request, heartbeat);
