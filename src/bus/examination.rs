@@ -7,6 +7,8 @@ use std::fmt;
 pub enum Level {
     /// As it should be.
     Ok,
+    /// Not seen, so that nothing is said about it.
+    NotChecked,
     /// It works now, and may stop working.
     Warning,
     /// A gateway does not serve with this, or loses events.
@@ -33,12 +35,23 @@ pub enum Progress {
     Begins(&'static str),
     /// A check has a finding.
     Found(Finding),
+    /// The servers of the bus say that its gateways have this number of shards.
+    Shards(u16),
 }
 
 impl Finding {
     /// A finding that needs no action.
     pub fn ok(check: &'static str, seen: impl Into<String>) -> Finding {
         Finding { check, level: Level::Ok, seen: seen.into(), advice: String::new() }
+    }
+
+    /// A finding of [`Level::NotChecked`]: why it was not seen, and how to have it checked.
+    pub fn not_checked(
+        check: &'static str,
+        seen: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Finding {
+        Finding { check, level: Level::NotChecked, seen: seen.into(), advice: advice.into() }
     }
 
     /// A finding of [`Level::Warning`].
@@ -64,6 +77,7 @@ impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Level::Ok => "ok",
+            Level::NotChecked => "not checked",
             Level::Warning => "warning",
             Level::Failure => "failure",
         })

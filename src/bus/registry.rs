@@ -28,6 +28,12 @@ pub trait BusFactory: Send + Sync {
     /// does not mend.
     fn start<'a>(&'a self, starting: Starting<'a>) -> BoxFuture<'a, Result<SharedBus, StartError>>;
 
+    /// The names of the checks of [`examine`](Self::examine). Those that have no finding in the end
+    /// are reported as not checked.
+    fn checks(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Examines the servers of the bus for `trunkline doctor`, and reports what it finds. Changes
     /// nothing that gateways use.
     fn examine<'a>(

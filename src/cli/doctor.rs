@@ -26,16 +26,17 @@ Examples:
                                       the gateway on this machine requires credentials
 
 Checks the configuration, the certificates, Redis, and a round trip through each shard, from the
-machine on which it runs. Changes nothing that gateways use. Exit code 0 if there is no failure
-(there may be warnings), 1 if there is one.")]
+machine on which it runs. Changes nothing that gateways use. What it does not see is a line
+`not checked`, with the reason, and never `ok`. Exit code 0 if there is no failure (there may be
+warnings, and checks that were not made), 1 if there is one.")]
 pub(super) struct Doctor {
     #[command(flatten)]
     config: ConfigArgs,
     #[command(flatten)]
     credentials: CredentialArgs,
-    /// Print JSON
+    /// Print JSON, errors too
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 impl Doctor {
@@ -51,6 +52,7 @@ impl Doctor {
                 let advice =
                     "docs/configuration.md lists every key; `trunkline check` reports the same";
                 report.found(Finding::failure("configuration", why, advice));
+                report.expect(&["reach", gateway::CHECK], "the configuration cannot be used");
             }
             Err(other) => return Err(other),
         }
@@ -65,17 +67,20 @@ async fn examine(
 ) -> Result<(), Failure> {
     certificates::examine_gateway(config.tls.as_ref(), report);
     certificates::examine_redis(config.bus.tls(), report);
+    let mut shards = config.shards;
     match Registry::default().get(config.bus.type_name()) {
         Ok(bus) => {
             let mut on_progress = |progress| match progress {
                 Progress::Begins(check) => report.begins(check),
                 Progress::Found(finding) => report.found(finding),
+                Progress::Shards(recorded) => shards = Some(recorded),
             };
             bus.examine(config, &mut on_progress).await;
+            report.expect(bus.checks(), "not reached");
         }
         Err(error) => report.found(Finding::failure("reach", error.to_string(), "")),
     }
-    gateway::examine(config, credentials, report).await
+    gateway::examine(config, shards, credentials, report).await
 }
 
 /// The effective configuration in a line.

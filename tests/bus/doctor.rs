@@ -98,11 +98,16 @@ async fn a_sound_deployment_is_reported_as_sound_and_left_unchanged() {
     let said = doctor(&options).await;
     assert_eq!(said.code, Some(0), "{said}");
     assert_eq!((said.at("failure"), said.at("warning")), (vec![], vec![]), "{said}");
+    // What is not there yet was not seen.
+    let unseen = said.at("not checked");
+    assert_eq!(unseen.len(), 2, "{said}");
+    assert!(unseen[0].starts_with("deployment: nothing is recorded"), "{said}");
+    assert!(unseen[1].starts_with("gateway: no gateway runs at"), "{said}");
+    assert_eq!((&said.report["ok"], &said.report["notChecked"]), (&json!(true), &json!(2)));
     for check in [
         "configuration",
         "reach",
         "mode",
-        "deployment",
         "shards",
         "role",
         "eviction",
@@ -113,7 +118,6 @@ async fn a_sound_deployment_is_reported_as_sound_and_left_unchanged() {
         "clock",
         "rights",
         "round trip",
-        "gateway",
     ] {
         let begins = format!("{check}: ");
         assert!(
@@ -129,7 +133,9 @@ async fn a_sound_deployment_is_reported_as_sound_and_left_unchanged() {
     let path = gateway.config_file().display().to_string();
     let output = trunkline(["doctor", "--config", &path]).run(LIMIT).await.success();
     assert!(output.contains("serves 0 streams on 1 shards"), "{output}");
-    assert!(output.lines().all(|line| line.starts_with("ok ")), "{output}");
+    let (summary, lines) = output.trim_end().rsplit_once('\n').expect("lines");
+    assert!(lines.lines().all(|line| line.starts_with("ok ")), "{output}");
+    assert_eq!(summary, "0 failures, 0 warnings, 0 not checked");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -141,8 +147,13 @@ async fn the_rights_of_the_acl_file_are_enough_and_show_fewer_settings() {
     let options = options.set_bus("url", url);
     let said = doctor(&options).await;
     assert_eq!(said.code, Some(0), "{said}");
-    let warnings = said.at("warning");
-    assert!(warnings.len() == 1 && warnings[0].contains("config|get"), "{said}");
+    assert_eq!(said.at("warning"), [""; 0], "{said}");
+    let unseen = said.at("not checked");
+    for check in ["persistence", "output buffer", "timeout"] {
+        let begins = format!("{check}: ");
+        let of_check = unseen.iter().find(|line| line.starts_with(&begins)).expect(check);
+        assert!(of_check.contains("config|get"), "{said}");
+    }
     assert!(!said.to_string().contains("change-me"), "{said}");
 
     // 1. A right is missing.
@@ -285,6 +296,72 @@ async fn differences_from_the_recorded_deployment_are_found() {
     redis.cli(&["HDEL", &key, "key"]).await;
     redis.cli(&["HSET", &key, "mode", "sharded"]).await;
     doctor(&options).await.fails("deployment", &["standalone", "sharded"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_of_another_configuration_at_the_address_is_found() {
+    let (server, options) = redis(RedisOptions::default()).await;
+    let at = async |gateway: &Gateway, options: &GatewayOptions| {
+        let folder = folder::new();
+        let mut config = options.config.clone();
+        config["listen"] = gateway.address().into();
+        let path = folder.path().join("trunkline.json");
+        std::fs::write(&path, config.to_string()).expect("a file");
+        ask(&path.display().to_string()).await
+    };
+    let embedded = Gateway::start(GatewayOptions::embedded()).await;
+    let said = at(&embedded, &options).await;
+    said.fails("gateway", &["has the bus embedded", "has redis", "restart it"]);
+
+    // The deployment of this prefix has four shards, and the gateway at the address five.
+    let four = Gateway::start(options.clone().set("shards", 4)).await;
+    let other = GatewayOptions::redis(&server.url(), &shared::prefix()).set("shards", 5);
+    let five = Gateway::start(other).await;
+    let said = at(&five, &options).await;
+    said.fails("gateway", &["has 5 shards, and its deployment has 4", "another prefix"]);
+    let said = at(&four, &options).await;
+    assert_eq!((said.code, said.at("not checked")), (Some(0), vec![]), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_check_that_was_not_made_is_named() {
+    let unused = Port::free();
+    let url = format!("redis://127.0.0.1:{}", unused.number());
+    let said = doctor(&GatewayOptions::redis(&url, &shared::prefix())).await;
+    let unseen = said.at("not checked");
+    for check in [
+        "mode",
+        "deployment",
+        "shards",
+        "role",
+        "eviction",
+        "memory",
+        "persistence",
+        "output buffer",
+        "timeout",
+        "clock",
+        "rights",
+        "sizes",
+        "round trip",
+        "gateway",
+    ] {
+        let begins = format!("{check}: ");
+        assert!(unseen.iter().any(|line| line.starts_with(&begins)), "{check}: {said}");
+    }
+    // Without a configuration nothing can be checked.
+    let said = doctor(&GatewayOptions::embedded().set("shards", 0)).await;
+    assert_eq!(said.at("not checked").len(), 2, "{said}");
+
+    // Without transactions no right can be tried.
+    let (redis, options) = redis(RedisOptions::default()).await;
+    let prefix = options.config["prefix"].as_str().expect("text").to_owned();
+    let rights = acl::rights(acl::STANDALONE, &prefix);
+    acl::make_user(&redis, "gateway", &rights).await;
+    redis.cli(&["ACL", "SETUSER", "gateway", "-multi"]).await;
+    let url = format!("redis://gateway:change-me@127.0.0.1:{}", redis.port());
+    let said = doctor(&options.set_bus("url", url)).await;
+    let untried = |line: &String| line.starts_with("rights: ") && line.contains("MULTI");
+    assert!(said.at("not checked").iter().any(untried), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -89,6 +89,10 @@ impl BusFactory for RedisFactory {
         .boxed()
     }
 
+    fn checks(&self) -> &'static [&'static str] {
+        doctor::CHECKS
+    }
+
     fn examine<'a>(
         &'a self,
         config: &'a Config,

@@ -47,6 +47,11 @@ pub(super) struct Refusals {
 }
 
 impl Refusals {
+    /// False if the user may not run transactions, without which no other right can be tried.
+    pub(super) fn all_were_tried(&self) -> bool {
+        !self.commands.iter().any(|(right, _)| ["multi", "exec"].contains(right))
+    }
+
     /// The rights that are missing, and the line that gives them. None: no right is missing.
     pub(super) fn missing(&self, about: &About) -> Option<(String, String)> {
         let user = &about.user;

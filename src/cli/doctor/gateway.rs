@@ -16,7 +16,7 @@ use tonic_health::pb::{
 };
 use trunkline::{
     bus::Finding,
-    config::{Config, ServerTls},
+    config::{self, BusConfig, Config, ServerTls},
 };
 use trunkline_proto::v1::{
     GetStatusRequest, GetStatusResponse, SERVICE,
@@ -26,18 +26,23 @@ use trunkline_proto::v1::{
 use super::{Report, pinned};
 use crate::cli::{CredentialArgs, Failure, describe, serve::reachable};
 
-const CHECK: &str = "gateway";
+pub(super) const CHECK: &str = "gateway";
+
+const STATUS: &str = "gateway status";
 
 /// Time limit of the connection and the answers together.
 const LIMIT: Duration = Duration::from_secs(3);
 
 pub(super) async fn examine(
     config: &Config,
+    shards: Option<u16>,
     credentials: &CredentialArgs,
     report: &mut Report,
 ) -> Result<(), Failure> {
     let bearer = credentials.read()?.bearer();
     if config.listen.port() == 0 {
+        let seen = "listen has port 0, so that the port of a running gateway is not known";
+        report.found(Finding::not_checked(CHECK, seen, "set listen to the port of the gateway"));
         return Ok(());
     }
     report.begins(CHECK);
@@ -46,23 +51,25 @@ pub(super) async fn examine(
         let channel = connect(address, config.tls.as_ref(), credentials).await?;
         let mut client = CoordinationServiceClient::with_interceptor(channel.clone(), bearer);
         match client.get_status(Request::new(GetStatusRequest {})).await {
-            Ok(status) => Ok(assess_status(address, status.get_ref())),
+            Ok(status) => Ok(assess_status(address, status.get_ref(), config, shards)),
             Err(status) if is_denied(&status) => Ok(assess_health(address, &status, channel).await),
             Err(status) => Err(Unknown::Refused(status)),
         }
     };
-    report.found(match tokio::time::timeout(LIMIT, ask).await {
+    let findings = match tokio::time::timeout(LIMIT, ask).await {
         Err(_) => {
             let advice = "check that the process that listens there is a gateway";
-            Finding::failure(CHECK, format!("{address} does not answer within {LIMIT:?}"), advice)
+            let seen = format!("{address} does not answer within {LIMIT:?}");
+            vec![Finding::failure(CHECK, seen, advice)]
         }
         Ok(Err(Unknown::NotListening(why))) => {
-            Finding::ok(CHECK, format!("no gateway runs at {address} ({why})"))
+            let seen = format!("no gateway runs at {address} ({why})");
+            vec![Finding::not_checked(CHECK, seen, "start it, and run doctor again")]
         }
         Ok(Err(Unknown::OtherServer(why))) => {
             let advice =
                 "restart it if it is this gateway and has not reloaded the file; see its log";
-            Finding::failure(CHECK, format!("{address}: {why}"), advice)
+            vec![Finding::failure(CHECK, format!("{address}: {why}"), advice)]
         }
         Ok(Err(Unknown::Refused(status))) => {
             let seen = format!("{address} answers {:?}: {}", status.code(), describe(&status));
@@ -72,10 +79,13 @@ pub(super) async fn examine(
             } else {
                 "check that a gateway of this configuration listens there"
             };
-            Finding::warning(CHECK, seen, advice)
+            vec![Finding::warning(CHECK, seen, advice)]
         }
-        Ok(Ok(finding)) => finding,
-    });
+        Ok(Ok(findings)) => findings,
+    };
+    for finding in findings {
+        report.found(finding);
+    }
     Ok(())
 }
 
@@ -121,49 +131,102 @@ fn is_denied(status: &Status) -> bool {
 }
 
 /// Assesses the gateway by its health, which needs no permission, where its status does.
-async fn assess_health(address: SocketAddr, denied: &Status, channel: Channel) -> Finding {
+async fn assess_health(address: SocketAddr, denied: &Status, channel: Channel) -> Vec<Finding> {
     let request = HealthCheckRequest { service: SERVICE.to_owned() };
     let health = HealthClient::new(channel).check(request).await;
     match health.map(|answer| answer.get_ref().status()) {
         Ok(ServingStatus::Serving) => {
-            let more = "an identity with the operation getStatus is shown more";
-            let seen = format!("the gateway at {address} serves ({:?}: {more})", denied.code());
-            Finding::ok(CHECK, seen)
+            let more = format!(
+                "its bus, its shards and its version are not shown to this identity ({:?})",
+                denied.code()
+            );
+            let advice = "give --token-file, or --tls-cert and --tls-key, of an identity with the \
+                          operation getStatus";
+            vec![
+                Finding::ok(CHECK, format!("the gateway at {address} serves")),
+                Finding::not_checked(STATUS, more, advice),
+            ]
         }
         Ok(_) => {
             let seen = format!("the gateway at {address} does not serve");
-            Finding::failure(CHECK, seen, "/readyz of its admin port and its log have the reason")
+            let advice = "/readyz of its admin port and its log have the reason";
+            vec![Finding::failure(CHECK, seen, advice)]
         }
         Err(status) => {
             let seen = format!("{address} answers {:?}: {}", status.code(), status.message());
             let advice = "check that a gateway of this configuration listens there";
-            Finding::warning(CHECK, seen, advice)
+            vec![Finding::warning(CHECK, seen, advice)]
         }
     }
 }
 
 /// Assesses the gateway by its status.
-fn assess_status(address: SocketAddr, status: &GetStatusResponse) -> Finding {
+fn assess_status(
+    address: SocketAddr,
+    status: &GetStatusResponse,
+    config: &Config,
+    shards: Option<u16>,
+) -> Vec<Finding> {
     let gateway = format!("{} at {address} (version {})", status.gateway_id, status.version);
+    let fails = |seen: String, advice: &str| vec![Finding::failure(CHECK, seen, advice)];
+    let bus = match config.bus {
+        BusConfig::Embedded => "embedded",
+        BusConfig::Redis(_) => "redis",
+        BusConfig::RedisCluster(_) => "redis-cluster",
+    };
+    if !status.bus.is_empty() && status.bus != bus {
+        let seen = format!(
+            "{gateway} has the bus {}, and this configuration has {bus}: events of its nodes reach \
+             no other gateway",
+            status.bus
+        );
+        return fails(seen, "restart it with this configuration, or stop it");
+    }
     if !status.serving {
         let seen = format!("{gateway} does not serve: {}", status.reason);
-        return Finding::failure(CHECK, seen, "that is the state of its bus; its log has more");
+        return fails(seen, "that is the state of its bus; its log has more");
+    }
+    let count = status.shards.len();
+    if shards.is_some_and(|shards| usize::from(shards) != count) {
+        let seen = format!(
+            "{gateway} has {count} shards, and its deployment has {}",
+            shards.unwrap_or_default()
+        );
+        let advice = "it runs with another configuration, or another prefix: restart it with this \
+                      one";
+        return fails(seen, advice);
     }
     let unverified: Vec<_> =
         status.shards.iter().filter(|shard| !shard.proven).map(|s| s.shard.to_string()).collect();
     if !unverified.is_empty() {
         let seen = format!("{gateway}: shards {} are not verified", unverified.join(", "));
-        return Finding::failure(CHECK, seen, "see the findings about their Redis masters");
+        return fails(seen, "see the findings about their Redis masters");
+    }
+    if let Some(other) = other_server(status, config) {
+        let seen = format!(
+            "{gateway} is connected to {other}, which this configuration does not \
+             name"
+        );
+        let advice = "if that is another server, restart it with this configuration";
+        return vec![Finding::warning(CHECK, seen, advice)];
     }
     if status.version != env!("CARGO_PKG_VERSION") {
         let advice = "restart it at a convenient time: the installed version is another one";
-        return Finding::warning(
-            CHECK,
-            format!("{gateway} serves; this is doctor {}", env!("CARGO_PKG_VERSION")),
-            advice,
-        );
+        let seen = format!("{gateway} serves; this is doctor {}", env!("CARGO_PKG_VERSION"));
+        return vec![Finding::warning(CHECK, seen, advice)];
     }
     let streams = status.streams;
-    let shards = status.shards.len();
-    Finding::ok(CHECK, format!("{gateway} serves {streams} streams on {shards} shards"))
+    vec![Finding::ok(CHECK, format!("{gateway} serves {streams} streams on {count} shards"))]
+}
+
+/// A server to which the gateway is connected, and which is not that of this configuration. Of a
+/// cluster only some servers are named.
+fn other_server(status: &GetStatusResponse, config: &Config) -> Option<String> {
+    let BusConfig::Redis(redis) = &config.bus else { return None };
+    let named = match redis.url.endpoint() {
+        config::Endpoint::Tcp { host, port, .. } => format!("{host}:{port}"),
+        config::Endpoint::Unix { path } => path.display().to_string(),
+    };
+    let other = status.links.iter().map(|link| &link.address).find(|link| **link != named)?;
+    Some(other.clone())
 }

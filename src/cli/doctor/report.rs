@@ -10,7 +10,7 @@ use crate::cli::{Failure, visible, visible_json};
 /// Prints findings and counts them.
 pub(super) struct Report {
     json: bool,
-    /// Standard error is a terminal: it shows the check that runs.
+    /// Standard error is a terminal, and not for a program: it shows the check that runs.
     interactive: bool,
     findings: Vec<Finding>,
     /// The error of writing to standard output.
@@ -19,7 +19,7 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn new(json: bool) -> Report {
-        let interactive = std::io::stderr().is_terminal();
+        let interactive = !json && std::io::stderr().is_terminal();
         Report { json, interactive, findings: vec![], broken: None }
     }
 
@@ -43,6 +43,16 @@ impl Report {
         self.findings.push(finding);
     }
 
+    /// Reports the checks of this list that have no finding as not checked.
+    pub(super) fn expect(&mut self, checks: &[&'static str], why: &str) {
+        for check in checks {
+            if self.findings.iter().all(|finding| finding.check != *check) {
+                let advice = "cure the failure above, and run doctor again";
+                self.found(Finding::not_checked(check, why, advice));
+            }
+        }
+    }
+
     /// Prints the JSON if it is asked for. An error if there was a failure.
     pub(super) fn finish(self) -> Result<(), Failure> {
         if self.interactive {
@@ -53,6 +63,7 @@ impl Report {
         }
         let count = |level| self.findings.iter().filter(|finding| finding.level == level).count();
         let (failures, warnings) = (count(Level::Failure), count(Level::Warning));
+        let not_checked = count(Level::NotChecked);
         if self.json {
             let findings: Vec<_> = self
                 .findings
@@ -70,15 +81,24 @@ impl Report {
                 "ok": failures == 0,
                 "failures": failures,
                 "warnings": warnings,
+                "notChecked": not_checked,
                 "findings": findings,
             });
             writeln!(std::io::stdout(), "{}", visible_json(&format!("{report:#}")))?;
         }
-        match failures {
-            0 => Ok(()),
-            1 => Err(Failure::Other(format!("1 failure, {warnings} warnings"))),
-            _ => Err(Failure::Other(format!("{failures} failures, {warnings} warnings"))),
+        let number = |count: usize, what: &str| match count {
+            1 => format!("1 {what}"),
+            _ => format!("{count} {what}s"),
+        };
+        let (found, warned) = (number(failures, "failure"), number(warnings, "warning"));
+        let summary = format!("{found}, {warned}, {not_checked} not checked");
+        if failures > 0 {
+            return Err(Failure::Other(summary));
         }
+        if !self.json {
+            writeln!(std::io::stdout(), "{summary}")?;
+        }
+        Ok(())
     }
 }
 
@@ -86,16 +106,17 @@ fn print(finding: &Finding) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     let level = match finding.level {
         Level::Ok => "ok",
+        Level::NotChecked => "not checked",
         Level::Warning => "WARNING",
         Level::Failure => "FAILURE",
     };
     let mut lines = finding.seen.lines().map(visible);
-    writeln!(out, "{level:8} {:15} {}", finding.check, lines.next().unwrap_or_default())?;
+    writeln!(out, "{level:11} {:15} {}", finding.check, lines.next().unwrap_or_default())?;
     for line in lines {
-        writeln!(out, "{:24} {line}", "")?;
+        writeln!(out, "{:27} {line}", "")?;
     }
     if !finding.advice.is_empty() {
-        writeln!(out, "{:24} -> {}", "", visible(&finding.advice))?;
+        writeln!(out, "{:27} -> {}", "", visible(&finding.advice))?;
     }
     Ok(())
 }

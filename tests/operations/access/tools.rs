@@ -28,18 +28,19 @@ async fn doctor_checks_a_gateway_over_tls_and_its_files() {
 
     let optional = files.start(files.options("optional").set("reloadInterval", "1h")).await;
     let (code, output) = doctor(&optional, &[]).await;
-    assert!(code == Some(0) && output.contains("serves (Unauthenticated"), "{output}");
+    assert!(code == Some(0) && output.contains("serves\n"), "{output}");
+    assert!(output.contains("not shown to this identity (Unauthenticated)"), "{output}");
     let (code, output) = doctor(&optional, &token).await;
     assert!(code == Some(0) && output.contains("serves 0 streams on 1 shards"), "{output}");
     let (code, output) = doctor(&optional, &shown).await;
-    assert!(code == Some(0) && output.contains("serves (PermissionDenied"), "{output}");
+    assert!(code == Some(0) && output.contains("identity (PermissionDenied)"), "{output}");
     assert!(output.contains("server.pem (localhost) is valid for "), "{output}");
 
     let required = files.start(files.options("required")).await;
     let (code, output) = doctor(&required, &token).await;
     assert!(code == Some(0) && output.contains("give one with --tls-cert"), "{output}");
     let (code, output) = doctor(&required, &shown).await;
-    assert!(code == Some(0) && output.contains("serves (PermissionDenied"), "{output}");
+    assert!(code == Some(0) && output.contains("identity (PermissionDenied)"), "{output}");
 
     // The files are renewed, and the gateway has not reloaded them yet.
     files.certificate("server", "ca", "DNS:localhost", "-days 7").await;

@@ -29,6 +29,32 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// The time limit of a connection, and of one answer.
 const CONNECT: Duration = Duration::from_secs(3);
 
+/// The checks of each master.
+const OF_MASTERS: [&str; 10] = [
+    "role",
+    "eviction",
+    "memory",
+    "persistence",
+    "output buffer",
+    "timeout",
+    "clock",
+    "rights",
+    "sizes",
+    "round trip",
+];
+
+/// All checks.
+pub(super) const CHECKS: &[&str] = &{
+    let mut checks =
+        ["reach", "mode", "deployment", "shards", "", "", "", "", "", "", "", "", "", ""];
+    let mut nth = 0;
+    while nth < OF_MASTERS.len() {
+        checks[4 + nth] = OF_MASTERS[nth];
+        nth += 1;
+    }
+    checks
+};
+
 /// A server that answers.
 struct Reached {
     address: String,
@@ -63,17 +89,20 @@ pub(super) async fn examine(
             }
         }
     }
-    let Some(seed) = seeds.first() else {
+    if seeds.is_empty() {
         if settings.seeds.len() > 1 {
             let seen = "no server of coordinator.urls can be used";
             report(Progress::Found(Finding::failure("reach", seen, "see above")));
         }
         return;
-    };
+    }
     report(Progress::Begins("mode"));
-    let mode = server::mode(&seed.address, &seed.info, settings.cluster);
-    let goes_on = mode.level != Level::Failure;
-    report(Progress::Found(mode));
+    let mut goes_on = true;
+    for seed in &seeds {
+        let mode = server::mode(&seed.address, &seed.info, settings.cluster);
+        goes_on &= mode.level != Level::Failure;
+        report(Progress::Found(mode));
+    }
     if !goes_on {
         // A gateway would not use such a server at all.
         return;
@@ -81,6 +110,9 @@ pub(super) async fn examine(
     report(Progress::Begins("deployment"));
     let shards = match limited(Box::pin(path::deployment(settings))).await {
         Ok((finding, shards)) => {
+            if finding.level != Level::NotChecked {
+                report(Progress::Shards(shards));
+            }
             report(Progress::Found(finding));
             shards
         }
@@ -104,9 +136,18 @@ pub(super) async fn examine(
             Ok(reached) => reached,
             Err(why) => {
                 report(Progress::Found(unreached(&info, settings, &why)));
+                for check in OF_MASTERS {
+                    let seen = format!("{address}, which cannot be used");
+                    let advice = "cure the failure above, and run doctor again";
+                    report(Progress::Found(Finding::not_checked(check, seen, advice)));
+                }
                 continue;
             }
         };
+        if seeds.iter().all(|seed| seed.address != reached.address) {
+            let mode = server::mode(&reached.address, &reached.info, settings.cluster);
+            report(Progress::Found(mode));
+        }
         server::examine(&mut reached, settings, max_frame, shards.len(), report).await;
         let first = &names[shards[0].index()];
         step("rights", report, rights::examine(&reached, settings, first)).await;
@@ -116,6 +157,11 @@ pub(super) async fn examine(
             let work = path::round_trip(&address, server.as_ref(), settings, shard, &names);
             step("round trip", report, work).await;
         }
+    }
+    if settings.read_from_replicas {
+        let seen = "the replicas, which serve history here (readFromReplicas)";
+        let advice = "see on each of them that the user has the same rights: ACL GETUSER";
+        report(Progress::Found(Finding::not_checked("replicas", seen, advice)));
     }
 }
 

@@ -21,6 +21,11 @@ pub(super) async fn examine(
     if let Some((seen, cure)) = refusals.missing(about) {
         found.push(Finding::failure("rights", format!("{address}: {seen}"), cure));
     }
+    if !refusals.all_were_tried() {
+        let seen = format!("{address}: without MULTI and EXEC no other right can be tried");
+        let advice = "give the rights above, and run doctor again";
+        found.push(Finding::not_checked("rights", seen, advice));
+    }
     if let Some((right, text)) = refusals.other {
         let seen = format!("{address}, {right}: {text}");
         found.push(Finding::failure("writes", seen, about.cure(&text)));

@@ -32,7 +32,11 @@ impl Info {
     }
 
     fn number(&self, name: &str) -> u64 {
-        self.text(name).parse().unwrap_or(0)
+        self.known_number(name).unwrap_or(0)
+    }
+
+    fn known_number(&self, name: &str) -> Option<u64> {
+        self.text(name).parse().ok()
     }
 
     fn replicas_online(&self) -> usize {
@@ -111,6 +115,9 @@ pub(super) async fn examine(
 }
 
 fn role(address: &str, info: &Info, min_replicas: u32) -> Finding {
+    if info.text("role").is_empty() {
+        return unseen("role", address, "INFO names no role");
+    }
     if info.text("role") == "slave" {
         let master = format!("{}:{}", info.text("master_host"), info.text("master_port"));
         return Finding::failure(
@@ -134,13 +141,21 @@ fn role(address: &str, info: &Info, min_replicas: u32) -> Finding {
     Finding::ok("role", format!("{address} is a master with {online} replicas online"))
 }
 
+/// The finding for what a server does not show, such as a managed one.
+fn unseen(check: &'static str, address: &str, why: &str) -> Finding {
+    let advice = "look at the server's settings where it is managed; or run doctor with an \
+                  administrator's URL (TRUNKLINE_REDIS): the gateway does not need that right";
+    Finding::not_checked(check, format!("{address}: {why}"), advice)
+}
+
 fn eviction(address: &str, info: &Info) -> Finding {
     let policy = info.text("maxmemory_policy");
     let seen = format!("{address} has maxmemory-policy {policy}");
     let advice = "CONFIG SET maxmemory-policy noeviction (and the same in redis.conf): evicted \
                   events are lost to every node, at best with a gap";
     match policy {
-        "noeviction" | "" => Finding::ok("eviction", seen),
+        "" => unseen("eviction", address, "INFO names no maxmemory_policy"),
+        "noeviction" => Finding::ok("eviction", seen),
         _ if info.number("maxmemory") == 0 => {
             let seen = format!("{seen}, and no maxmemory at which it would evict");
             Finding::warning("eviction", seen, advice)
@@ -154,7 +169,10 @@ fn eviction(address: &str, info: &Info) -> Finding {
 }
 
 fn memory(address: &str, info: &Info, history: u64) -> Finding {
-    let (used, most) = (info.number("used_memory"), info.number("maxmemory"));
+    let known = info.known_number("used_memory").zip(info.known_number("maxmemory"));
+    let Some((used, most)) = known else {
+        return unseen("memory", address, "INFO does not say how much it uses");
+    };
     if most == 0 {
         let seen = format!("{address} uses {} MiB, without a limit of its own", used / MIB);
         return Finding::ok("memory", seen);
@@ -194,36 +212,35 @@ async fn set(
     connection: &mut MultiplexedConnection,
     max_frame: u64,
 ) -> Vec<Finding> {
-    let mut asked = redis::cmd("CONFIG");
-    asked.arg("GET").arg("save");
-    let save: RedisResult<HashMap<String, String>> = asked.query_async(connection).await;
-    let mut config = match save {
-        Ok(config) => config,
-        Err(error) => {
-            return vec![Finding::warning(
-                "configuration of Redis",
-                format!(
-                    "{address} does not show its settings to this user: {}",
-                    error_text(&error)
-                ),
-                "run doctor with an administrator's URL (--set coordinator.url=...) to check \
-                 persistence, output buffers and timeout; the gateway does not need that right",
-            )];
-        }
-    };
+    let (mut config, mut refused) = (HashMap::new(), None);
     // One at a time: servers before 7.0 take only one.
-    for name in ["client-output-buffer-limit", "timeout"] {
+    for name in ["save", "client-output-buffer-limit", "timeout"] {
         let mut asked = redis::cmd("CONFIG");
         asked.arg("GET").arg(name);
-        let more: RedisResult<HashMap<String, String>> = asked.query_async(connection).await;
-        config.extend(more.unwrap_or_default());
+        let answer: RedisResult<HashMap<String, String>> = asked.query_async(connection).await;
+        match answer {
+            Ok(found) => config.extend(found),
+            Err(error) => refused = Some(error_text(&error)),
+        }
     }
-    let value = |name: &str| config.get(name).map_or("", String::as_str);
-    let saves = info.text("aof_enabled") == "1" || !value("save").is_empty();
+    let why = refused.unwrap_or_else(|| "CONFIG GET does not show it".to_owned());
+    let value = |name: &str| config.get(name).map(String::as_str);
+    let appends = info.text("aof_enabled") == "1";
+    let saves = value("save").map(|save| !save.is_empty());
     vec![
-        persistence(address, saves, info.replicas_online()),
-        output_buffer(address, value("client-output-buffer-limit"), max_frame),
-        timeout(address, value("timeout").parse().unwrap_or(0)),
+        match saves {
+            Some(saves) => persistence(address, appends || saves, info.replicas_online()),
+            None if appends => persistence(address, true, info.replicas_online()),
+            None => unseen("persistence", address, &why),
+        },
+        match value("client-output-buffer-limit") {
+            Some(classes) => output_buffer(address, classes, max_frame),
+            None => unseen("output buffer", address, &why),
+        },
+        match value("timeout").and_then(|seconds| seconds.parse().ok()) {
+            Some(seconds) => timeout(address, seconds),
+            None => unseen("timeout", address, &why),
+        },
     ]
 }
 
@@ -388,5 +405,16 @@ mod tests {
         assert_eq!(level("0 0 0"), Level::Ok);
         assert_eq!(level("1048576 0 0"), Level::Failure);
         assert_eq!(level("33554432 65536 60"), Level::Warning);
+    }
+
+    #[test]
+    fn what_a_server_does_not_show_is_not_said_to_be_right() {
+        let info = Info::parse("redis_version:7.2.0\r\n");
+        for finding in
+            [role("r:1", &info, 0), eviction("r:1", &info), memory("r:1", &info, 64 * MIB)]
+        {
+            assert_eq!(finding.level, Level::NotChecked, "{finding:?}");
+            assert!(!finding.advice.is_empty(), "{finding:?}");
+        }
     }
 }
