@@ -14,6 +14,7 @@ use super::{
     Grant, PeerCertificate,
     quota::{ConnectionStreams, InFlightRequest},
 };
+use crate::errors::Requester;
 
 /// The identity of a caller.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -52,6 +53,15 @@ impl Caller {
     pub fn of(extensions: &Extensions) -> Result<&Caller, Status> {
         let caller = extensions.get();
         caller.ok_or_else(|| Status::internal("the request did not pass the access layer"))
+    }
+
+    /// The sender of the request, for people.
+    pub fn requester(&self) -> Requester {
+        Requester {
+            node_id: String::new(),
+            identity: self.grant.as_ref().map(|grant| grant.identity.clone()),
+            peer: Some(self.peer.address),
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::access::{
 };
 use crate::{
     config::{Operation, TokenHash},
-    errors::{CredentialError, Error},
+    errors::{CredentialError, Error, Requester},
     proto::v1::SERVICE,
 };
 
@@ -35,8 +35,8 @@ pub struct AccessLayer {
     on_refused: OnRefused,
 }
 
-/// Called with the path of each refused request, and the error that it is answered with.
-pub type OnRefused = Arc<dyn Fn(&str, &Error) + Send + Sync>;
+/// Called with the path of each refused request, its sender, and the error that answers it.
+pub type OnRefused = Arc<dyn Fn(&str, &Requester, &Error) + Send + Sync>;
 
 /// Puts a [`Caller`] into the extensions of each request.
 #[derive(Clone)]
@@ -97,8 +97,9 @@ where
         let path = request.uri().path();
         let grant = match access.authorize(&peer, path, request.headers()) {
             Ok(grant) => grant,
-            Err(error) => {
-                on_refused(path, &error);
+            Err((identity, error)) => {
+                let peer = Some(peer.address);
+                on_refused(path, &Requester { identity, peer, ..Requester::default() }, &error);
                 return Either::Right(ready(Ok(Status::from(error).into_http())));
             }
         };
@@ -116,19 +117,20 @@ where
 
 impl Access {
     /// Authenticates the caller of a request, and checks that it may call this method. None: no
-    /// credential is required.
+    /// credential is required. An error comes with the identity, where it was authenticated.
     fn authorize(
         self: &Arc<Self>,
         peer: &Peer,
         path: &str,
         headers: &HeaderMap,
-    ) -> Result<Option<Grant>, Error> {
+    ) -> Result<Option<Grant>, (Option<Arc<str>>, Error)> {
         let required = RequiredPermission::of(path);
         if !self.authenticates || required == RequiredPermission::None {
             return Ok(None);
         }
-        let grant = self.authenticate(peer, headers).inspect_err(|error| {
+        let grant = self.authenticate(peer, headers).map_err(|error| {
             self.refusals.record(Rule::Credentials, &peer.address, &error.to_string());
+            (None, error)
         })?;
         let denied = match required {
             RequiredPermission::None | RequiredPermission::CheckedByService => {
@@ -142,7 +144,8 @@ impl Access {
         };
         let what = format!("this identity has no permission for {denied}");
         self.refusals.record(Rule::Operations, &grant.identity, &what);
-        Err(refused(Rule::Operations, vec![violation("method", what)]))
+        let error = refused(Rule::Operations, vec![violation("method", what)]);
+        Err((Some(grant.identity), error))
     }
 
     /// Authenticates by the token, if the request has one; else by the certificate of the

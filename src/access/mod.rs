@@ -29,7 +29,7 @@ pub use self::{
     certificate::PeerCertificate,
     grant::Grant,
     identity::{Caller, Identity, Peer, peer_network},
-    layer::AccessLayer,
+    layer::{AccessLayer, OnRefused},
     refusals::Refusals,
     rules::Rule,
 };

@@ -5,6 +5,7 @@
 
 mod accepted;
 mod limit;
+mod requester;
 mod status;
 mod violations;
 
@@ -15,6 +16,7 @@ use crate::{bus::AppendError, config::format_duration};
 pub use self::{
     accepted::AcceptedEvents,
     limit::{Limit, LimitCounters},
+    requester::Requester,
     violations::{MAX_VIOLATIONS, Violation, Violations},
 };
 
@@ -165,6 +167,28 @@ impl Error {
     pub fn late(limit: Limit, allowed: Duration) -> Error {
         let allowed = format_duration(allowed);
         Error::Limit { limit, allowed, retry_after: LIMIT_RETRY }
+    }
+
+    /// The rule that refuses the request, as metrics name it, the key of the limit that is reached,
+    /// or the field that is wrong. None where it is nothing that the caller did.
+    pub fn rule(&self) -> Option<String> {
+        match self {
+            Error::Invalid(violations) => violations.first().map(|first| first.field.clone()),
+            Error::TokenMalformed(_) => Some("resume_token".into()),
+            Error::PayloadTooLarge { what, .. } => Some(match &**what {
+                "request" => "limits.maxRequestBytes".into(),
+                what if what.starts_with("events[") => "limits.maxEventBytes".into(),
+                _ => "proto-max-bulk-len of Redis".into(),
+            }),
+            Error::PartlyAccepted { cause, .. } => cause.rule(),
+            Error::Limit { limit, .. } => Some(limit.key().into()),
+            Error::SubscriberTooSlow { .. } => Some("overflow".into()),
+            Error::Unauthenticated(_) => Some("rule credentials".into()),
+            Error::NotAllowed { rule, .. } => Some(format!("rule {rule}")),
+            Error::DeadlineExceeded { .. } => Some("grpc-timeout".into()),
+            Error::TakenOver => Some("producer".into()),
+            Error::BusUnavailable(_) | Error::OutcomeUnknown(_) | Error::Draining { .. } => None,
+        }
     }
 
     /// `ErrorInfo.reason`: one of [`REASONS`].

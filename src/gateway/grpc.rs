@@ -92,7 +92,8 @@ fn health_and_reflection(health: &HealthState, rooms: &Rooms) -> Routes {
     let v1 = reflection::v1::server(api.clone());
     let v1alpha = reflection::v1alpha::server(api);
     let records = rooms.records.clone();
-    let on_refused = Arc::new(move |error: &_| records.refused(Method::Other, error));
+    let on_refused =
+        Arc::new(move |requester: &_, error: &_| records.refused(Method::Other, requester, error));
     let health = health.service(rooms.quotas.clone(), on_refused);
     Routes::new(health.max_decoding_message_size(SMALL_REQUEST))
         .add_service(v1.max_decoding_message_size(SMALL_REQUEST))

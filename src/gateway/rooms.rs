@@ -3,9 +3,9 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration, time::SystemTime};
 
 use crate::{
-    access::{Access, AccessLayer, quota::Quotas},
+    access::{Access, AccessLayer, OnRefused, quota::Quotas},
     config::{Config, Keepalive},
-    errors::Error,
+    errors::{Error, Requester},
     hub::token::deployment_tag,
     lifecycle::{About, Lifecycle},
     observe::{Records, admin, counters::Method, trace::Tracer},
@@ -68,9 +68,11 @@ impl Rooms {
     }
 
     /// Records a request that was refused, by its path.
-    pub fn on_refused(&self) -> Arc<dyn Fn(&str, &Error) + Send + Sync> {
+    pub fn on_refused(&self) -> OnRefused {
         let records = self.records.clone();
-        Arc::new(move |path: &str, error: &Error| records.refused(Method::of(path), error))
+        Arc::new(move |path: &str, requester: &Requester, error: &Error| {
+            records.refused(Method::of(path), requester, error);
+        })
     }
 
     /// The part of the gRPC service.

@@ -9,7 +9,7 @@ pub mod status;
 pub mod streams;
 pub mod trace;
 
-use crate::errors::Error;
+use crate::errors::{Error, Requester};
 
 use self::{
     counters::{Counters, Method},
@@ -27,8 +27,8 @@ pub struct Records {
 
 impl Records {
     /// Records a request that was answered with an error.
-    pub fn refused(&self, method: Method, error: &Error) {
+    pub fn refused(&self, method: Method, requester: &Requester, error: &Error) {
         self.counters.failed(method, error);
-        self.recent.refused(method, error);
+        self.recent.refused(method, requester, error);
     }
 }

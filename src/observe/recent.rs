@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::counters::Method;
 use crate::{
     bus::{GapReason, ShardId},
-    errors::Error,
+    errors::{Error, Requester},
 };
 
 /// Entries that each ring keeps.
@@ -82,6 +82,10 @@ pub struct Refusal {
     pub at: SystemTime,
     /// The method called.
     pub method: Method,
+    /// Who sent it.
+    pub who: String,
+    /// [`Error::rule`].
+    pub rule: Option<String>,
     /// `ErrorInfo.reason`.
     pub reason: &'static str,
     /// The message of the status, or its beginning.
@@ -105,9 +109,16 @@ impl Recent {
     }
 
     /// A request was refused.
-    pub fn refused(&self, method: Method, error: &Error) {
-        let text: String = error.to_string().chars().take(MAX_TEXT).collect();
-        self.refused.push(Refusal { at: SystemTime::now(), method, reason: error.reason(), text });
+    pub fn refused(&self, method: Method, requester: &Requester, error: &Error) {
+        let shortened = |text: String| -> String { text.chars().take(MAX_TEXT).collect() };
+        self.refused.push(Refusal {
+            at: SystemTime::now(),
+            method,
+            who: shortened(requester.to_string()),
+            rule: error.rule().map(shortened),
+            reason: error.reason(),
+            text: shortened(error.to_string()),
+        });
     }
 
     /// The last gaps, the newest first.
@@ -187,10 +198,12 @@ mod tests {
     #[test]
     fn a_refusal_keeps_the_beginning_of_its_message() {
         let recent = Recent::default();
-        recent.refused(Method::Publish, &Error::BusUnavailable("é".repeat(5000)));
+        let requester = Requester::default().node(&"n".repeat(5000));
+        recent.refused(Method::Publish, &requester, &Error::BusUnavailable("é".repeat(5000)));
         let refusal = &recent.last_refused()[0];
         assert_eq!(refusal.text.chars().count(), MAX_TEXT);
-        assert_eq!(refusal.reason, "BUS_UNAVAILABLE");
+        assert_eq!(refusal.who.chars().count(), MAX_TEXT);
+        assert_eq!((refusal.reason, &refusal.rule), ("BUS_UNAVAILABLE", &None));
         assert!(refusal.text.starts_with("the bus is not available: é"), "{refusal:?}");
     }
 }

@@ -12,10 +12,10 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 
-use crate::errors::Error;
+use crate::errors::{Error, Requester};
 
-/// Reports that the deadline of a request to this path was over.
-pub type OnExpired = std::sync::Arc<dyn Fn(&str, &Error) + Send + Sync>;
+/// Reports that the deadline of a request to this path, of this sender, was over.
+pub type OnExpired = std::sync::Arc<dyn Fn(&str, &Requester, &Error) + Send + Sync>;
 
 /// The `grpc-timeout` of a request: at most eight digits and a unit. None: the header is missing or
 /// malformed.

@@ -196,8 +196,8 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let RequestLimitsLayer { counters, timeout: limit, max_message, on_expired, .. } =
             &self.layer;
-        let in_flight = match Caller::of(request.extensions()) {
-            Ok(caller) => caller.in_flight.clone(),
+        let (in_flight, requester) = match Caller::of(request.extensions()) {
+            Ok(caller) => (caller.in_flight.clone(), caller.requester()),
             Err(status) => return Box::pin(std::future::ready(Ok(status.into_http()))),
         };
         let deadline =
@@ -222,7 +222,7 @@ where
             let Some(at) = deadline else {
                 return Ok(answer.await?.map(|body| DeadlineBody::new(body, None)));
             };
-            let expired = move |error: &Error| on_expired(&path, error);
+            let expired = move |error: &Error| on_expired(&path, &requester, error);
             let Ok(answer) = timeout_at(at, answer).await else {
                 let error = Error::DeadlineExceeded { may_be_done };
                 expired(&error);

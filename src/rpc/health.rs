@@ -21,7 +21,7 @@ use crate::{
         Caller,
         quota::{HealthPermit, Quotas},
     },
-    errors::Error,
+    errors::{Error, Requester},
     proto::v1::SERVICE,
 };
 
@@ -47,8 +47,8 @@ pub struct HealthService {
     on_refused: OnRefused,
 }
 
-/// Called with the error of each stream that is refused.
-pub type OnRefused = Arc<dyn Fn(&Error) + Send + Sync>;
+/// Called with the sender and the error of each stream that is refused.
+pub type OnRefused = Arc<dyn Fn(&Requester, &Error) + Send + Sync>;
 
 impl HealthState {
     /// A gateway that does not serve yet. `Watch` streams end with `ended`.
@@ -134,7 +134,7 @@ impl Health for HealthService {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let caller = Caller::of(request.extensions())?;
         let permit = self.quotas.health_stream(caller.in_flight.quota());
-        let permit = permit.inspect_err(|error| (self.on_refused)(error))?;
+        let permit = permit.inspect_err(|error| (self.on_refused)(&caller.requester(), error))?;
         let watch = Watch {
             // The protocol has the stream of an unknown service stay open.
             known: names().contains(&request.get_ref().service),

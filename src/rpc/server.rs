@@ -18,14 +18,14 @@ use tower::{BoxError, Service};
 
 use crate::{
     access::Caller,
-    errors::Error,
+    errors::{Error, Requester},
     observe::{counters::Method, status::status},
     proto::v1,
     rpc::{
         Context,
         body::ResponseBody,
         publish_stream::{self, PublishStream},
-        request::read,
+        request::{PublishRequest, read},
         validate, watch,
     },
     trace_context::IncomingTrace,
@@ -53,18 +53,20 @@ impl Server {
         let method = Method::of(head.uri.path());
         let body = match method {
             Method::Publish => {
-                let request = read(headers, body, limits).await?;
+                let request: PublishRequest = read(headers, body, limits).await?;
+                let requester = caller.requester().node(&request.node_id);
                 let published = context.publish(request, caller, trace_of(headers)).await;
-                ResponseBody::unary(&self.recorded(method, published)?)
+                ResponseBody::unary(&self.recorded(method, &requester, published)?)
             }
             Method::PublishStream => {
                 let requests = publish_stream::Requests::new(headers, body, limits)?;
                 PublishStream::new(context.clone(), caller.clone(), requests).into()
             }
             Method::Subscribe => {
-                let request = read(headers, body, limits).await?;
+                let request: v1::SubscribeRequest = read(headers, body, limits).await?;
+                let requester = caller.requester().node(&request.node_id);
                 let stream = context.clone().subscribe(request, caller).await;
-                ResponseBody::stream(self.recorded(method, stream)?)
+                ResponseBody::stream(self.recorded(method, &requester, stream)?)
             }
             Method::Watch => {
                 let in_flight = caller.in_flight.clone();
@@ -75,7 +77,8 @@ impl Server {
             }
             Method::ListNodes => {
                 let request: v1::ListNodesRequest = read(headers, body, limits).await?;
-                let query = self.recorded(method, validate::list_nodes(&request))?;
+                let requester = caller.requester();
+                let query = self.recorded(method, &requester, validate::list_nodes(&request))?;
                 ResponseBody::unary(&context.nodes.list(&query))
             }
             Method::GetStatus => {
@@ -91,8 +94,13 @@ impl Server {
         Ok(response)
     }
 
-    fn recorded<T>(&self, method: Method, result: Result<T, Error>) -> Result<T, Error> {
-        result.inspect_err(|error| self.0.records.refused(method, error))
+    fn recorded<T>(
+        &self,
+        method: Method,
+        requester: &Requester,
+        result: Result<T, Error>,
+    ) -> Result<T, Error> {
+        result.inspect_err(|error| self.0.records.refused(method, requester, error))
     }
 }
 

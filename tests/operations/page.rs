@@ -188,9 +188,31 @@ async fn the_page_shows_nodes_gateways_and_recent_events() {
     let seen = row(&browser, "#ended-table", 1, &["brief-1", "max events"]).await;
     assert_eq!(seen[4], "1", "{seen:?}");
     row(&browser, "#ended-table", 1, &["slow-1", "client disconnected"]).await;
-    let seen = row(&browser, "#refused-table", 1, &["Publish", "invalid request"]).await;
-    assert!(seen[3].starts_with("events: "), "{seen:?}");
+    let seen = row(&browser, "#refused-table", 2, &["Publish", "invalid request", "events"]).await;
+    assert!(seen[1].starts_with("imap-1, 127.0.0.1:"), "{seen:?}");
+    assert!(seen[5].starts_with("events: "), "{seen:?}");
+    // Trouble comes first: what, of whom, and why.
+    let first = "return document.querySelector('#state').nextElementSibling.id;";
+    assert_eq!(browser.run(first).await, "trouble");
+    let trouble = browser.text("#trouble-list").await;
+    for expected in [
+        "in ten minutes, the last of slow-1: history expired",
+        "1 stream ended with an error in ten minutes, the last of strict-1: too slow",
+        "refused in ten minutes, the last of imap-1, 127.0.0.1:",
+        ": invalid request (events)",
+    ] {
+        assert!(trouble.contains(expected), "{expected} in {trouble}");
+    }
     assert!(browser.text("#refused-note").await.contains("Subscribe subscriber too slow 1"));
+
+    // The axis has the length of what is shown, and what happened in one second is visible.
+    let axis = browser.text("#plot-in .times").await;
+    assert!(axis.contains("min ago") && !axis.contains("10 min"), "{axis}");
+    let narrowest = "return Math.min(...[...document.querySelectorAll('#plot-in .under')]
+        .map((path) => path.getBBox().width));";
+    assert!(browser.run(narrowest).await.as_f64().expect("a width") >= 4.0);
+    let dots = "return document.querySelectorAll('#plot-publish .lone').length;";
+    assert!(browser.run(dots).await.as_u64().expect("a number") > 0);
 
     // The search finds a node.
     browser.type_into("#search", "JMAP").await;
@@ -240,6 +262,8 @@ async fn the_page_gives_the_reason_why_the_gateway_does_not_serve() {
     let why = state(&browser, "Not serving").await;
     assert!(why.starts_with("shard 0: "), "{why}");
     row(&browser, "#shard-table", 0, &["0", "not verified"]).await;
+    let trouble = browser.text("#trouble-list").await;
+    assert!(trouble.contains("1 shard not verified: 0"), "{trouble}");
     let link = format!("127.0.0.1:{}", redis.port());
     row(&browser, "#link-table", 0, &[&link, "subscribe", "down"]).await;
     redis.restart(Data::Wiped).await;
@@ -277,6 +301,11 @@ async fn the_page_works_on_phones_with_keyboards_and_with_screen_readers() {
     browser.dark(false).await;
 
     // The keyboard sorts.
+    browser.type_into("[data-sort=node]", "\u{e007}").await;
+    let sorted = "return document.querySelector('[data-sort=node]').closest('th').ariaSort;";
+    browser
+        .wait("sorted by the id", async || (browser.run(sorted).await == "ascending").then_some(()))
+        .await;
     browser.type_into("[data-sort=node]", "\u{e007}").await;
     browser
         .wait("the other way round", async || {

@@ -113,8 +113,12 @@ struct Errors {
 #[serde(rename_all = "camelCase")]
 struct Refused {
     at: u64,
+    /// Node, identity and address, as far as they are known.
+    who: String,
     method: &'static str,
     reason: String,
+    /// The rule, limit or field; empty where it is none.
+    rule: String,
     text: String,
 }
 
@@ -224,6 +228,8 @@ impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Refused {
         Refused {
             at: milliseconds(refusal.at),
+            who: refusal.who,
+            rule: refusal.rule.unwrap_or_default(),
             method: refusal.method.name(),
             reason: refusal.reason.to_ascii_lowercase(),
             text: refusal.text,

@@ -384,7 +384,8 @@ impl PublishStream {
             );
             let records = &self.context.records;
             for (sequence, error) in rejected {
-                records.refused(Method::PublishStream, &error);
+                let requester = self.caller.requester().node(&open.node_id);
+                records.refused(Method::PublishStream, &requester, &error);
                 let status = Some(messages::status_of(error));
                 let rejected = v1::PublishRejected { sequence, status };
                 self.outbox.push_back(Response::Rejected(rejected));
@@ -404,7 +405,9 @@ impl PublishStream {
     }
 
     fn failed(&self, error: Error) -> Status {
-        self.context.records.refused(Method::PublishStream, &error);
+        let node_id = self.open.as_ref().map_or("", |open| &*open.node_id);
+        let requester = self.caller.requester().node(node_id);
+        self.context.records.refused(Method::PublishStream, &requester, &error);
         error.into()
     }
 

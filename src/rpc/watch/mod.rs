@@ -73,7 +73,8 @@ impl Context {
         let limit = self.limits.request_timeout;
         let late = |_| Error::late(Limit::RequestTimeout, limit);
         let records = self.records.clone();
-        let refused = |error: &Error| records.refused(Method::Watch, error);
+        let requester = caller.requester();
+        let refused = |error: &Error| records.refused(Method::Watch, &requester, error);
         let begun = self.begin_watch(&mut requests, &caller);
         let begun = timeout_at(Instant::now() + limit, begun).await;
         let (opening, last_id, waiting) =

@@ -6,7 +6,11 @@
 mod query;
 mod row;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -61,6 +65,11 @@ pub struct Answer {
     total: usize,
     /// Streams that match the search.
     matching: usize,
+    /// Node ids that two live processes have, streams of gateways that do not report, and streams
+    /// that are late, by their states.
+    duplicates: usize,
+    silent: usize,
+    late: usize,
     /// The first of those, in the requested order.
     nodes: Vec<Row>,
     gateways: Vec<GatewayRow>,
@@ -100,8 +109,11 @@ impl NodeTable {
             GatewayRow { this, behind, rate, ..GatewayRow::from(gateway) }
         });
         let mut gateways: Vec<_> = gateways.collect();
-        // They are in the order of their ids; the one that answers moves to the top.
-        gateways.sort_by_key(|gateway| !gateway.this);
+        // They are in the order of their ids; trouble comes first, and then the one that answers.
+        gateways.sort_by_key(|gateway| (gateway.state == "serving", !gateway.this));
+        let count = |trouble| rows.iter().filter(|row| row.trouble() == trouble).count();
+        let duplicates: HashSet<_> =
+            rows.iter().filter(|row| row.trouble() == 4).map(|row| &row.node_id).collect();
         let mut matching: Vec<&Row> =
             rows.iter().filter(|row| row.matches(&query.search)).collect();
         matching.sort_by(|a, b| {
@@ -114,6 +126,9 @@ impl NodeTable {
         });
         Answer {
             total,
+            duplicates: duplicates.len(),
+            silent: count(3),
+            late: count(2),
             matching: if query.search.is_empty() { total } else { matching.len() },
             nodes: matching.into_iter().take(query.rows).cloned().collect(),
             gateways,

@@ -18,6 +18,7 @@ pub struct Query {
 pub(super) enum Column {
     Node,
     Gateway,
+    State,
     Peer,
     Since,
     Rate,
@@ -50,6 +51,7 @@ impl Column {
         Some(match name {
             "node" => Column::Node,
             "gateway" => Column::Gateway,
+            "state" => Column::State,
             "peer" => Column::Peer,
             "since" => Column::Since,
             "rate" => Column::Rate,

@@ -74,11 +74,23 @@ impl Row {
             || texts.into_iter().chain(&self.roles).any(|text| text.to_lowercase().contains(search))
     }
 
+    /// How much the node needs attention: more is worse.
+    pub(super) fn trouble(&self) -> u8 {
+        match (self.duplicate, &*self.state) {
+            (true, _) => 4,
+            (_, "silent") => 3,
+            (_, "behind") => 2,
+            (_, "current") => u8::from(self.behind > 0),
+            _ => 1,
+        }
+    }
+
     /// Compares two rows by a column.
     pub(super) fn order(&self, other: &Row, by: Column) -> Ordering {
         match by {
             Column::Node => self.node_id.cmp(&other.node_id),
             Column::Gateway => self.gateway.cmp(&other.gateway),
+            Column::State => self.trouble().cmp(&other.trouble()),
             Column::Peer => self.peer.cmp(&other.peer),
             Column::Since => self.since.cmp(&other.since),
             Column::Rate => self.rate.unwrap_or(-1.0).total_cmp(&other.rate.unwrap_or(-1.0)),
@@ -145,6 +157,11 @@ mod tests {
         assert_eq!(a.order(&b, Column::Node), Ordering::Less);
         assert_eq!(a.order(&b, Column::Behind), Ordering::Greater);
         assert_eq!(a.order(&b, Column::Rate), Ordering::Less);
+        let [silent, twice] = [("silent", false), ("current", true)]
+            .map(|(state, duplicate)| Row { state: state.into(), duplicate, ..row("n", 0, 0.0) });
+        let quiet = row("n", 0, 0.0);
+        let ordered = [&twice, &silent, &a, &quiet];
+        assert!(ordered.is_sorted_by(|a, b| a.order(b, Column::State) == Ordering::Greater));
         let with_roles = Row { roles: vec!["IMAP".into()], ..row("mx3", 0, 0.0) };
         assert!(with_roles.matches("imap") && with_roles.matches("mx3") && with_roles.matches(""));
         assert!(!with_roles.matches("mx4"));

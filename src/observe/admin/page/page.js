@@ -6,10 +6,12 @@ import {
   bytes, compact, count, ending, exact, moment, none, rate, some, span, time, words,
 } from '/words.js';
 
-// Milliseconds between two questions, for an answer, and of the plots.
+// Milliseconds between two questions, for an answer, and of the plots at most.
 const INTERVAL = 1000;
 const TIMEOUT = 5000;
 const SPAN = 600_000;
+// The plots show the shortest of these that holds all points.
+const WINDOWS = [60_000, 120_000, 300_000, SPAN];
 const MAX_POINTS = 600;
 // Kinds that have a colour of their own; the others share one.
 const COLOURS = 6;
@@ -32,7 +34,8 @@ const plots = {
 let points = [];
 let started = null;
 let answered = null;
-const query = { search: '', sort: 'node', order: 'ascending', rows: 100 };
+// The nodes that need attention come first.
+const query = { search: '', sort: 'state', order: 'descending', rows: 100 };
 
 // --- state ---------------------------------------------------------------------------------------
 
@@ -81,6 +84,69 @@ function showTiles(view, last) {
   $('tile-gaps').parentElement.classList.toggle('warn', view.streamGaps > 0 || view.busGaps > 0);
 }
 
+// --- trouble -------------------------------------------------------------------------------------
+
+// What needs attention, each with the part of the page that has more.
+function troubles(view, nodes) {
+  const found = [];
+  const add = (where, text) => found.push({ where, text });
+  const list = (items) => items.slice(0, 8).join(', ') + (items.length > 8 ? ', ...' : '');
+  const shards = view.shards.filter((shard) => !shard.verified).map((shard) => shard.shard);
+  if (shards.length > 0) {
+    add('shards', `${some(shards.length, 'shard')} not verified: ${list(shards)}`);
+  }
+  for (const link of view.links.filter((one) => !one.connected)) {
+    add('links', `The link to ${link.address} (${link.purpose}) is down`);
+  }
+  for (const gateway of nodes.gateways.filter((one) => one.state !== 'serving' && !one.this)) {
+    add('gateways', `Gateway ${gateway.id} is ${words(gateway.state)}`);
+  }
+  if (nodes.duplicates > 0) {
+    add('nodes', `${some(nodes.duplicates, 'node id')} of two live processes`);
+  }
+  if (nodes.silent > 0) add('nodes', `${some(nodes.silent, 'node')} of a gateway that is silent`);
+  if (nodes.late > 0) add('nodes', `${some(nodes.late, 'node')} behind by 5 s or more`);
+  const lately = (rows) => rows.filter(({ at }) => view.now - at < SPAN);
+  const gaps = lately(view.gaps);
+  if (gaps.length > 0) {
+    const last = `the last of ${gaps[0].node}: ${words(gaps[0].reason)}`;
+    add('gaps', `${some(gaps.length, 'gap')} in ten minutes, ${last}`);
+  }
+  const ended = lately(view.ended).filter(({ why }) => !(why in ENDINGS));
+  if (ended.length > 0) {
+    const last = `the last of ${ended[0].node}: ${ending(ended[0].why)}`;
+    add('ended', `${some(ended.length, 'stream')} ended with an error in ten minutes, ${last}`);
+  }
+  const refused = lately(view.refused);
+  if (refused.length > 0) {
+    const [{ who, reason, rule }] = refused;
+    const last = `the last of ${who || 'an unknown client'}: ${words(reason)}`;
+    add('refused', `${some(refused.length, 'request')} refused in ten minutes, ${last}`
+      + `${rule && ` (${rule})`}`);
+  }
+  if (view.unreadable > 0) {
+    add('shards', `${some(view.unreadable, 'message')} on the bus that no gateway wrote`);
+  }
+  return found;
+}
+
+function showTrouble(view, nodes) {
+  const found = troubles(view, nodes);
+  $('trouble').hidden = found.length === 0;
+  const list = $('trouble-list');
+  while (list.children.length > found.length) list.lastElementChild.remove();
+  while (list.children.length < found.length) {
+    const item = document.createElement('li');
+    item.append(document.createElement('a'));
+    list.append(item);
+  }
+  found.forEach(({ where, text }, nth) => {
+    const link = list.children[nth].firstElementChild;
+    if (link.textContent !== text) link.textContent = text;
+    if (link.hash !== `#${where}`) link.href = `#${where}`;
+  });
+}
+
 // --- plots ---------------------------------------------------------------------------------------
 
 function showPlots(view) {
@@ -100,17 +166,20 @@ function showPlots(view) {
     series.push({ name: some(others.length, 'other kind'), colour: 'rest', value });
   }
   if (series.length === 0) series.push({ name: 'accepted here', colour: 'c0', value: () => 0 });
-  plots.in.draw(points, series, view.now);
+  const oldest = view.now - (points[0]?.at ?? view.now);
+  const wide = WINDOWS.find((one) => oldest < one) ?? SPAN;
+  $('plots').setAttribute('aria-label', `The last ${span(wide)}`);
+  plots.in.draw(points, series, view.now, wide);
   plots.out.draw(points, [
     { name: 'sent, all streams', colour: 'c1', value: (point) => point.delivered },
     { name: 'received over the bus', colour: 'c3', value: (point) => point.received },
-  ], view.now);
+  ], view.now, wide);
   const spread = (of) => [
     { name: 'median', colour: 'c0', value: (point) => point[of]?.p50 ?? null },
     { name: '99th percentile', colour: 'c2', value: (point) => point[of]?.p99 ?? null },
   ];
-  plots.publish.draw(points, spread('publish'), view.now);
-  plots.lag.draw(points, spread('lag'), view.now);
+  plots.publish.draw(points, spread('publish'), view.now, wide);
+  plots.lag.draw(points, spread('lag'), view.now, wide);
 }
 
 // --- tables --------------------------------------------------------------------------------------
@@ -118,13 +187,22 @@ function showPlots(view) {
 const when = ({ at }) => ({ text: moment(at), title: exact(at), at });
 const named = (text) => ({ text, title: text, mono: true });
 
+// Those that are not well come first.
+const byTrouble = (rows, isWell) => rows.toSorted((a, b) => isWell(a) - isWell(b));
+
+// Endings of streams that are no trouble, with their colours.
+const ENDINGS = {
+  client_went: 'plain', max_events: 'plain', max_duration: 'plain', draining: 'info',
+};
+
 function showBus(view) {
+  const noLinks = view.bus === 'embedded' ? 'The embedded bus has no links.' : 'None yet.';
   show('link-table', [
     (link) => named(link.address),
     (link) => link.purpose,
     (link) => (link.connected ? { text: 'up', pill: 'good' } : { text: 'down', pill: 'bad' }),
     (link) => count(link.reconnects),
-  ], view.links, view.bus === 'embedded' ? 'The embedded bus has no links.' : 'None yet.');
+  ], byTrouble(view.links, (link) => link.connected), noLinks);
   show('shard-table', [
     (shard) => String(shard.shard),
     ({ verified }) => (verified
@@ -139,7 +217,7 @@ function showBus(view) {
     }),
     (shard) => count(shard.repairs),
     (shard) => count(shard.epochChanges),
-  ], view.shards, 'The bus has not started.');
+  ], byTrouble(view.shards, (shard) => shard.verified), 'The bus has not started.');
 }
 
 function showRecent(view) {
@@ -151,13 +229,10 @@ function showRecent(view) {
     (gap) => ({ text: words(gap.reason), pill: 'warn' }),
     (gap) => (gap.missed === null ? 'unknown' : count(gap.missed)),
   ], view.gaps, 'None since the start.');
-  const colours = {
-    client_went: 'plain', max_events: 'plain', max_duration: 'plain', draining: 'info',
-  };
   show('ended-table', [
     when,
     (stream) => ({ ...named(stream.node), title: `${stream.node} from ${stream.peer}` }),
-    ({ why }) => ({ text: ending(why), pill: colours[why] ?? 'bad' }),
+    ({ why }) => ({ text: ending(why), pill: ENDINGS[why] ?? 'bad' }),
     (stream) => (stream.lasted < 1000 ? time(stream.lasted) : span(stream.lasted)),
     (stream) => count(stream.delivered),
   ], view.ended, 'None since the start.');
@@ -166,8 +241,10 @@ function showRecent(view) {
   put('refused-note', list && `Since the start, ended streams included: ${list}`);
   show('refused-table', [
     when,
+    (refused) => named(refused.who || none),
     (refused) => refused.method,
     (refused) => ({ text: words(refused.reason), pill: 'warn' }),
+    (refused) => named(refused.rule || none),
     (refused) => ({ text: refused.text, title: refused.text }),
   ], view.refused, 'None since the start.');
 }
@@ -241,6 +318,7 @@ async function look() {
   const answer = await ask(`/api/nodes?${new URLSearchParams(query)}`);
   answered = Date.now();
   showState(view);
+  showTrouble(view, answer);
   showTiles(view, points.at(-1));
   showPlots(view);
   showNodes(answer, view.now);
@@ -260,6 +338,7 @@ async function turn() {
   } catch (error) {
     const since = answered === null
       ? '' : ` since ${moment(answered)}. The values below are from then`;
+    if (answered !== null) for (const plot of Object.values(plots)) plot.stopped(answered);
     state('no-answer', 'No answer', `The gateway has not answered${since}. Retrying.`);
     console.debug(error);
   } finally {
@@ -285,7 +364,8 @@ $('more').addEventListener('click', () => {
 for (const button of document.querySelectorAll('[data-sort]')) {
   button.addEventListener('click', () => {
     const column = button.dataset.sort;
-    const first = ['rate', 'behind', 'delivered'].includes(column) ? 'descending' : 'ascending';
+    const downwards = ['state', 'rate', 'behind', 'delivered'].includes(column);
+    const first = downwards ? 'descending' : 'ascending';
     const other = query.order === 'ascending' ? 'descending' : 'ascending';
     query.order = query.sort === column ? other : first;
     query.sort = column;

@@ -1,12 +1,13 @@
-// Small plots of the last ten minutes, one point a second.
+// Small plots of the last minutes, one point a second.
 
-import { moment, none } from '/words.js';
+import { moment, none, span } from '/words.js';
 
-const SPAN = 600_000;
 const WIDTH = 600;
 const HEIGHT = 120;
 // Points further apart than this are not joined by a line.
 const MAX_STEP = 5_000;
+// What happened in a single second is at least this wide.
+const LEAST = 4;
 
 const svg = (name, attributes) => {
   const element = document.createElementNS('http://www.w3.org/2000/svg', name);
@@ -38,10 +39,10 @@ export class Plot {
     this.line = html('span', 'line');
     this.line.hidden = true;
     this.area.append(this.picture, this.most, this.line);
-    const times = html('div', 'times');
-    for (const text of ['10 min ago', '5 min', 'now']) times.append(html('span', '', text));
+    this.times = html('div', 'times');
+    for (let nth = 0; nth < 3; nth += 1) this.times.append(html('span'));
     this.legend = html('ul', 'legend');
-    figure.append(caption, this.area, times, this.legend);
+    figure.append(caption, this.area, this.times, this.legend);
     this.area.addEventListener('pointermove', (event) => this.look(event));
     this.area.addEventListener('pointerleave', () => {
       this.line.hidden = true;
@@ -49,11 +50,14 @@ export class Plot {
     });
   }
 
-  // points: [{ at, ... }]; series: [{ name, colour, value: point => number or null }].
-  draw(points, series, now) {
+  // points: [{ at, ... }]; series: [{ name, colour, value: point => number or null }]; the last
+  // `wide` milliseconds before `now` are drawn.
+  draw(points, series, now, wide) {
     this.points = points;
     this.series = series;
-    this.from = now - SPAN;
+    this.from = now - wide;
+    this.wide = wide;
+    this.axis(`${span(wide)} ago`, span(wide / 2), 'now');
     const rows = points.map((point) => series.map((one) => one.value(point)));
     const tops = rows.map((row) => {
       const values = row.map((value) => value ?? 0);
@@ -65,6 +69,7 @@ export class Plot {
       svg('path', { class: 'grid', d: `M0 ${HEIGHT / 2}H${WIDTH}M${WIDTH / 2} 0V${HEIGHT}` }),
     ];
     const floors = rows.map(() => 0);
+    const lone = [];
     series.forEach((one, nth) => {
       // A zero of a stacked series is left out: it would draw a line along the series below.
       const runs = this.runs(rows.map((row) => (this.stacked && row[nth] === 0 ? null : row[nth])));
@@ -72,10 +77,18 @@ export class Plot {
       let line = '';
       let fill = '';
       for (const run of runs) {
-        const edge = run.map((at) => `${this.x(points[at].at)} ${y(floors[at] + rows[at][nth])}`);
+        const places = this.places(run);
+        const above = (at, place) => `${places[place]} ${y(floors[at] + rows[at][nth])}`;
+        const below = (at, place) => `${places[place]} ${y(floors[at])}`;
+        // Both ends are repeated where the run is widened.
+        const ends = [run[0], ...run, run.at(-1)];
+        const edge = ends.map(above);
         line += `M${edge.join('L')}`;
-        if (run.length === 1) line += 'h0.01';
-        const back = run.toReversed().map((at) => `${this.x(points[at].at)} ${y(floors[at])}`);
+        if (run.length === 1 && !this.stacked) {
+          const d = `M${this.x(points[run[0]].at)} ${y(rows[run[0]][nth])}h0.01`;
+          lone.push(svg('path', { class: `lone ${one.colour}`, d }));
+        }
+        const back = ends.map(below).toReversed();
         fill += `M${edge.join('L')}L${back.join('L')}Z`;
       }
       if (this.stacked || series.length === 1) {
@@ -86,8 +99,29 @@ export class Plot {
       paths.push(svg('path', { class: className, d: line }));
       if (this.stacked) rows.forEach((row, at) => { floors[at] += row[nth] ?? 0; });
     });
-    this.picture.replaceChildren(...paths);
+    this.picture.replaceChildren(...paths, ...lone);
     this.labels();
+  }
+
+  axis(...texts) {
+    texts.forEach((text, nth) => { this.times.children[nth].textContent = text; });
+  }
+
+  // The plot ends at this time, and not now: there is no answer since.
+  stopped(at) {
+    if (!this.wide) return;
+    this.axis(...[this.wide, this.wide / 2, 0].map((before) => moment(at - before)));
+  }
+
+  // The places of a run from left to right, its first and its last one twice: apart from the others
+  // where it would be too narrow to be seen.
+  places(run) {
+    const inner = run.map((at) => this.x(this.points[at].at));
+    const pad = Math.max(0, (LEAST - (inner.at(-1) - inner[0])) / 2);
+    const first = Math.min(Math.max(inner[0] - pad, 0), WIDTH - LEAST);
+    const last = Math.max(inner.at(-1) + pad, first + (pad > 0 ? LEAST : 0));
+    const within = inner.map((x) => Math.min(Math.max(x, first), last));
+    return [first, ...within, last];
   }
 
   // The legend, with the values of the last point, or of the one under the pointer.
@@ -116,7 +150,7 @@ export class Plot {
 
   look(event) {
     const box = this.area.getBoundingClientRect();
-    const at = this.from + ((event.clientX - box.left) / box.width) * SPAN;
+    const at = this.from + ((event.clientX - box.left) / box.width) * this.wide;
     if (!this.points?.length) return;
     let nearest = 0;
     this.points.forEach((point, nth) => {
@@ -131,7 +165,7 @@ export class Plot {
   }
 
   x(at) {
-    return Math.round(((at - this.from) / SPAN) * WIDTH * 10) / 10;
+    return Math.round(((at - this.from) / this.wide) * WIDTH * 10) / 10;
   }
 
   // Runs of indexes of points that are joined by a line.
