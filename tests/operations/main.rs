@@ -8,6 +8,7 @@ mod access;
 mod admin;
 mod clock;
 mod envoy;
+mod kubernetes;
 mod logs;
 mod nginx;
 mod page;
