@@ -10,7 +10,7 @@ use tonic::{
     service::interceptor::InterceptedService,
     transport::{Channel, Endpoint},
 };
-use trunkline_client::{Bearer, Credentials};
+use trunkline_client::{Bearer, Builder, Credentials};
 use trunkline_proto::v1::coordination_service_client::CoordinationServiceClient;
 
 use super::failure::{Failure, describe};
@@ -26,19 +26,22 @@ pub(super) type Client = CoordinationServiceClient<InterceptedService<Channel, B
 
 /// The gateway to connect to.
 #[derive(Args)]
-#[allow(clippy::struct_field_names)] // the names of fields are those of flags
 pub(super) struct GatewayArgs {
-    /// Address of the gateway: 10.0.0.1:7420, or a URL
+    /// Address of the gateway: 10.0.0.1, 10.0.0.1:7420 or a URL. Several, separated by commas, are
+    /// tried in turn
     #[arg(
         long,
         env = "TRUNKLINE_GATEWAY",
+        value_name = "ADDRESS",
         default_value = "http://127.0.0.1:7420",
+        value_delimiter = ',',
         value_parser = parse_address,
         global = true
     )]
-    pub(super) gateway: String,
-    /// Authority that signed the gateway's certificate: a PEM file. For https
-    #[arg(long, env = "TRUNKLINE_TLS_CA", value_name = "FILE")]
+    gateway: Vec<String>,
+    /// Authority that signed the gateway's certificate: a PEM file. For https [default: those that
+    /// this system trusts]
+    #[arg(long, env = "TRUNKLINE_TLS_CA", value_name = "FILE", global = true)]
     tls_ca: Option<PathBuf>,
     #[command(flatten)]
     credentials: CredentialArgs,
@@ -48,13 +51,13 @@ pub(super) struct GatewayArgs {
 #[derive(Args)]
 pub(super) struct CredentialArgs {
     /// Client certificate: a PEM file
-    #[arg(long, env = "TRUNKLINE_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    #[arg(long, env = "TRUNKLINE_TLS_CERT", value_name = "FILE", global = true)]
     pub(super) tls_cert: Option<PathBuf>,
     /// Private key of the client certificate: a PEM file
-    #[arg(long, env = "TRUNKLINE_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    #[arg(long, env = "TRUNKLINE_TLS_KEY", value_name = "FILE", global = true)]
     pub(super) tls_key: Option<PathBuf>,
     /// File with the bearer token; or set `TRUNKLINE_TOKEN` to the token itself
-    #[arg(long, env = "TRUNKLINE_TOKEN_FILE", value_name = "FILE")]
+    #[arg(long, env = "TRUNKLINE_TOKEN_FILE", value_name = "FILE", global = true)]
     token_file: Option<PathBuf>,
 }
 
@@ -62,7 +65,7 @@ pub(super) struct CredentialArgs {
 #[derive(Args)]
 pub(super) struct NodeArgs {
     /// This node's id [default: cli-<process id>]
-    #[arg(long)]
+    #[arg(long, global = true)]
     node_id: Option<String>,
 }
 
@@ -73,20 +76,40 @@ impl NodeArgs {
 }
 
 impl GatewayArgs {
+    /// The addresses of the gateways, as they were given.
+    pub(super) fn address(&self) -> String {
+        self.gateway.join(", ")
+    }
+
+    /// The URLs of the gateways.
+    pub(super) fn urls(&self, credentials: &Credentials) -> Result<Vec<String>, Failure> {
+        let url = |address: &String| {
+            let wrong = |why| Failure::Usage(format!("--gateway {address}: {why}"));
+            credentials.url(address).map_err(wrong)
+        };
+        self.gateway.iter().map(url).collect()
+    }
+
+    /// Connects to the first of the gateways that can be reached.
     pub(super) async fn connect(&self) -> Result<Client, Failure> {
-        let failed = |why: String| Failure::Unavailable { address: self.gateway.clone(), why };
-        let endpoint = Endpoint::from_shared(self.gateway.clone())
-            .map_err(|error| failed(error.to_string()))?;
         let credentials = self.credentials()?;
-        let endpoint = credentials.apply(endpoint).map_err(Failure::Usage)?;
-        let channel = endpoint
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .connect()
-            .await
-            .map_err(|error| failed(describe(&error)))?;
-        let client = CoordinationServiceClient::with_interceptor(channel, credentials.bearer());
-        Ok(client.max_decoding_message_size(MAX_MESSAGE))
+        let mut errors = Vec::new();
+        for (address, url) in self.gateway.iter().zip(self.urls(&credentials)?) {
+            match connect(url, &credentials).await {
+                Ok(client) => return Ok(client),
+                Err(Failure::Other(why)) if self.gateway.len() == 1 => errors.push(why),
+                Err(Failure::Other(why)) => errors.push(format!("{address}: {why}")),
+                Err(other) => return Err(other),
+            }
+        }
+        Err(Failure::Unavailable { address: self.address(), why: errors.join("; ") })
+    }
+
+    /// A client that reconnects by itself.
+    pub(super) fn client(&self, node: &NodeArgs) -> Result<Builder, Failure> {
+        let credentials = self.credentials()?;
+        let builder = trunkline_client::Client::builder(node.id());
+        Ok(builder.gateways(self.urls(&credentials)?).credentials(credentials))
     }
 
     /// The credentials that flags and environment variables name.
@@ -103,6 +126,10 @@ impl CredentialArgs {
     /// Reads the files. A token is never a flag, since every user of the machine can read the
     /// command lines of processes.
     pub(super) fn read(&self) -> Result<Credentials, Failure> {
+        if self.tls_cert.is_some() != self.tls_key.is_some() {
+            let why = "--tls-cert and --tls-key: one is of no use without the other";
+            return Err(Failure::Usage(why.into()));
+        }
         let mut credentials = Credentials::new();
         if let (Some(certificate), Some(key)) = (&self.tls_cert, &self.tls_key) {
             credentials = credentials.client_certificate(read(certificate)?, read(key)?);
@@ -122,17 +149,24 @@ fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     std::fs::read(path).map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))
 }
 
-/// The URL of a gateway, from a URL or from a host and port.
+async fn connect(url: String, credentials: &Credentials) -> Result<Client, Failure> {
+    let endpoint = Endpoint::from_shared(url).map_err(|error| Failure::Usage(error.to_string()))?;
+    let endpoint = credentials.apply(endpoint).map_err(Failure::Usage)?;
+    let channel = endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .connect()
+        .await
+        .map_err(|error| Failure::Other(describe(&error)))?;
+    let client = CoordinationServiceClient::with_interceptor(channel, credentials.bearer());
+    Ok(client.max_decoding_message_size(MAX_MESSAGE))
+}
+
+/// The address of a gateway, if it is one.
 fn parse_address(text: &str) -> Result<String, String> {
-    let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    if !url.starts_with("http://") && !url.starts_with("https://") {
-        return Err(
-            "must be like 10.0.0.1:7420, http://10.0.0.1:7420 or https://gateway:7420".into()
-        );
-    }
-    let endpoint = Endpoint::from_shared(url.clone()).map_err(|error| error.to_string())?;
-    match endpoint.uri().host() {
-        None | Some("") => Err("names no host".into()),
-        Some(_) => Ok(url),
+    let like = "like 10.0.0.1, 10.0.0.1:7420, http://10.0.0.1:7420 or https://gateway:7420";
+    match Credentials::new().url(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(why) => Err(format!("{why}; an address is {like}")),
     }
 }

@@ -28,9 +28,9 @@ pub(super) struct Explain {
     /// The event, as `subscribe` prints it
     #[arg(long, value_name = "JSON")]
     event: String,
-    /// Print a JSON object
+    /// Print a JSON object, errors too
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 impl Explain {

@@ -1,8 +1,22 @@
 //! Errors of commands, and the exit code of each.
 
-use std::error::Error as _;
+use std::{error::Error as _, time::SystemTime};
 
+use serde_json::{Value, json};
 use tonic::{Code, Status};
+
+use super::{visible, visible_json};
+
+/// The form in which an error is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Lines of text.
+    Text,
+    /// An object with the member `error`.
+    Json,
+    /// A line of the log as JSON.
+    Log,
+}
 
 /// The error of a command.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +45,46 @@ pub(super) enum Failure {
 }
 
 impl Failure {
+    /// The error in this form, for a terminal.
+    pub(super) fn shown(&self, form: Form) -> String {
+        let text = self.to_string();
+        let json = match form {
+            Form::Text => {
+                let lines = text.lines().map(|line| format!("trunkline: {}\n", visible(line)));
+                return lines.collect();
+            }
+            Form::Json => {
+                let mut error = json!({
+                    "kind": self.kind(),
+                    "message": text,
+                    "exitCode": self.exit_code(),
+                });
+                if let Failure::Gateway(status) = self {
+                    error["code"] = format!("{:?}", status.code()).into();
+                }
+                json!({ "error": error })
+            }
+            Form::Log => json!({
+                "timestamp": prost_types::Timestamp::from(SystemTime::now()).to_string(),
+                "level": "ERROR",
+                "target": "trunkline",
+                "message": text,
+            }),
+        };
+        format!("{}\n", visible_json(&Value::to_string(&json)))
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Failure::Other(_) | Failure::BrokenPipe => "other",
+            Failure::Usage(_) => "usage",
+            Failure::Input(_) => "input",
+            Failure::Configuration(_) => "configuration",
+            Failure::Unavailable { .. } => "unavailable",
+            Failure::Gateway(_) => "gateway",
+        }
+    }
+
     /// The exit code, as the help lists it.
     pub(super) fn exit_code(&self) -> u8 {
         match self {

@@ -1,5 +1,9 @@
 //! proto3 JSON, with the descriptors that reflection serves.
 
+mod payload;
+#[cfg(test)]
+mod tests;
+
 use std::sync::LazyLock;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -7,18 +11,25 @@ use prost::Message;
 use prost_reflect::{
     DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions,
 };
-use prost_types::Any;
 use serde_json::{Value, json};
 use trunkline_proto::v1::{
-    CustomEvent, DESCRIPTORS, Event, SubscribeResponse, event::Kind, subscribe_response::Response,
+    DESCRIPTORS, Event, SubscribeResponse, event::Kind, subscribe_response::Response,
 };
 
+/// The types of the API, and those that protobuf itself defines, such as `Struct`.
 static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
-    DescriptorPool::decode(DESCRIPTORS).expect("the build encoded the descriptors")
+    let mut pool = DescriptorPool::decode(DESCRIPTORS).expect("the build encoded the descriptors");
+    for file in DescriptorPool::global().files() {
+        if pool.get_file_by_name(file.name()).is_none() {
+            let added = pool.add_file_descriptor_proto(file.file_descriptor_proto().clone());
+            added.expect("files of protobuf import one another, in this order");
+        }
+    }
+    pool
 });
 
-/// Key of the bytes of a payload whose type is not in the descriptors.
-const PAYLOAD_BYTES: &str = "value";
+/// The key of an encoded event that JSON cannot hold, in base64.
+const BYTES: &str = "@bytes";
 
 fn descriptor(name: &str) -> MessageDescriptor {
     let full = format!("trunkline.v1.{name}");
@@ -45,165 +56,94 @@ pub(super) fn response_to_json(response: &SubscribeResponse) -> Result<Value, St
     };
     let mut json = to_json("SubscribeResponse", &response)?;
     if !events.is_empty() {
-        json["events"]["events"] = events.iter().map(event_to_json).collect::<Result<_, _>>()?;
+        json["events"]["events"] = events.iter().map(event_to_json).collect();
     }
     Ok(json)
 }
 
-/// Writes an event as JSON. A payload of a custom event whose type is not in the descriptors is
-/// written as its type and its bytes in base64.
-pub(super) fn event_to_json(event: &Event) -> Result<Value, String> {
-    let mut event = event.clone();
-    let payload = match &mut event.kind {
+/// Writes an event as JSON, from which [`event_from_json`] reads the same event.
+///
+/// An event that its JSON does not give back, such as one with a time beyond the year 9999, has its
+/// bytes too: nothing that a publisher sends is lost, or ends the stream of a subscriber.
+pub(super) fn event_to_json(event: &Event) -> Value {
+    let mut plain = event.clone();
+    let payload = match &mut plain.kind {
         Some(Kind::Custom(custom)) => custom.payload.take(),
         _ => None,
     };
-    let mut json = to_json("Event", &event)?;
-    if let Some(payload) = payload {
-        json["custom"]["payload"] = payload_to_json(payload);
+    let Ok(mut json) = to_json("Event", &plain) else {
+        return json!({
+            "eventId": event.event_id,
+            "source": event.source,
+            BYTES: STANDARD.encode(event.encode_to_vec()),
+        });
+    };
+    if let Some(labels) = json.pointer_mut("/custom/labels") {
+        labels.sort_all_objects();
     }
-    Ok(json)
+    if let Some(payload) = payload {
+        json["custom"]["payload"] = payload::to_json(&payload);
+    }
+    // A time with nanoseconds that are none, for example.
+    if plain_event_from_json(json.clone()).as_ref() != Ok(event) {
+        json[BYTES] = STANDARD.encode(event.encode_to_vec()).into();
+    }
+    json
 }
 
-/// Writes a payload whose type is in the descriptors as JSON of that type. Any other payload, and
-/// one that does not decode as its type, is written as bytes: a bad payload must not end the stream
-/// of a subscriber.
-fn payload_to_json(payload: Any) -> Value {
-    let bytes = json!({
-        "@type": payload.type_url,
-        PAYLOAD_BYTES: STANDARD.encode(&payload.value),
+/// Reads the events of JSON that was written by [`event_to_json`] or [`response_to_json`]. A
+/// response of another sort has none.
+pub(super) fn events_from_json(mut json: Value) -> Result<Vec<Event>, String> {
+    let responses = descriptor("SubscribeResponse");
+    let is_response = json.as_object().is_some_and(|object| {
+        object.len() == 1
+            && object.keys().all(|key| responses.get_field_by_json_name(key).is_some())
     });
-    if POOL.get_message_by_name(type_name(&payload.type_url)).is_none() {
-        return bytes;
+    if !is_response {
+        return Ok(vec![event_from_json(json)?]);
     }
-    let custom = CustomEvent { payload: Some(payload), ..CustomEvent::default() };
-    match to_json("CustomEvent", &custom) {
-        Ok(mut json) => json["payload"].take(),
-        Err(_) => bytes,
-    }
+    let Value::Array(events) = json["events"]["events"].take() else { return Ok(vec![]) };
+    let read = events.into_iter().enumerate().map(|(nth, event)| {
+        event_from_json(event).map_err(|error| format!("events.events[{nth}]: {error}"))
+    });
+    read.collect()
 }
 
 /// Reads an event from JSON, written by [`event_to_json`] or by a person.
-pub(super) fn event_from_json(mut json: Value) -> Result<Event, String> {
-    let mut payload = None;
-    if let Some(custom) = json.get_mut("custom").and_then(Value::as_object_mut)
-        && let Some(found) = custom.get("payload")
-        && let Some(type_url) = found.get("@type").and_then(Value::as_str)
-        && !is_of_known_type(type_url, found)
-    {
-        let bytes = found.get(PAYLOAD_BYTES).and_then(Value::as_str).unwrap_or_default();
-        let value = STANDARD.decode(bytes).map_err(|error| {
-            format!(
-                "custom.payload.{PAYLOAD_BYTES}: {error}; it must be base64, since the type \
-                 {type_url} is unknown"
-            )
-        })?;
-        payload = Some(Any { type_url: type_url.to_owned(), value });
-        custom.remove("payload");
+pub(super) fn event_from_json(json: Value) -> Result<Event, String> {
+    match json.get(BYTES) {
+        Some(bytes) => event_from_bytes(&json, bytes),
+        None => plain_event_from_json(json),
     }
+}
+
+fn plain_event_from_json(mut json: Value) -> Result<Event, String> {
+    let custom = json.get_mut("custom").and_then(Value::as_object_mut);
+    let payload = custom.and_then(|custom| custom.shift_remove("payload"));
+    let payload = match payload {
+        None | Some(Value::Null) => None,
+        Some(payload) => {
+            let read = payload::from_json(&payload);
+            Some(read.map_err(|error| format!("custom.payload{error}"))?)
+        }
+    };
     let options = DeserializeOptions::new().deny_unknown_fields(true);
     let dynamic = DynamicMessage::deserialize_with_options(descriptor("Event"), json, &options)
         .map_err(|error| error.to_string())?;
     let mut event =
         Event::decode(&dynamic.encode_to_vec()[..]).map_err(|error| error.to_string())?;
-    if let Some(Kind::Custom(custom)) = &mut event.kind
-        && payload.is_some()
-    {
+    if let Some(Kind::Custom(custom)) = &mut event.kind {
         custom.payload = payload;
     }
     Ok(event)
 }
 
-/// True if a payload is JSON of a type in the descriptors. One that does not parse as its type but
-/// holds bytes alone is taken as bytes.
-fn is_of_known_type(type_url: &str, payload: &Value) -> bool {
-    if POOL.get_message_by_name(type_name(type_url)).is_none() {
-        return false;
+fn event_from_bytes(json: &Value, bytes: &Value) -> Result<Event, String> {
+    let decoded = bytes.as_str().and_then(|text| STANDARD.decode(text).ok());
+    let event = decoded.and_then(|bytes| Event::decode(&bytes[..]).ok());
+    let event = event.ok_or_else(|| format!("{BYTES}: must be an encoded event in base64"))?;
+    if event_to_json(&event) == *json {
+        return Ok(event);
     }
-    let only_bytes = payload.as_object().is_some_and(|object| object.len() == 2)
-        && payload[PAYLOAD_BYTES].as_str().is_some_and(|text| STANDARD.decode(text).is_ok());
-    let custom = json!({ "payload": payload });
-    let options = DeserializeOptions::new();
-    let parsed =
-        DynamicMessage::deserialize_with_options(descriptor("CustomEvent"), custom, &options);
-    parsed.is_ok() || !only_bytes
-}
-
-fn type_name(type_url: &str) -> &str {
-    type_url.rsplit('/').next().unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use trunkline_proto::v1::EventBatch;
-
-    use super::*;
-
-    #[test]
-    fn every_kind_is_read_back_as_it_was_written() {
-        let kinds = json!([
-            {"mailboxChange": {"accountId": "a", "changeId": "7",
-                "changedTypes": ["CHANGED_TYPE_EMAIL"]}},
-            {"emailDelivery": {"accountId": "a", "emailId": "e", "changeId": "7"}},
-            {"calendarAlert": {"accountId": "a", "eventId": "e", "uid": "u", "alertId": "1"}},
-            {"pushSubscriptionChange": {"accountId": "a"}},
-            {"blockedIp": {"address": "192.0.2.7", "action": "ACTION_ADDED",
-                "expiresAt": "2026-01-01T00:00:00Z"}},
-            {"certificateChange": {"certificateId": "c", "domainNames": ["example.com"]}},
-            {"registryChange": {"objectType": "role", "objectId": "7", "action": "ACTION_INSERT"}},
-            {"cacheInvalidation": {"entries": [{"cache": "role", "id": "7"}]}},
-            {"queueStatus": {"state": "STATE_PAUSED"}},
-            {"queueRefresh": {}},
-            {"custom": {"type": "x.y", "labels": {"k": "v"},
-                "payload": {"@type": "type.example.com/x.Y", "value": "AQID"}}},
-        ]);
-        let kinds = kinds.as_array().unwrap();
-        let arms = descriptor("Event").oneofs().next().unwrap().fields().count();
-        assert_eq!(kinds.len(), arms, "every kind is tested");
-        for kind in kinds {
-            let event = event_from_json(kind.clone()).unwrap();
-            assert_eq!(event_to_json(&event).unwrap(), *kind);
-        }
-    }
-
-    #[test]
-    fn a_payload_of_a_known_type_is_json_of_that_type() {
-        let json = json!({"custom": {"type": "x", "payload":
-            {"@type": "type.googleapis.com/trunkline.v1.QueueStatus", "state": "STATE_RUNNING"}}});
-        let event = event_from_json(json.clone()).unwrap();
-        assert_eq!(event_to_json(&event).unwrap(), json);
-    }
-
-    #[test]
-    fn a_payload_that_does_not_decode_as_its_type_is_written_as_bytes() {
-        let payload = Any {
-            type_url: "type.googleapis.com/trunkline.v1.QueueStatus".into(),
-            value: vec![0xff; 3],
-        };
-        let custom =
-            CustomEvent { r#type: "x".into(), payload: Some(payload), ..Default::default() };
-        let event = Event::from(custom);
-        let json = event_to_json(&event).unwrap();
-        assert_eq!(json["custom"]["payload"]["value"], "////");
-        assert_eq!(event_from_json(json).unwrap(), event);
-    }
-
-    #[test]
-    fn events_of_a_response_are_written_as_single_events_are() {
-        let payload = Any { type_url: "type.example.com/x.Y".into(), value: vec![1, 2, 3] };
-        let custom =
-            CustomEvent { r#type: "x".into(), payload: Some(payload), ..Default::default() };
-        let event = Event::from(custom);
-        let batch = EventBatch { events: vec![event.clone()], resume_token: vec![7] };
-        let response = SubscribeResponse { response: Some(Response::Events(batch)) };
-        let json = response_to_json(&response).unwrap();
-        assert_eq!(json["events"]["events"], json!([event_to_json(&event).unwrap()]));
-        assert_eq!(json["events"]["resumeToken"], "Bw==");
-    }
-
-    #[test]
-    fn an_unknown_field_is_an_error_that_names_it() {
-        let error = event_from_json(json!({"mailboxChange": {"account": "a"}})).unwrap_err();
-        assert!(error.contains("account"), "{error}");
-    }
+    Err(format!("{BYTES}: is not what the other fields say: publish it as it was printed"))
 }

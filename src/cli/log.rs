@@ -14,7 +14,7 @@ use trunkline::{
     log::LogQueue,
 };
 
-use super::Failure;
+use super::{Failure, Form};
 
 /// The time that the last lines are given when the process ends.
 const FLUSH: Duration = Duration::from_secs(1);
@@ -24,6 +24,7 @@ const FLUSH: Duration = Duration::from_secs(1);
 pub(super) struct Log {
     queue: LogQueue,
     level: reload::Handle<EnvFilter, Registry>,
+    format: LogFormat,
 }
 
 impl Log {
@@ -37,6 +38,7 @@ impl Log {
             .log_internal_errors(false)
             .with_writer(move || lines.clone());
         let registry = tracing_subscriber::registry().with(filter);
+        let colours = std::io::stderr().is_terminal() && !without_colours();
         let set = match config.log_format {
             LogFormat::Json => {
                 let layer = layer.json().flatten_event(true);
@@ -44,7 +46,7 @@ impl Log {
                 tracing::subscriber::set_global_default(registry.with(layer))
             }
             LogFormat::Text => {
-                let layer = layer.with_ansi(std::io::stderr().is_terminal());
+                let layer = layer.with_ansi(colours);
                 tracing::subscriber::set_global_default(registry.with(layer))
             }
         };
@@ -54,7 +56,7 @@ impl Log {
             let message = panic.payload_as_str().unwrap_or("no message");
             tracing::error!(location, message, "a task has panicked: please report this");
         }));
-        Ok(Log { queue, level })
+        Ok(Log { queue, level, format: config.log_format })
     }
 
     /// Takes the level of another configuration.
@@ -63,9 +65,12 @@ impl Log {
         let _ = self.level.reload(filter(config));
     }
 
-    /// Prints text for people, between the lines.
+    /// Prints text for people: between the lines, or as one where all lines are JSON.
     pub(super) fn print(&self, text: impl Display) {
-        self.queue.add(format!("{text}\n").as_bytes());
+        match self.format {
+            LogFormat::Text => self.queue.add(format!("{text}\n").as_bytes()),
+            LogFormat::Json => tracing::info!(commands = %text, "commands to try"),
+        }
     }
 
     /// Gives the last lines a moment to be written.
@@ -80,9 +85,14 @@ fn filter(config: &Config) -> EnvFilter {
         .unwrap_or_else(|_| EnvFilter::new("info"))
 }
 
-/// Prints lines to standard error, unless that takes none.
-pub(super) fn print_error(text: &str) {
-    let text: String = text.lines().flat_map(|line| ["trunkline: ", line, "\n"]).collect();
+/// True if the environment asks for output without colours (`NO_COLOR`, see no-color.org).
+pub(super) fn without_colours() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+}
+
+/// Prints an error to standard error, unless that takes none.
+pub(super) fn print_error(failure: &Failure, form: Form) {
+    let text = failure.shown(form);
     let (done, written) = mpsc::channel();
     thread::spawn(move || {
         let _ = std::io::stderr().write_all(text.as_bytes());

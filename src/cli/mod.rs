@@ -1,5 +1,6 @@
 //! The command line.
 
+mod arguments;
 mod bench;
 mod check;
 mod config;
@@ -21,13 +22,13 @@ mod subscribe;
 mod top;
 mod visible;
 
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use self::{
     connection::{Client, CredentialArgs, GatewayArgs, NodeArgs},
-    failure::{Failure, describe},
+    failure::{Failure, Form, describe},
     visible::{visible, visible_json},
 };
 
@@ -40,7 +41,7 @@ Examples:
   trunkline subscribe | jq .mailboxChange            watch events, one JSON object per line
   trunkline publish mailbox-change --account a1 --change-id 7 --types email
   trunkline subscribe --max-events 10 | trunkline publish -
-  trunkline status
+  trunkline --gateway gateway-1 status               flags stand before or after the command
   trunkline bench --rate 1000 --subscribers 100      the latency of a gateway at a steady rate
 
 Exit codes:
@@ -56,7 +57,7 @@ Exit codes:
 #[command(version, after_help = EXAMPLES, max_term_width = 110)]
 struct Cli {
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Command,
 }
 
 #[derive(Subcommand)]
@@ -87,34 +88,56 @@ enum Command {
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
-    let mut cli = Cli::parse();
-    if cli.command.is_none() {
-        // Parsed rather than constructed: `serve` reads environment variables.
-        cli = Cli::parse_from(["trunkline", "serve"]);
-    }
+    let given: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let as_json = arguments::ask_for_json(&given);
+    let ordered = arguments::in_order(&Cli::command(), given);
+    let cli = match Cli::try_parse_from([vec!["trunkline".into()], ordered].concat()) {
+        Ok(cli) => cli,
+        // The help too is an error for clap.
+        Err(error) if as_json && error.use_stderr() => {
+            let failure = Failure::Usage(error.to_string().trim_end().to_owned());
+            log::print_error(&failure, Form::Json);
+            return failure.exit_code().into();
+        }
+        Err(error) => error.exit(),
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            log::print_error(&error.to_string());
+            log::print_error(&Failure::Other(error.to_string()), Form::Text);
             return ExitCode::FAILURE;
         }
     };
-    let result = match cli.command {
-        Some(command) => runtime.block_on(run(command)),
-        None => Ok(()),
-    };
+    let form = cli.command.form();
+    let result = runtime.block_on(run(cli.command));
     // Without this, a task that waits for standard input would keep the process alive.
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !matches!(failure, Failure::BrokenPipe) {
-                let text = failure.to_string();
-                let lines: Vec<_> = text.lines().map(visible).collect();
-                log::print_error(&lines.join("\n"));
+                log::print_error(&failure, form);
             }
             failure.exit_code().into()
         }
+    }
+}
+
+impl Command {
+    /// The form of the error of the command: that which its output has.
+    fn form(&self) -> Form {
+        let as_json = match self {
+            Command::Serve(serve) => return serve.form(),
+            Command::Doctor(doctor) => doctor.json,
+            Command::Subscribe(subscribe) => subscribe.json,
+            Command::Explain(explain) => explain.json,
+            Command::Status(status) => status.json,
+            Command::Nodes(nodes) => nodes.json,
+            Command::Top(top) => top.json,
+            Command::Bench(bench) => bench.json,
+            Command::Check(_) | Command::Config(_) | Command::Publish(_) => false,
+        };
+        if as_json { Form::Json } else { Form::Text }
     }
 }
 
@@ -136,7 +159,6 @@ async fn run(command: Command) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
     use tonic::Status;
 
     use super::*;

@@ -30,9 +30,9 @@ pub(super) struct Nodes {
     /// Print the gateways too
     #[arg(long)]
     gateways: bool,
-    /// Print one JSON object per line
+    /// Print one JSON object per line, errors too
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// Rows of cells; each column is as wide as its widest cell.
@@ -138,7 +138,7 @@ fn node_table(nodes: &[v1::Node]) -> Table {
 
 /// The name of a state: `serving` for `GATEWAY_STATE_SERVING`; in capitals, as `NOT SERVING`, where
 /// an operator should act.
-fn name(full: &str, prefix: &str) -> String {
+pub(super) fn name(full: &str, prefix: &str) -> String {
     let name = full.trim_start_matches(prefix).replace('_', " ");
     match name.as_str() {
         "SERVING" | "CURRENT" | "DRAINING" => name.to_lowercase(),

@@ -39,13 +39,13 @@ pub(super) struct Publish {
     #[command(flatten)]
     node: NodeArgs,
     /// An event as JSON, as `subscribe` prints it; may be given several times
-    #[arg(long)]
+    #[arg(long, value_name = "EVENT", global = true)]
     json: Vec<String>,
     /// Only for this node; may be given several times and with --to-role: one match is enough
-    #[arg(long, value_name = "NODE_ID")]
+    #[arg(long, value_name = "NODE_ID", global = true)]
     to_node: Vec<String>,
     /// Only for nodes with this role
-    #[arg(long, value_name = "ROLE")]
+    #[arg(long, value_name = "ROLE", global = true)]
     to_role: Vec<String>,
     /// `-`: read events from standard input, one JSON object per line
     #[arg(value_parser = ["-"])]
@@ -58,7 +58,7 @@ impl Publish {
     pub(super) async fn run(mut self) -> Result<(), Failure> {
         let mut events = Vec::new();
         for text in &self.json {
-            events.push(parse(text).map_err(|error| Failure::Input(format!("--json: {error}")))?);
+            events.extend(parse(text).map_err(|error| Failure::Input(format!("--json: {error}")))?);
         }
         if let Some(args) = self.event.take() {
             events.push(args.into_kind().into());
@@ -69,9 +69,9 @@ impl Publish {
         }
         // A missing gateway fails at once; only one that goes away later is waited for.
         self.gateway.connect().await?;
-        let client = Client::builder(self.node.id())
-            .gateway(&self.gateway.gateway)
-            .credentials(self.gateway.credentials()?)
+        let client = self
+            .gateway
+            .client(&self.node)?
             .publish_timeout(RETRY_FOR)
             .build()
             .map_err(|error| Failure::Usage(error.to_string()))?;
@@ -112,9 +112,9 @@ impl Publish {
                     continue;
                 }
                 match parse(&line) {
-                    Ok(event) => {
-                        events.push(event);
-                        numbers.push(number);
+                    Ok(of_line) => {
+                        numbers.resize(numbers.len() + of_line.len(), number);
+                        events.extend(of_line);
                     }
                     Err(error) => {
                         wrong = Some(Failure::Input(format!("line {number}: {error}")));
@@ -123,8 +123,8 @@ impl Publish {
                 }
             }
             // Events before the wrong line are published.
-            if !events.is_empty() {
-                self.send(client, events, &numbers).await?;
+            for (events, numbers) in events.chunks(MAX_BATCH).zip(numbers.chunks(MAX_BATCH)) {
+                self.send(client, events.to_vec(), numbers).await?;
             }
             if let Some(wrong) = wrong {
                 reader.abort();
@@ -156,7 +156,7 @@ impl Publish {
 
     fn failure(&self, error: &Error, lines: &[u64]) -> Failure {
         if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::OutcomeUnknown) {
-            let address = self.gateway.gateway.clone();
+            let address = self.gateway.address();
             return Failure::Unavailable { address, why: error.to_string() };
         }
         let violations = error.violations();
@@ -187,9 +187,10 @@ fn by_line(field: &str, why: &str, lines: &[u64]) -> String {
     }
 }
 
-fn parse(text: &str) -> Result<Event, String> {
+/// The events of a line that `subscribe` printed: one, or with --all those of a response.
+fn parse(text: &str) -> Result<Vec<Event>, String> {
     let json: Value = serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))?;
-    json::event_from_json(json)
+    json::events_from_json(json)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use trunkline::{
     gateway::{self, ServeError},
 };
 
-use super::{Failure, log::Log, signals::Signals};
+use super::{Failure, Form, log::Log, signals::Signals};
 
 /// The help of a flag that sets the key at `path`.
 fn help(path: &str) -> String {
@@ -86,6 +86,18 @@ impl ConfigArgs {
         Config::load(&sources).map_err(|errors| Failure::Configuration(errors.to_string()))
     }
 
+    /// `logFormat`, as the last of the sources has it.
+    fn log_format(&self) -> Option<String> {
+        let set = self.set.iter().rev().find_map(|pair| pair.strip_prefix("logFormat="));
+        let set = set.map(str::to_owned);
+        set.or_else(|| std::env::var("TRUNKLINE_LOG_FORMAT").ok().filter(|text| !text.is_empty()))
+            .or_else(|| {
+                let text = std::fs::read_to_string(self.config.as_ref()?).ok()?;
+                let json: serde_json::Value = serde_json::from_str(&text).ok()?;
+                json["logFormat"].as_str().map(str::to_owned)
+            })
+    }
+
     /// The URL of a standalone Redis: that of the flag, of the file or of the variable.
     fn redis_url(&self) -> Result<Option<String>, Failure> {
         if let Some(url) = &self.redis {
@@ -122,6 +134,12 @@ fn seen_by_all(flag: &str, advice: &str) -> Failure {
 }
 
 impl Serve {
+    /// The form of the lines of the log, where it is known: a configuration with errors names it
+    /// too.
+    pub(super) fn form(&self) -> Form {
+        if self.config.log_format().as_deref() == Some("json") { Form::Log } else { Form::Text }
+    }
+
     pub(super) async fn run(&self) -> Result<(), Failure> {
         let config = self.config.load()?;
         let log = Log::start(&config)?;

@@ -15,9 +15,9 @@ Examples:
 pub(super) struct Status {
     #[command(flatten)]
     gateway: GatewayArgs,
-    /// Print JSON
+    /// Print JSON, errors too
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 impl Status {
@@ -47,8 +47,13 @@ impl Status {
             )?;
             writeln!(
                 out,
-                "problems  {} gaps, {} unreadable frames",
-                status.bus_gaps, status.unreadable_frames
+                "gaps      {} sent to streams ({} events missed), {} on the bus",
+                status.stream_gaps, status.missed_events, status.bus_gaps
+            )?;
+            writeln!(
+                out,
+                "problems  {} errors, {} unreadable frames",
+                status.errors, status.unreadable_frames
             )?;
             for link in &status.links {
                 let state = if link.connected { "up" } else { "DOWN" };
@@ -77,6 +82,6 @@ impl Status {
         if status.serving {
             return Ok(());
         }
-        Err(Failure::Unavailable { address: self.gateway.gateway.clone(), why: status.reason })
+        Err(Failure::Unavailable { address: self.gateway.address(), why: status.reason })
     }
 }

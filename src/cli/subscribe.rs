@@ -1,37 +1,39 @@
 //! `trunkline subscribe`.
 
-use std::{
-    io::{self, Write},
-    os::fd::AsFd,
-    time::Duration,
-};
+mod printer;
+
+use std::{io, os::fd::AsFd, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::{Args, ValueEnum};
+use futures_util::FutureExt;
 use tokio::{
     io::Interest,
     net::unix::pipe::Sender,
     signal::unix::{SignalKind, signal},
+    time::timeout,
 };
-use trunkline_client::RecentEvents;
-use trunkline_proto::v1::{
-    Overflow, Start, SubscribeRequest, SubscribeResponse, subscribe_response::Response,
-};
+use trunkline_client::{Error, Notification, SubscribeOptions, Subscription};
+use trunkline_proto::v1::{Overflow, Start};
 
-use super::{
-    Failure, GatewayArgs, NodeArgs, duration::parse_duration, explain, interest::InterestArgs,
-    json, visible_json,
-};
+use self::printer::Printer;
+use super::{Failure, GatewayArgs, NodeArgs, duration::parse_duration, interest::InterestArgs};
 
 #[derive(Args)]
 #[command(after_help = "\
-Prints events to standard output, one JSON object per line; gaps and other notifications to
-standard error. An event that comes again, with the same source and id, is printed once.
+Prints events to standard output, one JSON object per line, which `publish -` reads; gaps and other
+notifications to standard error, as JSON too. An event that comes again, with the same source and
+id, is printed once.
+
+When the stream is lost (the gateway drains, crashes or is not reached), another one is opened, on
+the next of the gateways in --gateway, and resumes after the last event. Events that are lost are
+reported as a gap. With --once, the end of the stream is the end of the command: exit code 69.
 
 Examples:
   trunkline subscribe --kind blocked-ip --kind certificate-change
   trunkline subscribe --account a1 --max-events 1
   trunkline subscribe --custom-type 'com.example.*' --for 10s
+  trunkline subscribe --gateway gateway-1,gateway-2
   trunkline subscribe --node-id mx1 --role imap --account a1 --explain
   trunkline subscribe | jq -c 'select(.mailboxChange)' | trunkline publish --gateway other:7420 -")]
 #[allow(clippy::struct_excessive_bools)] // flags
@@ -48,6 +50,9 @@ pub(super) struct Subscribe {
     /// Continue after this token (base64, as --all shows it)
     #[arg(long, value_name = "TOKEN", value_parser = parse_token)]
     resume: Option<Token>,
+    /// Exit when the stream ends, instead of opening another one
+    #[arg(long)]
+    once: bool,
     /// Exit after this many events
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     max_events: u64,
@@ -60,15 +65,15 @@ pub(super) struct Subscribe {
     /// Print `subscribed` and heartbeats too, to standard error
     #[arg(long)]
     heartbeats: bool,
-    /// Print whole responses to standard output, with resume tokens
+    /// Print whole responses to standard output, gaps included, with resume tokens
     #[arg(long)]
     all: bool,
     /// Print the filter decision for each event, with its reasons, instead of the events
     #[arg(long)]
     explain: bool,
-    /// With --explain: print JSON objects, not lines of text
-    #[arg(long, requires = "explain")]
-    json: bool,
+    /// Print errors as JSON too, and the filter decisions of --explain
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -97,77 +102,89 @@ impl Subscribe {
     }
 
     async fn print_all(&self) -> Result<(), Failure> {
-        let request = self.request();
-        let mut client = self.gateway.connect().await?;
-        let mut stream = client.subscribe(request).await?.into_inner();
-        let mut recent = RecentEvents::new();
-        while let Some(response) = stream.message().await? {
-            self.print(&response, &mut recent)?;
-        }
-        Ok(())
-    }
-
-    fn request(&self) -> SubscribeRequest {
-        let resume_token = self.resume.clone().map(|token| token.0).unwrap_or_default();
-        let start = match self.start {
-            StartArg::Latest => Start::Latest,
-            StartArg::Oldest => Start::Oldest,
-        };
-        let overflow = match self.overflow {
-            OverflowArg::Gap => Overflow::Gap,
-            OverflowArg::Disconnect => Overflow::Disconnect,
-            OverflowArg::Merge => Overflow::Merge,
-        };
-        SubscribeRequest {
-            node_id: self.node.id(),
-            incarnation: uuid::Uuid::new_v4().to_string(),
-            client_version: concat!("trunkline subscribe ", env!("CARGO_PKG_VERSION")).to_owned(),
-            roles: self.interest.role.clone(),
-            filter: Some(self.interest.filter()),
-            include_own_events: self.interest.include_own,
-            explain: self.explain,
-            resume_token,
-            start: start.into(),
-            max_events: self.max_events,
-            max_duration: self.max_duration.and_then(|d| d.try_into().ok()),
-            overflow: overflow.into(),
-            ..Default::default()
-        }
-    }
-
-    fn print(
-        &self,
-        response: &SubscribeResponse,
-        recent: &mut RecentEvents,
-    ) -> Result<(), Failure> {
-        let to_json = |response: &SubscribeResponse| {
-            let json = json::response_to_json(response).map_err(Failure::Other)?.to_string();
-            Ok::<_, Failure>(visible_json(&json).into_owned())
-        };
-        let mut out = io::stdout().lock();
-        if self.all {
-            writeln!(out, "{}", to_json(response)?)?;
-            return Ok(out.flush()?);
-        }
-        match &response.response {
-            // The explanation covers them.
-            Some(Response::Events(_)) if self.explain => {}
-            Some(Response::Explanation(explanation)) => {
-                drop(out);
-                return explain::print_all(explanation, self.json);
+        // A wrong address fails at once; a gateway that goes away later is waited for.
+        self.gateway.connect().await?;
+        let client = self.gateway.client(&self.node)?;
+        let client = self.interest.role.iter().fold(client, |client, role| client.role(role));
+        let client = client
+            .client_version(concat!("trunkline subscribe ", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| Failure::Usage(error.to_string()))?;
+        let subscription = client.subscribe(self.options());
+        match self.max_duration {
+            None => self.follow(subscription).await,
+            Some(limit) => {
+                let ended = timeout(limit, self.follow(subscription)).await;
+                ended.unwrap_or(Ok(()))
             }
-            Some(Response::Events(batch)) => {
-                for event in batch.events.iter().filter(|event| recent.is_new(event)) {
-                    let json = json::event_to_json(event).map_err(Failure::Other)?.to_string();
-                    writeln!(out, "{}", visible_json(&json))?;
+        }
+    }
+
+    fn options(&self) -> SubscribeOptions {
+        let mut options = SubscribeOptions::new()
+            .filter(self.interest.filter())
+            .resume_token(self.resume.clone().map(|token| token.0).unwrap_or_default())
+            .max_events(self.max_events)
+            .start(match self.start {
+                StartArg::Latest => Start::Latest,
+                StartArg::Oldest => Start::Oldest,
+            })
+            .overflow(match self.overflow {
+                OverflowArg::Gap => Overflow::Gap,
+                OverflowArg::Disconnect => Overflow::Disconnect,
+                OverflowArg::Merge => Overflow::Merge,
+            });
+        if self.interest.include_own {
+            options = options.include_own_events();
+        }
+        if self.explain {
+            options = options.explain();
+        }
+        options
+    }
+
+    /// Prints what arrives, until the subscription ends.
+    async fn follow(&self, mut subscription: Subscription) -> Result<(), Failure> {
+        let mut printer = Printer::new(self);
+        let mut opened = false;
+        loop {
+            // Events that arrived together are printed together.
+            let next = match subscription.next().now_or_never() {
+                Some(next) => next,
+                None => {
+                    printer.flush()?;
+                    subscription.next().await
                 }
-                // The reader of a pipe gets each event when it arrives.
-                out.flush()?;
+            };
+            let notification = match next {
+                None => return printer.flush(),
+                Some(Err(error)) => {
+                    printer.flush()?;
+                    return Err(self.failure(&error));
+                }
+                Some(Ok(notification)) => notification,
+            };
+            if self.once
+                && let Notification::Reconnecting { reason, .. } = &notification
+            {
+                printer.flush()?;
+                let (address, why) = (self.gateway.address(), reason.clone());
+                return Err(Failure::Unavailable { address, why });
             }
-            Some(Response::Heartbeat(_) | Response::Subscribed(_)) if !self.heartbeats => {}
-            _ => writeln!(io::stderr(), "{}", to_json(response)?)?,
+            opened |= matches!(notification, Notification::Subscribed(_));
+            if !opened && matches!(notification, Notification::Gap(_)) {
+                let why = "the gateway cannot read this resume_token: print one anew with --all";
+                return Err(Failure::Input(format!("--resume: {why}")));
+            }
+            printer.take(notification, subscription.resume_token())?;
         }
-        Ok(())
+    }
+
+    fn failure(&self, error: &Error) -> Failure {
+        match error.status() {
+            Some(status) => Failure::Gateway(status.clone()),
+            None => Failure::Other(error.to_string()),
+        }
     }
 }
 

@@ -162,6 +162,87 @@ async fn closed_standard_output_is_not_an_error() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn flags_stand_before_and_after_the_command_and_after_the_kind() {
+    let gateway = gateway().await;
+    let url = gateway.url();
+    let subscriber = subscribe(&gateway, ["--role", "mta"]).await;
+    for args in [
+        &["--gateway", &url, "status"][..],
+        &["status", "--gateway", &url],
+        &["--json", "--gateway", &url, "nodes"],
+        &["--gateway", &url, "publish", "queue-refresh", "--to-role", "mta", "--node-id", "n"],
+        &["publish", "--to-role", "mta", "queue-refresh", "--node-id", "n", "--gateway", &url],
+        &["--node-id", "n", "--to-role", "mta", "publish", "queue-refresh", "--gateway", &url],
+    ] {
+        trunkline(args.iter().copied()).run(LIMIT).await.success();
+    }
+    for event in lines(&subscriber, 3).await {
+        assert_eq!((&event["source"], &event["target"]["roles"][0]), (&"n".into(), &"mta".into()));
+    }
+    // A flag of another command is refused, wherever it stands.
+    let output = run(["--gateway", &url, "check"]).await;
+    assert_eq!(code(&output), 2, "{}", output.stderr);
+    assert!(output.stderr.contains("'--gateway'"), "{}", output.stderr);
+    let output = run(["--tls-cert", "a.pem", "--gateway", &url, "status"]).await;
+    assert_eq!(code(&output), 2, "{}", output.stderr);
+    assert!(output.stderr.contains("--tls-key"), "{}", output.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_is_given_without_a_port_and_the_next_one_is_tried() {
+    let gateway = gateway().await;
+    let (_port, unused) = unused_address();
+    let both = format!("{unused},{}", gateway.address());
+    run(["status", "--gateway", &both]).await.success();
+    // Nothing listens at the default port of this address of loopback.
+    let output = run(["status", "--gateway", "127.7.4.20"]).await;
+    assert_eq!(code(&output), 69, "{}", output.stderr);
+    let output = run(["subscribe", "--gateway", "127.7.4.20,[::1]:1"]).await;
+    assert_eq!(code(&output), 69, "{}", output.stderr);
+    assert!(output.stderr.contains("127.7.4.20: ") && output.stderr.contains("[::1]:1: "));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_are_json_where_json_is_asked_for() {
+    let (_port, address) = unused_address();
+    let folder = support::folder::new();
+    let wrong = folder.path().join("wrong.json").display().to_string();
+    std::fs::write(&wrong, r#"{"logFormat": "json", "shards": 0}"#).expect("a file");
+    let event = r#"{"queueRefreshed":{}}"#;
+    for (args, expected, kind) in [
+        (&["status", "--json"][..], 69, "unavailable"),
+        (&["--json", "nodes"], 69, "unavailable"),
+        (&["top", "--json"], 69, "unavailable"),
+        (&["bench", "--json"], 69, "unavailable"),
+        (&["subscribe", "--json"], 69, "unavailable"),
+        (&["status", "--json", "--jsn"], 2, "usage"),
+        (&["explain", "--json", "--event", event], 3, "input"),
+        (&["doctor", "--json", "--config", &wrong], 1, "other"),
+    ] {
+        let program = trunkline(args.iter().copied()).env("TRUNKLINE_GATEWAY", &address);
+        let output = program.run(LIMIT).await;
+        assert_eq!(code(&output), expected, "{args:?}: {}", output.stderr);
+        let error: Value = serde_json::from_str(&output.stderr).expect(&output.stderr);
+        assert_eq!(error["error"]["kind"], kind, "{error}");
+        assert_eq!(error["error"]["exitCode"], expected, "{error}");
+        assert!(error["error"]["message"].as_str().is_some_and(|text| !text.is_empty()));
+    }
+    // So it is in the log of a gateway.
+    let output = run(["serve", "--config", &wrong]).await;
+    assert_eq!(code(&output), 78);
+    let line: Value = serde_json::from_str(&output.stderr).expect(&output.stderr);
+    assert_eq!(line["level"], "ERROR", "{line}");
+    assert!(line["message"].as_str().is_some_and(|text| text.contains("shards")), "{line}");
+    let options = GatewayOptions::embedded().set("logFormat", "json");
+    let gateway = Gateway::start(options).await;
+    gateway.stderr_has("commands to try", LIMIT).await;
+    for line in gateway.stderr().lines() {
+        let line: Value = serde_json::from_str(line).expect(line);
+        assert!(line["timestamp"].is_string() && line["message"].is_string(), "{line}");
+    }
+}
+
 /// The binary under test, for a shell.
 fn binary() -> String {
     support::gateway::binary().display().to_string()

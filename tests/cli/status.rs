@@ -1,9 +1,10 @@
 //! `trunkline status` and `trunkline nodes`.
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use trunkline_proto::v1::SubscribeRequest;
 
 use super::{gateway, to};
-use crate::support::{LIMIT, TestNode, events::numbered};
+use crate::support::{Gateway, GatewayOptions, LIMIT, TestNode, events::numbered};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_status_is_printed_as_text_and_as_json() {
@@ -20,6 +21,8 @@ async fn the_status_is_printed_as_text_and_as_json() {
         "bus       embedded\n",
         "streams   1 (0 events behind)\n",
         "3 published, 3 delivered",
+        "gaps      0 sent to streams (0 events missed), 0 on the bus\n",
+        "problems  0 errors, 0 unreadable frames\n",
         "shard     0 at ",
     ] {
         assert!(output.contains(expected), "{expected:?} in {output}");
@@ -29,6 +32,26 @@ async fn the_status_is_printed_as_text_and_as_json() {
     assert_eq!((&json["serving"], &json["streams"]), (&true.into(), &1.into()));
     assert_eq!(json["publishedEvents"], "3");
     assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gaps_of_streams_are_counted() {
+    let options = GatewayOptions::embedded()
+        .set("log", json!({ "maxEvents": 10 }))
+        .set("history", json!({ "maxFrames": 10 }));
+    let gateway = Gateway::start(options).await;
+    let node = TestNode::connect(&gateway, "mx1").await;
+    let stream = node.subscribe(node.request()).await;
+    let token = stream.last_token();
+    for event in numbered("e", 50, 1) {
+        node.publish(vec![event]).await.expect("published");
+    }
+    let late = TestNode::connect(&gateway, "late").await;
+    let late_stream = late.subscribe(SubscribeRequest { resume_token: token, ..late.request() });
+    let missed = late_stream.await.gap(LIMIT).await.missed_events.expect("a count");
+    let output = to(&gateway, ["status"]).run(LIMIT).await.success();
+    let expected = format!("gaps      1 sent to streams ({missed} events missed), 0 on the bus");
+    assert!(output.contains(&expected), "{expected} in {output}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
+use prost_types::Any;
 use serde_json::{Value, json};
+use trunkline_proto::v1::{CustomEvent, Event};
 
 use super::{binary, code, gateway, lines, subscribe, to};
 use crate::support::{
-    LIMIT, TestNode,
+    Gateway, GatewayOptions, LIMIT, Ready, RedisOptions, RedisServer, TestNode,
     events::{custom, mailbox_change, numbered, one_of_each, queue_refresh, with_id},
     gateway::trunkline,
     process::{Process, Program},
+    shared, until,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -40,6 +43,68 @@ async fn every_kind_passes_unchanged_from_subscribe_to_publish_through_a_pipe() 
         event.source = "publisher".into();
     }
     assert_eq!(found, expected);
+}
+
+/// Payloads whose JSON alone does not give them back, and others.
+fn payloads() -> Vec<Event> {
+    let known = |name: &str| format!("type.googleapis.com/google.protobuf.{name}");
+    let field = |name: u8, content: &[u8]| {
+        let value = [&[0x12, content.len() as u8], content].concat();
+        [&[0x0a, 3 + value.len() as u8, 0x0a, 1, name], &value[..]].concat()
+    };
+    let (text, number) = ([0x1a, 1, b'x'], [&[0x11][..], &1.5f64.to_le_bytes()].concat());
+    let all = [
+        (known("Struct"), [field(b'a', &text), field(b'b', &number)].concat()),
+        // The same with its fields the other way round.
+        (known("Struct"), [field(b'b', &number), field(b'a', &text)].concat()),
+        // NaN, which JSON does not have.
+        (known("Value"), [&[0x11][..], &f64::NAN.to_le_bytes()].concat()),
+        (known("BytesValue"), vec![0x0a, 2, 0xff, 0]),
+        // A field that the type does not have.
+        (known("Duration"), vec![0x08, 7, 0x58, 1]),
+        (known("Struct"), vec![0xff; 3]),
+        ("example.org/x.Unknown".to_owned(), vec![0, 0xff]),
+        (known("Any"), [&[0x0a, 3, b'x', b'/', b'y', 0x12, 1][..], &[7]].concat()),
+    ];
+    let events = all.into_iter().map(|(type_url, value)| {
+        let labels = (0..9).map(|nth| (format!("label-{nth}"), nth.to_string())).collect();
+        let payload = Some(Any { type_url, value });
+        CustomEvent { r#type: "com.example.x".into(), labels, payload }.into()
+    });
+    events.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_goes_back_through_publish_and_is_the_same_line_again() {
+    let (one, other) = tokio::join!(gateway(), gateway());
+    let events = [one_of_each("a1"), payloads()].concat();
+    let count = events.len();
+    let first = subscribe(&one, []).await;
+    // Whole responses, as --all prints them, go back too.
+    let whole = Process::start("subscribe", to(&one, ["subscribe", "--all"]));
+    whole.stdout_lines(1, LIMIT).await;
+    let (second, direct) = (subscribe(&other, []).await, TestNode::connect(&other, "direct").await);
+    let direct = direct.subscribe(direct.request()).await;
+    TestNode::connect(&one, "n1").await.publish(events.clone()).await.expect("published");
+
+    let lines = first.stdout_lines(count, LIMIT).await;
+    let mut program = to(&other, ["publish", "--node-id", "n1", "-"]);
+    program = program.stdin(lines.iter().map(|line| format!("{line}\n")).collect::<String>());
+    assert_eq!(program.run(LIMIT).await.success(), "");
+    assert_eq!(second.stdout_lines(count, LIMIT).await, lines);
+    // Byte for byte also where no JSON was in between.
+    let content = |event: &Event| event.kind.clone();
+    let arrived = direct.events(count, LIMIT).await.events;
+    assert!(arrived.iter().map(content).eq(events.iter().map(content)));
+
+    until(LIMIT, "all events in whole responses", async || {
+        whole.stdout().matches("\"eventId\"").count() >= count
+    })
+    .await;
+    let again = to(&other, ["publish", "--node-id", "n1", "-"]).stdin(whole.stdout());
+    assert_eq!(again.run(LIMIT).await.success(), "");
+    let repeated = direct.events(2 * count, LIMIT).await.events;
+    assert!(repeated[count..].iter().eq(&repeated[..count]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -171,14 +236,14 @@ async fn it_ends_silently_when_its_reader_closes_the_pipe() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_loss_of_the_gateway_exits_with_69() {
+async fn with_once_the_loss_of_the_gateway_exits_with_69() {
     let gateway = gateway().await;
-    let killed = subscribe(&gateway, []).await;
+    let killed = subscribe(&gateway, ["--once"]).await;
     gateway.kill_9();
     let (status, _) = killed.wait(LIMIT).await;
     assert_eq!(status.code(), Some(69), "{}", killed.stderr());
     gateway.restart().await;
-    let drained = subscribe(&gateway, []).await;
+    let drained = subscribe(&gateway, ["--once"]).await;
     gateway.signal_term();
     let (status, _) = drained.wait(LIMIT).await;
     assert_eq!(status.code(), Some(69), "{}", drained.stderr());
@@ -186,11 +251,85 @@ async fn the_loss_of_the_gateway_exits_with_69() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn it_resumes_after_a_crash_and_after_a_drain_and_repeats_nothing() {
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let prefix = shared::prefix();
+    let options = || GatewayOptions::redis(&redis.url(), &prefix);
+    let (one, two) = tokio::join!(Gateway::start(options()), Gateway::start(options()));
+    let both = format!("{},{}", one.url(), two.url());
+    let subscriber =
+        Process::start("subscribe", trunkline(["subscribe", "--gateway", &both, "--heartbeats"]));
+    subscriber.stderr_has("subscriptionId", LIMIT).await;
+    let publish = async |through: &Gateway, name: &str| {
+        let node = TestNode::connect(through, "n1").await;
+        node.publish(numbered(name, 3, 1)).await.expect("published");
+    };
+    publish(&two, "before").await;
+    lines(&subscriber, 3).await;
+    one.kill_9();
+    publish(&two, "crash").await;
+    lines(&subscriber, 6).await;
+    subscriber.stderr_has("\"reconnecting\"", LIMIT).await;
+    one.restart().await;
+    one.ready(Ready::Serving).await;
+    two.signal_term();
+    subscriber.stderr_has("\"draining\"", LIMIT).await;
+    publish(&one, "drain").await;
+    lines(&subscriber, 9).await;
+    // A signal ends it with success, whatever it is waiting for.
+    one.kill_9();
+    until(LIMIT, "the third loss", async || {
+        subscriber.stderr().matches("\"reconnecting\"").count() >= 3
+    })
+    .await;
+    subscriber.signal("INT");
+    let (status, _) = subscriber.wait(LIMIT).await;
+    assert_eq!(status.code(), Some(0), "{}", subscriber.stderr());
+    let ids: Vec<_> = subscriber
+        .stdout()
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("JSON")["eventId"].clone())
+        .collect();
+    let expected =
+        ["before", "crash", "drain"].map(|name| [0, 1, 2].map(|nth| format!("{name}-{nth}")));
+    assert_eq!(ids, expected.concat());
+    assert!(!subscriber.stderr().contains("\"gap\""), "{}", subscriber.stderr());
+    for line in subscriber.stderr().lines() {
+        assert!(serde_json::from_str::<Value>(line).is_ok(), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_goes_on_after_a_gap_and_counts_events_over_all_streams() {
+    // An embedded bus forgets everything when its gateway is killed.
+    let gateway = gateway().await;
+    let limited = to(&gateway, ["subscribe", "--max-events", "5", "--all"]);
+    let subscriber = Process::start("subscribe", limited);
+    subscriber.stdout_lines(1, LIMIT).await;
+    let publish = async |name: &str, count: usize| {
+        let node = TestNode::connect(&gateway, "n1").await;
+        node.publish(numbered(name, count, 1)).await.expect("published");
+    };
+    publish("before", 2).await;
+    until(LIMIT, "the first events", async || subscriber.stdout().contains("before-1")).await;
+    gateway.kill_9();
+    gateway.restart().await;
+    until(LIMIT, "the gap", async || subscriber.stdout().contains("GAP_REASON_")).await;
+    publish("after", 9).await;
+    let (status, _) = subscriber.wait(LIMIT).await;
+    assert!(status.success(), "{}", subscriber.stderr());
+    let printed = subscriber.stdout();
+    let ids: Vec<_> = printed.matches("before-").chain(printed.matches("after-")).collect();
+    assert_eq!(ids.len(), 5, "{printed}");
+    assert!(printed.contains("after-2") && !printed.contains("after-3"), "{printed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn gaps_are_printed_to_standard_error() {
-    let options = crate::support::GatewayOptions::embedded()
+    let options = GatewayOptions::embedded()
         .set("log", json!({ "maxEvents": 10 }))
         .set("history", json!({ "maxFrames": 10 }));
-    let gateway = crate::support::Gateway::start(options).await;
+    let gateway = Gateway::start(options).await;
     let first = to(&gateway, ["subscribe", "--all", "--for", "1s"]).run(LIMIT).await.success();
     let first: Value = serde_json::from_str(first.lines().next().expect("a line")).expect("JSON");
     let token = first["subscribed"]["resumeToken"].as_str().expect("a token");

@@ -82,7 +82,7 @@ pub(super) struct Bench {
     yes: bool,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 impl Bench {

@@ -1,4 +1,4 @@
-//! `trunkline top`: a live view of a gateway in a terminal.
+//! `trunkline top`: a live view of a gateway, and of the nodes of all gateways, in a terminal.
 
 mod draw;
 mod poll;
@@ -18,25 +18,27 @@ use self::{
     screen::Screen,
     view::{Sort, View},
 };
-use super::{Failure, GatewayArgs};
-
-/// Width of a frame that is printed as plain text.
-const PLAIN_WIDTH: u16 = 120;
+use super::{Failure, GatewayArgs, visible_json};
 
 #[derive(Args)]
 #[command(after_help = "\
 Keys:
   b r n d t     sort the nodes by: behind, rate, node, delivered, time connected;
                 the same key again reverses the order
-  arrows, PgUp, PgDn, Home, End
-                scroll the nodes
+  Tab           the next table: nodes, gateways, shards, links
+  up, down, PgUp, PgDn, Home, End
+                scroll the table
+  left, right   scroll its columns, where it is wider than the terminal
   space         pause and resume
   q             quit
 
 Examples:
   trunkline top
   trunkline top --gateway gateway-2.example.com:7420 --sort rate
-  trunkline top --once          one frame as plain text, as without a terminal")]
+  trunkline top --once          one frame as plain text, as without a terminal
+  trunkline top --json          the same as JSON
+
+No colours are used where the variable NO_COLOR is set.")]
 pub(super) struct Top {
     #[command(flatten)]
     gateway: GatewayArgs,
@@ -49,13 +51,18 @@ pub(super) struct Top {
     /// Print one frame as plain text, after two snapshots
     #[arg(long)]
     once: bool,
+    /// Print a JSON object, after two snapshots; errors too
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 impl Top {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let interval = Duration::from_secs_f64(self.interval);
-        let view = View::new(self.gateway.gateway.clone(), self.sort);
-        if self.once || !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {
+        let view = View::new(self.gateway.address(), self.sort);
+        let terminals = std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        if self.once || self.json || !terminals || dumb {
             return self.print(view, interval).await;
         }
         let mut poller = Poller::start(self.gateway, interval);
@@ -72,7 +79,12 @@ impl Top {
             view.take(poll::snapshot(&mut client).await?, Instant::now());
         }
         let mut out = std::io::stdout().lock();
-        write!(out, "{}", draw::plain(&view, PLAIN_WIDTH))?;
+        if self.json {
+            let json = view.to_json().map_err(Failure::Other)?;
+            writeln!(out, "{}", visible_json(&format!("{json:#}")))?;
+        } else {
+            write!(out, "{}", draw::plain(&view))?;
+        }
         match view.why_not_serving() {
             None => Ok(()),
             Some(why) => Err(Failure::Unavailable { address: view.address().into(), why }),

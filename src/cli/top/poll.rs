@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
-use trunkline_proto::v1::{GetStatusRequest, GetStatusResponse, ListNodesRequest, Node};
+use trunkline_proto::v1::{Gateway, GetStatusRequest, GetStatusResponse, ListNodesRequest, Node};
 
 use crate::cli::{Client, Failure, GatewayArgs};
 
@@ -19,7 +19,9 @@ const MAX_NODES: usize = 5000;
 pub struct Snapshot {
     /// The status of the gateway.
     pub status: GetStatusResponse,
-    /// The connected nodes, or the first of them.
+    /// All gateways that this one knows, itself included.
+    pub gateways: Vec<Gateway>,
+    /// The connected nodes of all gateways, or the first of them.
     pub nodes: Vec<Node>,
     /// True if there are more nodes than `nodes` lists.
     pub more: bool,
@@ -83,11 +85,11 @@ pub async fn snapshot(client: &mut Client) -> Result<Snapshot, Failure> {
     let mut snapshot = Snapshot { status, ..Default::default() };
     let mut page_token = String::new();
     loop {
-        // Only this gateway's nodes, like everything else in the view.
-        let gateway_id = snapshot.status.gateway_id.clone();
-        let request =
-            ListNodesRequest { page_size: 1000, page_token, gateway_id, ..Default::default() };
+        let request = ListNodesRequest { page_size: 1000, page_token, ..Default::default() };
         let page = client.list_nodes(request).await?.into_inner();
+        if snapshot.nodes.is_empty() {
+            snapshot.gateways = page.gateways;
+        }
         snapshot.nodes.extend(page.nodes);
         page_token = page.next_page_token;
         snapshot.more = !page_token.is_empty();

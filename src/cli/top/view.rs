@@ -8,10 +8,12 @@ use std::{
 
 use clap::ValueEnum;
 use ratatui::crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers};
+use serde_json::{Value, json};
 use tokio::time::Instant;
-use trunkline_proto::v1::{GetStatusResponse, Node};
+use trunkline_proto::v1::{Gateway, GatewayState, GetStatusResponse, Node};
 
 use super::poll::Snapshot;
+use crate::cli::json;
 
 /// Most rates that are kept for the plots.
 const MAX_RATES: usize = 600;
@@ -31,6 +33,22 @@ pub enum Sort {
     Time,
 }
 
+/// The tables that can be scrolled; one of them has the large part of the screen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// The nodes of all gateways.
+    Nodes,
+    /// All gateways.
+    Gateways,
+    /// The shards of the gateway.
+    Shards,
+    /// The connections of the gateway to the bus.
+    Links,
+}
+
+/// Characters by which an arrow key scrolls the columns.
+const SHIFT: usize = 12;
+
 /// Everything that the view draws.
 pub struct View {
     address: String,
@@ -45,9 +63,14 @@ pub struct View {
     sort: Sort,
     reversed: bool,
     paused: bool,
+    table: Table,
     scroll: usize,
-    /// Nodes that were visible when the view was last drawn.
+    /// Characters of the columns that are scrolled out to the left.
+    shift: usize,
+    /// Rows of the table that were visible when the view was last drawn.
     pub visible: usize,
+    /// The largest shift with which something new is visible.
+    pub max_shift: usize,
 }
 
 /// Events per second.
@@ -73,8 +96,11 @@ impl View {
             sort,
             reversed: false,
             paused: false,
+            table: Table::Nodes,
             scroll: 0,
+            shift: 0,
             visible: 1,
+            max_shift: 0,
         }
     }
 
@@ -144,6 +170,20 @@ impl View {
             KeyCode::Char('n') => self.sort_by(Sort::Node),
             KeyCode::Char('d') => self.sort_by(Sort::Delivered),
             KeyCode::Char('t') => self.sort_by(Sort::Time),
+            KeyCode::Tab => self.show(match self.table {
+                Table::Nodes => Table::Gateways,
+                Table::Gateways => Table::Shards,
+                Table::Shards => Table::Links,
+                Table::Links => Table::Nodes,
+            }),
+            KeyCode::BackTab => self.show(match self.table {
+                Table::Nodes => Table::Links,
+                Table::Gateways => Table::Nodes,
+                Table::Shards => Table::Gateways,
+                Table::Links => Table::Shards,
+            }),
+            KeyCode::Right | KeyCode::Char('l') => self.shift += SHIFT,
+            KeyCode::Left | KeyCode::Char('h') => self.shift = self.shift.saturating_sub(SHIFT),
             KeyCode::Down | KeyCode::Char('j') => self.scroll += 1,
             KeyCode::Up | KeyCode::Char('k') => self.scroll = self.scroll.saturating_sub(1),
             KeyCode::PageDown => self.scroll += page,
@@ -152,8 +192,58 @@ impl View {
             KeyCode::End => self.scroll = usize::MAX,
             _ => {}
         }
-        self.scroll = self.scroll.min(self.nodes().len().saturating_sub(page));
+        self.scroll = self.scroll.min(self.rows().saturating_sub(page));
+        self.shift = self.shift.min(self.max_shift);
         false
+    }
+
+    fn show(&mut self, table: Table) {
+        (self.table, self.scroll, self.shift) = (table, 0, 0);
+    }
+
+    /// The table that can be scrolled.
+    pub fn table(&self) -> Table {
+        self.table
+    }
+
+    /// The number of rows of that table.
+    pub fn rows(&self) -> usize {
+        match (self.table, self.status()) {
+            (Table::Nodes, _) => self.nodes().len(),
+            (Table::Gateways, _) => self.gateways().len(),
+            (Table::Shards, status) => status.map_or(0, |status| status.shards.len()),
+            (Table::Links, status) => status.map_or(0, |status| status.links.len()),
+        }
+    }
+
+    /// Characters of its columns that are scrolled out to the left.
+    pub fn shift(&self) -> usize {
+        self.shift
+    }
+
+    /// The gateways of the snapshot, those first that do not serve.
+    pub fn gateways(&self) -> &[Gateway] {
+        self.snapshot.as_ref().map_or(&[], |snapshot| &snapshot.gateways)
+    }
+
+    /// The snapshot and the rates, as JSON.
+    pub fn to_json(&self) -> Result<Value, String> {
+        let snapshot = self.snapshot.clone().unwrap_or_default();
+        let gateways = snapshot.gateways.iter().map(|gateway| json::to_json("Gateway", gateway));
+        let nodes = snapshot.nodes.iter().map(|node| {
+            let mut json = json::to_json("Node", node)?;
+            json["eventsPerSecond"] = self.rate_of(node).into();
+            Ok(json)
+        });
+        let rates = self.rates.back();
+        Ok(json!({
+            "status": json::to_json("GetStatusResponse", &snapshot.status)?,
+            "publishedPerSecond": rates.map(|rates| rates.published),
+            "deliveredPerSecond": rates.map(|rates| rates.delivered),
+            "gateways": gateways.collect::<Result<Vec<_>, String>>()?,
+            "nodes": nodes.collect::<Result<Vec<_>, String>>()?,
+            "moreNodes": snapshot.more,
+        }))
     }
 
     /// The address of the gateway.
@@ -207,7 +297,7 @@ impl View {
         self.paused
     }
 
-    /// The first node to show.
+    /// The first row to show.
     pub fn first(&self) -> usize {
         self.scroll
     }
@@ -238,6 +328,12 @@ impl View {
                 .then_with(|| a.node_id.cmp(&b.node_id))
                 .then_with(|| a.subscription_id.cmp(&b.subscription_id))
         });
-        self.scroll = self.scroll.min(snapshot.nodes.len().saturating_sub(1));
+        // Trouble comes first.
+        snapshot.gateways.sort_by(|a, b| {
+            let order =
+                (a.state() == GatewayState::Serving).cmp(&(b.state() == GatewayState::Serving));
+            order.then_with(|| a.gateway_id.cmp(&b.gateway_id))
+        });
+        self.scroll = self.scroll.min(self.rows().saturating_sub(1));
     }
 }

@@ -93,6 +93,18 @@ async fn grpcurl_the_command_line_and_the_clients_send_a_token() {
         run(&["bench", "--for", "1s", "--rate", "50", "--subscribers", "2", "--json"]).await;
     let loaded: Value = serde_json::from_str(&loaded.success()).expect("JSON");
     assert_eq!(loaded["lost"], 0, "{loaded}");
+    // Without an authority, those are trusted that the system trusts.
+    let of_system = |args: &[&'static str]| {
+        let url = format!("https://{address}");
+        let program = trunkline(args.iter().copied()).env("TRUNKLINE_GATEWAY", url);
+        program.env("TRUNKLINE_TOKEN", MX_TOKEN)
+    };
+    of_system(&["status"]).env("SSL_CERT_FILE", &ca).run(LIMIT).await.success();
+    let refused = of_system(&["status"]).run(LIMIT).await;
+    assert_eq!(refused.status.code(), Some(69), "{refused:?}");
+    // An address without a scheme is https where certificates are given.
+    let flags = ["--gateway", &address, "--tls-ca", &ca, "--token-file", &files.path("token")];
+    trunkline(["status"].iter().chain(&flags).copied()).run(LIMIT).await.success();
     assert!(!run(&["publish", "--node-id", "web", "queue-refresh"]).await.status.success());
 
     let python = |args: &[&str]| {

@@ -7,21 +7,44 @@ use ratatui::{
     layout::Rect,
     style::{Modifier, Style, Stylize},
     text::{Line, Span},
-    widgets::{Paragraph, Widget},
+    widgets::{Paragraph, Widget, Wrap},
 };
 use trunkline_proto::v1::GetStatusResponse;
 
 use super::{
-    super::view::View,
+    super::view::{Table, View},
     text::{clean, rate_text, warned},
 };
 use crate::cli::duration::two_units;
 
-/// Lines of the header.
-pub const HEIGHT: u16 = 5;
+/// The lines that the header takes at this width, an empty one below included.
+pub fn height(view: &View, width: u16) -> u16 {
+    wrapped(&content(view), width) + 1
+}
 
-/// Draws the state of the gateway and its totals.
+/// The width at which no line of the header is wrapped.
+pub fn width(view: &View) -> u16 {
+    let widest = content(view).iter().map(Line::width).max();
+    u16::try_from(widest.unwrap_or_default()).unwrap_or(u16::MAX).max(1)
+}
+
+/// Draws the state of the gateway and its totals. Long lines are wrapped.
 pub fn draw(view: &View, area: Rect, buf: &mut Buffer) {
+    Paragraph::new(content(view)).wrap(Wrap { trim: false }).render(area, buf);
+}
+
+/// The lines that these lines take at this width. Wrapping leaves the end of a line empty where a
+/// word does not fit.
+fn wrapped(lines: &[Line<'_>], width: u16) -> u16 {
+    let width = usize::from(width.max(1));
+    let taken = lines.iter().map(|line| match line.width() {
+        all if all <= width => 1,
+        all => all.div_ceil(width) + 1,
+    });
+    u16::try_from(taken.sum::<usize>()).unwrap_or(u16::MAX)
+}
+
+fn content(view: &View) -> Vec<Line<'static>> {
     let dim = Style::new().add_modifier(Modifier::DIM);
     let state = match (view.failure(), view.status()) {
         (Some((why, since)), _) => {
@@ -42,8 +65,7 @@ pub fn draw(view: &View, area: Rect, buf: &mut Buffer) {
         ]),
     };
     let Some(status) = view.status() else {
-        Paragraph::new(vec![Line::from("trunkline top".bold()), state]).render(area, buf);
-        return;
+        return vec![Line::from("trunkline top".bold()), state];
     };
     let known = status.uptime.and_then(|uptime| Duration::try_from(uptime).ok());
     let started = status.start_time.and_then(|time| SystemTime::try_from(time).ok());
@@ -68,10 +90,13 @@ pub fn draw(view: &View, area: Rect, buf: &mut Buffer) {
         format!("{}/s", shown(now.map(|rates| rates.published))).bold(),
         "   out ".into(),
         format!("{}/s", shown(now.map(|rates| rates.delivered))).bold(),
-        format!("   nodes {}   behind ", status.streams).into(),
+        format!("   nodes {}{}", view.nodes().len(), here(view, status)).into(),
+        "   behind ".into(),
         warned(status.behind_events),
         "   gaps ".into(),
-        warned(status.stream_gaps + status.bus_gaps),
+        warned(status.stream_gaps),
+        ", on the bus ".into(),
+        warned(status.bus_gaps),
         format!("   missed {}   errors {}", status.missed_events, status.errors).into(),
     ]);
     let down = status.links.iter().filter(|link| !link.connected).count();
@@ -82,11 +107,35 @@ pub fn draw(view: &View, area: Rect, buf: &mut Buffer) {
             Line::from(format!("{down} of {all} connections to the bus are DOWN").red().bold())
         }
     };
-    Paragraph::new(vec![title, state, events, links]).render(area, buf);
+    vec![title, state, events, links]
 }
 
-/// Draws the keys, and what part of the nodes is visible.
+/// Where the nodes are of several gateways, the number of those of this one.
+fn here(view: &View, status: &GetStatusResponse) -> String {
+    let more = if view.more_nodes() { " or more" } else { "" };
+    match view.gateways().len() {
+        0 | 1 => more.to_owned(),
+        gateways => format!("{more} on {gateways} gateways, {} here", status.streams),
+    }
+}
+
+/// The lines that the keys take at this width.
+pub fn keys_height(view: &View, width: u16) -> u16 {
+    wrapped(&[keys_line(view)], width)
+}
+
+/// Draws the keys, and what part of the table is visible.
 pub fn keys(view: &View, area: Rect, buf: &mut Buffer) {
+    Paragraph::new(keys_line(view)).wrap(Wrap { trim: false }).render(area, buf);
+}
+
+fn keys_line(view: &View) -> Line<'static> {
+    let table = match view.table() {
+        Table::Nodes => "nodes",
+        Table::Gateways => "gateways",
+        Table::Shards => "shards",
+        Table::Links => "links",
+    };
     let mut parts: Vec<Span<'_>> = vec![
         " q".bold(),
         " quit  ".into(),
@@ -94,20 +143,25 @@ pub fn keys(view: &View, area: Rect, buf: &mut Buffer) {
         (if view.is_paused() { " resume  " } else { " pause  " }).into(),
         "b r n d t".bold(),
         " sort  ".into(),
+        "tab".bold(),
+        " tables  ".into(),
         "arrows".bold(),
         " scroll".into(),
     ];
-    let (first, all) = (view.first(), view.nodes().len());
+    let (first, all) = (view.first(), view.rows());
     if all > view.visible {
         let last = (first + view.visible).min(all);
-        let more = if view.more_nodes() { " or more" } else { "" };
-        parts.push(format!("  nodes {} to {last} of {all}{more}", first + 1).into());
+        let more = if view.table() == Table::Nodes && view.more_nodes() { " or more" } else { "" };
+        parts.push(format!("  {table} {} to {last} of {all}{more}", first + 1).into());
+    }
+    if view.max_shift > 0 {
+        parts.push("  more: ← →".into());
     }
     if view.is_paused() {
         parts.push("  ".into());
         parts.push(" PAUSED ".bold().black().on_yellow());
     }
-    Line::from(parts).render(area, buf);
+    Line::from(parts)
 }
 
 fn verified(status: &GetStatusResponse) -> usize {

@@ -1,127 +1,257 @@
-//! The tables of shards and of nodes.
+//! The tables: nodes, gateways, shards and links. Their columns are as wide as what they hold.
 
 use std::time::{Duration, SystemTime};
 
 use ratatui::{
     buffer::Buffer,
-    layout::{Constraint, Rect},
+    layout::Rect,
     style::{Modifier, Style, Stylize},
-    text::Line,
-    widgets::{Cell, Row, Table, Widget},
+    text::{Line, Span},
+    widgets::Widget,
 };
-use trunkline_proto::v1::{GetStatusResponse, ShardStatus};
+use trunkline_proto::v1::{Gateway, GatewayState, GetStatusResponse, NodeState, ShardStatus};
 
 use super::{
-    super::view::{Sort, View},
-    text::{clean, rate_text, right, warned},
+    super::view::{Sort, Table, View},
+    text::{clean, rate_text, state_name, warned},
 };
 use crate::cli::duration::two_units;
 
 /// Lines of a table besides its rows: the head, and an empty line below.
 pub const HEAD: u16 = 2;
 
-/// Draws a row for each shard.
-pub fn shards(status: &GetStatusResponse, area: Rect, buf: &mut Buffer) {
-    let rows = status.shards.iter().map(|shard| {
-        let age = shard.proof_age.and_then(|age| Duration::try_from(age).ok());
-        let age = age.map_or("never".to_owned(), |age| format!("{:.1} s ago", age.as_secs_f64()));
-        Row::new([
-            right(shard.shard),
-            if shard.proven {
-                Cell::from("verified".green())
-            } else {
-                Cell::from("NOT VERIFIED".red().bold())
-            },
-            right(age),
-            right(shard.epoch),
-            right(shard.offset),
-            right(shard.log_events),
-            right(format!("{} %", full(shard))),
-            right(shard.repairs),
-            right(shard.epoch_changes),
-        ])
-    });
-    let widths = [6, 13, 13, 15, 12, 12, 6, 9, 11].map(Constraint::Length);
-    let head = [
-        "shard",
-        "state",
-        "last probe",
-        "epoch",
-        "offset",
-        "log events",
-        "full",
-        "repairs",
-        "new epochs",
-    ];
-    table(rows, widths, head.map(str::to_owned), &[1]).render(area, buf);
+/// A table with a head and rows of cells.
+pub struct Cells {
+    /// The name of each column, and true if it holds numbers.
+    head: Vec<(String, bool)>,
+    rows: Vec<Vec<Span<'static>>>,
+    /// Shown in place of rows, if there are none.
+    empty: &'static str,
 }
 
-/// Draws a row for each node from the first visible one on.
-pub fn nodes(view: &View, area: Rect, buf: &mut Buffer) {
-    let visible = usize::from(area.height.saturating_sub(HEAD));
-    let nodes = view.nodes();
-    let first = view.first().min(nodes.len());
-    let now = SystemTime::now();
-    let rows = nodes[first..].iter().take(visible).map(|node| {
-        let since = node.connect_time.and_then(|time| SystemTime::try_from(time).ok());
-        let since = since.and_then(|since| now.duration_since(since).ok());
-        Row::new([
-            Cell::from(clean(&node.node_id)),
-            Cell::from(clean(&node.roles.join(","))),
-            Cell::from(clean(&node.gateway_id)),
-            Cell::from(clean(&node.peer)),
-            right(since.map_or(String::new(), two_units)),
-            right(view.rate_of(node).map_or("–".to_owned(), rate_text)),
-            Cell::from(Line::from(warned(node.behind_events)).right_aligned()),
-            right(node.delivered_events),
-        ])
-    });
-    let (sort, reversed) = view.order();
-    let mark = |name: &str, of: Option<Sort>| match of {
-        Some(of) if of == sort => format!("{name}{}", if reversed { "▲" } else { "▼" }),
-        _ => name.to_owned(),
-    };
-    let head = [
-        mark("node", Some(Sort::Node)),
-        "roles".into(),
-        "gateway".into(),
-        "address".into(),
-        mark("connected", Some(Sort::Time)),
-        mark("events/s", Some(Sort::Rate)),
-        mark("behind", Some(Sort::Behind)),
-        mark("delivered", Some(Sort::Delivered)),
-    ];
-    let widths = [
-        Constraint::Fill(3),
-        Constraint::Fill(2),
-        Constraint::Fill(2),
-        Constraint::Length(21),
-        Constraint::Length(11),
-        Constraint::Length(9),
-        Constraint::Length(9),
-        Constraint::Length(11),
-    ];
-    table(rows, widths, head, &[0, 1, 2, 3]).render(area, buf);
-    if nodes.is_empty() && area.height > 1 {
-        let line = Rect { y: area.y + 1, height: 1, ..area };
-        Line::from("no node is connected".dim()).render(line, buf);
+/// The part of a table that is shown.
+#[derive(Clone, Copy, Default)]
+pub struct Window {
+    /// The first row.
+    pub first: usize,
+    /// Characters of all columns but the first that are scrolled out to the left.
+    pub shift: usize,
+}
+
+impl Cells {
+    fn new(head: &[(&str, bool)], empty: &'static str) -> Cells {
+        let head = head.iter().map(|(name, number)| ((*name).to_owned(), *number)).collect();
+        Cells { head, rows: vec![], empty }
+    }
+
+    /// The width of each column, the space after it included.
+    fn widths(&self) -> Vec<usize> {
+        let cell = |column: usize| self.rows.iter().map(move |row| row[column].width()).max();
+        let head = self.head.iter().enumerate();
+        head.map(|(nth, (name, _))| {
+            let name = Span::raw(name.as_str()).width();
+            name.max(cell(nth).unwrap_or_default()) + 2
+        })
+        .collect()
+    }
+
+    /// The width of the whole table.
+    pub fn width(&self) -> usize {
+        self.widths().iter().sum()
+    }
+
+    /// Draws the part of the table that `window` shows.
+    pub fn draw(&self, window: Window, area: Rect, buf: &mut Buffer) {
+        let widths = self.widths();
+        let all: usize = widths.iter().sum();
+        let room = usize::from(area.width);
+        // The first column, which names the row, stays where it is, unless it takes most of the
+        // room.
+        let fixed = if widths[0] * 2 <= room { widths[0] } else { 0 };
+        let max_shift = all.saturating_sub(room);
+        let shift = window.shift.min(max_shift);
+        let style = Style::new().add_modifier(Modifier::BOLD | Modifier::UNDERLINED);
+        let names = self.head.iter().map(|(name, _)| Span::styled(name.clone(), style)).collect();
+        let shown = self.rows.iter().skip(window.first);
+        let rows = std::iter::once(&names).chain(shown).take(usize::from(area.height));
+        for (y, row) in (area.y..).zip(rows) {
+            let mut from = 0;
+            for (nth, (cell, width)) in row.iter().zip(&widths).enumerate() {
+                let is_fixed = nth == 0 && fixed > 0;
+                // The position on the screen, of a number at the right end of its column.
+                let lead = if self.head[nth].1 { width - 2 - cell.width() } else { 0 };
+                let (start, end) = (from + lead, from + lead + cell.width());
+                from += width;
+                let (left, right) =
+                    if is_fixed { (0, room) } else { (fixed + shift, room + shift) };
+                if end <= left || start >= right {
+                    continue;
+                }
+                let moved = if is_fixed { 0 } else { shift };
+                let hidden = left.saturating_sub(start);
+                let text: String = cell.content.chars().skip(hidden).collect();
+                let (x, room) = (start + hidden - moved, right - start - hidden);
+                let x = area.x + u16::try_from(x).unwrap_or(u16::MAX);
+                buf.set_stringn(x, y, text, room, cell.style);
+            }
+        }
+        if self.rows.is_empty() && area.height > 1 {
+            let line = Rect { y: area.y + 1, height: 1, ..area };
+            Line::from(self.empty.dim()).render(line, buf);
+        }
+        if area.height > 0 && area.width > 0 {
+            let mark = Style::new().add_modifier(Modifier::REVERSED);
+            if shift < max_shift {
+                buf.set_string(area.right() - 1, area.y, "›", mark);
+            }
+            if shift > 0 {
+                let x = area.x + u16::try_from(fixed).unwrap_or_default();
+                buf.set_string(x, area.y, "‹", mark);
+            }
+        }
     }
 }
 
-/// A table with a head. The columns in `texts` are aligned left, the others, which are numbers,
-/// right.
-fn table<'a, const N: usize>(
-    rows: impl Iterator<Item = Row<'a>>,
-    widths: [Constraint; N],
-    head: [String; N],
-    texts: &[usize],
-) -> Table<'a> {
-    let head = head.into_iter().enumerate().map(|(nth, name)| {
-        let name = Line::from(name);
-        Cell::from(if texts.contains(&nth) { name } else { name.right_aligned() })
+/// The table that can be scrolled.
+pub fn scrolled(view: &View) -> Cells {
+    let status = view.status().cloned().unwrap_or_default();
+    match view.table() {
+        Table::Nodes => nodes(view),
+        Table::Gateways => gateways(view.gateways()),
+        Table::Shards => shards(&status),
+        Table::Links => links(&status),
+    }
+}
+
+/// A row for each shard; those that are not verified first.
+pub fn shards(status: &GetStatusResponse) -> Cells {
+    let head = [
+        ("shard", true),
+        ("state", false),
+        ("last probe", true),
+        ("epoch", true),
+        ("offset", true),
+        ("log events", true),
+        ("full", true),
+        ("repairs", true),
+        ("new epochs", true),
+    ];
+    let mut cells = Cells::new(&head, "the bus has not started");
+    let mut shards: Vec<_> = status.shards.iter().collect();
+    shards.sort_by_key(|shard| shard.proven);
+    for shard in shards {
+        let age = shard.proof_age.and_then(|age| Duration::try_from(age).ok());
+        let age = age.map_or("never".to_owned(), |age| format!("{:.1} s ago", age.as_secs_f64()));
+        cells.rows.push(vec![
+            shard.shard.to_string().into(),
+            if shard.proven { "verified".green() } else { "NOT VERIFIED".red().bold() },
+            age.into(),
+            shard.epoch.to_string().into(),
+            shard.offset.to_string().into(),
+            shard.log_events.to_string().into(),
+            format!("{} %", full(shard)).into(),
+            shard.repairs.to_string().into(),
+            shard.epoch_changes.to_string().into(),
+        ]);
+    }
+    cells
+}
+
+/// A row for each connection to the bus; those that are down first.
+pub fn links(status: &GetStatusResponse) -> Cells {
+    let head = [("server", false), ("purpose", false), ("state", false), ("reconnects", true)];
+    let mut cells = Cells::new(&head, "the bus has no connections");
+    let mut links: Vec<_> = status.links.iter().collect();
+    links.sort_by_key(|link| link.connected);
+    for link in links {
+        cells.rows.push(vec![
+            clean(&link.address).into(),
+            clean(&link.purpose).into(),
+            if link.connected { "up".green() } else { "DOWN".red().bold() },
+            link.reconnects.to_string().into(),
+        ]);
+    }
+    cells
+}
+
+/// A row for each gateway.
+pub fn gateways(gateways: &[Gateway]) -> Cells {
+    let head = [
+        ("gateway", false),
+        ("state", false),
+        ("nodes", true),
+        ("version", false),
+        ("address", false),
+        ("up", true),
+        ("last report", true),
+    ];
+    let mut cells = Cells::new(&head, "no gateway is known");
+    let now = SystemTime::now();
+    for gateway in gateways {
+        let started = gateway.start_time.and_then(|time| SystemTime::try_from(time).ok());
+        let up = started.and_then(|started| now.duration_since(started).ok());
+        let age = gateway.age.and_then(|age| Duration::try_from(age).ok()).unwrap_or_default();
+        let state = state_name(gateway.state().as_str_name(), "GATEWAY_STATE_");
+        cells.rows.push(vec![
+            clean(&gateway.gateway_id).into(),
+            if gateway.state() == GatewayState::Serving {
+                state.green()
+            } else {
+                state.yellow().bold()
+            },
+            gateway.streams.to_string().into(),
+            clean(&gateway.version).into(),
+            clean(&gateway.address).into(),
+            up.map_or(String::new(), two_units).into(),
+            if age.is_zero() { "now".into() } else { format!("{} ago", two_units(age)).into() },
+        ]);
+    }
+    cells
+}
+
+/// A row for each node.
+pub fn nodes(view: &View) -> Cells {
+    let (sort, reversed) = view.order();
+    let head = [
+        ("node", false, Some(Sort::Node)),
+        ("state", false, None),
+        ("roles", false, None),
+        ("gateway", false, None),
+        ("address", false, None),
+        ("connected", true, Some(Sort::Time)),
+        ("events/s", true, Some(Sort::Rate)),
+        ("behind", true, Some(Sort::Behind)),
+        ("delivered", true, Some(Sort::Delivered)),
+        ("version", false, None),
+    ];
+    let head = head.map(|(name, number, of)| match of {
+        Some(of) if of == sort => (format!("{name}{}", if reversed { "▲" } else { "▼" }), number),
+        _ => (name.to_owned(), number),
     });
-    let style = Style::new().add_modifier(Modifier::BOLD | Modifier::UNDERLINED);
-    Table::new(rows, widths).header(Row::new(head).style(style)).column_spacing(1)
+    let mut cells = Cells { head: head.into(), rows: vec![], empty: "no node is connected" };
+    let now = SystemTime::now();
+    for node in view.nodes() {
+        let since = node.connect_time.and_then(|time| SystemTime::try_from(time).ok());
+        let since = since.and_then(|since| now.duration_since(since).ok());
+        let state = state_name(node.state().as_str_name(), "NODE_STATE_");
+        cells.rows.push(vec![
+            clean(&node.node_id).into(),
+            match (node.duplicate, node.state()) {
+                (true, _) => "DUPLICATE".red().bold(),
+                (_, NodeState::Current) => state.into(),
+                _ => state.yellow().bold(),
+            },
+            clean(&node.roles.join(",")).into(),
+            clean(&node.gateway_id).into(),
+            clean(&node.peer).into(),
+            since.map_or(String::new(), two_units).into(),
+            view.rate_of(node).map_or("–".to_owned(), rate_text).into(),
+            warned(node.behind_events),
+            node.delivered_events.to_string().into(),
+            clean(&node.client_version).into(),
+        ]);
+    }
+    cells
 }
 
 /// The used part of a shard's log in percent: of its events or its bytes, whichever is larger.

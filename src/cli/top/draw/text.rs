@@ -1,17 +1,12 @@
 //! Texts that several parts of the view use.
 
-use ratatui::{
-    style::Stylize,
-    text::{Line, Span},
-    widgets::Cell,
-};
+use ratatui::{style::Stylize, text::Span};
 
-use crate::cli::visible;
+use crate::cli::{nodes, visible};
 
-/// A cell aligned right.
-#[allow(clippy::needless_pass_by_value)] // a number, or a text made for it
-pub fn right<'a>(value: impl ToString) -> Cell<'a> {
-    Cell::from(Line::from(value.to_string()).right_aligned())
+/// The name of a state: in capitals where an operator should act.
+pub fn state_name(full: &str, prefix: &str) -> String {
+    nodes::name(full, prefix)
 }
 
 /// A number that should be zero, highlighted if it is not.
