@@ -22,6 +22,7 @@ pub fn judge(world: &mut World) -> Result<(), String> {
         return Err(why.clone());
     }
     positions(world)?;
+    last_values(world)?;
     world.learn_floor();
     let mut orders = Vec::new();
     let mut repeats = 0;
@@ -38,6 +39,17 @@ pub fn judge(world: &mut World) -> Result<(), String> {
     }
     if repeats > 0 {
         *world.happened.entry("repeats that the client passes over (X2)").or_default() += repeats;
+    }
+    Ok(())
+}
+
+/// The last value of each key is the newest event that it ever had on this line.
+fn last_values(world: &mut World) -> Result<(), String> {
+    let kept = world.last_values();
+    for (key, name) in &*world.masters[world.live_masters()[0]].line.retained {
+        if kept.get(key) != Some(name) {
+            return Err(format!("LastValue: of key {key} is {:?}, not {name:?}", kept.get(key)));
+        }
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::{
 use trunkline::bus::{
     Position,
     redis::{
-        envelope::{Body, Envelope, StampedFrame, events_of},
+        envelope::{Body, Envelope, StampedFrame, events_of, read_retained},
         recovery::Memory,
     },
 };
@@ -57,6 +57,8 @@ pub struct Line {
     pub unrecorded: Rc<BTreeSet<At>>,
     /// Events whose request's record was evicted.
     pub forgotten: Rc<BTreeSet<u64>>,
+    /// For each key the greatest name of an event that became its last value here.
+    pub retained: Rc<BTreeMap<u8, At>>,
     /// When a gateway's probe was accepted last, or the first call after the state was lost.
     pub called: Option<u128>,
 }
@@ -131,6 +133,7 @@ impl Line {
                 events.copies.extend(places.zip(numbers.iter().copied()));
                 // What a recovery had to leave out comes behind newer events (X3).
                 let name = at(stamped.frame.name_of(0));
+                self.retain(stamped);
                 let count = stamped.frame.provenance.as_ref().and_then(|added| added.name.as_ref());
                 self.handle(name, name.1 + count.map_or(1, |name| name.count) - 1, events);
                 if !self.recovering || self.accepted > name.0 || self.again {
@@ -165,6 +168,14 @@ impl Line {
         }
     }
 
+    fn retain(&mut self, stamped: &StampedFrame) {
+        for (index, key) in read_retained(&stamped.retain) {
+            let name = at(stamped.frame.name_of(index));
+            let last = Rc::make_mut(&mut self.retained).entry(key).or_insert(name);
+            *last = (*last).max(name);
+        }
+    }
+
     /// The names from `first` to `last` are handled now, and so are those before them.
     fn handle(&mut self, first: At, last: u64, events: &Events) {
         let before = *self.handled.get(&first.0).unwrap_or(&0);
@@ -188,6 +199,7 @@ impl Line {
 
     fn accepted(&mut self, stamped: &StampedFrame, events: &mut Events, step: u64, now: u128) {
         let frame = &stamped.frame;
+        self.retain(stamped);
         self.accepted = self.accepted.max(frame.epoch.0);
         let provenance = frame.provenance.as_deref();
         let doubts: Vec<At> =

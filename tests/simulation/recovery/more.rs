@@ -26,6 +26,8 @@ pub struct More {
     pub slow: bool,
     /// A gateway of another deployment calls.
     pub joins: bool,
+    /// Some events are the last value of a key.
+    pub retains: bool,
     /// Frames are authenticated: each is placed exactly, or not at all.
     pub key: bool,
 }
@@ -47,6 +49,7 @@ impl More {
         more.slow = draw.percent(40);
         more.joins = draw.percent(15);
         more.key = draw.percent(20);
+        more.retains = draw.percent(50);
         more
     }
 

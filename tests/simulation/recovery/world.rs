@@ -913,6 +913,9 @@ impl World {
         }
         let name = names.swap_remove(self.rng.below(names.len()));
         self.masters[master].server.evict(&name);
+        if name.ends_with(b":retained") {
+            self.masters[master].line.retained = Rc::default();
+        }
         let text = String::from_utf8_lossy(&name).into_owned();
         note!(self, "{text} of master {master} is evicted");
         if let Some((_, id)) = text.split_once(":request:") {
@@ -995,11 +998,13 @@ impl World {
             return;
         }
         let Request { id, events, .. } = &self.requests[request];
+        // The same in every attempt.
+        let retains = self.more.retains && events[0] % 3 == 0;
         let batch = Batch {
             events: events.iter().copied().map(event::encode).collect(),
             request_id: *id,
             runs: vec![],
-            retain: vec![],
+            retain: if retains { vec![(events.len() - 1, 3)] } else { vec![] },
             trace: None,
         };
         let (answer, answered) = oneshot::channel();
@@ -1307,6 +1312,31 @@ impl World {
                 let _ = answer.send(Ok(taken));
             }
         }
+    }
+
+    /// The positions of the last values in the end, by key.
+    pub fn last_values(&mut self) -> BTreeMap<u8, At> {
+        let master = self.live_masters()[0];
+        let server = &mut self.masters[master].server;
+        let mut names = server.key_names().into_iter();
+        let Some(name) = names.find(|name| name.ends_with(b":retained")) else {
+            return BTreeMap::new();
+        };
+        let Reply::Array(parts) = server.call(&[b"HGETALL", &name[..]]) else { panic!("no hash") };
+        let parts: Vec<String> = parts
+            .iter()
+            .map(|part| match part {
+                Reply::Bulk(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+                other => panic!("no text: {other:?}"),
+            })
+            .collect();
+        let position = |text: &str| {
+            let (epoch, offset) = text.split(' ').next()?.split_once('-')?;
+            Some((epoch.parse().ok()?, offset.parse().ok()?))
+        };
+        let pairs = parts.chunks(2);
+        let values = pairs.map(|pair| (pair[0].parse().expect("a key"), position(&pair[1])));
+        values.map(|(key, at)| (key, at.expect("a position"))).collect()
     }
 
     /// Learns which epochs the shard has forgotten.
