@@ -64,8 +64,8 @@ fn run(plan: &Plan, setting: &Setting, trace: bool) -> (World, usize, Result<(),
     // Drawn by itself: seeds without streams are as they were before there were any.
     let streams = !plan.plain && Rng(plan.seed ^ 0x9e37_79b9_7f4a_7c15).percent(50);
     let weight = |(act, weight): &(Act, usize)| {
-        let is_off = FAULTS.contains(act) && !faults.contains(act);
-        if is_off || *act == Act::Stream && !streams { 0 } else { *weight }
+        let is_off = FAULTS.contains(act) && !faults.contains(act) && !more.often.contains(act);
+        if is_off || *act == Act::Stream && !streams { 0 } else { more.weight(*act, *weight) }
     };
     let weights: Vec<usize> = acts.iter().map(weight).collect();
     let total: usize = weights.iter().sum();

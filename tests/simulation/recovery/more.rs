@@ -1,6 +1,9 @@
 //! What only some seeds have, drawn apart from the rest, so that it moves no other seed.
 
-use super::{rng::Rng, world::Act};
+use super::{
+    rng::Rng,
+    world::{Act, FAULTS},
+};
 
 /// Limits of history, as `history` in the configuration.
 pub const HISTORIES: &[&str] = &[
@@ -28,6 +31,10 @@ pub struct More {
     pub joins: bool,
     /// Some events are the last value of a key.
     pub retains: bool,
+    /// No request has an id.
+    pub no_ids: bool,
+    /// Faults that happen more often.
+    pub often: Vec<Act>,
     /// Frames are authenticated: each is placed exactly, or not at all.
     pub key: bool,
 }
@@ -50,7 +57,17 @@ impl More {
         more.joins = draw.percent(15);
         more.key = draw.percent(20);
         more.retains = draw.percent(50);
+        more.no_ids = draw.percent(15);
+        if draw.percent(40) {
+            more.often = (0..2).map(|_| FAULTS[draw.below(FAULTS.len())]).collect();
+        }
         more
+    }
+
+    /// How often a fault happens, where `weight` is what is usual.
+    pub fn weight(&self, act: Act, weight: usize) -> usize {
+        let often = self.often.iter().filter(|other| **other == act).count();
+        weight * (1 + 4 * often)
     }
 
     /// How often something happens that no other seed has.

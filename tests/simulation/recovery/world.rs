@@ -573,7 +573,7 @@ impl World {
                 let events: Vec<u64> = (0..events).map(|_| self.new_event()).collect();
                 let mut id = [0; 16];
                 id[..8].copy_from_slice(&events[0].to_be_bytes());
-                let id = (self.rng.below(3) > 0).then_some(id);
+                let id = (self.rng.below(3) > 0 && !self.more.no_ids).then_some(id);
                 self.add_request(id, events);
                 self.publish(self.requests.len() - 1);
             }
