@@ -246,7 +246,9 @@ mod tests {
                 next += 1 + gap;
             }
             let mut ranges = Ranges::default();
-            covered.iter().for_each(|(first, count)| ranges.add(*first, first + count));
+            for (first, count) in &covered {
+                ranges.add(*first, first + count);
+            }
             let whole = Run { publisher: [1; 16], from, sequences };
             let mut left = Vec::new();
             let parts = whole.without(&ranges, &mut left);

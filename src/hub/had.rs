@@ -303,6 +303,7 @@ impl<'a> HadAt<'a> {
     }
 
     /// The same, whose list of epochs lacks those that ended long before the last one.
+    #[must_use]
     pub fn recent(self) -> HadAt<'a> {
         let (epochs, here) = (&self.had.epochs, self.position.epoch);
         let newest = epochs.last().map_or(here, |had| had.epoch.max(here));

@@ -195,20 +195,13 @@ impl Gathered {
     }
 
     fn add(&mut self, shard: ShardId, event: StampedEvent, publishing: &Publishing) -> &mut Batch {
-        let index = match self.batches.iter().position(|batch| batch.shard == shard) {
-            Some(index) => index,
-            None => {
-                let batch = Batch {
-                    events: vec![],
-                    request_id: None,
-                    runs: vec![],
-                    retain: vec![],
-                    trace: None,
-                };
-                self.batches.push(ShardBatch { shard, places: vec![], batch });
-                self.batches.len() - 1
-            }
-        };
+        let known = self.batches.iter().position(|batch| batch.shard == shard);
+        let index = known.unwrap_or(self.batches.len());
+        if known.is_none() {
+            let (events, runs, retain) = (vec![], vec![], vec![]);
+            let batch = Batch { events, request_id: None, runs, retain, trace: None };
+            self.batches.push(ShardBatch { shard, places: vec![], batch });
+        }
         let ShardBatch { places, batch, .. } = &mut self.batches[index];
         places.push(self.stamped);
         self.stamped += 1;

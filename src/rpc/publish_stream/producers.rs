@@ -53,19 +53,16 @@ impl Producers {
         let stream = self.streams.fetch_add(1, Ordering::Relaxed);
         let taken_over = CancellationToken::new();
         let mut known = self.known.lock();
-        let accepted = match known.get_mut(&publisher) {
-            Some(producer) => {
-                producer.taken_over.cancel();
-                producer.taken_over = taken_over.clone();
-                (producer.stream, producer.idle) = (stream, None);
-                producer.accepted
-            }
-            None => {
-                forget_idle(&mut known);
-                let taken_over = taken_over.clone();
-                known.insert(publisher, Producer { stream, accepted: 0, taken_over, idle: None });
-                0
-            }
+        let accepted = if let Some(producer) = known.get_mut(&publisher) {
+            producer.taken_over.cancel();
+            producer.taken_over = taken_over.clone();
+            (producer.stream, producer.idle) = (stream, None);
+            producer.accepted
+        } else {
+            forget_idle(&mut known);
+            let taken_over = taken_over.clone();
+            known.insert(publisher, Producer { stream, accepted: 0, taken_over, idle: None });
+            0
         };
         (Claim { producers: self.clone(), publisher, stream, taken_over }, accepted)
     }

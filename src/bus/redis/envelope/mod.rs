@@ -113,8 +113,10 @@ fn read_run(bytes: &mut &[u8], events: u64) -> Option<HeldRun> {
         next = next.checked_add(distance)?.checked_add(1)?;
         sequences.push(next);
     }
-    (next < MAX_SEQUENCE)
-        .then(|| HeldRun { first, run: Run { publisher: *publisher, from, sequences } })
+    if next >= MAX_SEQUENCE {
+        return None;
+    }
+    Some(HeldRun { first, run: Run { publisher: *publisher, from, sequences } })
 }
 
 /// A request in a frame.

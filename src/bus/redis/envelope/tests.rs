@@ -74,7 +74,9 @@ fn a_copy_keeps_the_names_of_its_events() {
         HeldRun { first: 0, run: run(3, 1, &[300, 301]) },
     ];
     let mut runs = Vec::new();
-    held.iter().for_each(|held| put_run(&mut runs, held.first, &held.run));
+    for held in &held {
+        put_run(&mut runs, held.first, &held.run);
+    }
     let header = Header {
         provenance: Some(&provenance),
         requests: &requests,

@@ -114,7 +114,9 @@ impl Flush {
             start += events;
         }
         self.encoded_runs.clear();
-        runs.iter().for_each(|(first, run)| put_run(&mut self.encoded_runs, *first, run));
+        for (first, run) in &runs {
+            put_run(&mut self.encoded_runs, *first, run);
+        }
         self.runs = runs;
         self.count = count;
         self.requests = requests;
