@@ -1,14 +1,18 @@
 //! `trunkline publish`.
 
-use std::time::Duration;
+use std::{
+    io::IsTerminal,
+    time::{Duration, Instant},
+};
 
 use clap::Args;
+use futures_util::{StreamExt, stream::FuturesOrdered};
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     sync::mpsc,
 };
-use trunkline_client::{Client, Error, ErrorKind};
+use trunkline_client::{Client, Error, ErrorKind, PublisherOptions};
 use trunkline_proto::v1::{Event, Target};
 
 use super::{Failure, GatewayArgs, NodeArgs, json, kinds::EventArgs};
@@ -16,7 +20,13 @@ use super::{Failure, GatewayArgs, NodeArgs, json, kinds::EventArgs};
 /// Most events of one request.
 const MAX_BATCH: usize = 500;
 
-/// Time for which a request is retried, under one request id, while the gateway or its bus is not
+/// Events whose rejection is reported.
+const MAX_REJECTED: usize = 20;
+
+/// The time between two numbers of published events.
+const PROGRESS: Duration = Duration::from_millis(100);
+
+/// Time for which an event is published again, once in all, while the gateway or its bus is not
 /// available.
 const RETRY_FOR: Duration = Duration::from_secs(30);
 
@@ -31,8 +41,8 @@ Examples:
   cat events.jsonl | trunkline publish -
   trunkline subscribe --gateway a:7420 | trunkline publish --gateway b:7420 -
 
-Prints nothing on success. While the gateway is not available, a request is retried for half a
-minute; a retry never publishes twice.")]
+Prints nothing on success; on a terminal, - counts what is published. While the gateway is not
+available, events are retried for half a minute; a retry never publishes twice.")]
 pub(super) struct Publish {
     #[command(flatten)]
     gateway: GatewayArgs,
@@ -76,13 +86,14 @@ impl Publish {
             .build()
             .map_err(|error| Failure::Usage(error.to_string()))?;
         for batch in events.chunks(MAX_BATCH) {
-            self.send(&client, batch.to_vec(), &[]).await?;
+            let events = batch.iter().map(|event| self.targeted(event.clone()));
+            client.publish(events).await.map_err(|error| self.failure(&error))?;
         }
         if self.input.is_some() { self.publish_lines(&client).await } else { Ok(()) }
     }
 
-    /// Publishes standard input. Lines that are read while a request is in flight form the next
-    /// one.
+    /// Publishes standard input on a stream. What the gateway rejects is reported by line at the
+    /// end; a line that is not an event ends it.
     async fn publish_lines(&self, client: &Client) -> Result<(), Failure> {
         let (sender, mut lines) = mpsc::channel::<std::io::Result<String>>(2 * MAX_BATCH);
         let reader = tokio::spawn(async move {
@@ -99,71 +110,70 @@ impl Publish {
                 }
             }
         });
-        let mut number = 0;
-        let mut ready = Vec::with_capacity(MAX_BATCH);
-        while lines.recv_many(&mut ready, MAX_BATCH).await > 0 {
-            let mut events = Vec::with_capacity(ready.len());
-            let mut numbers = Vec::with_capacity(ready.len());
-            let mut wrong = None;
-            for line in ready.drain(..) {
-                let line = line?;
-                number += 1;
-                if line.trim().is_empty() {
-                    continue;
-                }
-                match parse(&line) {
-                    Ok(of_line) => {
-                        numbers.resize(numbers.len() + of_line.len(), number);
-                        events.extend(of_line);
+        let publisher = client.publisher(PublisherOptions::new().max_age(RETRY_FOR));
+        let mut answers = FuturesOrdered::new();
+        let mut progress = Progress::new();
+        let (mut number, mut rejected, mut wrong) = (0, Vec::new(), None);
+        let mut reads = true;
+        loop {
+            tokio::select! {
+                biased;
+                Some((line, answer)) = answers.next(), if !answers.is_empty() => match answer {
+                    Ok(()) => progress.published(),
+                    Err(error) if error.kind() == ErrorKind::Invalid => {
+                        if rejected.len() < MAX_REJECTED {
+                            rejected.extend(by_line(&error, line));
+                        }
                     }
-                    Err(error) => {
-                        wrong = Some(Failure::Input(format!("line {number}: {error}")));
-                        break;
+                    Err(error) => return Err(self.failure(&error)),
+                },
+                line = lines.recv(), if reads => {
+                    let Some(line) = line else {
+                        reads = false;
+                        continue;
+                    };
+                    let line = line?;
+                    number += 1;
+                    if line.trim().is_empty() {
+                        continue;
+                    }
+                    match parse(&line) {
+                        Ok(events) => {
+                            for event in events {
+                                let published = publisher.publish(self.targeted(event)).await;
+                                let answer = published.map_err(|error| self.failure(&error))?;
+                                let line = number;
+                                answers.push_back(async move { (line, answer.await) });
+                            }
+                        }
+                        // Events before the wrong line are published.
+                        Err(error) => {
+                            wrong = Some(format!("line {number}: {error}"));
+                            reads = false;
+                            reader.abort();
+                        }
                     }
                 }
-            }
-            // Events before the wrong line are published.
-            for (events, numbers) in events.chunks(MAX_BATCH).zip(numbers.chunks(MAX_BATCH)) {
-                self.send(client, events.to_vec(), numbers).await?;
-            }
-            if let Some(wrong) = wrong {
-                reader.abort();
-                return Err(wrong);
+                else => break,
             }
         }
-        Ok(())
+        rejected.extend(wrong);
+        if rejected.is_empty() { Ok(()) } else { Err(Failure::Input(rejected.join("\n"))) }
     }
 
-    /// Publishes a batch. `lines` are the line numbers of its events, empty if it was not read from
-    /// lines.
-    async fn send(
-        &self,
-        client: &Client,
-        mut events: Vec<Event>,
-        lines: &[u64],
-    ) -> Result<(), Failure> {
+    /// The event, for those that the command line names.
+    fn targeted(&self, mut event: Event) -> Event {
         if !self.to_node.is_empty() || !self.to_role.is_empty() {
-            for event in &mut events {
-                let (node_ids, roles) = (self.to_node.clone(), self.to_role.clone());
-                event.target = Some(Target { node_ids, roles });
-            }
+            let (node_ids, roles) = (self.to_node.clone(), self.to_role.clone());
+            event.target = Some(Target { node_ids, roles });
         }
-        match client.publish(events).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(self.failure(&error, lines)),
-        }
+        event
     }
 
-    fn failure(&self, error: &Error, lines: &[u64]) -> Failure {
+    fn failure(&self, error: &Error) -> Failure {
         if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::OutcomeUnknown) {
             let address = self.gateway.address();
             return Failure::Unavailable { address, why: error.to_string() };
-        }
-        let violations = error.violations();
-        if error.kind() == ErrorKind::Invalid && !lines.is_empty() && !violations.is_empty() {
-            let texts: Vec<_> =
-                violations.iter().map(|(field, why)| by_line(field, why, lines)).collect();
-            return Failure::Input(texts.join("\n"));
         }
         match error.status() {
             Some(status) => Failure::Gateway(status.clone()),
@@ -172,18 +182,52 @@ impl Publish {
     }
 }
 
-/// A violation with the line number of its event: `events[3].custom.type` is on the fourth of
-/// `lines`.
-fn by_line(field: &str, why: &str, lines: &[u64]) -> String {
-    let of_event = field.strip_prefix("events[").and_then(|rest| {
-        let (index, path) = rest.split_once(']')?;
-        let line = lines.get(index.parse::<usize>().ok()?)?;
-        Some((line, path.trim_start_matches('.')))
-    });
-    match of_event {
-        Some((line, "")) => format!("line {line}: {why}"),
-        Some((line, path)) => format!("line {line}: {path}: {why}"),
-        None => format!("{field}: {why}"),
+/// What is wrong with the event of a line. The fields are those of its message on the stream:
+/// `events[3].custom.type`.
+fn by_line(error: &Error, line: u64) -> Vec<String> {
+    let violations = error.violations();
+    if violations.is_empty() {
+        return vec![format!("line {line}: {error}")];
+    }
+    let text = |(field, why): (String, String)| {
+        let path = field.strip_prefix("events[").and_then(|rest| rest.split_once(']'));
+        match path.map_or(&*field, |(_, path)| path.trim_start_matches('.')) {
+            "" => format!("line {line}: {why}"),
+            path => format!("line {line}: {path}: {why}"),
+        }
+    };
+    violations.into_iter().map(text).collect()
+}
+
+/// How many events were published, on a terminal.
+struct Progress {
+    shown: Option<Instant>,
+    published: u64,
+}
+
+impl Progress {
+    /// Nothing was published yet.
+    fn new() -> Progress {
+        let on_a_terminal = std::io::stderr().is_terminal();
+        Progress { shown: on_a_terminal.then(Instant::now), published: 0 }
+    }
+
+    /// One more was published. Shown some times a second.
+    fn published(&mut self) {
+        self.published += 1;
+        if self.shown.is_some_and(|shown| shown.elapsed() >= PROGRESS) {
+            self.shown = Some(Instant::now());
+            eprint!("\r{} published", self.published);
+        }
+    }
+}
+
+impl Drop for Progress {
+    /// Leaves the last number in a line of its own, if any was shown.
+    fn drop(&mut self) {
+        if self.shown.is_some() && self.published > 0 {
+            eprintln!("\r{} published", self.published);
+        }
     }
 }
 
@@ -191,20 +235,4 @@ fn by_line(field: &str, why: &str, lines: &[u64]) -> String {
 fn parse(text: &str) -> Result<Vec<Event>, String> {
     let json: Value = serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))?;
     json::events_from_json(json)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_violation_names_the_line_of_its_event() {
-        let lines = [2, 4];
-        assert_eq!(
-            by_line("events[1].custom.type", "is required", &lines),
-            "line 4: custom.type: is required"
-        );
-        assert_eq!(by_line("events[0]", "has no kind", &lines), "line 2: has no kind");
-        assert_eq!(by_line("node_id", "is required", &lines), "node_id: is required");
-    }
 }
