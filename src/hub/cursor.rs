@@ -489,7 +489,9 @@ impl Cursor {
             } else if page.at_end && (page.next.is_known() || log.extent().base == 0) {
                 // History holds nothing: everything that is left is in the log. Not if the log has
                 // dropped entries that a shard without any state may not have had yet.
-                let in_log = !page.next.is_known() || log.contains(page.next);
+                // Nor if the log itself goes on behind a place that nothing leads to any more.
+                let whole = log.is_whole(|place| shard.has_passed(place));
+                let in_log = !page.next.is_known() || log.contains(page.next) && whole;
                 let begin = if in_log { log.extent().start } else { page.next };
                 expired = shard.expired_before(begin, &log.ends());
                 if expired.is_none() {

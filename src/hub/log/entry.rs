@@ -1,6 +1,6 @@
 //! One entry of a log.
 
-use crate::bus::{Delivery, EpochStart, Gap, GapReason, Lost, Offset, Position, Provenance};
+use crate::bus::{Delivery, EpochStart, Gap, Lost, Offset, Position, Provenance};
 
 use super::frame::{IndexedEvent, IndexedFrame};
 
@@ -65,20 +65,12 @@ impl Entry {
         let (before, epoch) = (self.follows?, self.position.epoch);
         let place = match &self.content {
             Content::Epoch(start) => start.previous,
-            Content::Gap(_) if self.begins_epoch_after(before) => before,
             _ if before.epoch != epoch => {
                 Position { epoch, offset: Offset(self.first_place().0.saturating_sub(1)) }
             }
             _ => return None,
         };
         (place.offset > Offset(0)).then_some(place)
-    }
-
-    /// True if it is a gap that reaches into a later epoch, of which history no longer has the
-    /// start. It tells all that is missing for whoever has had the log before it.
-    pub(super) fn begins_epoch_after(&self, before: Position) -> bool {
-        let Content::Gap(gap) = &self.content else { return false };
-        gap.reason == GapReason::EpochChanged && before.epoch < self.position.epoch
     }
 
     /// The offset of the first place that it has, or tells of as missing.

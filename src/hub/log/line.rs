@@ -83,12 +83,6 @@ impl Line {
         } else {
             if self.segments.back().is_none_or(|last| last.epoch != epoch) {
                 self.continue_epoch(epoch, entry.first_place(), number);
-                if let Some(before) = entry.follows.filter(|at| entry.begins_epoch_after(*at)) {
-                    self.extend_line(before);
-                    if let Some(last) = self.segments.back_mut() {
-                        last.previous = Some(before);
-                    }
-                }
             }
             if let Some(last) = self.segments.back_mut() {
                 last.end = last.end.max(offset);

@@ -472,18 +472,6 @@ async fn a_gateway_that_reads_an_older_epoch_after_a_younger_one_repeats_nothing
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gap_that_reaches_into_a_later_epoch_follows_what_the_log_has_before_it() {
-    // History is gone, and with it the start of epoch 3, whose places 1 and 2 hold copies.
-    let (hub, bus) = gateway(&[first_epoch(1), Delivery::Frame(plain(1, 1, 1..=8))]);
-    bus.set_line(0, vec![]);
-    bus.deliver(0, note(position(3, 3), lost(3, 3, 3)));
-    bus.deliver(0, Delivery::Frame(plain(3, 4, 34..=34)));
-    let (_, events, gaps) = resume(&hub, had(&[(1, 5)])).await;
-    assert_eq!(events, [6, 7, 8, 34]);
-    assert_eq!(gap_of(&gaps), [(position(3, 2), position(3, 3), Some(1))]);
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_last_value_is_not_replaced_by_a_copy_of_an_older_one() {
     let status = |id: u64| v1::Event {
         event_id: id.to_string(),
