@@ -14,6 +14,7 @@ mod raw;
 
 mod bad_publish;
 mod bad_subscribe;
+mod bad_watch;
 mod drain;
 mod explain;
 mod filters;
