@@ -285,7 +285,9 @@ async fn the_grpcurl_commands_of_the_readme_work() {
     let readme = include_str!("../../README.md");
     let section = readme.split("\n## ").find(|section| section.starts_with("Try it\n"));
     let lines = grpcurl_lines(section.expect("a section \"Try it\""));
-    for what in [" list", " describe ", "/Subscribe", "/Publish", "/Check", "/Watch"] {
+    for what in
+        [" list", " describe ", "/Subscribe", "/Publish", "/Check", "/Watch", "/PublishStream"]
+    {
         assert!(lines.iter().any(|line| line.contains(what)), "{what}: {lines:?}");
     }
 
@@ -295,10 +297,10 @@ async fn the_grpcurl_commands_of_the_readme_work() {
     shell(&printed[0]).run(LIMIT).await.success();
 
     let mut streams = Vec::new();
-    // Before the command that publishes.
-    let (watches, others): (Vec<_>, Vec<_>) =
-        lines.iter().partition(|line| line.contains("/Watch"));
-    for line in watches {
+    // Before the command that publishes what they wait for.
+    let (from_terminal, others): (Vec<_>, Vec<_>) =
+        lines.iter().partition(|line| line.contains("-d @"));
+    for line in from_terminal {
         let requests = section.expect("a section").split_once(&line[..]).expect("its line").1;
         let requests = requests.lines().skip(1).map(str::trim);
         let requests: Vec<_> = requests.take_while(|line| line.starts_with('{')).collect();
@@ -308,6 +310,12 @@ async fn the_grpcurl_commands_of_the_readme_work() {
         let command = format!("printf '%s' '{}' | \"$0\"{rest}", requests.join("\n"));
         let grpcurl = tools::grpcurl().display().to_string();
         let process = Process::start(&line, Program::new("sh", ["-c", &command, &grpcurl]));
+        if line.contains("/PublishStream") {
+            let answers = end(&process).await;
+            assert!(answers[0]["opened"].is_object(), "{answers:?}");
+            assert_eq!(answers[1]["accepted"]["sequence"], "1");
+            continue;
+        }
         until(LIMIT, "the update is in force", async || {
             process.stdout().contains("interestUpdated")
         })
