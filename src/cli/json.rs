@@ -75,7 +75,7 @@ pub(super) fn event_to_json(event: &Event) -> Value {
         return json!({
             "eventId": event.event_id,
             "source": event.source,
-            BYTES: STANDARD.encode(event.encode_to_vec()),
+            BYTES: encoded(event),
         });
     };
     if let Some(labels) = json.pointer_mut("/custom/labels") {
@@ -86,9 +86,15 @@ pub(super) fn event_to_json(event: &Event) -> Value {
     }
     // A time with nanoseconds that are none, for example.
     if plain_event_from_json(json.clone()).as_ref() != Ok(event) {
-        json[BYTES] = STANDARD.encode(event.encode_to_vec()).into();
+        json[BYTES] = encoded(event).into();
     }
     json
+}
+
+/// The bytes of an event in base64: the same ones each time, although its labels have no order.
+fn encoded(event: &Event) -> String {
+    let bytes = event.encode_to_vec();
+    STANDARD.encode(payload::ordered(&bytes, &descriptor("Event"), false).unwrap_or(bytes))
 }
 
 /// Reads the events of JSON that was written by [`event_to_json`] or [`response_to_json`]. A

@@ -205,7 +205,7 @@ async fn no_colours_are_used_where_the_environment_asks_for_none() {
         let codes = codes.filter_map(|part| part.split_once('m'));
         let numbers = codes.flat_map(|(codes, _)| codes.split(';').map(str::parse::<u8>));
         let is_colour =
-            |code: &u8| (30..38).contains(code) || (40..48).contains(code) || *code > 89;
+            |code: &u8| (30..39).contains(code) || (40..49).contains(code) || *code > 89;
         numbers.flatten().filter(is_colour).count()
     };
     assert!(colours(top(&gateway)).await > 0);

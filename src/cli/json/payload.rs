@@ -101,7 +101,7 @@ fn bytes_of(payload: &Value) -> Result<Vec<u8>, String> {
         CustomEvent::decode(&dynamic.encode_to_vec()[..]).map_err(|error| error.to_string())?;
     let Any { type_url, value } = custom.payload.unwrap_or_default();
     match known(&type_url) {
-        Some(message) => ordered(&value, &message).ok_or("is nested too deeply".to_owned()),
+        Some(message) => ordered(&value, &message, true).ok_or("is of another form".to_owned()),
         None => Ok(value),
     }
 }
@@ -117,8 +117,12 @@ fn are_the_same(type_url: &str, bytes: &[u8], others: Map<String, Value>) -> boo
 }
 
 /// An encoded message with the entries of each map in the order of their bytes: a map in memory has
-/// none. None if it is not of this type.
-fn ordered(bytes: &[u8], message: &MessageDescriptor) -> Option<Vec<u8>> {
+/// none. None if it is not of this type. `contents`: those in an `Any` too.
+pub(super) fn ordered(
+    bytes: &[u8],
+    message: &MessageDescriptor,
+    contents: bool,
+) -> Option<Vec<u8>> {
     let mut fields: Vec<(u32, Vec<u8>)> = Vec::new();
     let mut rest = bytes;
     while !rest.is_empty() {
@@ -142,11 +146,11 @@ fn ordered(bytes: &[u8], message: &MessageDescriptor) -> Option<Vec<u8>> {
         let inner = match descriptor.kind() {
             Kind::Message(inner) => Some(inner),
             // The content of an `Any`, whose type was read before.
-            Kind::Bytes if message.full_name() == ANY => held(bytes),
+            Kind::Bytes if contents && message.full_name() == ANY => held(bytes),
             _ => None,
         };
         if let Some(inner) = inner.filter(|_| wire_type == WireType::LengthDelimited) {
-            let content = ordered(content, &inner)?;
+            let content = ordered(content, &inner, contents)?;
             encoded.truncate(head);
             encode_varint(content.len() as u64, &mut encoded);
             encoded.extend(content);
