@@ -107,9 +107,9 @@ fn peek(events: &[Bytes], max: usize) -> Vec<Result<EventView<'_>, Malformed>> {
     events.iter().take(max).map(|event| EventView::peek(event)).collect()
 }
 
-/// The id under which a request, or a producer, is recorded: bound to its node and its identity, so that nobody
-/// else's request is taken for a retry of this one. A retry may come from another address, so
-/// without authentication the node id alone stands for the identity.
+/// The id under which a request, or a producer, is recorded: bound to its node and its identity, so
+/// that nobody else's request is taken for a retry of this one. A retry may come from another
+/// address, so without authentication the node id alone stands for the identity.
 ///
 /// All gateways of a deployment, of all versions, must agree here.
 pub(super) fn bound_id(

@@ -48,8 +48,9 @@ impl Builder {
     }
 
     /// Adds a gateway: `https://gateway.example.org`, `http://10.0.0.1:7420`, or `10.0.0.1` (see
-    /// [`Credentials::url`]). The first one is used as long as it serves, then the next one, in turn; to
-    /// spread the nodes, give each another first one. Default: `http://127.0.0.1:7420` alone.
+    /// [`Credentials::url`]). The first one is used as long as it serves, then the next one, in
+    /// turn; to spread the nodes, give each another first one. Default: `http://127.0.0.1:7420`
+    /// alone.
     #[must_use]
     pub fn gateway(mut self, address: impl Into<String>) -> Builder {
         self.addresses.push(address.into());

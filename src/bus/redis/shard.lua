@@ -34,8 +34,8 @@
 --               place, the entry as it stands there, and its name
 --   there       again: nothing was appended, since the frame or all of its events are there
 --   seen, index, value, ..: these requests were accepted before; nothing was done
---   covered, index, ranges, ..: of these runs' publishers the shard has these sequences; nothing was
---               done
+--   covered, index, ranges, ..: of these runs' publishers the shard has these sequences; nothing
+--               was done
 --   epoch       the caller's epoch is over, or its position is taken; nothing was done
 --   recovering  appends wait; nothing was appended
 --   wait        other gateways may hold what comes before; to be tried again

@@ -105,9 +105,9 @@ impl PublisherOptions {
 /// Publishes events on one stream, the fast way for a node that publishes much: events that wait
 /// leave together, and one acknowledgement stands for thousands.
 ///
-/// Events with the same routing key (account, else kind) keep their order. Where the stream ends, by
-/// a drain, a crash or a lost connection, it is opened again on any of the gateways, and what was
-/// not acknowledged is sent again: each event is published once, however often that happens.
+/// Events with the same routing key (account, else kind) keep their order. Where the stream ends,
+/// by a drain, a crash or a lost connection, it is opened again on any of the gateways, and what
+/// was not acknowledged is sent again: each event is published once, however often that happens.
 ///
 /// Clones share the stream. When the last one is dropped, it ends, and what was not acknowledged
 /// may or may not be published: [`Publisher::close`] waits for it.
@@ -339,19 +339,19 @@ impl Stream<'_> {
         }
         self.client.works(self.number);
         let mut draining = false;
-        let mut heard = Instant::now();
+        let mut answered_at = Instant::now();
         loop {
             let (has_next, waits) = {
                 let buffer = self.shared.buffer.lock();
                 (buffer.has_next() && !draining, buffer.is_unanswered())
             };
             if !waits {
-                heard = Instant::now();
+                answered_at = Instant::now();
             }
             tokio::select! {
                 response = responses.message() => {
                     let Some(response) = response? else { return Ok(()) };
-                    heard = Instant::now();
+                    answered_at = Instant::now();
                     draining |= self.answered(response);
                 }
                 permit = requests.reserve(), if has_next => {
@@ -361,7 +361,7 @@ impl Stream<'_> {
                     }
                 }
                 () = self.shared.filled.notified(), if !has_next => {}
-                () = sleep_until(heard + limit), if waits => {
+                () = sleep_until(answered_at + limit), if waits => {
                     return Err(Status::unavailable(format!("nothing received for {limit:?}")));
                 }
             }
