@@ -1,9 +1,9 @@
 //! Sets of accounts, by their keys: a stream may have a million of them.
 //!
-//! A key is a hash of the account's name with 128 bits, made with two secrets of the process: nobody
-//! can find two names with one key, and two that have one by chance are not to be expected in the
-//! life of the universe. So the names themselves are not kept, and an account takes the same memory
-//! however long its name is.
+//! A key is a hash of the account's name with 128 bits, made with two secrets of the process:
+//! nobody can find two names with one key, and two that have one by chance are not to be expected
+//! in the life of the universe. So the names themselves are not kept, and an account takes the same
+//! memory however long its name is.
 
 use std::{
     collections::{HashMap, HashSet, hash_map::RandomState},
@@ -12,13 +12,15 @@ use std::{
 };
 
 /// Bytes that an account of a stream takes at most: its key in the set of the stream, and its entry
-/// in the router's index. Both are tables that are at least 7/16 full, with 17 bytes for each place.
+/// in the router's index. Both are tables that are at least 7/16 full as they grow, with 17 bytes
+/// for each place.
 pub const ACCOUNT_COST: usize = 80;
 
 /// The most accounts of a set with one table.
 const MAX_UNDIVIDED: usize = 4096;
 
-/// The tables of a larger set: each grows by itself, so that no single step takes long.
+/// The tables of a larger set, one for each value of a byte: each grows by itself, so that no
+/// single step takes long.
 const TABLES: usize = 256;
 
 static SECRETS: LazyLock<[RandomState; 2]> = LazyLock::new(Default::default);
@@ -63,7 +65,7 @@ impl AccountKey {
 
     fn table(self) -> usize {
         // Bits that the tables do not use for themselves.
-        (self.0 >> 64) as usize % TABLES
+        usize::from(self.0.to_be_bytes()[0])
     }
 }
 
@@ -142,6 +144,12 @@ impl AccountSet {
     /// The accounts, in no order.
     pub fn iter(&self) -> impl Iterator<Item = AccountKey> + '_ {
         self.tables.iter().flatten().copied()
+    }
+
+    /// How many accounts each table has room for.
+    #[cfg(test)]
+    pub(super) fn capacities(&self) -> impl Iterator<Item = usize> + '_ {
+        self.tables.iter().map(HashSet::capacity)
     }
 
     fn table_of(&self, key: AccountKey) -> usize {

@@ -2,8 +2,8 @@
 //!
 //! A second cursor reads from there up to where the cursor of the stream stands, which waits
 //! meanwhile. It delivers what the stream has passed and its interest did not include then; all
-//! else the stream has had, or will have. Which of the two it is follows from the name of each event, so
-//! that copies which recovery made change nothing.
+//! else the stream has had, or will have. Which of the two it is follows from the name of each
+//! event, so that copies which recovery made change nothing.
 
 use std::sync::Arc;
 

@@ -20,9 +20,20 @@ pub struct Change {
     add_kinds: u128,
     remove_accounts: Vec<AccountKey>,
     add_accounts: Vec<AccountKey>,
-    /// All custom types from here on, if they change; `None` within: every type.
-    custom_types: Option<Option<Vec<String>>>,
+    custom_types: Types,
     replace: Option<Replace>,
+}
+
+/// A change of the custom types.
+#[derive(Clone, Debug, Default)]
+enum Types {
+    /// They stay.
+    #[default]
+    Same,
+    /// Every type is included from here on.
+    All,
+    /// These are.
+    These(Vec<String>),
 }
 
 /// A change of everything.
@@ -64,7 +75,7 @@ impl Change {
             add_kinds: bits_of(&add.kinds),
             remove_accounts: keys(&remove.accounts),
             add_accounts: keys(&add.accounts),
-            custom_types: None,
+            custom_types: Types::Same,
             replace: None,
         }
     }
@@ -78,7 +89,7 @@ impl Change {
     /// These custom types are included from here on; `None`: all.
     #[must_use]
     pub fn with_custom_types(self, custom_types: Option<Vec<String>>) -> Change {
-        Change { custom_types: Some(custom_types), ..self }
+        Change { custom_types: custom_types.map_or(Types::All, Types::These), ..self }
     }
 
     /// True if the whole filter is replaced.
@@ -119,8 +130,10 @@ impl Filter {
             self.change_accounts(&change, &mut see);
         }
         self.kinds &= self.allowed_kinds;
-        if let Some(types) = change.custom_types {
-            self.custom_types = types.map(|types| Patterns::new(&types));
+        match change.custom_types {
+            Types::Same => {}
+            Types::All => self.custom_types = None,
+            Types::These(types) => self.custom_types = Some(Patterns::new(&types)),
         }
         self.set_plain_kinds();
     }
@@ -191,9 +204,10 @@ impl Before {
         if !matches!(self.accounts, Accounts::Current) {
             return;
         }
-        let (to, from) = match added {
-            true => (&mut self.added, &mut self.removed),
-            false => (&mut self.removed, &mut self.added),
+        let (to, from) = if added {
+            (&mut self.added, &mut self.removed)
+        } else {
+            (&mut self.removed, &mut self.added)
         };
         if !from.remove(&key) {
             to.insert(key);

@@ -85,7 +85,7 @@ impl Subscription {
                     deployment: self.context.deployment,
                     grant: grant.as_ref(),
                 };
-                watch.interest.check(update, self.cursor.filter(), &rules)
+                watch.interest.check(&update, self.cursor.filter(), &rules)
             }
         };
         Ok(match checked {

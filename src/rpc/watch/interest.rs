@@ -131,7 +131,7 @@ impl Interest {
     /// Checks an update of a stream with this filter.
     pub fn check(
         &mut self,
-        update: v1::InterestUpdate,
+        update: &v1::InterestUpdate,
         filter: &Filter,
         rules: &Rules<'_>,
     ) -> Checked {
@@ -147,7 +147,7 @@ impl Interest {
             let why = format!("part {part} of this update was rejected");
             return self.reject(id, false, Error::field("update_id", why));
         }
-        let checked = self.begin(id).and_then(|()| self.part(&update, filter, rules));
+        let checked = self.begin(id).and_then(|()| self.part(update, filter, rules));
         let (since, change, state) = match checked {
             Ok(checked) => checked,
             Err(error) => return self.reject(id, incomplete, error),
