@@ -146,6 +146,33 @@ mod tests {
 
     use super::*;
 
+    /// Bytes of the tables of accounts, as hashbrown makes them: powers of two of places, of which
+    /// 7/8 are used, with a byte of control for each.
+    fn table_bytes(capacity: usize, entry: usize) -> usize {
+        let places = if capacity < 8 { capacity + 1 } else { capacity / 7 * 8 };
+        places * (entry + 1) + 16
+    }
+
+    #[test]
+    fn an_account_takes_at_most_what_is_counted_for_it() {
+        let (index, mut set) = (AccountIndex::default(), AccountSet::default());
+        let mut next = 0_u64;
+        for count in [100_000, 250_000, 470_000, 500_000, 940_000, 1_000_000] {
+            while set.len() < count {
+                let key = AccountKey::of(&next.to_be_bytes());
+                next += 1;
+                set.insert(key);
+                index.insert(key, 7);
+            }
+            let parts = index.parts.iter().map(|part| part.read().slots.capacity());
+            let indexed: usize = parts.map(|capacity| table_bytes(capacity, 16)).sum();
+            let fixed = PARTS * size_of::<RwLock<Part>>();
+            let held: usize = set.capacities().map(|capacity| table_bytes(capacity, 16)).sum();
+            let each = (held + indexed + fixed) / count;
+            assert!(each <= crate::hub::accounts::ACCOUNT_COST, "{count}: {each} bytes each");
+        }
+    }
+
     proptest! {
         #[test]
         fn an_account_has_the_slots_that_were_inserted_and_not_removed(
