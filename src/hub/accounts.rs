@@ -191,7 +191,7 @@ mod tests {
         for n in (0..2 * MAX_UNDIVIDED).step_by(3) {
             assert!(set.remove(AccountKey::of(&name(n))) && !set.remove(AccountKey::of(&name(n))));
         }
-        let left = |n: usize| n % 3 != 0;
+        let left = |n: usize| !n.is_multiple_of(3);
         assert!((0..2 * MAX_UNDIVIDED).all(|n| set.contains(&name(n)) == left(n)));
         assert!(!set.contains(&name(2 * MAX_UNDIVIDED)));
         assert_eq!(set.len(), (0..2 * MAX_UNDIVIDED).filter(|n| left(*n)).count());

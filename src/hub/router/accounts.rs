@@ -199,7 +199,9 @@ mod tests {
                 found.sort_unstable();
                 let slots = expected.remove(&account).unwrap_or_default();
                 prop_assert_eq!(&found, &slots.iter().copied().collect::<Vec<_>>());
-                slots.iter().for_each(|slot| index.remove(AccountKey::of(&[account]), *slot));
+                for slot in &slots {
+                    index.remove(AccountKey::of(&[account]), *slot);
+                }
             }
             prop_assert!(index.is_empty());
             let parts = index.parts.iter().map(|part| part.read());

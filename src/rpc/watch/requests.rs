@@ -165,8 +165,8 @@ mod tests {
         decode(bytes.into(), &Limits::default())
     }
 
-    fn accounts(count: usize) -> Option<v1::Filter> {
-        Some(v1::Filter { accounts: vec![String::new(); count], ..Default::default() })
+    fn accounts(count: usize) -> v1::Filter {
+        v1::Filter { accounts: vec![String::new(); count], ..Default::default() }
     }
 
     #[test]
@@ -176,7 +176,8 @@ mod tests {
             Request::Open(decoded) => assert_eq!(*decoded, open),
             other => panic!("{other:?}"),
         }
-        let update = v1::InterestUpdate { update_id: 7, add: accounts(3), ..Default::default() };
+        let update =
+            v1::InterestUpdate { update_id: 7, add: Some(accounts(3)), ..Default::default() };
         match decoded(watch_request::Request::Update(update.clone())).unwrap() {
             Request::Update(decoded) => assert_eq!(decoded, update),
             other => panic!("{other:?}"),
@@ -194,14 +195,15 @@ mod tests {
 
     #[test]
     fn lists_that_are_too_long_are_not_decoded() {
-        let subscribe = v1::SubscribeRequest { filter: accounts(10_001), ..Default::default() };
+        let subscribe =
+            v1::SubscribeRequest { filter: Some(accounts(10_001)), ..Default::default() };
         let open = v1::WatchOpen { subscribe: Some(subscribe), ..Default::default() };
         let error = decoded(watch_request::Request::Open(open)).unwrap_err().to_string();
         assert_eq!(error, "filter.accounts: has 10001; the limit is 10000");
         let update = v1::InterestUpdate {
             update_id: 9,
-            add: accounts(10_001),
-            remove: accounts(10_002),
+            add: Some(accounts(10_001)),
+            remove: Some(accounts(10_002)),
             ..Default::default()
         };
         match decoded(watch_request::Request::Update(update)).unwrap() {
