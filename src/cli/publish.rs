@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::Args;
-use futures_util::{StreamExt, stream::FuturesOrdered};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -111,7 +111,8 @@ impl Publish {
             }
         });
         let publisher = client.publisher(PublisherOptions::new().max_age(RETRY_FOR));
-        let mut answers = FuturesOrdered::new();
+        let mut answers: FuturesOrdered<BoxFuture<'_, (u64, Result<(), Error>)>> =
+            FuturesOrdered::new();
         let mut progress = Progress::new();
         let (mut number, mut rejected, mut wrong) = (0, Vec::new(), None);
         let mut reads = true;
@@ -143,7 +144,7 @@ impl Publish {
                                 let published = publisher.publish(self.targeted(event)).await;
                                 let answer = published.map_err(|error| self.failure(&error))?;
                                 let line = number;
-                                answers.push_back(async move { (line, answer.await) });
+                                answers.push_back(async move { (line, answer.await) }.boxed());
                             }
                         }
                         // Events before the wrong line are published.
