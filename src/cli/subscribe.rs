@@ -13,7 +13,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     time::timeout,
 };
-use trunkline_client::{Error, Notification, SubscribeOptions, Subscription};
+use trunkline_client::{Builder, Error, Notification, SubscribeOptions, Subscription};
 use trunkline_proto::v1::{Overflow, Start};
 
 use self::printer::Printer;
@@ -105,7 +105,7 @@ impl Subscribe {
         // A wrong address fails at once; a gateway that goes away later is waited for.
         self.gateway.connect().await?;
         let client = self.gateway.client(&self.node)?;
-        let client = self.interest.role.iter().fold(client, |client, role| client.role(role));
+        let client = self.interest.role.iter().fold(client, Builder::role);
         let client = client
             .client_version(concat!("trunkline subscribe ", env!("CARGO_PKG_VERSION")))
             .build()
@@ -149,18 +149,17 @@ impl Subscribe {
         let mut opened = false;
         loop {
             // Events that arrived together are printed together.
-            let next = match subscription.next().now_or_never() {
-                Some(next) => next,
-                None => {
-                    printer.flush()?;
-                    subscription.next().await
-                }
+            let next = if let Some(next) = subscription.next().now_or_never() {
+                next
+            } else {
+                printer.flush()?;
+                subscription.next().await
             };
             let notification = match next {
                 None => return printer.flush(),
                 Some(Err(error)) => {
                     printer.flush()?;
-                    return Err(self.failure(&error));
+                    return Err(failure(&error));
                 }
                 Some(Ok(notification)) => notification,
             };
@@ -179,12 +178,12 @@ impl Subscribe {
             printer.take(notification, subscription.resume_token())?;
         }
     }
+}
 
-    fn failure(&self, error: &Error) -> Failure {
-        match error.status() {
-            Some(status) => Failure::Gateway(status.clone()),
-            None => Failure::Other(error.to_string()),
-        }
+fn failure(error: &Error) -> Failure {
+    match error.status() {
+        Some(status) => Failure::Gateway(status.clone()),
+        None => Failure::Other(error.to_string()),
     }
 }
 
