@@ -198,14 +198,13 @@ async fn refused(node: &TestNode, requests: Vec<Request>) -> Status {
     for request in requests {
         stream.send(request).await;
     }
-    let response = loop {
+    loop {
         match stream.next().await {
             Ok(Some(_)) => {}
             Ok(None) => panic!("no error"),
-            Err(status) => break status,
+            Err(status) => return status,
         }
-    };
-    response
+    }
 }
 
 #[tokio::test]
