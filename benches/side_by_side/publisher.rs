@@ -213,7 +213,9 @@ impl StreamPublisher {
             let (mut content, mut request) = (Vec::new(), Vec::new());
             encode_key(1, WireType::Varint, &mut content);
             encode_varint(next.0, &mut content);
-            events.iter().for_each(|event| put_field(&mut content, 2, event));
+            for event in events {
+                put_field(&mut content, 2, event);
+            }
             put_field(&mut request, 2, &content);
             next.0 += events.len() as u64;
             next.1.send(request.into()).await.expect("an open stream");
