@@ -49,8 +49,9 @@ async fn every_kind_passes_unchanged_from_subscribe_to_publish_through_a_pipe() 
 fn payloads() -> Vec<Event> {
     let known = |name: &str| format!("type.googleapis.com/google.protobuf.{name}");
     let field = |name: u8, content: &[u8]| {
-        let value = [&[0x12, content.len() as u8], content].concat();
-        [&[0x0a, 3 + value.len() as u8, 0x0a, 1, name], &value[..]].concat()
+        let length = |bytes: &[u8]| u8::try_from(bytes.len()).expect("a short field");
+        let value = [&[0x12, length(content)], content].concat();
+        [&[0x0a, 3 + length(&value), 0x0a, 1, name], &value[..]].concat()
     };
     let (text, number) = ([0x1a, 1, b'x'], [&[0x11][..], &1.5f64.to_le_bytes()].concat());
     let all = [
@@ -89,7 +90,7 @@ async fn a_line_goes_back_through_publish_and_is_the_same_line_again() {
 
     let lines = first.stdout_lines(count, LIMIT).await;
     let mut program = to(&other, ["publish", "--node-id", "n1", "-"]);
-    program = program.stdin(lines.iter().map(|line| format!("{line}\n")).collect::<String>());
+    program = program.stdin(lines.join("\n") + "\n");
     assert_eq!(program.run(LIMIT).await.success(), "");
     assert_eq!(second.stdout_lines(count, LIMIT).await, lines);
     // Byte for byte also where no JSON was in between.

@@ -16,6 +16,7 @@ pub const HISTORIES: &[&str] = &[
 
 /// What a seed has besides gateways, nodes and the usual faults.
 #[derive(Clone, Debug, Default)]
+#[allow(clippy::struct_excessive_bools)] // independent faults
 pub struct More {
     /// The index of its limits in [`HISTORIES`].
     pub history: usize,

@@ -71,7 +71,7 @@ impl World {
             self.publishers[index].stream = None;
         }
         if self.rng.percent(60) {
-            for _ in 0..1 + self.rng.below(3) {
+            for _ in 0..=self.rng.below(3) {
                 // Those between go to other shards.
                 let between = self.rng.below(3) as u64;
                 let publisher = &mut self.publishers[index];

@@ -855,10 +855,8 @@ impl World {
                     // What history has is all that is left.
                     (line.told, line.present, line.called) = (Rc::default(), stored, None);
                     (line.recovering, line.stateless, line.again) = (false, true, true);
-                } else {
-                    if line.stateless {
-                        line.present = Rc::default();
-                    }
+                } else if line.stateless {
+                    line.present = Rc::default();
                 }
                 self.absences = true;
                 self.count("evictions");
@@ -920,8 +918,8 @@ impl World {
         note!(self, "{text} of master {master} is evicted");
         if let Some((_, id)) = text.split_once(":request:") {
             let line = &mut self.masters[master].line;
-            let digits = |id: [u8; 16]| id.iter().map(|byte| format!("{byte:02x}")).collect();
-            let of = |request: &&Request| request.id.map(digits).is_some_and(|it: String| it == id);
+            let digits = |id: [u8; 16]| format!("{:032x}", u128::from_be_bytes(id));
+            let of = |request: &&Request| request.id.map(digits).is_some_and(|it| it == id);
             if let Some(request) = self.requests.iter().find(of) {
                 Rc::make_mut(&mut line.forgotten).extend(&request.events);
             }
