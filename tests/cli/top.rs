@@ -81,6 +81,21 @@ impl Drop for Terminal {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_view_ends_with_its_terminal() {
+    let gateway = gateway().await;
+    let terminal = Terminal::open();
+    terminal.shows("ready$").await;
+    terminal.runs(&format!("exec {}", top(&gateway)));
+    terminal.shows("SERVING").await;
+    let pid = terminal.tmux(&["display-message", "-p", "#{pane_pid}"]).trim().to_owned();
+    let process = std::path::Path::new("/proc").join(pid);
+    let name = std::fs::read_to_string(process.join("comm")).expect("the view runs");
+    assert_eq!(name.trim(), "trunkline");
+    terminal.tmux(&["kill-server"]);
+    until(LIMIT, "the end of the view", async || !process.exists()).await;
+}
+
 fn top(gateway: &Gateway) -> String {
     format!("{} top --gateway {} --interval 0.2", binary().display(), gateway.url())
 }

@@ -4,8 +4,8 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc as std_mpsc,
     },
-    thread::JoinHandle,
     time::Duration,
 };
 
@@ -21,6 +21,10 @@ use crate::cli::Failure;
 /// Interval at which the thread that waits for keys checks whether to end.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
+/// The time that the end waits for that thread. crossterm never returns once the terminal was
+/// closed by its other side.
+const MAX_WAIT: Duration = Duration::from_millis(500);
+
 /// A terminal in raw mode, on its alternate screen. Dropping it restores the terminal; so does a
 /// panic.
 pub struct Screen {
@@ -32,7 +36,8 @@ pub struct Screen {
 /// The thread that waits for keys, which cannot be done asynchronously.
 struct Keys {
     ended: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    /// Disconnected when it has ended.
+    running: std_mpsc::Receiver<()>,
 }
 
 impl Screen {
@@ -42,7 +47,9 @@ impl Screen {
         let (to, events) = mpsc::channel(16);
         let ended = Arc::new(AtomicBool::new(false));
         let until = ended.clone();
-        let thread = std::thread::spawn(move || {
+        let (runs, running) = std_mpsc::channel();
+        std::thread::spawn(move || {
+            let _runs = runs;
             while !until.load(Ordering::Relaxed) {
                 let event = match event::poll(CHECK_INTERVAL) {
                     Ok(true) => event::read(),
@@ -56,7 +63,7 @@ impl Screen {
                 }
             }
         });
-        Ok(Screen { terminal, events, keys: Keys { ended, thread: Some(thread) } })
+        Ok(Screen { terminal, events, keys: Keys { ended, running } })
     }
 
     /// Draws the view in the current size of the terminal.
@@ -76,9 +83,7 @@ impl Drop for Screen {
         // The thread must not take input that is meant for the next program in this terminal.
         self.keys.ended.store(true, Ordering::Relaxed);
         self.events.close();
-        if let Some(thread) = self.keys.thread.take() {
-            let _ = thread.join();
-        }
+        let _ = self.keys.running.recv_timeout(MAX_WAIT);
         ratatui::restore();
     }
 }
