@@ -41,7 +41,7 @@ FIRST_WAIT = 0.05
 MAX_WAIT = 2.0
 
 # Heartbeats that may be missed before a connection counts as dead.
-MAX_MISSED_HEARTBEATS = 3
+MAX_MISSED_HEARTBEATS = 2
 
 # Limit of one attempt to publish, in seconds. A gateway answers earlier unless it is not reachable.
 ATTEMPT_TIMEOUT = 12.0

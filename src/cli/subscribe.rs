@@ -1,8 +1,9 @@
 //! `trunkline subscribe`.
 
+mod follow;
 mod printer;
 
-use std::{io, os::fd::AsFd, time::Duration};
+use std::{io, os::fd::AsFd, path::PathBuf, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::{Args, ValueEnum};
@@ -14,7 +15,7 @@ use tokio::{
     time::timeout,
 };
 use trunkline_client::{Builder, Error, Notification, SubscribeOptions, Subscription};
-use trunkline_proto::v1::{Overflow, Start};
+use trunkline_proto::v1::{Filter, Overflow, Start};
 
 use self::printer::Printer;
 use super::{Failure, GatewayArgs, NodeArgs, duration::parse_duration, interest::InterestArgs};
@@ -34,6 +35,7 @@ Examples:
   trunkline subscribe --account a1 --max-events 1
   trunkline subscribe --custom-type 'com.example.*' --for 10s
   trunkline subscribe --gateway gateway-1,gateway-2
+  trunkline subscribe --follow-interest accounts.txt
   trunkline subscribe --node-id mx1 --role imap --account a1 --explain
   trunkline subscribe | jq -c 'select(.mailboxChange)' | trunkline publish --gateway other:7420 -")]
 #[allow(clippy::struct_excessive_bools)] // flags
@@ -44,6 +46,10 @@ pub(super) struct Subscribe {
     node: NodeArgs,
     #[command(flatten)]
     interest: InterestArgs,
+    /// Events of the accounts in this file, one a line, as it changes; kinds that concern no account
+    /// are delivered regardless
+    #[arg(long, value_name = "FILE", conflicts_with = "account")]
+    follow_interest: Option<PathBuf>,
     /// Position to start from
     #[arg(long, value_enum, default_value_t = StartArg::Latest)]
     start: StartArg,
@@ -110,13 +116,23 @@ impl Subscribe {
             .client_version(concat!("trunkline subscribe ", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| Failure::Usage(error.to_string()))?;
-        let subscription = client.subscribe(self.options());
-        match self.max_duration {
-            None => self.follow(subscription).await,
-            Some(limit) => {
-                let ended = timeout(limit, self.follow(subscription)).await;
-                ended.unwrap_or(Ok(()))
+        let followed = async {
+            let Some(file) = &self.follow_interest else {
+                return self.follow(client.subscribe(self.options())).await;
+            };
+            let accounts = follow::accounts_in(file).map_err(|why| {
+                Failure::Input(format!("--follow-interest {}: {why}", file.display()))
+            })?;
+            let filter = Filter { accounts: accounts.clone(), ..self.interest.filter() };
+            let (subscription, interest) = client.watch(self.options().filter(filter));
+            tokio::select! {
+                ended = self.follow(subscription) => ended,
+                error = follow::follow(file, accounts, &interest) => Err(failure(&error)),
             }
+        };
+        match self.max_duration {
+            None => followed.await,
+            Some(limit) => timeout(limit, followed).await.unwrap_or(Ok(())),
         }
     }
 

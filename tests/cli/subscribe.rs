@@ -382,3 +382,33 @@ async fn the_explain_command_needs_no_gateway() {
     assert_eq!(code(&wrong), 3);
     assert!(wrong.stderr.contains("queueRefreshed"), "{}", wrong.stderr);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_accounts_of_a_file_are_followed_as_it_changes() {
+    let gateway = gateway().await;
+    let folder = crate::support::folder::new();
+    let file = folder.path().join("accounts");
+    std::fs::write(&file, "a\n\n b \n").expect("a file");
+    let path = file.display().to_string();
+    let subscriber = subscribe(&gateway, ["--follow-interest", &path]).await;
+    let node = TestNode::connect(&gateway, "publisher").await;
+    let publish = async |id: &str, account: &str| {
+        let event = with_id(id, mailbox_change(account, 1));
+        node.publish(vec![event]).await.expect("published");
+    };
+    publish("1", "b").await;
+    publish("not-2", "c").await;
+    std::fs::write(&file, "c\nb\n").expect("a file");
+    subscriber.stderr_has("{\"interest\":{\"accounts\":2}}", LIMIT).await;
+    publish("3", "c").await;
+    publish("not-4", "a").await;
+    publish("5", "b").await;
+    let ids: Vec<_> = lines(&subscriber, 3).await.iter().map(|e| e["eventId"].clone()).collect();
+    assert_eq!(ids, ["1", "3", "5"]);
+
+    // Without a file there is nothing to follow.
+    std::fs::remove_file(&file).expect("it is ours");
+    let output = to(&gateway, ["subscribe", "--follow-interest", &path]).run(LIMIT).await;
+    assert_eq!(code(&output), 3, "{}", output.stderr);
+    assert!(output.stderr.contains("--follow-interest"), "{}", output.stderr);
+}

@@ -12,6 +12,7 @@ mod publisher;
 mod python;
 mod reconnect;
 mod subscribe;
+mod watch;
 
 use std::{process::Command, time::Duration};
 

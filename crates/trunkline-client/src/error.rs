@@ -122,6 +122,15 @@ pub(super) fn final_kind(status: &Status) -> Option<ErrorKind> {
     }
 }
 
+/// The error of a status that a message of a stream carries.
+pub(super) fn status_of(status: trunkline_proto::rpc::Status) -> Error {
+    use prost::Message;
+
+    let details = status.encode_to_vec().into();
+    let status = Status::with_details(status.code.into(), status.message, details);
+    Error::new(final_kind(&status).unwrap_or(ErrorKind::Invalid), status)
+}
+
 /// True if a status comes from a gateway and has this reason.
 pub(super) fn is(status: &Status, reason: &str) -> bool {
     reason_of(status).is_some_and(|found| found == reason)

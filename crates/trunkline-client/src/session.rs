@@ -2,21 +2,26 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use tokio::time::timeout;
+use tokio::{sync::mpsc, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::{
     Client, Error, Notification, RecentEvents,
     backoff::{Backoff, retry_delay},
     error::{describe, final_kind, is},
+    interest::Watching,
 };
 use trunkline_proto::v1::{
-    Event, Gap, GapAction, GapReason, SubscribeRequest, SubscribeResponse,
+    Event, Gap, GapAction, GapReason, SubscribeRequest, SubscribeResponse, WatchRequest,
     subscribe_response::Response,
 };
 
 /// The number of missed heartbeats after which a connection counts as dead.
-const MISSED_HEARTBEATS: u32 = 3;
+const MISSED_HEARTBEATS: u32 = 2;
+
+/// Requests that wait for the connection.
+const REQUESTS: usize = 4;
 
 /// The state between two notifications.
 pub(super) struct Session {
@@ -25,6 +30,9 @@ pub(super) struct Session {
     request: SubscribeRequest,
     /// The open stream.
     stream: Option<Streaming<SubscribeResponse>>,
+    /// The accounts, where they change while the stream lives, and the requests of the open stream.
+    watching: Option<Watching>,
+    requests: Option<mpsc::Sender<WatchRequest>>,
     /// The number of the gateway that is used, or tried next.
     number: usize,
     /// Events that were received and not delivered yet, and the token after the last of them.
@@ -42,12 +50,19 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(client: Client, request: SubscribeRequest, heartbeat: Duration) -> Session {
+    pub(super) fn new(
+        client: Client,
+        request: SubscribeRequest,
+        heartbeat: Duration,
+        watching: Option<Watching>,
+    ) -> Session {
         let number = client.preferred();
         Session {
             client,
             request,
             stream: None,
+            watching,
+            requests: None,
             number,
             events: VecDeque::new(),
             batch_token: vec![],
@@ -90,14 +105,14 @@ impl Session {
             if let Some(wait) = self.wait.take() {
                 tokio::time::sleep(wait).await;
             }
-            let Some(stream) = &mut self.stream else {
+            if self.stream.is_none() {
                 match self.open().await {
                     Ok(()) => continue,
                     Err(status) => return Some(self.lost(status)),
                 }
-            };
+            }
             let limit = self.heartbeat * MISSED_HEARTBEATS;
-            let lost = match timeout(limit, stream.message()).await {
+            let lost = match timeout(limit, self.message()).await {
                 Ok(Ok(Some(response))) => match self.take(response) {
                     Some(notification) => return Some(Ok(notification)),
                     None => continue,
@@ -112,13 +127,39 @@ impl Session {
 
     async fn open(&mut self) -> Result<(), Status> {
         let mut gateway = self.client.gateway(self.number);
-        let opening = gateway.subscribe(self.request.clone());
+        let request = self.request.clone();
+        let requests = self.watching.as_mut().map(|watching| {
+            watching.open(request.clone());
+            let (requests, receiver) = mpsc::channel(REQUESTS);
+            self.requests = Some(requests);
+            receiver
+        });
+        let opening = async {
+            match requests {
+                Some(requests) => gateway.watch(ReceiverStream::new(requests)).await,
+                None => gateway.subscribe(request).await,
+            }
+        };
         let response = timeout(self.client.attempt_timeout, opening)
             .await
             .map_err(|_| Status::unavailable("no answer in time"))??;
         self.stream = Some(response.into_inner());
         self.requested_wait = None;
         Ok(())
+    }
+
+    /// The next message of the open stream, whose interest changes meanwhile.
+    async fn message(&mut self) -> Result<Option<SubscribeResponse>, Status> {
+        let Some(stream) = &mut self.stream else { return Ok(None) };
+        let (Some(watching), Some(requests)) = (&mut self.watching, &self.requests) else {
+            return stream.message().await;
+        };
+        loop {
+            tokio::select! {
+                message = stream.message() => return message,
+                () = watching.work(requests) => {}
+            }
+        }
     }
 
     fn take(&mut self, response: SubscribeResponse) -> Option<Notification> {
@@ -134,6 +175,9 @@ impl Session {
                 let interval =
                     subscribed.heartbeat_interval.and_then(|i| Duration::try_from(i).ok());
                 self.heartbeat = interval.unwrap_or(self.heartbeat);
+                if let Some(watching) = &mut self.watching {
+                    watching.updated(0);
+                }
                 Some(Notification::Subscribed(subscribed))
             }
             Response::Events(batch) if batch.events.is_empty() => {
@@ -154,8 +198,19 @@ impl Session {
                 Some(Notification::Heartbeat(heartbeat))
             }
             Response::Notice(notice) => Some(Notification::Notice(notice)),
-            // Answers to updates, which a `Subscribe` stream has none of.
-            Response::InterestUpdated(_) | Response::InterestRejected(_) => None,
+            Response::InterestUpdated(updated) => {
+                self.request.resume_token = updated.resume_token;
+                if let Some(watching) = &mut self.watching {
+                    watching.updated(updated.update_id);
+                }
+                None
+            }
+            Response::InterestRejected(rejected) => {
+                if let Some(watching) = &mut self.watching {
+                    watching.rejected(rejected);
+                }
+                None
+            }
             Response::Explanation(explanation) => {
                 self.request.resume_token.clone_from(&explanation.resume_token);
                 Some(Notification::Explanation(explanation))
@@ -170,7 +225,10 @@ impl Session {
 
     /// Handles the end of a stream, or the refusal of one.
     fn lost(&mut self, status: Status) -> Result<Notification, Error> {
-        self.stream = None;
+        (self.stream, self.requests) = (None, None);
+        if let Some(watching) = &mut self.watching {
+            watching.lost();
+        }
         if is(&status, "RESUME_TOKEN_MALFORMED") {
             // The token is damaged: start again without one, and report that events may be missing.
             self.request.resume_token.clear();

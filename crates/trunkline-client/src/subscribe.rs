@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::{Stream, StreamExt};
 
-use super::{Client, Error, session::Session};
+use super::{Client, Error, Interest, interest::Watching, session::Session};
 use trunkline_proto::v1::{
     Draining, Event, EventKind, Explanation, Filter, Gap, Heartbeat, Notice, Overflow, Start,
     SubscribeRequest, Subscribed,
@@ -143,7 +143,7 @@ impl SubscribeOptions {
     }
 
     /// Sets the interval of heartbeats on an idle stream, 1 s to 1 h. A connection on which nothing
-    /// is received for three times as long is given up. Default: 10 s.
+    /// is received for twice as long is given up. Default: 10 s.
     #[must_use]
     pub fn heartbeat_interval(mut self, interval: Duration) -> SubscribeOptions {
         self.heartbeat_interval = Some(interval);
@@ -170,6 +170,20 @@ impl Client {
     /// the gateways in turn, after a wait with full jitter of at most 2 s (or longer, if a gateway
     /// asks for it).
     pub fn subscribe(&self, options: SubscribeOptions) -> Subscription {
+        self.subscription(options, None)
+    }
+
+    /// Opens a subscription whose accounts change while it lives: those of the options are the
+    /// first ones, and with none, no event that concerns an account is delivered. It reconnects as
+    /// [`Client::subscribe`] does, with the accounts of that time.
+    pub fn watch(&self, mut options: SubscribeOptions) -> (Subscription, Interest) {
+        let (interest, changes) = Interest::new();
+        let accounts = std::mem::take(&mut options.filter.accounts);
+        let watching = Watching::new(accounts, changes);
+        (self.subscription(options, Some(watching)), interest)
+    }
+
+    fn subscription(&self, options: SubscribeOptions, watching: Option<Watching>) -> Subscription {
         let token = options.resume_token.clone();
         let heartbeat = options.heartbeat_interval.unwrap_or(HEARTBEAT);
         let request = SubscribeRequest {
@@ -187,7 +201,7 @@ impl Client {
             explain: options.explain,
             ..Default::default()
         };
-        let session = Session::new(self.clone(), request, heartbeat);
+        let session = Session::new(self.clone(), request, heartbeat, watching);
         let stream = futures_util::stream::unfold(session, |mut session| async move {
             let item = session.next().await?;
             let token = session.resume_token().to_vec();

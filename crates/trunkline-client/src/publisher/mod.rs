@@ -23,7 +23,7 @@ use self::buffer::{Answer, Buffer};
 use crate::{
     Client, Error, ErrorKind,
     backoff::{Backoff, retry_delay},
-    error::final_kind,
+    error::{final_kind, status_of},
 };
 use trunkline_proto::v1::{
     Event, PublishOpen, PublishStreamRequest, PublishStreamResponse,
@@ -378,11 +378,7 @@ impl Stream<'_> {
                 self.shared.emptied.notify_waiters();
             }
             Some(Response::Rejected(rejected)) => {
-                let status = rejected.status.unwrap_or_default();
-                let details = status.encode_to_vec().into();
-                let status = Status::with_details(status.code.into(), status.message, details);
-                let kind = final_kind(&status).unwrap_or(ErrorKind::Invalid);
-                let error = Error::new(kind, status);
+                let error = status_of(rejected.status.unwrap_or_default());
                 self.shared.buffer.lock().rejected(rejected.sequence, error);
             }
             Some(Response::Draining(_)) => return true,
