@@ -1,5 +1,7 @@
 //! `Subscribe`, and the opening of every stream: a `Subscribe` is a `Watch` without updates.
 
+mod watch;
+
 use std::{collections::VecDeque, sync::Arc, time::SystemTime};
 
 use tokio::time::Instant;

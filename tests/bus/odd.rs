@@ -5,7 +5,7 @@ use trunkline_proto::v1::Start;
 use crate::support::{
     Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer, TestNode,
     events::{queue_refresh, queue_status, with_id},
-    shared,
+    eventually, shared,
 };
 
 /// The keys that match.
@@ -37,10 +37,16 @@ async fn a_gateway_starts_and_works_whatever_odd_fields_and_keys_are_under_its_p
     let first = works(&redis, &prefix, "first").await;
     let publisher = TestNode::connect(&first, "p").await;
     publisher.publish(vec![with_id("status", queue_status())]).await.expect("published");
-    let all = keys(&redis, &format!("{prefix}*")).await;
-    let of = |name: &str| all.iter().find(|key| key.ends_with(name)).expect("a key").clone();
-    let (retained, state) = (of(":retained"), of(":state"));
-    let hashes = [of(":heads"), of(":deployment"), state.clone(), retained.clone()];
+    // Some are written a while after the start.
+    let names = [":retained", ":state", ":heads", ":deployment"];
+    let found = eventually(LIMIT, "all keys", async || {
+        let all = keys(&redis, &format!("{prefix}*")).await;
+        let of = |name: &str| all.iter().find(|key| key.ends_with(name)).cloned();
+        names.into_iter().map(of).collect::<Option<Vec<String>>>()
+    })
+    .await;
+    let (retained, state) = (found[0].clone(), found[1].clone());
+    let hashes = found;
     let put = async |args: &[&str]| {
         redis
             .command::<redis::Value>(args)

@@ -107,7 +107,7 @@ async fn filters_of_open_streams_count_until_the_streams_end() {
     let limits = json!({
         "maxRequestBytes": "512KiB",
         "maxPendingBytes": "8MiB",
-        "maxPendingBytesPerIdentity": "5MiB",
+        "maxPendingBytesPerIdentity": "2500KiB",
     });
     let target = Target::new(limits).await;
     let bystander = target.bystander().await;
@@ -115,7 +115,7 @@ async fn filters_of_open_streams_count_until_the_streams_end() {
     let mut request = node.request();
     let accounts = (0..5000).map(|n| format!("{n:060}")).collect();
     request.filter = Some(trunkline_proto::v1::Filter { accounts, ..Default::default() });
-    // Each request has 310 KB, and its filter takes 1.1 MB.
+    // Each request has 310 KB, and its filter takes 400 KB.
     let mut held = Vec::new();
     for _ in 0..3 {
         held.push(node.stream(request.clone()).await.unwrap());

@@ -222,9 +222,10 @@ impl Watching {
 
     /// Everything up to this update is in force; 0: what the stream was opened with.
     pub(super) fn updated(&mut self, id: u64) {
-        while let Some(waiting) = self.waiting.pop_front_if(|waiting| waiting.id <= id) {
+        while self.waiting.front().is_some_and(|waiting| waiting.id <= id) {
+            let waiting = self.waiting.pop_front();
             // Nobody may wait for it.
-            let _ = waiting.done.send(Ok(()));
+            let _ = waiting.map(|waiting| waiting.done.send(Ok(())));
         }
     }
 

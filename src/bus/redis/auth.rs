@@ -149,10 +149,17 @@ impl Authenticator {
         self.latest_ms.fetch_max(time_ms, Ordering::Relaxed);
     }
 
+    /// The latest time that any gateway has stated, and this one's: what a probe states. So a clock
+    /// that was ahead is known while any gateway lives that has heard of it, and one that starts
+    /// later can serve the epochs that were opened by it.
+    pub(super) fn latest_time(&self) -> u64 {
+        unix_ms().max(self.latest_ms.load(Ordering::Relaxed))
+    }
+
     /// True if an epoch lies so far beyond the clocks of all gateways that no tag may be made for
     /// it yet.
     pub(super) fn is_beyond(&self, epoch: Epoch) -> bool {
-        let clock = unix_ms().max(self.latest_ms.load(Ordering::Relaxed));
+        let clock = self.latest_time();
         epoch > Epoch::opened_at(clock.saturating_add(millis(AHEAD + SKEW)), 0)
     }
 }

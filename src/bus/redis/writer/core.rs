@@ -567,7 +567,8 @@ impl Core {
 
     fn probe(&mut self, memory: &Memory) -> Step {
         self.probes += 1;
-        let mut probe = encode_probe(self.id, self.probes, unix_ms());
+        let time = self.auth.as_ref().map_or_else(unix_ms, |auth| auth.latest_time());
+        let mut probe = encode_probe(self.id, self.probes, time);
         let mut seen = memory.seen();
         if let Some(auth) = &self.auth {
             probe = with_tag(auth, Kind::Probe, Position::UNKNOWN, &probe);
