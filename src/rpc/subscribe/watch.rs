@@ -17,7 +17,7 @@ use crate::{
         lists::{MAX_KINDS, MAX_PATTERNS},
         stream::Subscription,
         validate,
-        watch::{Acknowledgements, Interest, Request, Requests, Watch},
+        watch::{Acknowledgements, Interest, Named, Request, Requests, Watch, second_open},
     },
 };
 

@@ -9,11 +9,9 @@ mod requests;
 
 use std::{
     collections::VecDeque,
-    sync::Arc,
     task::{Context as TaskContext, Poll},
 };
 
-use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
 pub use self::{
@@ -22,23 +20,13 @@ pub use self::{
     requests::{Request, Requests},
 };
 use crate::{
-    access::{Caller, Grant},
+    access::Grant,
     bus::{AppendError, ShardId},
-    errors::{Error, Limit},
+    errors::Error,
     hub::{
-        accounts::AccountKey,
         cursor::{Cursor, Item, Missing},
-        filter::{Before, Filter},
+        filter::Before,
         had::Had,
-    },
-    observe::counters::Method,
-    proto::v1,
-    rpc::{
-        Context,
-        lists::{MAX_KINDS, MAX_PATTERNS},
-        stream::Subscription,
-        subscribe::Opening,
-        validate,
     },
 };
 
