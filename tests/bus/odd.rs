@@ -38,15 +38,16 @@ async fn a_gateway_starts_and_works_whatever_odd_fields_and_keys_are_under_its_p
     let publisher = TestNode::connect(&first, "p").await;
     publisher.publish(vec![with_id("status", queue_status())]).await.expect("published");
     // Some are written a while after the start.
-    let names = [":retained", ":state", ":heads", ":deployment"];
-    let found = eventually(LIMIT, "all keys", async || {
+    let names = [":retained", ":state", ":heads", ":deployment", ":marks", ":history"];
+    let all = eventually(LIMIT, "all keys", async || {
         let all = keys(&redis, &format!("{prefix}*")).await;
-        let of = |name: &str| all.iter().find(|key| key.ends_with(name)).cloned();
-        names.into_iter().map(of).collect::<Option<Vec<String>>>()
+        let is_there = |name: &str| all.iter().any(|key| key.ends_with(name));
+        names.into_iter().all(is_there).then_some(all)
     })
     .await;
-    let (retained, state) = (found[0].clone(), found[1].clone());
-    let hashes = found;
+    let of = |name: &str| all.iter().find(|key| key.ends_with(name)).expect("a key").clone();
+    let (retained, state) = (of(":retained"), of(":state"));
+    let hashes = [of(":heads"), of(":deployment"), state.clone(), retained.clone()];
     let put = async |args: &[&str]| {
         redis
             .command::<redis::Value>(args)

@@ -53,8 +53,23 @@ fn objects() -> BTreeMap<String, Value> {
 async fn configuration() -> (Value, Value) {
     let text = objects()["ConfigMap"]["data"]["trunkline.json"].as_str().expect("text").to_owned();
     let folder = folder::new();
+    // The files of the Secrets, elsewhere.
+    for (file, content) in [
+        ("trunkline-tls/tls.crt", "a certificate"),
+        ("trunkline-tls/tls.key", "a key"),
+        ("trunkline-tls/ca.crt", "an authority"),
+        ("trunkline-tokens/mail", "mail-0123456789abcdef0123456789abcdef"),
+        ("trunkline-tokens/operators", "operators-0123456789abcdef0123456789"),
+        ("trunkline-redis/password", "a password"),
+        ("trunkline-redis/ca.crt", "an authority"),
+    ] {
+        let file = folder.path().join(file);
+        std::fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
+        std::fs::write(file, content).expect("a file");
+    }
+    let there = format!("{}/trunkline-", folder.path().display());
     let path = folder.path().join("trunkline.json");
-    std::fs::write(&path, &text).expect("a file");
+    std::fs::write(&path, text.replace("/etc/trunkline-", &there)).expect("a file");
     let path = path.display().to_string();
     let effective = trunkline(["check", "--config", &path]).run(LIMIT).await.success();
     let parsed = |text: &str| serde_json::from_str(text).expect("JSON");
