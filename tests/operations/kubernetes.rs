@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use saphyr::{LoadableYamlNode, Scalar, Yaml};
 use serde_json::{Value, json};
 
-use super::support::{LIMIT, folder, gateway::trunkline};
+use super::{
+    access::files::Files,
+    support::{LIMIT, folder, gateway::trunkline},
+};
 
 const FILE: &str = include_str!("../../deploy/kubernetes/trunkline.yaml");
 
@@ -54,14 +57,15 @@ async fn configuration() -> (Value, Value) {
     let text = objects()["ConfigMap"]["data"]["trunkline.json"].as_str().expect("text").to_owned();
     let folder = folder::new();
     // The files of the Secrets, elsewhere.
+    let files = Files::new().await;
     for (file, content) in [
-        ("trunkline-tls/tls.crt", "a certificate"),
-        ("trunkline-tls/tls.key", "a key"),
-        ("trunkline-tls/ca.crt", "an authority"),
-        ("trunkline-tokens/mail", "mail-0123456789abcdef0123456789abcdef"),
-        ("trunkline-tokens/operators", "operators-0123456789abcdef0123456789"),
-        ("trunkline-redis/password", "a password"),
-        ("trunkline-redis/ca.crt", "an authority"),
+        ("trunkline-tls/tls.crt", files.read("server.pem")),
+        ("trunkline-tls/tls.key", files.read("server.key")),
+        ("trunkline-tls/ca.crt", files.read("ca.pem")),
+        ("trunkline-tokens/mail", b"mail-0123456789abcdef0123456789abcdef".to_vec()),
+        ("trunkline-tokens/operators", b"operators-0123456789abcdef0123456789".to_vec()),
+        ("trunkline-redis/password", b"a password".to_vec()),
+        ("trunkline-redis/ca.crt", files.read("ca.pem")),
     ] {
         let file = folder.path().join(file);
         std::fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");

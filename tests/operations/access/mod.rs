@@ -1,7 +1,7 @@
 //! Access: authentication and authorisation, over real sockets with real certificates.
 
 mod certificates;
-mod files;
+pub mod files;
 mod rules;
 mod tokens;
 mod tools;
