@@ -46,8 +46,8 @@ pub(super) struct Subscribe {
     node: NodeArgs,
     #[command(flatten)]
     interest: InterestArgs,
-    /// Events of the accounts in this file, one a line, as it changes; kinds that concern no account
-    /// are delivered regardless
+    /// Events of the accounts in this file, one a line, as it changes; kinds that concern no
+    /// account are delivered regardless
     #[arg(long, value_name = "FILE", conflicts_with = "account")]
     follow_interest: Option<PathBuf>,
     /// Position to start from

@@ -150,7 +150,7 @@ impl Authenticator {
     }
 
     /// The latest time that any gateway has stated, and this one's: what a probe states. So a clock
-    /// that was ahead is known while any gateway lives that has heard of it, and one that starts
+    /// that was ahead is known while any gateway lives that has received it, and one that starts
     /// later can serve the epochs that were opened by it.
     pub(super) fn latest_time(&self) -> u64 {
         unix_ms().max(self.latest_ms.load(Ordering::Relaxed))

@@ -8,8 +8,8 @@ use trunkline_client::{Error, Interest};
 /// The interval at which the file is read.
 const FILE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Gives the interest the accounts of a file whenever they change, and reports it to standard error.
-/// Returns why the gateway rejects them.
+/// Gives the interest the accounts of a file whenever they change, and reports it to standard
+/// error. Returns why the gateway rejects them.
 pub(super) async fn follow(file: &Path, mut accounts: Vec<String>, interest: &Interest) -> Error {
     let mut reported = String::new();
     loop {
