@@ -175,6 +175,8 @@ const STREAM_WINDOW: u64 = 8192;
 pub struct StreamPublisher {
     /// The sequence of the next event, and where messages go.
     next: Mutex<(u64, mpsc::Sender<Bytes>)>,
+    /// Keeps the connection open.
+    _channel: Channel,
     accepted: watch::Receiver<u64>,
 }
 
@@ -186,7 +188,7 @@ impl StreamPublisher {
         put_field(&mut open, 2, uuid::Uuid::new_v4().to_string().as_bytes());
         put_field(&mut request, 1, &open);
         sender.send(request.into()).await.expect("room");
-        let mut grpc = Grpc::new(channel).max_decoding_message_size(64 << 20);
+        let mut grpc = Grpc::new(channel.clone()).max_decoding_message_size(64 << 20);
         grpc.ready().await.expect("a connection");
         let requests = Request::new(ReceiverStream::new(receiver));
         let path = PathAndQuery::from_static(PUBLISH_STREAM);
@@ -204,7 +206,7 @@ impl StreamPublisher {
                 }
             }
         });
-        Arc::new(StreamPublisher { next: Mutex::new((1, sender)), accepted })
+        Arc::new(StreamPublisher { next: Mutex::new((1, sender)), _channel: channel, accepted })
     }
 
     async fn publish(&self, events: &[Vec<u8>]) {
