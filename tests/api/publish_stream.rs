@@ -1,5 +1,7 @@
 //! The promises of `PublishStream`.
 
+use std::collections::HashMap;
+
 use serde_json::json;
 use tonic::{Code, Status};
 use trunkline_proto::v1::{
@@ -258,6 +260,35 @@ async fn a_stream_without_a_publisher_id_publishes_what_is_sent_again_again() {
 
 fn subscribe_echo(node: &TestNode) -> trunkline_proto::v1::SubscribeRequest {
     trunkline_proto::v1::SubscribeRequest { include_own_events: true, ..node.request() }
+}
+
+#[tokio::test]
+async fn events_keep_their_order_in_each_of_many_shards() {
+    // A group has an append for each shard: more than a task polls before it yields.
+    let deployment = Deployment::redis_with(|options| options.set("shards", 100)).await;
+    let mut stream = deployment.node("p").await.producer(publisher()).await.unwrap();
+    let requests = stream.requests.clone().unwrap();
+    let send = async move {
+        for first_sequence in (1..=50_000).step_by(1000) {
+            let events = numbered("e", 1000, 500);
+            let request = Request::Events(PublishEvents { first_sequence, events });
+            let request = PublishStreamRequest { request: Some(request) };
+            requests.send(request).await.unwrap();
+        }
+    };
+    let (answers, ()) = tokio::join!(stream.until(50_000), send);
+    let positions: Vec<Position> =
+        answers.accepted.into_iter().flat_map(|accepted| accepted.positions).collect();
+    assert_eq!(positions.len(), 50_000);
+    let mut last = HashMap::new();
+    for (nth, Position { shard, epoch, offset }) in positions.into_iter().enumerate() {
+        let before = last.insert(shard, (epoch, offset)).unwrap_or_default();
+        assert!(
+            before < (epoch, offset),
+            "event {nth} of shard {shard}: {offset} after {before:?}"
+        );
+    }
+    assert!(last.len() > 90, "{} shards", last.len());
 }
 
 #[tokio::test]

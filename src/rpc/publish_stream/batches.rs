@@ -9,7 +9,7 @@ use std::{
 
 use bytes::BytesMut;
 use futures_util::future::join_all;
-use tokio::time::Instant;
+use tokio::{task::coop::unconstrained, time::Instant};
 use trunkline_proto::kinds;
 
 use super::requests::PublishEvents;
@@ -215,7 +215,7 @@ impl Gathered {
     }
 
     /// Sends it: it is in the queue of each shard before this returns, so that groups keep their
-    /// order.
+    /// order. For that it is polled without the budget of the task, which may be used up.
     pub fn send(self, context: Arc<Context>, cx: &mut TaskContext<'_>) -> Group {
         let Gathered { events, bytes, last, batches, counts, stamped } = self;
         let mut group = Group {
@@ -224,7 +224,7 @@ impl Gathered {
             bytes,
             counts,
             begun: Instant::now(),
-            answer: Box::pin(append(context, batches, stamped)),
+            answer: Box::pin(unconstrained(append(context, batches, stamped))),
             early: None,
         };
         if let Poll::Ready(answer) = group.answer.as_mut().poll(cx) {
