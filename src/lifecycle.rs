@@ -6,6 +6,7 @@ use std::{
 };
 
 use parking_lot::RwLock;
+use rand::Rng;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +47,14 @@ pub struct Drain {
     pub spread: Duration,
     /// When the gateway stops.
     pub deadline: SystemTime,
+}
+
+impl Drain {
+    /// When one stream is asked to leave: at a random time, so that the nodes do not all arrive
+    /// elsewhere at once.
+    pub fn leave_at(&self) -> Instant {
+        self.start + self.spread.mul_f64(rand::rng().random_range(0.0..1.0))
+    }
 }
 
 /// The state of this gateway. Everything that depends on it shares one.

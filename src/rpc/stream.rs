@@ -15,7 +15,6 @@ use std::{
 };
 
 use futures_util::Stream;
-use rand::Rng;
 use tokio::{
     sync::watch,
     time::{Instant, Sleep},
@@ -316,9 +315,7 @@ impl Subscription {
 
     fn plan_leave(&mut self) {
         let Some(drain) = *self.drain.borrow_and_update() else { return };
-        // Spread, so that the nodes do not all arrive elsewhere at once.
-        let part = rand::rng().random_range(0.0..1.0);
-        self.leave = Some((drain.start + drain.spread.mul_f64(part), drain));
+        self.leave = Some((drain.leave_at(), drain));
         let next = self.next_deadline();
         self.timer.as_mut().reset(next);
     }

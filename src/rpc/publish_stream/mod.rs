@@ -16,7 +16,6 @@ use std::{
 };
 
 use futures_util::Stream;
-use rand::Rng;
 use tokio::{
     sync::watch,
     time::{Instant, Sleep, sleep_until},
@@ -249,9 +248,7 @@ impl PublishStream {
             && let Poll::Ready(drain) = drain.as_mut().poll(cx)
         {
             self.drain = None;
-            // Spread, so that the nodes do not all arrive elsewhere at once.
-            let part = rand::rng().random_range(0.0..1.0);
-            self.leave = drain.map(|drain| (drain.start + drain.spread.mul_f64(part), drain));
+            self.leave = drain.map(|drain| (drain.leave_at(), drain));
         }
         let Some((at, drain)) = self.leave.filter(|_| self.reads) else { return };
         if at > Instant::now() {
