@@ -42,7 +42,7 @@ impl Context {
     /// Publishes the events of a request. Returns once the bus has accepted all of them.
     pub async fn publish(
         &self,
-        request: PublishRequest,
+        request: &PublishRequest,
         caller: &Caller,
         mut trace: Option<IncomingTrace>,
     ) -> Result<v1::PublishResponse, Error> {
@@ -56,7 +56,7 @@ impl Context {
 
     async fn append(
         &self,
-        request: PublishRequest,
+        request: &PublishRequest,
         caller: &Caller,
         trace: Option<&IncomingTrace>,
         now: SystemTime,
@@ -72,7 +72,7 @@ impl Context {
         if let Some(grant) = &caller.grant {
             grant.check_events(&views)?;
         }
-        let publish = validate::publish(&request, &views, &self.limits, now, trace)?;
+        let publish = validate::publish(request, &views, &self.limits, now, trace)?;
         publishing.join(&request.node_id, &publish);
         let hub = self.gateway.hub()?;
         let mut counts = KindCounts::default();

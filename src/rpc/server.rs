@@ -54,9 +54,9 @@ impl Server {
         let body = match method {
             Method::Publish => {
                 let request: PublishRequest = read(headers, body, limits).await?;
-                let requester = caller.requester().node(&request.node_id);
-                let published = context.publish(request, caller, trace_of(headers)).await;
-                ResponseBody::unary(&self.recorded(method, &requester, published)?)
+                let published = context.publish(&request, caller, trace_of(headers)).await;
+                let requester = || caller.requester().node(&request.node_id);
+                ResponseBody::unary(&self.recorded(method, requester, published)?)
             }
             Method::PublishStream => {
                 let requests = publish_stream::Requests::new(headers, body, limits)?;
@@ -66,7 +66,7 @@ impl Server {
                 let request: v1::SubscribeRequest = read(headers, body, limits).await?;
                 let requester = caller.requester().node(&request.node_id);
                 let stream = context.clone().subscribe(request, caller).await;
-                ResponseBody::stream(self.recorded(method, &requester, stream)?)
+                ResponseBody::stream(self.recorded(method, || requester, stream)?)
             }
             Method::Watch => {
                 let in_flight = caller.in_flight.clone();
@@ -77,8 +77,8 @@ impl Server {
             }
             Method::ListNodes => {
                 let request: v1::ListNodesRequest = read(headers, body, limits).await?;
-                let requester = caller.requester();
-                let query = self.recorded(method, &requester, validate::list_nodes(&request))?;
+                let query = validate::list_nodes(&request);
+                let query = self.recorded(method, || caller.requester(), query)?;
                 ResponseBody::unary(&context.nodes.list(&query))
             }
             Method::GetStatus => {
@@ -97,10 +97,10 @@ impl Server {
     fn recorded<T>(
         &self,
         method: Method,
-        requester: &Requester,
+        requester: impl FnOnce() -> Requester,
         result: Result<T, Error>,
     ) -> Result<T, Error> {
-        result.inspect_err(|error| self.0.records.refused(method, requester, error))
+        result.inspect_err(|error| self.0.records.refused(method, &requester(), error))
     }
 }
 

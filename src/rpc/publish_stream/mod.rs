@@ -379,10 +379,12 @@ impl PublishStream {
                 &self.caller,
                 &mut self.gathered,
             );
-            let records = &self.context.records;
+            if rejected.is_empty() {
+                return true;
+            }
+            let requester = self.caller.requester().node(&open.node_id);
             for (sequence, error) in rejected {
-                let requester = self.caller.requester().node(&open.node_id);
-                records.refused(Method::PublishStream, &requester, &error);
+                self.context.records.refused(Method::PublishStream, &requester, &error);
                 let status = Some(messages::status_of(error));
                 let rejected = v1::PublishRejected { sequence, status };
                 self.outbox.push_back(Response::Rejected(rejected));
