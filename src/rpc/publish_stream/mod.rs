@@ -61,8 +61,6 @@ pub struct PublishStream {
     /// A request that waits for the rate of its identity, and the events that are still to be paid.
     held: Option<(PublishEvents, usize)>,
     groups: VecDeque<Group>,
-    /// Events and bytes without an answer.
-    unanswered: (usize, usize),
     window_bytes: usize,
     /// Responses to be sent.
     outbox: VecDeque<Response>,
@@ -122,7 +120,6 @@ impl PublishStream {
             gathered: Gathered::default(),
             held: None,
             groups: VecDeque::new(),
-            unanswered: (0, 0),
             outbox: VecDeque::new(),
             reads: true,
             end: None,
@@ -217,8 +214,6 @@ impl PublishStream {
         while let Some(group) = self.groups.front_mut() {
             let Poll::Ready(answer) = group.poll(cx) else { break };
             let Some(group) = self.groups.pop_front() else { break };
-            self.unanswered.0 -= group.events;
-            self.unanswered.1 -= group.bytes;
             self.caller.in_flight.release(group.bytes);
             match answer {
                 Ok(theirs) => {
@@ -263,10 +258,14 @@ impl PublishStream {
         self.end = Some(Error::Draining { retry_after });
     }
 
-    /// True if one more request may be read.
+    /// True if one more request may be read: what has no answer leaves room for it.
     fn has_room(&self) -> bool {
-        self.unanswered.0 + self.context.limits.max_events_per_request <= WINDOW_EVENTS
-            && self.unanswered.1 < self.window_bytes
+        let under_way = self.groups.iter().map(|group| (group.events, group.bytes));
+        let unanswered = (self.gathered.events, self.gathered.bytes);
+        let (events, bytes) =
+            under_way.fold(unanswered, |sum, group| (sum.0 + group.0, sum.1 + group.1));
+        events + self.context.limits.max_events_per_request <= WINDOW_EVENTS
+            && bytes < self.window_bytes
     }
 
     /// Reads what has arrived, up to a group. Pending if nothing more can be read now.
@@ -295,8 +294,6 @@ impl PublishStream {
                     self.outbox.push_back(Response::Opened(opened));
                 }
                 Content::Events(events) => {
-                    self.unanswered.0 += events.events.len();
-                    self.unanswered.1 += size;
                     self.gathered.bytes += size;
                     self.gathered.events += events.events.len();
                     self.check(&events).map_err(|error| self.failed(error))?;
