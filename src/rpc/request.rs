@@ -1,6 +1,6 @@
-//! Reads the message of a unary request, or of one that opens a stream.
+//! Reads the messages of requests.
 
-use std::{marker::PhantomData, pin::pin};
+use std::pin::pin;
 
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
@@ -18,6 +18,9 @@ use crate::{
     errors::Error,
     rpc::lists::{self, Lists},
 };
+
+/// The buffer in which messages arrive, in bytes: most are small, and it grows for others.
+pub const BUFFER: usize = 1024;
 
 /// `trunkline.v1.PublishRequest` with its events left encoded.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -47,10 +50,14 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    refuse_compression(headers)?;
-    let max_bytes = Some(limits.max_request_bytes);
-    let decoder = RequestDecoder { limits: limits.clone(), message: PhantomData };
-    let mut messages = pin!(Streaming::new_request(decoder, body, None, max_bytes));
+    let decode = {
+        let limits = limits.clone();
+        move |bytes: Bytes| {
+            M::check_lists(&bytes, &limits)?;
+            message(bytes)
+        }
+    };
+    let mut messages = pin!(messages(headers, body, limits, BUFFER, decode)?);
     let message = messages.message().await?.ok_or_else(|| {
         Status::unimplemented("this method takes one request message, and none came")
     })?;
@@ -62,8 +69,33 @@ where
     Ok(message)
 }
 
+/// The messages of a body, one after the other, as `decode` makes them of their bytes. The size of
+/// each is limited before it is allocated. `buffer` is the room, in bytes, in which they arrive.
+pub fn messages<T, B>(
+    headers: &HeaderMap,
+    body: B,
+    limits: &Limits,
+    buffer: usize,
+    decode: impl FnMut(Bytes) -> Result<T, Error> + Send + 'static,
+) -> Result<Streaming<T>, Status>
+where
+    T: 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    refuse_compression(headers)?;
+    let decoder = MessageDecoder { buffer, decode };
+    Ok(Streaming::new_request(decoder, body, None, Some(limits.max_request_bytes)))
+}
+
+/// The message of these bytes. Bytes that are not a message are the caller's mistake, where the
+/// codec of `tonic-prost` reports an internal error.
+pub fn message<M: Message + Default>(bytes: Bytes) -> Result<M, Error> {
+    M::decode(bytes).map_err(|error| Error::field("request", format!("is malformed: {error}")))
+}
+
 /// Refuses a request whose messages are compressed: it could unpack to any size.
-pub fn refuse_compression(headers: &HeaderMap) -> Result<(), Status> {
+fn refuse_compression(headers: &HeaderMap) -> Result<(), Status> {
     let Some(encoding) = headers.get("grpc-encoding").filter(|encoding| *encoding != "identity")
     else {
         return Ok(());
@@ -75,27 +107,21 @@ pub fn refuse_compression(headers: &HeaderMap) -> Result<(), Status> {
     Err(status)
 }
 
-/// Decodes requests. Bytes that are not a message are the caller's mistake, where the codec of
-/// `tonic-prost` reports an internal error.
-struct RequestDecoder<M> {
-    limits: Limits,
-    message: PhantomData<fn() -> M>,
+struct MessageDecoder<F> {
+    buffer: usize,
+    decode: F,
 }
 
-impl<M: Message + Default + Lists> Decoder for RequestDecoder<M> {
-    type Item = M;
+impl<T, F: FnMut(Bytes) -> Result<T, Error>> Decoder for MessageDecoder<F> {
+    type Item = T;
     type Error = Status;
 
     fn buffer_settings(&self) -> BufferSettings {
-        // Most requests are small; the buffer grows for others.
-        BufferSettings::new(1024, 32 * 1024)
+        // The second is for encoders.
+        BufferSettings::new(self.buffer, 32 * 1024)
     }
 
-    fn decode(&mut self, src: &mut DecodeBuf<'_>) -> Result<Option<M>, Status> {
-        let bytes = src.copy_to_bytes(src.remaining());
-        M::check_lists(&bytes, &self.limits)?;
-        M::decode(bytes)
-            .map(Some)
-            .map_err(|error| Error::field("request", format!("is malformed: {error}")).into())
+    fn decode(&mut self, src: &mut DecodeBuf<'_>) -> Result<Option<T>, Status> {
+        Ok(Some((self.decode)(src.copy_to_bytes(src.remaining()))?))
     }
 }

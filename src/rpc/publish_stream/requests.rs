@@ -2,18 +2,14 @@
 
 use std::{
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use futures_util::Stream;
 use http::HeaderMap;
 use http_body::Body;
-use prost::Message;
-use tonic::{
-    Status, Streaming,
-    codec::{BufferSettings, DecodeBuf, Decoder},
-};
+use tonic::{Status, Streaming};
 use tower::BoxError;
 
 use crate::{
@@ -21,8 +17,14 @@ use crate::{
     errors::Error,
     port::requests::PREFIX,
     proto::v1,
-    rpc::{lists, request::refuse_compression},
+    rpc::{
+        lists,
+        request::{message, messages},
+    },
 };
+
+/// The buffer in which requests arrive, in bytes: a busy producer sends many small ones at a time.
+const BUFFER: usize = 8 * 1024;
 
 /// One request, and the bytes that it counts for until it is answered.
 #[derive(Debug)]
@@ -65,8 +67,6 @@ struct Encoded {
 /// The requests of a stream, one after the other.
 pub struct Requests(Streaming<Request>);
 
-struct RequestDecoder(Limits);
-
 impl Requests {
     /// The requests in a body.
     pub fn new<B>(headers: &HeaderMap, body: B, limits: &Limits) -> Result<Requests, Status>
@@ -74,31 +74,19 @@ impl Requests {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        refuse_compression(headers)?;
-        let decoder = RequestDecoder(limits.clone());
-        let max_bytes = Some(limits.max_request_bytes);
-        Ok(Requests(Streaming::new_request(decoder, body, None, max_bytes)))
+        let request = {
+            let limits = limits.clone();
+            move |bytes: Bytes| {
+                let size = PREFIX + bytes.len();
+                Ok(Request { size, content: decode(bytes, &limits)? })
+            }
+        };
+        Ok(Requests(messages(headers, body, limits, BUFFER, request)?))
     }
 
     /// The next request; none after the last.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Request, Status>>> {
-        Poll::Ready(ready!(Pin::new(&mut self.0).poll_next(cx)))
-    }
-}
-
-impl Decoder for RequestDecoder {
-    type Item = Request;
-    type Error = Status;
-
-    fn buffer_settings(&self) -> BufferSettings {
-        // A busy producer sends many small messages at a time.
-        BufferSettings::new(8 * 1024, 32 * 1024)
-    }
-
-    fn decode(&mut self, src: &mut DecodeBuf<'_>) -> Result<Option<Request>, Status> {
-        let bytes = src.copy_to_bytes(src.remaining());
-        let size = PREFIX + bytes.len();
-        Ok(Some(Request { size, content: decode(bytes, &self.0)? }))
+        Pin::new(&mut self.0).poll_next(cx)
     }
 }
 
@@ -111,8 +99,4 @@ fn decode(bytes: Bytes, limits: &Limits) -> Result<Content, Error> {
         }
         _ => Err(Error::field("request", "must be one of open and events")),
     }
-}
-
-fn message<M: Message + Default>(bytes: Bytes) -> Result<M, Error> {
-    M::decode(bytes).map_err(|error| Error::field("request", format!("is malformed: {error}")))
 }

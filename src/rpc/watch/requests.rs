@@ -3,18 +3,14 @@
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use futures_util::Stream;
 use http::HeaderMap;
 use http_body::Body;
-use prost::Message;
-use tonic::{
-    Status, Streaming,
-    codec::{BufferSettings, DecodeBuf, Decoder},
-};
+use tonic::{Status, Streaming};
 use tower::BoxError;
 
 use crate::{
@@ -23,7 +19,10 @@ use crate::{
     errors::Error,
     port::requests::PREFIX,
     proto::v1,
-    rpc::{lists, request::refuse_compression},
+    rpc::{
+        lists,
+        request::{BUFFER, message, messages},
+    },
 };
 
 /// One request.
@@ -77,11 +76,6 @@ struct Acknowledged {
     resume_token: Bytes,
 }
 
-struct RequestDecoder {
-    limits: Limits,
-    in_flight: Arc<InFlightRequest>,
-}
-
 impl Requests {
     /// The requests in a body.
     pub fn new<B>(
@@ -94,10 +88,16 @@ impl Requests {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        refuse_compression(headers)?;
-        let max_bytes = Some(limits.max_request_bytes);
-        let decoder = RequestDecoder { limits: limits.clone(), in_flight };
-        Ok(Requests(Streaming::new_request(decoder, body, None, max_bytes)))
+        let request = {
+            let limits = limits.clone();
+            move |bytes: Bytes| {
+                let size = PREFIX + bytes.len();
+                let request = decode(bytes, &limits);
+                in_flight.release(size);
+                request
+            }
+        };
+        Ok(Requests(messages(headers, body, limits, BUFFER, request)?))
     }
 
     /// The next request; none after the last.
@@ -107,25 +107,7 @@ impl Requests {
 
     /// The next request; none after the last.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Request, Status>>> {
-        Poll::Ready(ready!(Pin::new(&mut self.0).poll_next(cx)))
-    }
-}
-
-impl Decoder for RequestDecoder {
-    type Item = Request;
-    type Error = Status;
-
-    fn buffer_settings(&self) -> BufferSettings {
-        // Most requests are small; the buffer grows for others.
-        BufferSettings::new(1024, 32 * 1024)
-    }
-
-    fn decode(&mut self, src: &mut DecodeBuf<'_>) -> Result<Option<Request>, Status> {
-        let bytes = src.copy_to_bytes(src.remaining());
-        let size = PREFIX + bytes.len();
-        let request = decode(bytes, &self.limits);
-        self.in_flight.release(size);
-        Ok(Some(request?))
+        Pin::new(&mut self.0).poll_next(cx)
     }
 }
 
@@ -151,12 +133,10 @@ fn decode(bytes: Bytes, limits: &Limits) -> Result<Request, Error> {
     }
 }
 
-fn message<M: Message + Default>(bytes: Bytes) -> Result<M, Error> {
-    M::decode(bytes).map_err(|error| Error::field("request", format!("is malformed: {error}")))
-}
-
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
+
     use super::*;
     use crate::proto::v1::watch_request;
 
