@@ -84,7 +84,7 @@ impl Target {
         let publisher = tokio::spawn(async move {
             let (mut count, mut worst) = (0, Duration::ZERO);
             while !stopped.load(Ordering::Relaxed) {
-                let (id, begun) = (format!("b{count}"), Instant::now());
+                let (id, begun) = (format!("bystander-{count}"), Instant::now());
                 publisher.publish(vec![with_id(&id, queue_refresh())]).await.unwrap();
                 count += 1;
                 // The latest first: hostile nodes publish too, and much.
@@ -184,10 +184,10 @@ impl Bystander {
         let (count, worst) = self.publisher.await.expect("every publish is accepted");
         eprintln!("{count} events during the attack; the slowest took {worst:?}");
         assert!(count > 0 && worst < MAX_LATENCY, "{count} events, the slowest took {worst:?}");
-        let expected: Vec<String> = (0..count).map(|n| format!("b{n}")).collect();
+        let expected: Vec<String> = (0..count).map(|n| format!("bystander-{n}")).collect();
         // Hostile nodes publish too.
         let recording = self.collector.recording();
-        let own = recording.event_ids.iter().filter(|id| id.starts_with('b'));
+        let own = recording.event_ids.iter().filter(|id| id.starts_with("bystander-"));
         assert_eq!(own.cloned().collect::<Vec<_>>(), expected);
         assert!(recording.gaps().is_empty(), "{:?}", recording.gaps());
     }
