@@ -1,6 +1,6 @@
 //! The promises of `PublishStream`.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use serde_json::json;
 use tonic::{Code, Status};
@@ -15,8 +15,8 @@ use crate::{
     error_details::{error_details, wrong_fields},
     on_both_buses,
     support::{
-        LIMIT,
-        events::{email_delivery, large, numbered, with_id},
+        Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer,
+        events::{email_delivery, large, numbered, queue_refresh, with_id},
         nodes::{Keep, TestNode},
     },
 };
@@ -307,6 +307,37 @@ async fn a_rate_slows_a_stream_down_and_refuses_nothing() {
     assert!(answers.rejected.is_empty());
     let took = begun.elapsed().as_secs_f64();
     assert!(took >= 0.95 * (250.0 - 50.0) / 200.0, "faster than its rate: {took:.2} s");
+}
+
+#[tokio::test]
+async fn small_messages_that_wait_end_no_connection() {
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let options = GatewayOptions::redis(&redis.url(), "waiting");
+    // On one gateway they wait for the bus, on the other for their rate.
+    let limits = json!({ "eventsPerSecond": 20_000, "eventBurst": 1000 });
+    let paused = Gateway::start(options.clone()).await;
+    let slow = Gateway::start(options.set("limits", limits)).await;
+    for (gateway, pauses) in [(&paused, true), (&slow, false)] {
+        let node = TestNode::connect(gateway, "p").await;
+        let mut stream = node.producer(publisher()).await.unwrap();
+        // On the same connection.
+        let collector = node.subscribe(subscribe_echo(&node)).await;
+        let count = u64::from(stream.opened.window_events) - 1000;
+        if pauses {
+            redis.pause().await;
+        }
+        for sequence in 1..=count {
+            stream.events(sequence, vec![queue_refresh()]).await;
+        }
+        if pauses {
+            // Far more than what fits into the groups that are under way.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            redis.resume();
+        }
+        let answers = stream.until(count).await;
+        assert_eq!((answers.last(), answers.rejected()), (count, vec![]));
+        collector.events(usize::try_from(count).unwrap(), LIMIT).await;
+    }
 }
 
 #[tokio::test]

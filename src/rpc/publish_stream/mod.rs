@@ -1,8 +1,9 @@
 //! `PublishStream`: events go up, cumulative acknowledgements come down.
 //!
 //! The requests that are there together become one batch for each shard, so a stream of single
-//! events costs the bus no more than a request of many. A few batches may be under way; while they
-//! are, and while the window is full, nothing more is read: the connection holds the producer back.
+//! events costs the bus no more than a request of many. A few batches may be under way; what
+//! arrives meanwhile waits here. While the window is full nothing more is read: the connection
+//! holds the producer back.
 
 mod batches;
 mod producers;
@@ -48,6 +49,10 @@ const WINDOW_BYTES: usize = 8 << 20;
 
 /// Groups under way at a time. What arrives meanwhile makes the next one larger.
 const MAX_GROUPS: usize = 4;
+
+/// Bytes of requests that are taken off the connection while they cannot be taken into a group: a
+/// window of small ones. Larger ones can wait in the connection.
+const READ_ON_BYTES: usize = 2 << 20;
 
 /// A stream of one producer.
 pub struct PublishStream {
@@ -174,7 +179,7 @@ impl PublishStream {
             return Ok(());
         }
         self.leave_if_due(cx);
-        while self.reads && self.groups.len() < MAX_GROUPS && self.has_room() {
+        while self.reads && self.groups.len() < MAX_GROUPS && self.may_read() {
             let read = self.read(cx)?;
             if let Some(group) = self.next_group(cx) {
                 self.groups.push_back(group);
@@ -184,6 +189,9 @@ impl PublishStream {
             if !self.outbox.is_empty() {
                 break;
             }
+        }
+        if self.groups.len() == MAX_GROUPS || self.held.is_some() {
+            self.read_on(cx);
         }
         // Some are answered at once.
         self.answered(cx);
@@ -258,12 +266,19 @@ impl PublishStream {
         self.end = Some(Error::Draining { retry_after });
     }
 
-    /// True if one more request may be read: what has no answer leaves room for it.
+    /// True if one more request may be taken into a group.
+    fn may_read(&self) -> bool {
+        self.requests.waiting().0 > 0 || self.has_room()
+    }
+
+    /// True if one more request may be taken off the connection: what has no answer leaves room
+    /// for it.
     fn has_room(&self) -> bool {
         let under_way = self.groups.iter().map(|group| (group.events, group.bytes));
-        let unanswered = (self.gathered.events, self.gathered.bytes);
-        let (events, bytes) =
-            under_way.fold(unanswered, |sum, group| (sum.0 + group.0, sum.1 + group.1));
+        let here = [self.requests.waiting(), (self.gathered.events, self.gathered.bytes)];
+        let (events, bytes) = under_way
+            .chain(here)
+            .fold((0, 0), |sum, (events, bytes)| (sum.0 + events, sum.1 + bytes));
         events + self.context.limits.max_events_per_request <= WINDOW_EVENTS
             && bytes < self.window_bytes
     }
@@ -275,7 +290,7 @@ impl PublishStream {
             if !self.pay(cx) {
                 return Ok(Poll::Pending);
             }
-            if self.gathered.is_full() || !self.has_room() {
+            if self.gathered.is_full() || !self.may_read() {
                 return Ok(Poll::Ready(()));
             }
             let Request { size, content } = match self.requests.poll_next(cx) {
@@ -300,6 +315,16 @@ impl PublishStream {
                     let owed = events.events.len();
                     self.held = Some((events, owed));
                 }
+            }
+        }
+    }
+
+    /// Takes requests off the connection, which is shared and must not be blocked by them.
+    fn read_on(&mut self, cx: &mut TaskContext<'_>) {
+        let may_wait = |requests: &Requests| requests.waiting().1 < READ_ON_BYTES;
+        while self.reads && may_wait(&self.requests) && self.has_room() {
+            if !self.requests.read_on(cx) {
+                break;
             }
         }
     }

@@ -1,12 +1,12 @@
 //! The requests of a `PublishStream`.
 
 use std::{
-    pin::Pin,
+    collections::VecDeque,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{StreamExt, stream::Fuse};
 use http::HeaderMap;
 use http_body::Body;
 use tonic::{Status, Streaming};
@@ -65,7 +65,13 @@ struct Encoded {
 }
 
 /// The requests of a stream, one after the other.
-pub struct Requests(Streaming<Request>);
+pub struct Requests {
+    connection: Fuse<Streaming<Request>>,
+    /// Those that were taken off the connection before they were asked for.
+    waiting: VecDeque<Result<Request, Status>>,
+    waiting_events: usize,
+    waiting_bytes: usize,
+}
 
 impl Requests {
     /// The requests in a body.
@@ -81,12 +87,49 @@ impl Requests {
                 Ok(Request { size, content: decode(bytes, &limits)? })
             }
         };
-        Ok(Requests(messages(headers, body, limits, BUFFER, request)?))
+        let connection = messages(headers, body, limits, BUFFER, request)?.fuse();
+        let (waiting, waiting_events, waiting_bytes) = (VecDeque::new(), 0, 0);
+        Ok(Requests { connection, waiting, waiting_events, waiting_bytes })
     }
 
-    /// The next request; none after the last.
+    /// The next request; none after the last. Those that wait come first.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Request, Status>>> {
-        Pin::new(&mut self.0).poll_next(cx)
+        let Some(request) = self.waiting.pop_front() else {
+            return self.connection.poll_next_unpin(cx);
+        };
+        let (events, bytes) = room_of(&request);
+        self.waiting_events -= events;
+        self.waiting_bytes -= bytes;
+        Poll::Ready(Some(request))
+    }
+
+    /// Takes a request off the connection, to wait here. False if none is there.
+    ///
+    /// HTTP/2 ends the whole connection on which too many small frames are not read (h2's
+    /// `too_many_data_frames`), and that may be shared by many clients.
+    pub fn read_on(&mut self, cx: &mut Context<'_>) -> bool {
+        let Poll::Ready(Some(request)) = self.connection.poll_next_unpin(cx) else { return false };
+        let (events, bytes) = room_of(&request);
+        self.waiting_events += events;
+        self.waiting_bytes += bytes;
+        self.waiting.push_back(request);
+        true
+    }
+
+    /// Events of the requests that wait, and their bytes.
+    pub fn waiting(&self) -> (usize, usize) {
+        (self.waiting_events, self.waiting_bytes)
+    }
+}
+
+/// Events and bytes of a request. One without events takes room too.
+fn room_of(request: &Result<Request, Status>) -> (usize, usize) {
+    match request {
+        Ok(Request { size, content: Content::Events(events) }) => {
+            (events.events.len().max(1), *size)
+        }
+        Ok(Request { size, content: Content::Open(_) }) => (1, *size),
+        Err(_) => (1, 0),
     }
 }
 
