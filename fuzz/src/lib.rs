@@ -4,13 +4,16 @@
 //! Each function takes bytes and panics if its check fails. The fuzz targets call them with the
 //! input of libFuzzer; `tests/decoders` calls them with random bytes and with the seeds.
 
+mod answers;
 mod config;
 mod event;
 mod filter;
 mod frame;
 mod order;
+mod recovery;
 mod token;
 
 pub use self::{
-    config::config, event::event, filter::filter, frame::frame, order::order, token::token,
+    answers::answers, config::config, event::event, filter::filter, frame::frame, order::order,
+    recovery::recovery, token::token,
 };

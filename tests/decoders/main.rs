@@ -28,6 +28,44 @@ fn fields() -> impl Strategy<Value = Vec<u8>> {
     vec(field(inner), 0..5).prop_map(|fields| fields.concat())
 }
 
+/// One act on the memory of a shard: a message, an entry of history, an answer, time, an offer.
+fn act() -> impl Strategy<Value = Vec<u8>> {
+    let head =
+        prop::sample::select(vec!["F2 4-1 ", "F2 8-3 ", "E2 8-1 4-9 ", "N2 8-2 4:1-", "P2 8-9 |"]);
+    let message =
+        (head, some_bytes()).prop_map(|(head, tail)| (0, [head.as_bytes(), &tail].concat()));
+    let entry = fields().prop_map(|tail| (3, [b"f", &tail[..]].concat()));
+    let answer = resp().prop_map(|answer| (4, answer));
+    let other = (5u8..7, vec(0u8..4, 0..4));
+    prop_oneof![message, entry, answer, other].prop_map(|(act, mut content): (u8, Vec<u8>)| {
+        content.truncate(255);
+        let length = u8::try_from(content.len()).unwrap_or_default();
+        [&[act, length], &content[..]].concat()
+    })
+}
+
+/// An answer of Redis: often one that a shard's script gives.
+fn resp() -> impl Strategy<Value = Vec<u8>> {
+    let status =
+        prop::sample::select(vec!["ok", "dup", "seen", "covered", "recovering", "deployment"]);
+    let number =
+        prop::sample::select(vec!["0", "1", "4", "8", "4096", "18446744073709551615", "-1"]);
+    let ends = prop::sample::select(vec!["0", "2 4:9", "2 4:9 6:1", "9 4:", "x"]);
+    let copies = prop::sample::select(vec!["", "1-3", "1-3,7-7", "3-1"]);
+    let more = vec(prop::sample::select(vec!["0", "3", "4 1", "1-2", ""]), 0..8);
+    let script = (status, number.clone(), number, copies, ends, any::<bool>(), more).prop_map(
+        |(status, epoch, offset, copies, ends, recovering, more)| {
+            let recovering = if recovering { "1" } else { "0" };
+            let head = [status, epoch, offset, copies, ends, recovering];
+            let parts: Vec<_> = head.iter().chain(&more).copied().collect();
+            let bulks = parts.iter().map(|part| format!("${}\r\n{part}\r\n", part.len()));
+            format!("*{}\r\n{}", parts.len(), bulks.collect::<String>()).into_bytes()
+        },
+    );
+    let odd = "[*$:+_#,(=~>%|0-9a\r\n-]{0,40}".prop_map(String::into_bytes);
+    prop_oneof![script, odd]
+}
+
 fn some_bytes() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![vec(any::<u8>(), 0..96), fields()]
 }
@@ -46,6 +84,19 @@ proptest! {
     #[test]
     fn a_shards_order_only_rises_whatever_arrives(bytes in vec(any::<u8>(), 0..256)) {
         checks::order(&bytes);
+    }
+
+    #[test]
+    fn what_a_gateway_knows_of_a_shard_is_bounded_whatever_arrives(
+        acts in vec(act(), 0..12),
+    ) {
+        checks::recovery(&acts.concat());
+    }
+
+    #[test]
+    fn answers_of_redis_are_read_without_panic(bytes in resp(), odd in vec(any::<u8>(), 0..64)) {
+        checks::answers(&bytes);
+        checks::answers(&odd);
     }
 
     #[test]
@@ -70,9 +121,11 @@ proptest! {
 
 #[test]
 fn the_seeds_of_the_fuzz_targets_pass_their_checks() {
-    let targets: [(&str, fn(&[u8])); 6] = [
+    let targets: [(&str, fn(&[u8])); 8] = [
         ("frame", checks::frame),
         ("order", checks::order),
+        ("recovery", checks::recovery),
+        ("answers", checks::answers),
         ("token", checks::token),
         ("config", checks::config),
         ("event", checks::event),

@@ -264,8 +264,8 @@ async fn agreed_by_shards(
     None
 }
 
-/// The number of shards in the text of a deployment.
-fn shards_in(text: &str) -> Option<u16> {
+/// The number of shards in the text of a deployment, as the state of a shard holds it.
+pub fn shards_in(text: &str) -> Option<u16> {
     let number = text.split(", ").find_map(|part| part.strip_suffix(" shards"))?;
     number.parse().ok().filter(|shards| SHARDS.contains(shards))
 }

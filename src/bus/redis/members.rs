@@ -109,7 +109,8 @@ fn field(member: MemberId) -> String {
     format!("{:016x}", member.0)
 }
 
-fn parse(value: Value) -> Option<Exchange> {
+/// Reads an answer of the script that exchanges records. Fields that no gateway wrote are skipped.
+pub fn parse(value: Value) -> Option<Exchange> {
     let Value::Array(parts) = value else { return None };
     let mut parts = parts.into_iter();
     let Some(Value::Int(taken)) = parts.next() else { return None };
@@ -121,7 +122,6 @@ fn parse(value: Value) -> Option<Exchange> {
             return None;
         };
         let age = std::str::from_utf8(&age).ok()?.parse().ok()?;
-        // Fields that no gateway wrote are skipped.
         let Some(member) = std::str::from_utf8(&member)
             .ok()
             .filter(|text| text.len() == 16)

@@ -12,7 +12,11 @@ use rand::seq::{IteratorRandom, SliceRandom};
 use redis::{ConnectionAddr, ConnectionInfo, Value};
 use tokio::sync::{Mutex, Notify, watch};
 
-use super::{server::Server, settings::Settings};
+use super::{
+    server::Server,
+    settings::Settings,
+    slots::{self, SlotRange, owner},
+};
 use crate::{bus::ShardId, throttle::Throttle};
 
 /// A refresh is not repeated before this has passed.
@@ -52,13 +56,6 @@ struct Map {
     masters: Vec<Option<String>>,
     /// The addresses of its replicas.
     replicas: Vec<Vec<String>>,
-}
-
-/// A range of slots, and the addresses of its master and replicas, in that order.
-struct SlotRange {
-    first: u16,
-    last: u16,
-    nodes: Vec<(String, u16)>,
 }
 
 /// No server answered with the state of the cluster.
@@ -240,7 +237,7 @@ async fn ask(server: &Server) -> Result<Vec<SlotRange>, String> {
                 }
                 _ => (String::new(), 0),
             };
-            parse_slots(&value, (&asked.0, asked.1))
+            slots::parse(&value, (&asked.0, asked.1))
                 .ok_or_else(|| "an unknown form of CLUSTER SLOTS".into())
         }
         Err(error) => {
@@ -252,116 +249,10 @@ async fn ask(server: &Server) -> Result<Vec<SlotRange>, String> {
     }
 }
 
-/// The range of a slot.
-fn owner(ranges: &[SlotRange], slot: u16) -> Option<&SlotRange> {
-    ranges.iter().find(|range| (range.first..=range.last).contains(&slot))
-}
-
-/// Reads an answer of CLUSTER SLOTS. `asked` is the address of the server that gave it. A server
-/// may be reported without an address: then it is reached at that of the one that was asked. One
-/// with port 0 has TLS alone, in an answer over plain text: its port is that of the one that was
-/// asked.
-fn parse_slots(value: &Value, asked: (&str, u16)) -> Option<Vec<SlotRange>> {
-    let number = |value: &Value| match value {
-        Value::Int(n) => u16::try_from(*n).ok(),
-        _ => None,
-    };
-    let Value::Array(ranges) = value else { return None };
-    ranges
-        .iter()
-        .map(|range| {
-            let Value::Array(parts) = range else { return None };
-            let (first, last) = (number(parts.first()?)?, number(parts.get(1)?)?);
-            let node = |part: &Value| {
-                let Value::Array(node) = part else { return None };
-                let host = match text(node.first()?).filter(|host| !host.is_empty()) {
-                    // Its name is not known, and its address may be.
-                    Some(host) if host == "?" => metadata(node.get(3), "ip"),
-                    host => host,
-                };
-                let host = host.unwrap_or_else(|| asked.0.to_owned());
-                let port = number(node.get(1)?)?;
-                Some((host, if port == 0 { asked.1 } else { port }))
-            };
-            let nodes = parts.iter().skip(2).map(node).collect::<Option<Vec<_>>>()?;
-            (first <= last).then_some(SlotRange { first, last, nodes })
-        })
-        .collect()
-}
-
-fn text(value: &Value) -> Option<String> {
-    match value {
-        Value::BulkString(text) => String::from_utf8(text.clone()).ok(),
-        Value::SimpleString(text) => Some(text.clone()),
-        _ => None,
-    }
-}
-
-/// A field of what CLUSTER SLOTS says of a server beside its address: an array of names and values,
-/// or a map.
-fn metadata(value: Option<&Value>, name: &str) -> Option<String> {
-    let found = match value? {
-        Value::Array(words) => {
-            let mut pairs = words.chunks_exact(2);
-            text(&pairs.find(|pair| text(&pair[0]).as_deref() == Some(name))?[1])
-        }
-        Value::Map(pairs) => {
-            text(&pairs.iter().find(|(key, _)| text(key).as_deref() == Some(name))?.1)
-        }
-        _ => None,
-    };
-    found.filter(|text| !text.is_empty())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::{Config, Sources};
-
-    fn bulk(text: &str) -> Value {
-        Value::BulkString(text.as_bytes().to_vec())
-    }
-
-    fn range(first: i64, last: i64, nodes: Vec<Value>) -> Value {
-        Value::Array([vec![Value::Int(first), Value::Int(last)], nodes].concat())
-    }
-
-    #[test]
-    fn a_server_without_an_address_or_a_port_has_that_of_the_one_that_was_asked() {
-        let more = |words: &[&str]| Value::Array(words.iter().map(|word| bulk(word)).collect());
-        let node = |host: Value, port, more: Value| {
-            Value::Array(vec![host, Value::Int(port), bulk("id"), more])
-        };
-        let none = || more(&[]);
-        let nodes = vec![
-            node(Value::Nil, 7000, none()),
-            node(bulk(""), 7001, none()),
-            node(bulk("?"), 7002, none()),
-            node(bulk("?"), 7003, more(&["ip", "10.0.0.3"])),
-            node(bulk("?"), 7004, Value::Map(vec![(bulk("ip"), bulk("10.0.0.4"))])),
-            node(bulk("?"), 7005, more(&["hostname", "x", "ip", ""])),
-            node(bulk("10.0.0.1"), 0, none()),
-            node(Value::SimpleString("name".into()), 7006, none()),
-        ];
-        let answer = Value::Array(vec![range(0, 99, nodes)]);
-        let ranges = parse_slots(&answer, ("10.0.0.9", 6380)).unwrap();
-        assert_eq!((ranges[0].first, ranges[0].last), (0, 99));
-        let seen: Vec<_> =
-            ranges[0].nodes.iter().map(|(host, port)| format!("{host}:{port}")).collect();
-        assert_eq!(
-            seen,
-            [
-                "10.0.0.9:7000",
-                "10.0.0.9:7001",
-                "10.0.0.9:7002",
-                "10.0.0.3:7003",
-                "10.0.0.4:7004",
-                "10.0.0.9:7005",
-                "10.0.0.1:6380",
-                "name:7006"
-            ]
-        );
-    }
 
     fn of_slots(slots: Vec<u16>) -> Topology {
         let text = br#"{"coordinator":{"@type":"RedisCluster","urls":["redis://seed:7000"]}}"#;
@@ -406,21 +297,5 @@ mod tests {
         }
         topology.back_off(&topology.replica(ShardId(0)).unwrap(), "a test");
         assert!(topology.replica(ShardId(0)).is_none(), "the master serves");
-    }
-
-    #[test]
-    fn an_unknown_form_of_cluster_slots_is_rejected() {
-        let node = || Value::Array(vec![bulk("h"), Value::Int(1)]);
-        for odd in [
-            Value::Okay,
-            Value::Array(vec![Value::Int(1)]),
-            Value::Array(vec![range(5, 4, vec![node()])]),
-            Value::Array(vec![range(0, 70_000, vec![node()])]),
-            Value::Array(vec![range(-1, 4, vec![node()])]),
-            Value::Array(vec![range(0, 4, vec![Value::Array(vec![bulk("h")])])]),
-            Value::Array(vec![range(0, 4, vec![Value::Array(vec![bulk("h"), Value::Int(-7)])])]),
-        ] {
-            assert!(parse_slots(&odd, ("h", 1)).is_none(), "{odd:?}");
-        }
     }
 }

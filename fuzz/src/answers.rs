@@ -1,0 +1,34 @@
+use redis::Value;
+use trunkline::bus::redis::{
+    deployment::shards_in,
+    members,
+    script::{self, Answer, Status},
+    slots,
+};
+
+/// An answer of Redis in its protocol, read as that of each command whose answer has a form of its
+/// own: a shard's script, the exchange of records, CLUSTER SLOTS, and the text of the deployment.
+pub fn answers(bytes: &[u8]) {
+    let Ok(value) = redis::parse_redis_value(bytes) else { return };
+    if let Some(Answer::Shard(view, status)) = script::parse(&value) {
+        // What is read is bounded, whatever was sent.
+        assert!(view.ends.len() <= 128 && view.copies.to_string().len() < 64 * 42);
+        if let Status::Seen(pairs) = status {
+            assert!(pairs.len() <= bytes.len());
+        }
+    }
+    if let Some(ranges) = slots::parse(&value, ("asked", 6379)) {
+        for range in ranges {
+            assert!(range.first <= range.last && range.nodes.len() <= 64);
+            assert!(range.nodes.iter().all(|(host, _)| !host.is_empty()));
+        }
+    }
+    if let Value::BulkString(text) = &value
+        && let Ok(text) = std::str::from_utf8(text)
+    {
+        assert!(shards_in(text).is_none_or(|shards| (1..=256).contains(&shards)));
+    }
+    if let Some(exchange) = members::parse(value) {
+        assert!(exchange.members.len() * 3 <= bytes.len());
+    }
+}
