@@ -26,11 +26,12 @@ use self::{
     selection::Selection,
     shard::{Offered, ShardCursor},
 };
-pub use self::{missing::Missing, progress::Progress};
+pub use self::{backfill::Late, missing::Missing, progress::Progress};
 use super::{
     Hub,
     batch::{Events, MAX_BATCH_EVENTS},
     explanation::Explanation,
+    filter::Past,
     had::{Had, HadAt},
     log::{Content, Entry},
     merge,
@@ -117,6 +118,8 @@ pub struct Cursor {
     held: Vec<(usize, HeldPage)>,
     /// Reads only what another cursor has left out; `None` for the cursor of a stream.
     backfill: Option<Backfill>,
+    /// What the interest was.
+    past: Past,
 }
 
 impl Cursor {
@@ -140,7 +143,13 @@ impl Cursor {
             history: options.history,
             held: vec![],
             backfill: None,
+            past: Past::default(),
         }
+    }
+
+    /// The stream goes on with what one before it had, whatever its interest was.
+    pub(super) fn goes_on(&mut self) {
+        self.past = Past::after(self.had());
     }
 
     /// Delivers these encoded events before anything else; their positions lie before the cursor's.
@@ -306,7 +315,7 @@ impl Cursor {
             let backfill = self.backfill.as_ref();
             let selection = Selection {
                 filter: &self.registration.filter,
-                backfill: backfill.map(|backfill| (&backfill.had[index], &backfill.before)),
+                backfill: backfill.map(|backfill| (index, &backfill.passed)),
             };
             let shard = &mut self.shards[index];
             match &mut shard.source {

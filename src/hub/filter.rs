@@ -1,12 +1,14 @@
 //! The filter of a stream: `trunkline.v1.Filter`, compiled once and applied to every event.
 
+mod past;
 mod update;
 
 use std::{collections::HashSet, ops::ControlFlow, sync::Arc};
 
 use trunkline_proto::kinds::{CUSTOM, concerns_account};
 
-pub use self::update::{Before, Change};
+pub(super) use self::past::{Passed, Past};
+pub use self::update::Change;
 use super::{
     accounts::{ACCOUNT_COST, AccountSet},
     event::{EventView, TargetName},
@@ -250,6 +252,13 @@ impl Filter {
     /// The names under which the stream's node is the target of events.
     pub(super) fn audience(&self) -> &Arc<Audience> {
         &self.audience
+    }
+
+    /// Bytes that its custom types take, about.
+    fn types_bytes(&self) -> usize {
+        let types = self.custom_types.iter();
+        let names = types.flat_map(|types| types.exact.iter().chain(&types.prefixes));
+        names.map(|name| NAME_COST + name.len()).sum()
     }
 
     /// Bytes that a stream holds for these accounts and custom types, about.

@@ -132,6 +132,12 @@ impl Had {
         self.epoch(epoch).map_or(Offset(0), |had| had.walked)
     }
 
+    /// The place where the stream stands; unknown if it is at none.
+    pub fn place(&self) -> Position {
+        let walked = self.epochs.iter().rfind(|had| had.entered);
+        walked.map_or(Position::UNKNOWN, |had| Position { epoch: had.epoch, offset: had.walked })
+    }
+
     /// True if names beyond [`Had::walked`] were had.
     pub fn has_more(&self, epoch: Epoch) -> bool {
         self.epoch(epoch).is_some_and(|had| !had.more.is_empty())
@@ -290,7 +296,13 @@ impl EpochHad {
     }
 }
 
+static NOTHING: Had = Had { oldest: false, epochs: vec![] };
+
 impl<'a> HadAt<'a> {
+    /// Nothing is known.
+    pub const UNKNOWN: HadAt<'static> =
+        HadAt { had: &NOTHING, position: Position::UNKNOWN, left_out: 0 };
+
     /// True if the stream begins with the oldest event that is kept, and has read nothing yet.
     pub fn is_oldest(self) -> bool {
         self.had.oldest && !self.position.is_known()

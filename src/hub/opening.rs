@@ -99,6 +99,9 @@ impl Hub {
             openings.push(opening);
         }
         let mut cursor = Cursor::new(self.clone(), registration, openings, options);
+        if matches!(begin, Begin::After(_)) {
+            cursor.goes_on();
+        }
         let first = self.last_values(cursor.filter(), &cursor);
         cursor.begin_with(&first);
         Ok(Opened { cursor, resumed, replayed })
@@ -174,9 +177,7 @@ impl Hub {
     /// A stream of which nothing is known here: it is told so, and goes on with the next event.
     fn unknown(&self, shard: ShardId, had: Had) -> Opening {
         let extent = self.logs[shard.index()].extent();
-        let walked = had.epochs().iter().rfind(|had| had.entered);
-        let position = walked
-            .map_or(Position::UNKNOWN, |had| Position { epoch: had.epoch, offset: had.walked });
+        let position = had.place();
         let gap = Gap {
             reason: GapReason::UnknownEpoch,
             lost: vec![],

@@ -65,7 +65,7 @@ pub fn wire_position(shard: ShardId, position: Position) -> v1::Position {
 
 /// The resume token of a stream in a deployment, of which a part of the interest may be behind.
 pub fn resume_token(deployment: u32, cursor: &Cursor, behind: Option<&Cursor>) -> Vec<u8> {
-    let behind = behind.map(Cursor::had);
+    let behind = behind.map(Cursor::had_behind);
     let mut bytes = Vec::with_capacity(token::encoded_len(cursor.had(), behind.clone()));
     token::encode_with(deployment, cursor.had(), behind, &mut bytes);
     bytes

@@ -271,7 +271,7 @@ impl Subscription {
                     self.listed.unacknowledged(watch.acknowledgements.pending());
                 }
                 let behind = self.watch.as_ref().and_then(|watch| watch.behind());
-                let (had, behind) = (self.cursor.had(), behind.map(Cursor::had));
+                let (had, behind) = (self.cursor.had(), behind.map(Cursor::had_behind));
                 Ok(EncodedMessage::events(events, self.context.deployment, had, behind))
             }
             Ok(Item::Gap(shard, gap)) => self.gap(shard, &gap),

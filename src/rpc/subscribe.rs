@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     access::{Caller, Grant, quota::StreamPermit},
-    bus::{Position, ShardId},
+    bus::ShardId,
     errors::{Error, Limit},
     hub::{
         Begin, ReadOptions,
@@ -173,9 +173,7 @@ impl Opening {
 fn given_up(behind: Option<&[Had]>, cursor: &Cursor) -> VecDeque<(ShardId, Missing)> {
     let behind = behind.unwrap_or_default().iter().zip(cursor.positions()).enumerate();
     let gaps = behind.filter_map(|(shard, (had, to))| {
-        let walked = had.epochs().iter().rfind(|had| had.entered);
-        let from = walked
-            .map_or(Position::UNKNOWN, |had| Position { epoch: had.epoch, offset: had.walked });
+        let from = had.place();
         (to.is_known() && from < to)
             .then(|| (ShardId::at_index(shard), Missing::given_up(from, to)))
     });

@@ -21,6 +21,9 @@ on_both_buses!(
     a_watch_without_updates_is_a_subscribe,
     interest_in_several_messages_is_opened_as_one,
     interest_added_since_a_token_gets_what_was_left_out,
+    an_account_that_is_added_again_since_before_it_was_removed_repeats_nothing,
+    a_resumed_stream_adds_nothing_since_before_its_token,
+    a_stream_that_is_broken_off_while_it_repeats_nothing_is_told_of_the_rest,
     a_stream_that_is_broken_off_while_interest_is_behind_goes_on_there,
     a_token_of_an_update_resumes_with_the_new_interest,
     kinds_and_custom_types_are_added_and_removed,
@@ -169,6 +172,114 @@ async fn interest_added_since_a_token_gets_what_was_left_out(deployment: Deploym
     let of_b: Vec<_> = order.iter().filter(|seen| !seen.starts_with('a')).collect();
     assert_eq!(of_b, ["+1", "b1", "b2", "b3"]);
     assert_eq!(order.iter().filter(|seen| seen.starts_with('a')).count(), 2, "{order:?}");
+}
+
+async fn an_account_that_is_added_again_since_before_it_was_removed_repeats_nothing(
+    deployment: Deployment,
+) {
+    let mut stage = Stage::of(&deployment).await;
+    let node = stage.node.clone();
+    let mut watch = node.watch(node.open(accounts(["a", "b"]))).await;
+    let since = watch.subscribed().await.resume_token;
+    stage.publish(&[("a", "a1"), ("b", "b1"), ("c", "c1")]).await;
+    watch.events(2, LIMIT).await;
+    watch.change(&[], &["a"]).await;
+    stage.publish(&[("a", "a2"), ("b", "b2"), ("c", "c2")]).await;
+    watch.event("b2", LIMIT).await;
+    // With one of which the stream had nothing, which begins at the token.
+    let add = Some(accounts(["a", "c"]));
+    let update = InterestUpdate { add, since: since.clone(), ..Default::default() };
+    let id = watch.update(update).await;
+    watch.updated(id).await;
+    stage.publish(&[("a", "a3"), ("b", "b3"), ("c", "c3")]).await;
+    watch.events(9, LIMIT).await;
+    // What came late is not repeated either.
+    watch.change(&[], &["c"]).await;
+    let id =
+        watch.update(InterestUpdate { add: Some(accounts(["c"])), since, ..Default::default() });
+    let id = id.await;
+    watch.updated(id).await;
+    stage.publish(&[("c", "c4")]).await;
+    watch.event("c4", LIMIT).await;
+    let mut ids = watch.event_ids();
+    ids.sort();
+    let expected = ["a1", "a2", "a3", "b1", "b2", "b3", "c1", "c2", "c3", "c4"];
+    assert_eq!(ids, expected);
+    assert!(watch.with(|recording| recording.gaps().is_empty()));
+}
+
+async fn a_resumed_stream_adds_nothing_since_before_its_token(deployment: Deployment) {
+    let mut stage = Stage::of(&deployment).await;
+    let node = stage.node.clone();
+    let mut watch = node.watch(node.open(accounts(["a"]))).await;
+    let since = watch.subscribed().await.resume_token;
+    stage.publish(&[("a", "a1")]).await;
+    watch.event("a1", LIMIT).await;
+    let token = watch.change(&[], &["a"]).await.resume_token;
+    drop(watch);
+    let other = deployment.node("s").await;
+    let mut open = other.open(Filter::default());
+    open.subscribe.as_mut().unwrap().resume_token = token;
+    let mut resumed = other.watch(open).await;
+    assert!(resumed.subscribed().await.resumed);
+    stage.publish(&[("a", "a2")]).await;
+    // It does not know what the stream before it had of the account.
+    let update = InterestUpdate { add: Some(accounts(["a"])), since, ..Default::default() };
+    let id = resumed.update(update).await;
+    resumed.updated(id).await;
+    let missed = resumed.gap(LIMIT).await.missed_events.expect("a count");
+    stage.publish(&[("a", "a3")]).await;
+    resumed.event("a3", LIMIT).await;
+    let ids = resumed.event_ids();
+    assert!(ids == ["a2", "a3"] || ids == ["a3"], "{ids:?}");
+    assert_eq!((missed, ids.len()), (1, 2), "{ids:?}");
+}
+
+async fn a_stream_that_is_broken_off_while_it_repeats_nothing_is_told_of_the_rest(
+    deployment: Deployment,
+) {
+    let mut stage = Stage::of(&deployment).await;
+    let node = stage.node.clone();
+    let mut watch = node.watch(node.open(accounts(["a"]))).await;
+    let since = watch.subscribed().await.resume_token;
+    // More than one batch.
+    for first in (0..4000).step_by(500) {
+        let events = (first..first + 500).map(|n| of("b", &format!("b{n}")));
+        stage.publish_all(events.collect()).await;
+    }
+    stage.publish(&[("a", "a1")]).await;
+    watch.event("a1", LIMIT).await;
+    watch.change(&[], &["a"]).await;
+    let add = Some(accounts(["a", "b"]));
+    let id = watch.update(InterestUpdate { add: add.clone(), since, ..Default::default() }).await;
+    watch.updated(id).await;
+    watch.events(4001, LIMIT).await;
+    // As it was after its first batch: it had had `a1`, which a stream that resumes there cannot
+    // know.
+    let token = watch.with(|recording| {
+        let late = recording.seen.iter();
+        let mut late =
+            late.skip_while(|seen| !matches!(seen, Seen::InterestUpdated(u) if u.update_id == id));
+        late.find_map(|seen| match seen {
+            Seen::Events { token, .. } => Some(token.clone()),
+            _ => None,
+        })
+    });
+    drop(watch);
+    let other = deployment.node("s").await;
+    let mut open = other.open(Filter::default());
+    open.subscribe.as_mut().unwrap().resume_token = token.clone().expect("a batch");
+    open.incomplete = true;
+    let again =
+        InterestUpdate { update_id: 1, add, since: token.expect("a batch"), ..Default::default() };
+    let resumed = other.watch_with(vec![Request::Open(open), Request::Update(again)]);
+    let resumed = resumed.await.unwrap();
+    resumed.updated(1).await;
+    resumed.gap(LIMIT).await;
+    stage.publish(&[("a", "a2")]).await;
+    resumed.event("a2", LIMIT).await;
+    let ids = resumed.event_ids();
+    assert!(!ids.contains(&"a1".to_owned()), "{ids:?}");
 }
 
 async fn a_stream_that_is_broken_off_while_interest_is_behind_goes_on_there(

@@ -7,33 +7,44 @@
 
 use std::sync::Arc;
 
-use super::{Cursor, Missing, ReadOptions};
+use super::{Cursor, Missing, ReadOptions, shard_id};
 use crate::{
     bus::{GapReason, Position, ShardId, unix_ms},
-    hub::{Hub, filter::Before, had::Had},
+    hub::{
+        Hub,
+        filter::Passed,
+        had::{Had, HadAt},
+        token::ResumeToken,
+    },
 };
+
+/// Delivers the events of added interest that began before the present.
+pub struct Late {
+    /// The events, up to where the stream stands.
+    pub cursor: Cursor,
+    /// What comes before them and is not delivered, since the stream may have had some of it.
+    pub gaps: Vec<(ShardId, Missing)>,
+}
 
 /// What the other cursor has left out.
 pub(super) struct Backfill {
-    /// What it has had, by shard.
-    pub had: Vec<Had>,
     /// Where it stands, by shard.
     pub positions: Vec<Position>,
-    /// Its filter meanwhile.
-    pub before: Before,
+    /// What it has passed.
+    pub passed: Passed,
+    /// Up to where it had some of what is delivered, by shard.
+    had_some: Option<Vec<Position>>,
 }
 
 impl Cursor {
-    /// A cursor that delivers what this one has passed since `begin` and its filter `before` did
-    /// not include.
-    #[must_use]
-    pub fn backfill(&self, begin: &[Had], before: Before) -> Cursor {
+    /// A cursor that delivers what this one has passed since a token and its filter did not
+    /// include, after an update.
+    pub(super) fn backfill(&mut self, since: &ResumeToken) -> Late {
+        let (begin, gaps) = self.begin_late(since);
+        self.past.begins_after(&begin);
         let hub = &self.hub;
-        let openings = (0..self.shards.len()).map(|index| {
-            let had = begin.get(index).filter(|_| begin.len() == self.shards.len());
-            hub.begin_after(super::shard_id(index), had.cloned().unwrap_or_default())
-        });
-        let openings = openings.collect();
+        let openings = begin.into_iter().enumerate();
+        let openings = openings.map(|(index, had)| hub.begin_after(shard_id(index), had)).collect();
         // It is read at once, so every entry may wake it.
         let filter = self.registration.filter.clone().watching_all();
         let registration = hub.router.register(filter, self.shards.len());
@@ -44,9 +55,51 @@ impl Cursor {
             ..ReadOptions::default()
         };
         let mut cursor = Cursor::new(Arc::clone(hub), registration, openings, options);
-        cursor.backfill =
-            Some(Backfill { had: self.to_had(), positions: self.positions(), before });
-        cursor
+        let passed = self.past.passed(self.filter());
+        let had_some = passed.had_some_of_it();
+        let had_some = had_some.map(|had| had.iter().map(Had::place).collect());
+        cursor.backfill = Some(Backfill { positions: self.positions(), passed, had_some });
+        Late { cursor, gaps }
+    }
+
+    /// Where added interest begins in each shard, and what is lost before: nobody knows what the
+    /// stream had of it where its past is forgotten.
+    fn begin_late(&self, since: &ResumeToken) -> (Vec<Had>, Vec<(ShardId, Missing)>) {
+        let floor = self.past.floor();
+        let count = self.shards.len();
+        let of = |shards: &[Had], index: usize| -> Had {
+            shards.get(index).filter(|_| shards.len() == count).cloned().unwrap_or_default()
+        };
+        let mut gaps = vec![];
+        let begin = (0..count).map(|index| {
+            let made = of(&since.shards, index);
+            let behind = since.behind.as_deref().map(|behind| of(behind, index));
+            let goes_on = !behind.as_ref().is_some_and(Had::is_unknown);
+            let begin = behind.unwrap_or_else(|| made.clone());
+            let floor = floor.as_deref().map(|floor| of(floor, index)).unwrap_or_default();
+            let end = floor.place();
+            let is_later = made.has_passed(end) || made.place().epoch > end.epoch;
+            if !end.is_known() || (is_later && goes_on) {
+                return begin;
+            }
+            if begin.place() < end {
+                gaps.push((shard_id(index), Missing::given_up(begin.place(), end)));
+            }
+            floor
+        });
+        (begin.collect(), gaps)
+    }
+
+    /// What a stream has had, for the resume token, of a part of its interest that is behind.
+    /// Nothing in shards where it cannot be said: a stream that resumed there could not tell what
+    /// this one had before.
+    pub fn had_behind(&self) -> impl ExactSizeIterator<Item = HadAt<'_>> + Clone {
+        let ends = self.backfill.as_ref().and_then(|backfill| backfill.had_some.as_deref());
+        self.shards.iter().enumerate().map(move |(index, shard)| {
+            let end = ends.and_then(|ends| ends.get(index)).copied().unwrap_or(Position::UNKNOWN);
+            let is_past = shard.has_passed(end) || shard.position().epoch > end.epoch;
+            if end.is_known() && !is_past { HadAt::UNKNOWN } else { shard.had() }
+        })
     }
 
     /// True if a backfill has come to where the other cursor stands.

@@ -4,8 +4,7 @@ use crate::{
     bus::Position,
     hub::{
         event::EventView,
-        filter::{Before, Filter},
-        had::Had,
+        filter::{Filter, Passed},
         log::IndexedFrame,
     },
 };
@@ -14,16 +13,15 @@ use crate::{
 #[derive(Clone, Copy)]
 pub(super) struct Selection<'a> {
     pub filter: &'a Filter,
-    /// For a backfill: the names up to which the stream was read before, and the filter that it was
-    /// read with.
-    pub backfill: Option<(&'a Had, &'a Before)>,
+    /// For a backfill: the shard, and what the stream has passed.
+    pub backfill: Option<(usize, &'a Passed)>,
 }
 
 impl Selection<'_> {
     /// True if the event with this name is to be delivered.
     pub fn includes(&self, event: &EventView<'_>, name: Position) -> bool {
         let left_out =
-            |(had, before): (&Had, &Before)| had.has(name) && !before.matches(event, self.filter);
+            |(shard, passed): (usize, &Passed)| passed.left_out(shard, name, event, self.filter);
         self.filter.matches(event) && self.backfill.is_none_or(left_out)
     }
 

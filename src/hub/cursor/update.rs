@@ -4,8 +4,11 @@
 //! interest, what it has not is filtered by the new one. So the resume token after an update means
 //! what it always means, and a stream that is resumed with it needs the new interest alone.
 
-use super::{Cursor, Scan, Source};
-use crate::hub::filter::{Before, Change, Filter};
+use super::{Cursor, Late, Scan, Source};
+use crate::hub::{
+    filter::{Change, Filter},
+    token::ResumeToken,
+};
 
 impl Cursor {
     /// The filter of the stream.
@@ -20,16 +23,24 @@ impl Cursor {
     }
 
     /// Changes the interest, in order. Every event that the bus accepts after this and that the new
-    /// interest includes is delivered, or reported as a gap, and no other. Returns the filter
-    /// before, if it is asked for.
-    pub fn update(&mut self, changes: Vec<Change>, before: bool) -> Option<Before> {
-        let mut before = before.then(|| Before::of(self.filter()));
+    /// interest includes is delivered, or reported as a gap, and no other. With `since`, what is
+    /// added begins there: returns what delivers the events up to here.
+    pub fn update(&mut self, changes: Vec<Change>, since: Option<&ResumeToken>) -> Option<Late> {
+        self.past.begin(&self.registration.filter, &changes);
         // Added first, so that events that are appended from here on become pending.
-        let removed = self.registration.update(changes, before.as_mut());
+        let removed = self.registration.update(changes, &mut self.past);
         self.begin_here();
         drop(removed);
         self.registration.set_kinds();
-        before
+        self.past.end(self.shards.iter().map(|shard| shard.had().recent()));
+        let late = since.map(|since| self.backfill(since));
+        self.past.trim();
+        late
+    }
+
+    /// Bytes that are held for what the interest was.
+    pub fn past_bytes(&self) -> usize {
+        self.past.bytes()
     }
 
     /// Goes on to the end of each log up to which nothing is pending. Where something is, reads

@@ -1,12 +1,11 @@
 //! Changes of a filter on a live stream.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use super::{Filter, bits_of};
 use crate::{
     hub::{
         accounts::{AccountKey, AccountSet},
-        event::EventView,
         kind_bits::all_kinds,
         scope::Patterns,
     },
@@ -43,27 +42,6 @@ struct Replace {
     accounts_named: bool,
 }
 
-/// A filter before a change: what it included, the stream has had.
-#[derive(Debug)]
-pub struct Before {
-    /// All but its accounts.
-    filter: Filter,
-    accounts: Accounts,
-    /// What was added to those accounts since, and removed from them.
-    added: HashSet<AccountKey>,
-    removed: HashSet<AccountKey>,
-}
-
-/// The accounts to which changes were made.
-#[derive(Debug)]
-enum Accounts {
-    All,
-    /// Those of the filter as it is now.
-    Current,
-    /// Those that were replaced.
-    Replaced(Arc<AccountSet>),
-}
-
 impl Change {
     /// Accounts and kinds are removed, and others added.
     pub fn new(remove: &v1::Filter, add: &v1::Filter) -> Change {
@@ -90,6 +68,12 @@ impl Change {
     #[must_use]
     pub fn with_custom_types(self, custom_types: Option<Vec<String>>) -> Change {
         Change { custom_types: custom_types.map_or(Types::All, Types::These), ..self }
+    }
+
+    /// True if it may change more than accounts.
+    pub(super) fn concerns_more_than_accounts(&self) -> bool {
+        let types = !matches!(self.custom_types, Types::Same);
+        self.remove_kinds | self.add_kinds != 0 || types || self.replaces()
     }
 
     /// True if the whole filter is replaced.
@@ -177,56 +161,5 @@ impl Filter {
             return vec![];
         }
         (0..128).filter(|kind| self.kinds & (1 << kind) != 0).collect()
-    }
-}
-
-impl Before {
-    /// The filter as it is.
-    pub(in crate::hub) fn of(filter: &Filter) -> Before {
-        let named = filter.accounts.is_some();
-        Before {
-            filter: filter.without_accounts(),
-            accounts: if named { Accounts::Current } else { Accounts::All },
-            added: HashSet::new(),
-            removed: HashSet::new(),
-        }
-    }
-
-    /// Its accounts were replaced; these were the ones before.
-    pub(in crate::hub) fn replaced(&mut self, accounts: Option<&Arc<AccountSet>>) {
-        if let (Accounts::Current, Some(accounts)) = (&self.accounts, accounts) {
-            self.accounts = Accounts::Replaced(accounts.clone());
-        }
-    }
-
-    /// An account was added, or removed.
-    pub(in crate::hub) fn changed(&mut self, key: AccountKey, added: bool) {
-        if !matches!(self.accounts, Accounts::Current) {
-            return;
-        }
-        let (to, from) = if added {
-            (&mut self.added, &mut self.removed)
-        } else {
-            (&mut self.removed, &mut self.added)
-        };
-        if !from.remove(&key) {
-            to.insert(key);
-        }
-    }
-
-    /// True if it included the event; `now` is the filter after all changes.
-    pub(in crate::hub) fn matches(&self, event: &EventView<'_>, now: &Filter) -> bool {
-        self.filter.matches(event)
-            && (!trunkline_proto::kinds::concerns_account(event.kind())
-                || self.has_account(AccountKey::of(event.account_bytes()), now))
-    }
-
-    fn has_account(&self, key: AccountKey, now: &Filter) -> bool {
-        let known = match &self.accounts {
-            Accounts::All => return true,
-            Accounts::Current => now.has_account(key),
-            Accounts::Replaced(accounts) => accounts.has(key),
-        };
-        known && !self.added.contains(&key) || self.removed.contains(&key)
     }
 }

@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 use super::{Interest, Router, accounts::Slot};
 use crate::hub::{
     accounts::{AccountKey, AccountSet},
-    filter::{Before, Change, Filter},
+    filter::{Change, Filter, Past},
 };
 
 /// The most accounts that are removed from the index at once. More are removed by a task, which
@@ -73,12 +73,8 @@ impl Registration {
     }
 
     /// Changes the filter, in order, and registers what is added. Returns what is to be removed
-    /// once the cursor has looked at the ends of the logs. `before` learns what changes.
-    pub(in crate::hub) fn update(
-        &mut self,
-        changes: Vec<Change>,
-        mut before: Option<&mut Before>,
-    ) -> Removed {
+    /// once the cursor has looked at the ends of the logs. `past` learns which accounts change.
+    pub(in crate::hub) fn update(&mut self, changes: Vec<Change>, past: &mut Past) -> Removed {
         let index = &self.router.accounts;
         let keys = KindsAndTypes::of(&self.filter);
         let kinds = self.filter.kind_bits();
@@ -93,9 +89,7 @@ impl Registration {
         for change in changes {
             if change.replaces() {
                 let replaced = self.filter.replace_accounts(&change);
-                if let Some(before) = &mut before {
-                    before.replaced(replaced.as_ref());
-                }
+                past.replaces(replaced.clone());
                 let slot = self.accounts.take();
                 if let Some(accounts) = self.filter.accounts() {
                     let slot = self.router.index.write().add(&self.interest);
@@ -110,9 +104,7 @@ impl Registration {
             }
             let slot = self.accounts;
             self.filter.change(change, |key, added| {
-                if let Some(before) = &mut before {
-                    before.changed(key, added);
-                }
+                past.changes(key, added);
                 let Some(slot) = slot else { return };
                 if !added {
                     removed.accounts.insert(key);

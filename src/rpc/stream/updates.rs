@@ -101,16 +101,17 @@ impl Subscription {
     /// Makes an update: from here on, events are filtered by the new interest.
     fn update(&mut self, update: Update) -> v1::InterestUpdated {
         let Update { id, changes, since, after } = update;
-        let before = self.cursor.update(changes, since.is_some());
+        let late = self.cursor.update(changes, since.as_ref());
         let filter = self.cursor.filter();
         self.options.kinds = filter.kind_numbers();
         let accounts = if after.names_accounts() { filter.account_count() } else { 0 };
         let mut custom_types = 0;
         if let Some(watch) = &mut self.watch {
-            watch.interest.updated(after, accounts);
+            watch.interest.updated(after, accounts, self.cursor.past_bytes());
             custom_types = watch.interest.custom_types();
-            if let (Some(since), Some(before)) = (since, before) {
-                watch.begin_behind(&self.cursor, &since, before);
+            if let Some(late) = late {
+                self.gaps.extend(late.gaps);
+                watch.begin_behind(late.cursor);
             }
         }
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);

@@ -1,14 +1,14 @@
 //! Checks an update of the interest of a `Watch` stream.
 
 use super::{Check, Path, token};
-use crate::{config::Limits, errors::Error, hub::had::Had, proto::v1};
+use crate::{config::Limits, errors::Error, hub::token::ResumeToken, proto::v1};
 
 /// Checks what an update says by itself. Returns where added interest begins, if not now.
 pub fn update(
     update: &v1::InterestUpdate,
     limits: &Limits,
     deployment: u32,
-) -> Result<Option<Vec<Had>>, Error> {
+) -> Result<Option<ResumeToken>, Error> {
     let mut check = Check::default();
     if let Some(add) = &update.add {
         check.filter(Path::of("add"), add, limits);
@@ -26,7 +26,6 @@ pub fn update(
     if update.since.is_empty() {
         return Ok(None);
     }
-    let since = token(&update.since, deployment).map_err(|why| Error::field("since", why))?;
-    // A part of the interest that was behind goes on where it was.
-    Ok(Some(since.behind.unwrap_or(since.shards)))
+    let since = token(&update.since, deployment);
+    since.map(Some).map_err(|why| Error::field("since", why))
 }

@@ -10,7 +10,7 @@ use crate::{
     hub::{
         accounts::AccountKey,
         filter::{Change, Filter},
-        had::Had,
+        token::ResumeToken,
     },
     proto::v1,
     rpc::{lists::MAX_PATTERNS, messages, validate},
@@ -46,6 +46,8 @@ pub struct Interest {
     last_id: u64,
     /// Parts of an update that is not complete.
     parts: Parts,
+    /// Bytes of the interest before.
+    past: usize,
     held: Held,
 }
 
@@ -89,7 +91,7 @@ pub struct Update {
     /// The changes, in order.
     pub changes: Vec<Change>,
     /// Where added interest begins; `None`: now.
-    pub since: Option<Vec<Had>>,
+    pub since: Option<ResumeToken>,
     /// For [`Interest::updated`].
     pub after: AfterUpdate,
 }
@@ -120,7 +122,7 @@ impl Interest {
             custom_types: types.then(|| filter.custom_types.clone()),
         };
         let held = Held { in_flight, bytes };
-        Interest { named, state, last_id, parts: Parts::None, held }
+        Interest { named, state, last_id, parts: Parts::None, past: 0, held }
     }
 
     /// The number of custom types in the interest.
@@ -180,9 +182,11 @@ impl Interest {
         Checked::Rejected(v1::InterestRejected { update_id: id, status: Some(status) })
     }
 
-    /// Records that an update has taken effect, after which there are so many accounts.
-    pub fn updated(&mut self, named: AfterUpdate, accounts: usize) {
+    /// Records that an update has taken effect, after which there are so many accounts, and `past`
+    /// bytes are held for what was before.
+    pub fn updated(&mut self, named: AfterUpdate, accounts: usize, past: usize) {
         self.state = State { accounts, ..named.0 };
+        self.past = past;
         let bytes = self.bytes();
         self.held.release_to(bytes);
     }
@@ -199,7 +203,7 @@ impl Interest {
 
     fn bytes(&self) -> usize {
         let types = self.state.custom_types.as_deref().unwrap_or_default();
-        Filter::held_bytes(self.state.accounts, types)
+        self.past + Filter::held_bytes(self.state.accounts, types)
     }
 
     /// Checks a part of an update. Returns where its interest begins, the change, and what the
@@ -209,7 +213,7 @@ impl Interest {
         update: &v1::InterestUpdate,
         filter: &Filter,
         rules: &Rules<'_>,
-    ) -> Result<(Option<Vec<Had>>, Change, State), Error> {
+    ) -> Result<(Option<ResumeToken>, Change, State), Error> {
         let nothing = v1::Filter::default();
         let add = update.add.as_ref().unwrap_or(&nothing);
         let remove = update.remove.as_ref().unwrap_or(&nothing);

@@ -23,11 +23,7 @@ use crate::{
     access::Grant,
     bus::{AppendError, ShardId},
     errors::Error,
-    hub::{
-        cursor::{Cursor, Item, Missing},
-        filter::Before,
-        had::Had,
-    },
+    hub::cursor::{Cursor, Item, Missing},
 };
 
 /// Responses with events after which requests are looked at, though more events are there.
@@ -112,9 +108,9 @@ impl Watch {
     }
 
     /// Begins to deliver the events of added interest since a token.
-    pub fn begin_behind(&mut self, cursor: &Cursor, since: &[Had], before: Before) {
+    pub fn begin_behind(&mut self, behind: Cursor) {
         self.given_up.clear();
-        self.behind = Some(Box::new(cursor.backfill(since, before)));
+        self.behind = Some(Box::new(behind));
     }
 
     /// The next request. One that changes the interest waits while a part of it is behind, or while
