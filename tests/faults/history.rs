@@ -65,16 +65,21 @@ pub struct Node {
 pub struct Interest {
     /// Only events of these accounts; all accounts if none.
     pub accounts: Option<HashSet<String>>,
+    /// True if the node watches: it has these accounts all the time, and others that it adds and
+    /// removes.
+    pub changes: bool,
     /// True if the node asked for its own events too.
     pub own: bool,
 }
 
-/// One `Subscribe`.
+/// One `Subscribe` or `Watch`.
 #[derive(Clone, Debug, Default)]
 pub struct Stream {
     /// True if the request carried a token.
     pub with_token: bool,
-    /// Everything that the stream received, in order.
+    /// The accounts with which a `Watch` was opened.
+    pub accounts: HashSet<String>,
+    /// Everything that the stream received, in order, and the updates that were sent on it.
     pub items: Vec<(Duration, Item)>,
 }
 
@@ -90,9 +95,21 @@ pub enum Item {
         account: String,
     },
     Gap(Gap),
+    /// The node sends an update of its interest.
+    Updating(Update),
+    /// The update with this number is in force.
+    Updated(u64),
     Draining,
     /// The end, with the reason of the gateway's error, if there was one.
     Ended(Option<String>),
+}
+
+/// An update of a node's interest.
+#[derive(Clone, Debug, Default)]
+pub struct Update {
+    pub id: u64,
+    pub add: Vec<String>,
+    pub remove: Vec<String>,
 }
 
 /// A gap as the subscriber received it.

@@ -9,6 +9,7 @@
 mod client;
 mod publisher;
 mod subscriber;
+mod watcher;
 
 use std::{
     sync::{
@@ -29,7 +30,7 @@ use trunkline_proto::v1::{
 };
 use uuid::Uuid;
 
-use self::{publisher::publish, subscriber::subscribe};
+use self::{publisher::publish, subscriber::subscribe, watcher::watch};
 use crate::{
     history::{Acknowledged, History, Sent},
     promises,
@@ -42,9 +43,6 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// How long subscribers that lack events may receive nothing after the publishers have stopped.
 const CATCH_UP: Duration = Duration::from_secs(30);
 
-/// The number of accounts that events concern.
-const ACCOUNTS: u64 = 40;
-
 /// The size and behaviour of a load.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
@@ -53,6 +51,12 @@ pub struct Shape {
     /// Nodes that subscribe, on the gateways in turn. One of them publishes too, and one has a
     /// filter.
     pub subscribers: usize,
+    /// Nodes that watch, on the gateways in turn.
+    pub watchers: usize,
+    /// The accounts that each of them adds or removes in a second.
+    pub changes: u64,
+    /// The number of accounts that events concern.
+    pub accounts: u64,
     /// The pause of a publisher between two requests.
     pub pace: Duration,
     /// The largest number of events in one request.
@@ -74,6 +78,9 @@ impl Default for Shape {
         Shape {
             publishers: 4,
             subscribers: 6,
+            watchers: 2,
+            changes: 20,
+            accounts: 40,
             pace: Duration::from_millis(4),
             batch: 4,
             watchful: false,
@@ -89,6 +96,7 @@ impl Default for Shape {
 pub struct Load {
     shared: Arc<Shared>,
     publishers: Vec<JoinHandle<()>>,
+    /// Those that watch, too.
     subscribers: Vec<JoinHandle<()>>,
 }
 
@@ -103,6 +111,8 @@ struct Shared {
     /// Events acknowledged, and events received.
     acknowledged: AtomicUsize,
     received: AtomicUsize,
+    /// Updates of an interest that were answered.
+    updated: AtomicUsize,
     stop: AtomicBool,
     /// Violations that no fault excuses: a rejected request, an answer that makes no sense.
     unexcused: Mutex<Vec<String>>,
@@ -125,17 +135,21 @@ impl Load {
             history: Mutex::default(),
             acknowledged: AtomicUsize::new(0),
             received: AtomicUsize::new(0),
+            updated: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             unexcused: Mutex::default(),
         });
         let subscribers: Vec<_> = (0..shape.subscribers)
             .map(|index| tokio::spawn(subscribe(shared.clone(), index)))
+            .chain((0..shape.watchers).map(|index| tokio::spawn(watch(shared.clone(), index))))
             .collect();
         attempt(CATCH_UP, "all subscribers are confirmed", async || {
             let history = shared.history.lock();
             let ready = history.nodes.iter().filter(|node| node.first_subscribed().is_some());
             let ready = ready.count();
-            (ready == shape.subscribers).then_some(()).ok_or_else(|| format!("{ready} are"))
+            (ready == shape.subscribers + shape.watchers)
+                .then_some(())
+                .ok_or_else(|| format!("{ready} are"))
         })
         .await;
         let publishers: Vec<_> = (0..shape.publishers)
@@ -178,6 +192,11 @@ impl Load {
         self.shared.received.load(Ordering::Relaxed)
     }
 
+    /// The number of updates answered so far, over all watchers.
+    pub fn updated(&self) -> usize {
+        self.shared.updated.load(Ordering::Relaxed)
+    }
+
     /// Stops the publishers, waits until the subscribers have received the rest, and returns the
     /// history.
     ///
@@ -204,7 +223,8 @@ impl Load {
             let owed = {
                 let history = self.shared.history.lock();
                 let check = promises::PROMISES.iter().filter(|promise| {
-                    ["NoSilentLoss", "Drained", "Resumable"].contains(&promise.name)
+                    ["NoSilentLoss", "InterestExact", "Drained", "Resumable"]
+                        .contains(&promise.name)
                 });
                 check.map(|promise| (promise.violations)(&history).len()).sum::<usize>()
             };

@@ -19,6 +19,7 @@ mod clocks;
 mod combinations;
 mod gateways;
 mod history;
+mod interest;
 mod last_values;
 mod load;
 mod one_shard;
@@ -41,9 +42,14 @@ use support::{
 };
 
 /// `short` by default, `long` if `TRUNKLINE_TEST_LONG` is set.
-pub fn seconds(long: u64, short: u64) -> Duration {
+pub fn either(long: u64, short: u64) -> u64 {
     let is_long = std::env::var_os("TRUNKLINE_TEST_LONG").is_some_and(|value| !value.is_empty());
-    Duration::from_secs(if is_long { long } else { short })
+    if is_long { long } else { short }
+}
+
+/// The same in seconds.
+pub fn seconds(long: u64, short: u64) -> Duration {
+    Duration::from_secs(either(long, short))
 }
 
 /// Two gateways with the same options.

@@ -1,5 +1,7 @@
 //! One validator for each promise: it reads a history and lists the violations.
 
+mod interest;
+
 use std::{
     collections::{HashMap, HashSet},
     time::Duration,
@@ -7,6 +9,7 @@ use std::{
 
 use trunkline_proto::v1::GapReason;
 
+use self::interest::interest_exact;
 use crate::history::{Acknowledged, Gap, History, Item, Node, Position, Sent};
 
 /// A promise and its validator.
@@ -17,7 +20,7 @@ pub struct Promise {
 }
 
 /// All promises.
-pub const PROMISES: [Promise; 11] = [
+pub const PROMISES: [Promise; 12] = [
     Promise { name: "Acknowledged", violations: acknowledged },
     Promise { name: "Confirmed", violations: confirmed },
     Promise { name: "Ordered", violations: ordered },
@@ -27,6 +30,7 @@ pub const PROMISES: [Promise; 11] = [
     Promise { name: "Resumable", violations: resumable },
     Promise { name: "NoEcho", violations: no_echo },
     Promise { name: "Filtered", violations: filtered },
+    Promise { name: "InterestExact", violations: interest_exact },
     Promise { name: "Bounded", violations: bounded },
     Promise { name: "Drained", violations: drained },
 ];
@@ -191,11 +195,12 @@ fn no_echo(history: &History) -> Vec<String> {
     wrongly_delivered(history, |node, source, _| !node.interest.own && source == node.node_id)
 }
 
-/// No node gets an event that its filter excludes. (NoSilentLoss checks that it gets all that are
-/// included.)
+/// No node gets an event that its filter excludes. (Another validator checks that it gets all
+/// that are included, and another one both where the filter changes.)
 fn filtered(history: &History) -> Vec<String> {
     wrongly_delivered(history, |node, _, account| {
-        node.interest.accounts.as_ref().is_some_and(|accounts| !accounts.contains(account))
+        let accounts = node.interest.accounts.as_ref().filter(|_| !node.interest.changes);
+        accounts.is_some_and(|accounts| !accounts.contains(account))
     })
 }
 

@@ -35,6 +35,9 @@ const BETWEEN: usize = 5_000;
 const SHAPE: Shape = Shape {
     publishers: 6,
     subscribers: 7,
+    watchers: 2,
+    changes: 20,
+    accounts: 40,
     pace: Duration::from_millis(10),
     batch: 32,
     watchful: true,

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use tonic::Code;
 use trunkline_proto::v1::{Event, PublishRequest};
 
-use super::{ACCOUNTS, PATIENCE, Shared, client, is_connection_error, node_id};
+use super::{PATIENCE, Shared, client, is_connection_error, node_id};
 use crate::support::events;
 
 /// How long a publisher waits for an answer before it retries: longer than a gateway's own limit of
@@ -72,7 +72,7 @@ async fn by_hand(shared: &Shared, node_id: &str, turn: &mut usize, batch: Vec<Ev
 
 /// The event of a publisher with this number.
 pub fn event(shared: &Shared, node_id: &str, number: u64) -> Event {
-    let account = format!("account-{}", number % ACCOUNTS);
+    let account = format!("account-{}", number % shared.shape.accounts);
     let event = if number.is_multiple_of(3) {
         events::email_delivery(&account, &format!("message-{number}"))
     } else {

@@ -13,12 +13,12 @@ use trunkline_proto::v1::{
     subscribe_response::Response,
 };
 
-use super::{ACCOUNTS, Shape, Shared, account, client, is_connection_error, node_id};
+use super::{Shape, Shared, account, client, is_connection_error, node_id};
 use crate::history::{Gap, Interest, Item, Node, Stream};
 
 /// A watchful subscriber gives up a stream that received nothing, heartbeats included, for this
 /// long.
-const SILENCE: Duration = Duration::from_secs(4);
+pub const SILENCE: Duration = Duration::from_secs(4);
 
 /// A slow subscriber does not read for this long, in each period of twice that.
 const SLOW: Duration = Duration::from_millis(1_500);
@@ -45,10 +45,10 @@ pub async fn subscribe(shared: Arc<Shared>, index: usize) {
 
 impl Subscriber {
     fn new(shared: Arc<Shared>, index: usize) -> Subscriber {
-        let Shape { subscribers, slow, oldest, .. } = shared.shape;
+        let Shape { subscribers, slow, oldest, accounts, .. } = shared.shape;
         let accounts = (index == 1)
-            .then(|| (0..ACCOUNTS).step_by(4).map(|number| format!("account-{number}")).collect());
-        let interest = Interest { accounts, own: false };
+            .then(|| (0..accounts).step_by(4).map(|number| format!("account-{number}")).collect());
+        let interest = Interest { accounts, ..Interest::default() };
         let oldest_from = subscribers - oldest;
         let start = if index >= oldest_from { Start::Oldest } else { Start::Latest };
         let request = SubscribeRequest {
@@ -144,30 +144,43 @@ impl Subscriber {
 
     /// Records the beginning of a stream.
     pub fn opens(&self, with_token: bool) {
-        let stream = Stream { with_token, items: vec![] };
+        let stream = Stream { with_token, ..Stream::default() };
         self.shared.history.lock().nodes[self.node].streams.push(stream);
     }
 
     /// Records events.
     pub fn receives(&self, events: Vec<Event>) {
-        let at = self.shared.start.elapsed();
-        self.shared.received.fetch_add(events.len(), Ordering::Relaxed);
-        let mut history = self.shared.history.lock();
-        let stream = history.nodes[self.node].streams.last_mut().expect("it was pushed");
-        stream.items.extend(events.into_iter().map(|event| {
-            let account = account(&event).to_owned();
-            (at, Item::Event { event_id: event.event_id, source: event.source, account })
-        }));
+        self.shared.receives(self.node, events);
     }
 
     pub fn record(&self, item: Item) {
-        let at = self.shared.start.elapsed();
-        let mut history = self.shared.history.lock();
-        history.nodes[self.node].streams.last_mut().expect("it was pushed").items.push((at, item));
+        self.shared.records(self.node, [item]);
     }
 }
 
-fn reason(shared: &Shared, status: &Status) -> Option<String> {
+impl Shared {
+    /// Records events that a node receives.
+    pub fn receives(&self, node: usize, events: Vec<Event>) {
+        self.received.fetch_add(events.len(), Ordering::Relaxed);
+        self.records(
+            node,
+            events.into_iter().map(|event| {
+                let account = account(&event).to_owned();
+                Item::Event { event_id: event.event_id, source: event.source, account }
+            }),
+        );
+    }
+
+    /// Records what comes to a node on its last stream, or what it sends.
+    pub fn records(&self, node: usize, items: impl IntoIterator<Item = Item>) {
+        let at = self.start.elapsed();
+        let mut history = self.history.lock();
+        let stream = history.nodes[node].streams.last_mut().expect("it was pushed");
+        stream.items.extend(items.into_iter().map(|item| (at, item)));
+    }
+}
+
+pub fn reason(shared: &Shared, status: &Status) -> Option<String> {
     let reason = status.get_details_error_info().map(|info| info.reason);
     if status.code() != Code::Unavailable && !is_connection_error(status) {
         shared.unexcused(format!("a stream ended: {status:?}"));
