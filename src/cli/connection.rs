@@ -109,7 +109,7 @@ impl GatewayArgs {
     pub(super) fn client(&self, node: &NodeArgs) -> Result<Builder, Failure> {
         let credentials = self.credentials()?;
         let builder = trunkline_client::Client::builder(node.id());
-        Ok(builder.gateways(self.urls(&credentials)?).credentials(credentials))
+        Ok(builder.gateways(self.urls(&credentials)?).in_order().credentials(credentials))
     }
 
     /// The credentials that flags and environment variables name.

@@ -43,6 +43,7 @@ impl Pair {
     fn client(&self, node_id: &str) -> Client {
         Client::builder(node_id)
             .gateways([self.first.url(), self.second.url()])
+            .in_order()
             .attempt_timeout(Duration::from_secs(1))
             .build()
             .expect("built")

@@ -256,7 +256,7 @@ impl Shared {
     fn builder(&self, node_id: &str, turn: usize) -> trunkline_client::Builder {
         let count = self.urls.len();
         let urls = (0..count).map(|nth| self.urls[(turn + nth) % count].clone());
-        trunkline_client::Client::builder(node_id).gateways(urls)
+        trunkline_client::Client::builder(node_id).gateways(urls).in_order()
     }
 
     /// Records events that are sent now; returns the index of the first.

@@ -224,6 +224,7 @@ async fn a_client_reports_what_was_published_and_completes_it_later() {
     scene.refuse().await;
     let client = Client::builder("client")
         .gateways([one.url(), two.url()])
+        .in_order()
         .publish_timeout(Duration::from_secs(4))
         .build()
         .expect("built");

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use rand::seq::SliceRandom;
 use tonic::{service::interceptor::InterceptedService, transport::Endpoint};
 
 use super::{Client, Credentials, Error, Gateway};
@@ -29,6 +30,7 @@ pub struct Builder {
     attempt_timeout: Duration,
     connect_timeout: Duration,
     addresses: Vec<String>,
+    in_order: bool,
     credentials: Credentials,
 }
 
@@ -43,14 +45,15 @@ impl Builder {
             attempt_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(2),
             addresses: vec![],
+            in_order: false,
             credentials: Credentials::default(),
         }
     }
 
     /// Adds a gateway: `https://gateway.example.org`, `http://10.0.0.1:7420`, or `10.0.0.1` (see
-    /// [`Credentials::url`]). The first one is used as long as it serves, then the next one, in
-    /// turn; to spread the nodes, give each another first one. Default: `http://127.0.0.1:7420`
-    /// alone.
+    /// [`Credentials::url`]). One is used as long as it serves, then the next one, in turn; each
+    /// client has a random order, so that nodes spread over the gateways: see
+    /// [`Builder::in_order`]. Default: `http://127.0.0.1:7420` alone.
     #[must_use]
     pub fn gateway(mut self, address: impl Into<String>) -> Builder {
         self.addresses.push(address.into());
@@ -61,6 +64,13 @@ impl Builder {
     #[must_use]
     pub fn gateways<A: Into<String>>(mut self, addresses: impl IntoIterator<Item = A>) -> Builder {
         self.addresses.extend(addresses.into_iter().map(Into::into));
+        self
+    }
+
+    /// Uses the gateways in the order in which they were added: the first one as long as it serves.
+    #[must_use]
+    pub fn in_order(mut self) -> Builder {
+        self.in_order = true;
         self
     }
 
@@ -131,6 +141,9 @@ impl Builder {
         if self.addresses.is_empty() {
             self.addresses.push(DEFAULT_GATEWAY.into());
         }
+        if !self.in_order {
+            self.addresses.shuffle(&mut rand::rng());
+        }
         let connect = |address: &String| {
             let endpoint = self
                 .credentials
@@ -166,6 +179,27 @@ impl Builder {
 mod tests {
     use super::*;
     use crate::ErrorKind;
+
+    #[tokio::test]
+    async fn clients_spread_over_the_gateways_unless_these_are_in_order() {
+        let addresses = ["a:1", "b:2", "c:3", "d:4"];
+        let order = |builder: Builder| -> Vec<String> {
+            let client = builder.gateways(addresses).build().expect("built");
+            (0..addresses.len()).map(|number| client.address(number).to_owned()).collect()
+        };
+        let mut first: Vec<String> = Vec::new();
+        // Each is first with a probability of 1/4: one that never is would be one of 10^12 runs.
+        for _ in 0..100 {
+            let mut all = order(Client::builder("n"));
+            first.push(all[0].clone());
+            all.sort();
+            assert_eq!(all, addresses);
+        }
+        first.sort();
+        first.dedup();
+        assert_eq!(first, addresses);
+        assert_eq!(order(Client::builder("n").in_order()), addresses);
+    }
 
     #[tokio::test]
     async fn addresses_are_urls_or_hosts() {

@@ -125,7 +125,8 @@ mod tests {
 
     #[tokio::test]
     async fn attempts_use_the_gateways_in_turn_from_the_one_that_worked_last() {
-        let client = Client::builder("n").gateways(["a:1", "b:2", "c:3"]).build().expect("built");
+        let client =
+            Client::builder("n").gateways(["a:1", "b:2", "c:3"]).in_order().build().expect("built");
         assert_eq!((client.address(client.preferred()), client.address(4)), ("a:1", "b:2"));
         client.works(5);
         assert_eq!(client.clone().address(client.preferred()), "c:3");
