@@ -10,7 +10,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use prost::Message;
 
 use super::{
-    BEHIND_LAG, Key, NodeEntry, Nodes, StreamStats, duration,
+    BEHIND_LAG, Key, NodeEntry, Nodes, StreamStats, WatchStats, duration,
     others::{Member, Other, View},
     timestamp,
 };
@@ -63,6 +63,8 @@ pub struct ListedNode<'a> {
     pub state: NodeState,
     /// The number of events that were sent on it.
     pub delivered: u64,
+    /// Of a `Watch` stream.
+    pub watch: Option<WatchStats>,
     /// The number of events that it has not read yet.
     pub behind: u64,
     /// True if another live process uses its node id.
@@ -109,12 +111,14 @@ impl Nodes {
     /// of all.
     pub fn each(&self, max: usize, mut see: impl FnMut(&ListedNode<'_>)) -> usize {
         let own = self.gateway.state();
-        let mut show =
-            |node: &v1::Node, gateway_id: &str, own, (state, stats): (_, StreamStats)| {
-                let duplicate = self.duplicates.is_one(&node.node_id);
-                let StreamStats { delivered, behind, .. } = stats;
-                see(&ListedNode { node, gateway_id, own, state, delivered, behind, duplicate });
-            };
+        let mut show = |node: &v1::Node,
+                        gateway_id: &str,
+                        own,
+                        (state, stats): (_, StreamStats)| {
+            let duplicate = self.duplicates.is_one(&node.node_id);
+            let StreamStats { delivered, behind, watch, .. } = stats;
+            see(&ListedNode { node, gateway_id, own, state, delivered, watch, behind, duplicate });
+        };
         let entries = self.all();
         let now_ms = unix_ms();
         for entry in entries.iter().take(max) {

@@ -161,6 +161,16 @@ impl Nodes {
         self.behind_each().sum()
     }
 
+    /// The number of those that are `Watch` streams, and of the events that their nodes have not
+    /// acknowledged.
+    pub fn watches(&self) -> (u64, u64) {
+        let all = self.all();
+        let watches = all.iter().filter_map(|entry| entry.watch.get());
+        watches.fold((0, 0), |(count, events), watch| {
+            (count + 1, events + watch.stats().unacknowledged)
+        })
+    }
+
     /// The number of events that each of them has not read yet.
     pub fn behind_each(&self) -> impl Iterator<Item = u64> + use<> {
         self.all().into_iter().map(|entry| entry.behind())

@@ -49,6 +49,7 @@ impl WatchState {
 impl WatchStats {
     /// Describes them in a list of nodes.
     pub(super) fn describe(self, node: &mut v1::Node) {
+        node.watch = true;
         node.unacknowledged_events = self.unacknowledged;
         node.interest_updates = self.updates;
         let time = |ms: u64| UNIX_EPOCH + Duration::from_millis(ms.min(MAX_TIME_MS));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::support::{
     Browser, Collector, Data, Gateway, GatewayOptions, Keep, LIMIT, RedisOptions, RedisServer,
-    TestNode, events, shared,
+    TestNode, events, shared, watch::accounts,
 };
 use serde_json::json;
 use tokio_util::task::AbortOnDropHandle;
@@ -99,7 +99,7 @@ async fn the_page_shows_nodes_gateways_and_recent_events() {
 
     let seen = row(&browser, "#node-table", 0, &["imap-1", "imap, jmap", "gateway-1"]).await;
     assert!(seen[3] == "current" && seen[4].starts_with("127.0.0.1:"), "{seen:?}");
-    assert_eq!(seen[9], "mailbox_change, custom");
+    assert_eq!(seen[11], "mailbox_change, custom");
     assert_eq!(browser.text("#nodes-count").await, "4");
     let version = env!("CARGO_PKG_VERSION");
     let seen = ["gateway-1 (this one)", "serving", version, "4"];
@@ -111,7 +111,7 @@ async fn the_page_shows_nodes_gateways_and_recent_events() {
 
     // The id of a node is shown as text.
     let seen = row(&browser, "#node-table", 0, &[HOSTILE, HOSTILE, "gateway-1"]).await;
-    assert_eq!(seen[9], "everything");
+    assert_eq!(seen[11], "everything");
     let harm = browser
         .run("return [window.hit, document.querySelectorAll('table img, table script').length];")
         .await;
@@ -122,7 +122,7 @@ async fn the_page_shows_nodes_gateways_and_recent_events() {
     let quiet = Some(Filter { kinds: vec![20], ..Default::default() });
     let pop_stream = pop.subscribe(SubscribeRequest { filter: quiet, ..pop.request() }).await;
     let seen = row(&browser, "#node-table", 0, &["pop-1", "–", "gateway-2", "current"]).await;
-    assert_eq!(seen[9], "custom", "{seen:?}");
+    assert_eq!(seen[11], "custom", "{seen:?}");
     row(&browser, "#gateway-table", 0, &["gateway-2", "serving", version, "1"]).await;
 
     // Values are updated in place.
@@ -246,6 +246,59 @@ async fn the_page_shows_nodes_gateways_and_recent_events() {
     one.restart().await;
     state(&browser, "Serving").await;
     row(&browser, "#ended-table", 0, &["None since the start."]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_tells_streams_apart_and_shows_what_their_nodes_have_processed() {
+    let gateway = Gateway::start(GatewayOptions::embedded()).await;
+    let node = TestNode::connect(&gateway, "watch-1").await;
+    let watch = node.watch(node.open(accounts(["a"]))).await;
+    let silent = TestNode::connect(&gateway, "watch-2").await;
+    let _silent = silent.watch(silent.open(accounts(["a"]))).await;
+    let simple = TestNode::connect(&gateway, "simple-1").await;
+    let _simple = simple.subscribe(simple.request()).await;
+    let publisher = TestNode::connect(&gateway, "publisher-1").await;
+    let _producer = publisher.producer("").await.expect("a stream");
+    let change = |id: &str| events::with_id(id, events::mailbox_change("a", 1));
+    publisher.publish(vec![change("1"), change("2")]).await.expect("published");
+    watch.event("2", LIMIT).await;
+    let token = watch.last_token();
+    publisher.publish(vec![change("3")]).await.expect("published");
+    watch.event("3", LIMIT).await;
+    watch.acknowledge(token).await;
+
+    let browser = Browser::start(1360, 1000).await;
+    browser.open(&page(&gateway)).await;
+    for (node, cells) in [
+        ("watch-1", ["3", "2", "Watch"]),
+        ("watch-2", ["3", "–", "Watch"]),
+        ("simple-1", ["3", "–", "Subscribe"]),
+    ] {
+        browser
+            .wait(&format!("{cells:?} of {node}"), async || {
+                let rows = browser.rows("#node-table").await;
+                rows.iter().any(|row| row[0] == node && row[8..11] == cells).then_some(())
+            })
+            .await;
+    }
+    let more = browser.text("#tile-streams-more").await;
+    assert!(more.ends_with(" here · 2 Watch · 1 PublishStream"), "{more}");
+    browser.click("[data-sort=processed]").await;
+    browser
+        .wait("the one that acknowledges first", async || {
+            (browser.rows("#node-table").await[0][0] == "watch-1").then_some(())
+        })
+        .await;
+    is_clean(&browser, &gateway).await;
+    let metrics = gateway.admin("/metrics").await;
+    for line in [
+        "trunkline_streams 3",
+        "trunkline_watch_streams 2",
+        "trunkline_publish_streams 1",
+        "trunkline_unacknowledged_events 4",
+    ] {
+        assert!(metrics.lines().any(|other| other == line), "{line} in {metrics}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

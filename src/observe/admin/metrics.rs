@@ -141,7 +141,9 @@ fn streams(text: &mut Text, sources: &Sources) {
     for behind in sources.nodes.behind_each() {
         (open, sum, max) = (open + 1, sum + behind, max.max(behind));
     }
-    text.gauge("streams", "Open Subscribe streams.").sample(&[], open);
+    let (watches, unacknowledged) = sources.nodes.watches();
+    text.gauge("streams", "Open Subscribe and Watch streams.").sample(&[], open);
+    text.gauge("watch_streams", "Those of them that are Watch streams.").sample(&[], watches);
     text.gauge("streams_limit", "Limit of open streams: limits.maxStreams.")
         .sample(&[], sources.nodes.max_streams());
     text.gauge("gateways", "Gateways that this gateway knows, itself included.")
@@ -158,6 +160,11 @@ fn streams(text: &mut Text, sources: &Sources) {
     .sample(&[], sum);
     text.gauge("max_behind_events", "Events that the stream furthest behind has not read yet.")
         .sample(&[], max);
+    text.gauge(
+        "unacknowledged_events",
+        "Events sent on Watch streams that their nodes have not acknowledged, sum over all.",
+    )
+    .sample(&[], unacknowledged);
     let mut family = text.counter("stream_gaps_total", "Gaps reported to streams, by reason.");
     for reason in GapReason::ALL {
         let count = counters.stream_gaps(reason).gaps;

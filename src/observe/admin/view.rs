@@ -33,7 +33,10 @@ pub struct View {
     draining: bool,
     /// The reason why it does not serve; empty while it does.
     reason: String,
+    /// Open `Subscribe` and `Watch` streams, those that are `Watch`, and `PublishStream` streams.
     streams: u32,
+    watches: u64,
+    publish_streams: u64,
     streams_limit: usize,
     behind: u64,
     published: u64,
@@ -145,6 +148,8 @@ pub fn view(sources: &Sources, samples: &Samples, after: u64) -> View {
         draining: sources.gateway.is_draining(),
         reason: status.reason,
         streams: status.streams,
+        watches: sources.nodes.watches().0,
+        publish_streams: sources.records.counters.publish_streams(),
         streams_limit: sources.nodes.max_streams(),
         behind: status.behind_events,
         published: status.published_events,

@@ -9,7 +9,7 @@ use ratatui::{
     text::{Line, Span},
     widgets::Widget,
 };
-use trunkline_proto::v1::{Gateway, GatewayState, GetStatusResponse, NodeState, ShardStatus};
+use trunkline_proto::v1::{Gateway, GatewayState, GetStatusResponse, Node, NodeState, ShardStatus};
 
 use super::{
     super::view::{Sort, Table, View},
@@ -222,6 +222,8 @@ pub fn nodes(view: &View) -> Cells {
         ("events/s", true, Some(Sort::Rate)),
         ("behind", true, Some(Sort::Behind)),
         ("delivered", true, Some(Sort::Delivered)),
+        ("processed", true, None),
+        ("stream", false, None),
         ("version", false, None),
     ];
     let head = head.map(|(name, number, of)| match of {
@@ -248,10 +250,18 @@ pub fn nodes(view: &View) -> Cells {
             view.rate_of(node).map_or("–".to_owned(), rate_text).into(),
             warned(node.behind_events),
             node.delivered_events.to_string().into(),
+            processed(node).map_or("–".to_owned(), |events| events.to_string()).into(),
+            if node.watch { "Watch" } else { "Subscribe" }.into(),
             clean(&node.client_version).into(),
         ]);
     }
     cells
+}
+
+/// The events that the node has acknowledged, if it acknowledges any.
+fn processed(node: &Node) -> Option<u64> {
+    let left = node.acknowledge_time.map(|_| node.unacknowledged_events)?;
+    Some(node.delivered_events.saturating_sub(left))
 }
 
 /// The used part of a shard's log in percent: of its events or its bytes, whichever is larger.

@@ -111,6 +111,32 @@ fn a_frame_shows_state_rates_shards_and_nodes() {
 }
 
 #[test]
+fn processed_events_stand_beside_those_that_were_sent() {
+    let mut view = View::new("10.0.0.1:7420".into(), Sort::Node);
+    let watch = |id: &str, acknowledged: bool| Node {
+        watch: true,
+        unacknowledged_events: 10,
+        acknowledge_time: acknowledged.then(Default::default),
+        ..node(id, 123, 0)
+    };
+    let nodes = vec![watch("a", true), watch("b", false), node("c", 123, 0)];
+    view.take(snapshot(0, nodes), Instant::now());
+    let text = frame(&mut view, 160, 30);
+    let row = |id: &str| {
+        let line = text.lines().find(|line| line.trim_start().starts_with(id)).expect("a row");
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    for (id, cells) in [
+        ("a ", ["123", "113", "Watch"]),
+        ("b ", ["123", "–", "Watch"]),
+        ("c ", ["123", "–", "Subscribe"]),
+    ] {
+        let row = row(id);
+        assert!(row.windows(3).any(|part| part == cells), "{row:?} in\n{text}");
+    }
+}
+
+#[test]
 fn keys_sort_scroll_pause_and_quit() {
     let mut view = view();
     assert!(!press(&mut view, KeyCode::Char('r')));

@@ -24,6 +24,7 @@ pub(super) enum Column {
     Rate,
     Behind,
     Delivered,
+    Processed,
 }
 
 impl Query {
@@ -57,6 +58,7 @@ impl Column {
             "rate" => Column::Rate,
             "behind" => Column::Behind,
             "delivered" => Column::Delivered,
+            "processed" => Column::Processed,
             _ => return None,
         })
     }

@@ -7,6 +7,7 @@ use trunkline_proto::kinds;
 
 use super::{super::view::milliseconds, query::Column};
 use crate::{
+    observe::counters::Method,
     presence::list::ListedNode,
     proto::v1::{self, NodeState},
 };
@@ -30,8 +31,13 @@ pub struct Row {
     peer: String,
     /// Milliseconds since 1970.
     since: Option<u64>,
+    /// `Subscribe` or `Watch`.
+    method: &'static str,
     filter: String,
     delivered: u64,
+    /// Those of the delivered events that its node has acknowledged; `None` if it acknowledges
+    /// none.
+    processed: Option<u64>,
     pub(super) behind: u64,
     /// Events a second that it was sent lately; `None` at first.
     pub(super) rate: Option<f64>,
@@ -40,6 +46,8 @@ pub struct Row {
 impl From<&ListedNode<'_>> for Row {
     fn from(seen: &ListedNode<'_>) -> Row {
         let node = seen.node;
+        let acknowledges = seen.watch.filter(|watch| watch.acknowledge_ms > 0);
+        let method = if seen.watch.is_some() { Method::Watch } else { Method::Subscribe };
         let since = node.connect_time.and_then(|time| SystemTime::try_from(time).ok());
         Row {
             filter: node.filter.as_ref().map(describe).unwrap_or_default(),
@@ -52,7 +60,10 @@ impl From<&ListedNode<'_>> for Row {
             subscription: node.subscription_id.clone(),
             peer: node.peer.clone(),
             since: since.map(milliseconds),
+            method: method.name(),
             delivered: seen.delivered,
+            processed: acknowledges
+                .map(|watch| seen.delivered.saturating_sub(watch.unacknowledged)),
             behind: seen.behind,
             rate: None,
         }
@@ -70,8 +81,9 @@ impl Row {
             &self.filter,
             &self.incarnation,
         ];
+        let texts = texts.into_iter().chain(&self.roles).map(String::as_str);
         search.is_empty()
-            || texts.into_iter().chain(&self.roles).any(|text| text.to_lowercase().contains(search))
+            || texts.chain([self.method]).any(|text| text.to_lowercase().contains(search))
     }
 
     /// How much the node needs attention: more is worse.
@@ -96,6 +108,7 @@ impl Row {
             Column::Rate => self.rate.unwrap_or(-1.0).total_cmp(&other.rate.unwrap_or(-1.0)),
             Column::Behind => self.behind.cmp(&other.behind),
             Column::Delivered => self.delivered.cmp(&other.delivered),
+            Column::Processed => self.processed.cmp(&other.processed),
         }
     }
 }
@@ -145,6 +158,7 @@ mod tests {
             own: true,
             state: NodeState::Current,
             delivered: 0,
+            watch: None,
             behind,
             duplicate: false,
         };

@@ -67,7 +67,9 @@ function showState(view) {
 function showTiles(view, last) {
   const sum = last ? last.published.reduce((a, b) => a + b, 0) : 0;
   put('tile-streams', count(view.streams));
-  put('tile-streams-more', `of ${compact(view.streamsLimit)} on this gateway`);
+  const kinds = [[view.watches, 'Watch'], [view.publishStreams, 'PublishStream']];
+  const special = kinds.filter(([n]) => n > 0).map(([n, kind]) => ` · ${compact(n)} ${kind}`);
+  put('tile-streams-more', `of ${compact(view.streamsLimit)} here${special.join('')}`);
   put('tile-in', last ? perSecond(sum) : none);
   put('tile-in-more', `${compact(view.published)} since the start`);
   put('tile-out', last ? perSecond(last.delivered) : none);
@@ -278,6 +280,8 @@ function showNodes(answer, now) {
     (node) => (node.rate === null ? none : rate(node.rate)),
     (node) => (node.behind > 0 ? { text: count(node.behind), pill: 'warn' } : '0'),
     (node) => count(node.delivered),
+    (node) => (node.processed === null ? none : count(node.processed)),
+    (node) => node.method,
     (node) => ({ text: node.filter || 'everything', title: node.filter }),
   ], answer.nodes, query.search ? 'No node matches.' : 'No node holds a stream.');
   show('gateway-table', [
@@ -364,7 +368,7 @@ $('more').addEventListener('click', () => {
 for (const button of document.querySelectorAll('[data-sort]')) {
   button.addEventListener('click', () => {
     const column = button.dataset.sort;
-    const downwards = ['state', 'rate', 'behind', 'delivered'].includes(column);
+    const downwards = ['state', 'rate', 'behind', 'delivered', 'processed'].includes(column);
     const first = downwards ? 'descending' : 'ascending';
     const other = query.order === 'ascending' ? 'descending' : 'ascending';
     query.order = query.sort === column ? other : first;
