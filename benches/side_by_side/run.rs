@@ -287,7 +287,7 @@ fn clock(seconds: f64) -> String {
 
 /// The figures of a run that are printed at once.
 fn line(metrics: &Metrics) -> String {
-    const SHOWN: [&str; 12] = [
+    const SHOWN: [&str; 15] = [
         "delivered_per_second",
         "published_per_second",
         "events_per_message",
@@ -295,6 +295,9 @@ fn line(metrics: &Metrics) -> String {
         "redis_cpu_seconds_per_million",
         "p50_us",
         "p99_us",
+        "updated_per_second",
+        "event_p50_us",
+        "event_p99_us",
         "rss_bytes_per_stream",
         "redis_connections",
         "lost",

@@ -20,6 +20,8 @@ pub enum Scenario {
     Idle { streams: usize, per_connection: usize },
     /// Subscribers whose filters match events, and others whose filters match none.
     Filters { matching: usize, others: usize },
+    /// Streams whose interest changes, and events that pass meanwhile.
+    Updates { watchers: usize, rate: u64 },
     /// A growing number of nodes.
     Growth { nodes: usize },
 }
@@ -44,6 +46,8 @@ impl Scenario {
             Scenario::Latency { subscribers: 100, rate: 10_000 },
             Scenario::Filters { matching: 1_000, others: 0 },
             Scenario::Filters { matching: 1_000, others: 10_000 },
+            Scenario::Updates { watchers: 100, rate: 0 },
+            Scenario::Updates { watchers: 100, rate: 10_000 },
             Scenario::Idle { streams: 10_000, per_connection: 100 },
             Scenario::Idle { streams: 10_000, per_connection: 1 },
             fan_out(1_000, 100, Mailbox),
@@ -81,6 +85,9 @@ impl Scenario {
             Scenario::Filters { matching, others } => {
                 Scenario::Filters { matching: matching / 10, others: others / 10 }
             }
+            Scenario::Updates { watchers, rate } => {
+                Scenario::Updates { watchers: few(watchers), rate: rate / 10 }
+            }
             Scenario::Growth { nodes } => Scenario::Growth { nodes: few(nodes) },
         }
     }
@@ -102,6 +109,9 @@ impl Scenario {
             }
             Scenario::Filters { matching, others } => {
                 format!("filters, {matching} that match, {others} that do not")
+            }
+            Scenario::Updates { watchers, rate } => {
+                format!("updates, {rate}/s of {watchers} watchers, 50000 events/s")
             }
             Scenario::Growth { nodes } => format!("growth, {nodes} nodes"),
         }
@@ -151,7 +161,7 @@ impl Scenario {
                 all
             }
             Scenario::Idle { .. } => vec![Redis(1), Embedded, Relay],
-            Scenario::Filters { .. } => vec![Redis(1), Embedded],
+            Scenario::Filters { .. } | Scenario::Updates { .. } => vec![Redis(1), Embedded],
             Scenario::Growth { .. } => vec![Redis(1), Redis(2), PlainRedis, Nats],
         }
     }
@@ -180,7 +190,7 @@ impl Scenario {
             Scenario::FanOut(_) => seconds + 1.2,
             Scenario::Latency { .. } => 2.0 * seconds + 1.2,
             Scenario::Idle { .. } => 9.0,
-            Scenario::Filters { .. } => 2.0 * seconds + 3.0,
+            Scenario::Filters { .. } | Scenario::Updates { .. } => 2.0 * seconds + 3.0,
             Scenario::Growth { .. } => 2.0 * seconds + 4.0,
         }
     }
@@ -197,6 +207,9 @@ impl Scenario {
             }
             Scenario::Filters { matching, others } => {
                 load::filters(system, matching, others, 2 * length).await
+            }
+            Scenario::Updates { watchers, rate } => {
+                load::updates(system, watchers, rate, 2 * length).await
             }
             Scenario::Growth { nodes } => load::growth(system, nodes, length).await,
         }

@@ -37,6 +37,17 @@ const FILTERS: [Column; 4] = [
     ("delivered/s", "delivered_per_second", 1.0),
     ("lost", "lost", 1.0),
 ];
+const UPDATES: [Column; 9] = [
+    ("updates/s", "updated_per_second", 1.0),
+    ("update p50, us", "p50_us", 1.0),
+    ("update p99, us", "p99_us", 1.0),
+    ("most, us", "max_us", 1.0),
+    ("event p50, us", "event_p50_us", 1.0),
+    ("event p99, us", "event_p99_us", 1.0),
+    ("gateway CPU, %", "server_cpu_percent", 1.0),
+    ("lost", "lost", 1.0),
+    ("CPU of others, %", "others_cpu_percent", 1.0),
+];
 const REDIS_SHARE: [Column; 5] = [
     ("Redis CPU, s a million", "redis_cpu_seconds_per_million", 1.0),
     ("commands a thousand", "redis_commands_per_thousand", 1.0),
@@ -62,6 +73,7 @@ pub fn all(report: &Report) -> String {
         ("Latency", "latency", &LATENCY[..]),
         ("Idle", "idle", &IDLE[..]),
         ("Filters", "filters", &FILTERS[..]),
+        ("Updates of an interest", "updates", &UPDATES[..]),
         ("Growth", "growth", &GROWTH[..]),
     ] {
         let mut scenarios = report.scenarios();

@@ -15,6 +15,8 @@ const ONE_BY_ONE: &str = "fan-out, 1 to 100, 1 a request, mailbox changes";
 const TO_1000: &str = "fan-out, 1 to 1000, 100 a request, mailbox changes";
 const SLOW_TO_ONE: &str = "latency, 1000/s, 1 to 1, open loop";
 const FAST_TO_100: &str = "latency, 10000/s, 1 to 100, open loop";
+const UPDATES: &str = "updates, 10000/s of 100 watchers, 50000 events/s";
+const NO_UPDATES: &str = "updates, 0/s of 100 watchers, 50000 events/s";
 const DELIVERED: &str = "delivered_per_second";
 const SERVER_CPU: &str = "server_cpu_seconds_per_million";
 const REDIS_CPU: &str = "redis_cpu_seconds_per_million";
@@ -229,6 +231,19 @@ fn targets(report: &Report) -> Vec<Target> {
              them",
             AtMost(1.2),
             ratio(filters("10000"), filters("0")),
+        ),
+        number(
+            "updates: p99 of the answer at 10,000 a second and 50,000 events a second, us",
+            AtMost(5_000.0),
+            median(UPDATES, REDIS, "p99_us"),
+        ),
+        number(
+            "updates: p50 of events to others, with 10,000 updates a second / without",
+            Bound::None,
+            ratio(
+                median(UPDATES, REDIS, "event_p50_us"),
+                median(NO_UPDATES, REDIS, "event_p50_us"),
+            ),
         ),
         number(
             "connections at Redis: with 1,000 nodes / with 100",

@@ -4,6 +4,7 @@ mod fan_out;
 mod filters;
 mod idle;
 mod latency;
+mod updates;
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,6 +20,7 @@ pub use fan_out::{Offer, fan_out, growth};
 pub use filters::filters;
 pub use idle::idle;
 pub use latency::latency;
+pub use updates::updates;
 
 /// Load before the measurement begins.
 const WARM_UP: Duration = Duration::from_millis(500);
