@@ -22,9 +22,10 @@ fmt:
     cargo fmt --all
     scripts/proto format
 
-# run clippy as CI does
+# run clippy and mypy as CI does
 lint:
     cargo clippy --workspace --locked --all-targets -- -D warnings
+    scripts/mypy
 
 # build the documentation of all crates
 doc *args:

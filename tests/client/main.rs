@@ -32,7 +32,11 @@ impl Pair {
     }
 
     async fn with(change: impl Fn(GatewayOptions) -> GatewayOptions) -> Pair {
-        let redis = RedisServer::start(RedisOptions::default()).await;
+        Pair::on(RedisOptions::default(), change).await
+    }
+
+    async fn on(redis: RedisOptions, change: impl Fn(GatewayOptions) -> GatewayOptions) -> Pair {
+        let redis = RedisServer::start(redis).await;
         let prefix = shared::prefix();
         let options = || change(GatewayOptions::redis(&redis.url(), &prefix));
         let (first, second) = tokio::join!(Gateway::start(options()), Gateway::start(options()));

@@ -8,7 +8,7 @@ use std::{
     fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::{OnceLock, mpsc},
     thread,
     time::{Duration, Instant},
@@ -36,6 +36,8 @@ pub struct Program {
     pub env: Vec<(String, String)>,
     /// Its standard input. None: empty.
     pub stdin: Option<String>,
+    /// Whether more input follows, by [`Process::write_line`].
+    pub talks: bool,
 }
 
 impl Program {
@@ -49,7 +51,15 @@ impl Program {
             args: args.into_iter().map(Into::into).collect(),
             env: Vec::new(),
             stdin: None,
+            talks: false,
         }
+    }
+
+    /// With input that is written while it runs, by [`Process::write_line`].
+    #[must_use]
+    pub fn talks(mut self) -> Program {
+        self.talks = true;
+        self
     }
 
     /// With this standard input.
@@ -110,6 +120,8 @@ pub struct Process {
     name: String,
     // Reaped only through this: while it is held, no other process can have its id.
     child: Mutex<Child>,
+    /// Its open standard input, of a program that talks.
+    input: Mutex<Option<ChildStdin>>,
     started: Instant,
     folder: TempDir,
 }
@@ -125,15 +137,17 @@ impl Process {
         for name in stray.filter(|name| name.starts_with("TRUNKLINE_")) {
             command.env_remove(name);
         }
+        let has_input = program.talks || program.stdin.is_some();
         command
             .args(&program.args)
             .envs(program.env)
-            .stdin(if program.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
+            .stdin(if has_input { Stdio::piped() } else { Stdio::null() })
             .stdout(output("stdout"))
             .stderr(output("stderr"));
         let mut child = spawn(command).unwrap_or_else(|error| {
             panic!("{name}: {} did not start: {error}", program.path.display())
         });
+        let input = Mutex::new(child.stdin.take_if(|_| program.talks));
         if let (Some(text), Some(mut input)) = (program.stdin, child.stdin.take()) {
             // A thread, since a program may read late or never. It ends when the program closes
             // the pipe by its end.
@@ -141,7 +155,8 @@ impl Process {
                 let _ = input.write_all(text.as_bytes());
             });
         }
-        Process { name: name.to_owned(), child: Mutex::new(child), started: Instant::now(), folder }
+        let (name, child) = (name.to_owned(), Mutex::new(child));
+        Process { name, child, input, started: Instant::now(), folder }
     }
 
     /// The process id.
@@ -162,6 +177,18 @@ impl Process {
     /// Its standard error so far.
     pub fn stderr(&self) -> String {
         read(&self.folder.path().join("stderr"))
+    }
+
+    /// Writes a line to the standard input of a program that talks.
+    pub fn write_line(&self, line: &str) {
+        let mut input = self.input.lock();
+        let input = input.as_mut().expect("a program that talks");
+        writeln!(input, "{line}").expect("the program reads its input");
+    }
+
+    /// Ends the standard input of a program that talks.
+    pub fn end_input(&self) {
+        *self.input.lock() = None;
     }
 
     /// Its exit status, if it has ended.

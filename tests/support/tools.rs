@@ -11,6 +11,8 @@ use std::{
     sync::OnceLock,
 };
 
+use super::process::Program;
+
 /// A program, and how to check that it works.
 struct Tool {
     /// The environment variable with its path.
@@ -42,7 +44,7 @@ pub fn grpcurl() -> PathBuf {
     TOOL.path()
 }
 
-/// A Python 3 with grpcio, grpcio-status, grpcio-tools and grpcio-health-checking;
+/// A Python 3 with the packages of `clients/python/requirements.txt` and grpcio-health-checking;
 /// `TRUNKLINE_TEST_PYTHON` names another.
 pub fn python() -> PathBuf {
     static TOOL: Tool = Tool::new(
@@ -50,12 +52,29 @@ pub fn python() -> PathBuf {
         "python3",
         &[
             "-c",
-            "import grpc, grpc_status.rpc_status, grpc_tools.protoc\n\
+            "import grpc, google.rpc.status_pb2, grpc_tools.protoc, setuptools.build_meta\n\
              import grpc_health.v1.health_pb2_grpc",
         ],
-        "Python 3 with grpcio, grpcio-status, grpcio-tools and grpcio-health-checking",
+        "Python 3 with grpcio, googleapis-common-protos, grpcio-tools, setuptools and \
+         grpcio-health-checking",
     );
     TOOL.path()
+}
+
+/// A Python program with the client of `clients/python`, from this checkout.
+pub fn python_client<S: Into<String>>(args: impl IntoIterator<Item = S>) -> Program {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/python/src");
+    Program::new(python(), args)
+        .env("PYTHONPATH", sources.display().to_string())
+        // No bytecode is written into the repository.
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+}
+
+/// A program of `clients/python/examples`.
+pub fn python_example<S: Into<String>>(name: &str, args: impl IntoIterator<Item = S>) -> Program {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/python/examples");
+    let script = examples.join(name).display().to_string();
+    python_client([script].into_iter().chain(args.into_iter().map(Into::into)))
 }
 
 /// `openssl`, which makes the certificates of tests; `TRUNKLINE_TEST_OPENSSL` names another.

@@ -1,12 +1,10 @@
 //! Tools and clients of a gateway with TLS and tokens: doctor, grpcurl, the command line.
 
-use std::path::Path;
-
 use serde_json::{Value, json};
 use trunkline_client::Client;
 
 use super::{MX_TOKEN, WEB_TOKEN, files::Files, url};
-use crate::support::{Gateway, LIMIT, events, gateway::trunkline, process::Program, tools};
+use crate::support::{Gateway, LIMIT, events, gateway::trunkline, tools};
 
 /// Runs doctor: its exit code, and what it prints, one finding in a line.
 async fn doctor(gateway: &Gateway, flags: &[&str]) -> (Option<i32>, String) {
@@ -108,11 +106,8 @@ async fn grpcurl_the_command_line_and_the_clients_send_a_token() {
     assert!(!run(&["publish", "--node-id", "web", "queue-refresh"]).await.status.success());
 
     let python = |args: &[&str]| {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/python/mail_node.py");
-        let script = script.display().to_string();
-        let all = [&script, "--gateway", &address, "--tls-ca", &ca].into_iter();
-        let program = Program::new(tools::python(), all.chain(args.iter().copied()));
-        program.env("PYTHONDONTWRITEBYTECODE", "1").run(LIMIT)
+        let all = ["--gateway", &address, "--tls-ca", &ca].into_iter();
+        tools::python_example("mail_node.py", all.chain(args.iter().copied())).run(LIMIT)
     };
     let event = json!({ "queueRefresh": {} }).to_string();
     let publish = ["--node-id", "mx-1", "publish", &event];

@@ -17,10 +17,10 @@ import pathlib
 import signal
 import sys
 
-import grpc
 from google.protobuf import json_format
-
-from trunkline_client import Client, Event, EventBatch, Gap, Message, Subscribed
+from google.protobuf.message import Message
+from trunkline import Client, Credentials, Error, Notification, SubscribeOptions
+from trunkline.v1 import Event, Gap, Subscribed
 
 # The duty of a mail server for each kind of event from another server of its cluster.
 DUTIES = {
@@ -38,46 +38,50 @@ DUTIES = {
 }
 
 
-def handle(message: Message) -> None:
+def handle(notification: Notification) -> None:
     """Prints a JSON object per line where a mail server would act."""
-    if isinstance(message, Subscribed):
-        show(subscribed=as_json(message))
-    elif isinstance(message, EventBatch):
-        for event in message.events:
-            kind = event.WhichOneof("kind")
-            # A kind that a newer node publishes has no duty here.
-            duty = DUTIES[kind].format(getattr(event, kind)) if kind else "nothing"
-            show(event=as_json(event), duty=duty)
-    elif isinstance(message, Gap):
+    if isinstance(notification, Subscribed):
+        show(subscribed=as_json(notification))
+    elif isinstance(notification, Event):
+        kind = notification.WhichOneof("kind")
+        # A kind that a newer node publishes has no duty here.
+        duty = DUTIES[kind].format(getattr(notification, kind)) if kind else "nothing"
+        show(event=as_json(notification), duty=duty)
+    elif isinstance(notification, Gap):
         # Missed events do not arrive later: reload whatever they may concern.
         duty = "drop all caches; load bans, settings and certificates; wake all sessions"
-        show(gap=as_json(message), duty=duty)
+        show(gap=as_json(notification), duty=duty)
 
 
-def as_json(message) -> dict:
+def as_json(message: Message) -> dict[str, object]:
     try:
         return json_format.MessageToDict(message)
     except TypeError:
         # The payload of a custom event has a type that this program does not know.
-        message = type(message).FromString(message.SerializeToString())
-        message.custom.ClearField("payload")
-        return json_format.MessageToDict(message)
+        known = Event.FromString(message.SerializeToString())
+        known.custom.ClearField("payload")
+        return json_format.MessageToDict(known)
 
 
 def show(**parts: object) -> None:
     print(json.dumps(parts), flush=True)
 
 
-async def subscribe(client: Client, resume_file: pathlib.Path | None) -> None:
+async def subscribe(
+    client: Client, heartbeat: float, resume_file: pathlib.Path | None
+) -> None:
     token = resume_file.read_bytes() if resume_file and resume_file.exists() else b""
-    async for message in client.subscribe(resume_token=token):
-        handle(message)
-        if resume_file:
-            # Renamed into place, so that the file is never half written. A node that is killed
-            # before that receives the message again.
-            draft = resume_file.with_suffix(".new")
-            draft.write_bytes(message.resume_token)
-            os.replace(draft, resume_file)
+    options = SubscribeOptions(resume_token=token, heartbeat_interval=heartbeat)
+    async with client.subscribe(options) as subscription:
+        async for notification in subscription:
+            handle(notification)
+            if resume_file and subscription.resume_token != token:
+                # Renamed into place, so that the file is never half written. A node that is killed
+                # before that receives the batch again.
+                token = subscription.resume_token
+                draft = resume_file.with_suffix(".new")
+                draft.write_bytes(token)
+                os.replace(draft, resume_file)
 
 
 async def publish(client: Client, texts: list[str]) -> None:
@@ -92,10 +96,10 @@ def arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--node-id", required=True)
-    add("--gateway", action="append", help="host:port; may be given several times [127.0.0.1:7420]")
+    add("--gateway", action="append", help="may be given several times [127.0.0.1:7420]")
     add("--role", action="append", default=[])
-    add("--heartbeat", type=int, default=10, help="seconds; a gateway that misses three is left")
-    add("--tls-ca", type=pathlib.Path, help="authority of the gateways; without it, no TLS")
+    add("--heartbeat", type=int, default=10, help="seconds; a gateway that misses two is left")
+    add("--tls-ca", type=pathlib.Path, help="authority of the gateways")
     add("--tls-cert", type=pathlib.Path, help="client certificate; needs --tls-key")
     add("--tls-key", type=pathlib.Path, help="private key of the client certificate")
     add("--token-file", type=pathlib.Path, help="file with the bearer token")
@@ -111,38 +115,36 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if (args.tls_cert is None) != (args.tls_key is None):
         parser.error("--tls-cert and --tls-key go together")
-    if args.tls_cert and not args.tls_ca:
-        parser.error("--tls-cert needs --tls-ca")
     return args
 
 
-def credentials(args: argparse.Namespace) -> dict:
-    """The arguments of the client that authenticate this node."""
-    channel_credentials = None
-    if args.tls_ca:
-        key, chain = (path and path.read_bytes() for path in (args.tls_key, args.tls_cert))
-        channel_credentials = grpc.ssl_channel_credentials(args.tls_ca.read_bytes(), key, chain)
-    token = args.token_file and args.token_file.read_text().strip()
-    return {"credentials": channel_credentials, "token": token}
+def credentials(args: argparse.Namespace) -> Credentials:
+    """What authenticates this node, and the gateways."""
+    ca, certificate, key = (
+        path and path.read_bytes() for path in (args.tls_ca, args.tls_cert, args.tls_key)
+    )
+    token = args.token_file and args.token_file.read_text()
+    return Credentials(ca, certificate, key, token)
 
 
 async def main() -> int:
     args = arguments()
     # SIGTERM ends the node between two messages.
     task = asyncio.current_task()
+    assert task, "this is a task"
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    gateways = args.gateway or ["127.0.0.1:7420"]
-    options = {"roles": args.role, "heartbeat": args.heartbeat, **credentials(args)}
-    async with Client(args.node_id, gateways, **options) as client:
+    gateways = args.gateway or ["127.0.0.1"]
+    node = Client(args.node_id, gateways, roles=args.role, credentials=credentials(args))
+    async with node as client:
         try:
             if args.command == "subscribe":
-                await subscribe(client, args.resume_file)
+                await subscribe(client, args.heartbeat, args.resume_file)
             else:
                 await publish(client, args.event)
         except asyncio.CancelledError:
             pass
-        except grpc.aio.AioRpcError as error:
-            print(f"{error.code().name}: {error.details()}", file=sys.stderr)
+        except Error as error:
+            print(error.status, file=sys.stderr)
             return 1
     return 0
 
