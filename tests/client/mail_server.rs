@@ -1,13 +1,7 @@
 //! The example `mail_server`, as real processes over real gateways.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::OnceLock,
-    time::SystemTime,
-};
-
 use super::{
-    Pair, cargo,
+    Pair, example,
     support::{
         self, Gateway, GatewayOptions, LIMIT, TestNode,
         events::numbered,
@@ -18,45 +12,10 @@ use super::{
 };
 use serde_json::json;
 
-/// The binary of the example, built now if it is missing or older than its source.
-fn binary() -> PathBuf {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(find_or_build).clone()
-}
-
-fn find_or_build() -> PathBuf {
-    let test = std::env::current_exe().expect("this test has a file");
-    let profile = test.ancestors().nth(2).expect("target/<profile>/deps/<test>");
-    let path = profile.join("examples/mail_server");
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let changed = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
-    let source = newest(&root.join("src")).max(changed(&root.join("examples/mail_server.rs")));
-    if changed(&path) < source {
-        let mut build = cargo();
-        build.args(["build", "--locked", "--quiet", "--example", "mail_server"]).current_dir(root);
-        if profile.ends_with("release") {
-            build.arg("--release");
-        }
-        build.arg("--target-dir").arg(profile.parent().expect("a folder of profiles"));
-        assert!(build.status().expect("cargo").success(), "the example does not build");
-    }
-    path
-}
-
-/// The modification time of the newest file below a folder.
-fn newest(folder: &Path) -> Option<SystemTime> {
-    let entries = std::fs::read_dir(folder).ok()?.flatten();
-    entries
-        .filter_map(|entry| match entry.path() {
-            path if path.is_dir() => newest(&path),
-            path => path.metadata().and_then(|data| data.modified()).ok(),
-        })
-        .max()
-}
-
 /// A running node with these commands as its input.
 fn node(args: &[&str], gateways: &[&Gateway], commands: &str) -> Process {
-    let mut program = Program::new(binary(), args.iter().copied()).stdin(commands);
+    let mut program =
+        Program::new(example::binary("mail_server"), args.iter().copied()).stdin(commands);
     for gateway in gateways {
         program.args.extend(["--gateway".to_owned(), gateway.url()]);
     }

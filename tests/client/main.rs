@@ -1,9 +1,11 @@
 //! Clients against real gateways: the Rust client crate and its example, the Python client,
-//! grpcurl.
+//! grpcurl; and what clients in all languages have in common.
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod conformance;
+mod example;
 mod external_crate;
 mod grpcurl;
 mod mail_server;

@@ -56,7 +56,7 @@ async fn a_python_wheel_contains_generated_code_and_works_by_itself() {
     assert!(!metadata.contains("grpcio-tools"), "a node needs no generator: {metadata}");
     let import = "import sys\n\
                   sys.modules['grpc_tools'] = None\n\
-                  import trunkline, trunkline.blocking\n\
+                  import trunkline, trunkline.blocking, trunkline.conformance\n\
                   from trunkline.v1 import Event, QueueRefresh\n\
                   print(trunkline.__file__, Event(queue_refresh=QueueRefresh()))\n";
     let program = Program::new(tools::python(), ["-c", import]).env("PYTHONPATH", &target);
