@@ -281,8 +281,6 @@ async fn a_silent_gateway_is_left_after_two_heartbeat_intervals(language: Langua
     driver.streams(1).await;
     publishes(&publisher, "1", "a").await;
     driver.has_events(&["1"]).await;
-    driver.all_of("heartbeat", 2).await;
-    assert!(driver.all("reconnecting").is_empty(), "heartbeats keep a stream");
     // The connection stays open without any message.
     pair.first.pause().await;
     publishes(&publisher, "2", "a").await;

@@ -87,7 +87,7 @@ impl Driver {
         self.wait(&format!("the outcome of {id}"), || {
             let of = |key: &str| {
                 let all = self.all(key).into_iter();
-                all.filter(|it| it["id"] == *id && it["index"] == *index).next_back()
+                all.rev().find(|it| it["id"] == *id && it["index"] == *index)
             };
             let done = of("done").map(|done| Ok(done["value"].clone()));
             done.or_else(|| of("failed").map(Err))

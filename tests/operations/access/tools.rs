@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use trunkline_client::Client;
 
 use super::{MX_TOKEN, WEB_TOKEN, files::Files, url};
-use crate::support::{Gateway, LIMIT, events, gateway::trunkline, tools};
+use crate::support::{Gateway, LIMIT, events, gateway::trunkline, process::Program, tools};
 
 /// Runs doctor: its exit code, and what it prints, one finding in a line.
 async fn doctor(gateway: &Gateway, flags: &[&str]) -> (Option<i32>, String) {
@@ -116,6 +116,13 @@ async fn grpcurl_the_command_line_and_the_clients_send_a_token() {
     let token_file = files.path("token");
     let with_token = [&["--token-file", &token_file], &publish[..]].concat();
     assert!(python(&with_token).await.success().contains("position"));
+    files.certificate("imap", "ca", "DNS:imap.example.org", "-days 7").await;
+    let shown = ["--tls-cert", &files.path("imap.pem"), "--tls-key", &files.path("imap.key")];
+    let with_certificate = [&shown[..], &["--node-id", "imap", "publish", &event]].concat();
+    assert!(python(&with_certificate).await.success().contains("position"));
+    let of_system = ["--gateway", &there, "--token-file", &token_file].into_iter().chain(publish);
+    let of_system = tools::python_example("mail_node.py", of_system).env("SSL_CERT_FILE", &ca);
+    assert!(of_system.run(LIMIT).await.success().contains("position"));
 
     let client = Client::builder("mx-7").gateway(&there).credentials(files.token(MX_TOKEN));
     let client = client.build().expect("a client");

@@ -7,6 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, Union
 
@@ -166,8 +167,11 @@ class Subscription:
 
     It reads from the gateway only as it is iterated: the memory of a slow node does not grow, and
     it gets a gap when history no longer has the events that it has not read. A wait for the next
-    notification can be cancelled, and nothing is lost. Close it with `aclose` or `async with`.
+    notification can be cancelled, and nothing is lost. `aclose`, `async with`, or dropping it closes
+    it, at once at the gateway too.
     """
+
+    _stream: Stream | None = None
 
     def __init__(self, client: Client, options: SubscribeOptions) -> None:
         self._client = client
@@ -190,7 +194,6 @@ class Subscription:
         self._request.heartbeat_interval.FromMilliseconds(int(options.heartbeat_interval * 1000))
         self._token = Token(options.resume_token)
         self._heartbeat = options.heartbeat_interval
-        self._stream: Stream | None = None
         # The number of the stream.
         self._streams = 0
         # The number of the gateway that is used, or tried next.
@@ -342,13 +345,20 @@ class Subscription:
         return Reconnecting(reason, wait)
 
     async def aclose(self) -> None:
-        """Ends the subscription, at once at the gateway too."""
+        """Ends the subscription."""
         self._close()
 
     def _close(self) -> None:
         self._ended = True
         self._events.clear()
         self._drop_stream()
+
+    def __del__(self) -> None:
+        # Dropped in the middle of an iteration: the gateway need not wait for it. A loop that is
+        # closed has no stream any more.
+        if self._stream:
+            with suppress(RuntimeError):
+                self._stream.close()
 
     async def __aenter__(self: _S) -> _S:
         return self

@@ -71,15 +71,7 @@ class Watch(Subscription):
     def _call(self, gateway: Gateway) -> Stream:
         self._watching.open(self._request)
         call = gateway.watch()
-        return Stream(call, asyncio.ensure_future(self._write(call)))
-
-    async def _write(self, call: WatchCall) -> None:
-        """Sends what the interest has to say. If the stream is over, its responses say so."""
-        while True:
-            while not self._watching.outgoing:
-                self._watching.filled.clear()
-                await self._watching.filled.wait()
-            await call.write(self._watching.outgoing.popleft())
+        return Stream(call, asyncio.ensure_future(_write(call, self._watching)))
 
     def _confirmed(self, update_id: int) -> None:
         self._watching.updated(update_id)
@@ -94,6 +86,16 @@ class Watch(Subscription):
     def _close(self) -> None:
         super()._close()
         self._watching.fail(_ended())
+
+
+async def _write(call: WatchCall, watching: Watching) -> None:
+    """Sends what the interest has to say. If the stream is over, its responses say so. A task of
+    this does not keep the subscription."""
+    while True:
+        while not watching.outgoing:
+            watching.filled.clear()
+            await watching.filled.wait()
+        await call.write(watching.outgoing.popleft())
 
 
 def _ended() -> Error:
