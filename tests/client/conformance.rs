@@ -12,6 +12,7 @@ use crate::support::{
     Data, Gateway, GatewayOptions, LIMIT, RedisOptions, TestNode,
     events::{mailbox_change, with_id},
     process::Program,
+    proxy::Proxy,
     tools, until,
 };
 
@@ -48,6 +49,8 @@ macro_rules! in_all_languages {
 
 in_all_languages! {
     a_publisher_publishes_everything_once_over_a_killed_gateway_and_a_restart_of_redis,
+    what_was_accepted_without_an_answer_is_not_published_again,
+    a_drain_moves_a_publisher,
     a_rejected_event_fails_alone,
     a_full_buffer_does_what_its_owner_chose,
     a_request_that_is_wrong_is_refused_at_once,
@@ -103,6 +106,51 @@ async fn a_publisher_publishes_everything_once_over_a_killed_gateway_and_a_resta
     let recording = observer.events(3000, LIMIT).await;
     assert_eq!(recording.event_ids, [ids("a", 1000), ids("b", 1000), ids("c", 1000)].concat());
     assert!(recording.gaps().is_empty());
+    driver.end().await;
+}
+
+/// The gateway dies between the bus and its answer, which only the publisher's id makes up for.
+async fn what_was_accepted_without_an_answer_is_not_published_again(language: Language) {
+    let pair = Pair::start().await;
+    let node = TestNode::connect(&pair.second, "observer").await;
+    let observer = node.subscribe(node.request()).await;
+    let proxy = Proxy::start(pair.first.port()).await;
+    let driver = Driver::start_at(language, "n", &[proxy.gateway_url(), pair.second.url()]);
+    driver.say("open_publisher", json!({}));
+    let publish = |prefix: &str| {
+        driver.say("publish_stream", json!({"id": prefix, "events": changes(prefix, 20)}));
+    };
+    publish("a");
+    driver.answer("a", 19).await.expect("published");
+    proxy.drop_answers();
+    publish("b");
+    observer.event("b-19", LIMIT).await;
+    pair.first.kill_9();
+    publish("c");
+    for prefix in ["b", "c"] {
+        driver.answer(prefix, 19).await.expect("published");
+    }
+    let recording = observer.event("c-19", LIMIT).await;
+    assert_eq!(recording.event_ids, [ids("a", 20), ids("b", 20), ids("c", 20)].concat());
+    assert_eq!(driver.all("failed"), Vec::<Value>::new());
+    driver.end().await;
+}
+
+async fn a_drain_moves_a_publisher(language: Language) {
+    let pair = Pair::start().await;
+    let node = TestNode::connect(&pair.second, "observer").await;
+    let observer = node.subscribe(node.request()).await;
+    let driver = Driver::start(language, "n", &[&pair.first, &pair.second]);
+    driver.say("open_publisher", json!({}));
+    driver.say("publish_stream", json!({"id": "a", "events": changes("a", 1)}));
+    driver.answer("a", 0).await.expect("published");
+    pair.first.signal_term();
+    driver.say("publish_stream", json!({"id": "b", "events": changes("b", 500)}));
+    driver.say("flush", json!({"id": "flushed"}));
+    driver.done("flushed").await.expect("everything has an answer");
+    let recording = observer.events(501, LIMIT).await;
+    assert_eq!(recording.event_ids, [ids("a", 1), ids("b", 500)].concat());
+    assert!(pair.first.ends(LIMIT).await.status.success());
     driver.end().await;
 }
 

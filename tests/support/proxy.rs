@@ -1,6 +1,6 @@
-//! A TCP proxy in front of a Redis server that can drop all bytes while its connections stay open,
-//! like a dead host, a firewall that lost its state, or dropped packets; or forward them slowly, or
-//! close them.
+//! A TCP proxy in front of a Redis server or a gateway that can drop all bytes while its connections
+//! stay open, like a dead host, a firewall that lost its state, or dropped packets; or forward them
+//! slowly, or close them.
 
 use std::{
     sync::{
@@ -24,6 +24,8 @@ enum Mode {
     Forward,
     /// Reads and drops them, in both directions.
     Drop,
+    /// Reads and drops those that the server sends.
+    DropAnswers,
     /// Forwards at most this many bytes to the client in each [`SLICE`].
     Slow(usize),
 }
@@ -86,6 +88,11 @@ impl Proxy {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    /// The URL of a gateway behind it.
+    pub fn gateway_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
     /// The number of connections so far.
     pub fn connections(&self) -> usize {
         self.shared.accepted.load(Ordering::Relaxed)
@@ -99,6 +106,11 @@ impl Proxy {
     /// Drops all bytes from now on, on open connections and new ones.
     pub fn drop_bytes(&self) {
         self.shared.all.send_replace(Mode::Drop);
+    }
+
+    /// Drops what the server sends from now on. What clients send arrives.
+    pub fn drop_answers(&self) {
+        self.shared.all.send_replace(Mode::DropAnswers);
     }
 
     /// Forwards all bytes again. Connections that have dropped bytes are closed.
@@ -156,7 +168,8 @@ async fn serve(shared: Arc<Shared>, mut client: TcpStream, to: u16) {
     let mut lost = false;
     loop {
         let drops = *all.borrow() == Mode::Drop || *connection.mode.borrow() == Mode::Drop;
-        if lost && !drops {
+        let drops_answers = drops || *all.borrow() == Mode::DropAnswers;
+        if lost && !drops_answers {
             return;
         }
         let slow = match *connection.mode.borrow() {
@@ -178,11 +191,11 @@ async fn serve(shared: Arc<Shared>, mut client: TcpStream, to: u16) {
             }
             read = server.read(&mut from_server[..limit]) => {
                 let Ok(count @ 1..) = read else { return };
-                lost |= drops;
+                lost |= drops_answers;
                 if slow.is_some() {
                     tokio::time::sleep(SLICE).await;
                 }
-                if !drops && client.write_all(&from_server[..count]).await.is_err() {
+                if !drops_answers && client.write_all(&from_server[..count]).await.is_err() {
                     return;
                 }
             }

@@ -1,6 +1,7 @@
 """Backoff, recent events, errors, addresses and tokens."""
 
 import unittest
+from unittest.mock import MagicMock
 
 import grpc
 from google.protobuf.any_pb2 import Any
@@ -132,6 +133,21 @@ class AddressTest(unittest.TestCase):
     def test_a_token_knows_its_stream_and_is_bytes(self) -> None:
         token = Token.of(3, b"abc")
         self.assertEqual((token, token.stream, Token(b"abc").stream), (b"abc", 3, 0))
+
+
+class AcknowledgeTest(unittest.TestCase):
+    def test_only_what_came_on_the_open_stream_is_acknowledged(self) -> None:
+        """A gateway ends a stream on which a token of another one is acknowledged."""
+        watch = Client("n").watch()
+        watch.acknowledge(Token.of(0, b"no stream"))
+        watch._stream, watch._streams = MagicMock(), 2
+        watch.acknowledge(Token.of(1, b"earlier"))
+        watch.acknowledge(Token(b"of another process"))
+        watch.acknowledge()
+        self.assertEqual(len(watch._watching.outgoing), 0)
+        watch.acknowledge(Token.of(2, b"this one"))
+        (request,) = watch._watching.outgoing
+        self.assertEqual(request.acknowledge.resume_token, b"this one")
 
 
 if __name__ == "__main__":
