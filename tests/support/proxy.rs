@@ -1,6 +1,6 @@
-//! A TCP proxy in front of a Redis server or a gateway that can drop all bytes while its connections
-//! stay open, like a dead host, a firewall that lost its state, or dropped packets; or forward them
-//! slowly, or close them.
+//! A TCP proxy in front of a Redis server or a gateway that can drop all bytes while its
+//! connections stay open, like a dead host, a firewall that lost its state, or dropped packets; or
+//! forward them slowly, or close them.
 
 use std::{
     sync::{

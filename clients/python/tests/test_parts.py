@@ -114,13 +114,13 @@ class AddressTest(unittest.TestCase):
     def test_gateways_are_tried_in_a_random_order_unless_asked_otherwise(self) -> None:
         gateways = [f"gateway-{number}" for number in range(20)]
 
-        def order(shuffle: bool) -> list[str]:
-            client = Client("n", gateways, shuffle=shuffle)
+        def order(in_order: bool) -> list[str]:
+            client = Client("n", gateways, in_order=in_order)
             return [client._gateway(number).address for number in range(len(gateways))]
 
-        self.assertEqual(order(False), gateways)
-        self.assertNotEqual(order(True), order(True))
-        self.assertEqual(sorted(order(True)), sorted(gateways))
+        self.assertEqual(order(in_order=True), gateways)
+        self.assertNotEqual(order(in_order=False), order(in_order=False))
+        self.assertEqual(sorted(order(in_order=False)), sorted(gateways))
 
     def test_a_secret_is_not_shown(self) -> None:
         credentials = Credentials(None, b"secret", b"secret", "secret")

@@ -60,13 +60,13 @@ class Client:
         publish_timeout: float = 30.0,
         attempt_timeout: float = 5.0,
         connect_timeout: float = 2.0,
-        shuffle: bool = True,
+        in_order: bool = False,
     ) -> None:
         """`node_id`: at most 128 bytes, unique in the cluster, and the same after a restart.
 
         `gateways`: `https://gateway.example.org`, `10.0.0.1:7420`, or `10.0.0.1` (see
         `Credentials.target`). One is used as long as it serves, then the next one, in turn: in a
-        random order, which spreads the nodes, or with `shuffle=False` in the order given.
+        random order, so that nodes spread over the gateways, or with `in_order` in that given.
 
         `roles` of the node (`imap`, `mta`): events may be targeted at roles.
 
@@ -94,7 +94,7 @@ class Client:
         self._gateways = [Gateway(address, credentials, connect_timeout) for address in gateways]
         if not self._gateways:
             raise ValueError("a client needs the address of a gateway")
-        if shuffle:
+        if not in_order:
             random.shuffle(self._gateways)
         # The number of the gateway that worked last: the next attempt begins there.
         self._preferred = 0

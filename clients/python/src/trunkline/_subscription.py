@@ -167,8 +167,8 @@ class Subscription:
 
     It reads from the gateway only as it is iterated: the memory of a slow node does not grow, and
     it gets a gap when history no longer has the events that it has not read. A wait for the next
-    notification can be cancelled, and nothing is lost. `aclose`, `async with`, or dropping it closes
-    it, at once at the gateway too.
+    notification can be cancelled, and nothing is lost. `aclose`, `async with`, or dropping it
+    closes it, at once at the gateway too.
     """
 
     _stream: Stream | None = None

@@ -97,7 +97,7 @@ class Driver:
         return self._client
 
     async def do_connect(self, options: dict[str, Any]) -> None:
-        self._client = Client(**options, shuffle=False)
+        self._client = Client(**options, in_order=True)
 
     async def do_publish(self, command: dict[str, Any]) -> None:
         events = [json_format.ParseDict(event, Event()) for event in command["events"]]
