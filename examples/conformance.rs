@@ -125,7 +125,8 @@ impl Driver {
 
 fn connect(options: &Value) -> Client {
     let mut builder = Client::builder(options["node_id"].as_str().expect("a node id"))
-        .gateways(texts(&options["gateways"]));
+        .gateways(texts(&options["gateways"]))
+        .in_order();
     if let Some(seconds) = options["attempt_timeout"].as_f64() {
         builder = builder.attempt_timeout(Duration::from_secs_f64(seconds));
     }
