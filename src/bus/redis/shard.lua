@@ -322,10 +322,15 @@ local function open_epoch(most, reported)
   end
   know_epochs(reported)
   table.sort(order)
+  local existed = {}
+  for _, entry in ipairs(reported) do existed[entry[1]] = entry[2] end
   while #order > 0 do
-    -- Those of other lines do not say when the one before ended here: just now.
+    -- Those of other lines do not say when the one before ended here: just now. One that callers
+    -- know to have gone on ended later, on another line.
     local next_epoch = order[1] == before and epoch or order[2] or epoch
-    if #order <= MAX_ENDS and now - math.floor(next_epoch / 4096) <= FORGET then break end
+    local is_old = now - math.floor(next_epoch / 4096) > FORGET
+    is_old = is_old and (existed[order[1]] or 0) <= ended[order[1]]
+    if #order <= MAX_ENDS and not is_old then break end
     floor = table.remove(order, 1)
     ended[floor] = nil
   end

@@ -1565,3 +1565,50 @@ fn value(reply: &Reply) -> ::redis::Value {
         Reply::Array(parts) => Value::Array(parts.iter().map(value).collect()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use trunkline::bus::redis::view::ShardView;
+
+    use super::*;
+
+    /// The shard after a probe of a gateway that has seen this much.
+    fn probe(world: &mut World, seen: Position, reported: &str) -> ShardView {
+        let call = Box::new(Call {
+            seen,
+            exact: false,
+            reported: reported.into(),
+            entropy: 7,
+            op: Op::Probe(encode_probe(1, 1, 0)),
+            limit: Duration::from_secs(1),
+        });
+        match world.call_script(0, &Sent { call, gateway: 1, held: BTreeSet::new() }) {
+            Ok(Answer::Shard(view, _)) => view,
+            other => panic!("no view: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_old_epoch_that_went_on_on_another_line_is_not_forgotten() {
+        let setting = Setting::new(None);
+        let runtime = setting.runtime();
+        let _entered = runtime.enter();
+        for (last, forgotten) in [(0, true), (5, false)] {
+            let mut world = World::new(1, &setting, 0, More::default(), false);
+            let first = probe(&mut world, Position::UNKNOWN, "").tip;
+            // A split brain: on this side another epoch begins at once.
+            let identity = world.identity();
+            world.masters[0].server.set_identity(identity);
+            let second = probe(&mut world, first, &format!("{}:0", first.epoch.0)).tip;
+            assert!(second.epoch > first.epoch);
+            // It ends after two hours, and this side fails over as well.
+            world.pass(Duration::from_secs(7200));
+            let identity = world.identity();
+            world.masters[0].server.set_identity(identity);
+            let reported = format!("{}:{last} {}:0", first.epoch.0, second.epoch.0);
+            let third = probe(&mut world, second, &reported);
+            assert_eq!(third.floor == first.epoch, forgotten);
+            assert_eq!(third.ends.contains(&first), !forgotten);
+        }
+    }
+}
