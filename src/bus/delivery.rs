@@ -211,6 +211,8 @@ pub struct HistoryPage {
     pub next: Position,
     /// True if `next` was the end of the shard when the page was read.
     pub at_end: bool,
+    /// How far the shard's earlier epochs went, as far as it remembers them.
+    pub ends: Vec<Position>,
 }
 
 impl HistoryPage {

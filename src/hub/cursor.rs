@@ -491,20 +491,33 @@ impl Cursor {
             self.leave_log(index);
             return;
         }
+        log.learn_ends(&page.ends);
         let mut expired = shard.before(&page, &log.ends());
         if page.deliveries.is_empty() {
+            let extent = log.extent();
             if place.is_known() {
                 shard.walk(page.next);
-            } else if page.at_end && (page.next.is_known() || log.extent().base == 0) {
+            } else if page.at_end && (page.next.is_known() || extent.base == 0) {
                 // History holds nothing: everything that is left is in the log. Not if the log has
                 // dropped entries that a shard without any state may not have had yet.
                 // Nor if the log itself goes on behind a place that nothing leads to any more.
                 let whole = log.is_whole(|place| shard.has_passed(place));
                 let in_log = !page.next.is_known() || log.contains(page.next) && whole;
-                let begin = if in_log { log.extent().start } else { page.next };
+                let begin = if in_log { extent.start } else { page.next };
                 expired = shard.expired_before(begin, &log.ends());
                 if expired.is_none() {
                     shard.stand_at(begin);
+                }
+                if in_log {
+                    // Its first entries may lie on another line, of which history knows nothing.
+                    let interest = &self.registration.interest;
+                    let (end, _) = log.extent_with(|| interest.take_pending(index));
+                    let scan = Scan { next: extent.base, end: end.next };
+                    shard.source = match expired {
+                        Some(gap) => Source::Gap(gap.into(), scan),
+                        None => Source::Log(scan),
+                    };
+                    return;
                 }
             }
         }

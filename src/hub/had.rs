@@ -156,6 +156,16 @@ impl Had {
         }
     }
 
+    /// All of these names that were not had, as runs.
+    pub fn missing(&self, mut lost: Lost) -> Vec<Lost> {
+        let mut runs = Vec::new();
+        while let Some(run) = self.first_missing(lost) {
+            lost.first = run.last.plus(1);
+            runs.push(run);
+        }
+        runs
+    }
+
     /// Adds names of an epoch, from the first to the last.
     pub fn add(&mut self, epoch: Epoch, first: Offset, last: Offset) {
         let first = first.max(Offset(1));

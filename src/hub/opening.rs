@@ -247,7 +247,7 @@ impl Hub {
     ) -> Result<HistoryPage, AppendError> {
         let Some(history) = self.bus().history() else {
             let next = self.logs[shard.index()].extent().start;
-            return Ok(HistoryPage { deliveries: vec![], next, at_end: true });
+            return Ok(HistoryPage { deliveries: vec![], next, at_end: true, ends: vec![] });
         };
         self.readers.take_turn(quota, history.page(shard, after, max_bytes)).await
     }

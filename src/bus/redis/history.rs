@@ -128,7 +128,8 @@ impl Page {
                 to_ms: unix_ms(),
             }));
         }
-        Some(HistoryPage { deliveries, next, at_end: !reading.more })
+        let ends = reading.view.ends;
+        Some(HistoryPage { deliveries, next, at_end: !reading.more, ends })
     }
 }
 

@@ -171,7 +171,12 @@ impl Order {
                 return false;
             }
         }
-        self.learn(floor, ends);
+        // The view of the reading is newer: more may have been appended again since.
+        self.floor = self.floor.max(floor);
+        for known in ends {
+            let end = self.ends.entry(known.epoch).or_default();
+            *end = (*end).max(known.offset);
+        }
         // A page of a stream that comes from another line begins where the stream wants.
         let elsewhere = self.page && previous.epoch < self.position.epoch;
         if !(follows || elsewhere) {
@@ -508,6 +513,17 @@ mod tests {
         let entries = [epoch(9, at(7, 2), &ends), frame(9, 1, 1)];
         let found = ["lost 5:4-8 7:1-2 to 7-2", "epoch 9-0", "1..9-1"];
         assert_eq!(read(&mut order, &entries), found);
+    }
+
+    #[test]
+    fn what_came_to_an_epoch_after_the_next_one_began_is_missing_too() {
+        // A recovery passed over what history had; history has dropped it since.
+        let entries = [epoch(9, at(7, 0), &[at(5, 3)]), frame(9, 1, 1)];
+        let found = ["lost 5:4-8 to 7-0", "epoch 9-0", "1..9-1"];
+        for mut order in [after(5, 3), Order::page(at(5, 3))] {
+            order.begin_history(&view(at(9, 1), &[at(5, 8), at(7, 0)]), &entries);
+            assert_eq!(read(&mut order, &entries), found);
+        }
     }
 
     #[test]

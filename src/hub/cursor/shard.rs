@@ -137,7 +137,28 @@ impl ShardCursor {
             Delivery::Epoch(start) if start.previous.is_known() => start.previous,
             Delivery::Epoch(_) | Delivery::Gap(_) | Delivery::Start(_) => return None,
         };
-        self.expired_before(position, ends)
+        let mut expired = self.expired_before(position, ends)?;
+        // Copies of it may follow. Not of the epoch of the position: whoever goes on behind a place
+        // has had all names before it.
+        let mut coming = self.had.clone();
+        for delivery in &page.deliveries {
+            match delivery {
+                Delivery::Frame(frame) => {
+                    if let Some(name) = frame.provenance.as_ref().and_then(|it| it.name.as_ref()) {
+                        coming.add(name.epoch, name.first, name.last().offset);
+                    }
+                }
+                Delivery::Gap(gap) => {
+                    gap.lost.iter().for_each(|lost| coming.add(lost.epoch, lost.first, lost.last));
+                }
+                Delivery::Epoch(_) | Delivery::Start(_) => {}
+            }
+        }
+        let lost = expired.lost.iter().flat_map(|lost| {
+            if lost.epoch < position.epoch { coming.missing(*lost) } else { vec![*lost] }
+        });
+        expired.lost = lost.collect();
+        (!expired.lost.is_empty()).then_some(expired)
     }
 
     /// What was lost up to a position with which everything begins that is kept.

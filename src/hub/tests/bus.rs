@@ -32,6 +32,10 @@ struct State {
     ends: Vec<u64>,
     /// The line that the servers have: what history pages are made of.
     lines: Vec<Vec<Delivery>>,
+    /// How far earlier epochs went, as the state says.
+    past: Vec<Position>,
+    /// True if history has nothing any more.
+    lost_history: bool,
 }
 
 impl TestBus {
@@ -56,6 +60,8 @@ impl TestBus {
                 epoch: 7,
                 ends: vec![0; usize::from(shards)],
                 lines: vec![vec![]; usize::from(shards)],
+                past: vec![],
+                lost_history: false,
             }),
             health: watch::Sender::new(Health::Ready),
             stalled: watch::Sender::new(None),
@@ -97,6 +103,16 @@ impl TestBus {
     /// Answers all pages again.
     pub(super) fn go_on(&self) {
         self.stalled.send_replace(None);
+    }
+
+    /// History has nothing any more, and the bus knows no epoch but the last.
+    pub(super) fn lose_history(&self) {
+        self.state.lock().lost_history = true;
+    }
+
+    /// The state says that earlier epochs went so far.
+    pub(super) fn set_past(&self, past: &[Position]) {
+        self.state.lock().past = past.to_vec();
     }
 
     /// Replaces the line of the servers, of which the gateway learns nothing.
@@ -213,6 +229,21 @@ impl History for TestBus {
         _: usize,
     ) -> BoxFuture<'_, Result<HistoryPage, AppendError>> {
         let state = self.state.lock();
+        let ends = state.past.clone();
+        if state.lost_history {
+            let tip = Position::new(state.epoch, state.ends[shard.index()]);
+            let elsewhere = after.is_known() && after.epoch != tip.epoch;
+            let unknown = Gap {
+                reason: GapReason::UnknownEpoch,
+                lost: vec![],
+                more: true,
+                position: tip,
+                from_ms: None,
+                to_ms: 0,
+            };
+            let deliveries = elsewhere.then_some(Delivery::Gap(unknown)).into_iter().collect();
+            return ready(Ok(HistoryPage { deliveries, next: tip, at_end: true, ends })).boxed();
+        }
         let line = &state.lines[shard.index()];
         let kept = &line[line.len().saturating_sub(self.keep)..];
         let mut deliveries: Vec<_> =
@@ -228,7 +259,7 @@ impl History for TestBus {
         }
         let next = deliveries.last().map_or(after, end);
         let tip = Position::new(state.epoch, state.ends[shard.index()]);
-        let page = HistoryPage { deliveries, next, at_end: next >= tip };
+        let page = HistoryPage { deliveries, next, at_end: next >= tip, ends };
         let mut stalled = self.stalled.subscribe();
         if *stalled.borrow() != Some(shard.index()) {
             return ready(Ok(page)).boxed();

@@ -1,5 +1,7 @@
 //! Single situations of recovery: what a stream gets that had this, when the bus brings that.
 
+use std::time::Duration;
+
 use super::{
     bus::{TestBus, ends, frame, lost, note, start},
     *,
@@ -343,6 +345,38 @@ async fn an_epoch_on_another_line_is_not_where_reading_begins() {
         let (_, events, gaps) = resume(&hub, known).await;
         assert_eq!((events, gaps), (ahead, vec![]));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_begins_on_another_line_is_read_if_history_has_nothing() {
+    // The log begins in 2, which the bus no longer knows: its state and its history were lost.
+    let (hub, bus) = TestBus::without_start(1, ALL, LARGE);
+    bus.deliver(0, Delivery::Start(start(position(2, 1), Position::UNKNOWN, &[position(1, 1)])));
+    bus.append(0, first_epoch(4));
+    bus.append(0, Delivery::Frame(plain(4, 1, 41..=42)));
+    bus.lose_history();
+    let (mut cursor, mut events, mut gaps) = resume(&hub, had(&[(1, 1)])).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (more_events, more_gaps) = drain(&mut cursor);
+    events.extend(more_events);
+    gaps.extend(more_gaps);
+    assert_eq!(events, [41, 42]);
+    assert_eq!(gap_of(&gaps), [(position(2, 0), position(2, 1), Some(1))]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_only_the_state_knows_of_an_epoch_is_told_as_missing() {
+    // When 9 began, nothing of 1 was known; its events were handled since, and history dropped
+    // them. The stream had one of them, and reads the whole line.
+    let (hub, bus) = young_gateway(&[epoch(9, position(7, 0), &[position(1, 0)])]);
+    bus.set_past(&[position(1, 9), position(7, 0)]);
+    let mut known = had(&[(5, 1)]);
+    known.add(Epoch(1), Offset(3), Offset(3));
+    let (_, events, gaps) = resume(&hub, known).await;
+    assert_eq!(events, Vec::<u64>::new());
+    let missing =
+        [(position(1, 0), position(1, 2), Some(2)), (position(1, 3), position(1, 9), Some(6))];
+    assert_eq!(gap_of(&gaps), missing);
 }
 
 #[tokio::test(start_paused = true)]

@@ -302,7 +302,7 @@ impl Reader {
                 continue;
             }
             if bytes >= max_bytes {
-                return HistoryPage { deliveries, next: self.at, at_end: false };
+                return HistoryPage { deliveries, next: self.at, at_end: false, ends: vec![] };
             }
             match entry {
                 Entry::Frame(frame) => {
@@ -326,7 +326,7 @@ impl Reader {
             }
             self.at = entry.position();
         }
-        HistoryPage { deliveries, next: self.at, at_end: true }
+        HistoryPage { deliveries, next: self.at, at_end: true, ends: vec![] }
     }
 
     /// Tells what is not kept any more between this place and a later one.
