@@ -80,6 +80,17 @@ struct Identities {
     publishers: HashMap<PublisherId, Vec<Position>>,
 }
 
+/// An event of a frame that is held under another name.
+struct Same {
+    /// Its index in the frame.
+    index: u64,
+    /// The other name.
+    alias: Position,
+    /// The frame that is held, and the index of the event there.
+    held: Position,
+    there: u64,
+}
+
 impl Held {
     /// Holds nothing; `limits` are frames, and bytes.
     pub fn new(limits: (usize, usize)) -> Held {
@@ -165,7 +176,8 @@ impl Held {
     }
 
     /// Other names of a frame's events, if they were accepted more than once: those under which
-    /// they are held.
+    /// they are held. What is held gets the frame's names: when it is appended again, others who
+    /// had the event under these must know.
     pub fn aliases(&mut self, stamped: &StampedFrame) -> Vec<(u64, Position)> {
         let epoch = stamped.frame.epoch;
         let is_elsewhere = |name: Option<&Position>| name.is_some_and(|name| name.epoch != epoch);
@@ -182,7 +194,22 @@ impl Held {
             }
             known
         });
-        self.elsewhere.insert(known).aliases(stamped, frames)
+        let same = self.elsewhere.insert(known).same(stamped, frames);
+        let mut found = Vec::new();
+        for Same { index, alias, held, there } in same {
+            if !found.contains(&(index, alias)) {
+                found.push((index, alias));
+            }
+            if let Some(other) = self.frames.get_mut(&held) {
+                let name = stamped.frame.name_of(index);
+                let own = other.stamped.frame.name_of(there);
+                let known = other.stamped.frame.provenance.get_or_insert_default();
+                if name != own && !known.aliases.contains(&(there, name)) {
+                    known.aliases.push((there, name));
+                }
+            }
+        }
+        found
     }
 
     /// Frames, and bytes.
@@ -211,11 +238,8 @@ impl Identities {
         }
     }
 
-    fn aliases(
-        &self,
-        stamped: &StampedFrame,
-        frames: &BTreeMap<Position, HeldFrame>,
-    ) -> Vec<(u64, Position)> {
+    /// The events of a frame that are held under other names.
+    fn same(&self, stamped: &StampedFrame, frames: &BTreeMap<Position, HeldFrame>) -> Vec<Same> {
         let mut found = Vec::new();
         let mut add = |index: u64, other: &HeldFrame, there: u64| {
             if index >= stamped.frame.count || there >= other.stamped.frame.count {
@@ -225,8 +249,8 @@ impl Identities {
             let known = provenance.map_or(&[][..], |provenance| &provenance.aliases);
             let known = known.iter().filter(|(at, _)| *at == there).map(|(_, alias)| *alias);
             for alias in known.chain([other.stamped.frame.name_of(there)]) {
-                if alias != stamped.frame.name_of(index) && !found.contains(&(index, alias)) {
-                    found.push((index, alias));
+                if alias != stamped.frame.name_of(index) {
+                    found.push(Same { index, alias, held: other.first(), there });
                 }
             }
         };
@@ -276,4 +300,52 @@ impl Identities {
 fn knowledge(frame: &HeldFrame) -> (u64, usize) {
     let provenance = frame.stamped.frame.provenance.as_ref();
     (frame.stamped.frame.count, provenance.map_or(0, |provenance| provenance.aliases.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::{Frame, put_event, redis::envelope::put_request};
+
+    /// A frame of one event and one request.
+    fn held(epoch: u64, writer: WriterId, request: u8) -> HeldFrame {
+        let (mut events, mut requests) = (Vec::new(), Vec::new());
+        put_event(&mut events, b"event");
+        put_request(&mut requests, &[request; 16], 0, 1);
+        let frame = Frame {
+            epoch: Epoch(epoch),
+            first: Offset(1),
+            count: 1,
+            time_ms: 0,
+            provenance: None,
+            events: events.into(),
+        };
+        HeldFrame::new(StampedFrame {
+            frame,
+            writer,
+            sequence: 1,
+            requests: requests.into(),
+            retain: vec![].into(),
+            runs: vec![].into(),
+        })
+    }
+
+    #[test]
+    fn a_frame_that_was_accepted_twice_is_held_with_both_names() {
+        // A request that was retried on both sides of a split brain, by two writers.
+        let mut all = Held::new(MAX_HELD);
+        all.keep(held(2, 1, 7));
+        all.keep(held(3, 1, 8));
+        let second = held(4, 2, 7).stamped;
+        assert_eq!(all.aliases(&second), [(0, Position::new(2, 1))]);
+        // The first is appended again with the name of the second, for who had that.
+        let nothing_handled = |_| Offset(0);
+        let offered = all.first_beyond(Epoch(5), nothing_handled).unwrap();
+        let known = offered.stamped.frame.provenance.clone().unwrap();
+        assert_eq!(known.aliases, [(0, Position::new(4, 1))]);
+        // Reading it again changes nothing.
+        assert_eq!(all.aliases(&second), [(0, Position::new(2, 1))]);
+        let offered = all.first_beyond(Epoch(5), nothing_handled).unwrap();
+        assert_eq!(offered.stamped.frame.provenance.as_ref().unwrap().aliases.len(), 1);
+    }
 }
