@@ -78,6 +78,9 @@ pub struct Framed {
     pub writer: WriterId,
     /// The writer's number of the frame.
     pub sequence: u64,
+    /// The number of the frame before it, if that is not answered: nothing is done unless it is
+    /// there.
+    pub after: Option<u64>,
     /// The number of its events. None: all were accepted before.
     pub count: u64,
     /// The encoded frame.
@@ -132,6 +135,8 @@ pub enum Status {
     /// Of these runs' publishers, by the index of the run, the shard has these sequences; nothing
     /// was done.
     Covered(Vec<(usize, Ranges)>),
+    /// The writer's frame before it is not there; nothing was done.
+    OutOfOrder,
     /// The epoch is over, or an exact position is taken; nothing was done.
     EpochOver,
     /// Appends wait for a recovery; nothing was appended.
@@ -278,7 +283,10 @@ impl Call {
             cmd.arg(self.seen.offset.0);
         }
         match &self.op {
-            Op::Append(framed) => framed.put(&mut cmd, settings, ""),
+            Op::Append(framed) => {
+                let after = framed.after.map(|sequence| sequence.to_string());
+                framed.put(&mut cmd, settings, &after.unwrap_or_default());
+            }
             Op::Again(framed, name) => {
                 let last = name.last().offset.0;
                 framed.put(
@@ -300,9 +308,9 @@ impl Call {
 }
 
 impl Framed {
-    fn put(&self, cmd: &mut Cmd, settings: &Settings, name: &str) {
+    fn put(&self, cmd: &mut Cmd, settings: &Settings, name_or_after: &str) {
         cmd.arg(id_text(self.writer)).arg(self.sequence).arg(self.count).arg(&self.bytes[..]);
-        cmd.arg(name).arg(millis(settings.request_id_window));
+        cmd.arg(name_or_after).arg(millis(settings.request_id_window));
         cmd.arg(self.retain.len());
         for retain in &self.retain {
             cmd.arg(retain.key).arg(retain.index).arg(&retain.event[..]);
@@ -439,6 +447,7 @@ pub fn parse(value: &Value) -> Option<Answer> {
             Status::Duplicate { place: known.then_some((place, count)), name, entry }
         }
         "there" => Status::There,
+        "order" => Status::OutOfOrder,
         "epoch" => Status::EpochOver,
         "recovering" => Status::Recovering,
         "wait" => Status::Wait,
@@ -505,6 +514,7 @@ mod tests {
         assert_eq!(read("dup", &["9", "3", "2", "entry", "7", "5", "3"]), Some(dup));
         let gone = Status::Duplicate { place: None, name: (at(0, 0), 0), entry: Bytes::new() };
         assert_eq!(read("dup", &["0", "0", "0", "", "0", "0", "0"]), Some(gone));
+        assert_eq!(read("order", &[]), Some(Status::OutOfOrder));
         assert_eq!(read("epoch", &[]), Some(Status::EpochOver));
         assert_eq!(read("recovering", &[]), Some(Status::Recovering));
         let seen = Status::Seen(vec![(0, at(9, 4)), (2, at(9, 7))]);

@@ -15,7 +15,8 @@
 --   append, again:
 --       12 writer        13 sequence: the writer's number of the frame
 --       14 count: events in the frame              15 frame
---       16 name: empty for append; else "epoch:first-last", the first acceptance of the frame
+--       16 again: name: "epoch:first-last", the first acceptance of the frame
+--          append: the sequence of the writer's frame that must be here before it; empty: none
 --       17 time to remember request ids, in ms
 --       18 number of last values, then for each its key, its index and its bytes; then for each
 --          request id the index of its first event; then for each run of a publisher's events the
@@ -36,6 +37,7 @@
 --   seen, index, value, ..: these requests were accepted before; nothing was done
 --   covered, index, ranges, ..: of these runs' publishers the shard has these sequences; nothing
 --               was done
+--   order       append: the writer's frame before it is not here; nothing was done
 --   epoch       the caller's epoch is over, or its position is taken; nothing was done
 --   recovering  appends wait; nothing was appended
 --   wait        other gateways may hold what comes before; to be tried again
@@ -57,6 +59,8 @@ local FORGET, MAX_ENDS = 3600000, 64
 local ABANDONED = 5000
 -- Ranges that are kept of one epoch's copies, and of the sequences of a writer or publisher.
 local MAX_RANGES = 64
+-- The last frames of a writer of which the places are kept: more than can be under way at once.
+local MAX_PLACES = 8
 -- Writers and publishers are forgotten so many s after their last frame, which is looked at once in
 -- so many s.
 local FORGET_WRITERS, SWEEP = 600, 60
@@ -514,18 +518,29 @@ if op == 'release' then
 end
 
 local sequence, count = tonumber(ARGV[13]), tonumber(ARGV[14])
--- A writer's record: the time of the last frame in s, the sequences that are here, and of the
--- highest one the place and its count, and the name and its count.
-local sequences, place_epoch, place_first, place_count = '', '0', '0', '0'
-local named_epoch, named_first, named_count = '0', '0', '0'
-if state[9] then
-  sequences, place_epoch, place_first, place_count, named_epoch, named_first, named_count =
-    string.match(state[9], '^%d+ (%S*) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
-end
+-- A writer's record: the time of the last frame in s, the sequences that are here, and the places
+-- of the last of them, ascending: "|sequence:epoch:first:count" each, and ":epoch:first:count" of
+-- the name, if that is another one.
+local sequences, places = '', ''
+if state[9] then sequences, places = string.match(state[9], '^%d+ (%S*) (.*)$') end
 local function keep_writer()
-  redis.call('HSET', KEYS[1], writer, redis.call('TIME')[1] .. ' ' .. sequences .. ' '
-    .. place_epoch .. ' ' .. place_first .. ' ' .. place_count .. ' '
-    .. named_epoch .. ' ' .. named_first .. ' ' .. named_count)
+  redis.call('HSET', KEYS[1], writer, redis.call('TIME')[1] .. ' ' .. sequences .. ' ' .. places)
+end
+
+local function keep_place(sequence, place)
+  local highest = tonumber(string.match(places, '|(%d+)[^|]*$'))
+  places = places .. '|' .. num(sequence) .. place
+  if highest and highest > sequence then
+    local all = {}
+    for number, rest in string.gmatch(places, '|(%d+)([^|]*)') do
+      all[#all + 1] = {tonumber(number), rest}
+    end
+    table.sort(all, function(one, other) return one[1] < other[1] end)
+    places = ''
+    for _, kept in ipairs(all) do places = places .. '|' .. num(kept[1]) .. kept[2] end
+  end
+  local _, count = string.gsub(places, '|', '')
+  for _ = MAX_PLACES + 1, count do places = string.match(places, '^|[^|]*(.*)$') end
 end
 
 local name_epoch, name_first, name_last
@@ -534,15 +549,16 @@ if op == 'append' then
   if has(sequences, sequence) then
     -- A write, so that WAIT on this connection waits until replicas have everything before it.
     keep_writer()
-    if tonumber(string.match(sequences, '(%d+)$')) ~= sequence then
-      return answer('dup', '0', '0', '0', '', '0', '0', '0')
-    end
-    local id = place_epoch .. '-' .. num(place_first + place_count - 1)
+    local place = string.match(places, '|' .. num(sequence) .. '(:[^|]*)')
+    if not place then return answer('dup', '0', '0', '0', '', '0', '0', '0') end
+    local e, first, events = string.match(place, '^:(%d+):(%d+):(%d+)')
+    local id = e .. '-' .. num(first + events - 1)
     local entry = redis.call('XRANGE', KEYS[2], id, id)[1]
     local frame = entry and entry[2][1] == 'f' and entry[2][2] or ''
-    return answer('dup', place_epoch, place_first, place_count, frame, named_epoch, named_first,
-      named_count)
+    return answer('dup', e, first, events, frame, string.match(place, '(%d+):(%d+):(%d+)$'))
   end
+  -- The one before it failed: the writer sends both again, in order.
+  if ARGV[16] ~= '' and not has(sequences, tonumber(ARGV[16])) then return answer('order') end
   if known ~= epoch or (exact and seen ~= offset) then return answer('epoch') end
 else
   if not floor then read_ends() end
@@ -627,13 +643,13 @@ if failed then
   open_epoch(0, {})
   return answer('epoch')
 end
-local highest = tonumber(string.match(sequences, '(%d+)$')) or 0
 sequences = with_range(sequences, sequence, sequence)
-if sequence > highest then
-  place_epoch, place_first, place_count = num(epoch), num(first), num(count)
-  named_epoch, named_first = num(name_epoch or epoch), num(name_first or first)
-  named_count = num(name_epoch and name_last - name_first + 1 or count)
+local place = ':' .. num(epoch) .. ':' .. num(first) .. ':' .. num(count)
+if name_epoch then
+  place = place .. ':' .. num(name_epoch) .. ':' .. num(name_first) .. ':'
+    .. num(name_last - name_first + 1)
 end
+keep_place(sequence, place)
 keep_writer()
 if #publishers > 0 then
   local now = redis.call('TIME')[1]

@@ -117,6 +117,10 @@ impl Calls {
         let first = offset.saturating_sub(random.random_range(0..4)).max(1);
         let name = match op {
             "again" => format!("{epoch}:{first}-{}", first + count.max(1) - 1),
+            // The frame that must be there before it.
+            _ if random.random_bool(0.3) => {
+                sequence.saturating_sub(random.random_range(1..3)).to_string()
+            }
             _ => String::new(),
         };
         let requests: Vec<(u32, u64)> = (0..random.random_range(0..3))

@@ -21,6 +21,9 @@ pub fn judge(world: &mut World) -> Result<(), String> {
     if let Some(why) = world.events.broken.first() {
         return Err(why.clone());
     }
+    if let Some(event) = world.events.overtaken.difference(&world.events.given_up).next() {
+        return Err(format!("Sequence: event {event} comes behind a later frame of its writer"));
+    }
     positions(world)?;
     last_values(world)?;
     world.learn_floor();

@@ -59,6 +59,8 @@ pub struct Line {
     pub forgotten: Rc<BTreeSet<u64>>,
     /// For each key the greatest name of an event that became its last value here.
     pub retained: Rc<BTreeMap<u8, At>>,
+    /// For each writer the greatest sequence that was accepted here.
+    pub sequences: Rc<BTreeMap<u64, u64>>,
     /// When a gateway's probe was accepted last, or the first call after the state was lost.
     pub called: Option<u128>,
 }
@@ -93,6 +95,12 @@ pub struct Events {
     pub expired: BTreeSet<u64>,
     /// Accepted so long ago that tokens no longer say that a node had them.
     pub old: BTreeSet<u64>,
+    /// Some gateway was told that epochs up to this one are forgotten.
+    pub floor: u64,
+    /// Accepted behind a later frame of the same writer.
+    pub overtaken: BTreeSet<u64>,
+    /// A caller was told that nobody knows whether it was accepted.
+    pub given_up: BTreeSet<u64>,
     /// Names that were told as lost.
     pub declared: BTreeSet<At>,
     /// Promises that were broken on the way.
@@ -136,7 +144,9 @@ impl Line {
                 self.retain(stamped);
                 let count = stamped.frame.provenance.as_ref().and_then(|added| added.name.as_ref());
                 self.handle(name, name.1 + count.map_or(1, |name| name.count) - 1, events);
-                if !self.recovering || self.accepted > name.0 || self.again {
+                // Who was away when an epoch was forgotten may bring it back.
+                let forgotten = name.0 <= events.floor;
+                if !self.recovering || self.accepted > name.0 || self.again || forgotten {
                     events.late.extend(&numbers);
                 }
                 Rc::make_mut(&mut self.present).extend(&numbers);
@@ -201,6 +211,12 @@ impl Line {
         let frame = &stamped.frame;
         self.retain(stamped);
         self.accepted = self.accepted.max(frame.epoch.0);
+        let last = Rc::make_mut(&mut self.sequences).entry(stamped.writer).or_default();
+        // What the records of writers had is gone with the state.
+        if stamped.sequence < *last && !self.evicted {
+            events.overtaken.extend(numbers(stamped));
+        }
+        *last = (*last).max(stamped.sequence);
         let provenance = frame.provenance.as_deref();
         let doubts: Vec<At> =
             provenance.map_or(vec![], |added| added.doubts.iter().copied().map(at).collect());

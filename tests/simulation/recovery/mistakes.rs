@@ -12,6 +12,8 @@ pub enum Mistake {
     Script(&'static str, &'static str),
     /// Frames that are sent again name no doubt.
     NoDoubts,
+    /// Frames do not name the one before them.
+    NoPredecessor,
     /// Frames get no other names.
     NoAliases,
     /// Copies have no name.
@@ -154,6 +156,15 @@ pub const MISTAKES: &[(&str, Mistake)] = &[
         "events of publishers not taken out of frames again",
         Script("if #covered > 0 then", "if #covered > 0 and not name_epoch then"),
     ),
+    (
+        "a frame out of sequence",
+        Script("not has(sequences, tonumber(ARGV[16])) then", "false then"),
+    ),
+    (
+        "a frame that is there is answered with the last one's place",
+        Script("'|' .. num(sequence) .. '(:[^|]*)'", "'(:[^|]*)$'"),
+    ),
+    ("frames do not name the one before", Mistake::NoPredecessor),
     ("no doubts", Mistake::NoDoubts),
     ("no aliases", Mistake::NoAliases),
     ("copies without names", Mistake::NoNames),

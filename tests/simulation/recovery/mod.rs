@@ -273,6 +273,7 @@ const QUICK: &[&str] = &[
     "request ids not restored",
     "request ids not compared",
     "sequences not compared",
+    "a frame out of sequence",
     "frames again are not recorded",
     "copies without names",
     "earlier epochs are forgotten",

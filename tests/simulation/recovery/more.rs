@@ -38,6 +38,10 @@ pub struct More {
     pub often: Vec<Act>,
     /// Frames are authenticated: each is placed exactly, or not at all.
     pub key: bool,
+    /// Several requests come to a gateway at once: their frames are under way together.
+    pub bursts: bool,
+    /// Redis refuses some calls.
+    pub refuses: bool,
 }
 
 impl More {
@@ -62,6 +66,8 @@ impl More {
         if draw.percent(40) {
             more.often = (0..2).map(|_| FAULTS[draw.below(FAULTS.len())]).collect();
         }
+        more.bursts = draw.percent(50);
+        more.refuses = draw.percent(30);
         more
     }
 

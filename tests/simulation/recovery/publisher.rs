@@ -44,6 +44,7 @@ pub struct Sent {
     publisher: usize,
     stream: u64,
     last: u64,
+    pub events: Vec<u64>,
 }
 
 impl Publisher {
@@ -134,8 +135,7 @@ impl World {
             }
         }
         stream.sent = last;
-        let sent = Sent { publisher: index, stream: stream.number, last };
-        let gateway = stream.gateway;
+        let (number, gateway) = (stream.number, stream.gateway);
         let events: Vec<u64> =
             new.iter().flat_map(|(_, request)| self.requests[*request].events.clone()).collect();
         self.note(|| {
@@ -149,6 +149,7 @@ impl World {
             retain: vec![],
             trace: None,
         };
+        let sent = Sent { publisher: index, stream: number, last, events };
         let (answer, answered) = oneshot::channel();
         let deadline = self.now() + Duration::from_secs(10);
         let job = Job { batch, deadline, sent: Arc::new(AtomicBool::new(false)), answer };

@@ -503,7 +503,8 @@ impl World {
         let now = self.elapsed.as_millis();
         let value = value(&reply);
         let answer = script::parse(&value).unwrap_or_else(|| panic!("no answer: {reply:?}"));
-        if let Answer::Shard(_, status) = &answer {
+        if let Answer::Shard(view, status) = &answer {
+            self.events.floor = self.events.floor.max(view.floor.0);
             let probed = matches!((&call.op, status), (Op::Probe(_), Status::Done(_)));
             let line = &mut self.masters[master].line;
             if probed || line.called.is_none() {
@@ -569,13 +570,22 @@ impl World {
         self.steps += 1;
         match act {
             Act::Publish => {
-                let events = 1 + self.rng.below(2) as u64;
-                let events: Vec<u64> = (0..events).map(|_| self.new_event()).collect();
-                let mut id = [0; 16];
-                id[..8].copy_from_slice(&events[0].to_be_bytes());
-                let id = (self.rng.below(3) > 0 && !self.more.no_ids).then_some(id);
-                self.add_request(id, events);
-                self.publish(self.requests.len() - 1);
+                let requests = if self.more.bursts { 1 + self.rng.below(4) } else { 1 };
+                let gateway = self.pick();
+                for _ in 0..requests {
+                    let events = 1 + self.rng.below(2) as u64;
+                    let events: Vec<u64> = (0..events).map(|_| self.new_event()).collect();
+                    let mut id = [0; 16];
+                    id[..8].copy_from_slice(&events[0].to_be_bytes());
+                    let id = (self.rng.below(3) > 0 && !self.more.no_ids).then_some(id);
+                    self.add_request(id, events);
+                    let Some(gateway) = gateway else { continue };
+                    self.publish(gateway, self.requests.len() - 1);
+                    // Each may leave as a frame of its own, behind those that are under way.
+                    if self.more.bursts && self.rng.percent(70) {
+                        self.step(gateway);
+                    }
+                }
             }
             Act::Stream => self.stream(),
             Act::Retry => {
@@ -584,9 +594,11 @@ impl World {
                     .rev()
                     .take(8)
                     .collect();
-                if !with_id.is_empty() {
+                if !with_id.is_empty()
+                    && let Some(gateway) = self.pick()
+                {
                     let request = with_id[self.rng.below(with_id.len())];
-                    self.publish(request);
+                    self.publish(gateway, request);
                 }
             }
             Act::Step => {
@@ -650,8 +662,12 @@ impl World {
                 if let Some(gateway) = self.pick()
                     && matches!(self.gateways[gateway].flights.front(), Some(Flight::Answered(_)))
                 {
-                    // The connection is gone, and with it all answers that were on their way.
-                    for flight in &mut self.gateways[gateway].flights {
+                    // The connection is gone, and with it all answers that were on their way. Some
+                    // may have arrived before.
+                    let flights = self.gateways[gateway].flights.iter();
+                    let answered = flights.filter(|it| matches!(it, Flight::Answered(_))).count();
+                    let from = if self.rng.percent(50) { 0 } else { self.rng.below(answered) };
+                    for flight in self.gateways[gateway].flights.iter_mut().skip(from) {
                         if let Flight::Answered(answer) = flight {
                             *answer = Err(Failure::Unknown("lost".into()));
                         }
@@ -990,8 +1006,7 @@ impl World {
         self.gateways[gateway].answers.push((answers, answered));
     }
 
-    fn publish(&mut self, request: usize) {
-        let Some(gateway) = self.pick() else { return };
+    fn publish(&mut self, gateway: usize, request: usize) {
         if !self.gateways[gateway].reader.is_started() {
             return;
         }
@@ -1015,20 +1030,18 @@ impl World {
 
     pub fn step(&mut self, index: usize) {
         let now = self.now();
-        let gateway = &mut self.gateways[index];
-        if !gateway.flights.is_empty() {
-            return;
-        }
-        match gateway.core.step(now, &mut gateway.memory) {
-            Step::Call(call) => {
-                self.send(index, call);
-                while self.rng.percent(70) {
-                    let gateway = &mut self.gateways[index];
-                    let Some(call) = gateway.core.more(&gateway.memory) else { break };
-                    self.send(index, call);
+        loop {
+            let gateway = &mut self.gateways[index];
+            match gateway.core.step(now, &mut gateway.memory) {
+                Step::Call(call) => self.send(index, call),
+                Step::WaitUntil(until) => {
+                    gateway.wake = Some(until);
+                    break;
                 }
             }
-            Step::WaitUntil(until) => gateway.wake = Some(until),
+            if self.rng.percent(30) {
+                break;
+            }
         }
         self.collect(index);
     }
@@ -1044,6 +1057,12 @@ impl World {
         let held = held.unwrap_or_default();
         let sent = Sent { call, gateway: gateway.id, held };
         gateway.flights.push_back(Flight::Sent(sent));
+        let frames = gateway.flights.iter().filter(|flight| {
+            matches!(flight, Flight::Sent(Sent { call, .. }) if matches!(call.op, Op::Append(_)))
+        });
+        if frames.count() > 1 {
+            self.count("frames sent behind others");
+        }
     }
 
     /// The first call of a gateway that has not arrived does.
@@ -1056,7 +1075,12 @@ impl World {
         let arrived = Flight::Answered(Err(Failure::NotConnected("nobody there".into())));
         let flight = &mut self.gateways[index].flights[first];
         let Flight::Sent(sent) = std::mem::replace(flight, arrived) else { return };
+        let refused = self.more.refuses && self.rng.percent(8);
         let answer = match master {
+            Some(_) if refused => {
+                self.count("calls refused");
+                Err(Failure::Refused("OOM".into()))
+            }
             Some(master) => self.call_script(master, &sent),
             None => Err(Failure::NotConnected("nobody there".into())),
         };
@@ -1076,6 +1100,17 @@ impl World {
         if let Shown::Failed(_) = shown {
             // As the writer does: it looks where the shard is.
         }
+        // What is behind a call without an answer has none either.
+        let under_way = gateway.core.under_way();
+        let behind: Vec<Flight> = gateway.flights.drain(under_way..).collect();
+        for flight in behind {
+            if let Flight::Sent(sent) = flight
+                && let Some(master) = self.reachable(index)
+                && self.rng.percent(30)
+            {
+                self.strays.push((master, sent));
+            }
+        }
         self.collect(index);
     }
 
@@ -1088,8 +1123,14 @@ impl World {
                 Err(oneshot::error::TryRecvError::Empty) => return true,
                 Err(oneshot::error::TryRecvError::Closed) => return false,
             };
+            let unknown = matches!(answer, Err(AppendError::OutcomeUnknown(_)));
             match (answers, answer) {
-                (Answers::Stream(sent), answer) => self.stream_answered(sent, answer.is_ok()),
+                (Answers::Stream(sent), answer) => {
+                    if unknown {
+                        self.events.given_up.extend(&sent.events);
+                    }
+                    self.stream_answered(sent, answer.is_ok());
+                }
                 (Answers::Request(request), Ok(appended)) => {
                     note!(self, "request {request} is answered {appended:?}");
                     if self.more.key {
@@ -1101,6 +1142,9 @@ impl World {
                     *self.happened.entry("acknowledged").or_default() += 1;
                 }
                 (Answers::Request(request), Err(error)) => {
+                    if unknown {
+                        self.events.given_up.extend(&self.requests[*request].events);
+                    }
                     note!(self, "request {request} fails: {error:?}");
                 }
             }
@@ -1474,6 +1518,11 @@ fn spoil_call(mistake: Mistake, call: &mut Call) {
         Mistake::TipOnly if !matches!(call.op, Op::Again(..)) => {
             call.reported = format!("{}:{}", call.seen.epoch.0, call.seen.offset.0);
         }
+        Mistake::NoPredecessor => {
+            if let Op::Append(framed) = &mut call.op {
+                framed.after = None;
+            }
+        }
         Mistake::NoDoubts => {
             let Op::Append(framed) = &mut call.op else { return };
             let id = format!("1-{}", framed.count);
@@ -1509,7 +1558,9 @@ fn spoil_delivery(mistake: Mistake, delivery: &mut Delivery) {
 
 fn describe(call: &Call) -> String {
     let op = match &call.op {
-        Op::Append(framed) => format!("append seq {} x{}", framed.sequence, framed.count),
+        Op::Append(framed) => {
+            format!("append seq {} x{} after {:?}", framed.sequence, framed.count, framed.after)
+        }
         Op::Again(framed, name) => {
             format!("again seq {} x{} name {name:?}", framed.sequence, framed.count)
         }

@@ -334,11 +334,7 @@ impl Memory {
         if self.recovering {
             return Task::Release;
         }
-        let unaccounted = self
-            .reported
-            .iter()
-            .any(|last| last.epoch < self.tip.epoch && last.offset > self.end_of(last.epoch));
-        if !unaccounted {
+        if !self.is_unaccounted() {
             self.unaccounted = None;
             return Task::Nothing;
         }
@@ -349,6 +345,19 @@ impl Memory {
         // Asked once, then again after the time.
         self.unaccounted = Some(now);
         Task::Release
+    }
+
+    /// True if there is something to be done for the shard's recovery now.
+    pub fn has_task(&self, now: Instant) -> bool {
+        self.recovering
+            || self.held.first_beyond(self.tip.epoch, |epoch| self.end_of(epoch)).is_some()
+            || self.is_unaccounted() && self.unaccounted.is_none_or(|since| since + SETTLE <= now)
+    }
+
+    /// True if something existed, as far as this gateway knows, that is not handled.
+    fn is_unaccounted(&self) -> bool {
+        let mut earlier = self.reported.iter().filter(|last| last.epoch < self.tip.epoch);
+        earlier.any(|last| last.offset > self.end_of(last.epoch))
     }
 
     /// What is to be offered behind a frame that ends at this name, if that is accepted.

@@ -1,8 +1,10 @@
 //! The protocol of one shard's writer: a state machine without I/O. It decides which call of the
 //! script comes next, and what its answer means.
 //!
-//! One call is under way at a time. A frame is sent under one sequence until it is answered, and
-//! the script appends a sequence once, whatever was lost on the way.
+//! A frame is sent under one sequence until it is answered, and the script appends a sequence once,
+//! whatever was lost on the way. Several frames may be under way: each names the one before it,
+//! without which the script does not take it. So where one fails, all behind it fail, and they are
+//! sent again in order. Calls are answered in the order in which they were made.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -32,6 +34,9 @@ use crate::bus::{
 /// Limits of one frame.
 const FRAME_BYTES: usize = 128 * 1024;
 const FRAME_EVENTS: usize = 2000;
+
+/// Frames that may be under way, and bytes of events in them with which no other leaves.
+const MAX_UNDER_WAY: (usize, usize) = (4, 4 * FRAME_BYTES);
 
 /// Runs of publishers in one frame: the script looks at each.
 const FRAME_RUNS: usize = 256;
@@ -89,7 +94,8 @@ pub struct Core {
     auth: Option<Arc<Authenticator>>,
     rng: SmallRng,
     waiting: VecDeque<Job>,
-    flush: Option<Sending>,
+    /// The frames without an answer, in order.
+    frames: VecDeque<Sending>,
     /// The number of the last frame.
     sequence: u64,
     probes: u64,
@@ -100,6 +106,8 @@ pub struct Core {
     paused: Option<Instant>,
     /// The calls that are under way, in the order in which they are sent and answered.
     under_way: VecDeque<UnderWay>,
+    /// True if the last call that was answered failed: until one is taken, frames go one by one.
+    failing: bool,
     /// Frames that may be appended again in one round trip: more with each that was accepted.
     offers: usize,
     /// The reason why nothing is accepted, for callers: that of the last call that failed.
@@ -113,6 +121,8 @@ pub struct Core {
 struct Sending {
     flush: Flush,
     sequence: u64,
+    /// True while a call that appends it is under way.
+    under_way: bool,
     /// What earlier attempts knew of the shard's end whose outcome is unknown.
     unanswered: Vec<Position>,
     resends_left: u32,
@@ -121,7 +131,8 @@ struct Sending {
 
 #[derive(Debug)]
 enum UnderWay {
-    Append(Position),
+    /// The sequence of the frame, and what its writer knew of the shard's end.
+    Append(u64, Position),
     Again(Box<Offer>),
     Probe,
     Release,
@@ -144,13 +155,14 @@ impl Core {
             auth,
             rng: SmallRng::seed_from_u64(seed),
             waiting: VecDeque::new(),
-            flush: None,
+            frames: VecDeque::new(),
             sequence: 0,
             probes: 0,
             next_probe: now,
             wait: limits.retry_wait.0,
             paused: None,
             under_way: VecDeque::new(),
+            failing: false,
             offers: 1,
             why: NOT_IN_TIME.into(),
             frame_first: false,
@@ -164,7 +176,7 @@ impl Core {
 
     /// True while batches wait for their answer.
     pub fn is_busy(&self) -> bool {
-        self.flush.is_some() || !self.waiting.is_empty()
+        !self.frames.is_empty() || !self.waiting.is_empty()
     }
 
     /// The number of batches that wait for the next frame.
@@ -172,62 +184,110 @@ impl Core {
         self.waiting.len()
     }
 
+    /// The number of calls that are under way. Those beyond it have failed with one before them: no
+    /// answer of them is wanted.
+    pub fn under_way(&self) -> usize {
+        self.under_way.len()
+    }
+
     /// Asks for a probe at once.
     pub fn probe_now(&mut self, now: Instant) {
         self.next_probe = now;
     }
 
-    /// The next step. Not called while calls are under way.
+    /// The next step. A call may be sent behind those that are under way, before they are answered.
     pub fn step(&mut self, now: Instant, memory: &mut Memory) -> Step {
         self.expire(now);
         let paused = self.paused.filter(|until| now < *until);
+        let probes = self.under_way.iter().any(|call| matches!(call, UnderWay::Probe));
+        let is_due = now >= self.next_probe || paused.is_none() && !memory.tip().is_known();
         // A probe does not wait: a gateway that comes back late takes no part in a recovery.
-        if now >= self.next_probe || paused.is_none() && !memory.tip().is_known() {
+        if is_due && !probes {
             return self.probe(memory);
         }
-        if let Some(until) = paused {
-            return Step::WaitUntil(self.until_deadline(until.min(self.next_probe)));
+        let mut until = if probes { now + PROBE_INTERVAL } else { self.next_probe };
+        if let Some(paused) = paused {
+            return Step::WaitUntil(self.until_deadline(paused.min(until)));
         }
         self.paused = None;
-        let mut until = self.next_probe;
+        match self.under_way.back() {
+            Some(UnderWay::Again(last)) => {
+                let last = last.held.name.last();
+                let call = self.offer_behind(last, memory);
+                return call.map_or(Step::WaitUntil(until), Step::Call);
+            }
+            Some(UnderWay::Release) => return Step::WaitUntil(until),
+            _ if !memory.tip().is_known() => return Step::WaitUntil(until),
+            _ => {}
+        }
         if memory.is_recovering() || !(self.frame_first && self.is_busy()) {
-            match memory.task(now) {
-                Task::Again(offer) => {
-                    self.frame_first = true;
-                    if let Some(step) = self.again(now, offer, memory) {
-                        return step;
+            if self.under_way.is_empty() {
+                match memory.task(now) {
+                    Task::Again(offer) => {
+                        self.frame_first = true;
+                        if let Some(step) = self.again(now, offer, memory) {
+                            return step;
+                        }
                     }
+                    Task::Release => {
+                        let op = Op::Release { caller: self.id, peers: memory.peers() };
+                        return self.release(op, memory);
+                    }
+                    Task::WaitUntil(at) => until = until.min(at),
+                    Task::Nothing => {}
                 }
-                Task::Release => {
-                    let op = Op::Release { caller: self.id, peers: memory.peers() };
-                    return self.release(op, memory);
-                }
-                Task::WaitUntil(at) => until = until.min(at),
-                Task::Nothing => {}
+            } else if memory.has_task(now) {
+                // It goes alone, when all that is under way is answered.
+                return Step::WaitUntil(self.until_deadline(until));
             }
         }
         self.frame_first = false;
-        if self.flush.is_none()
-            && let Some(first) = self.next_waiting()
-        {
-            self.gather(first);
+        match self.next_frame() {
+            Some(nth) => self.append(now, nth, memory),
+            None => Step::WaitUntil(self.until_deadline(until)),
         }
-        if self.flush.is_some() {
-            return self.append(now, memory);
-        }
-        Step::WaitUntil(until)
     }
 
-    /// Another call that may be sent behind those that are under way, before they are answered. The
+    /// Another frame to be appended again, that may be sent behind those that are under way. The
     /// script takes them in order: what comes behind one that it does not take has to wait.
-    pub fn more(&mut self, memory: &Memory) -> Option<Box<Call>> {
-        let Some(UnderWay::Again(last)) = self.under_way.back() else { return None };
+    fn offer_behind(&mut self, last: Position, memory: &Memory) -> Option<Box<Call>> {
         // With a key, each call names the place that the one before it leads to.
         if self.auth.is_some() || self.under_way.len() >= self.offers {
             return None;
         }
-        let offer = memory.offer_after(last.held.name.last())?;
+        let offer = memory.offer_after(last)?;
         Some(self.offer(offer, memory, memory.seen()))
+    }
+
+    /// The index of the frame that is sent next: one that failed, or what waits.
+    fn next_frame(&mut self) -> Option<usize> {
+        let nth = self.frames.iter().take_while(|frame| frame.under_way).count();
+        if self.frames.iter().skip(nth).any(|frame| frame.under_way) {
+            // Those behind it fail too, and go after it.
+            return None;
+        }
+        if let Some(last) = nth.checked_sub(1) {
+            let bytes = self.frames.iter().take(nth).map(|frame| frame.flush.events.len());
+            let is_full = nth >= MAX_UNDER_WAY.0 || bytes.sum::<usize>() >= MAX_UNDER_WAY.1;
+            // With a key, each call names the place that the one before it leads to.
+            if is_full || self.failing || self.auth.is_some() {
+                return None;
+            }
+            // More frames cost Redis more: where one has many events, so has the next.
+            let enough = self.frames[last].flush.count;
+            let mut waiting = self.waiting.iter().scan(0, |sum, job| {
+                *sum += job.batch.events.len() as u64;
+                Some(*sum)
+            });
+            if nth == self.frames.len() && !waiting.any(|sum| sum >= enough) {
+                return None;
+            }
+        }
+        if nth == self.frames.len() {
+            let first = self.next_waiting()?;
+            self.gather(first);
+        }
+        Some(nth)
     }
 
     /// Takes the answer of the first call that is under way, or the reason why there is none.
@@ -241,6 +301,7 @@ impl Core {
         let (view, status) = match answer {
             Ok(Answer::Shard(view, status)) => (view, status),
             Ok(Answer::Deployment(theirs)) => {
+                self.landed(&under_way);
                 let why = format!(
                     "the gateways of this shard are configured otherwise ({theirs}): this gateway \
                      must not serve it"
@@ -258,11 +319,15 @@ impl Core {
             tracing::info!(shard = %self.shard, end = %view.tip, recovering = view.recovering,
                 "recovery");
         }
-        self.wait = self.limits.retry_wait.0;
-        self.paused = None;
-        self.why = NOT_IN_TIME.into();
+        if status != Status::OutOfOrder {
+            (self.wait, self.failing) = (self.limits.retry_wait.0, false);
+            self.paused = None;
+            self.why = NOT_IN_TIME.into();
+        }
         match (under_way, status) {
-            (UnderWay::Append(seen), status) => self.append_answered(now, seen, status, memory),
+            (UnderWay::Append(sequence, seen), status) => {
+                self.append_answered(now, (sequence, seen), status, memory)
+            }
             (UnderWay::Again(offer), status) => self.again_answered(now, &offer, status, memory),
             (UnderWay::Probe, Status::Done(_)) => {
                 self.next_probe = now + PROBE_INTERVAL;
@@ -282,51 +347,70 @@ impl Core {
 
     /// Answers everything that waits: the writer ends.
     pub fn fail_all(&mut self, error: &AppendError) {
-        if let Some(sending) = self.flush.take() {
-            // What may have been appended is not known to have failed.
-            let unknown = AppendError::OutcomeUnknown(error.to_string());
-            let error = if sending.unanswered.is_empty() { error } else { &unknown };
-            sending.fail(error);
+        // What may have been appended is not known to have failed.
+        let unknown = AppendError::OutcomeUnknown(error.to_string());
+        for frame in self.frames.drain(..) {
+            let may_be_there = frame.is_in_doubt() || frame.under_way;
+            frame.fail(if may_be_there { &unknown } else { error });
         }
         self.waiting.drain(..).for_each(|job| job.answer(Err(error.clone())));
+    }
+
+    /// A call is not under way any more. The index of its frame, if it has one.
+    fn landed(&mut self, call: &UnderWay) -> Option<usize> {
+        let UnderWay::Append(sequence, _) = call else { return None };
+        let nth = self.frames.iter().position(|frame| frame.sequence == *sequence)?;
+        self.frames[nth].under_way = false;
+        Some(nth)
     }
 
     fn failed(&mut self, now: Instant, under_way: UnderWay, failure: &Failure) -> Shown {
         self.offers = 1;
         let why = failure.to_string();
-        if let (UnderWay::Append(_), Failure::TooLarge { limit, actual }) = (&under_way, failure)
-            && let Some(sending) = self.flush.take()
-        {
+        let frame = self.landed(&under_way);
+        if let (Some(nth), Failure::TooLarge { limit, actual }) = (frame, failure) {
             // It would fail for ever, and hold up what waits behind it.
-            sending.fail(&AppendError::TooLarge { limit: *limit, actual: *actual });
+            self.fail(nth, &AppendError::TooLarge { limit: *limit, actual: *actual });
             return Shown::Answered;
         }
         self.why.clone_from(&why);
-        if let (UnderWay::Append(seen), Some(sending)) = (under_way, &mut self.flush)
-            && matches!(failure, Failure::Unknown(_))
-        {
-            sending.doubt(seen);
-            match sending.resends_left.checked_sub(1) {
-                Some(left) => sending.resends_left = left,
-                None => self.give_up(&why),
+        if matches!(failure, Failure::Unknown(_)) {
+            // Nor have the calls behind it an answer.
+            for call in std::iter::once(under_way).chain(std::mem::take(&mut self.under_way)) {
+                if let (Some(nth), UnderWay::Append(_, seen)) = (self.landed(&call), call) {
+                    self.frames[nth].doubt(seen);
+                }
+            }
+            if let Some(nth) = frame {
+                match self.frames[nth].resends_left.checked_sub(1) {
+                    Some(left) => self.frames[nth].resends_left = left,
+                    None => self.give_up(nth, &why),
+                }
             }
         }
-        // Full jitter, so that gateways do not come back in step; at least a tenth of the wait.
-        self.paused = Some(now + self.wait.mul_f64(self.rng.random_range(0.1..=1.0)));
-        self.wait = (self.wait * 2).min(self.limits.retry_wait.1);
+        self.failing = true;
+        if self.paused.is_none_or(|until| until <= now) {
+            // Full jitter, so that gateways do not come back in step; at least a tenth of the wait.
+            self.paused = Some(now + self.wait.mul_f64(self.rng.random_range(0.1..=1.0)));
+            self.wait = (self.wait * 2).min(self.limits.retry_wait.1);
+        }
         let retry = now + PROBE_RETRY.mul_f64(self.rng.random_range(0.5..=1.0));
         let was_due = self.next_probe <= now;
         self.next_probe = if was_due { retry } else { self.next_probe.min(retry) };
         Shown::Failed(why)
     }
 
-    fn give_up(&mut self, why: &str) {
-        if let Some(sending) = self.flush.take() {
-            sending.fail(&AppendError::OutcomeUnknown(why.to_owned()));
+    fn fail(&mut self, nth: usize, error: &AppendError) {
+        if let Some(frame) = self.frames.remove(nth) {
+            frame.fail(error);
         }
     }
 
-    /// Answers the callers whose time is over.
+    fn give_up(&mut self, nth: usize, why: &str) {
+        self.fail(nth, &AppendError::OutcomeUnknown(why.to_owned()));
+    }
+
+    /// Answers the callers whose time is over. Calls that are under way have a limit of their own.
     fn expire(&mut self, now: Instant) {
         let expired = self.waiting.iter().any(|job| job.deadline <= now);
         let why = self.why.clone();
@@ -338,27 +422,29 @@ impl Core {
                 job.answer(Err(AppendError::Unavailable(why.clone())));
             }
         }
-        let Some(sending) = &mut self.flush else { return };
-        if sending.unanswered.is_empty() {
-            sending.flush.fail_expired(now, &why);
-            if sending.flush.jobs.is_empty()
-                && let Some(sending) = self.flush.take()
-            {
-                sending.fail(&AppendError::Unavailable(why));
+        for nth in (0..self.frames.len()).rev() {
+            let frame = &mut self.frames[nth];
+            if frame.under_way {
+                continue;
             }
-        } else if sending.flush.last_deadline().is_none_or(|deadline| deadline <= now) {
-            self.give_up(&why);
+            if frame.is_in_doubt() {
+                if frame.deadline().is_none_or(|deadline| deadline <= now) {
+                    self.give_up(nth, &why);
+                }
+                continue;
+            }
+            frame.flush.fail_expired(now, &why);
+            if frame.flush.jobs.is_empty() {
+                self.fail(nth, &AppendError::Unavailable(why.clone()));
+            }
         }
     }
 
     /// The earlier of `until` and the next deadline.
     fn until_deadline(&self, until: Instant) -> Instant {
         let waiting = self.waiting.iter().map(|job| job.deadline).min();
-        let sending = self.flush.as_ref().and_then(|sending| {
-            let sure = sending.unanswered.is_empty();
-            if sure { sending.flush.first_deadline() } else { sending.flush.last_deadline() }
-        });
-        waiting.into_iter().chain(sending).fold(until, Instant::min)
+        let frames = self.frames.iter().filter(|frame| !frame.under_way);
+        waiting.into_iter().chain(frames.filter_map(Sending::deadline)).fold(until, Instant::min)
     }
 
     /// The next batch whose caller still waits for its answer.
@@ -405,16 +491,17 @@ impl Core {
         let flush = Flush::new(jobs);
         flush.mark_sent();
         self.sequence += 1;
-        self.flush = Some(Sending {
+        self.frames.push_back(Sending {
             traced: TracedAppend::start(flush.traces()),
             flush,
             sequence: self.sequence,
+            under_way: false,
             unanswered: vec![],
             resends_left: self.limits.max_resends,
         });
     }
 
-    fn append(&mut self, now: Instant, memory: &Memory) -> Step {
+    fn append(&mut self, now: Instant, nth: usize, memory: &Memory) -> Step {
         let seen = match self.position_for_tags(memory) {
             Ok(after) => after.unwrap_or_else(|| memory.seen()),
             Err(why) => {
@@ -423,33 +510,34 @@ impl Core {
                 return Step::WaitUntil(self.until_deadline(now + self.limits.retry_wait.1));
             }
         };
-        let Some(sending) = &self.flush else { return Step::WaitUntil(self.next_probe) };
-        let deadline = if sending.unanswered.is_empty() {
-            sending.flush.first_deadline()
-        } else {
-            sending.flush.last_deadline()
-        };
-        let left = deadline.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+        let after = nth.checked_sub(1).map(|before| self.frames[before].sequence);
+        let frame = &mut self.frames[nth];
+        frame.under_way = true;
+        let left = frame.deadline().map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
         let limit = self.limits.response_timeout.min(left.max(MIN_ANSWER_TIME));
-        let framed = sending.framed(self.id, seen.epoch);
+        let under_way = UnderWay::Append(frame.sequence, seen);
+        let framed = Framed { after, ..frame.framed(self.id, seen.epoch) };
         let framed = self.with_tags(framed, seen, None);
-        Step::Call(self.call(Op::Append(framed), UnderWay::Append(seen), memory, limit, seen))
+        Step::Call(self.call(Op::Append(framed), under_way, memory, limit, seen))
     }
 
     fn append_answered(
         &mut self,
         now: Instant,
-        seen: Position,
+        (sequence, seen): (u64, Position),
         status: Status,
         memory: &mut Memory,
     ) -> Shown {
-        let Some(sending) = &mut self.flush else { return Shown::Answered };
+        let Some(nth) = self.landed(&UnderWay::Append(sequence, seen)) else {
+            return Shown::Answered;
+        };
+        let frame = &mut self.frames[nth];
         match status {
             Status::Done(Some(appended)) => {
-                let stamped = sending.stamped(self.id, appended, seen.epoch);
+                let stamped = frame.stamped(self.id, appended, seen.epoch);
                 let count = stamped.frame.count;
                 memory.keep_own(stamped);
-                self.accepted(appended, count);
+                self.accepted(nth, appended, count);
                 return Shown::Accepted;
             }
             Status::Duplicate { place: Some((place, count)), name, entry } => {
@@ -462,29 +550,29 @@ impl Core {
                         let named = Appended { epoch: held.name.epoch, first: held.name.first };
                         let count = held.name.count;
                         memory.keep_own(held.stamped);
-                        self.accepted(named, count);
+                        self.accepted(nth, named, count);
                     }
-                    _ => self.accepted(name.0, name.1),
+                    _ => self.accepted(nth, name.0, name.1),
                 }
             }
             Status::Duplicate { place: None, .. } => {
-                self.give_up("a later frame of this writer was appended before it");
+                self.give_up(nth, "later frames of this writer were appended before it");
             }
             Status::Seen(seen) => {
-                sending.flush.answer_seen(&seen);
-                if sending.flush.jobs.is_empty() {
-                    self.flush = None;
+                frame.flush.answer_seen(&seen);
+                if frame.flush.jobs.is_empty() {
+                    self.frames.remove(nth);
                 }
             }
             Status::Covered(covered) => {
-                sending.flush.leave_out(&covered);
-                if sending.flush.jobs.is_empty() {
-                    self.flush = None;
+                frame.flush.leave_out(&covered);
+                if frame.flush.jobs.is_empty() {
+                    self.frames.remove(nth);
                 }
             }
-            // Another gateway was first, with an exact position; or the epoch is over; or a
-            // recovery is under way.
-            Status::EpochOver | Status::Recovering => {}
+            // One before it was not taken; or another gateway was first, with an exact position; or
+            // the epoch is over; or a recovery is under way.
+            Status::OutOfOrder | Status::EpochOver | Status::Recovering => {}
             Status::Done(None) | Status::There | Status::Wait => {
                 self.paused = Some(now + RECOVERY_PAUSE);
             }
@@ -492,12 +580,12 @@ impl Core {
         Shown::Answered
     }
 
-    fn accepted(&mut self, appended: Appended, count: u64) {
-        let Some(sending) = self.flush.take() else { return };
-        if let Some(traced) = sending.traced {
-            traced.succeeded(self.shard, appended, sending.flush.count);
+    fn accepted(&mut self, nth: usize, appended: Appended, count: u64) {
+        let Some(frame) = self.frames.remove(nth) else { return };
+        if let Some(traced) = frame.traced {
+            traced.succeeded(self.shard, appended, frame.flush.count);
         }
-        sending.flush.answer_all(appended, count);
+        frame.flush.answer_all(appended, count);
     }
 
     /// Appends again what Redis lost. None if it must wait.
@@ -525,6 +613,7 @@ impl Core {
         let framed = Framed {
             writer: held.stamped.writer,
             sequence: held.stamped.sequence,
+            after: None,
             count: held.stamped.frame.count,
             bytes: offer.frame.clone(),
             requests,
@@ -635,6 +724,17 @@ impl Core {
 }
 
 impl Sending {
+    /// True if it may have been appended.
+    fn is_in_doubt(&self) -> bool {
+        !self.unanswered.is_empty()
+    }
+
+    /// The time until which it is sent: while nothing of it is there, each caller can still be
+    /// answered alone.
+    fn deadline(&self) -> Option<Instant> {
+        if self.is_in_doubt() { self.flush.last_deadline() } else { self.flush.first_deadline() }
+    }
+
     /// Remembers an attempt without an answer.
     fn doubt(&mut self, seen: Position) {
         if let Some(doubt) = self.unanswered.iter_mut().find(|doubt| doubt.epoch == seen.epoch) {
@@ -668,6 +768,7 @@ impl Sending {
         Framed {
             writer,
             sequence: self.sequence,
+            after: None,
             count: self.flush.count,
             bytes: encode_frame(&header, &self.flush.events),
             requests: self.flush.requests(),
@@ -705,18 +806,210 @@ impl Sending {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use bytes::Bytes;
+    use tokio::sync::oneshot;
+
     use super::*;
+    use crate::bus::{
+        Batch,
+        ranges::Ranges,
+        redis::{envelope::Envelope, view::ShardView},
+    };
+
+    const LIMITS: CallLimits = CallLimits {
+        response_timeout: Duration::from_secs(1),
+        max_resends: 3,
+        retry_wait: (Duration::from_millis(50), Duration::from_secs(1)),
+    };
+
+    /// A writer that knows its shard, and the answers of its batches.
+    struct Writing {
+        core: Core,
+        memory: Memory,
+        now: Instant,
+        answers: Vec<oneshot::Receiver<Result<Appended, AppendError>>>,
+    }
+
+    impl Writing {
+        fn new() -> Writing {
+            let now = Instant::now();
+            let core = Core::new(ShardId(0), 1, LIMITS, None, 1, now);
+            let memory = Memory::new(1, (100, 1 << 20));
+            let mut writing = Writing { core, memory, now, answers: vec![] };
+            assert!(matches!(writing.call().unwrap().op, Op::Probe(_)));
+            writing.answer(9, Status::Done(None));
+            writing
+        }
+
+        fn call(&mut self) -> Option<Box<Call>> {
+            match self.core.step(self.now, &mut self.memory) {
+                Step::Call(call) => Some(call),
+                Step::WaitUntil(_) => None,
+            }
+        }
+
+        /// The frame that is sent next: its sequence, and that of the one before it.
+        fn append(&mut self) -> Option<(u64, Option<u64>)> {
+            let Op::Append(framed) = self.call()?.op else { panic!("no frame") };
+            Some((framed.sequence, framed.after))
+        }
+
+        fn answer(&mut self, epoch: u64, status: Status) {
+            let view = ShardView {
+                tip: Position::new(epoch, 50),
+                copies: Ranges::default(),
+                floor: Epoch(epoch - 1),
+                ends: vec![],
+                recovering: false,
+            };
+            let answer = Ok(Answer::Shard(view, status));
+            self.core.answered(self.now, answer, &mut self.memory);
+        }
+
+        fn fail(&mut self, failure: Failure) {
+            self.core.answered(self.now, Err(failure), &mut self.memory);
+            // The pause is over, and no probe is due yet.
+            self.now += Duration::from_millis(60);
+        }
+
+        fn add(&mut self, events: usize) {
+            let (answer, answered) = oneshot::channel();
+            let batch = Batch {
+                events: vec![Bytes::from_static(b"event"); events],
+                request_id: None,
+                runs: vec![],
+                retain: vec![],
+                trace: None,
+            };
+            let deadline = self.now + Duration::from_mins(1);
+            self.core.add(Job { batch, deadline, sent: Arc::new(AtomicBool::new(false)), answer });
+            self.answers.push(answered);
+        }
+
+        /// Adds batches of one event, each of which leaves at once.
+        fn send(&mut self, count: u64) {
+            for sequence in 1..=count {
+                self.add(1);
+                let after = (sequence > 1).then(|| sequence - 1);
+                assert_eq!(self.append(), Some((sequence, after)));
+            }
+        }
+    }
+
+    fn appended(first: u64) -> Status {
+        Status::Done(Some(Appended { epoch: Epoch(9), first: Offset(first) }))
+    }
+
+    #[test]
+    fn frames_leave_before_the_first_is_answered_and_are_answered_in_order() {
+        let mut writing = Writing::new();
+        writing.send(MAX_UNDER_WAY.0 as u64);
+        writing.add(1);
+        writing.add(1);
+        assert_eq!(writing.append(), None, "so many are under way");
+        writing.answer(9, appended(51));
+        assert_eq!(writing.append(), Some((5, Some(4))), "what waits leaves together");
+        assert_eq!(writing.append(), None);
+        for first in 52..=55 {
+            writing.answer(9, appended(first));
+        }
+        let firsts = writing.answers.iter_mut().map(|it| it.try_recv().unwrap().unwrap().first.0);
+        assert_eq!(firsts.collect::<Vec<_>>(), [51, 52, 53, 54, 55, 56]);
+    }
+
+    #[test]
+    fn a_frame_leaves_behind_others_when_it_has_as_many_events() {
+        let mut writing = Writing::new();
+        writing.add(3);
+        assert_eq!(writing.append(), Some((1, None)));
+        writing.add(2);
+        assert_eq!(writing.append(), None, "a small frame waits for the answer");
+        writing.add(1);
+        assert_eq!(writing.append(), Some((2, Some(1))));
+        writing.add(1);
+        assert_eq!(writing.append(), None);
+        writing.answer(9, appended(51));
+        writing.answer(9, appended(54));
+        assert_eq!(writing.append(), Some((3, None)), "nothing is under way");
+    }
+
+    #[test]
+    fn frames_behind_one_that_is_refused_are_sent_again_in_order() {
+        let mut writing = Writing::new();
+        writing.send(3);
+        writing.fail(Failure::Refused("OOM".into()));
+        assert_eq!(writing.append(), None, "those behind it are not answered");
+        writing.answer(9, Status::OutOfOrder);
+        writing.answer(9, Status::OutOfOrder);
+        assert_eq!(writing.append(), Some((1, None)));
+        assert_eq!(writing.append(), None, "Redis may refuse it again");
+        writing.answer(9, appended(51));
+        assert_eq!(writing.append(), Some((2, None)));
+        assert_eq!(writing.append(), Some((3, Some(2))));
+    }
+
+    #[test]
+    fn frames_behind_one_that_was_accepted_before_are_sent_again() {
+        let mut writing = Writing::new();
+        writing.send(2);
+        writing.answer(9, Status::Covered(vec![]));
+        writing.answer(9, Status::OutOfOrder);
+        assert_eq!(writing.append(), Some((1, None)), "the rest of it");
+        assert_eq!(writing.append(), Some((2, Some(1))));
+    }
+
+    #[test]
+    fn frames_behind_one_without_an_answer_are_in_doubt() {
+        let mut writing = Writing::new();
+        writing.send(3);
+        writing.answer(9, appended(51));
+        writing.fail(Failure::Unknown("lost".into()));
+        assert_eq!(writing.core.under_way(), 0);
+        // Meanwhile the shard has another epoch.
+        for sequence in [2, 3] {
+            let Op::Append(framed) = writing.call().unwrap().op else { panic!("no frame") };
+            assert_eq!(framed.sequence, sequence);
+            writing.answer(10, Status::EpochOver);
+            let Op::Append(framed) = writing.call().unwrap().op else { panic!("no frame") };
+            let bytes = framed.bytes.into();
+            let envelope = Envelope::parse_history(b"10-51", b"f", &bytes).unwrap();
+            let Body::Frame(stamped) = envelope.body else { panic!("no frame") };
+            let doubts = stamped.frame.provenance.unwrap().doubts;
+            assert_eq!(doubts, [Position::new(9, 50)], "of frame {sequence}");
+            let first = Offset(50 + sequence);
+            writing.answer(10, Status::Done(Some(Appended { epoch: Epoch(10), first })));
+        }
+        assert!(!writing.core.is_busy());
+    }
+
+    #[test]
+    fn a_frame_that_is_too_large_holds_up_nothing() {
+        let mut writing = Writing::new();
+        writing.send(2);
+        writing.fail(Failure::TooLarge { limit: 1, actual: 2 });
+        writing.answer(9, Status::OutOfOrder);
+        assert_eq!(writing.append(), Some((2, None)));
+        assert!(matches!(writing.answers[0].try_recv(), Ok(Err(AppendError::TooLarge { .. }))));
+    }
+
+    #[test]
+    fn a_writer_that_ends_does_not_know_what_became_of_frames_under_way() {
+        let mut writing = Writing::new();
+        writing.send(1);
+        writing.add(2);
+        writing.core.fail_all(&AppendError::Closed);
+        let mut answers = writing.answers.into_iter().map(|mut it| it.try_recv().unwrap());
+        assert!(matches!(answers.next(), Some(Err(AppendError::OutcomeUnknown(_)))));
+        assert!(matches!(answers.next(), Some(Err(AppendError::Closed))));
+    }
 
     #[test]
     fn a_server_that_is_away_is_called_some_times_a_second() {
-        let limits = CallLimits {
-            response_timeout: Duration::from_secs(1),
-            max_resends: 3,
-            retry_wait: (Duration::from_millis(50), Duration::from_secs(1)),
-        };
         let (mut now, mut calls) = (Instant::now(), 0);
         let end = now + Duration::from_secs(10);
-        let mut core = Core::new(ShardId(0), 1, limits, None, 1, now);
+        let mut core = Core::new(ShardId(0), 1, LIMITS, None, 1, now);
         let mut memory = Memory::new(1, (100, 1 << 20));
         while now < end {
             match core.step(now, &mut memory) {

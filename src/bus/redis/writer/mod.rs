@@ -1,6 +1,6 @@
 //! The writer of one shard: appends what this gateway accepts, and appends again what Redis lost.
 //!
-//! Batches that wait while the last frame is under way leave together as the next one: there is no
+//! Batches that wait leave together as the next frame, behind some that are under way: there is no
 //! timer, so an idle shard adds no delay and a busy one fills its frames. What is sent, and what an
 //! answer means, is decided by a state machine without I/O ([`Core`]); here are its connections and
 //! clocks.
@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt, stream::FuturesOrdered};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -74,10 +74,9 @@ pub(super) struct WriterParts {
 pub(super) struct Writer {
     parts: WriterParts,
     core: Core,
+    caller: Caller,
     /// Since when appends wait for a recovery.
     recovering: Option<Instant>,
-    /// The rights of the user on the server of the shard.
-    rights: Rights,
 }
 
 impl Writer {
@@ -85,134 +84,139 @@ impl Writer {
         let auth = parts.target.names.auth.clone();
         let core =
             Core::new(parts.shard, parts.id, parts.limits, auth, rand::random(), Instant::now());
-        Writer { parts, core, recovering: None, rights: Rights::default() }
+        let caller = Caller {
+            shard: parts.shard,
+            target: parts.target.clone(),
+            topology: parts.topology.clone(),
+            agreement: parts.agreement.clone(),
+            ask_first: parts.ask_first.clone(),
+            rights: tokio::sync::Mutex::default(),
+        };
+        Writer { parts, core, caller, recovering: None }
     }
 
     /// Runs until it is stopped and the queue is empty.
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(self) {
+        let Writer { mut parts, mut core, caller, mut recovering } = self;
         let mut stopping: Option<Instant> = None;
+        // They are polled first, and thereby sent, in this order.
+        let mut calls = FuturesOrdered::new();
+        let mut failed = false;
         loop {
-            if stopping.is_none() && self.parts.stop.is_cancelled() {
-                self.parts.queue.close();
+            if stopping.is_none() && parts.stop.is_cancelled() {
+                parts.queue.close();
                 stopping = Some(Instant::now());
             }
-            while self.core.waiting() < QUEUE
-                && let Ok(job) = self.parts.queue.try_recv()
+            while core.waiting() < QUEUE
+                && let Ok(job) = parts.queue.try_recv()
             {
-                self.core.add(job);
+                core.add(job);
             }
             if let Some(since) = stopping
-                && (!self.core.is_busy() || since.elapsed() > MAX_STOP)
+                && (!core.is_busy() || since.elapsed() > MAX_STOP)
             {
-                self.core.fail_all(&AppendError::Closed);
+                core.fail_all(&AppendError::Closed);
                 return;
             }
-            let step = self.core.step(Instant::now(), &mut self.parts.memory.lock());
-            match step {
+            if std::mem::take(&mut failed) {
+                // If the refresh fails, so does the next attempt, with a reason.
+                let _ = parts.topology.refresh().await;
+            }
+            let step = core.step(Instant::now(), &mut parts.memory.lock());
+            let until = match step {
                 Step::Call(call) => {
-                    let more = self.more();
-                    let answers = if more.is_empty() {
-                        vec![self.call(&call).await]
-                    } else {
-                        self.call_in_order(&call, &more).await
-                    };
-                    let failed = answers.iter().any(Result::is_err);
-                    for answer in answers {
-                        match self.answered(Instant::now(), answer) {
-                            Shown::Accepted => self.parts.liveness.accepted(),
-                            Shown::Answered => {}
-                            Shown::Failed(why) => {
-                                tracing::debug!(shard = %self.parts.shard, why, "a call failed");
-                                self.parts.liveness.failed(why);
-                            }
+                    calls.push_back(caller.call(*call, calls.is_empty(), recovering));
+                    continue;
+                }
+                Step::WaitUntil(until) => until,
+            };
+            let full = core.waiting() >= QUEUE;
+            tokio::select! {
+                biased;
+                Some(answer) = calls.next(), if !calls.is_empty() => {
+                    let now = Instant::now();
+                    let mut memory = parts.memory.lock();
+                    let shown = core.answered(now, answer, &mut memory);
+                    recovering = memory.is_recovering().then(|| recovering.unwrap_or(now));
+                    drop(memory);
+                    if core.under_way() < calls.len() {
+                        // They failed with this one.
+                        calls = FuturesOrdered::new();
+                    }
+                    match shown {
+                        Shown::Accepted => parts.liveness.accepted(),
+                        Shown::Answered => {}
+                        Shown::Failed(why) => {
+                            tracing::debug!(shard = %parts.shard, why, "a call failed");
+                            parts.liveness.failed(why);
+                            failed = true;
                         }
                     }
-                    if failed {
-                        // If the refresh fails, so does the next attempt, with a reason.
-                        let _ = self.parts.topology.refresh().await;
-                    }
                 }
-                Step::WaitUntil(until) => {
-                    let full = self.core.waiting() >= QUEUE;
-                    tokio::select! {
-                        biased;
-                        Some(job) = self.parts.queue.recv(), if !full => self.core.add(job),
-                        () = self.parts.probe_now.notified() => {
-                            self.core.probe_now(Instant::now());
-                        }
-                        () = self.parts.recover_now.notified() => {}
-                        () = self.parts.stop.cancelled(), if stopping.is_none() => {}
-                        () = tokio::time::sleep_until(until.into()) => {}
-                    }
-                }
+                Some(job) = parts.queue.recv(), if !full => core.add(job),
+                () = parts.probe_now.notified() => core.probe_now(Instant::now()),
+                () = parts.recover_now.notified() => {}
+                () = parts.stop.cancelled(), if stopping.is_none() => {}
+                () = tokio::time::sleep_until(until.into()) => {}
             }
         }
     }
+}
 
-    fn answered(&mut self, now: Instant, answer: Result<Answer, Failure>) -> Shown {
-        let mut memory = self.parts.memory.lock();
-        let shown = self.core.answered(now, answer, &mut memory);
-        self.recovering = memory.is_recovering().then(|| self.recovering.unwrap_or(now));
-        shown
-    }
+/// Makes the calls of one shard's writer.
+struct Caller {
+    shard: ShardId,
+    target: Target,
+    topology: Arc<Topology>,
+    agreement: Arc<Agreement>,
+    ask_first: Arc<Notify>,
+    /// The rights of the user on the server of the shard.
+    rights: tokio::sync::Mutex<Rights>,
+}
 
-    /// The calls that may be sent behind the one that is to be made.
-    fn more(&mut self) -> Vec<Call> {
-        let memory = self.parts.memory.lock();
-        std::iter::from_fn(|| self.core.more(&memory).map(|call| *call)).collect()
-    }
-
-    /// Makes calls over one connection without waiting for the answers between. They follow one
-    /// that was made, so that the rights are known; the shard is not followed where it moves.
-    async fn call_in_order(&self, first: &Call, more: &[Call]) -> Vec<Result<Answer, Failure>> {
-        let theirs = self.parts.agreement.theirs();
-        let server = self.parts.topology.master(self.parts.shard);
-        let calls = [first].into_iter().chain(more);
-        // They are polled, and thereby sent, in this order.
-        join_all(calls.map(async |call| match (&theirs, &server) {
-            (Some(theirs), _) => Ok(Answer::Deployment(theirs.clone())),
-            (None, Some(server)) => call.send(&self.parts.target, server, false).await,
-            (None, None) => Err(Failure::NotConnected("no server is known".into())),
-        }))
-        .await
-    }
-
-    /// Makes one call, if this gateway may serve the deployment.
+impl Caller {
+    /// Makes one call, if this gateway may serve the deployment. `alone`: none is under way.
     ///
     /// After a recovery, in which the agreement may have been lost with everything else, a shard
     /// goes on only when shard 0 has taken a call.
-    async fn call(&mut self, call: &Call) -> Result<Answer, Failure> {
-        let agreement = self.parts.agreement.clone();
-        if self.parts.shard == ShardId(0) {
+    async fn call(
+        &self,
+        call: Call,
+        alone: bool,
+        recovering: Option<Instant>,
+    ) -> Result<Answer, Failure> {
+        if self.shard == ShardId(0) {
             let started = Instant::now();
-            let answer = self.call_server(call).await;
+            let answer = self.call_server(&call, alone).await;
             match &answer {
                 Ok(Answer::Deployment(theirs)) => {
-                    agreement.answered(started, Some(theirs.clone()));
+                    self.agreement.answered(started, Some(theirs.clone()));
                 }
-                Ok(Answer::Shard(..)) => agreement.answered(started, None),
+                Ok(Answer::Shard(..)) => self.agreement.answered(started, None),
                 Err(_) => {}
             }
             return answer;
         }
-        if let (Op::Release { .. }, Some(since)) = (&call.op, self.recovering) {
-            self.parts.ask_first.notify_one();
+        if let (Op::Release { .. }, Some(since)) = (&call.op, recovering) {
+            self.ask_first.notify_one();
             // One dead shard must not hold up the others for ever.
-            let _ = tokio::time::timeout(MAX_AGREEMENT, agreement.after(since)).await;
+            let _ = tokio::time::timeout(MAX_AGREEMENT, self.agreement.after(since)).await;
         }
-        match agreement.theirs() {
+        match self.agreement.theirs() {
             Some(theirs) => Ok(Answer::Deployment(theirs)),
-            None => self.call_server(call).await,
+            None => self.call_server(&call, alone).await,
         }
     }
 
-    /// Makes one call, and follows the shard where it moves.
-    async fn call_server(&mut self, call: &Call) -> Result<Answer, Failure> {
+    /// Makes one call, and follows the shard where it moves. What is appended again behind other
+    /// calls does not: the script takes it whatever became of these.
+    async fn call_server(&self, call: &Call, alone: bool) -> Result<Answer, Failure> {
         let mut asked = None;
-        let mut redirects = MAX_REDIRECTS;
+        let follows = alone || !matches!(call.op, Op::Again(..));
+        let mut redirects = if follows { MAX_REDIRECTS } else { 0 };
         loop {
             let asking = asked.is_some();
-            let server = asked.take().or_else(|| self.parts.topology.master(self.parts.shard));
+            let server = asked.take().or_else(|| self.topology.master(self.shard));
             let Some(server) = server else {
                 return Err(Failure::NotConnected("no server is known to own the shard".into()));
             };
@@ -224,24 +228,24 @@ impl Writer {
             {
                 return Err(Failure::TooLarge { limit, actual: framed.bytes.len() });
             }
-            match call.send(&self.parts.target, &server, asking).await {
+            match call.send(&self.target, &server, asking).await {
                 Err(Failure::AskAt(address)) if redirects > 0 => {
                     redirects -= 1;
-                    asked = self.parts.topology.server(&address);
+                    asked = self.topology.server(&address);
                     if asked.is_none() {
                         return Err(Failure::AskAt(address));
                     }
                 }
                 Err(Failure::Refused(why)) => {
                     if why.starts_with("NOPERM") {
-                        self.rights.doubt();
+                        self.rights.lock().await.doubt();
                         // It says more exactly what is missing.
                         self.check_rights(&server, call).await?;
                     }
                     return Err(Failure::Refused(server.about.explain(&why)));
                 }
                 Err(Failure::Unknown(why)) if why.contains("NOPERM") => {
-                    self.rights.doubt();
+                    self.rights.lock().await.doubt();
                     return Err(Failure::Unknown(server.about.explain(&why)));
                 }
                 answer => return answer,
@@ -249,7 +253,7 @@ impl Writer {
         }
     }
 
-    async fn check_rights(&mut self, server: &Server, call: &Call) -> Result<(), Failure> {
-        self.rights.check(server, &self.parts.target.names, call.limit).await
+    async fn check_rights(&self, server: &Server, call: &Call) -> Result<(), Failure> {
+        self.rights.lock().await.check(server, &self.target.names, call.limit).await
     }
 }
