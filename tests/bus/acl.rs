@@ -115,7 +115,7 @@ async fn everything(options: &GatewayOptions, server: &RedisServer, key: &str) {
 }
 
 /// A server and its replica.
-async fn with_replica() -> (RedisServer, RedisServer) {
+pub async fn with_replica() -> (RedisServer, RedisServer) {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let args = ["--replicaof", "127.0.0.1", &redis.port().to_string()].map(str::to_owned).to_vec();
     let replica = RedisServer::start(RedisOptions { args, ..RedisOptions::default() }).await;

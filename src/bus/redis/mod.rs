@@ -20,6 +20,7 @@ pub mod order;
 mod packing;
 pub mod reader;
 pub mod recovery;
+mod replicas;
 mod resolver;
 mod retained;
 mod rights;

@@ -32,9 +32,6 @@ static SCRIPT: LazyLock<redis::Script> = LazyLock::new(|| redis::Script::new(SHA
 const CALL_CAPACITY: (usize, usize) = (30, 1024);
 const EACH_CAPACITY: (usize, usize) = (3, 96);
 
-/// The time that one WAIT may block the connection, which the writers of other shards share.
-const WAIT_SLICE: Duration = Duration::from_millis(100);
-
 /// One call of the script.
 #[derive(Clone, Debug)]
 pub struct Call {
@@ -210,9 +207,21 @@ impl Call {
                             | Status::Covered(_)
                     )
                 );
-                if accepted && target.settings.min_replicas > 0 {
-                    let limit = limit.saturating_sub(started.elapsed());
-                    replicated(&mut command, target.settings.min_replicas, limit).await?;
+                if accepted && let Some(replicas) = &command.replicas {
+                    let needed = target.settings.min_replicas;
+                    let limit = self.limit.saturating_sub(started.elapsed());
+                    match replicas.wait(&target.names.state, limit).await {
+                        Ok(have) if have < needed => {
+                            return Err(Failure::Unknown(format!(
+                                "it was appended, and {have} of {needed} replicas have it"
+                            )));
+                        }
+                        Ok(_) => {}
+                        Err(error) => {
+                            server.discard(&command).await;
+                            return Err(Failure::Unknown(error_text(&error)));
+                        }
+                    }
                 }
                 Ok(answer)
             }
@@ -359,28 +368,6 @@ pub struct Target {
     pub(super) settings: Arc<Settings>,
     /// What all gateways of the shard must have in common, as text.
     pub(super) deployment: String,
-}
-
-/// Waits until so many replicas have the last write of the connection.
-async fn replicated(command: &mut Command, replicas: u32, limit: Duration) -> Result<(), Failure> {
-    let until = Instant::now() + limit;
-    loop {
-        let mut wait = redis::cmd("WAIT");
-        wait.arg(replicas).arg(millis(WAIT_SLICE));
-        let asked = tokio::time::timeout(limit, wait.query_async(&mut command.connection)).await;
-        let have: u32 = match asked {
-            Ok(Ok(have)) => have,
-            Ok(Err(error)) => return Err(Failure::Unknown(error_text(&error))),
-            Err(_) => 0,
-        };
-        if have >= replicas {
-            return Ok(());
-        }
-        if Instant::now() >= until {
-            let why = format!("it was appended, and {have} of {replicas} replicas have it");
-            return Err(Failure::Unknown(why));
-        }
-    }
 }
 
 async fn invoke(

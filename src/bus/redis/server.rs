@@ -22,6 +22,7 @@ use super::{
     causes::{self, About, error_text},
     credentials::Contents,
     names::ShardNames,
+    replicas::Replicas,
     resolver::{Name, Resolver},
     rights::{self, Refusals},
     settings::Settings,
@@ -74,6 +75,8 @@ struct Access {
 #[derive(Clone)]
 pub(super) struct Command {
     pub connection: MultiplexedConnection,
+    /// How replicas are waited for, where appends need some.
+    pub replicas: Option<Arc<Replicas>>,
     /// Keeps the connection checked out of the pool.
     checkout: Arc<deadpool_redis::Connection>,
 }
@@ -227,8 +230,24 @@ impl Server {
             }
         }
         let checkout = self.checkout().await?;
-        let connection = (*checkout).clone();
-        Ok(Command { connection, checkout: Arc::new(checkout) })
+        let mut connection = (*checkout).clone();
+        let needed = self.settings.min_replicas;
+        let replicas =
+            if needed > 0 { Some(self.replicas(&mut connection, needed).await?) } else { None };
+        Ok(Command { connection, replicas, checkout: Arc::new(checkout) })
+    }
+
+    async fn replicas(
+        &self,
+        appends: &mut MultiplexedConnection,
+        needed: u32,
+    ) -> Result<Arc<Replicas>, ConnectError> {
+        let other = self.connect_alone().await?;
+        let beside = Replicas::beside(appends, other, needed).await;
+        match beside.map_err(|error| self.error(error_text(&error)))? {
+            Some(replicas) => Ok(Arc::new(replicas)),
+            None => Err(self.error("two connections lead to different processes")),
+        }
     }
 
     /// Closes a command connection that failed, unless a new one has replaced it already.

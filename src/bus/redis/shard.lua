@@ -547,7 +547,7 @@ local name_epoch, name_first, name_last
 if op == 'append' then
   if run ~= identity then return answer('recovering') end
   if has(sequences, sequence) then
-    -- A write, so that WAIT on this connection waits until replicas have everything before it.
+    -- It is remembered for longer.
     keep_writer()
     local place = string.match(places, '|' .. num(sequence) .. '(:[^|]*)')
     if not place then return answer('dup', '0', '0', '0', '', '0', '0', '0') end
@@ -626,7 +626,7 @@ if #publishers > 0 then
     end
   end
   if #covered > 0 then
-    -- A write, as above.
+    -- They are remembered for longer.
     local now = redis.call('TIME')[1]
     for publisher, ranges in pairs(had) do
       if ranges ~= '' then redis.call('HSET', KEYS[1], publisher, now .. ' ' .. ranges) end

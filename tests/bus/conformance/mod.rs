@@ -20,6 +20,7 @@ use trunkline::{
 
 use self::recorder::Recorder;
 use super::{
+    acl::with_replica,
     memory::{Fault, MemoryFactory},
     support::{
         ClusterOptions, LIMIT, RedisCluster, RedisOptions, RedisServer, eventually, shared, until,
@@ -199,6 +200,32 @@ async fn the_redis_cluster_bus_conforms() {
         }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn frames_go_on_while_acknowledgements_wait_for_a_replica() {
+    let (redis, replica) = with_replica().await;
+    let coordinator = json!({"@type": "Redis", "url": redis.url(), "minReplicas": 1});
+    let member = Deployment::of(&coordinator).member().await;
+    let shard = ShardId(0);
+    let before = member.append(shard, &events(1)).await.expect("the replica has it");
+    let position = |nth| Position { epoch: before.epoch, offset: before.first.plus(nth) };
+
+    replica.pause().await;
+    let mut appends = Vec::new();
+    for nth in 1..=3 {
+        let (bus, batch) = (member.bus.clone(), batch(&events(1), None));
+        appends.push(tokio::spawn(async move { bus.append(shard, batch).await }));
+        member.reaches(shard, position(nth)).await;
+    }
+    assert!(!appends.iter().any(tokio::task::JoinHandle::is_finished), "no replica has them");
+    replica.resume();
+    for (append, nth) in appends.into_iter().zip(1..) {
+        let appended = append.await.expect("it ends").expect("the replica has it");
+        assert_eq!(last(appended, &events(1)), position(nth));
+    }
+    member.sink.assert_rules_kept();
+    member.bus.close().await;
 }
 
 /// The third bus: `tests/bus/memory` and one line in a registry.

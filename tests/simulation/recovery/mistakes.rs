@@ -113,7 +113,7 @@ pub const MISTAKES: &[(&str, Mistake)] = &[
     ),
     (
         "sequences not compared",
-        Script("if has(sequences, sequence) then\n    -- A write", "if false then\n    -- A write"),
+        Script("if has(sequences, sequence) then\n    -- It is", "if false then\n    -- It is"),
     ),
     (
         "frames again are not recorded",
