@@ -323,6 +323,7 @@ impl Server {
             account_id: account.to_owned(),
             change_id: self.change_id,
             changed_types: vec![ChangedType::Email.into(), ChangedType::Mailbox.into()],
+            ..Default::default()
         };
         // One request is published as a whole. The refresh is only for nodes that send mail.
         self.publish([

@@ -98,5 +98,6 @@ fn mailbox(account_id: String) -> Kind {
         account_id,
         change_id: 123_456,
         changed_types: vec![ChangedType::Email.into(), ChangedType::Mailbox.into()],
+        ..Default::default()
     })
 }

@@ -21,7 +21,7 @@ pub(super) enum EventArgs {
         /// The account
         #[arg(long)]
         account: String,
-        /// State of the account after the change
+        /// State of the changed types after the change
         #[arg(long, default_value_t = 0, hide_default_value = true)]
         change_id: u64,
         /// What changed: email, mailbox, thread, calendar-event, ...; may be given several times
@@ -172,6 +172,7 @@ impl EventArgs {
                     account_id: account,
                     change_id,
                     changed_types: types,
+                    ..Default::default()
                 })
             }
             EventArgs::EmailDelivery { account, email, change_id } => {

@@ -115,8 +115,12 @@ mod tests {
     use crate::{
         bus::put_event,
         hub::event::wire::{put_field, put_varint},
-        proto::v1::cache_invalidation::Scope,
+        proto::v1::{cache_invalidation::Scope, mailbox_change::TypeState},
     };
+
+    /// The changed types of the property test: those below this number. 0 stands for one that no
+    /// event names.
+    const TYPES: i32 = 8;
 
     fn event(id: usize, kind: Kind) -> v1::Event {
         v1::Event { event_id: id.to_string(), kind: Some(kind), ..Default::default() }
@@ -127,7 +131,38 @@ mod tests {
             account_id: account.into(),
             change_id,
             changed_types: types.iter().map(|t| *t as i32).collect(),
+            ..Default::default()
         })
+    }
+
+    /// A change with states of types.
+    fn stated(
+        (account, change_id, types): (&str, u64, &[v1::ChangedType]),
+        states: &[(u64, &[v1::ChangedType])],
+    ) -> Kind {
+        let numbers = |types: &[v1::ChangedType]| types.iter().map(|t| *t as i32).collect();
+        let states = states.iter().map(|(change_id, types)| TypeState {
+            change_id: *change_id,
+            changed_types: numbers(types),
+        });
+        Kind::MailboxChange(v1::MailboxChange {
+            account_id: account.into(),
+            change_id,
+            changed_types: numbers(types),
+            type_states: states.collect(),
+        })
+    }
+
+    /// The state of a type, as the comments of `MailboxChange.type_states` say.
+    fn state_of(change: &v1::MailboxChange, changed: i32) -> Option<u64> {
+        let types = &change.changed_types;
+        if !types.is_empty() && !types.contains(&changed) {
+            return None;
+        }
+        let entries = || change.type_states.iter();
+        let named = entries().find(|entry| entry.changed_types.contains(&changed));
+        let entry = named.or_else(|| entries().find(|entry| entry.changed_types.is_empty()));
+        Some(entry.map_or(change.change_id, |entry| entry.change_id))
     }
 
     fn run_encoded(encoded: &[Vec<u8>]) -> Vec<Bytes> {
@@ -166,8 +201,8 @@ mod tests {
     }
 
     #[test]
-    fn changes_of_an_account_join_their_types_and_keep_the_latest_id() {
-        use v1::ChangedType::{Email, Mailbox};
+    fn changes_of_an_account_join_their_types_and_keep_the_latest_id_of_each() {
+        use v1::ChangedType::{Email, Mailbox, ShareNotification};
         let merged = run(vec![
             change("a", 9, &[Email]),
             change("b", 1, &[Email]),
@@ -176,7 +211,20 @@ mod tests {
         assert_eq!(merged.len(), 2);
         assert_eq!((merged[0].event_id.as_str(), merged[0].merged_events), ("1", 0));
         assert_eq!((merged[1].event_id.as_str(), merged[1].merged_events), ("2", 2));
-        assert_eq!(merged[1].kind, Some(change("a", 7, &[Mailbox, Email])));
+        let both = stated(("a", 7, &[Mailbox, Email]), &[(9, &[Email])]);
+        assert_eq!(merged[1].kind, Some(both.clone()));
+        // What was merged is merged again, and the number of another counter stays where it was.
+        let share = 343_216_267_687_114_240;
+        let merged = run(vec![
+            change("a", share, &[ShareNotification]),
+            both,
+            change("a", 10, &[Email]),
+            change("a", 11, &[Email]),
+        ]);
+        let all: &[_] = &[Email, Mailbox, ShareNotification];
+        let states: &[(u64, &[_])] = &[(7, &[Mailbox]), (share, &[ShareNotification])];
+        assert_eq!(merged[0].kind, Some(stated(("a", 11, all), states)));
+        assert_eq!(merged[0].merged_events, 4);
         // 0 is an unknown state, and as late as any other.
         let merged = run(vec![change("a", 7, &[Email]), change("a", 0, &[Email])]);
         assert_eq!(merged[0].kind, Some(change("a", 0, &[Email])));
@@ -252,8 +300,33 @@ mod tests {
 
     #[test]
     fn a_change_of_anything_stays_a_change_of_anything() {
-        let merged = run(vec![change("a", 1, &[]), change("a", 2, &[v1::ChangedType::Email])]);
-        assert_eq!(merged[0].kind, Some(change("a", 2, &[])));
+        use v1::ChangedType::{Email, Mailbox};
+        let merged = run(vec![change("a", 1, &[]), change("a", 2, &[Email])]);
+        let expected = stated(("a", 2, &[]), &[(1, &[]), (2, &[Email])]);
+        assert_eq!(merged[0].kind, Some(expected.clone()));
+        let merged = run(vec![expected, change("a", 2, &[Mailbox])]);
+        let expected = stated(("a", 2, &[]), &[(1, &[]), (2, &[Mailbox, Email])]);
+        assert_eq!(merged[0].kind, Some(expected.clone()));
+        // It says all that was said before it.
+        let merged = run(vec![expected, change("a", 3, &[])]);
+        assert_eq!(merged[0].kind, Some(change("a", 3, &[])));
+    }
+
+    #[test]
+    fn more_types_than_a_change_may_have_become_a_change_of_anything_in_an_unknown_state() {
+        let some = |change_id, types: std::ops::Range<i32>| {
+            Kind::MailboxChange(v1::MailboxChange {
+                account_id: "a".into(),
+                change_id,
+                changed_types: types.collect(),
+                ..Default::default()
+            })
+        };
+        let merged = run(vec![some(1, 1..64), some(2, 64..65)]);
+        let Some(Kind::MailboxChange(change)) = &merged[0].kind else { panic!("no change") };
+        assert_eq!((state_of(change, 63), state_of(change, 64)), (Some(1), Some(2)));
+        let merged = run(vec![some(1, 1..64), some(2, 64..66)]);
+        assert_eq!(merged[0].kind, Some(stated(("a", 2, &[]), &[(0, &[])])));
     }
 
     #[test]
@@ -302,7 +375,7 @@ mod tests {
         for outer in rewrite::fields(event).unwrap().iter().filter(|field| field.number != 5) {
             if outer.number == 10 {
                 let inner = rewrite::fields(outer.content).unwrap();
-                let inner = inner.iter().filter(|field| field.number != 3);
+                let inner = inner.iter().filter(|field| !matches!(field.number, 3 | 4));
                 kept.extend(inner.flat_map(|field| field.bytes));
             } else {
                 kept.extend(outer.bytes);
@@ -312,51 +385,69 @@ mod tests {
     }
 
     proptest! {
-        /// The merged change of each account has the latest id and every type; events without a
-        /// rule are all delivered, in order.
+        /// The merged change of each account has the latest id of each type; events without a rule
+        /// are all delivered, in order.
         #[test]
         fn merging_keeps_every_state_and_every_event_without_a_rule(
             acts in proptest::collection::vec(
-                (0..4_usize, 0..5_usize, 0..1000_u64, 1..10_i32),
+                (
+                    0..4_usize,
+                    0..5_usize,
+                    0..4_u64,
+                    proptest::collection::vec(1..TYPES, 0..3),
+                    proptest::collection::vec(
+                        (0..4_u64, proptest::collection::vec(1..TYPES, 0..3)),
+                        0..3,
+                    ),
+                ),
                 1..60,
             )
         ) {
             let mut kinds = Vec::new();
-            let mut wanted: HashMap<String, (u64, Vec<i32>, u64)> = HashMap::new();
+            // Of each account: the state of each type, the latest id, the number of events.
+            let mut wanted: HashMap<String, ([Option<u64>; TYPES as usize], u64, u64)> =
+                HashMap::new();
             let mut rare = Vec::new();
-            for (index, (what, account, change_id, changed)) in acts.into_iter().enumerate() {
-                let account = format!("a{account}");
+            for (index, (what, account, change_id, changed_types, states)) in
+                acts.into_iter().enumerate()
+            {
+                let account_id = format!("a{account}");
                 if what == 0 {
                     rare.push(index.to_string());
                     kinds.push(Kind::BlockedIp(v1::BlockedIp {
                         address: "192.0.2.1".into(),
                         ..Default::default()
                     }));
-                } else {
-                    let known = wanted.entry(account.clone()).or_default();
-                    known.0 = change_id;
-                    known.2 += 1;
-                    if !known.1.contains(&changed) {
-                        known.1.push(changed);
-                    }
-                    kinds.push(Kind::MailboxChange(v1::MailboxChange {
-                        account_id: account,
-                        change_id,
-                        changed_types: vec![changed],
-                    }));
+                    continue;
                 }
+                let states = states.into_iter().map(|(change_id, changed_types)| TypeState {
+                    change_id,
+                    changed_types,
+                });
+                let change = v1::MailboxChange {
+                    account_id,
+                    change_id,
+                    changed_types,
+                    type_states: states.collect(),
+                };
+                let known = wanted.entry(change.account_id.clone()).or_default();
+                for (changed, state) in (0..).zip(&mut known.0) {
+                    *state = state_of(&change, changed).or(*state);
+                }
+                known.1 = change_id;
+                known.2 += 1;
+                kinds.push(Kind::MailboxChange(change));
             }
             let mut seen_rare = Vec::new();
             let mut seen = 0;
             for event in run(kinds) {
                 match event.kind {
                     Some(Kind::MailboxChange(change)) => {
-                        let (id, types, count) = &wanted[&change.account_id];
-                        let mut got = change.changed_types.clone();
-                        let mut types = types.clone();
-                        got.sort_unstable();
-                        types.sort_unstable();
-                        prop_assert_eq!((change.change_id, got), (*id, types));
+                        let (states, id, count) = &wanted[&change.account_id];
+                        for (changed, state) in (0..).zip(states) {
+                            prop_assert_eq!(state_of(&change, changed), *state);
+                        }
+                        prop_assert_eq!(change.change_id, *id);
                         prop_assert_eq!(event.merged_events.max(1), *count);
                         seen += 1;
                     }
@@ -367,7 +458,8 @@ mod tests {
             prop_assert_eq!(seen_rare, rare);
         }
 
-        /// Merged or not, an event has every byte of its publisher but for the types and the count.
+        /// Merged or not, an event has every byte of its publisher but for the types, their states
+        /// and the count.
         #[test]
         fn merging_keeps_the_bytes_that_it_does_not_change(
             acts in proptest::collection::vec(
@@ -385,6 +477,7 @@ mod tests {
                     account_id: account.to_string(),
                     change_id: id as u64,
                     changed_types: types,
+                    ..Default::default()
                 };
                 let [before, within, after] = new;
                 let change = [within, change.encode_to_vec()].concat();

@@ -9,6 +9,7 @@ use trunkline_proto::v1::{
     Event, MailboxChange, PublishRequest, QueueStatus, RegistryChange, Target,
     cache_invalidation::{Entry, Scope},
     event::Kind,
+    mailbox_change::TypeState,
     queue_status::State,
 };
 
@@ -109,9 +110,26 @@ async fn every_field_of_every_kind_is_checked() {
             event(Kind::MailboxChange(MailboxChange {
                 account_id: long(),
                 changed_types: vec![1, -1],
+                type_states: vec![
+                    TypeState { changed_types: vec![-1], ..Default::default() },
+                    TypeState { changed_types: vec![1; 65], ..Default::default() },
+                ],
                 ..Default::default()
             })),
-            &["mailbox_change.account_id", "mailbox_change.changed_types[1]"],
+            &[
+                "mailbox_change.account_id",
+                "mailbox_change.changed_types[1]",
+                "mailbox_change.type_states[0].changed_types[0]",
+                "mailbox_change.type_states[1].changed_types",
+            ],
+        ),
+        (
+            event(Kind::MailboxChange(MailboxChange {
+                account_id: "a".into(),
+                type_states: vec![TypeState::default(); 65],
+                ..Default::default()
+            })),
+            &["mailbox_change.type_states"],
         ),
         (
             event(Kind::EmailDelivery(EmailDelivery { email_id: long(), ..Default::default() })),

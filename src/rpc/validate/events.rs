@@ -50,9 +50,11 @@ impl Check {
         match kind {
             Kind::MailboxChange(e) => {
                 let path = path.field("mailbox_change");
-                self.count(path.field("changed_types"), e.changed_types.len(), MAX_NAMES);
-                for (index, value) in e.changed_types.iter().enumerate().take(MAX_NAMES) {
-                    self.enum_value(path.field("changed_types").index(index), *value);
+                self.changed_types(path, &e.changed_types);
+                let states = path.field("type_states");
+                self.count(states, e.type_states.len(), MAX_NAMES);
+                for (index, state) in e.type_states.iter().enumerate().take(MAX_NAMES) {
+                    self.changed_types(states.index(index), &state.changed_types);
                 }
             }
             Kind::EmailDelivery(e) => {
@@ -110,6 +112,14 @@ impl Check {
             }
             // The other kinds have no fields to check.
             _ => {}
+        }
+    }
+
+    fn changed_types(&mut self, path: Path<'_>, types: &[i32]) {
+        let path = path.field("changed_types");
+        self.count(path, types.len(), MAX_NAMES);
+        for (index, value) in types.iter().enumerate().take(MAX_NAMES) {
+            self.enum_value(path.index(index), *value);
         }
     }
 
