@@ -4,6 +4,7 @@
 //! Each function takes bytes and panics if its check fails. The fuzz targets call them with the
 //! input of libFuzzer; `tests/decoders` calls them with random bytes and with the seeds.
 
+mod agora;
 mod answers;
 mod config;
 mod event;
@@ -11,9 +12,10 @@ mod filter;
 mod frame;
 mod order;
 mod recovery;
+mod resp;
 mod token;
 
 pub use self::{
-    answers::answers, config::config, event::event, filter::filter, frame::frame, order::order,
-    recovery::recovery, token::token,
+    agora::agora, answers::answers, config::config, event::event, filter::filter, frame::frame,
+    order::order, recovery::recovery, resp::resp, token::token,
 };

@@ -66,6 +66,40 @@ fn resp() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![script, odd]
 }
 
+/// Bytes that often are commands of Redis' protocol.
+fn commands() -> impl Strategy<Value = Vec<u8>> {
+    let word = prop::sample::select(vec![
+        "SUBSCRIBE",
+        "UNSUBSCRIBE",
+        "PUBLISH",
+        "c",
+        "stwt.agora",
+        "HELLO",
+        "3",
+        "AUTH",
+        "default",
+        "secret",
+        "PING",
+        "RESET",
+        "CLIENT",
+        "SETNAME",
+        "LIST",
+        "CLUSTER",
+        "SLOTS",
+        "INFO",
+        "QUIT",
+    ]);
+    let command = vec(word, 1..5).prop_flat_map(|words| {
+        let line = words.join(" ") + "\r\n";
+        let bulk = |word: &&str| format!("${}\r\n{word}\r\n", word.len());
+        let array = format!("*{}\r\n", words.len());
+        let array = array + &words.iter().map(bulk).collect::<String>();
+        prop_oneof![Just(line.into_bytes()), Just(array.into_bytes())]
+    });
+    let part = prop_oneof![8 => command, 1 => vec(any::<u8>(), 0..12)];
+    vec(part, 0..8).prop_map(|parts| parts.concat())
+}
+
 fn some_bytes() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![vec(any::<u8>(), 0..96), fields()]
 }
@@ -117,11 +151,23 @@ proptest! {
         let length = u8::try_from(request.len()).unwrap_or(0);
         checks::filter(&[&[length], &request[..usize::from(length)], &event].concat());
     }
+
+    #[test]
+    fn commands_are_answered_alike_however_they_are_cut(first: u8, commands in commands()) {
+        checks::resp(&[&[first], &commands[..]].concat());
+    }
+
+    #[test]
+    fn messages_of_a_mail_server_are_passed_on_only_as_they_are_understood(
+        bytes in vec(prop_oneof![0..14u8, any::<u8>()], 0..64),
+    ) {
+        checks::agora(&bytes);
+    }
 }
 
 #[test]
 fn the_seeds_of_the_fuzz_targets_pass_their_checks() {
-    let targets: [(&str, fn(&[u8])); 8] = [
+    let targets: [(&str, fn(&[u8])); 10] = [
         ("frame", checks::frame),
         ("order", checks::order),
         ("recovery", checks::recovery),
@@ -130,6 +176,8 @@ fn the_seeds_of_the_fuzz_targets_pass_their_checks() {
         ("config", checks::config),
         ("event", checks::event),
         ("filter", checks::filter),
+        ("resp", checks::resp),
+        ("agora", checks::agora),
     ];
     for (name, check) in targets {
         let folder = format!("{}/fuzz/seeds/{name}", env!("CARGO_MANIFEST_DIR"));

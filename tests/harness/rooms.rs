@@ -16,6 +16,8 @@ const ROOMS: &[(&str, &str)] = &[
     ("throttle", ""),
     ("trace_context", ""),
     ("config", ""),
+    // It stands on `trunkline-client` and `trunkline-proto` alone, like any node.
+    ("agent", ""),
     ("bus", "proto throttle trace_context config"),
     ("hub", "proto throttle trace_context config bus"),
     ("errors", "config bus"),

@@ -1,0 +1,5 @@
+//! `trunkline_fuzz::agora` with the input of libFuzzer.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| trunkline_fuzz::agora(bytes));

@@ -1,0 +1,3 @@
+//! The agent: what mail servers that do not know Trunkline say, and what becomes of it.
+
+mod payloads;
