@@ -26,6 +26,7 @@ pub fn mailbox_change(account: &str, change_id: u64) -> Event {
         account_id: account.to_owned(),
         change_id,
         changed_types: vec![ChangedType::Email.into(), ChangedType::Mailbox.into()],
+        ..Default::default()
     }))
 }
 
