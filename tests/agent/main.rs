@@ -1,3 +1,7 @@
 //! The agent: what mail servers that do not know Trunkline say, and what becomes of it.
 
+#[path = "../support/mod.rs"]
+mod support;
+
 mod payloads;
+mod relay;

@@ -28,6 +28,9 @@ pub trait Format: Debug + Send + Sync {
     /// The channel that programs use for it.
     fn channel(&self) -> &'static str;
 
+    /// The sender of the agent's own messages. Programs have other ones.
+    fn sender(&self) -> u16;
+
     /// Begins to read a message. Nothing is allocated for what the message only announces.
     ///
     /// # Errors

@@ -205,6 +205,11 @@ impl Session {
         !self.subscriptions.is_empty()
     }
 
+    /// True if every command may be called.
+    pub fn is_authenticated(&self) -> bool {
+        self.authenticated
+    }
+
     /// True while a part of a command is there, and not all of it.
     pub fn is_within_command(&self) -> bool {
         self.parser.is_within_command()

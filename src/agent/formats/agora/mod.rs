@@ -72,6 +72,10 @@ impl Format for Agora {
         "stwt.agora"
     }
 
+    fn sender(&self) -> u16 {
+        self.sender
+    }
+
     fn decode<'a>(&self, message: &'a [u8]) -> Result<Decoded<'a>, Undecodable> {
         let message = Message::read(message, self.version.tags)?;
         let mut events = message.events();

@@ -1,0 +1,161 @@
+//! Events of programs on their way to the gateways.
+//!
+//! The buffer is that of the client's publisher, which sends again what was not acknowledged. What
+//! it has to give up, because it is full or too old, is told here, and the other nodes are healed.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use futures_util::FutureExt;
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::{Notify, mpsc};
+use trunkline_client::{
+    Acknowledgement, Client, ErrorKind, Publisher, PublisherOptions, WhenFull,
+    v1::{Event, event::Kind},
+};
+
+use super::{Counters, Options, RETRY, Shared, count};
+use crate::agent::formats::Undecodable;
+
+#[derive(Debug)]
+pub(super) struct Uplink {
+    options: PublisherOptions,
+    publisher: Mutex<Publisher>,
+    acknowledgements: mpsc::Sender<Acknowledgement>,
+    /// Until the task of the agent takes them.
+    unread: Mutex<Option<mpsc::Receiver<Acknowledgement>>>,
+    /// Events were given up.
+    lost: Notify,
+}
+
+/// Events that stay together.
+pub(super) struct Batch<'a> {
+    uplink: &'a Uplink,
+    publisher: MutexGuard<'a, Publisher>,
+}
+
+impl Uplink {
+    pub(super) fn new(client: &Client, options: &Options) -> Uplink {
+        // As many as may wait, and those whose outcome was not read yet.
+        let (acknowledgements, unread) = mpsc::channel(2 * options.buffer_events.max(1));
+        let options = PublisherOptions::new()
+            .max_events(options.buffer_events)
+            .max_bytes(options.buffer_bytes)
+            .max_age(options.buffer_age)
+            // A program is not held up.
+            .when_full(WhenFull::Fail);
+        Uplink {
+            publisher: Mutex::new(client.publisher(options.clone())),
+            options,
+            acknowledgements,
+            unread: Mutex::new(Some(unread)),
+            lost: Notify::new(),
+        }
+    }
+
+    /// Begins a batch. No other is begun until it is dropped.
+    pub(super) fn begin(&self) -> Batch<'_> {
+        Batch { uplink: self, publisher: self.publisher.lock() }
+    }
+
+    /// Waits until all events are accepted, or given up.
+    pub(super) async fn flush(&self) {
+        let publisher = self.publisher.lock().clone();
+        publisher.flush().await;
+    }
+
+    fn lose(&self, counters: &Counters) {
+        count(&counters.lost_events, 1);
+        self.lost.notify_one();
+    }
+}
+
+impl Batch<'_> {
+    /// Puts an event into the buffer.
+    pub(super) fn send(&mut self, event: Event, counters: &Counters) {
+        // With `WhenFull::Fail`, a publisher answers at once.
+        let sent = match self.publisher.publish(event).now_or_never() {
+            Some(Ok(acknowledgement)) => {
+                self.uplink.acknowledgements.try_send(acknowledgement).is_ok()
+            }
+            _ => false,
+        };
+        if !sent {
+            self.uplink.lose(counters);
+        }
+    }
+}
+
+/// Reads what became of the events, and heals the other nodes where some were lost.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let Some(unread) = shared.uplink.unread.lock().take() else { return };
+    tokio::join!(read(&shared, unread), repair(&shared));
+}
+
+async fn read(shared: &Shared, mut unread: mpsc::Receiver<Acknowledgement>) {
+    while let Some(acknowledgement) = unread.recv().await {
+        if let Err(error) = acknowledgement.await {
+            tracing::debug!(%error, "an event was given up");
+            shared.uplink.lose(&shared.counters);
+        }
+    }
+}
+
+async fn repair(shared: &Shared) {
+    let mut repaired = 0;
+    loop {
+        shared.uplink.lost.notified().await;
+        // Once gateways accept events again, so that one repair is for all that were given up.
+        shared.uplink.flush().await;
+        let lost = shared.counters.lost_events.load(Ordering::Relaxed);
+        if lost == repaired {
+            continue;
+        }
+        while let Err(why) = try_repair(shared).await {
+            tracing::debug!(why, "the other nodes cannot be healed yet");
+            tokio::time::sleep(RETRY).await;
+        }
+        count(&shared.counters.repairs, 1);
+        tracing::warn!(
+            events = lost - repaired,
+            "events were given up; the other nodes were brought up to date"
+        );
+        repaired = lost;
+    }
+}
+
+/// Publishes the events that bring other nodes up to date.
+async fn try_repair(shared: &Shared) -> Result<(), String> {
+    let mut acknowledgements = Vec::new();
+    for message in shared.healing() {
+        let kinds = kinds_of(shared, &message).map_err(|error| error.to_string())?;
+        for kind in kinds {
+            acknowledgements.push(publish(shared, Event::from(kind)).await?);
+        }
+    }
+    for acknowledgement in acknowledgements {
+        acknowledgement.await.map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+/// The events of a message.
+fn kinds_of(shared: &Shared, message: &[u8]) -> Result<Vec<Kind>, Undecodable> {
+    shared.options.format.decode(message)?.events.collect()
+}
+
+/// Publishes an event when there is room for it.
+async fn publish(shared: &Shared, event: Event) -> Result<Acknowledgement, String> {
+    loop {
+        let publisher = shared.uplink.publisher.lock().clone();
+        match publisher.publish(event.clone()).await {
+            Ok(acknowledgement) => return Ok(acknowledgement),
+            Err(error) if error.kind() == ErrorKind::Full => publisher.flush().await,
+            Err(error) => {
+                // It has ended, for a reason that an operator may have cured by now.
+                let options = shared.uplink.options.clone();
+                *shared.uplink.publisher.lock() = shared.client.publisher(options);
+                return Err(error.to_string());
+            }
+        }
+    }
+}
