@@ -107,9 +107,14 @@ impl GatewayArgs {
 
     /// A client that reconnects by itself.
     pub(super) fn client(&self, node: &NodeArgs) -> Result<Builder, Failure> {
+        Ok(self.builder(node.id())?.in_order())
+    }
+
+    /// As [`GatewayArgs::client`], for the node with this id.
+    pub(super) fn builder(&self, node_id: String) -> Result<Builder, Failure> {
         let credentials = self.credentials()?;
-        let builder = trunkline_client::Client::builder(node.id());
-        Ok(builder.gateways(self.urls(&credentials)?).in_order().credentials(credentials))
+        let builder = trunkline_client::Client::builder(node_id);
+        Ok(builder.gateways(self.urls(&credentials)?).credentials(credentials))
     }
 
     /// The credentials that flags and environment variables name.

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod agent;
 mod arguments;
 mod bench;
 mod check;
@@ -64,6 +65,8 @@ struct Cli {
 enum Command {
     /// Runs a gateway (the default command)
     Serve(serve::Serve),
+    /// Connects a mail server that does not know Trunkline, in place of its Redis
+    Agent(agent::Agent),
     /// Reports all errors of a configuration, or prints the effective one, without secrets
     Check(check::Check),
     /// Prints the JSON Schema of the configuration, or the effective configuration
@@ -128,6 +131,7 @@ impl Command {
     fn form(&self) -> Form {
         let as_json = match self {
             Command::Serve(serve) => return serve.form(),
+            Command::Agent(agent) => return agent.form(),
             Command::Doctor(doctor) => doctor.json,
             Command::Subscribe(subscribe) => subscribe.json,
             Command::Explain(explain) => explain.json,
@@ -144,6 +148,7 @@ impl Command {
 async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(serve) => serve.run().await,
+        Command::Agent(agent) => agent.run().await,
         Command::Check(check) => check.run(),
         Command::Config(config) => config.run(),
         Command::Doctor(doctor) => doctor.run().await,

@@ -13,6 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use trunkline::agent::{
     formats::agora::{Agora, Version},
     serve::{Agent, Options},
+    session::Credentials,
 };
 use trunkline_client::Client;
 use trunkline_proto::v1::{Start, SubscribeRequest, cache_invalidation::Scope, event::Kind};
@@ -32,8 +33,8 @@ const HEALING: &[u8] = b"\xff\xff\x03\x08\x09\x06\x11\x06\x17\x06\x1c\x0c";
 struct Host {
     agent: Agent,
     address: SocketAddr,
-    serves: JoinHandle<std::io::Result<()>>,
-    stop: DropGuard,
+    _serves: JoinHandle<std::io::Result<()>>,
+    _stop: DropGuard,
 }
 
 impl Host {
@@ -52,7 +53,7 @@ impl Host {
             let (agent, stop) = (agent.clone(), stop.clone());
             async move { agent.serve(listener, stop).await }
         });
-        Host { agent, address, serves, stop: stop.drop_guard() }
+        Host { agent, address, _serves: serves, _stop: stop.drop_guard() }
     }
 
     fn redis(&self, query: &str) -> redis::Client {
@@ -226,4 +227,62 @@ async fn a_client_that_sends_garbage_is_told_and_closed_and_nobody_else_is_affec
     assert_eq!(next(&mut node).await, [5, 12]);
     assert_eq!(next(&mut node).await, [5, 10]);
     assert_eq!(host.agent.counters().undecodable_messages.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscriber_that_does_not_read_is_healed_when_it_does() {
+    let options = |options| Options { buffer_events: 1, subscriber_bytes: 64 << 10, ..options };
+    // Nobody listens there.
+    let host = Host::with("host-1", "http://127.0.0.1:1", options).await;
+    let mut slow = TcpStream::connect(host.address).await.expect("connected");
+    slow.write_all(b"SUBSCRIBE stwt.agora\r\n").await.expect("sent");
+    let healings = &host.agent.counters().healings;
+    until(LIMIT, "a subscriber", async || healings.load(Ordering::Relaxed) > 0).await;
+    // More than the kernel keeps for a connection.
+    let uid = 16 << 10;
+    let head = [&[5, 1, 1, 1, 0, 0x80, 0x80, 1][..], &vec![b'x'; uid], &[0]].concat();
+    let mut publisher = host.redis("").get_multiplexed_async_connection().await.expect("connected");
+    for _ in 0..2000 {
+        let mut publish = redis::cmd("PUBLISH");
+        publish.arg(CHANNEL).arg(&head);
+        assert_eq!(publish.query_async::<i64>(&mut publisher).await.expect("answered"), 1);
+    }
+    let mut read = vec![0; 64 << 10];
+    let mut rest = Vec::new();
+    let (mut bytes, mut found) = (0, 0);
+    while found < 2 {
+        let length = timeout(LIMIT, slow.read(&mut read)).await.expect("bytes").expect("bytes");
+        assert!(length > 0, "the connection was closed");
+        bytes += length;
+        rest.extend_from_slice(&read[..length]);
+        if let Some(at) = rest.windows(HEALING.len()).position(|some| some == HEALING) {
+            found += 1;
+            rest.drain(..at + HEALING.len());
+        }
+        // A healing may be cut.
+        let done = rest.len().saturating_sub(HEALING.len());
+        rest.drain(..done);
+    }
+    assert!(bytes < 2000 * uid, "everything was kept: {bytes} bytes");
+    assert_eq!(healings.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_is_needed_where_one_is_set_and_on_other_addresses_than_loopback() {
+    let credentials = Credentials { user: "mail".into(), password: "secret".into() };
+    let options = |options| Options { credentials: Some(credentials), ..options };
+    let host = Host::with("host-1", "http://127.0.0.1:1", options).await;
+    let error = host.publish(&[5, 12]).await.expect_err("refused").to_string();
+    assert!(error.contains("Authentication required"), "{error}");
+    let url = format!("redis://mail:secret@{}/3", host.address);
+    let client = redis::Client::open(url).expect("a URL");
+    let mut connection = client.get_multiplexed_async_connection().await.expect("connected");
+    let pong: String = redis::cmd("PING").query_async(&mut connection).await.expect("answered");
+    assert_eq!(pong, "PONG");
+
+    let client = Client::builder("host-2").gateway("http://127.0.0.1:1").build().expect("built");
+    let agent = Agent::new(client, Options::new(Box::<Agora>::default()));
+    let listener = TcpListener::bind("0.0.0.0:0").await.expect("bound");
+    let error = agent.serve(listener, CancellationToken::new()).await.expect_err("refused");
+    assert!(error.to_string().contains("set a password for the agent"), "{error}");
 }

@@ -17,7 +17,7 @@ const ROOMS: &[(&str, &str)] = &[
     ("trace_context", ""),
     ("config", ""),
     // It stands on `trunkline-client` and `trunkline-proto` alone, like any node.
-    ("agent", ""),
+    ("agent", "throttle"),
     ("bus", "proto throttle trace_context config"),
     ("hub", "proto throttle trace_context config bus"),
     ("errors", "config bus"),
@@ -31,7 +31,7 @@ const ROOMS: &[(&str, &str)] = &[
     ),
     ("rpc", "proto trace_context config bus hub errors access port lifecycle presence observe"),
     ("gateway", "proto config bus hub errors access port lifecycle presence observe rpc"),
-    ("cli", "log config bus hub gateway"),
+    ("cli", "log config agent bus hub gateway"),
 ];
 
 /// A module: its path below the crate, such as `["hub", "cursor"]`.

@@ -41,7 +41,8 @@ use crate::throttle::Throttle;
 /// How long events that wait may take to be accepted when the agent ends.
 const FLUSH: Duration = Duration::from_secs(3);
 
-/// The wait after an error that only an operator can cure, before the next attempt.
+/// The wait after an error that only an operator can cure, before the next attempt; and between two
+/// repairs.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The interval after which accounts that did not change again are forgotten at the next one.
@@ -100,6 +101,8 @@ pub struct Counters {
     pub received_events: AtomicU64,
     /// Events that the format has nothing for.
     pub left_out_events: AtomicU64,
+    /// Events that gateways rejected: they are malformed, or the agent may not publish them.
+    pub rejected_events: AtomicU64,
     /// Events that were given up before a gateway accepted them.
     pub lost_events: AtomicU64,
     /// Healings of programs on this host.
@@ -130,6 +133,7 @@ struct Shared {
     counters: Counters,
     undecodable: Throttle,
     left_out: Throttle,
+    rejected: Throttle,
 }
 
 impl Agent {
@@ -156,6 +160,7 @@ impl Agent {
             counters: Counters::default(),
             undecodable: Throttle::repeated(),
             left_out: Throttle::repeated(),
+            rejected: Throttle::repeated(),
         };
         Agent { shared: Arc::new(shared) }
     }

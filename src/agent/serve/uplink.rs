@@ -93,7 +93,14 @@ pub(super) async fn run(shared: Arc<Shared>) {
 
 async fn read(shared: &Shared, mut unread: mpsc::Receiver<Acknowledgement>) {
     while let Some(acknowledgement) = unread.recv().await {
-        if let Err(error) = acknowledgement.await {
+        let Err(error) = acknowledgement.await else { continue };
+        if matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Denied) {
+            // Nobody is to have it, so nobody misses it.
+            count(&shared.counters.rejected_events, 1);
+            if let Some(suppressed) = shared.rejected.pass() {
+                tracing::warn!(%error, suppressed, "a gateway rejected an event");
+            }
+        } else {
             tracing::debug!(%error, "an event was given up");
             shared.uplink.lose(&shared.counters);
         }
@@ -120,6 +127,8 @@ async fn repair(shared: &Shared) {
             "events were given up; the other nodes were brought up to date"
         );
         repaired = lost;
+        // A repair costs every node something.
+        tokio::time::sleep(RETRY).await;
     }
 }
 
