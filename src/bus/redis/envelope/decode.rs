@@ -6,7 +6,7 @@ use prost::{
     encoding::{WireType, decode_key, decode_varint},
 };
 
-use super::{Body, StampedFrame, encode::PACKED_KEY, parse_position};
+use super::{Body, MAX_ALIASES, StampedFrame, encode::PACKED_KEY, parse_position};
 use crate::{
     bus::{
         Epoch, Frame, Lost, Name, Offset, Position, Provenance,
@@ -19,8 +19,7 @@ use crate::{
     proto::bus_v1,
 };
 
-/// Aliases and doubts of one frame: several times what gateways write.
-const MAX_ALIASES: usize = 4096;
+/// Doubts of one frame: several times what gateways write.
 const MAX_DOUBTS: usize = 64;
 
 impl Body {

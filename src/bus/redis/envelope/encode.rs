@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use prost::{Message, encoding::encode_varint};
 
-use super::{Header, WriterId};
+use super::{Header, MAX_ALIASES, WriterId};
 use crate::{
     bus::{
         Position, RequestId, Run, put_event,
@@ -44,7 +44,7 @@ pub fn encode_frame(header: &Header<'_>, events: &[u8]) -> Vec<u8> {
             epoch: at.epoch.0,
             offset: at.offset.0,
         };
-        message.aliases = provenance.aliases.iter().map(alias).collect();
+        message.aliases = provenance.aliases.iter().take(MAX_ALIASES).map(alias).collect();
         let doubt = |at: &Position| bus_v1::Doubt { epoch: at.epoch.0, offset: at.offset.0 };
         message.doubts = provenance.doubts.iter().map(doubt).collect();
     }

@@ -16,6 +16,10 @@ pub use self::encode::{
 use super::{auth::Authenticator, view::ShardView};
 use crate::bus::{Epoch, Frame, Lost, MAX_SEQUENCE, Offset, Position, Provenance, RequestId, Run};
 
+/// Other names of the events of one frame: more are neither written nor read. Two for each event of
+/// a large frame.
+pub(in crate::bus::redis) const MAX_ALIASES: usize = 4096;
+
 /// Identity of a gateway process on the bus: random, so that no two processes share one.
 pub type WriterId = u64;
 

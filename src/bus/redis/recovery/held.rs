@@ -7,7 +7,7 @@ use std::{
 
 use crate::bus::{
     Epoch, Name, Offset, Position, PublisherId, RequestId,
-    redis::envelope::{StampedFrame, WriterId, events_of, read_requests},
+    redis::envelope::{MAX_ALIASES, StampedFrame, WriterId, events_of, read_requests},
 };
 
 /// Default limits: frames, and bytes of events in them.
@@ -204,7 +204,8 @@ impl Held {
                 let name = stamped.frame.name_of(index);
                 let own = other.stamped.frame.name_of(there);
                 let known = other.stamped.frame.provenance.get_or_insert_default();
-                if name != own && !known.aliases.contains(&(there, name)) {
+                let has_room = known.aliases.len() < MAX_ALIASES;
+                if has_room && name != own && !known.aliases.contains(&(there, name)) {
                     known.aliases.push((there, name));
                 }
             }
