@@ -15,6 +15,10 @@ use crate::{
     config::{BusConfig, Config, Pool, Protocol, RedisUrl},
 };
 
+/// Events that a frame must have to leave behind another that is under way. A frame costs Redis as
+/// much as dozens of events, and nodes that each wait for their answer would send many small ones.
+const MIN_BEHIND: u64 = 16;
+
 /// The settings of the Redis bus.
 #[derive(Clone)]
 pub struct Settings {
@@ -61,6 +65,8 @@ pub struct CallLimits {
     pub max_resends: u32,
     /// The first and the longest wait between two attempts.
     pub retry_wait: (Duration, Duration),
+    /// Events that a frame must have to leave behind another that is under way, at least.
+    pub min_behind: u64,
 }
 
 /// Limits of the connection pool of each server.
@@ -123,6 +129,7 @@ impl Settings {
             response_timeout: self.response_timeout,
             max_resends: self.max_retries,
             retry_wait: self.retry_wait,
+            min_behind: MIN_BEHIND,
         }
     }
 

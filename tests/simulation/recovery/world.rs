@@ -319,7 +319,8 @@ impl World {
         let more = More { key: more.key && setting.mistake.is_none(), ..more };
         let with_key = if more.key { HISTORIES.len() } else { 0 };
         let settings = setting.settings[with_key + more.history].clone();
-        let limits = settings.call_limits();
+        // Also small frames leave behind others.
+        let limits = CallLimits { min_behind: 1, ..settings.call_limits() };
         let target = Target::new(&settings, ShardId(0), 1, DEPLOYMENT.into());
         let other = Target::new(&settings, ShardId(0), 2, "protocol 2, 2 shards".into());
         let mut world = World {

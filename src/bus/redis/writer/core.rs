@@ -274,7 +274,7 @@ impl Core {
                 return None;
             }
             // More frames cost Redis more: where one has many events, so has the next.
-            let enough = self.frames[last].flush.count;
+            let enough = self.frames[last].flush.count.max(self.limits.min_behind);
             let mut waiting = self.waiting.iter().scan(0, |sum, job| {
                 *sum += job.batch.events.len() as u64;
                 Some(*sum)
@@ -822,6 +822,7 @@ mod tests {
         response_timeout: Duration::from_secs(1),
         max_resends: 3,
         retry_wait: (Duration::from_millis(50), Duration::from_secs(1)),
+        min_behind: 1,
     };
 
     /// A writer that knows its shard, and the answers of its batches.
