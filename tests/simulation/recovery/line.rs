@@ -25,6 +25,9 @@ pub const SETTLE_MS: u128 = 300;
 /// Half of the time for which requests are remembered: clocks jump by less than that.
 const REMEMBERED_MS: u128 = 30_000;
 
+/// The time after which tokens leave out an epoch that ended, less what clocks jump.
+const TOKEN_MS: u128 = (8 * 86_400 - 60) * 1000;
+
 /// The line of one master. A snapshot of the server has one of its own.
 #[derive(Clone, Default)]
 #[allow(clippy::struct_excessive_bools)] // independent facts
@@ -55,6 +58,9 @@ pub struct Line {
     /// Names that a recovery without the state passed over, since history has them and nobody
     /// offered them in time: the records of their writers and requests are gone.
     pub unrecorded: Rc<BTreeSet<At>>,
+    /// When the records of each event's request and publisher were written here last, in ms: those
+    /// of another line say nothing here.
+    pub recorded: Rc<BTreeMap<u64, u128>>,
     /// Events whose request's record was evicted.
     pub forgotten: Rc<BTreeSet<u64>>,
     /// For each key the greatest name of an event that became its last value here.
@@ -89,14 +95,19 @@ pub struct Events {
     pub late: BTreeSet<u64>,
     /// True while two masters are alive.
     pub split: bool,
-    /// When each event was accepted last, or a retry of its request found it, in ms.
+    /// When each event was accepted last on any line, in ms.
     pub recorded: BTreeMap<u64, u128>,
     /// Accepted a second time, since its request's record was gone: by age, or evicted.
     pub expired: BTreeSet<u64>,
-    /// Accepted so long ago that tokens no longer say that a node had them.
-    pub old: BTreeSet<u64>,
-    /// Some gateway was told that epochs up to this one are forgotten.
+    /// The greatest epoch that any line has forgotten by its age. Gateways that know that no longer
+    /// say that such epochs existed, and nothing waits for what others still have of them.
     pub floor: u64,
+    /// Accepted so long ago that tokens no longer say that a node had them, or in an epoch that had
+    /// another one behind it for so long: a token takes it for ended, also if it goes on on the
+    /// other side of a split brain.
+    pub old: BTreeSet<u64>,
+    /// All epochs that were opened on any line, with the time, in ms.
+    pub opened: BTreeMap<u64, u128>,
     /// Accepted behind a later frame of the same writer.
     pub overtaken: BTreeSet<u64>,
     /// A caller was told that nobody knows whether it was accepted.
@@ -149,10 +160,14 @@ impl Line {
                 if !self.recovering || self.accepted > name.0 || self.again || forgotten {
                     events.late.extend(&numbers);
                 }
+                let records = numbers.iter().map(|number| (*number, now));
+                Rc::make_mut(&mut self.recorded).extend(records);
                 Rc::make_mut(&mut self.present).extend(&numbers);
             }
             Body::Frame(stamped) => self.accepted(stamped, events, step, now),
-            Body::EpochStart { ends, .. } => {
+            Body::EpochStart { ends, floor, .. } => {
+                events.floor = events.floor.max(floor.0);
+                events.opened.insert(message.position.epoch.0, now);
                 self.handled = Rc::new(ends.iter().copied().map(at).collect());
                 (self.recovering, self.since, self.stateless) = (true, now, false);
                 self.epoch = message.position.epoch.0;
@@ -220,15 +235,21 @@ impl Line {
         let provenance = frame.provenance.as_deref();
         let doubts: Vec<At> =
             provenance.map_or(vec![], |added| added.doubts.iter().copied().map(at).collect());
+        let mut later = events.opened.range(frame.epoch.0 + 1..);
+        let ended = later.next().is_some_and(|(_, opened)| *opened + TOKEN_MS < now);
         for (event, nth) in numbers(stamped).into_iter().zip(0..) {
             let name = at(frame.name_of(nth));
+            if ended {
+                events.old.insert(event);
+            }
             if events.split {
                 events.late.insert(event);
             }
             let before = events.names.entry(event).or_default();
             if !before.is_empty() {
                 let held = |name: &At| self.took_part.values().any(|held| held.contains(name));
-                let old = events.recorded.get(&event).is_none_or(|at| *at + REMEMBERED_MS < now);
+                let recorded = self.recorded.get(&event).or(events.recorded.get(&event));
+                let old = recorded.is_none_or(|at| *at + REMEMBERED_MS < now);
                 if old || self.forgotten.contains(&event) {
                     events.expired.insert(event);
                 } else if self.present.contains(&event) && !self.evicted {
@@ -245,6 +266,7 @@ impl Line {
             }
             before.push(name);
             events.recorded.insert(event, now);
+            Rc::make_mut(&mut self.recorded).insert(event, now);
             if *events.truth.entry(name).or_insert(event) != event {
                 events.broken.push(format!("Position: {name:?} is given to event {event} too"));
             }
