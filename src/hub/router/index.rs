@@ -10,7 +10,7 @@ use std::{
 use trunkline_proto::kinds::CUSTOM;
 
 use super::{
-    Interest, Pending,
+    Interest, Pending, Router,
     accounts::{AccountIndex, Slot},
     prefixes::Prefixes,
     registration::KindsAndTypes,
@@ -24,6 +24,9 @@ use crate::hub::{
 
 /// Names in the targets of one frame. With more, every subscriber that wants its kinds is notified.
 const MAX_TARGETS: usize = 1024;
+
+/// Keys that are added or removed at once: some microseconds.
+const MAX_KEYS: usize = 32;
 
 /// All subscribers, each in a slot of its own (another one for its accounts) and under every key
 /// for which it wants events.
@@ -39,6 +42,14 @@ pub(super) struct Index {
     by_type: HashMap<Box<[u8]>, Subscribers>,
     /// By prefix: subscribers that want types with that prefix.
     by_prefix: Prefixes,
+}
+
+/// A key of the index.
+#[derive(Clone, Copy)]
+pub(super) enum Key<'a> {
+    Kinds(u128),
+    Name(&'a [u8]),
+    Prefix(&'a [u8]),
 }
 
 /// The nodes and roles that a frame is for, all of whose events are for certain nodes only.
@@ -76,6 +87,24 @@ impl<'f> Targets<'f> {
     }
 }
 
+impl Router {
+    /// Adds a subscriber under keys, a few at a time: nobody waits long for the index.
+    pub(super) fn insert(&self, id: Slot, interest: &Arc<Interest>, keys: &KindsAndTypes) {
+        for keys in keys.keys().chunks(MAX_KEYS) {
+            let mut index = self.index.write();
+            keys.iter().for_each(|key| index.insert(id, interest, *key));
+        }
+    }
+
+    /// Removes a subscriber from under keys in the same way.
+    pub(super) fn remove(&self, id: Slot, keys: &KindsAndTypes) {
+        for keys in keys.keys().chunks(MAX_KEYS) {
+            let mut index = self.index.write();
+            keys.iter().for_each(|key| index.remove(id, *key));
+        }
+    }
+}
+
 impl Index {
     /// Gives a subscriber a slot.
     pub(super) fn add(&mut self, interest: &Arc<Interest>) -> Slot {
@@ -99,29 +128,23 @@ impl Index {
         self.slots.iter().flatten()
     }
 
-    /// Adds a subscriber under keys.
-    pub(super) fn insert(&mut self, id: Slot, interest: &Arc<Interest>, keys: &KindsAndTypes) {
-        let id = u64::from(id);
-        if keys.plain_kinds != 0 {
-            self.by_kinds.entry(keys.plain_kinds).or_default().insert(id, interest.clone());
-        }
-        for name in &keys.names {
-            self.by_type.entry(name.clone()).or_default().insert(id, interest.clone());
-        }
-        for prefix in &keys.prefixes {
-            self.by_prefix.insert(prefix, id, interest.clone());
+    /// Adds a subscriber under a key.
+    fn insert(&mut self, id: Slot, interest: &Arc<Interest>, key: Key<'_>) {
+        let (id, interest) = (u64::from(id), interest.clone());
+        match key {
+            Key::Kinds(kinds) => self.by_kinds.entry(kinds).or_default().insert(id, interest),
+            Key::Name(name) => self.by_type.entry(name.into()).or_default().insert(id, interest),
+            Key::Prefix(prefix) => self.by_prefix.insert(prefix, id, interest),
         }
     }
 
-    /// Removes a subscriber from under keys.
-    pub(super) fn remove(&mut self, id: Slot, keys: &KindsAndTypes) {
+    /// Removes a subscriber from under a key.
+    fn remove(&mut self, id: Slot, key: Key<'_>) {
         let id = u64::from(id);
-        remove_from(&mut self.by_kinds, &keys.plain_kinds, id);
-        for name in &keys.names {
-            remove_from(&mut self.by_type, &**name, id);
-        }
-        for prefix in &keys.prefixes {
-            self.by_prefix.remove(prefix, id);
+        match key {
+            Key::Kinds(kinds) => remove_from(&mut self.by_kinds, &kinds, id),
+            Key::Name(name) => remove_from(&mut self.by_type, name, id),
+            Key::Prefix(prefix) => self.by_prefix.remove(prefix, id),
         }
     }
 

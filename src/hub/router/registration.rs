@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use tokio::runtime::Handle;
 
-use super::{Interest, Router, accounts::Slot};
+use super::{Interest, Router, accounts::Slot, index::Key};
 use crate::hub::{
     accounts::{AccountKey, AccountSet},
     filter::{Change, Filter, Past},
@@ -62,10 +62,9 @@ impl Registration {
         let interest = Arc::new(Interest::new(&filter, shards));
         let (id, accounts) = {
             let mut index = router.index.write();
-            let id = index.add(&interest);
-            index.insert(id, &interest, &KindsAndTypes::of(&filter));
-            (id, filter.accounts().is_some().then(|| index.add(&interest)))
+            (index.add(&interest), filter.accounts().is_some().then(|| index.add(&interest)))
         };
+        router.insert(id, &interest, &KindsAndTypes::of(&filter));
         if let (Some(accounts), Some(slot)) = (filter.accounts(), accounts) {
             router.accounts.insert_all(accounts, slot);
         }
@@ -115,10 +114,7 @@ impl Registration {
         }
         let now = KindsAndTypes::of(&self.filter);
         self.interest.set_kinds(kinds | self.filter.kind_bits());
-        let added = now.without(&keys);
-        if !added.is_empty() {
-            self.router.index.write().insert(self.id, &self.interest, &added);
-        }
+        self.router.insert(self.id, &self.interest, &now.without(&keys));
         removed.filter = keys.without(&now);
         removed
     }
@@ -130,8 +126,11 @@ impl Registration {
 }
 
 impl KindsAndTypes {
-    fn is_empty(&self) -> bool {
-        self.plain_kinds == 0 && self.names.is_empty() && self.prefixes.is_empty()
+    /// The keys of the index.
+    pub(super) fn keys(&self) -> Vec<Key<'_>> {
+        let kinds = (self.plain_kinds != 0).then_some(Key::Kinds(self.plain_kinds));
+        let names = self.names.iter().map(|name| Key::Name(name));
+        kinds.into_iter().chain(names).chain(self.prefixes.iter().map(|p| Key::Prefix(p))).collect()
     }
 
     /// Those that another one has not. `plain_kinds` is one key: 0, which no event has, if it is
@@ -148,9 +147,7 @@ impl KindsAndTypes {
 
 impl Drop for Removed {
     fn drop(&mut self) {
-        if !self.filter.is_empty() {
-            self.router.index.write().remove(self.id, &self.filter);
-        }
+        self.router.remove(self.id, &self.filter);
         if let Some(slot) = self.slot {
             for key in self.accounts.drain() {
                 self.router.accounts.remove(key, slot);
@@ -164,11 +161,8 @@ impl Drop for Removed {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        {
-            let mut index = self.router.index.write();
-            index.remove(self.id, &KindsAndTypes::of(&self.filter));
-            index.free(self.id);
-        }
+        self.router.remove(self.id, &KindsAndTypes::of(&self.filter));
+        self.router.index.write().free(self.id);
         if let Some(slot) = self.accounts {
             let accounts = self.filter.accounts().cloned().unwrap_or_default();
             remove_all(&self.router, slot, accounts);
