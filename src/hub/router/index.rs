@@ -92,7 +92,9 @@ impl Router {
     pub(super) fn insert(&self, id: Slot, interest: &Arc<Interest>, keys: &KindsAndTypes) {
         for keys in keys.keys().chunks(MAX_KEYS) {
             let mut index = self.index.write();
-            keys.iter().for_each(|key| index.insert(id, interest, *key));
+            for key in keys {
+                index.insert(id, interest, *key);
+            }
         }
     }
 
@@ -100,7 +102,9 @@ impl Router {
     pub(super) fn remove(&self, id: Slot, keys: &KindsAndTypes) {
         for keys in keys.keys().chunks(MAX_KEYS) {
             let mut index = self.index.write();
-            keys.iter().for_each(|key| index.remove(id, *key));
+            for key in keys {
+                index.remove(id, *key);
+            }
         }
     }
 }
