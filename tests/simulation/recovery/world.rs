@@ -1654,7 +1654,7 @@ mod tests {
             let second = probe(&mut world, first, &format!("{}:0", first.epoch.0)).tip;
             assert!(second.epoch > first.epoch);
             // It ends after two hours, and this side fails over as well.
-            world.pass(Duration::from_secs(7200));
+            world.pass(Duration::from_hours(2));
             let identity = world.identity();
             world.masters[0].server.set_identity(identity);
             let reported = format!("{}:{last} {}:0", first.epoch.0, second.epoch.0);
