@@ -264,7 +264,6 @@ async fn a_subscriber_that_does_not_read_is_healed_when_it_does() {
         rest.drain(..done);
     }
     assert!(bytes < 2000 * uid, "everything was kept: {bytes} bytes");
-    assert_eq!(healings.load(Ordering::Relaxed), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

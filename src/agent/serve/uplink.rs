@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, mpsc};
 use trunkline_client::{
-    Acknowledgement, Client, ErrorKind, Publisher, PublisherOptions, WhenFull,
+    Acknowledgement, Client, Error, ErrorKind, Publisher, PublisherOptions, WhenFull,
     v1::{Event, event::Kind},
 };
 
@@ -94,8 +94,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
 async fn read(shared: &Shared, mut unread: mpsc::Receiver<Acknowledgement>) {
     while let Some(acknowledgement) = unread.recv().await {
         let Err(error) = acknowledgement.await else { continue };
-        if matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Denied) {
-            // Nobody is to have it, so nobody misses it.
+        if is_rejected(&error) {
             count(&shared.counters.rejected_events, 1);
             if let Some(suppressed) = shared.rejected.pass() {
                 tracing::warn!(%error, suppressed, "a gateway rejected an event");
@@ -105,6 +104,12 @@ async fn read(shared: &Shared, mut unread: mpsc::Receiver<Acknowledgement>) {
             shared.uplink.lose(&shared.counters);
         }
     }
+}
+
+/// True for an event that gateways do not take from this agent: nobody is to have it, so nobody
+/// misses it, and it is of no use to send it again.
+fn is_rejected(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Denied)
 }
 
 async fn repair(shared: &Shared) {
@@ -142,7 +147,11 @@ async fn try_repair(shared: &Shared) -> Result<(), String> {
         }
     }
     for acknowledgement in acknowledgements {
-        acknowledgement.await.map_err(|error| error.to_string())?;
+        match acknowledgement.await {
+            Err(error) if !is_rejected(&error) => return Err(error.to_string()),
+            // What the agent may not publish, it cannot heal either.
+            _ => {}
+        }
     }
     Ok(())
 }
