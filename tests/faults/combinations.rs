@@ -87,7 +87,7 @@ async fn a_redis_that_is_put_back_again_and_again_loses_and_repeats_nothing() {
     };
     let (kills, (ids, gaps)) = tokio::join!(faults, moves([&one, &two], end));
     let history = load.finish().await;
-    // A kill can leave a position that one gateway has heard of, and a frame that Redis has sent to
+    // A kill can leave a position that one gateway knows of, and a frame that Redis has sent to
     // nobody: the position is reported as lost, and the writer's next attempt gets another one.
     Report::of("Redis put back 0.3 s, twice at a time", &history).check();
     for node in &history.nodes {
