@@ -129,7 +129,8 @@ impl Settings {
             response_timeout: self.response_timeout,
             max_resends: self.max_retries,
             retry_wait: self.retry_wait,
-            min_behind: MIN_BEHIND,
+            // Acknowledgements that wait for replicas hold up nothing.
+            min_behind: if self.min_replicas == 0 { MIN_BEHIND } else { 1 },
         }
     }
 

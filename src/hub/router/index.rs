@@ -10,10 +10,9 @@ use std::{
 use trunkline_proto::kinds::CUSTOM;
 
 use super::{
-    Interest, Pending, Router,
+    Interest, Pending,
     accounts::{AccountIndex, Slot},
     prefixes::Prefixes,
-    registration::KindsAndTypes,
     subscribers::Subscribers,
 };
 use crate::hub::{
@@ -24,9 +23,6 @@ use crate::hub::{
 
 /// Names in the targets of one frame. With more, every subscriber that wants its kinds is notified.
 const MAX_TARGETS: usize = 1024;
-
-/// Keys that are added or removed at once: some microseconds.
-const MAX_KEYS: usize = 32;
 
 /// All subscribers, each in a slot of its own (another one for its accounts) and under every key
 /// for which it wants events.
@@ -87,28 +83,6 @@ impl<'f> Targets<'f> {
     }
 }
 
-impl Router {
-    /// Adds a subscriber under keys, a few at a time: nobody waits long for the index.
-    pub(super) fn insert(&self, id: Slot, interest: &Arc<Interest>, keys: &KindsAndTypes) {
-        for keys in keys.keys().chunks(MAX_KEYS) {
-            let mut index = self.index.write();
-            for key in keys {
-                index.insert(id, interest, *key);
-            }
-        }
-    }
-
-    /// Removes a subscriber from under keys in the same way.
-    pub(super) fn remove(&self, id: Slot, keys: &KindsAndTypes) {
-        for keys in keys.keys().chunks(MAX_KEYS) {
-            let mut index = self.index.write();
-            for key in keys {
-                index.remove(id, *key);
-            }
-        }
-    }
-}
-
 impl Index {
     /// Gives a subscriber a slot.
     pub(super) fn add(&mut self, interest: &Arc<Interest>) -> Slot {
@@ -133,7 +107,7 @@ impl Index {
     }
 
     /// Adds a subscriber under a key.
-    fn insert(&mut self, id: Slot, interest: &Arc<Interest>, key: Key<'_>) {
+    pub(super) fn insert(&mut self, id: Slot, interest: &Arc<Interest>, key: Key<'_>) {
         let (id, interest) = (u64::from(id), interest.clone());
         match key {
             Key::Kinds(kinds) => self.by_kinds.entry(kinds).or_default().insert(id, interest),
@@ -143,7 +117,7 @@ impl Index {
     }
 
     /// Removes a subscriber from under a key.
-    fn remove(&mut self, id: Slot, key: Key<'_>) {
+    pub(super) fn remove(&mut self, id: Slot, key: Key<'_>) {
         let id = u64::from(id);
         match key {
             Key::Kinds(kinds) => remove_from(&mut self.by_kinds, &kinds, id),

@@ -14,6 +14,9 @@ use crate::hub::{
 /// gives way to others each time.
 const MAX_AT_ONCE: usize = 512;
 
+/// Keys that are added or removed at once: some microseconds.
+const MAX_KEYS: usize = 32;
+
 /// A subscriber's registration. Dropping it ends it.
 pub(in crate::hub) struct Registration {
     id: Slot,
@@ -39,14 +42,14 @@ pub(in crate::hub) struct Removed {
 
 /// The keys of a filter in the index besides its accounts.
 #[derive(Default)]
-pub(super) struct KindsAndTypes {
-    pub(super) plain_kinds: u128,
-    pub(super) names: HashSet<Box<[u8]>>,
-    pub(super) prefixes: HashSet<Box<[u8]>>,
+struct KindsAndTypes {
+    plain_kinds: u128,
+    names: HashSet<Box<[u8]>>,
+    prefixes: HashSet<Box<[u8]>>,
 }
 
 impl KindsAndTypes {
-    pub(super) fn of(filter: &Filter) -> KindsAndTypes {
+    fn of(filter: &Filter) -> KindsAndTypes {
         let (names, prefixes) = match filter.custom_types() {
             Some((names, prefixes)) => {
                 (names.map(Box::from).collect(), prefixes.map(Box::from).collect())
@@ -122,6 +125,28 @@ impl Registration {
     /// Sets the wanted kinds to those of the filter, after those of an update were added.
     pub(in crate::hub) fn set_kinds(&self) {
         self.interest.set_kinds(self.filter.kind_bits());
+    }
+}
+
+impl Router {
+    /// Adds a subscriber under keys, a few at a time: nobody waits long for the index.
+    fn insert(&self, id: Slot, interest: &Arc<Interest>, keys: &KindsAndTypes) {
+        for keys in keys.keys().chunks(MAX_KEYS) {
+            let mut index = self.index.write();
+            for key in keys {
+                index.insert(id, interest, *key);
+            }
+        }
+    }
+
+    /// Removes a subscriber from under keys in the same way.
+    fn remove(&self, id: Slot, keys: &KindsAndTypes) {
+        for keys in keys.keys().chunks(MAX_KEYS) {
+            let mut index = self.index.write();
+            for key in keys {
+                index.remove(id, *key);
+            }
+        }
     }
 }
 

@@ -207,7 +207,7 @@ fn events_of_other_nodes_become_what_the_mail_server_has_for_them() {
         (CalendarAlert { recurrence_id: "x".into(), ..alert }.into(), "the recurrence"),
         (certificate("5", Action::AcmeChallenge).into(), "challenges go through the store"),
         (registry("listener", "7").into(), "the mail server has no such type of object"),
-        (CustomEvent::default().into(), "the mail server has no custom events"),
+        (CustomEvent::default().into(), "the mail server has no event for this kind"),
     ] {
         let said = left_out("0.16", event);
         assert!(said.starts_with(&format!("event 0: {why}")), "{said}");
