@@ -22,10 +22,13 @@ async fn tells(options: GatewayOptions, words: &[&str]) -> Gateway {
     let gateway = Gateway::start(options.ready(Ready::Listening)).await;
     let message = gateway.is_not_ready(words, LIMIT).await;
     assert_eq!(message.lines().count(), 1, "{message}");
-    let status = gateway.client().await.get_status(GetStatusRequest {}).await.expect("a status");
-    let reason = status.into_inner().reason;
     let all = |text: &str| words.iter().all(|word| text.contains(word));
-    assert!(all(&reason), "{words:?}: {reason}");
+    // Several parts of a gateway may say why in turn, each from its own attempt.
+    until(LIMIT, &format!("{words:?} in the status"), async || {
+        let status = gateway.client().await.get_status(GetStatusRequest {}).await;
+        all(&status.expect("a status").into_inner().reason)
+    })
+    .await;
     until(LIMIT, "a line of the log", async || gateway.stderr().lines().any(&all)).await;
     let file = gateway.config_file().display().to_string();
     let doctor = trunkline(["doctor", "--config", &file]).run(LIMIT).await;

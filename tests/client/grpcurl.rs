@@ -292,6 +292,7 @@ async fn the_grpcurl_commands_of_the_readme_work() {
     }
 
     let gateway = Gateway::start(GatewayOptions::embedded()).await;
+    until(LIMIT, "the banner", async || !grpcurl_lines(&gateway.stderr()).is_empty()).await;
     let printed = grpcurl_lines(&gateway.stderr());
     assert_eq!(printed.len(), 1, "{}", gateway.stderr());
     shell(&printed[0]).run(LIMIT).await.success();
