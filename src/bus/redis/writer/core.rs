@@ -94,6 +94,8 @@ pub struct Core {
     auth: Option<Arc<Authenticator>>,
     rng: SmallRng,
     waiting: VecDeque<Job>,
+    /// No batch that waits has an earlier deadline.
+    earliest: Option<Instant>,
     /// The frames without an answer, in order.
     frames: VecDeque<Sending>,
     /// The number of the last frame.
@@ -155,6 +157,7 @@ impl Core {
             auth,
             rng: SmallRng::seed_from_u64(seed),
             waiting: VecDeque::new(),
+            earliest: None,
             frames: VecDeque::new(),
             sequence: 0,
             probes: 0,
@@ -171,6 +174,8 @@ impl Core {
 
     /// Adds a batch that is to be appended.
     pub fn add(&mut self, job: Job) {
+        let deadline = job.deadline;
+        self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
         self.waiting.push_back(job);
     }
 
@@ -412,14 +417,13 @@ impl Core {
 
     /// Answers the callers whose time is over. Calls that are under way have a limit of their own.
     fn expire(&mut self, now: Instant) {
-        let expired = self.waiting.iter().any(|job| job.deadline <= now);
-        let why = self.why.clone();
-        if expired {
+        if self.earliest.is_some_and(|earliest| earliest <= now) {
             let (over, rest): (VecDeque<_>, VecDeque<_>) =
                 self.waiting.drain(..).partition(|job| job.deadline <= now);
             self.waiting = rest;
+            self.earliest = self.waiting.iter().map(|job| job.deadline).min();
             for job in over {
-                job.answer(Err(AppendError::Unavailable(why.clone())));
+                job.answer(Err(AppendError::Unavailable(self.why.clone())));
             }
         }
         for nth in (0..self.frames.len()).rev() {
@@ -427,6 +431,7 @@ impl Core {
             if frame.under_way {
                 continue;
             }
+            let why = self.why.clone();
             if frame.is_in_doubt() {
                 if frame.deadline().is_none_or(|deadline| deadline <= now) {
                     self.give_up(nth, &why);
@@ -435,14 +440,14 @@ impl Core {
             }
             frame.flush.fail_expired(now, &why);
             if frame.flush.jobs.is_empty() {
-                self.fail(nth, &AppendError::Unavailable(why.clone()));
+                self.fail(nth, &AppendError::Unavailable(why));
             }
         }
     }
 
-    /// The earlier of `until` and the next deadline.
+    /// The earlier of `until` and the next deadline, or a time before that.
     fn until_deadline(&self, until: Instant) -> Instant {
-        let waiting = self.waiting.iter().map(|job| job.deadline).min();
+        let waiting = self.earliest.filter(|_| !self.waiting.is_empty());
         let frames = self.frames.iter().filter(|frame| !frame.under_way);
         waiting.into_iter().chain(frames.filter_map(Sending::deadline)).fold(until, Instant::min)
     }
