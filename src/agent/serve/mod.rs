@@ -336,7 +336,7 @@ impl Shared {
     }
 
     fn heal_one(&self, id: u64, subscriber: &Subscriber, why: &str) {
-        subscriber.add(&self.healing(), usize::MAX);
+        subscriber.heal(&self.healing());
         count(&self.counters.healings, 1);
         tracing::info!(connection = id, why, "a program was brought up to date");
     }

@@ -39,18 +39,22 @@ impl Subscriber {
     /// Adds messages, all or none. If they do not fit, everything is given up: the healing that
     /// follows says it all.
     pub(super) fn add(&self, messages: &[Bytes], max_bytes: usize) {
-        let bytes: usize = messages.iter().map(|message| message.len() + OVERHEAD).sum();
         let mut queue = self.queue.lock();
-        if queue.overflowed && max_bytes != usize::MAX {
+        if queue.overflowed {
             return;
         }
-        if queue.bytes.saturating_add(bytes) > max_bytes {
+        if queue.bytes.saturating_add(size_of_all(messages)) > max_bytes {
             *queue = Queue { overflowed: true, ..Queue::default() };
         } else {
-            queue.messages.extend(messages.iter().cloned());
-            queue.bytes += bytes;
+            queue.put(messages);
         }
         drop(queue);
+        self.filled.notify_one();
+    }
+
+    /// Adds the messages that heal it, however many they are.
+    pub(super) fn heal(&self, messages: &[Bytes]) {
+        self.queue.lock().put(messages);
         self.filled.notify_one();
     }
 
@@ -71,6 +75,18 @@ impl Subscriber {
     pub(super) async fn filled(&self) {
         self.filled.notified().await;
     }
+}
+
+impl Queue {
+    fn put(&mut self, messages: &[Bytes]) {
+        self.messages.extend(messages.iter().cloned());
+        self.bytes += size_of_all(messages);
+    }
+}
+
+/// Bytes that these messages take while they wait.
+fn size_of_all(messages: &[Bytes]) -> usize {
+    messages.iter().map(|message| message.len() + OVERHEAD).sum()
 }
 
 #[cfg(test)]
