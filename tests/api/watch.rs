@@ -65,6 +65,20 @@ impl Stage {
     async fn publish(&mut self, events: &[(&str, &str)]) {
         self.publish_all(events.iter().map(|(account, id)| of(account, id)).collect()).await;
     }
+
+    /// A stream of the account `a` that has passed 4,000 events of `b`, more than one batch, and
+    /// has got `a1`; and its token from before them.
+    async fn watch_past_many(&mut self) -> (Watch, Vec<u8>) {
+        let watch = self.node.watch(self.node.open(accounts(["a"]))).await;
+        let since = watch.subscribed().await.resume_token;
+        for first in (0..4000).step_by(500) {
+            let events = (first..first + 500).map(|n| of("b", &format!("b{n}")));
+            self.publish_all(events.collect()).await;
+        }
+        self.publish(&[("a", "a1")]).await;
+        watch.event("a1", LIMIT).await;
+        (watch, since)
+    }
 }
 
 /// The ids of events, with `+n` where update n came into force.
@@ -239,16 +253,7 @@ async fn a_stream_that_is_broken_off_while_it_repeats_nothing_is_told_of_the_res
     deployment: Deployment,
 ) {
     let mut stage = Stage::of(&deployment).await;
-    let node = stage.node.clone();
-    let mut watch = node.watch(node.open(accounts(["a"]))).await;
-    let since = watch.subscribed().await.resume_token;
-    // More than one batch.
-    for first in (0..4000).step_by(500) {
-        let events = (first..first + 500).map(|n| of("b", &format!("b{n}")));
-        stage.publish_all(events.collect()).await;
-    }
-    stage.publish(&[("a", "a1")]).await;
-    watch.event("a1", LIMIT).await;
+    let (mut watch, since) = stage.watch_past_many().await;
     watch.change(&[], &["a"]).await;
     let add = Some(accounts(["a", "b"]));
     let id = watch.update(InterestUpdate { add: add.clone(), since, ..Default::default() }).await;
@@ -286,16 +291,7 @@ async fn a_stream_that_is_broken_off_while_interest_is_behind_goes_on_there(
     deployment: Deployment,
 ) {
     let mut stage = Stage::of(&deployment).await;
-    let node = stage.node.clone();
-    let mut watch = node.watch(node.open(accounts(["a"]))).await;
-    let since = watch.subscribed().await.resume_token;
-    // More than one batch.
-    for first in (0..4000).step_by(500) {
-        let events = (first..first + 500).map(|n| of("b", &format!("b{n}")));
-        stage.publish_all(events.collect()).await;
-    }
-    stage.publish(&[("a", "a1")]).await;
-    watch.event("a1", LIMIT).await;
+    let (mut watch, since) = stage.watch_past_many().await;
     let update = || InterestUpdate { add: Some(accounts(["b"])), ..Default::default() };
     let id = watch.update(InterestUpdate { since, ..update() }).await;
     watch.updated(id).await;

@@ -209,11 +209,17 @@ async fn a_request_that_is_wrong_is_refused_at_once(language: Language) {
     driver.end().await;
 }
 
-async fn what_is_added_is_delivered_and_what_is_removed_is_not(language: Language) {
+/// Two gateways, a publisher on the second, and a driver that watches on the first.
+async fn watching(language: Language, options: Value) -> (Pair, TestNode, Driver) {
     let pair = Pair::start().await;
     let publisher = TestNode::connect(&pair.second, "publisher").await;
     let driver = Driver::start(language, "n", &[&pair.first, &pair.second]);
-    driver.say("watch", json!({"accounts": ["a"]}));
+    driver.say("watch", options);
+    (pair, publisher, driver)
+}
+
+async fn what_is_added_is_delivered_and_what_is_removed_is_not(language: Language) {
+    let (_pair, publisher, driver) = watching(language, json!({"accounts": ["a"]})).await;
     driver.streams(1).await;
     publishes(&publisher, "not-1", "b").await;
     publishes(&publisher, "2", "a").await;
@@ -233,10 +239,7 @@ async fn what_is_added_is_delivered_and_what_is_removed_is_not(language: Languag
 }
 
 async fn interest_outlives_the_gateway_and_nothing_is_lost_or_repeated(language: Language) {
-    let pair = Pair::start().await;
-    let publisher = TestNode::connect(&pair.second, "publisher").await;
-    let driver = Driver::start(language, "n", &[&pair.first, &pair.second]);
-    driver.say("watch", json!({"accounts": ["a"]}));
+    let (pair, publisher, driver) = watching(language, json!({"accounts": ["a"]})).await;
     driver.change("add", &["b"]).await.expect("added");
     publishes(&publisher, "1", "b").await;
     driver.has_events(&["1"]).await;
@@ -254,10 +257,7 @@ async fn interest_outlives_the_gateway_and_nothing_is_lost_or_repeated(language:
 }
 
 async fn an_interest_of_many_accounts_is_sent_in_parts_on_every_stream(language: Language) {
-    let pair = Pair::start().await;
-    let publisher = TestNode::connect(&pair.second, "publisher").await;
-    let driver = Driver::start(language, "n", &[&pair.first, &pair.second]);
-    driver.say("watch", json!({}));
+    let (pair, publisher, driver) = watching(language, json!({})).await;
     let many: Vec<String> = (0..25_000).map(|n| format!("account-{n}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     driver.change("replace", &many).await.expect("replaced");
@@ -288,10 +288,7 @@ async fn accounts_that_a_gateway_rejects_change_nothing(language: Language) {
 }
 
 async fn acknowledgements_show_at_the_gateway_also_after_a_reconnect(language: Language) {
-    let pair = Pair::start().await;
-    let publisher = TestNode::connect(&pair.second, "publisher").await;
-    let driver = Driver::start(language, "n", &[&pair.first, &pair.second]);
-    driver.say("watch", json!({"accounts": ["a"]}));
+    let (pair, publisher, driver) = watching(language, json!({"accounts": ["a"]})).await;
     driver.streams(1).await;
     publishes(&publisher, "1", "a").await;
     driver.has_events(&["1"]).await;
@@ -322,10 +319,8 @@ async fn node(gateway: &Gateway) -> Option<Node> {
 }
 
 async fn a_silent_gateway_is_left_after_two_heartbeat_intervals(language: Language) {
-    let pair = Pair::start().await;
-    let publisher = TestNode::connect(&pair.second, "publisher").await;
-    let driver = Driver::start(language, "n", &[&pair.first, &pair.second]);
-    driver.say("watch", json!({"accounts": ["a"], "heartbeat_interval": 1.0}));
+    let (pair, publisher, driver) =
+        watching(language, json!({"accounts": ["a"], "heartbeat_interval": 1.0})).await;
     driver.streams(1).await;
     publishes(&publisher, "1", "a").await;
     driver.has_events(&["1"]).await;

@@ -54,6 +54,15 @@ async fn drain_late(late: Late) -> Vec<u64> {
     events
 }
 
+fn custom(id: u64, name: &str) -> v1::Event {
+    let custom = v1::CustomEvent { r#type: name.into(), ..Default::default() };
+    v1::Event {
+        event_id: id.to_string(),
+        kind: Some(v1::event::Kind::Custom(custom)),
+        ..Default::default()
+    }
+}
+
 #[tokio::test]
 async fn an_update_takes_effect_at_the_end_of_what_the_stream_has_read() {
     let (hub, bus) = TestBus::start(1, 0, LARGE);
@@ -95,14 +104,6 @@ async fn an_account_that_is_removed_and_added_at_once_is_never_missed() {
 #[tokio::test]
 async fn kinds_and_types_change_like_accounts() {
     let (hub, bus) = TestBus::start(1, 0, LARGE);
-    let custom = |id: u64, name: &str| v1::Event {
-        event_id: id.to_string(),
-        kind: Some(v1::event::Kind::Custom(v1::CustomEvent {
-            r#type: name.into(),
-            ..Default::default()
-        })),
-        ..Default::default()
-    };
     let wire = v1::Filter { kinds: vec![20], custom_types: vec!["a".into()], ..Default::default() };
     let mut cursor = open(&hub, Filter::new(&wire, "n", &[], false), Begin::Latest).await;
     let publish = |first: u64| {
@@ -191,14 +192,6 @@ async fn what_was_removed_and_is_added_again_since_before_repeats_nothing() {
 #[tokio::test]
 async fn kinds_and_types_that_are_added_again_since_before_repeat_nothing() {
     let (hub, bus) = TestBus::start(1, 0, LARGE);
-    let custom = |id: u64, name: &str| v1::Event {
-        event_id: id.to_string(),
-        kind: Some(v1::event::Kind::Custom(v1::CustomEvent {
-            r#type: name.into(),
-            ..Default::default()
-        })),
-        ..Default::default()
-    };
     let wire = v1::Filter { custom_types: vec!["c.*".into()], ..Default::default() };
     let mut cursor = open(&hub, Filter::new(&wire, "n", &[], false), Begin::Latest).await;
     let publish = |first: u64| {
@@ -360,9 +353,9 @@ proptest! {
                         let mut more_of = cursor.update(changes, Some(&since(from))).unwrap();
                         let lost: Vec<_> =
                             more_of.gaps.drain(..).map(|(_, gap)| (gap.from, gap.to)).collect();
-                        let told = (from < floor)
+                        let reported = (from < floor)
                             .then(|| (Position::new(7, from), Position::new(7, floor)));
-                        assert_eq!(lost, Vec::from_iter(told));
+                        assert_eq!(lost, Vec::from_iter(reported));
                         let passed = cursor.positions()[0].offset.0;
                         let expected: Vec<u64> = (from.max(floor) + 1..=passed)
                             .filter(|id| new && published[index(*id - 1)] == more)
