@@ -216,7 +216,7 @@ async fn a_client_that_sends_garbage_is_told_and_closed_and_nobody_else_is_affec
         assert!(read.is_ok() || answered.is_empty());
         assert_eq!(answered, answer);
     }
-    // A count of 2^62, and the id of the agent: told, and kept out.
+    // A count of 2^62, and the id of the agent: refused, and kept out.
     let huge = [5, 12, 7, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x40];
     let error = host.publish(&huge).await.expect_err("refused").to_string();
     assert!(error.contains("4611686018427387904 cache entries"), "{error}");

@@ -104,7 +104,7 @@ pub struct LeftOut {
     pub why: String,
 }
 
-/// What a program that may have missed events is to be told.
+/// What brings a program up to date that may have missed events.
 #[derive(Clone, Copy, Debug)]
 pub struct Healing<'a> {
     /// What the agent knows of the events before.

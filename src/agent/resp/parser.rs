@@ -37,7 +37,7 @@ impl Default for Limits {
 /// The arguments of a command, its name first; at least one.
 pub type Command = Vec<Bytes>;
 
-/// What makes the rest of a connection unreadable: it is told, and the connection is closed.
+/// What makes the rest of a connection unreadable: the client gets the reason, and it is closed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolError {
     /// The number of arguments is no number, or above the limit.

@@ -1,7 +1,8 @@
 //! Events of programs on their way to the gateways.
 //!
 //! The buffer is that of the client's publisher, which sends again what was not acknowledged. What
-//! it has to give up, because it is full or too old, is told here, and the other nodes are healed.
+//! it has to give up, because it is full or too old, is counted here, and the other nodes are
+//! healed.
 
 use std::sync::{Arc, atomic::Ordering};
 

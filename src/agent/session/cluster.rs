@@ -1,4 +1,4 @@
-//! What a client of a Redis cluster asks. It is told of one node that has every slot: this address.
+//! What a client of a Redis cluster asks. The answer is one node that has every slot: this address.
 
 use bytes::{Bytes, BytesMut};
 

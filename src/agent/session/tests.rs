@@ -106,7 +106,7 @@ fn a_subscriber_of_resp2_may_only_do_what_does_not_mix_with_messages() {
         let said = client.say(command);
         assert!(said.starts_with("-ERR Can't execute '"), "{said}");
     }
-    // With RESP3, replies and messages are told apart.
+    // With RESP3, replies and messages differ in their form.
     client.say("UNSUBSCRIBE");
     let said = client.say("HELLO 3\nSUBSCRIBE other\nPING\nPUBLISH other m");
     let expected = ">3\r\n$9\r\nsubscribe\r\n$5\r\nother\r\n:1\r\n+PONG\r\n:1\r\n";

@@ -110,7 +110,7 @@ pub struct Events {
     pub opened: BTreeMap<u64, u128>,
     /// Accepted behind a later frame of the same writer.
     pub overtaken: BTreeSet<u64>,
-    /// A caller was told that nobody knows whether it was accepted.
+    /// A caller got the answer that nobody knows whether it was accepted.
     pub given_up: BTreeSet<u64>,
     /// Names that were told as lost.
     pub declared: BTreeSet<At>,

@@ -302,7 +302,7 @@ fn a_healing_is_the_message_that_healed_a_node_in_the_laboratory() {
     // To nodes that may not have it, the refresh comes alone.
     assert_eq!(agora("0.16").heal(&healing)[0], expected[..expected.len() - 1]);
     assert_eq!(agora("0.16").heal(&healing)[1], b"\xff\xff\x03\x0c"[..]);
-    // What is not known is not said: a queue whose state nobody told is left as it is.
+    // What is not known is not said: a queue of unknown state is left as it is.
     healing.settings = false;
     let nothing = Known::default();
     healing.known = &nothing;
