@@ -438,8 +438,7 @@ impl Cursor {
             return false;
         };
         let gap = gap.clone();
-        // What it begins with may lie on another line, of which copies are to come.
-        let reaches = log.contains(gap.position) && log.extent().start < gap.position;
+        let reaches = log.contains(gap.position) && gap.position != log.extent().start;
         if gap.reason != GapReason::HistoryExpired || !reaches {
             return false;
         }
