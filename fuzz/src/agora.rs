@@ -61,7 +61,7 @@ fn again(format: Agora, kinds: &[Kind]) -> Vec<Kind> {
     assert_eq!(encoded.left_out, []);
     let read = |message: &Bytes| -> Vec<Kind> {
         let decoded = format.decode(message).expect("a sender");
-        assert_eq!(decoded.sender, 7);
+        assert_eq!(decoded.sender, Some(7));
         decoded.events.map(|kind| kind.expect("an event")).collect()
     };
     encoded.messages.iter().flat_map(read).collect()

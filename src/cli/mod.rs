@@ -94,6 +94,13 @@ pub fn main() -> ExitCode {
     let given: Vec<OsString> = std::env::args_os().skip(1).collect();
     let as_json = arguments::ask_for_json(&given);
     let ordered = arguments::in_order(&Cli::command(), given);
+    let ordered = match agent::with_file(&Cli::command(), ordered) {
+        Ok(ordered) => ordered,
+        Err(failure) => {
+            log::print_error(&failure, Form::Text);
+            return failure.exit_code().into();
+        }
+    };
     let cli = match Cli::try_parse_from([vec!["trunkline".into()], ordered].concat()) {
         Ok(cli) => cli,
         // The help too is an error for clap.

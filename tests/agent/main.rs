@@ -3,6 +3,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod channels;
 mod command;
+mod hostile;
+mod joined;
 mod payloads;
 mod relay;
+mod restart;

@@ -19,6 +19,15 @@ pub struct Known {
 }
 
 impl Known {
+    /// What another agent remembered; the older accounts come first.
+    pub fn of(queue: Option<State>, accounts: impl IntoIterator<Item = (String, u64)>) -> Known {
+        let mut known = Known { queue, ..Known::default() };
+        for (account, state) in accounts {
+            known.changed(&account, Some(state));
+        }
+        known
+    }
+
     /// Remembers what an event says.
     pub fn note(&mut self, event: &Kind) {
         match event {
@@ -64,6 +73,11 @@ impl Known {
     /// The accounts that changed lately.
     pub fn accounts(&self) -> impl Iterator<Item = &str> {
         self.new.keys().chain(self.old.keys()).map(String::as_str)
+    }
+
+    /// The same, the older ones first, with the last state of each.
+    pub fn states(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.old.iter().chain(&self.new).map(|(account, state)| (account.as_str(), *state))
     }
 
     /// The last state of an account; 0: unknown.

@@ -15,8 +15,8 @@ const BATCH: usize = 100;
 
 /// Reads the events of the gateways for as long as the agent lives.
 pub(super) async fn run(shared: Arc<Shared>) {
-    let mut token = Vec::new();
     loop {
+        let token = shared.resume_token.lock().clone();
         let options = SubscribeOptions::new().resume_token(token).heartbeat_interval(HEARTBEAT);
         let mut subscription = shared.client.subscribe(options);
         // Without a token, events before this are missed.
@@ -50,11 +50,13 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 next
             } else {
                 flush(&shared, &mut batch);
+                // Everything that it covers was delivered.
+                subscription.resume_token().clone_into(&mut shared.resume_token.lock());
                 subscription.next().await
             };
         };
         flush(&shared, &mut batch);
-        token = subscription.resume_token().to_vec();
+        subscription.resume_token().clone_into(&mut shared.resume_token.lock());
         tracing::error!(
             error,
             "no events are received from the gateways; the next attempt follows"

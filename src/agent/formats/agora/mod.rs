@@ -68,12 +68,12 @@ impl Format for Agora {
         "agora"
     }
 
-    fn channel(&self) -> &'static str {
+    fn channel(&self) -> &str {
         "stwt.agora"
     }
 
-    fn sender(&self) -> u16 {
-        self.sender
+    fn sender(&self) -> Option<u16> {
+        Some(self.sender)
     }
 
     fn decode<'a>(&self, message: &'a [u8]) -> Result<Decoded<'a>, Undecodable> {
@@ -91,7 +91,7 @@ impl Format for Agora {
                 }
             }
         });
-        Ok(Decoded { sender: message.sender(), events: Box::new(events) })
+        Ok(Decoded { sender: Some(message.sender()), events: Box::new(events) })
     }
 
     fn recode(&self, message: &[u8]) -> (Vec<Bytes>, Option<Undecodable>) {
@@ -117,7 +117,7 @@ impl Format for Agora {
         let mut left_out = Vec::new();
         for (index, kind) in events.iter().enumerate() {
             if let Err(why) = wire::put(&mut writer, kind) {
-                left_out.push(LeftOut { index, why: why.to_owned() });
+                left_out.push(LeftOut { index, why });
             }
         }
         Encoded { messages: writer.finish(), left_out }
@@ -169,6 +169,13 @@ impl Format for Agora {
             writer.end_message();
         }
         writer.finish()
+    }
+
+    /// A message without events.
+    fn probe(&self) -> Option<Bytes> {
+        let mut message = Vec::new();
+        reader::put_number(&mut message, self.sender.into());
+        Some(message.into())
     }
 }
 

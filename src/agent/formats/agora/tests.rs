@@ -74,7 +74,7 @@ fn what_stands_before_an_unknown_tag_is_read_and_nothing_behind_it() {
     let (messages, error) = agora("0.16.19").recode(&message);
     assert_eq!((messages, error.unwrap().at), (vec![Bytes::copy_from_slice(&message[..5])], 5));
     let decoded = agora("0.16.19").decode(&message).unwrap();
-    assert_eq!(decoded.sender, 42);
+    assert_eq!(decoded.sender, Some(42));
     let events: Vec<_> = decoded.events.collect();
     assert!(events[0].is_ok() && events[1].is_err() && events.len() == 2);
 }
