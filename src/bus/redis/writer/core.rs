@@ -24,7 +24,7 @@ use crate::bus::{
             read_requests, read_retained, with_tag,
         },
         recovery::{HeldFrame, Memory, Offer, Task},
-        script::{Answer, Call, Failure, Framed, Op, Retain, Status},
+        script::{Answer, Call, Failure, Framed, Op, Placing, Retain, Status},
         settings::CallLimits,
     },
     traced::TracedAppend,
@@ -61,6 +61,12 @@ const MAX_OFFERS: usize = 32;
 
 /// Attempts of one frame, in different epochs, whose outcome is unknown. No more are made.
 const MAX_DOUBTS: usize = 16;
+
+/// Attempts of one frame after which it asks for its turn, if others take its place each time.
+const MAX_BEATEN: u32 = 2;
+
+/// The wait while it is another writer's turn.
+const TURN_PAUSE: Duration = Duration::from_millis(5);
 
 /// The reason why a batch was not accepted, if no call failed.
 const NOT_IN_TIME: &str = "the bus did not accept the batch in time";
@@ -116,6 +122,8 @@ pub struct Core {
     why: String,
     /// True if the next frame goes before what is to be appended again late.
     frame_first: bool,
+    /// How often the exact place of the next frame was taken.
+    beaten: u32,
 }
 
 /// A frame that is sent until it is answered.
@@ -169,6 +177,7 @@ impl Core {
             offers: 1,
             why: NOT_IN_TIME.into(),
             frame_first: false,
+            beaten: 0,
         }
     }
 
@@ -542,6 +551,7 @@ impl Core {
                 let stamped = frame.stamped(self.id, appended, seen.epoch);
                 let count = stamped.frame.count;
                 memory.keep_own(stamped);
+                self.beaten = 0;
                 self.accepted(nth, appended, count);
                 return Shown::Accepted;
             }
@@ -575,9 +585,11 @@ impl Core {
                     self.frames.remove(nth);
                 }
             }
-            // One before it was not taken; or another gateway was first, with an exact position; or
-            // the epoch is over; or a recovery is under way.
-            Status::OutOfOrder | Status::EpochOver | Status::Recovering => {}
+            // One before it was not taken, or a recovery is under way.
+            Status::OutOfOrder | Status::Recovering => {}
+            // The epoch is over, or another gateway was first at its exact place.
+            Status::EpochOver => self.beaten += 1,
+            Status::NotItsTurn => self.paused = Some(now + TURN_PAUSE),
             Status::Done(None) | Status::There | Status::Wait => {
                 self.paused = Some(now + RECOVERY_PAUSE);
             }
@@ -693,9 +705,15 @@ impl Core {
         self.under_way.push_back(under_way);
         let entropy = self.rng.random_range(0..4096);
         // The tags of a frame are made for one place.
-        let exact = self.auth.is_some() && matches!(op, Op::Append(_) | Op::Again(..));
+        let placing = match op {
+            Op::Append(_) if self.auth.is_some() && self.beaten >= MAX_BEATEN => {
+                Placing::ExactInTurn
+            }
+            Op::Append(_) | Op::Again(..) if self.auth.is_some() => Placing::Exact,
+            _ => Placing::Anywhere,
+        };
         let reported = memory.reported();
-        Box::new(Call { seen, exact, reported, entropy, op, limit })
+        Box::new(Call { seen, placing, reported, entropy, op, limit })
     }
 
     /// The position behind which the next tags are made: the shard's end. None without a key.
