@@ -12,6 +12,9 @@ use crate::{
     support::{
         Gateway, GatewayOptions, LIMIT, TestNode,
         events::mailbox_change,
+        gateway::trunkline,
+        ports::Port,
+        process::Process,
         redis::{Data, RedisOptions, RedisServer},
         until,
     },
@@ -143,6 +146,28 @@ async fn when_the_agent_that_carries_the_channel_ends_another_one_does_and_nodes
     assert_eq!(changes(&mut local, &[7]).await, once([7]));
     second.publish(&[6, 0, 8, 1, 1]).await.expect("answered");
     while next(&mut messages).await != b"\xff\xff\x03\x00\x08\x01\x01" {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_agent_that_carries_the_channel_is_killed_another_one_does() {
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let gateway = Gateway::start(GatewayOptions::embedded()).await;
+    let port = Port::free();
+    let (address, gateway_url) = (format!("127.0.0.1:{}", port.number()), gateway.url());
+    let arguments = ["agent", "--listen", &address, "--gateway", &gateway_url];
+    let channel = ["--channel", &redis.url()].map(str::to_owned);
+    let arguments = arguments.into_iter().map(str::to_owned).chain(channel);
+    let first = Process::start("agent", trunkline(arguments));
+    until(LIMIT, "an agent that carries the channel", async || {
+        first.stderr().contains("this agent carries the channel of Redis")
+    })
+    .await;
+    let second = joined("host-2", &gateway, &redis).await;
+    first.kill_9();
+    until(LIMIT, "another agent that carries the channel", async || joins(&second) == 1).await;
+    let mut local = second.subscribe("").await;
+    publish(&redis, &[3, 0, 7, 1, 1]).await;
+    assert_eq!(changes(&mut local, &[7]).await, once([7]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
