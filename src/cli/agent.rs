@@ -52,7 +52,7 @@ pub(super) struct Agent {
     /// This node's id, the same after a restart [default: agent-<name of the host>]
     #[arg(long)]
     node_id: Option<String>,
-    /// Address that the mail server connects to, or unix:/path; several with commas between
+    /// Address that the mail server connects to, or unix: and a path; several with commas between
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:6380", value_delimiter = ',')]
     listen: Vec<Address>,
     /// Permissions of the files of Unix sockets

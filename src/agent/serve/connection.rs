@@ -78,7 +78,9 @@ pub(super) async fn run(
                 Step::Subscriptions { added, removed } => {
                     let Registration { subscriber, .. } =
                         registration.get_or_insert_with(|| Registration::new(&shared, id));
-                    removed.iter().for_each(|channel| subscriber.unsubscribe(*channel));
+                    for channel in removed {
+                        subscriber.unsubscribe(channel);
+                    }
                     for channel in added {
                         subscriber.subscribe(channel);
                         shared.heal_one(id, subscriber, channel, "it has subscribed");

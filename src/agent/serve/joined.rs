@@ -27,7 +27,8 @@ const CONNECT: Duration = Duration::from_secs(2);
 const ANSWER: Duration = Duration::from_secs(1);
 
 /// How long the lease lasts after it was renewed.
-const LEASE: Duration = Duration::from_secs(3);
+const LEASE: Duration = Duration::from_millis(LEASE_MS);
+const LEASE_MS: u64 = 3000;
 
 /// How long before its end it is used no more: clocks do not run alike.
 const MARGIN: Duration = Duration::from_millis(500);
@@ -103,7 +104,7 @@ impl Lease {
     async fn renew(&self, commands: &mut MultiplexedConnection) -> Result<bool, RedisError> {
         let asked = Instant::now();
         let mut renew = redis::cmd("EVAL");
-        renew.arg(RENEW).arg(1).arg(&self.key).arg(&self.holder).arg(LEASE.as_millis() as u64);
+        renew.arg(RENEW).arg(1).arg(&self.key).arg(&self.holder).arg(LEASE_MS);
         let has = renew.query_async::<bool>(commands).await?;
         if has {
             *self.until.lock() = asked + LEASE - MARGIN;

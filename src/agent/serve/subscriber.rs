@@ -149,7 +149,8 @@ mod tests {
         subscriber.subscribe(0);
         subscriber.subscribe(2);
         let message = Bytes::from_static(b"x");
-        let delivered = [0, 1, 2].map(|channel| subscriber.add(channel, &[message.clone()], 500));
+        let messages = std::slice::from_ref(&message);
+        let delivered = [0, 1, 2].map(|channel| subscriber.add(channel, messages, 500));
         assert_eq!(delivered, [true, false, true]);
         subscriber.unsubscribe(0);
         assert_eq!(subscriber.next(), Next::Message(2, message));

@@ -68,7 +68,7 @@ impl Format for Agora {
         "agora"
     }
 
-    fn channel(&self) -> &str {
+    fn channel(&self) -> &'static str {
         "stwt.agora"
     }
 
