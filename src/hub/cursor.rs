@@ -35,11 +35,12 @@ use super::{
     had::{Had, HadAt},
     log::{Content, Entry},
     merge,
-    pages::{Page, Wanted},
     readers::{HeldPage, HistoryQuota},
     router::Registration,
 };
-use crate::bus::{AppendError, Delivery, Gap, GapReason, Lost, Offset, Position, ShardId};
+use crate::bus::{
+    AppendError, Delivery, Gap, GapReason, HistoryPage, Lost, Offset, Position, ShardId,
+};
 
 /// The most events that are read for one merge. They are not kept.
 const MAX_MERGED_EVENTS: u64 = 50_000;
@@ -82,7 +83,7 @@ pub enum Item {
 /// What a shard's cursor waits for.
 enum Awaited {
     /// A page of history, which counts as held.
-    Page(Page, HeldPage),
+    Page(HistoryPage, HeldPage),
     /// The log has caught up with the bus: the stream continues so.
     Opening(Opening),
 }
@@ -437,8 +438,7 @@ impl Cursor {
             return false;
         };
         let gap = gap.clone();
-        // What it begins with may lie on another line, of which copies are to come.
-        let reaches = log.contains(gap.position) && log.extent().start < gap.position;
+        let reaches = log.contains(gap.position) && gap.position != log.extent().start;
         if gap.reason != GapReason::HistoryExpired || !reaches {
             return false;
         }
@@ -463,18 +463,17 @@ impl Cursor {
             let had = self.shards[index].had().to_had();
             return async move { hub.catch_up(id, had).await.map(Awaited::Opening) }.boxed();
         }
-        let (after, newer_than) = self.shards[index].wanted();
+        let place = self.shards[index].position();
         let quota = self.history.clone();
         let max_bytes = (PAGE_BYTES / self.shards.len()).max(MIN_PAGE_BYTES);
-        let wanted = Wanted { after, max_bytes, newer_than };
         let read = async move {
             let mut held = match &quota {
                 Some(quota) => quota.hold().await?,
                 None => HeldPage::uncounted(),
             };
-            let page = hub.history_page(id, wanted, quota.as_ref()).await?;
+            let page = hub.history_page(id, place, max_bytes, quota.as_ref()).await?;
             held.resize(page.bytes());
-            if page.entries.is_empty() {
+            if page.deliveries.is_empty() {
                 // History and the log do not meet yet: the events between them are on their way.
                 tokio::time::sleep(PAGE_PAUSE).await;
             }
@@ -483,10 +482,9 @@ impl Cursor {
         read.boxed()
     }
 
-    fn turn_page(&mut self, index: usize, page: Page) {
+    fn turn_page(&mut self, index: usize, page: HistoryPage) {
         let (log, shard) = (&self.hub.logs[index], &mut self.shards[index]);
         let place = shard.position();
-        shard.turn(page.read);
         if is_elsewhere(place, &page) {
             // Its events come as copies, as far as they are not lost.
             log.not_on_line(place.epoch);
@@ -495,7 +493,7 @@ impl Cursor {
         }
         log.learn_ends(&page.ends);
         let mut expired = shard.before(&page, &log.ends());
-        if page.entries.is_empty() {
+        if page.deliveries.is_empty() {
             let extent = log.extent();
             if place.is_known() {
                 shard.walk(page.next);
@@ -523,17 +521,18 @@ impl Cursor {
                 }
             }
         }
-        let expired = expired.map(|gap| Arc::new(Entry::new(Delivery::Gap(gap))));
-        shard.source = Source::History(expired.into_iter().chain(page.entries).collect());
+        let expired = expired.map(|gap| Entry::new(Delivery::Gap(gap)));
+        let entries = expired.into_iter().chain(page.deliveries.into_iter().map(Entry::new));
+        shard.source = Source::History(entries.collect());
     }
 }
 
 /// True if the page after a place says that the epoch of the place lies on another line.
-pub(super) fn is_elsewhere(place: Position, page: &Page) -> bool {
+pub(super) fn is_elsewhere(place: Position, page: &HistoryPage) -> bool {
     place.is_known()
-        && match page.entries.first().map(|entry| &entry.content) {
-            Some(Content::Gap(gap)) => gap.reason == GapReason::UnknownEpoch,
-            Some(Content::Epoch(start)) => {
+        && match page.deliveries.first() {
+            Some(Delivery::Gap(gap)) => gap.reason == GapReason::UnknownEpoch,
+            Some(Delivery::Epoch(start)) => {
                 start.position.epoch != place.epoch && start.previous.epoch != place.epoch
             }
             _ => false,

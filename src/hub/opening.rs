@@ -9,11 +9,12 @@ use super::{
     cursor::{Cursor, Opening, ReadOptions, Scan, Source, is_elsewhere, shard_id},
     filter::Filter,
     had::Had,
-    log::{Content, IndexedFrame, Resume},
-    pages::{Page, Wanted},
+    log::Resume,
     readers::HistoryQuota,
 };
-use crate::bus::{AppendError, Gap, GapReason, Lost, Position, ShardId, unix_ms};
+use crate::bus::{
+    AppendError, Delivery, Gap, GapReason, HistoryPage, Lost, Position, ShardId, unix_ms,
+};
 
 /// The time for which opening a stream waits for a log that is behind. After that the stream is
 /// opened, and waits itself.
@@ -216,11 +217,10 @@ impl Hub {
         opening: &Opening,
         quota: Option<&HistoryQuota>,
     ) -> Result<(bool, u64), AppendError> {
-        let wanted = Wanted { after: opening.position, max_bytes: PREVIEW_BYTES, newer_than: None };
-        let page = self.history_page(shard, wanted, quota).await?;
+        let page = self.history_page(shard, opening.position, PREVIEW_BYTES, quota).await?;
         let mut events = 0;
-        for entry in &page.entries {
-            if let Content::Frame(IndexedFrame { frame, .. }) = &entry.content {
+        for delivery in &page.deliveries {
+            if let Delivery::Frame(frame) = delivery {
                 let had = (0..frame.count).filter(|nth| opening.had.has(frame.name_of(*nth)));
                 events += frame.count - had.count() as u64;
             }
@@ -229,8 +229,8 @@ impl Hub {
         if page.next.epoch == extent.end.epoch {
             events += extent.end.offset.0.saturating_sub(page.next.offset.0);
         }
-        let lost = match page.entries.first().map(|entry| &entry.content) {
-            Some(Content::Gap(gap)) if !is_elsewhere(opening.position, &page) => {
+        let lost = match page.deliveries.first() {
+            Some(Delivery::Gap(gap)) if !is_elsewhere(opening.position, &page) => {
                 gap.more || gap.lost.iter().any(|lost| opening.had.first_missing(*lost).is_some())
             }
             _ => false,
@@ -238,23 +238,18 @@ impl Hub {
         Ok((lost, events))
     }
 
-    /// A page of history, which streams share.
     pub(super) async fn history_page(
         &self,
         shard: ShardId,
-        wanted: Wanted,
+        after: Position,
+        max_bytes: usize,
         quota: Option<&HistoryQuota>,
-    ) -> Result<Page, AppendError> {
+    ) -> Result<HistoryPage, AppendError> {
         let Some(history) = self.bus().history() else {
             let next = self.logs[shard.index()].extent().start;
-            return Ok(Page::empty(next));
+            return Ok(HistoryPage { deliveries: vec![], next, at_end: true, ends: vec![] });
         };
-        let pages = &self.pages[shard.index()];
-        if let Some(page) = pages.find(wanted) {
-            return Ok(page);
-        }
-        let read = history.page(shard, wanted.after, wanted.max_bytes);
-        self.readers.take_turn(quota, pages.get(wanted, read)).await
+        self.readers.take_turn(quota, history.page(shard, after, max_bytes)).await
     }
 }
 

@@ -2,16 +2,15 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use tokio::time::Instant;
-
 use crate::{
-    bus::{Epoch, Gap, GapReason, Lost, Offset, Position, Provenance, unix_ms},
+    bus::{
+        Delivery, Epoch, Gap, GapReason, HistoryPage, Lost, Offset, Position, Provenance, unix_ms,
+    },
     hub::{
         batch::Events,
         cursor::{Missing, selection::Selection},
         had::{Had, HadAt},
         log::{Content, Entry, IndexedFrame, Log},
-        pages::Page,
     },
 };
 
@@ -44,8 +43,6 @@ pub(super) struct ShardCursor {
     /// True while the first entry is a gap of which a part was reported.
     reporting: bool,
     pub(super) source: Source,
-    /// Where the last page of history was turned, and when the newest that was had was read.
-    turned: Option<(Position, Instant)>,
 }
 
 /// The source of the entries that come next.
@@ -54,7 +51,7 @@ pub(in crate::hub) enum Source {
     Log(Scan),
     /// Entries from history that were not delivered yet, oldest first. If there are none, the next
     /// page is to be read.
-    History(VecDeque<Arc<Entry>>),
+    History(VecDeque<Entry>),
     /// A gap, and the log after it.
     Gap(Box<Gap>, Scan),
     /// Not known yet: the log has to catch up with the bus first.
@@ -115,7 +112,6 @@ impl ShardCursor {
             ahead: vec![],
             reporting: false,
             source,
-            turned: None,
         };
         shard.stand_at(position);
         shard
@@ -132,30 +128,30 @@ impl ShardCursor {
 
     /// What history no longer holds before the first page, if the stream reads the whole line to
     /// find what it has not had.
-    pub(super) fn before(&self, page: &Page, ends: &[Position]) -> Option<Gap> {
-        let position = match &page.entries.first()?.content {
-            Content::Frame(IndexedFrame { frame, .. }) => {
+    pub(super) fn before(&self, page: &HistoryPage, ends: &[Position]) -> Option<Gap> {
+        let position = match page.deliveries.first()? {
+            Delivery::Frame(frame) => {
                 Position { epoch: frame.epoch, offset: Offset(frame.first.0.saturating_sub(1)) }
             }
-            Content::Epoch(start) if start.position.offset > Offset(0) => start.position,
-            Content::Epoch(start) if start.previous.is_known() => start.previous,
-            Content::Epoch(_) | Content::Gap(_) => return None,
+            Delivery::Epoch(start) if start.position.offset > Offset(0) => start.position,
+            Delivery::Epoch(start) if start.previous.is_known() => start.previous,
+            Delivery::Epoch(_) | Delivery::Gap(_) | Delivery::Start(_) => return None,
         };
         let mut expired = self.expired_before(position, ends)?;
         // Copies of it may follow. Not of the epoch of the position: whoever goes on behind a place
         // has had all names before it.
         let mut coming = self.had.clone();
-        for entry in &page.entries {
-            match &entry.content {
-                Content::Frame(IndexedFrame { frame, .. }) => {
+        for delivery in &page.deliveries {
+            match delivery {
+                Delivery::Frame(frame) => {
                     if let Some(name) = frame.provenance.as_ref().and_then(|it| it.name.as_ref()) {
                         coming.add(name.epoch, name.first, name.last().offset);
                     }
                 }
-                Content::Gap(gap) => {
+                Delivery::Gap(gap) => {
                     gap.lost.iter().for_each(|lost| coming.add(lost.epoch, lost.first, lost.last));
                 }
-                Content::Epoch(_) => {}
+                Delivery::Epoch(_) | Delivery::Start(_) => {}
             }
         }
         let lost = expired.lost.iter().flat_map(|lost| {
@@ -206,19 +202,6 @@ impl ShardCursor {
         }
     }
 
-    /// The position after which history is to be read, and when the page must have been read at the
-    /// earliest: what was kept has led a stream that comes back to where it was.
-    pub(super) fn wanted(&self) -> (Position, Option<Instant>) {
-        let turned = self.turned.filter(|(place, _)| self.position <= *place);
-        (self.position, turned.map(|(_, newest)| newest))
-    }
-
-    /// Turns a page of history that was read then.
-    pub(super) fn turn(&mut self, read: Instant) {
-        let newest = self.turned.map_or(read, |(_, newest)| newest.max(read));
-        self.turned = Some((self.position, newest));
-    }
-
     /// True if it waits for a page of history, or for the log.
     pub(super) fn waits(&self) -> bool {
         match &self.source {
@@ -238,7 +221,7 @@ impl ShardCursor {
         matches!(self.source, Source::Log(_) | Source::Gap(..))
     }
 
-    pub(super) fn put_back(&mut self, entry: Arc<Entry>) {
+    pub(super) fn put_back(&mut self, entry: Entry) {
         if let Source::History(entries) = &mut self.source {
             entries.push_front(entry);
         }
