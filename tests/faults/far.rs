@@ -6,12 +6,11 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use serde_json::json;
 
 use crate::support::{
     LIMIT,
     events::{mailbox_change, numbered, with_id},
-    gateway::{Gateway, GatewayOptions},
+    gateway::{FRAME_KEY, Gateway, GatewayOptions},
     nodes::TestNode,
     proxy::Proxy,
     redis::{RedisOptions, RedisServer},
@@ -32,11 +31,9 @@ const NEAR: usize = 8;
 #[tokio::test(flavor = "multi_thread")]
 async fn with_a_frame_key_far_gateways_are_served_beside_a_busy_near_one() {
     let redis = RedisServer::start(RedisOptions::default()).await;
-    let key = json!({"@type": "Value", "secret": "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="});
     let prefix = shared::prefix();
-    let options = |url: &str| {
-        GatewayOptions::redis(url, &prefix).set("shards", 1).set("frameKey", key.clone())
-    };
+    let options =
+        |url: &str| GatewayOptions::redis(url, &prefix).set("shards", 1).frame_keys(FRAME_KEY);
     let near = Gateway::start(options(&redis.url())).await;
     let lines = [Proxy::start(redis.port()).await, Proxy::start(redis.port()).await];
     let [one, two] = &lines;

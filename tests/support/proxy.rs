@@ -192,12 +192,9 @@ async fn serve(shared: Arc<Shared>, mut client: TcpStream, to: u16) {
                     *connection.subscribed.lock() = true;
                 }
                 lost |= drops;
-                let far = match *all.borrow() {
-                    Mode::Far(delay) => delay,
-                    _ => Duration::ZERO,
-                };
-                if !far.is_zero() {
-                    tokio::time::sleep(far).await;
+                let mode = *all.borrow();
+                if let Mode::Far(delay) = mode {
+                    tokio::time::sleep(delay).await;
                 }
                 if !drops && server.write_all(bytes).await.is_err() {
                     return;

@@ -71,8 +71,8 @@ enum Flight {
 struct Sent {
     call: Box<Call>,
     gateway: u64,
-    /// True if the gateway has an earlier version.
-    earlier: bool,
+    /// The script that the gateway calls.
+    sha: Text,
     /// The names that the gateway held when it sent a release.
     held: BTreeSet<At>,
 }
@@ -81,8 +81,8 @@ struct Sent {
 pub struct Gateway {
     pub id: u64,
     pub alive: bool,
-    /// It has an earlier version.
-    earlier: bool,
+    /// The script that it calls: another one in an earlier version.
+    sha: Text,
     pub frozen: bool,
     /// It takes few messages at a time.
     slow: bool,
@@ -428,7 +428,7 @@ impl World {
         Gateway {
             id,
             alive: true,
-            earlier,
+            sha: if earlier { self.earlier_sha.clone() } else { self.sha.clone() },
             frozen: false,
             slow,
             cut: false,
@@ -501,7 +501,7 @@ impl World {
     fn call_script(&mut self, master: usize, sent: &Sent) -> Result<Answer, Failure> {
         let call = &sent.call;
         let mut args = arguments(&call.command(&self.target));
-        args[1] = if sent.earlier { self.earlier_sha.clone() } else { self.sha.clone() };
+        args[1] = sent.sha.clone();
         if let Op::Release { .. } = call.op
             && let epoch = self.masters[master].line.epoch
             && epoch == call.seen.epoch.0
@@ -1070,7 +1070,7 @@ impl World {
         let releases = matches!(call.op, Op::Release { .. });
         let held = releases.then(|| self.events.held_by(&gateway.memory));
         let held = held.unwrap_or_default();
-        let sent = Sent { call, gateway: gateway.id, earlier: gateway.earlier, held };
+        let sent = Sent { call, gateway: gateway.id, sha: gateway.sha.clone(), held };
         gateway.flights.push_back(Flight::Sent(sent));
         let frames = gateway.flights.iter().filter(|flight| {
             matches!(flight, Flight::Sent(Sent { call, .. }) if matches!(call.op, Op::Append(_)))
@@ -1648,9 +1648,8 @@ mod tests {
             op: Op::Probe(encode_probe(1, 1, 0)),
             limit: Duration::from_secs(1),
         });
-        match world
-            .call_script(0, &Sent { call, gateway: 1, earlier: false, held: BTreeSet::new() })
-        {
+        let sent = Sent { call, gateway: 1, sha: world.sha.clone(), held: BTreeSet::new() };
+        match world.call_script(0, &sent) {
             Ok(Answer::Shard(view, _)) => view,
             other => panic!("no view: {other:?}"),
         }

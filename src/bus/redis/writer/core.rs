@@ -122,8 +122,6 @@ pub struct Core {
     why: String,
     /// True if the next frame goes before what is to be appended again late.
     frame_first: bool,
-    /// How often the exact place of the next frame was taken.
-    beaten: u32,
 }
 
 /// A frame that is sent until it is answered.
@@ -136,6 +134,8 @@ struct Sending {
     /// What earlier attempts knew of the shard's end whose outcome is unknown.
     unanswered: Vec<Position>,
     resends_left: u32,
+    /// How often its exact place was taken, or its epoch was over.
+    beaten: u32,
     traced: Option<TracedAppend>,
 }
 
@@ -177,7 +177,6 @@ impl Core {
             offers: 1,
             why: NOT_IN_TIME.into(),
             frame_first: false,
-            beaten: 0,
         }
     }
 
@@ -512,6 +511,7 @@ impl Core {
             under_way: false,
             unanswered: vec![],
             resends_left: self.limits.max_resends,
+            beaten: 0,
         });
     }
 
@@ -531,8 +531,13 @@ impl Core {
         let limit = self.limits.response_timeout.min(left.max(MIN_ANSWER_TIME));
         let under_way = UnderWay::Append(frame.sequence, seen);
         let framed = Framed { after, ..frame.framed(self.id, seen.epoch) };
+        let beaten = frame.beaten;
         let framed = self.with_tags(framed, seen, None);
-        Step::Call(self.call(Op::Append(framed), under_way, memory, limit, seen))
+        let mut call = self.call(Op::Append(framed), under_way, memory, limit, seen);
+        if call.placing == Placing::Exact && beaten >= MAX_BEATEN {
+            call.placing = Placing::ExactInTurn;
+        }
+        Step::Call(call)
     }
 
     fn append_answered(
@@ -551,7 +556,6 @@ impl Core {
                 let stamped = frame.stamped(self.id, appended, seen.epoch);
                 let count = stamped.frame.count;
                 memory.keep_own(stamped);
-                self.beaten = 0;
                 self.accepted(nth, appended, count);
                 return Shown::Accepted;
             }
@@ -588,7 +592,7 @@ impl Core {
             // One before it was not taken, or a recovery is under way.
             Status::OutOfOrder | Status::Recovering => {}
             // The epoch is over, or another gateway was first at its exact place.
-            Status::EpochOver => self.beaten += 1,
+            Status::EpochOver => frame.beaten += 1,
             Status::NotItsTurn => self.paused = Some(now + TURN_PAUSE),
             Status::Done(None) | Status::There | Status::Wait => {
                 self.paused = Some(now + RECOVERY_PAUSE);
@@ -706,9 +710,6 @@ impl Core {
         let entropy = self.rng.random_range(0..4096);
         // The tags of a frame are made for one place.
         let placing = match op {
-            Op::Append(_) if self.auth.is_some() && self.beaten >= MAX_BEATEN => {
-                Placing::ExactInTurn
-            }
             Op::Append(_) | Op::Again(..) if self.auth.is_some() => Placing::Exact,
             _ => Placing::Anywhere,
         };
