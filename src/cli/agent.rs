@@ -9,6 +9,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use trunkline::{
+    admin_port,
     agent::{
         formats::agora::{Agora, Version},
         serve,
@@ -50,6 +51,9 @@ pub(super) struct Agent {
     /// User that the mail server gives with it
     #[arg(long, default_value = "default", requires = "password_file")]
     user: String,
+    /// Address of the agent's admin port, with /livez, /readyz and /metrics [default: none]
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<SocketAddr>,
     /// Format of the log: text or json
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<String>,
@@ -90,6 +94,7 @@ impl Agent {
         let format = Agora { version: self.mail_server, ..Agora::default() };
         let options = serve::Options {
             credentials: self.credentials()?,
+            host: host(),
             ..serve::Options::new(Box::new(format))
         };
         let node_id = client.node_id().to_owned();
@@ -100,6 +105,12 @@ impl Agent {
         let release = self.mail_server;
         tracing::info!(%address, gateways, node_id, %release, "the agent listens");
         let stop = CancellationToken::new();
+        let ended = stop.clone().drop_guard();
+        if let Some(address) = self.admin {
+            let wrong = |error| Failure::Usage(format!("--admin {address}: {error}"));
+            let listener = TcpListener::bind(address).await.map_err(wrong)?;
+            tokio::spawn(admin_port::serve(listener, agent.admin(), stop.clone()));
+        }
         let mut serving = pin!(agent.serve(listener, stop.clone()));
         tokio::select! {
             served = &mut serving => return served.map_err(wrong),
@@ -107,7 +118,7 @@ impl Agent {
             _ = interrupt.recv() => {}
         }
         tracing::info!("stopping");
-        stop.cancel();
+        drop(ended);
         serving.await.map_err(wrong)
     }
 
@@ -116,8 +127,7 @@ impl Agent {
         if let Some(node_id) = &self.node_id {
             return Ok(node_id.clone());
         }
-        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        match name.trim() {
+        match host().as_str() {
             "" => Err(Failure::Usage("this host has no name: give the agent a --node-id".into())),
             name => Ok(format!("agent-{name}")),
         }
@@ -135,4 +145,10 @@ impl Agent {
             }
         }
     }
+}
+
+/// The name of this host; empty if it has none.
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
 }

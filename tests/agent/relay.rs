@@ -24,28 +24,33 @@ use crate::support::{
     until,
 };
 
-const CHANNEL: &str = "stwt.agora";
+pub(crate) const CHANNEL: &str = "stwt.agora";
 
 /// What heals a node when nothing is known of the queue and of accounts.
 const HEALING: &[u8] = b"\xff\xff\x03\x08\x09\x06\x11\x06\x17\x06\x1c\x0c";
 
 /// An agent in this process.
-struct Host {
-    agent: Agent,
-    address: SocketAddr,
+pub(crate) struct Host {
+    pub(crate) agent: Agent,
+    pub(crate) address: SocketAddr,
     _serves: JoinHandle<std::io::Result<()>>,
     _stop: DropGuard,
 }
 
 impl Host {
-    async fn start(node_id: &str, gateway: &str) -> Host {
+    pub(crate) async fn start(node_id: &str, gateway: &str) -> Host {
         Host::with(node_id, gateway, |options| options).await
     }
 
-    async fn with(node_id: &str, gateway: &str, change: impl FnOnce(Options) -> Options) -> Host {
+    pub(crate) async fn with(
+        node_id: &str,
+        gateway: &str,
+        change: impl FnOnce(Options) -> Options,
+    ) -> Host {
         let client = Client::builder(node_id).gateway(gateway).build().expect("built");
         let format = Agora { version: Version::V0_16_19, ..Agora::default() };
-        let agent = Agent::new(client, change(Options::new(Box::new(format))));
+        let options = Options { host: "this-host".into(), ..Options::new(Box::new(format)) };
+        let agent = Agent::new(client, change(options));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let address = listener.local_addr().expect("an address");
         let stop = CancellationToken::new();
@@ -56,12 +61,15 @@ impl Host {
         Host { agent, address, _serves: serves, _stop: stop.drop_guard() }
     }
 
-    fn redis(&self, query: &str) -> redis::Client {
+    pub(crate) fn redis(&self, query: &str) -> redis::Client {
         redis::Client::open(format!("redis://{}/{query}", self.address)).expect("a URL")
     }
 
     /// The messages that a node gets, without those that heal it.
-    async fn subscribe(&self, query: &str) -> impl Stream<Item = Vec<u8>> + Unpin + use<> {
+    pub(crate) async fn subscribe(
+        &self,
+        query: &str,
+    ) -> impl Stream<Item = Vec<u8>> + Unpin + use<> {
         let mut pubsub = self.redis(query).get_async_pubsub().await.expect("connected");
         pubsub.subscribe(CHANNEL).await.expect("subscribed");
         let messages = pubsub.into_on_message().map(|message| message.get_payload_bytes().to_vec());
@@ -77,7 +85,7 @@ impl Host {
     }
 
     /// Until it receives events of the gateways.
-    async fn is_connected(&self) {
+    pub(crate) async fn is_connected(&self) {
         let streams = &self.agent.counters().streams;
         until(LIMIT, "a stream of events", async || streams.load(Ordering::Relaxed) > 0).await;
     }

@@ -49,7 +49,7 @@ pub use builder::Builder;
 pub use credentials::{Bearer, Credentials};
 pub use error::{Error, ErrorKind};
 pub use interest::Interest;
-pub use publisher::{Acknowledgement, Publisher, PublisherOptions, WhenFull};
+pub use publisher::{Acknowledgement, Publisher, PublisherOptions, Waiting, WhenFull};
 pub use recent::RecentEvents;
 pub use subscribe::{Notification, SubscribeOptions, Subscription};
 pub use trunkline_proto::{kinds, v1};

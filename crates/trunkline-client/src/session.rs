@@ -157,7 +157,7 @@ impl Session {
         loop {
             tokio::select! {
                 message = stream.message() => return message,
-                () = watching.work(requests) => {}
+                () = watching.work(requests, &self.request.resume_token) => {}
             }
         }
     }
@@ -176,7 +176,7 @@ impl Session {
                     subscribed.heartbeat_interval.and_then(|i| Duration::try_from(i).ok());
                 self.heartbeat = interval.unwrap_or(self.heartbeat);
                 if let Some(watching) = &mut self.watching {
-                    watching.updated(0);
+                    watching.opened();
                 }
                 Some(Notification::Subscribed(subscribed))
             }

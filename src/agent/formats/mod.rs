@@ -28,6 +28,9 @@ pub trait Format: Debug + Send + Sync {
     /// The channel that programs use for it.
     fn channel(&self) -> &'static str;
 
+    /// The version that programs of this host have.
+    fn version(&self) -> String;
+
     /// The sender of the agent's own messages. Programs have other ones.
     fn sender(&self) -> u16;
 

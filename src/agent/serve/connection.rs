@@ -10,7 +10,8 @@ use tokio::{
 };
 
 use super::{
-    Shared,
+    Shared, count,
+    programs::Origin,
     subscriber::{Next, Subscriber},
 };
 use crate::agent::{
@@ -40,11 +41,25 @@ impl Drop for Registration<'_> {
     }
 }
 
+/// Takes the connection out of those that programs publish on.
+struct Publisher<'a> {
+    shared: &'a Shared,
+    id: u64,
+}
+
+impl Drop for Publisher<'_> {
+    fn drop(&mut self) {
+        self.shared.programs.left(self.id);
+    }
+}
+
 /// Serves a connection until it ends.
 pub(super) async fn run(shared: Arc<Shared>, mut stream: TcpStream, id: u64) {
     // A message must not wait for the acknowledgement of the one before.
     let _ = stream.set_nodelay(true);
-    let Ok(address) = stream.local_addr() else { return };
+    let (Ok(address), Ok(peer)) = (stream.local_addr(), stream.peer_addr()) else { return };
+    let origin = Origin { connection: id, peer: peer.to_string() };
+    let _publisher = Publisher { shared: &shared, id };
     let address = (address.ip().to_string(), address.port());
     let mut session = Session::new(shared.settings.clone(), id, address);
     let mut registration: Option<Registration<'_>> = None;
@@ -56,7 +71,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut stream: TcpStream, id: u64) {
             match session.next(&mut out) {
                 Step::Receive => wants_bytes = true,
                 Step::Answered => {}
-                Step::Publish { payload, .. } => match shared.publish(&payload) {
+                Step::Publish { payload, .. } => match shared.publish(&payload, &origin) {
                     Ok(receivers) => session.published(receivers, &mut out),
                     Err(error) => session.refused(error, &mut out),
                 },
@@ -83,6 +98,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut stream: TcpStream, id: u64) {
                     Next::Message(payload) => {
                         let channel = &shared.settings.channels[0];
                         out.extend_from_slice(&message(session.version(), channel, &payload));
+                        count(&shared.counters.delivered_messages, 1);
                     }
                     Next::Heal => shared.heal_one(id, subscriber, "it read too slowly"),
                     Next::Nothing => break,

@@ -6,8 +6,11 @@
 //! by messages that bring it up to date; events that the buffer had to give up, by the same events
 //! for the other nodes.
 
+mod admin;
 mod connection;
 mod downlink;
+mod programs;
+mod report;
 mod subscriber;
 mod uplink;
 
@@ -16,9 +19,9 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -30,7 +33,12 @@ use trunkline_client::{
     v1::{Event, event::Kind},
 };
 
-use self::{subscriber::Subscriber, uplink::Uplink};
+use self::{
+    programs::{Origin, Programs},
+    report::Healings,
+    subscriber::Subscriber,
+    uplink::Uplink,
+};
 use super::{
     formats::{Format, Healing, Known, Undecodable},
     resp::Limits,
@@ -68,6 +76,8 @@ pub struct Options {
     pub buffer_bytes: usize,
     /// How long an event waits for a gateway before it is given up.
     pub buffer_age: Duration,
+    /// Name of this host, for operators; empty: unknown.
+    pub host: String,
 }
 
 impl Options {
@@ -82,6 +92,7 @@ impl Options {
             buffer_events: 100_000,
             buffer_bytes: 32 << 20,
             buffer_age: Duration::from_mins(10),
+            host: String::new(),
         }
     }
 }
@@ -93,6 +104,8 @@ pub struct Counters {
     pub published_messages: AtomicU64,
     /// Events of them.
     pub published_events: AtomicU64,
+    /// Messages that were written to programs, counted for each.
+    pub delivered_messages: AtomicU64,
     /// Messages that could not be read, or not to their end.
     pub undecodable_messages: AtomicU64,
     /// Streams of events that gateways opened.
@@ -131,6 +144,12 @@ struct Shared {
     known: Mutex<Known>,
     uplink: Uplink,
     counters: Counters,
+    /// When the agent began.
+    started: SystemTime,
+    /// A stream of events is open.
+    is_connected: AtomicBool,
+    programs: Programs,
+    healings: Healings,
     undecodable: Throttle,
     left_out: Throttle,
     rejected: Throttle,
@@ -158,6 +177,10 @@ impl Agent {
             subscribers: Mutex::default(),
             known: Mutex::default(),
             counters: Counters::default(),
+            started: SystemTime::now(),
+            is_connected: AtomicBool::new(false),
+            programs: Programs::default(),
+            healings: Healings::default(),
             undecodable: Throttle::repeated(),
             left_out: Throttle::repeated(),
             rejected: Throttle::repeated(),
@@ -240,9 +263,9 @@ impl Shared {
     /// # Errors
     ///
     /// Why it, or the rest of it, could not be read. What stands before that was taken.
-    fn publish(&self, message: &[u8]) -> Result<usize, Undecodable> {
+    fn publish(&self, message: &[u8], origin: &Origin) -> Result<usize, Undecodable> {
         count(&self.counters.published_messages, 1);
-        let result = self.take(message);
+        let result = self.take(message, origin);
         if let Err(error) = &result {
             count(&self.counters.undecodable_messages, 1);
             if let Some(suppressed) = self.undecodable.pass() {
@@ -252,13 +275,14 @@ impl Shared {
         result
     }
 
-    fn take(&self, message: &[u8]) -> Result<usize, Undecodable> {
+    fn take(&self, message: &[u8], origin: &Origin) -> Result<usize, Undecodable> {
         let format = &self.options.format;
         let decoded = format.decode(message)?;
         if decoded.sender == format.sender() {
             let why = format!("node id {} is that of the agent", decoded.sender);
             return Err(Undecodable::new(0, why));
         }
+        self.programs.published(decoded.sender, origin);
         let mut error = None;
         {
             // One message after the other, so that its events stay together.
@@ -324,8 +348,8 @@ impl Shared {
     fn heal(&self, why: &str) {
         let messages = self.healing();
         let programs = self.deliver(&messages);
-        count(&self.counters.healings, programs);
         let accounts = self.known.lock().accounts().count();
+        self.healed(why, programs, accounts);
         tracing::info!(why, programs, accounts, "programs were brought up to date");
     }
 
@@ -337,8 +361,9 @@ impl Shared {
 
     fn heal_one(&self, id: u64, subscriber: &Subscriber, why: &str) {
         subscriber.heal(&self.healing());
-        count(&self.counters.healings, 1);
-        tracing::info!(connection = id, why, "a program was brought up to date");
+        let accounts = self.known.lock().accounts().count();
+        self.healed(why, 1, accounts);
+        tracing::info!(connection = id, why, accounts, "a program was brought up to date");
     }
 
     fn unsubscribe(&self, id: u64) {

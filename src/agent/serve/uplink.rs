@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, mpsc};
 use trunkline_client::{
-    Acknowledgement, Client, Error, ErrorKind, Publisher, PublisherOptions, WhenFull,
+    Acknowledgement, Client, Error, ErrorKind, Publisher, PublisherOptions, Waiting, WhenFull,
     v1::{Event, event::Kind},
 };
 
@@ -56,6 +56,11 @@ impl Uplink {
     /// Begins a batch. No other is begun until it is dropped.
     pub(super) fn begin(&self) -> Batch<'_> {
         Batch { uplink: self, publisher: self.publisher.lock() }
+    }
+
+    /// What waits for a gateway.
+    pub(super) fn waiting(&self) -> Waiting {
+        self.publisher.lock().waiting()
     }
 
     /// Waits until all events are accepted, or given up.
@@ -127,7 +132,7 @@ async fn repair(shared: &Shared) {
             tracing::debug!(why, "the other nodes cannot be healed yet");
             tokio::time::sleep(RETRY).await;
         }
-        count(&shared.counters.repairs, 1);
+        shared.repaired(lost - repaired);
         tracing::warn!(
             events = lost - repaired,
             "events were given up; the other nodes were brought up to date"

@@ -155,6 +155,17 @@ mod parking {
     }
 }
 
+/// What waits for its acknowledgement in a [`Publisher`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Events.
+    pub events: usize,
+    /// Bytes of memory that they take, approximately.
+    pub bytes: usize,
+    /// Age of the oldest of them. None if nothing waits.
+    pub age: Option<Duration>,
+}
+
 /// Resolves when an event is acknowledged: the bus has accepted it. Dropping it withdraws nothing.
 #[derive(Debug)]
 pub struct Acknowledgement(oneshot::Receiver<Answer>);
@@ -230,6 +241,11 @@ impl Publisher {
             }
             emptied.await;
         }
+    }
+
+    /// What waits for its acknowledgement.
+    pub fn waiting(&self) -> Waiting {
+        self.shared.buffer.lock().waiting(Instant::now())
     }
 
     /// Waits until everything that was published is acknowledged, or given up.

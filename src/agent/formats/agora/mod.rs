@@ -72,6 +72,10 @@ impl Format for Agora {
         "stwt.agora"
     }
 
+    fn version(&self) -> String {
+        self.version.to_string()
+    }
+
     fn sender(&self) -> u16 {
         self.sender
     }
