@@ -4,6 +4,7 @@
 mod support;
 
 mod command;
+mod doctor;
 mod payloads;
 mod relay;
 mod seen;
