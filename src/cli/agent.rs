@@ -1,6 +1,6 @@
 //! `trunkline agent`.
 
-use std::{net::SocketAddr, path::PathBuf, pin::pin};
+use std::{net::SocketAddr, path::PathBuf, pin::pin, time::Duration};
 
 use clap::Args;
 use tokio::{
@@ -19,6 +19,10 @@ use trunkline::{
 };
 
 use super::{Failure, Form, GatewayArgs, log::Log};
+
+/// The longest wait before an agent looks for a gateway again: a mail server hears nothing until
+/// then, and there is one agent on each of its hosts.
+const RECONNECT_WAIT: Duration = Duration::from_millis(200);
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -89,6 +93,7 @@ impl Agent {
             .gateway
             .builder(self.node_id()?)?
             .client_version(concat!("trunkline agent ", env!("CARGO_PKG_VERSION")))
+            .reconnect_wait(RECONNECT_WAIT)
             .build()
             .map_err(|error| Failure::Usage(error.to_string()))?;
         let format = Agora { version: self.mail_server, ..Agora::default() };

@@ -67,6 +67,7 @@ pub struct Client {
     roles: Vec<String>,
     publish_timeout: Duration,
     attempt_timeout: Duration,
+    reconnect_wait: Duration,
     /// One for each gateway. They connect when first used, and again after a loss.
     gateways: Vec<Gateway>,
     /// The index of the gateway that worked last: the next attempt begins there. Clones share it.

@@ -268,7 +268,7 @@ impl Publisher {
 /// Opens streams, one after the other.
 async fn run(client: Client, shared: Arc<Shared>) {
     let publisher_id = Uuid::new_v4().to_string();
-    let mut backoff = Backoff::new();
+    let mut backoff = Backoff::new(client.reconnect_wait);
     let mut number = client.preferred();
     loop {
         shared.is_filled().await;
@@ -389,7 +389,7 @@ impl Stream<'_> {
         match response.response {
             Some(Response::Accepted(accepted)) => {
                 // The stream works: the next loss starts a new series of attempts.
-                *self.backoff = Backoff::new();
+                self.backoff.reset();
                 self.shared.buffer.lock().accepted(accepted.sequence);
                 self.shared.emptied.notify_waiters();
             }
