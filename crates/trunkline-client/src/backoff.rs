@@ -33,8 +33,8 @@ impl Backoff {
         *self = Backoff::new(self.max);
     }
 
-    /// A random part of the bound, which doubles up to the longest, but not less than the gateway asked
-    /// for, up to a minute.
+    /// A random part of the bound, which doubles up to the longest, but not less than the gateway
+    /// asked for, up to a minute.
     pub(super) fn next(&mut self, requested: Option<Duration>) -> Duration {
         let wait = self.bound.mul_f64(rand::rng().random_range(0.0..=1.0));
         self.bound = (self.bound * 2).min(self.max);

@@ -123,8 +123,8 @@ impl Builder {
         self
     }
 
-    /// Sets the longest wait between two attempts, unless a gateway asks for a longer one. With many
-    /// nodes, short waits are many attempts while no gateway serves. Default: 2 s.
+    /// Sets the longest wait between two attempts, unless a gateway asks for a longer one. With
+    /// many nodes, short waits are many attempts while no gateway serves. Default: 2 s.
     #[must_use]
     pub fn reconnect_wait(mut self, wait: Duration) -> Builder {
         self.reconnect_wait = wait;

@@ -3,7 +3,7 @@
 //! | path | answer |
 //! |---|---|
 //! | `/livez` | 200 while the process answers |
-//! | `/readyz` | 200 while a gateway delivers events; otherwise 503: programs are served all the same |
+//! | `/readyz` | 200 while a gateway delivers events; otherwise 503: programs are served anyway |
 //! | `/metrics` | all metrics, in the text format of Prometheus |
 
 use std::{
