@@ -2,13 +2,17 @@
 
 mod file;
 
-use std::{path::PathBuf, pin::pin};
+use std::{net::SocketAddr, path::PathBuf, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
 use tokio_util::sync::CancellationToken;
 use trunkline::{
+    admin_port,
     agent::{
         formats::{
             Opaque,
@@ -22,6 +26,10 @@ use trunkline::{
 
 pub(super) use self::file::with_file;
 use super::{Failure, Form, GatewayArgs, log::Log, serve::secret_url};
+
+/// The longest wait before an agent looks for a gateway again: a mail server hears nothing until
+/// then, and there is one agent on each of its hosts.
+const RECONNECT_WAIT: Duration = Duration::from_millis(200);
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -83,6 +91,9 @@ pub(super) struct Agent {
     /// User that the mail server gives with it
     #[arg(long, default_value = "default", requires = "password_file")]
     user: String,
+    /// Address of the agent's admin port, with /livez, /readyz and /metrics [default: none]
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<SocketAddr>,
     /// Format of the log: text or json
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<String>,
@@ -118,11 +129,13 @@ impl Agent {
             .gateway
             .builder(self.node_id()?)?
             .client_version(concat!("trunkline agent ", env!("CARGO_PKG_VERSION")))
+            .reconnect_wait(RECONNECT_WAIT)
             .build()
             .map_err(|error| Failure::Usage(error.to_string()))?;
         let format = Agora { version: self.mail_server, sender: self.channel_id };
         let mut options = serve::Options {
             credentials: self.credentials()?,
+            host: host(),
             join: self.join()?,
             ..serve::Options::new(Box::new(format))
         };
@@ -161,6 +174,12 @@ impl Agent {
         let agent = serve::Agent::after(before, client, options);
         tracing::info!(addresses, gateways, node_id, %release, "the agent listens");
         let stop = CancellationToken::new();
+        let ended = stop.clone().drop_guard();
+        if let Some(address) = self.admin {
+            let wrong = |error| Failure::Usage(format!("--admin {address}: {error}"));
+            let listener = TcpListener::bind(address).await.map_err(wrong)?;
+            tokio::spawn(admin_port::serve(listener, agent.admin(), stop.clone()));
+        }
         let mut serving = pin!(agent.serve(listeners, folder, stop.clone()));
         tokio::select! {
             served = &mut serving => return served.map_err(|error| self.wrong_folder(&error)),
@@ -168,7 +187,7 @@ impl Agent {
             _ = interrupt.recv() => {}
         }
         tracing::info!("stopping");
-        stop.cancel();
+        drop(ended);
         serving.await.map_err(|error| self.wrong_folder(&error))
     }
 
@@ -194,8 +213,7 @@ impl Agent {
         if let Some(node_id) = &self.node_id {
             return Ok(node_id.clone());
         }
-        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        match name.trim() {
+        match host().as_str() {
             "" => Err(Failure::Usage("this host has no name: give the agent a --node-id".into())),
             name => Ok(format!("agent-{name}")),
         }
@@ -224,6 +242,12 @@ impl Agent {
             }
         }
     }
+}
+
+/// The name of this host; empty if it has none.
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
 }
 
 /// A channel, and after `=` what heals its programs.

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod agent;
+mod agents;
 mod arguments;
 mod bench;
 mod check;

@@ -5,8 +5,10 @@ mod support;
 
 mod channels;
 mod command;
+mod doctor;
 mod hostile;
 mod joined;
 mod payloads;
 mod relay;
 mod restart;
+mod seen;

@@ -49,7 +49,8 @@ impl Host {
     ) -> Host {
         let client = Client::builder(node_id).gateway(gateway).build().expect("built");
         let format = Agora { version: Version::V0_16_19, ..Agora::default() };
-        let agent = Agent::new(client, change(Options::new(Box::new(format))));
+        let options = Options { host: "this-host".into(), ..Options::new(Box::new(format)) };
+        let agent = Agent::new(client, change(options));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let address = listener.local_addr().expect("an address");
         let stop = CancellationToken::new();

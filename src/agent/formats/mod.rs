@@ -29,6 +29,9 @@ pub trait Format: Debug + Send + Sync {
     /// The channel that programs use for it.
     fn channel(&self) -> &str;
 
+    /// The version that programs of this host have.
+    fn version(&self) -> String;
+
     /// The sender of the agent's own messages, where messages have one. Programs have other ones.
     fn sender(&self) -> Option<u16>;
 

@@ -76,6 +76,10 @@ impl Format for Opaque {
         &self.channel
     }
 
+    fn version(&self) -> String {
+        String::new()
+    }
+
     fn sender(&self) -> Option<u16> {
         None
     }

@@ -10,8 +10,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Shared,
+    Shared, count,
     listen::Stream,
+    programs::Origin,
     subscriber::{Next, Subscriber},
 };
 use crate::agent::{
@@ -46,6 +47,18 @@ impl Drop for Registration<'_> {
     }
 }
 
+/// Takes the connection out of those that programs publish on.
+struct Publisher<'a> {
+    shared: &'a Shared,
+    id: u64,
+}
+
+impl Drop for Publisher<'_> {
+    fn drop(&mut self) {
+        self.shared.programs.left(self.id);
+    }
+}
+
 /// Serves a connection until it ends, or until `closing` is cancelled and everything is answered
 /// that was received.
 pub(super) async fn run(
@@ -55,6 +68,12 @@ pub(super) async fn run(
     id: u64,
     closing: CancellationToken,
 ) {
+    let peer = match &stream {
+        Stream::Left(stream) => stream.peer_addr().map(|peer| peer.to_string()),
+        Stream::Right(_) => Ok("a Unix socket".to_owned()),
+    };
+    let origin = Origin { connection: id, peer: peer.unwrap_or_default() };
+    let _publisher = Publisher { shared: &shared, id };
     let mut session = Session::new(shared.settings.clone(), id, address);
     let mut registration: Option<Registration<'_>> = None;
     let mut out = BytesMut::new();
@@ -71,7 +90,7 @@ pub(super) async fn run(
             match step {
                 Step::Receive => wants_bytes = true,
                 Step::Answered => {}
-                Step::Publish { channel, payload } => match shared.publish(channel, &payload) {
+                Step::Publish { channel, payload } => match shared.publish(channel, &payload, &origin) {
                     Ok(receivers) => session.published(receivers, &mut out),
                     Err(error) => session.refused(error, &mut out),
                 },
@@ -101,6 +120,7 @@ pub(super) async fn run(
                     Next::Message(channel, payload) => {
                         let channel = &shared.settings.channels[channel];
                         out.extend_from_slice(&message(session.version(), channel, &payload));
+                        count(&shared.counters.delivered_messages, 1);
                     }
                     Next::Heal => {
                         for channel in subscriber.channels() {

@@ -6,11 +6,14 @@
 //! by messages that bring it up to date; events that the buffer had to give up, by the same events
 //! for the other nodes.
 
+mod admin;
 mod connection;
 mod downlink;
 mod handover;
 mod joined;
 mod listen;
+mod programs;
+mod report;
 mod snapshot;
 mod subscriber;
 mod uplink;
@@ -20,9 +23,9 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -41,7 +44,13 @@ pub use self::{
     listen::{Address, Listener},
     snapshot::Snapshot,
 };
-use self::{handover::Successor, subscriber::Subscriber, uplink::Uplink};
+use self::{
+    handover::Successor,
+    programs::{Origin, Programs},
+    report::Healings,
+    subscriber::Subscriber,
+    uplink::Uplink,
+};
 use super::{
     formats::{Decoded, Format, Healing, Known, Undecodable},
     resp::Limits,
@@ -90,6 +99,8 @@ pub struct Options {
     pub buffer_bytes: usize,
     /// How long an event waits for a gateway before it is given up.
     pub buffer_age: Duration,
+    /// Name of this host, for operators; empty: unknown.
+    pub host: String,
 }
 
 impl Options {
@@ -106,6 +117,7 @@ impl Options {
             buffer_events: 100_000,
             buffer_bytes: 32 << 20,
             buffer_age: Duration::from_mins(10),
+            host: String::new(),
         }
     }
 
@@ -143,6 +155,8 @@ pub struct Counters {
     pub published_messages: AtomicU64,
     /// Events of them.
     pub published_events: AtomicU64,
+    /// Messages that were written to programs, counted for each.
+    pub delivered_messages: AtomicU64,
     /// Messages that could not be read, or not to their end.
     pub undecodable_messages: AtomicU64,
     /// Streams of events that gateways opened.
@@ -191,6 +205,12 @@ struct Shared {
     resume_token: Mutex<Vec<u8>>,
     uplink: Uplink,
     counters: Counters,
+    /// When the agent began.
+    started: SystemTime,
+    /// A stream of events is open.
+    is_connected: AtomicBool,
+    programs: Programs,
+    healings: Healings,
     healed: Throttle,
     undecodable: Throttle,
     left_out: Throttle,
@@ -228,6 +248,10 @@ impl Agent {
             known: Mutex::new(before.known()),
             resume_token: Mutex::new(before.resume_token),
             counters: Counters::default(),
+            started: SystemTime::now(),
+            is_connected: AtomicBool::new(false),
+            programs: Programs::default(),
+            healings: Healings::default(),
             // A client that subscribes again and again does not fill the log.
             healed: Throttle::new(50, Duration::from_secs(10)),
             undecodable: Throttle::repeated(),
@@ -378,14 +402,22 @@ impl Shared {
     /// # Errors
     ///
     /// Why it, or the rest of it, could not be read. What stands before that was taken.
-    fn publish(&self, channel: Channel, message: &[u8]) -> Result<usize, Undecodable> {
+    fn publish(
+        &self,
+        channel: Channel,
+        message: &[u8],
+        origin: &Origin,
+    ) -> Result<usize, Undecodable> {
         let format = &self.options.formats[channel];
         let taken = format.decode(message).and_then(|decoded| match decoded.sender {
             Some(sender) if format.sender() == Some(sender) => {
                 let why = format!("node id {sender} is that of the agent");
                 Err(Undecodable::new(0, why))
             }
-            _ => {
+            sender => {
+                if let Some(sender) = sender {
+                    self.programs.published(sender, origin);
+                }
                 let joined = self.joined.lock().clone().filter(|_| channel == JOINED);
                 self.take(channel, message, decoded, joined)
             }
@@ -523,8 +555,8 @@ impl Shared {
                 programs += self.deliver(channel, &messages);
             }
         }
-        count(&self.counters.healings, programs);
         let accounts = self.known.lock().accounts().count();
+        self.healed_programs(why, programs, accounts);
         tracing::info!(why, programs, accounts, "programs were brought up to date");
     }
 
@@ -536,7 +568,7 @@ impl Shared {
             return;
         }
         subscriber.heal(channel, &messages);
-        count(&self.counters.healings, 1);
+        self.healed_programs(why, 1, self.known.lock().accounts().count());
         if let Some(suppressed) = self.healed.pass() {
             let (connection, channel) = (id, self.options.formats[channel].channel());
             let done = "a program was brought up to date";

@@ -14,7 +14,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, mpsc};
 use trunkline_client::{
     Acknowledgement, Client, Error, ErrorKind, Publisher, PublisherOptions, Unacknowledged,
-    WhenFull,
+    Waiting, WhenFull,
     v1::{Event, event::Kind},
 };
 
@@ -81,6 +81,11 @@ impl Uplink {
     /// Begins a batch. No other is begun until it is dropped.
     pub(super) fn begin(&self) -> Batch<'_> {
         Batch { uplink: self, publisher: self.publisher.lock() }
+    }
+
+    /// What waits for a gateway.
+    pub(super) fn waiting(&self) -> Waiting {
+        self.publisher.lock().waiting()
     }
 
     /// Waits until all events are accepted, or given up.
@@ -173,7 +178,7 @@ async fn repair(shared: &Shared) {
             tracing::debug!(why, "the other nodes cannot be healed yet");
             tokio::time::sleep(RETRY).await;
         }
-        count(&shared.counters.repairs, 1);
+        shared.healed_others("events may be missed");
         uplink.repaired.store(reasons, Ordering::Relaxed);
         let lost = shared.counters.lost_events.load(Ordering::Relaxed);
         tracing::warn!(lost, "events may be missed; the other nodes were brought up to date");

@@ -108,6 +108,15 @@ impl Buffer {
         receiver
     }
 
+    /// What waits.
+    pub(super) fn waiting(&self, now: Instant) -> super::Waiting {
+        super::Waiting {
+            events: self.waiting.len(),
+            bytes: self.bytes,
+            age: self.waiting.front().map(|first| now - first.since),
+        }
+    }
+
     /// The sequence of the first event.
     fn first(&self) -> u64 {
         self.next - self.waiting.len() as u64

@@ -168,6 +168,17 @@ mod parking {
     }
 }
 
+/// What waits for its acknowledgement in a [`Publisher`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Events.
+    pub events: usize,
+    /// Bytes of memory that they take, approximately.
+    pub bytes: usize,
+    /// Age of the oldest of them. None if nothing waits.
+    pub age: Option<Duration>,
+}
+
 /// Resolves when an event is acknowledged: the bus has accepted it. Dropping it withdraws nothing.
 #[derive(Debug)]
 pub struct Acknowledgement(oneshot::Receiver<Answer>);
@@ -268,6 +279,11 @@ impl Publisher {
         }
     }
 
+    /// What waits for its acknowledgement.
+    pub fn waiting(&self) -> Waiting {
+        self.shared.buffer.lock().waiting(Instant::now())
+    }
+
     /// Waits until everything that was published is acknowledged, or given up.
     pub async fn flush(&self) {
         loop {
@@ -301,7 +317,7 @@ impl Publisher {
 
 /// Opens streams, one after the other.
 async fn run(client: Client, shared: Arc<Shared>) {
-    let mut backoff = Backoff::new();
+    let mut backoff = Backoff::new(client.reconnect_wait);
     let mut number = client.preferred();
     loop {
         shared.is_filled().await;
@@ -422,7 +438,7 @@ impl Stream<'_> {
         match response.response {
             Some(Response::Accepted(accepted)) => {
                 // The stream works: the next loss starts a new series of attempts.
-                *self.backoff = Backoff::new();
+                self.backoff.reset();
                 self.shared.buffer.lock().accepted(accepted.sequence);
                 self.shared.emptied.notify_waiters();
             }
