@@ -90,10 +90,12 @@ pub(super) async fn run(
             match step {
                 Step::Receive => wants_bytes = true,
                 Step::Answered => {}
-                Step::Publish { channel, payload } => match shared.publish(channel, &payload, &origin) {
-                    Ok(receivers) => session.published(receivers, &mut out),
-                    Err(error) => session.refused(error, &mut out),
-                },
+                Step::Publish { channel, payload } => {
+                    match shared.publish(channel, &payload, &origin) {
+                        Ok(receivers) => session.published(receivers, &mut out),
+                        Err(error) => session.refused(error, &mut out),
+                    }
+                }
                 Step::Subscriptions { added, removed } => {
                     let Registration { subscriber, .. } =
                         registration.get_or_insert_with(|| Registration::new(&shared, id));
