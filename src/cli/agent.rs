@@ -2,7 +2,7 @@
 
 mod file;
 
-use std::{net::SocketAddr, path::PathBuf, pin::pin, time::Duration};
+use std::{io::ErrorKind, net::SocketAddr, path::PathBuf, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use clap::Args;
@@ -31,11 +31,14 @@ use super::{Failure, Form, GatewayArgs, log::Log, serve::secret_url};
 /// then, and there is one agent on each of its hosts.
 const RECONNECT_WAIT: Duration = Duration::from_millis(200);
 
+/// The wait before an admin port that another process has is tried again.
+const ADMIN_WAIT: Duration = Duration::from_millis(100);
+
 #[derive(Args)]
 #[command(after_help = "\
 Speaks Redis' protocol to the mail server of this host, and is a node of Trunkline on the other
 side. The mail server needs one change, its URL of Redis as coordinator: redis://127.0.0.1:6380.
-docs/agent.md says what it does, and what it does not do yet.
+docs/agent.md says what it does, and what it does not.
 
 What the mail server publishes is answered at once, and waits for a gateway for up to ten minutes.
 Whatever it may have missed, it is brought up to date.
@@ -152,6 +155,10 @@ impl Agent {
             options.check(address).map_err(wrong)?;
         }
         let folder = self.folder()?;
+        let admin = match self.admin {
+            Some(address) => self.bind_admin(address).await?,
+            None => None,
+        };
         // From here on, the agent before has ended: what can be wrong was found out by now.
         let (listeners, before) = match &folder {
             Some(folder) if passed.is_empty() => {
@@ -176,9 +183,7 @@ impl Agent {
         let stop = CancellationToken::new();
         let ended = stop.clone().drop_guard();
         if let Some(address) = self.admin {
-            let wrong = |error| Failure::Usage(format!("--admin {address}: {error}"));
-            let listener = TcpListener::bind(address).await.map_err(wrong)?;
-            tokio::spawn(admin_port::serve(listener, agent.admin(), stop.clone()));
+            tokio::spawn(serve_admin(address, admin, agent.clone(), stop.clone()));
         }
         let mut serving = pin!(agent.serve(listeners, folder, stop.clone()));
         tokio::select! {
@@ -189,6 +194,18 @@ impl Agent {
         tracing::info!("stopping");
         drop(ended);
         serving.await.map_err(|error| self.wrong_folder(&error))
+    }
+
+    /// The listener of the admin port; none if a process has it that this one may take over from.
+    async fn bind_admin(&self, address: SocketAddr) -> Result<Option<TcpListener>, Failure> {
+        match TcpListener::bind(address).await {
+            Ok(listener) => Ok(Some(listener)),
+            Err(error) if error.kind() == ErrorKind::AddrInUse && self.state_dir.is_some() => {
+                tracing::info!(%address, "the admin port follows when no other process has it");
+                Ok(None)
+            }
+            Err(error) => Err(Failure::Usage(format!("--admin {address}: {error}"))),
+        }
     }
 
     fn addresses(&self) -> String {
@@ -242,6 +259,23 @@ impl Agent {
             }
         }
     }
+}
+
+/// Serves the admin port, once the process that has it has ended.
+async fn serve_admin(
+    address: SocketAddr,
+    mut listener: Option<TcpListener>,
+    agent: serve::Agent,
+    stop: CancellationToken,
+) {
+    let listener = loop {
+        if let Some(listener) = listener {
+            break listener;
+        }
+        tokio::time::sleep(ADMIN_WAIT).await;
+        listener = TcpListener::bind(address).await.ok();
+    };
+    admin_port::serve(listener, agent.admin(), stop).await;
 }
 
 /// The name of this host; empty if it has none.

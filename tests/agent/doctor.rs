@@ -4,7 +4,9 @@ use serde_json::Value;
 use trunkline::{agent::serve::Options, agent::session::Credentials};
 
 use super::relay::Host;
-use crate::support::{Gateway, GatewayOptions, LIMIT, folder, gateway::trunkline};
+use crate::support::{
+    Gateway, GatewayOptions, LIMIT, folder, gateway::trunkline, process::Process,
+};
 
 /// The findings: check and level of each, and what was seen.
 async fn doctor(host: &Host, gateway: &str, more: &[&str]) -> Vec<(String, String, String)> {
@@ -41,6 +43,19 @@ async fn doctor_checks_the_way_through_an_agent_and_back() {
         [("agent, up", "failure"), ("agent, down", "failure"), ("agent state", "not checked")],
         "{findings:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_checks_an_agent_at_a_unix_socket() {
+    let gateway = Gateway::start(GatewayOptions::embedded()).await;
+    let folder = folder::new();
+    let address = format!("unix:{}", folder.path().join("agent.sock").display());
+    let (url, listen) = (gateway.url(), ["agent", "--listen", &address]);
+    let agent = Process::start("agent", trunkline(listen).env("TRUNKLINE_GATEWAY", url.clone()));
+    agent.stderr_has("the agent listens", LIMIT).await;
+    let arguments = ["doctor", "--agent", &address, "--gateway", &url];
+    let found = trunkline(arguments).run(2 * LIMIT).await.success();
+    assert!(found.contains("is an agent, version"), "{found}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,3 +12,4 @@ mod payloads;
 mod relay;
 mod restart;
 mod seen;
+mod tls;

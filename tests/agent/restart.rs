@@ -23,6 +23,7 @@ use trunkline_proto::v1::{
     Start, SubscribeRequest, cache_invalidation::Scope, event::Kind, queue_status::State,
 };
 
+use super::seen;
 use crate::support::{
     Gateway, GatewayOptions, LIMIT, TestNode,
     gateway::{binary, trunkline},
@@ -38,12 +39,14 @@ struct Host {
     port: Port,
     folder: TempDir,
     gateway: String,
+    /// More flags.
+    flags: Vec<String>,
 }
 
 impl Host {
     fn new(gateway: &Gateway) -> Host {
         let folder = tempfile::tempdir().expect("a folder");
-        Host { port: Port::free(), folder, gateway: gateway.url() }
+        Host { port: Port::free(), folder, gateway: gateway.url(), flags: Vec::new() }
     }
 
     fn address(&self) -> SocketAddr {
@@ -56,7 +59,9 @@ impl Host {
         let address = self.address().to_string();
         let arguments = ["agent", "--node-id", "host-1", "--gateway", &self.gateway];
         let own = ["--listen", &address, "--state-dir", &state, "--mail-server", "0.16.19"];
-        let agent = Process::start("agent", trunkline(arguments.into_iter().chain(own)));
+        let flags = self.flags.iter().map(String::as_str);
+        let arguments = arguments.into_iter().chain(own).chain(flags);
+        let agent = Process::start("agent", trunkline(arguments));
         until(LIMIT, "an agent that listens", async || {
             assert!(agent.ended().is_none(), "{}", agent.stderr());
             agent.stderr().contains("the agent listens")
@@ -170,6 +175,28 @@ async fn no_connection_is_refused_while_the_agent_is_replaced_and_its_subscriber
     assert!(closed <= 5 * 50, "{closed} connections were closed before they were answered");
     agent.signal("TERM");
     ends(&agent).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_admin_port_goes_to_the_agent_that_takes_over() {
+    let gateway = Gateway::start(GatewayOptions::embedded()).await;
+    let mut host = Host::new(&gateway);
+    let admin = Port::free();
+    let address = format!("127.0.0.1:{}", admin.number());
+    host.flags = ["--admin", &address].map(str::to_owned).into();
+    let answers = async || seen::admin(&address, "/livez").await.is_some();
+    let first = host.start().await;
+    until(LIMIT, "an admin port", answers).await;
+    let second = host.start().await;
+    ends(&first).await;
+    until(LIMIT, "the admin port of the next agent", answers).await;
+    // Another agent cannot have it, and says so: it has nobody to take over from.
+    let other = ["agent", "--listen", "127.0.0.1:0", "--admin", &address];
+    let other = Process::start("other", trunkline(other));
+    let (status, _) = other.wait(LIMIT).await;
+    assert_eq!(status.code(), Some(2), "{}", other.stderr());
+    assert!(other.stderr().contains("--admin 127.0.0.1:"), "{}", other.stderr());
+    drop(second);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,6 +16,16 @@ async fn output(gateway: &Gateway, arguments: &[&str]) -> String {
     program.env("TRUNKLINE_GATEWAY", gateway.url()).run(LIMIT).await.success()
 }
 
+/// What an agent's admin port answers, with status and headers. None if nobody answers.
+pub async fn admin(address: &str, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    Some(answer)
+}
+
 async fn publish(connection: &mut redis::aio::MultiplexedConnection, message: &[u8]) {
     let mut publish = redis::cmd("PUBLISH");
     let publish = publish.arg(CHANNEL).arg(message);
@@ -95,16 +105,8 @@ async fn an_agent_has_an_admin_port_of_its_own() {
     let url = gateway.url();
     let arguments = ["agent", "--listen", &listen, "--admin", &admin, "--gateway", &url];
     let _agent = Process::start("agent", trunkline(arguments));
-    let get = async |path: &str| {
-        let mut stream = TcpStream::connect(&admin).await.ok()?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.ok()?;
-        Some(answer)
-    };
     let starts = async |path: &str, status: &str| {
-        get(path).await.is_some_and(|answer| answer.starts_with(status))
+        self::admin(&admin, path).await.is_some_and(|answer| answer.starts_with(status))
     };
     until(LIMIT, "ready", async || starts("/readyz", "HTTP/1.1 200").await).await;
     let client = redis::Client::open(format!("redis://{listen}")).expect("a URL");
@@ -113,7 +115,7 @@ async fn an_agent_has_an_admin_port_of_its_own() {
     until(LIMIT, "not ready", async || starts("/readyz", "HTTP/1.1 503").await).await;
     assert!(starts("/livez", "HTTP/1.1 200").await);
     publish(&mut program, &[5, 12]).await;
-    let metrics = get("/metrics").await.expect("an answer");
+    let metrics = self::admin(&admin, "/metrics").await.expect("an answer");
     for expected in [
         "trunkline_agent_connected 0\n",
         "trunkline_agent_published_messages_total 1\n",

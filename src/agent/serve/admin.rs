@@ -7,7 +7,10 @@
 //! | `/metrics` | all metrics, in the text format of Prometheus |
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -53,7 +56,9 @@ fn render(shared: &Shared) -> String {
     let age = report.waiting_age.and_then(|age| Duration::try_from(age).ok()).unwrap_or_default();
     let duplicates = report.programs.iter().filter(|program| program.duplicate).count();
     let connected = u8::from(shared.is_connected.load(Ordering::Relaxed));
-    let repairs = shared.counters.repairs.load(Ordering::Relaxed);
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let counters = &shared.counters;
+    let (healings, repairs) = (read(&counters.healings), read(&counters.repairs));
     text.gauge("agent_start_time_seconds", "When the agent started, in seconds since 1970.")
         .sample(&[], since.as_secs_f64());
     text.gauge("agent_connected", "1 while a gateway delivers events, otherwise 0.")
@@ -68,6 +73,14 @@ fn render(shared: &Shared) -> String {
         .sample(&[], report.waiting_events);
     text.gauge("agent_waiting_age_seconds", "Age of the oldest of them; 0 if there is none.")
         .sample(&[], age.as_secs_f64());
+    if shared.options.join.is_some() {
+        let carries = u8::from(shared.joined.lock().is_some());
+        let help = "1 while this agent carries the channel of Redis, 0 while another one does or \
+                    it is away.";
+        text.gauge("agent_carries_channel", help).sample(&[], carries);
+        text.counter("agent_channel_messages_total", "Messages published on that channel.")
+            .sample(&[], read(&counters.joined_messages));
+    }
     for (name, help, value) in [
         (
             "agent_published_messages_total",
@@ -100,7 +113,7 @@ fn render(shared: &Shared) -> String {
         (
             "agent_healings_total",
             "Times that a program of this host was brought up to date.",
-            report.healings - repairs,
+            healings,
         ),
         (
             "agent_repairs_total",

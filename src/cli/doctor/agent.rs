@@ -11,9 +11,10 @@ use std::{
 use clap::Args;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::TcpStream,
+    net::{TcpStream, UnixStream},
     time::timeout,
 };
+use tokio_util::either::Either;
 use trunkline::{
     agent::formats::{Format, agora::Agora},
     bus::Finding,
@@ -46,7 +47,8 @@ const MAX_REPLY: u64 = 1 << 20;
 /// The agent to check.
 #[derive(Args)]
 pub(super) struct AgentArgs {
-    /// Check only the agent at this address (127.0.0.1:6380), through the gateways of --gateway
+    /// Check only the agent at this address (127.0.0.1:6380, or unix: and a path), through the
+    /// gateways of --gateway
     #[arg(long, value_name = "ADDRESS")]
     pub(super) agent: Option<String>,
     /// File with the password that the mail server gives to the agent
@@ -332,7 +334,7 @@ async fn within<T>(check: impl Future<Output = Result<T, String>>) -> Result<T, 
 }
 
 /// A connection that speaks Redis' protocol.
-struct Resp(BufReader<TcpStream>);
+struct Resp(BufReader<Either<TcpStream, UnixStream>>);
 
 enum Reply {
     Text(String),
@@ -352,7 +354,11 @@ fn unexpected(reply: std::io::Result<Reply>) -> String {
 
 impl Resp {
     async fn connect(address: &str) -> std::io::Result<Resp> {
-        Ok(Resp(BufReader::new(TcpStream::connect(address).await?)))
+        let stream = match address.strip_prefix("unix:") {
+            Some(path) => Either::Right(UnixStream::connect(path).await?),
+            None => Either::Left(TcpStream::connect(address).await?),
+        };
+        Ok(Resp(BufReader::new(stream)))
     }
 
     async fn ask(&mut self, command: &[&[u8]]) -> std::io::Result<Reply> {
