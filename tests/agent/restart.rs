@@ -26,6 +26,7 @@ use trunkline_proto::v1::{
 use super::seen;
 use crate::support::{
     Gateway, GatewayOptions, LIMIT, TestNode,
+    events::mailbox_change,
     gateway::{binary, trunkline},
     ports::Port,
     process::Process,
@@ -254,6 +255,42 @@ async fn an_agent_whose_process_was_killed_heals_the_other_nodes_when_it_starts_
     let recording = observer.events(8, LIMIT).await;
     assert!(matches!(recording.events[7].kind, Some(Kind::MailboxChange(_))));
     drop(third);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_killed_agent_programs_are_healed_of_what_gateways_keep() {
+    let gateway = Gateway::start(GatewayOptions::embedded()).await;
+    let host = Host::new(&gateway);
+    let first = host.start().await;
+    // A node of this host pauses the queue, and another one changes an account.
+    let client = redis::Client::open(format!("redis://{}", host.address())).expect("a URL");
+    let mut publisher = client.get_multiplexed_async_connection().await.expect("connected");
+    let mut publish = redis::cmd("PUBLISH");
+    publish.arg(CHANNEL).arg(&b"\x05\x0b"[..]);
+    publish.query_async::<i64>(&mut publisher).await.expect("answered");
+    let node = TestNode::connect(&gateway, "node").await;
+    until(LIMIT, "an accepted event", async || {
+        gateway
+            .admin("/metrics")
+            .await
+            .contains("published_events_total{kind=\"queue_status\"} 1\n")
+    })
+    .await;
+    first.kill_9();
+    node.publish(vec![mailbox_change("77", 9)]).await.expect("published");
+    let _second = host.start().await;
+    let mut pubsub = client.get_async_pubsub().await.expect("connected");
+    pubsub.subscribe(CHANNEL).await.expect("subscribed");
+    let messages = pubsub.into_on_message();
+    let mut messages = messages.map(|message| message.get_payload_bytes().to_vec());
+    let mut paused = false;
+    loop {
+        let message = timeout(LIMIT, messages.next()).await.expect("in time").expect("a healing");
+        paused |= message.ends_with(b"\x0b\x0c");
+        if paused && message.ends_with(&[77]) {
+            break;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

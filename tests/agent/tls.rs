@@ -16,7 +16,7 @@ use crate::support::{
     until,
 };
 
-const TOKEN: &str = "a token of the agent on host-2, long enough";
+const TOKEN: &str = "token-of-the-agents-0123456789";
 
 /// A file of tests/tls.
 fn pem(name: &str) -> String {
@@ -56,17 +56,16 @@ impl Host {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn agents_present_a_certificate_or_a_token_to_gateways_with_tls() {
+async fn agents_present_a_certificate_and_a_token_to_gateways_with_tls() {
     let tls = json!({
         "certificate": pem("server.pem"),
         "privateKey": pem("server.key"),
         "clientCa": pem("ca.pem"),
-        "clientCertificates": "optional",
+        "clientCertificates": "required",
     });
     let any = json!({ "allow": { "kinds": ["*"] } });
     let identities = json!([
-        { "name": "CN=Trunkline test client", "nodeIds": ["host-1"], "publish": any, "receive": any },
-        { "name": "mx", "tokens": [{ "@type": "Value", "secret": TOKEN }], "nodeIds": ["host-2"],
+        { "name": "mx", "tokens": [{ "@type": "Value", "secret": TOKEN }], "nodeIds": ["host-*"],
           "publish": any, "receive": any },
     ]);
     let options = GatewayOptions::embedded()
@@ -78,13 +77,14 @@ async fn agents_present_a_certificate_or_a_token_to_gateways_with_tls() {
     let (ca, certificate, key) = (pem("ca.pem"), pem("client.pem"), pem("client.key"));
     let there = ["--gateway", &url, "--tls-ca", &ca];
     let shown = [&there[..], &["--tls-cert", &certificate, "--tls-key", &key]].concat();
-    let first = Host::start("host-1", &shown, &[]);
-    let second = Host::start("host-2", &there, &[("TRUNKLINE_TOKEN", TOKEN)]);
-    // It shows nothing, and nothing reaches it.
-    let third = Host::start("host-3", &there, &[]);
+    let token = [("TRUNKLINE_TOKEN", TOKEN)];
+    let first = Host::start("host-1", &shown, &token);
+    let second = Host::start("host-2", &shown, &token);
+    // Nothing reaches those who lack one of the two.
+    let without = [Host::start("host-3", &there, &token), Host::start("host-4", &shown, &[])];
     first.is_ready().await;
     second.is_ready().await;
-    for (from, to, change) in [(&first, &second, 7), (&second, &first, 8)] {
+    for (from, to, change) in [(&first, &second, 7u8), (&second, &first, 8)] {
         let mut pubsub = to.client.get_async_pubsub().await.expect("connected");
         pubsub.subscribe(CHANNEL).await.expect("subscribed");
         let mut messages =
@@ -96,12 +96,13 @@ async fn agents_present_a_certificate_or_a_token_to_gateways_with_tls() {
         publish.query_async::<i64>(&mut publisher).await.expect("answered");
         while next(&mut messages).await != [0xff, 0xff, 3, 0, change, 1, 1] {}
     }
-    until(LIMIT, "a reason", async || {
-        third.agent.stderr().contains("the stream of events was lost")
-    })
-    .await;
-    let answer = admin(&third.admin, "/readyz").await.expect("an answer");
-    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    for (host, reason) in
+        without.iter().zip(["the stream of events was lost", "a token or a client certificate"])
+    {
+        until(LIMIT, "a reason", async || host.agent.stderr().contains(reason)).await;
+        let answer = admin(&host.admin, "/readyz").await.expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -132,7 +133,7 @@ async fn a_channel_is_joined_over_tls_where_the_authority_of_that_redis_is_trust
     let client = redis::Client::open(redis.url()).expect("a URL");
     let mut publisher = client.get_multiplexed_async_connection().await.expect("connected");
     let mut publish = redis::cmd("PUBLISH");
-    publish.arg(CHANNEL).arg(&[3, 0, 7, 1, 1]);
+    publish.arg(CHANNEL).arg(&[3u8, 0, 7, 1, 1]);
     publish.query_async::<i64>(&mut publisher).await.expect("answered");
     while next(&mut messages).await != [3, 0, 7, 1, 1] {}
 }

@@ -37,6 +37,9 @@ HOSTS = ("127.0.0.1", "127.0.0.2")
 # What must hold, in seconds after an outage is over.
 HEARS_AFTER, IN_FORCE_AFTER = 0.5, 1.0
 
+# The same for random faults, where processes have yet to start.
+RANDOM_FAULTS_AFTER = 2.0
+
 
 def say(*words):
     print(*words, flush=True)
@@ -249,6 +252,9 @@ class Appender:
 
     def __init__(self, node, user="alice"):
         self.session = lablib.Imap(node, user)
+        selected = " ".join(self.session.ok("SELECT INBOX"))
+        # Messages that are there.
+        self.stored = int(re.search(r"\* (\d+) EXISTS", selected)[1])
         self.stopping = threading.Event()
         self.longest = 0.0
         self.thread = threading.Thread(target=self.run, daemon=True)
@@ -258,6 +264,7 @@ class Appender:
         while not self.stopping.wait(0.1):
             begun = time.time()
             self.session.append()
+            self.stored += 1
             self.longest = max(self.longest, time.time() - begun)
 
     def close(self):
@@ -617,7 +624,7 @@ def on_redis_directly(world, results):
     world.direct.stop()
 
 
-def measure(world, results, long):
+def measure(world, results, long, seed):
     outages = Outages(world, world.redis, world.redis_port)
     carol = {"@type": "User", "name": "carol", "description": "carol"}
     if long:
@@ -672,6 +679,7 @@ def measure(world, results, long):
         hears("the agent is restarted", lambda: outages.agent_restarted(2))
         in_force("the agent restarted", lambda during: outages.agent_restarted(3, during))
         hears("the agent is killed", lambda: outages.agent_killed(2))
+        in_force("the agent killed", lambda during: outages.agent_killed(3, during))
     if results.wanted("node started first"):
         world.stop_nodes()
         for gateway in world.gateways:
@@ -690,6 +698,18 @@ def measure(world, results, long):
         listener.close()
         after = None if received is None else max(0.0, round(received[0] - over, 2))
         results.within("deaf after the nodes were started first, s", after, HEARS_AFTER)
+    if results.wanted("random faults"):
+        sessions = Listener(0), Appender(1)
+        count, seconds = (200_000, 120) if long else (20_000, 20)
+        limit = RANDOM_FAULTS_AFTER * results.slack
+        # Not before there is a path to what the laboratory has.
+        import random_faults
+
+        rows = random_faults.run(world, HOSTS, PORT, sessions, count, seconds, seed, limit)
+        for row in rows:
+            results.row(*row)
+        for session in sessions:
+            session.close()
     # These fill the logs of the gateways, which give all of it to a Redis that has lost it.
     if results.wanted("store"):
         before = stores(5 if long else 3)
@@ -712,6 +732,7 @@ def main():
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--slack", type=float, default=1, help="multiplies the limits of times")
+    parser.add_argument("--seed", type=int, default=1, help="of the random faults")
     parser.add_argument("--json")
     parser.add_argument("--keep", action="store_true", help="keep logs")
     arguments = parser.parse_args()
@@ -733,7 +754,7 @@ def main():
     try:
         # Before agents hold the port: the set-up has a Redis of its own there.
         set_up(arguments, folder)
-        measure(World(arguments, folder), results, arguments.long)
+        measure(World(arguments, folder), results, arguments.long, arguments.seed)
         finished = True
     finally:
         if arguments.json:

@@ -212,6 +212,8 @@ struct Shared {
     programs: Programs,
     healings: Healings,
     healed: Throttle,
+    disconnected: Throttle,
+    refused: Throttle,
     undecodable: Throttle,
     left_out: Throttle,
     rejected: Throttle,
@@ -254,6 +256,8 @@ impl Agent {
             healings: Healings::default(),
             // A client that subscribes again and again does not fill the log.
             healed: Throttle::new(50, Duration::from_secs(10)),
+            disconnected: Throttle::repeated(),
+            refused: Throttle::repeated(),
             undecodable: Throttle::repeated(),
             left_out: Throttle::repeated(),
             rejected: Throttle::repeated(),
@@ -551,9 +555,14 @@ impl Shared {
         let mut programs = 0;
         for channel in 0..self.options.formats.len() {
             let messages = self.healing(channel);
-            if !messages.is_empty() {
-                programs += self.deliver(channel, &messages);
+            if messages.is_empty() {
+                continue;
             }
+            if let Some(joined) = &*self.joined.lock() {
+                joined.heal(channel, &messages);
+            }
+            let subscribers = self.subscribers.lock();
+            programs += subscribers.values().filter(|each| each.heal(channel, &messages)).count();
         }
         let accounts = self.known.lock().accounts().count();
         self.healed_programs(why, programs, accounts);
@@ -564,10 +573,9 @@ impl Shared {
     /// missed.
     fn heal_one(&self, id: u64, subscriber: &Subscriber, channel: Channel, why: &str) {
         let messages = self.healing(channel);
-        if messages.is_empty() {
+        if messages.is_empty() || !subscriber.heal(channel, &messages) {
             return;
         }
-        subscriber.heal(channel, &messages);
         self.healed_programs(why, 1, self.known.lock().accounts().count());
         if let Some(suppressed) = self.healed.pass() {
             let (connection, channel) = (id, self.options.formats[channel].channel());

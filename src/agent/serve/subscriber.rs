@@ -22,10 +22,18 @@ pub(super) struct Subscriber {
 struct Queue {
     /// The channels whose messages it gets.
     channels: BTreeSet<Channel>,
-    messages: VecDeque<(Channel, Bytes)>,
+    messages: VecDeque<Waiting>,
     bytes: usize,
     /// Messages were given up since the queue was empty.
     overflowed: bool,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    channel: Channel,
+    message: Bytes,
+    /// It is one of a healing.
+    heals: bool,
 }
 
 /// What is next for a program.
@@ -49,14 +57,7 @@ impl Subscriber {
     pub(super) fn unsubscribe(&self, channel: Channel) {
         let mut queue = self.queue.lock();
         queue.channels.remove(&channel);
-        let queue = &mut *queue;
-        queue.messages.retain(|(of, message)| {
-            let stays = *of != channel;
-            if !stays {
-                queue.bytes -= message.len() + OVERHEAD;
-            }
-            stays
-        });
+        queue.remove(|waiting| waiting.channel == channel);
     }
 
     /// The channels whose messages it gets.
@@ -78,24 +79,36 @@ impl Subscriber {
             let channels = std::mem::take(&mut queue.channels);
             *queue = Queue { channels, overflowed: true, ..Queue::default() };
         } else {
-            queue.put(channel, messages);
+            queue.put(channel, messages, false);
         }
         drop(queue);
         self.filled.notify_one();
         true
     }
 
-    /// Adds the messages that heal it, however many they are.
-    pub(super) fn heal(&self, channel: Channel, messages: &[Bytes]) {
-        self.queue.lock().put(channel, messages);
+    /// Adds the messages that heal it, however many they are, and returns whether it gets that
+    /// channel. They take the place of those that still wait: a healing says all that one before
+    /// it said.
+    pub(super) fn heal(&self, channel: Channel, messages: &[Bytes]) -> bool {
+        let mut queue = self.queue.lock();
+        if !queue.channels.contains(&channel) {
+            return false;
+        }
+        // Otherwise it is healed when it has taken what is there.
+        if !queue.overflowed {
+            queue.remove(|waiting| waiting.channel == channel && waiting.heals);
+            queue.put(channel, messages, true);
+        }
+        drop(queue);
         self.filled.notify_one();
+        true
     }
 
     /// Takes what is next.
     pub(super) fn next(&self) -> Next {
         let mut queue = self.queue.lock();
         match queue.messages.pop_front() {
-            Some((channel, message)) => {
+            Some(Waiting { channel, message, .. }) => {
                 queue.bytes -= message.len() + OVERHEAD;
                 Next::Message(channel, message)
             }
@@ -111,9 +124,20 @@ impl Subscriber {
 }
 
 impl Queue {
-    fn put(&mut self, channel: Channel, messages: &[Bytes]) {
-        self.messages.extend(messages.iter().map(|message| (channel, message.clone())));
+    fn put(&mut self, channel: Channel, messages: &[Bytes], heals: bool) {
+        let waiting = |message: &Bytes| Waiting { channel, message: message.clone(), heals };
+        self.messages.extend(messages.iter().map(waiting));
         self.bytes += size_of_all(messages);
+    }
+
+    fn remove(&mut self, is_removed: impl Fn(&Waiting) -> bool) {
+        self.messages.retain(|waiting| {
+            let stays = !is_removed(waiting);
+            if !stays {
+                self.bytes -= waiting.message.len() + OVERHEAD;
+            }
+            stays
+        });
     }
 }
 
@@ -140,6 +164,31 @@ mod tests {
         assert_eq!(subscriber.next(), Next::Nothing);
         subscriber.add(0, &[message(6)], 200);
         assert_eq!(subscriber.next(), Next::Message(0, message(6)));
+        assert_eq!(subscriber.queue.lock().bytes, 0);
+    }
+
+    #[test]
+    fn a_healing_takes_the_place_of_one_that_still_waits() {
+        let subscriber = Subscriber::default();
+        subscriber.subscribe(0);
+        subscriber.subscribe(1);
+        let message = |byte| Bytes::from(vec![byte; 36]);
+        assert!(subscriber.heal(0, &[message(1), message(2)]));
+        assert!(subscriber.heal(1, &[message(3)]));
+        assert!(subscriber.add(0, &[message(4)], 1000));
+        assert!(subscriber.heal(0, &[message(5), message(6)]));
+        assert!(!subscriber.heal(2, &[message(7)]));
+        for (channel, byte) in [(1, 3), (0, 4), (0, 5)] {
+            assert_eq!(subscriber.next(), Next::Message(channel, message(byte)));
+        }
+        // It has taken a part.
+        assert!(subscriber.heal(0, &[message(8)]));
+        assert_eq!(subscriber.next(), Next::Message(0, message(8)));
+        assert_eq!(subscriber.next(), Next::Nothing);
+        // One that is to be healed anyway is not healed before.
+        subscriber.add(0, &[message(9)], 50);
+        assert!(subscriber.heal(0, &[message(8)]));
+        assert_eq!(subscriber.next(), Next::Heal);
         assert_eq!(subscriber.queue.lock().bytes, 0);
     }
 

@@ -446,7 +446,8 @@ proptest! {
         let (events, error) = read(&bytes, tags);
         prop_assert!(events.len() <= bytes.len());
         let (messages, again) = format.recode(&bytes);
-        prop_assert_eq!(&again, &error);
+        // It may say more: that another release reads the message.
+        prop_assert_eq!(again.map(|error| error.at), error.map(|error| error.at));
         for message in &messages {
             prop_assert_eq!(read(message, tags).1, None);
             prop_assert_eq!(format.recode(message), (vec![message.clone()], None));

@@ -324,7 +324,7 @@ fn agents_are_shown_with_their_programs_and_what_waits() {
     let text = frame(&mut view, 250, 30);
     for part in [
         "agent-1  mx-host  0 (0.16.19), 3 (0.16.19) DUPLICATE",
-        "5 waiting for 12 s",
+        "5 waiting for 12.0s",
         "it has subscribed: 1 program, with 9 accounts",
     ] {
         position(&text, part);
