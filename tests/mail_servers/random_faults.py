@@ -224,8 +224,8 @@ def run(world, hosts, port, sessions, count, seconds, seed, limit):
     while sender.is_alive():
         time.sleep(faults.random.uniform(0.5, 2))
         name, over = faults.next()
-        heard = next_after(listener, over)
-        deaf.append((float("inf") if heard is None else round(heard - over, 2), name))
+        received = next_after(listener, over)
+        deaf.append((float("inf") if received is None else round(received - over, 2), name))
         world.serving()
     end = time.time() + 30
     while receiver.missed(sender.answered) and time.time() < end:
