@@ -21,6 +21,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import statistics
 import subprocess
 import sys
@@ -410,18 +411,21 @@ class Changes:
         self.old = lablib.USERS["bob"]
         self.new = f"changed-violin-orbit-{self.round}"
         self.banned = f"127.0.9.{self.round}"
-        self.alias = f"alias{self.round}"
+        self.alias, self.list = f"alias{self.round}", f"list{self.round}"
+        self.host = f"host{self.round}.{lablib.DOMAIN}"
+        self.certificate, self.key = certificate(self.host)
         self.bob, self.carol = account_id("bob"), account_id("carol")
         self.checks = {
             "password": self.password_changed,
             "permission": self.permission_removed,
             "ban": self.is_banned,
-            "alias": self.alias_exists,
+            "alias": lambda: self.is_recipient(self.alias),
+            "list": lambda: self.is_recipient(self.list),
+            "certificate": self.is_shown,
             "queue pause": self.is_paused,
         }
         # Node 0 has all of it in its caches, as it was.
-        if not self.alias_exists() and not self.password_changed():
-            assert not self.permission_removed() and not self.is_banned()
+        wait("a node as before", lambda: not any(check() for check in self.checks.values()))
 
     def source(self):
         # Wrong passwords of one address would ban it.
@@ -443,6 +447,13 @@ class Changes:
         domain = lablib.reg(1, "Domain", "query", filter={"name": lablib.DOMAIN})["ids"][0]
         aliases = {"0": {"name": self.alias, "domainId": domain}}
         lablib.update(1, "Account", self.bob, {"aliases": aliases})
+        recipients = {f"bob@{lablib.DOMAIN}": True}
+        values = {"name": self.list, "domainId": domain, "recipients": recipients}
+        lablib.create(1, "MailingList", values)
+        text = {"certificate": {"@type": "Text", "value": self.certificate}}
+        text["privateKey"] = {"@type": "Text", "secret": self.key}
+        lablib.create(1, "Certificate", text)
+        lablib.action(1, "ReloadTlsCertificates")
         lablib.action(1, "PauseMtaQueue")
         early = [name for name, check in self.checks.items() if check()]
         if early:
@@ -486,38 +497,62 @@ class Changes:
         client.close()
         return client.greet is None
 
-    def alias_exists(self):
-        with suppress(OSError):
-            return self.is_recipient()
-        return False
-
     def lmtp(self):
         # Of one address, a node takes five connections a second.
         source = (self.source(), 0)
         return socket.create_connection(("127.0.0.1", lablib.port(0, "lmtp")), 10, source)
 
-    def is_recipient(self):
-        recipient = f"{self.alias}@{lablib.DOMAIN}"
-        with closing(self.lmtp()) as s:
-            lines = s.makefile("rb")
+    def lmtp_answers(self, *commands):
+        """A connection on which these were sent, and the answer to the last one."""
+        s = self.lmtp()
+        lines = s.makefile("rb")
 
-            def answer():
-                while (line := lines.readline())[3:4] == b"-":
-                    pass
-                return line
+        def answer():
+            while (line := lines.readline())[3:4] == b"-":
+                pass
+            return line
 
-            answer()
-            for command in ("LHLO x.test", "MAIL FROM:<a@elsewhere.test>"):
-                s.sendall(command.encode() + b"\r\n")
-                answer()
-            s.sendall(f"RCPT TO:<{recipient}>\r\n".encode())
-            return answer().startswith(b"250")
+        last = answer()
+        for command in commands:
+            s.sendall(command.encode() + b"\r\n")
+            last = answer()
+        return s, last
+
+    def is_recipient(self, name):
+        recipient = f"RCPT TO:<{name}@{lablib.DOMAIN}>"
+        with suppress(OSError):
+            commands = "LHLO x.test", "MAIL FROM:<a@elsewhere.test>", recipient
+            s, answer = self.lmtp_answers(*commands)
+            s.close()
+            return answer.startswith(b"250")
+        return False
+
+    def is_shown(self):
+        """Whether the node shows the certificate for its name."""
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with suppress(OSError):
+            s, _ = self.lmtp_answers("LHLO x.test", "STARTTLS")
+            with closing(context.wrap_socket(s, server_hostname=self.host)) as shown:
+                return shown.getpeercert(True) == ssl.PEM_cert_to_DER_cert(self.certificate)
+        return False
 
     def is_paused(self):
         """The log of the node tells: what a queue does not do takes time to be seen."""
         text = (Path(os.environ["LAB"]) / "n0.log").read_text(errors="replace")
         states = re.findall(r'details = "MtaQueue(\w+)"', text)
         return bool(states) and states[-1] == "Paused"
+
+
+def certificate(name):
+    """A new certificate that it signs itself, and its key."""
+    command = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 7"
+    command += f" -subj /CN={name} -addext subjectAltName=DNS:{name}"
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(Path(folder) / file) for file in ("certificate", "key")]
+        command = ["openssl", *command.split(), "-out", files[0], "-keyout", files[1]]
+        subprocess.run(command, check=True, capture_output=True)
+        return [Path(file).read_text() for file in files]
 
 
 def account_id(name):
@@ -784,6 +819,9 @@ def set_up(arguments, folder):
         lablib.setting(0, "Coordinator", {"@type": "Redis", "url": url})
         # An address that is not known is answered at once, so that it can be asked for again.
         lablib.setting(0, "MtaStageRcpt", {"waitOnFail": {"match": {}, "else": "1ms"}})
+        for listener in lablib.reg(0, "NetworkListener", "get", ids=None)["list"]:
+            if listener["name"].startswith("lmtp"):
+                lablib.update(0, "NetworkListener", listener["id"], {"useTls": True})
         run("stop")
 
 
