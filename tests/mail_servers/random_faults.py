@@ -159,7 +159,7 @@ class Faults:
 
     def __init__(self, world, seed):
         self.world, self.random = world, random.Random(seed)
-        self.counts = {}
+        self.counts, self.log = {}, []
 
     def next(self):
         """Lets something fail, until it is over: what it was, and when it was over."""
@@ -177,7 +177,9 @@ class Faults:
         name = self.random.choice(sorted(faults))
         self.counts[name] = self.counts.get(name, 0) + 1
         fault, processes = faults[name]
+        begun = time.time()
         fault(processes, seconds)
+        self.log.append((begun, time.time(), name, [process.name for process in processes]))
         return name, time.time()
 
     @staticmethod
@@ -233,6 +235,8 @@ def run(world, hosts, port, sessions, count, seconds, seed, limit):
     receiver.stopping = True
     missed = receiver.missed(sender.answered)
     twice = len(receiver.received) - len(receiver.times)
+    if missed:
+        tell(missed, sender.answered, faults.log)
     last, disordered = {}, 0
     for number in receiver.received:
         account = account_of(number)
@@ -260,6 +264,15 @@ def run(world, hosts, port, sessions, count, seconds, seed, limit):
         ("longest time until the node hears again, s", longest, longest[0] <= limit),
         ("mail that the node's session knows of, of", (known, stored), known >= stored),
     ]
+
+
+def tell(missed, answered, log):
+    """Prints when those were answered that were missed, and what failed before and after."""
+    moments = sorted({round(answered[number], 1) for number in missed})
+    print(f"missed: {len(missed)}, answered at {moments[0]} to {moments[-1]}:", missed[:5])
+    for begun, over, name, processes in log:
+        marks = [number for number in missed if begun - 2 < answered[number] < over + 2]
+        print(f"  {begun:.1f} to {over:.1f} {name} {processes}: {len(marks)} near it")
 
 
 def next_after(listener, over, limit=60.0):

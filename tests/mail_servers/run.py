@@ -127,29 +127,8 @@ class World:
         ]
         self.urls = [f"http://127.0.0.1:{ports[n]}" for n in (0, 1)]
         self.admin = ports[2:]
-        # An agent whose listening socket outlives it, where it can be given one.
-        usage = subprocess.run([arguments.trunkline, "agent", "--help"], capture_output=True)
-        self.keeps_socket = b"--state-dir" in usage.stdout
-        self.sockets = []
-        self.agents = []
-        for n, host in enumerate(HOSTS):
-            first, second = self.urls[n], self.urls[1 - n]
-            command = [arguments.trunkline, "agent", "--node-id", f"agent-{n}"]
-            command += ["--gateway", f"{first},{second}", "--mail-server", "0.16.19"]
-            more = {"env": clean()}
-            if self.keeps_socket:
-                state = self.folder / f"state-{n}"
-                state.mkdir(mode=0o700)
-                command += ["--state-dir", str(state)]
-                # As systemd hands it over: as descriptor 3, to the process that has this id.
-                self.sockets.append(listening(host))
-                fd = self.sockets[n].fileno()
-                script = f'exec 3<&{fd}; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"'
-                command = ["bash", "-c", script, "agent", *command]
-                more["pass_fds"] = [fd]
-            else:
-                command += ["--listen", f"{host}:{PORT}"]
-            self.agents.append(Process(f"agent-{n}", command, folder, **more))
+        self.trunkline = arguments.trunkline
+        self.sockets, self.agents = [], []
 
     def redis_at(self, name, hosts, port):
         command = ["redis-server", "--port", str(port), "--bind", *hosts, "--save", ""]
@@ -181,7 +160,25 @@ class World:
         for n in which or (0, 1):
             wait(f"gateway {n}", lambda n=n: get(self.admin[n], "/readyz") == 200)
 
+    def make_agents(self):
+        """Agents whose listening sockets outlive them: nobody else can listen there any more."""
+        for n, host in enumerate(HOSTS):
+            first, second = self.urls[n], self.urls[1 - n]
+            state = self.folder / f"state-{n}"
+            state.mkdir(mode=0o700)
+            command = [self.trunkline, "agent", "--node-id", f"agent-{n}"]
+            command += ["--gateway", f"{first},{second}", "--mail-server", "0.16.19"]
+            command += ["--state-dir", str(state)]
+            # As systemd hands it over: as descriptor 3, to the process that has this id.
+            self.sockets.append(listening(host))
+            fd = self.sockets[n].fileno()
+            script = f'exec 3<&{fd}; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"'
+            command = ["bash", "-c", script, "agent", *command]
+            more = {"env": clean(), "pass_fds": [fd]}
+            self.agents.append(Process(f"agent-{n}", command, self.folder, **more))
+
     def start_agents(self):
+        self.make_agents()
         for n in (0, 1):
             self.agents[n].start()
             wait(f"agent {n}", lambda n=n: answers(HOSTS[n]))
@@ -710,11 +707,10 @@ def measure(world, results, long, seed):
     in_force("Redis frozen", lambda during: outages.redis_frozen(5, during))
     hears("a gateway is killed", lambda: outages.gateway_killed(3))
     in_force("both gateways away", lambda during: outages.gateways_killed(5, during))
-    if world.keeps_socket:
-        hears("the agent is restarted", lambda: outages.agent_restarted(2))
-        in_force("the agent restarted", lambda during: outages.agent_restarted(3, during))
-        hears("the agent is killed", lambda: outages.agent_killed(2))
-        in_force("the agent killed", lambda during: outages.agent_killed(3, during))
+    hears("the agent is restarted", lambda: outages.agent_restarted(2))
+    in_force("the agent restarted", lambda during: outages.agent_restarted(3, during))
+    hears("the agent is killed", lambda: outages.agent_killed(2))
+    in_force("the agent killed", lambda during: outages.agent_killed(3, during))
     if results.wanted("node started first"):
         world.stop_nodes()
         for gateway in world.gateways:
