@@ -65,22 +65,19 @@ impl Known {
         self.old = std::mem::take(&mut self.new);
     }
 
-    /// Adds what happened before everything that is known. True if anything of it was not known.
-    pub fn add_earlier(&mut self, earlier: &Known) -> bool {
-        let is_new = |(account, _): (&str, u64)| {
-            !self.new.contains_key(account) && !self.old.contains_key(account)
-        };
-        let adds_queue = self.queue.is_none() && earlier.queue.is_some();
-        if !adds_queue && !earlier.states().any(is_new) {
-            return false;
-        }
+    /// True if nothing is known.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_none() && self.accounts().next().is_none()
+    }
+
+    /// Adds what happened before everything that is known.
+    pub fn add_earlier(&mut self, earlier: &Known) {
         let mut all = earlier.clone();
         for (account, state) in self.states() {
             all.changed(account, Some(state).filter(|state| *state != 0));
         }
         all.queue = self.queue.or(earlier.queue);
         *self = all;
-        true
     }
 
     /// The state of the queue, if any event said it.
@@ -138,18 +135,17 @@ mod tests {
     fn what_happened_earlier_is_added_and_replaces_nothing() {
         let status = |state: State| Kind::from(QueueStatus { state: state.into() });
         let (mut known, mut earlier) = (Known::default(), Known::default());
+        assert!(earlier.is_empty());
         known.note(&change("1", 7, ChangedType::Email));
-        assert!(!known.add_earlier(&earlier));
         earlier.note(&change("1", 5, ChangedType::Email));
-        assert!(!known.add_earlier(&earlier));
         earlier.note(&change("2", 3, ChangedType::Email));
         earlier.note(&status(State::Paused));
-        assert!(known.add_earlier(&earlier));
-        assert!(!known.add_earlier(&earlier));
+        assert!(!earlier.is_empty());
+        known.add_earlier(&earlier);
         assert_eq!((known.state_of("1"), known.state_of("2")), (7, 3));
         assert_eq!(known.queue(), Some(State::Paused));
         known.note(&status(State::Running));
-        assert!(!known.add_earlier(&earlier));
+        known.add_earlier(&earlier);
         assert_eq!(known.queue(), Some(State::Running));
     }
 

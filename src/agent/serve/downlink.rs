@@ -39,15 +39,22 @@ pub(super) async fn run(shared: Arc<Shared>) {
 }
 
 /// Finds out, whenever the agent began without a token, what happened before: which accounts
-/// changed, and the state of the queue. Nobody knows what of it the programs have missed.
+/// changed, and the state of the queue. Nobody knows what of it the programs have missed, nor what
+/// an agent that was killed had not published yet.
 async fn find_earlier(shared: &Shared, fresh: &Notify) {
+    let mut after_crash = shared.after_crash;
     loop {
         fresh.notified().await;
         let mut earlier = Known::default();
         // Events are published all the time, and there is no silence.
         let _ = timeout(HISTORY, read_history(shared, &mut earlier)).await;
-        if shared.known.lock().add_earlier(&earlier) {
-            shared.heal("earlier events were found");
+        if earlier.is_empty() {
+            continue;
+        }
+        shared.known.lock().add_earlier(&earlier);
+        shared.heal("earlier events were found");
+        if std::mem::take(&mut after_crash) {
+            shared.uplink.heal_others();
         }
     }
 }

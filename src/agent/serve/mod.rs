@@ -205,6 +205,8 @@ struct Shared {
     resume_token: Mutex<Vec<u8>>,
     uplink: Uplink,
     counters: Counters,
+    /// The agent before ended by force: what had waited for a gateway is lost.
+    after_crash: bool,
     /// When the agent began.
     started: SystemTime,
     /// A stream of events is open.
@@ -239,6 +241,7 @@ impl Agent {
             run_id: rand::random(),
         };
         let before = before.unwrap_or_default();
+        let after_crash = before.repair && before.resume_token.is_empty();
         let shared = Shared {
             uplink: Uplink::new(&client, &options, &before),
             settings: Arc::new(settings),
@@ -250,6 +253,7 @@ impl Agent {
             known: Mutex::new(before.known()),
             resume_token: Mutex::new(before.resume_token),
             counters: Counters::default(),
+            after_crash,
             started: SystemTime::now(),
             is_connected: AtomicBool::new(false),
             programs: Programs::default(),
