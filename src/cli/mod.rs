@@ -1,6 +1,7 @@
 //! The command line.
 
 mod agent;
+mod agents;
 mod arguments;
 mod bench;
 mod check;
@@ -94,6 +95,13 @@ pub fn main() -> ExitCode {
     let given: Vec<OsString> = std::env::args_os().skip(1).collect();
     let as_json = arguments::ask_for_json(&given);
     let ordered = arguments::in_order(&Cli::command(), given);
+    let ordered = match agent::with_file(&Cli::command(), ordered) {
+        Ok(ordered) => ordered,
+        Err(failure) => {
+            log::print_error(&failure, Form::Text);
+            return failure.exit_code().into();
+        }
+    };
     let cli = match Cli::try_parse_from([vec!["trunkline".into()], ordered].concat()) {
         Ok(cli) => cli,
         // The help too is an error for clap.

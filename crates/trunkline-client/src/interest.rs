@@ -1,14 +1,15 @@
-//! The accounts of a subscription, which change while it lives.
+//! What a subscription says while it lives: its accounts, which change, and what its node reports
+//! of itself.
 
 use std::collections::{BTreeSet, VecDeque};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tonic::Status;
 
 use crate::{Error, ErrorKind, error::status_of};
 use trunkline_proto::v1::{
-    Filter, InterestRejected, InterestUpdate, SubscribeRequest, WatchOpen, WatchRequest,
-    watch_request::Request,
+    Acknowledge, AgentReport, Filter, InterestRejected, InterestUpdate, SubscribeRequest,
+    WatchOpen, WatchRequest, watch_request::Request,
 };
 
 /// Accounts of one message. A gateway takes 10,000 unless configured otherwise.
@@ -100,7 +101,13 @@ impl Interest {
 #[derive(Debug)]
 pub(super) struct Watching {
     changes: mpsc::Receiver<Change>,
+    /// Accounts are named one by one: these. Otherwise the stream has all of them.
+    named: bool,
     accounts: BTreeSet<String>,
+    /// What the node reports of itself, if it is an agent.
+    reports: Option<watch::Receiver<AgentReport>>,
+    /// The stream has begun: its first token is known.
+    is_open: bool,
     /// The number of the last update of the open stream; none while it is not open.
     last_id: Option<u64>,
     /// Requests that are still to be sent on it.
@@ -122,11 +129,21 @@ impl Watching {
     pub(super) fn new(accounts: Vec<String>, changes: mpsc::Receiver<Change>) -> Watching {
         Watching {
             changes,
+            named: true,
             accounts: accounts.into_iter().collect(),
+            reports: None,
+            is_open: false,
             last_id: None,
             outgoing: VecDeque::new(),
             waiting: VecDeque::new(),
         }
+    }
+
+    /// Of all accounts, by a node that reports of itself.
+    pub(super) fn reporting(reports: watch::Receiver<AgentReport>) -> Watching {
+        let (_, changes) = Interest::new();
+        let watching = Watching::new(Vec::new(), changes);
+        Watching { named: false, reports: Some(reports), ..watching }
     }
 
     /// A stream is opened: with all accounts, in as many requests as they need.
@@ -135,11 +152,13 @@ impl Watching {
         let mut parts = all.chunks(MESSAGE_ACCOUNTS);
         let names = |part: &[&String]| part.iter().map(|name| (*name).clone()).collect();
         let first = parts.next().unwrap_or_default();
-        subscribe.filter.get_or_insert_default().accounts = names(first);
+        if self.named {
+            subscribe.filter.get_or_insert_default().accounts = names(first);
+        }
         let rest: Vec<_> = parts.map(|part| (names(part), vec![])).collect();
         let open = WatchOpen {
             subscribe: Some(subscribe),
-            accounts_named: true,
+            accounts_named: self.named,
             custom_types_named: false,
             incomplete: !rest.is_empty(),
         };
@@ -151,16 +170,48 @@ impl Watching {
 
     /// The stream is lost.
     pub(super) fn lost(&mut self) {
+        self.is_open = false;
         self.last_id = None;
         self.outgoing.clear();
     }
 
-    /// Sends a request, or takes a change. Nothing is lost if it is dropped.
-    pub(super) async fn work(&mut self, requests: &mpsc::Sender<WatchRequest>) {
+    /// The stream has begun.
+    pub(super) fn opened(&mut self) {
+        self.is_open = true;
+        if let Some(reports) = &mut self.reports {
+            // This stream has had none.
+            reports.mark_changed();
+        }
+        self.updated(0);
+    }
+
+    /// Sends a request, or takes a change or a report. `token` covers what the node has processed.
+    /// Nothing is lost if it is dropped.
+    pub(super) async fn work(&mut self, requests: &mpsc::Sender<WatchRequest>, token: &[u8]) {
         if self.outgoing.is_empty() {
-            match self.changes.recv().await {
-                Some(change) => self.change(change),
-                None => std::future::pending().await,
+            let reports = self.reports.as_mut().filter(|_| self.is_open);
+            let reported = async {
+                if let Some(reports) = reports
+                    && reports.changed().await.is_ok()
+                {
+                    return reports.borrow_and_update().clone();
+                }
+                std::future::pending().await
+            };
+            let changes = &mut self.changes;
+            let changed = async {
+                match changes.recv().await {
+                    Some(change) => change,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                change = changed => self.change(change),
+                report = reported => {
+                    let (resume_token, agent) = (token.to_vec(), Some(report));
+                    let acknowledge = Acknowledge { resume_token, agent };
+                    self.outgoing.push_back(request(Request::Acknowledge(acknowledge)));
+                }
             }
             return;
         }

@@ -57,6 +57,7 @@ impl Session {
         watching: Option<Watching>,
     ) -> Session {
         let number = client.preferred();
+        let backoff = Backoff::new(client.reconnect_wait);
         Session {
             client,
             request,
@@ -67,7 +68,7 @@ impl Session {
             events: VecDeque::new(),
             batch_token: vec![],
             recent: RecentEvents::new(),
-            backoff: Backoff::new(),
+            backoff,
             wait: None,
             requested_wait: None,
             heartbeat,
@@ -157,7 +158,7 @@ impl Session {
         loop {
             tokio::select! {
                 message = stream.message() => return message,
-                () = watching.work(requests) => {}
+                () = watching.work(requests, &self.request.resume_token) => {}
             }
         }
     }
@@ -166,7 +167,7 @@ impl Session {
         let response = response.response?;
         if !matches!(response, Response::Subscribed(_) | Response::Draining(_)) {
             // The stream works: the next loss starts a new series of attempts.
-            self.backoff = Backoff::new();
+            self.backoff.reset();
         }
         match response {
             Response::Subscribed(subscribed) => {
@@ -176,7 +177,7 @@ impl Session {
                     subscribed.heartbeat_interval.and_then(|i| Duration::try_from(i).ok());
                 self.heartbeat = interval.unwrap_or(self.heartbeat);
                 if let Some(watching) = &mut self.watching {
-                    watching.updated(0);
+                    watching.opened();
                 }
                 Some(Notification::Subscribed(subscribed))
             }

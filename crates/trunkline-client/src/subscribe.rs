@@ -8,11 +8,12 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt};
+use tokio::sync::watch;
 
 use super::{Client, Error, Interest, interest::Watching, session::Session};
 use trunkline_proto::v1::{
-    Draining, Event, EventKind, Explanation, Filter, Gap, Heartbeat, Notice, Overflow, Start,
-    SubscribeRequest, Subscribed,
+    AgentReport, Draining, Event, EventKind, Explanation, Filter, Gap, Heartbeat, Notice, Overflow,
+    Start, SubscribeRequest, Subscribed,
 };
 
 /// The default heartbeat interval.
@@ -181,6 +182,17 @@ impl Client {
         let accounts = std::mem::take(&mut options.filter.accounts);
         let watching = Watching::new(accounts, changes);
         (self.subscription(options, Some(watching)), interest)
+    }
+
+    /// Opens a subscription of an agent, a node that stands in for programs that do not know
+    /// Trunkline. It is as [`Client::subscribe`], and tells the gateway what the agent reports of
+    /// itself, on each stream and whenever that changes; operators see it in the list of nodes.
+    pub fn subscribe_as_agent(
+        &self,
+        options: SubscribeOptions,
+        reports: watch::Receiver<AgentReport>,
+    ) -> Subscription {
+        self.subscription(options, Some(Watching::reporting(reports)))
     }
 
     fn subscription(&self, options: SubscribeOptions, watching: Option<Watching>) -> Subscription {

@@ -68,11 +68,15 @@ impl Subscription {
         let Some(watch) = &mut self.watch else { return Ok(None) };
         let checked = match request {
             Request::Open(_) => return Err(second_open()),
-            Request::Acknowledge(token) => {
+            Request::Acknowledge { token, agent } => {
                 let deployment = self.context.deployment;
                 watch.acknowledgements.acknowledge(&token, deployment, &self.cursor)?;
                 let pending = watch.acknowledgements.pending();
                 self.listed.acknowledged(pending, SystemTime::now());
+                if !agent.is_empty() {
+                    let wrong = |why| Error::field("acknowledge.agent", why);
+                    self.listed.reported(agent).map_err(wrong)?;
+                }
                 return Ok(None);
             }
             Request::Refused { update_id, incomplete, error } => {

@@ -79,7 +79,7 @@ impl Context {
                 Some(Request::Update(update)) => update,
                 Some(Request::Refused { error, .. }) => return Err(error.into()),
                 Some(Request::Open(_)) => return Err(second_open().into()),
-                Some(Request::Acknowledge(_)) => {
+                Some(Request::Acknowledge { .. }) => {
                     return Err(Error::field("acknowledge", "the stream is not open yet").into());
                 }
                 None => {

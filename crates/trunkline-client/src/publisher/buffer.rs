@@ -60,6 +60,28 @@ impl Buffer {
         }
     }
 
+    /// The events that another publisher did not get acknowledged, the first with this sequence.
+    pub(super) fn restore(
+        &mut self,
+        first_sequence: u64,
+        events: impl IntoIterator<Item = (Event, Duration)>,
+        now: Instant,
+    ) -> Vec<oneshot::Receiver<Answer>> {
+        self.next = first_sequence.max(1);
+        let since = |waited| now.checked_sub(waited).unwrap_or(now);
+        let push = |(event, waited)| self.push(event, since(waited));
+        let answers = events.into_iter().map(push).collect();
+        // Any of them may have been sent.
+        self.waiting.iter_mut().for_each(|waiting| waiting.tried = true);
+        answers
+    }
+
+    /// The sequence of the first event, and all events with how long they have waited.
+    pub(super) fn contents(&self, now: Instant) -> (u64, Vec<(Event, Duration)>) {
+        let event = |waiting: &Waiting| (waiting.event.clone(), now - waiting.since);
+        (self.first(), self.waiting.iter().map(event).collect())
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -84,6 +106,15 @@ impl Buffer {
         let answer = Some(answer);
         self.waiting.push_back(Waiting { event, bytes, since: now, tried: false, answer });
         receiver
+    }
+
+    /// What waits.
+    pub(super) fn waiting(&self, now: Instant) -> super::Waiting {
+        super::Waiting {
+            events: self.waiting.len(),
+            bytes: self.bytes,
+            age: self.waiting.front().map(|first| now - first.since),
+        }
     }
 
     /// The sequence of the first event.
@@ -237,6 +268,26 @@ mod tests {
         buffer.accepted(6);
         assert!(buffer.is_empty() && !buffer.is_unanswered());
         assert!(answers.iter_mut().all(|answer| answer.try_recv().is_ok_and(|it| it.is_ok())));
+    }
+
+    #[test]
+    fn what_was_not_acknowledged_keeps_its_sequence_and_its_age_in_another_buffer() {
+        let (mut first, _) = buffer(5);
+        first.opened(&opened(2, 100));
+        let (age, later) = (Duration::from_secs(3), Instant::now() + Duration::from_secs(2));
+        let (sequence, events) = first.contents(later);
+        assert_eq!((sequence, events.len()), (3, 3));
+        let mut second = Buffer::new((10, 1 << 20));
+        let mut answers = second.restore(sequence, events, later);
+        second.push(Event::default(), later);
+        second.opened(&opened(3, 100));
+        assert_eq!(next(&mut second), Some((4, 3)));
+        second.lost();
+        second.expire(later + Duration::from_secs(2), age);
+        assert!(answers[0].try_recv().unwrap().is_ok());
+        let error = answers[2].try_recv().unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::OutcomeUnknown);
+        assert!(!second.is_empty(), "the new one is younger");
     }
 
     #[test]

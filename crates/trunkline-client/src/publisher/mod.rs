@@ -114,17 +114,30 @@ impl PublisherOptions {
 #[derive(Clone, Debug)]
 pub struct Publisher {
     shared: Arc<Shared>,
-    _task: Arc<Task>,
+    task: Arc<Task>,
 }
 
 #[derive(Debug)]
 struct Shared {
+    id: String,
     options: PublisherOptions,
     buffer: parking::Mutex<Buffer>,
     /// There is something to send.
     filled: Notify,
     /// There is room, or nothing is left.
     emptied: Notify,
+}
+
+/// What a publisher did not get acknowledged, for the publisher of another process that goes on in
+/// its place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unacknowledged {
+    /// The identity by which gateways know what they have already.
+    pub publisher_id: String,
+    /// The sequence of the first event.
+    pub first_sequence: u64,
+    /// The events, in order, and how long each has waited.
+    pub events: Vec<(Event, Duration)>,
 }
 
 /// Ends its task when it is dropped.
@@ -155,6 +168,17 @@ mod parking {
     }
 }
 
+/// What waits for its acknowledgement in a [`Publisher`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Events.
+    pub events: usize,
+    /// Bytes of memory that they take, approximately.
+    pub bytes: usize,
+    /// Age of the oldest of them. None if nothing waits.
+    pub age: Option<Duration>,
+}
+
 /// Resolves when an event is acknowledged: the bus has accepted it. Dropping it withdraws nothing.
 #[derive(Debug)]
 pub struct Acknowledgement(oneshot::Receiver<Answer>);
@@ -181,14 +205,37 @@ impl Client {
     /// Outside of a tokio runtime.
     pub fn publisher(&self, options: PublisherOptions) -> Publisher {
         let buffer = Buffer::new((options.max_events, options.max_bytes));
+        self.publisher_with(Uuid::new_v4().to_string(), buffer, options)
+    }
+
+    /// Opens the publisher that goes on in place of another one, after its
+    /// [`Publisher::hand_over`]: what that one had published and did not get acknowledged is
+    /// published once, before anything new. Also returns the acknowledgements of those events.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn publisher_after(
+        &self,
+        before: Unacknowledged,
+        options: PublisherOptions,
+    ) -> (Publisher, Vec<Acknowledgement>) {
+        let mut buffer = Buffer::new((options.max_events, options.max_bytes));
+        let answers = buffer.restore(before.first_sequence, before.events, Instant::now());
+        let publisher = self.publisher_with(before.publisher_id, buffer, options);
+        (publisher, answers.into_iter().map(Acknowledgement).collect())
+    }
+
+    fn publisher_with(&self, id: String, buffer: Buffer, options: PublisherOptions) -> Publisher {
         let shared = Arc::new(Shared {
+            id,
             options,
             buffer: parking::Mutex::new(buffer),
             filled: Notify::new(),
             emptied: Notify::new(),
         });
         let task = tokio::spawn(run(self.clone(), shared.clone()));
-        Publisher { shared, _task: Arc::new(Task(task.abort_handle())) }
+        Publisher { shared, task: Arc::new(Task(task.abort_handle())) }
     }
 }
 
@@ -232,6 +279,11 @@ impl Publisher {
         }
     }
 
+    /// What waits for its acknowledgement.
+    pub fn waiting(&self) -> Waiting {
+        self.shared.buffer.lock().waiting(Instant::now())
+    }
+
     /// Waits until everything that was published is acknowledged, or given up.
     pub async fn flush(&self) {
         loop {
@@ -243,6 +295,20 @@ impl Publisher {
         }
     }
 
+    /// Ends the stream at once, and returns what was not acknowledged, for
+    /// [`Client::publisher_after`] in another process. Acknowledgements that are missing fail with
+    /// [`ErrorKind::OutcomeUnknown`], and so does every later [`Publisher::publish`].
+    pub fn hand_over(&self) -> Unacknowledged {
+        self.task.0.abort();
+        let mut buffer = self.shared.buffer.lock();
+        let (first_sequence, events) = buffer.contents(Instant::now());
+        let status = Status::unavailable("another process goes on in place of this publisher");
+        buffer.fail(&Error::new(ErrorKind::OutcomeUnknown, status));
+        drop(buffer);
+        self.shared.emptied.notify_waiters();
+        Unacknowledged { publisher_id: self.shared.id.clone(), first_sequence, events }
+    }
+
     /// Waits as [`Publisher::flush`] does, then ends the stream, if there is no other clone.
     pub async fn close(self) {
         self.flush().await;
@@ -251,13 +317,12 @@ impl Publisher {
 
 /// Opens streams, one after the other.
 async fn run(client: Client, shared: Arc<Shared>) {
-    let publisher_id = Uuid::new_v4().to_string();
-    let mut backoff = Backoff::new();
+    let mut backoff = Backoff::new(client.reconnect_wait);
     let mut number = client.preferred();
     loop {
         shared.is_filled().await;
         let status = Stream { client: &client, shared: &shared, number, backoff: &mut backoff }
-            .run(&publisher_id)
+            .run(&shared.id)
             .await;
         let wait = {
             let mut buffer = shared.buffer.lock();
@@ -373,7 +438,7 @@ impl Stream<'_> {
         match response.response {
             Some(Response::Accepted(accepted)) => {
                 // The stream works: the next loss starts a new series of attempts.
-                *self.backoff = Backoff::new();
+                self.backoff.reset();
                 self.shared.buffer.lock().accepted(accepted.sequence);
                 self.shared.emptied.notify_waiters();
             }
