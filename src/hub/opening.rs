@@ -239,8 +239,8 @@ impl Hub {
         Ok((lost, events))
     }
 
-    /// A page of history, which streams share. It is read in a task of its own, so that others do not
-    /// wait for a stream that is not polled.
+    /// A page of history, which streams share. It is read in a task of its own, so that others do
+    /// not wait for a stream that is not polled.
     pub(super) async fn history_page(
         self: &Arc<Self>,
         shard: ShardId,

@@ -26,7 +26,7 @@ pub struct Order {
     position: Position,
     /// For each epoch the last offset delivered.
     walked: BTreeMap<Epoch, Offset>,
-    /// For each epoch the last offset that the line told of: in its own place, as a copy or as lost.
+    /// For each epoch the last offset that the line told of: at its own place, as a copy or lost.
     /// Less than what was delivered, where the line goes on without a tail that was.
     told: BTreeMap<Epoch, Offset>,
     /// The ends of epochs, as the last entry or view told of them.
