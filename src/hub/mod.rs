@@ -1,5 +1,5 @@
-//! Between the bus and the streams: the logs of the shards, the subscribers' cursors over them, and
-//! the router that wakes subscribers.
+//! Between the bus and the streams: the logs of the shards, the subscribers' cursors over them, the
+//! router that wakes subscribers, and who has each producer.
 //!
 //! The hub knows neither gRPC nor Redis.
 
@@ -15,6 +15,7 @@ mod last_values;
 pub mod log;
 mod merge;
 mod opening;
+pub mod producers;
 pub mod readers;
 mod router;
 pub mod scope;
@@ -32,10 +33,11 @@ pub use self::{
 use self::{
     last_values::LastValues,
     log::{Capacity, Log},
+    producers::Producers,
     readers::Readers,
     router::Router,
 };
-use crate::bus::{Delivery, ShardId, SharedBus, Sink};
+use crate::bus::{Delivery, PublisherId, ShardId, SharedBus, Sink, StreamNumber};
 
 /// The logs of all shards, and the subscribers to them.
 pub struct Hub {
@@ -45,6 +47,7 @@ pub struct Hub {
     bus: OnceLock<SharedBus>,
     readers: Readers,
     last_values: LastValues,
+    producers: Arc<Producers>,
 }
 
 impl Hub {
@@ -56,6 +59,7 @@ impl Hub {
             bus: OnceLock::new(),
             readers: Readers::default(),
             last_values: LastValues::new(shards),
+            producers: Arc::default(),
         }
     }
 
@@ -78,6 +82,11 @@ impl Hub {
         &self.logs
     }
 
+    /// The producers that publish on streams of this gateway.
+    pub fn producers(&self) -> &Arc<Producers> {
+        &self.producers
+    }
+
     /// Wakes every stream, even if it has nothing to read.
     pub fn wake_all(&self) {
         self.router.wake_all();
@@ -97,6 +106,10 @@ impl Sink for Hub {
         });
         // Only after the lock of the log is released: they all read it next.
         concerned.into_iter().for_each(Waker::wake);
+    }
+
+    fn publishes(&self, publisher: PublisherId, stream: StreamNumber) {
+        self.producers.publishes(publisher, stream);
     }
 }
 

@@ -157,6 +157,21 @@ pub const MISTAKES: &[(&str, Mistake)] = &[
         Script("if #covered > 0 then", "if #covered > 0 and not name_epoch then"),
     ),
     (
+        "streams not compared",
+        Script("stream < streams[publisher] and op == 'append' then", "false then"),
+    ),
+    (
+        "streams not restored",
+        Script(
+            "streams[publisher] = math.max(streams[publisher], stream)",
+            "streams[publisher] = name_epoch and 0 or math.max(streams[publisher], stream)",
+        ),
+    ),
+    (
+        "streams numbered by the state alone",
+        Script("math.max(last, epoch) + ARGV[12]", "last + ARGV[12]"),
+    ),
+    (
         "a frame out of sequence",
         Script("not has(sequences, tonumber(ARGV[16])) then", "false then"),
     ),

@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::oneshot;
 use trunkline::{
     bus::{
-        AppendError, Appended, Batch, Delivery, GapReason, Position, ShardId, Sink,
+        AppendError, Appended, Batch, Delivery, GapReason, Position, ShardId, Sink, StreamNumber,
         redis::{
             CallLimits,
             envelope::{Body, Envelope, Header, encode_frame, encode_probe},
@@ -313,6 +313,12 @@ impl Setting {
     }
 }
 
+impl Gateway {
+    pub fn number_stream(&mut self, number: oneshot::Sender<StreamNumber>) {
+        self.core.number(number);
+    }
+}
+
 impl World {
     pub fn new(seed: u64, setting: &Setting, gateways: usize, more: More, trace: bool) -> World {
         // A mistake in what a frame says must not be found by its tag.
@@ -444,7 +450,7 @@ impl World {
         }
     }
 
-    fn count(&mut self, what: &'static str) {
+    pub fn count(&mut self, what: &'static str) {
         *self.happened.entry(what).or_default() += 1;
     }
 
@@ -1130,7 +1136,7 @@ impl World {
                     if unknown {
                         self.events.given_up.extend(&sent.events);
                     }
-                    self.stream_answered(sent, answer.is_ok());
+                    self.stream_answered(sent, answer.as_ref().map(|_| ()));
                 }
                 (Answers::Request(request), Ok(appended)) => {
                     note!(self, "request {request} is answered {appended:?}");
@@ -1567,6 +1573,7 @@ fn describe(call: &Call) -> String {
         }
         Op::Probe(_) => "probe".into(),
         Op::Release { .. } => "release".into(),
+        Op::Number(streams) => format!("number {streams} streams"),
     };
     format!("{op}, seen {}, reported [{}]", call.seen, call.reported)
 }

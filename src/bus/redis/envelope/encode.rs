@@ -113,6 +113,10 @@ pub fn put_run(buf: &mut Vec<u8>, first: u64, run: &Run) {
     buf.extend_from_slice(&run.publisher);
     encode_varint(first, buf);
     encode_varint(run.from, buf);
+    if run.stream > 0 {
+        encode_varint(0, buf);
+        encode_varint(run.stream, buf);
+    }
     encode_varint(run.sequences.len() as u64 * 2 + u64::from(follow), buf);
     encode_varint(sequence - run.from, buf);
     if !follow {

@@ -14,7 +14,10 @@ pub use self::encode::{
     encode_events, encode_frame, encode_probe, put_request, put_retained, put_run,
 };
 use super::{auth::Authenticator, view::ShardView};
-use crate::bus::{Epoch, Frame, Lost, MAX_SEQUENCE, Offset, Position, Provenance, RequestId, Run};
+use crate::bus::{
+    Epoch, Frame, Lost, MAX_SEQUENCE, Offset, Position, Provenance, PublisherId, RequestId, Run,
+    StreamNumber,
+};
 
 /// Other names of the events of one frame: more are neither written nor read. Two for each event of
 /// a large frame.
@@ -95,32 +98,51 @@ impl StampedFrame {
     /// more events than the frame has.
     pub fn runs(&self) -> impl Iterator<Item = HeldRun> {
         let mut bytes = &self.runs[..];
-        std::iter::from_fn(move || read_run(&mut bytes, self.frame.count))
+        std::iter::from_fn(move || {
+            // Room for what is read, and not for what is said to come.
+            let mut sequences = Vec::new();
+            let sequence = |sequence| sequences.push(sequence);
+            let (first, run) = read_run(&mut bytes, self.frame.count, sequence)?;
+            Some(HeldRun { first, run: Run { sequences, ..run } })
+        })
+    }
+
+    /// The streams of these, without their events.
+    pub fn streams(&self) -> impl Iterator<Item = (PublisherId, StreamNumber)> {
+        let mut bytes = &self.runs[..];
+        std::iter::from_fn(move || {
+            let (_, run) = read_run(&mut bytes, self.frame.count, |_| {})?;
+            Some((run.publisher, run.stream))
+        })
     }
 }
 
-fn read_run(bytes: &mut &[u8], events: u64) -> Option<HeldRun> {
+/// Reads a run: the index of its first event, and the run without its sequences, which it hands to
+/// `sequence`.
+fn read_run(bytes: &mut &[u8], events: u64, mut sequence: impl FnMut(u64)) -> Option<(u64, Run)> {
     let (publisher, rest) = bytes.split_first_chunk::<16>()?;
     *bytes = rest;
     let mut number = || decode_varint(bytes).ok();
-    let (first, from, shape) = (number()?, number()?, number()?);
+    let (first, from, mut shape) = (number()?, number()?, number()?);
+    let mut stream = 0;
+    if shape == 0 {
+        (stream, shape) = (number()?, number()?);
+    }
     let count = shape / 2;
     if count == 0 || first.checked_add(count)? > events {
         return None;
     }
     let mut next = from.checked_add(number()?)?;
-    // Room for what is read, and not for what is said to come.
-    let mut sequences = Vec::new();
-    sequences.push(next);
+    sequence(next);
     for _ in 1..count {
         let distance = if shape % 2 == 1 { 0 } else { number()? };
         next = next.checked_add(distance)?.checked_add(1)?;
-        sequences.push(next);
+        sequence(next);
     }
     if next >= MAX_SEQUENCE {
         return None;
     }
-    Some(HeldRun { first, run: Run { publisher: *publisher, from, sequences } })
+    Some((first, Run { publisher: *publisher, stream, from, sequences: vec![] }))
 }
 
 /// A request in a frame.

@@ -63,8 +63,10 @@ fn a_copy_keeps_the_names_of_its_events() {
     let mut retain = Vec::new();
     put_retained(&mut retain, 1, 9);
     let events = encode_events([Bytes::from("one"), Bytes::from("two")].iter());
-    let run = |publisher, from, sequences: &[u64]| Run {
+    let run = |publisher: u8, from, sequences: &[u64]| Run {
         publisher: [publisher; 16],
+        // The bus numbered the streams of all but the first.
+        stream: u64::from(publisher - 1) << 51,
         from,
         sequences: sequences.to_vec(),
     };
@@ -93,6 +95,8 @@ fn a_copy_keeps_the_names_of_its_events() {
     let requests: Vec<_> = read_requests(&stamped.requests).collect();
     assert_eq!(requests, [HeldRequest { id: [7; 16], first: 1, count: 1 }]);
     assert_eq!(stamped.runs().collect::<Vec<_>>(), held);
+    let streams = [([1; 16], 0), ([2; 16], 1 << 51), ([3; 16], 1 << 52)];
+    assert_eq!(stamped.streams().collect::<Vec<_>>(), streams);
     // What names more events than the frame has is nothing.
     let mut too_many = Vec::new();
     put_run(&mut too_many, 1, &held[1].run);
