@@ -198,13 +198,12 @@ impl Numbering {
         let Some(next) = self.next.get_mut(shard.index()) else { return };
         let from = (*next).max(self.behind_rejected);
         *next = sequence + 1;
-        match runs.last_mut().filter(|run| run.last() + 1 == from) {
-            Some(run) => run.sequences.push(sequence),
-            None => {
-                let (publisher, stream) = (self.publisher, self.stream);
-                runs.push(Run { publisher, stream, from, sequences: vec![sequence] });
-            }
+        if let Some(run) = runs.last_mut().filter(|run| run.last() + 1 == from) {
+            run.sequences.push(sequence);
+            return;
         }
+        let (publisher, stream) = (self.publisher, self.stream);
+        runs.push(Run { publisher, stream, from, sequences: vec![sequence] });
     }
 
     /// An event was rejected: it is in no shard, and would not be taken for one that is.

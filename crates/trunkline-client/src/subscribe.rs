@@ -110,8 +110,8 @@ impl SubscribeOptions {
     }
 
     /// For [`Client::watch`]: custom types are named one by one, and while there are none, no
-    /// custom event is delivered. Default: with no [`custom_type`](SubscribeOptions::custom_type) all are,
-    /// and none can be added or removed.
+    /// custom event is delivered. Default: with no [`custom_type`](SubscribeOptions::custom_type)
+    /// all are, and none can be added or removed.
     #[must_use]
     pub fn custom_types_named(mut self) -> SubscribeOptions {
         self.custom_types_named = true;

@@ -362,7 +362,6 @@ impl Core {
                 }
                 Shown::Answered
             }
-            (UnderWay::Number(_), _) => Shown::Answered,
             (UnderWay::Release, Status::Wait) => {
                 self.paused = Some(now + RECOVERY_PAUSE);
                 Shown::Answered
@@ -371,7 +370,7 @@ impl Core {
                 self.next_probe = now + PROBE_RETRY;
                 Shown::Answered
             }
-            (UnderWay::Release, _) => Shown::Answered,
+            (UnderWay::Release | UnderWay::Number(_), _) => Shown::Answered,
         }
     }
 
