@@ -244,7 +244,7 @@ async fn two_processes_with_one_publisher_are_told_and_nothing_is_acknowledged_b
     for round in 0..8_u64 {
         // Each begins behind what the other one has had acknowledged.
         let first = 1 + 10 * round;
-        let event = |nth: u64| with_id(&format!("{round}-{nth}"), queue_refresh());
+        let event = |nth: u64| with_id(format!("{round}-{nth}"), queue_refresh());
         let node = &nodes[usize::from(round % 2 == 1)];
         let mut later = node.producer(&publisher).await.unwrap();
         later.events(first, (0..10).map(event).collect()).await;
