@@ -11,17 +11,15 @@ use super::{
     crosses, ids,
     support::{
         Collector, Gateway, GatewayOptions, LIMIT, RedisCluster, RedisOptions, RedisServer,
-        TestNode, events, gateway::Ready, shared, wait::until,
+        TestNode, events,
+        gateway::{FRAME_KEY, Ready},
+        shared,
+        wait::until,
     },
     two_gateways,
 };
 
-const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
 const OTHER: &str = "ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA=";
-
-fn keyed(options: GatewayOptions, keys: &str) -> GatewayOptions {
-    options.set("frameKey", json!({"@type": "Value", "secret": keys}))
-}
 
 /// Another tenant of the same server, who has all rights but not the key.
 struct Tenant {
@@ -104,7 +102,7 @@ impl Scene {
     async fn set(shards: u16) -> Scene {
         let redis = RedisServer::start(RedisOptions::default()).await;
         let prefix = shared::prefix();
-        let options = keyed(GatewayOptions::redis(&redis.url(), &prefix), KEY);
+        let options = GatewayOptions::redis(&redis.url(), &prefix).frame_keys(FRAME_KEY);
         let gateway = Gateway::start(options.set("shards", shards)).await;
         let publisher = TestNode::connect(&gateway, "publisher").await;
         let node = TestNode::connect(&gateway, "node").await;
@@ -154,7 +152,9 @@ async fn authenticated_events_cross_gateways_and_come_from_history() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let prefix = shared::prefix();
     let options = || {
-        keyed(GatewayOptions::redis(&redis.url(), &prefix), KEY).set("log", json!({"maxEvents": 1}))
+        GatewayOptions::redis(&redis.url(), &prefix)
+            .frame_keys(FRAME_KEY)
+            .set("log", json!({"maxEvents": 1}))
     };
     let (one, two) = two_gateways(options).await;
     let node = TestNode::connect(&two, "node").await;
@@ -182,8 +182,11 @@ async fn authenticated_events_cross_gateways_and_come_from_history() {
 async fn authenticated_events_cross_a_cluster_through_a_failover() {
     let cluster = RedisCluster::start().await;
     let prefix = shared::prefix();
-    let options =
-        || keyed(GatewayOptions::redis_cluster(&cluster.urls(), &prefix), KEY).set("shards", 1);
+    let options = || {
+        GatewayOptions::redis_cluster(&cluster.urls(), &prefix)
+            .frame_keys(FRAME_KEY)
+            .set("shards", 1)
+    };
     let (one, two) = two_gateways(options).await;
     crosses(&one, &two).await;
     let slot = super::support::view::slot(&format!("{prefix}:{{0}}:state"));
@@ -273,7 +276,7 @@ async fn replayed_frames_are_gaps_on_any_shard_and_prefix() {
 
     // Another system with the same key, on the same server.
     let other_prefix = format!("{}x", scene.prefix);
-    let options = keyed(GatewayOptions::redis(&scene.redis.url(), &other_prefix), KEY);
+    let options = GatewayOptions::redis(&scene.redis.url(), &other_prefix).frame_keys(FRAME_KEY);
     let other = Gateway::start(options).await;
     let node = TestNode::connect(&other, "node").await;
     let collector = node.subscribe(node.request()).await;
@@ -342,7 +345,7 @@ fn queue_status(id: &str, state: State) -> Event {
 async fn a_last_value_is_accepted_only_with_a_valid_tag() {
     let mut scene = Scene::set(1).await;
     scene.publisher.publish(vec![queue_status("real", State::Paused)]).await.expect("published");
-    let options = || keyed(GatewayOptions::redis(&scene.redis.url(), &scene.prefix), KEY);
+    let options = || GatewayOptions::redis(&scene.redis.url(), &scene.prefix).frame_keys(FRAME_KEY);
     let first = async |gateway: &Gateway| {
         let node = TestNode::connect(gateway, "late").await;
         let collector = node.subscribe(node.request()).await;
@@ -379,15 +382,16 @@ async fn a_last_value_is_accepted_only_with_a_valid_tag() {
 async fn keys_are_rotated_without_loss() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let prefix = shared::prefix();
-    let with = |keys: &str| keyed(GatewayOptions::redis(&redis.url(), &prefix), keys);
+    let with = |keys: &str| GatewayOptions::redis(&redis.url(), &prefix).frame_keys(keys);
     let both = |first: &str, second: &str| format!("{first}\n{second}\n");
-    let stays = Gateway::start(with(&both(KEY, OTHER))).await;
+    let stays = Gateway::start(with(&both(FRAME_KEY, OTHER))).await;
     let node = TestNode::connect(&stays, "node").await;
     let collector = node.subscribe(node.request()).await;
     let mut sent = Vec::new();
     // One gateway after another: the old key alone, both, both with the new one first, the new key
     // alone.
-    let steps = [KEY.to_owned(), both(KEY, OTHER), both(OTHER, KEY), OTHER.to_owned()];
+    let steps =
+        [FRAME_KEY.to_owned(), both(FRAME_KEY, OTHER), both(OTHER, FRAME_KEY), OTHER.to_owned()];
     for (number, keys) in steps.iter().enumerate() {
         let gateway = Gateway::start(with(keys)).await;
         let publisher = TestNode::connect(&gateway, "publisher").await;
@@ -401,7 +405,7 @@ async fn keys_are_rotated_without_loss() {
         let id = format!("b{number}-0");
         back.publish(events::numbered(&format!("b{number}"), 1, 1)).await.expect("published");
         sent.push(id.clone());
-        if keys.contains(KEY) {
+        if keys.contains(FRAME_KEY) {
             stream.event(&id, LIMIT).await;
         }
         collector.event(&id, LIMIT).await;
@@ -423,15 +427,15 @@ async fn refuses(options: GatewayOptions) -> String {
 async fn gateways_with_different_keys_report_it_and_do_not_serve() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let options = |prefix: &str| GatewayOptions::redis(&redis.url(), prefix);
-    let _keyed = Gateway::start(keyed(options("keyed"), KEY)).await;
+    let _keyed = Gateway::start(options("keyed").frame_keys(FRAME_KEY)).await;
     let said = refuses(options("keyed")).await;
     assert!(said.contains("frameKey is not set here"), "{said}");
-    let said = refuses(keyed(options("keyed"), OTHER)).await;
+    let said = refuses(options("keyed").frame_keys(OTHER)).await;
     assert!(said.contains("all gateways need a key in common"), "{said}");
-    assert!(!said.contains(OTHER) && !said.contains(KEY), "{said}");
+    assert!(!said.contains(OTHER) && !said.contains(FRAME_KEY), "{said}");
 
     let open = Gateway::start(options("open")).await;
-    let said = refuses(keyed(options("open"), KEY)).await;
+    let said = refuses(options("open").frame_keys(FRAME_KEY)).await;
     assert!(
         said.contains("frameKey is set here") && said.contains("DEL open:deployment"),
         "{said}"
@@ -440,6 +444,6 @@ async fn gateways_with_different_keys_report_it_and_do_not_serve() {
     // As documented: stop all, delete the record, start them with the key.
     open.terminate(Duration::from_secs(15)).await;
     redis.cli(&["DEL", "open:deployment"]).await;
-    let (one, two) = two_gateways(|| keyed(options("open"), KEY)).await;
+    let (one, two) = two_gateways(|| options("open").frame_keys(FRAME_KEY)).await;
     crosses(&one, &two).await;
 }

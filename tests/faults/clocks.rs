@@ -6,15 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde_json::json;
-
 use crate::{
     redis::serving,
     support::{
         LIMIT,
         events::numbered,
         folder,
-        gateway::{self, Gateway, GatewayOptions},
+        gateway::{self, FRAME_KEY, Gateway, GatewayOptions},
         nodes::TestNode,
         redis::{Data, RedisOptions, RedisServer},
         shared, tools,
@@ -59,10 +57,9 @@ async fn all_serve(gateways: &[&Gateway], round: &str) {
 async fn with_a_frame_key_gateways_serve_together_whose_clocks_are_an_hour_apart() {
     let folder = folder::new();
     let redis = RedisServer::start(RedisOptions::default()).await;
-    let key = json!({"@type": "Value", "secret": "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="});
     let options = GatewayOptions::redis(&redis.url(), &shared::prefix())
         .set("shards", 4)
-        .set("frameKey", key);
+        .frame_keys(FRAME_KEY);
     let right = Gateway::start(options.clone()).await;
     all_serve(&[&right], "alone").await;
     let ahead = Gateway::start(options.clone().binary(&with_clock(folder.path(), "+1h"))).await;

@@ -17,6 +17,7 @@ mod support;
 mod chaos;
 mod clocks;
 mod combinations;
+mod far;
 mod gateways;
 mod history;
 mod interest;

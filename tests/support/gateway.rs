@@ -36,6 +36,9 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes of the largest response that a client in a test accepts.
 const MAX_RESPONSE: usize = 64 << 20;
 
+/// A key of frames.
+pub const FRAME_KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+
 /// What `Gateway::start` waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ready {
@@ -109,6 +112,12 @@ impl GatewayOptions {
     pub fn set(mut self, key: &str, value: impl Into<Value>) -> GatewayOptions {
         self.config[key] = value.into();
         self
+    }
+
+    /// With a key of frames, or several.
+    #[must_use]
+    pub fn frame_keys(self, keys: &str) -> GatewayOptions {
+        self.set("frameKey", json!({"@type": "Value", "secret": keys}))
     }
 
     /// With another binary.

@@ -1,6 +1,6 @@
 //! A TCP proxy in front of a Redis server or a gateway that can drop all bytes while its
 //! connections stay open, like a dead host, a firewall that lost its state, or dropped packets; or
-//! forward them slowly, or close them.
+//! forward them slowly or late, or close them.
 
 use std::{
     sync::{
@@ -28,6 +28,8 @@ enum Mode {
     DropAnswers,
     /// Forwards at most this many bytes to the client in each [`SLICE`].
     Slow(usize),
+    /// Forwards what the client sends after this time.
+    Far(Duration),
 }
 
 /// The period of [`Mode::Slow`].
@@ -118,6 +120,11 @@ impl Proxy {
         self.shared.all.send_replace(Mode::Forward);
     }
 
+    /// What clients send arrives so much later, as on a long line.
+    pub fn move_away(&self, delay: Duration) {
+        self.shared.all.send_replace(Mode::Far(delay));
+    }
+
     /// Closes all open connections. New ones are served.
     pub fn cut(&self) {
         self.shared.cuts.send_modify(|cuts| *cuts += 1);
@@ -185,6 +192,10 @@ async fn serve(shared: Arc<Shared>, mut client: TcpStream, to: u16) {
                     *connection.subscribed.lock() = true;
                 }
                 lost |= drops;
+                let mode = *all.borrow();
+                if let Mode::Far(delay) = mode {
+                    tokio::time::sleep(delay).await;
+                }
                 if !drops && server.write_all(bytes).await.is_err() {
                     return;
                 }

@@ -38,8 +38,8 @@ pub struct Call {
     /// The last position that the caller has seen. For a frame its epoch is the one that the caller
     /// appends to.
     pub seen: Position,
-    /// True if the frame may be placed after `seen` and nowhere else.
-    pub exact: bool,
+    /// Where the frame may be placed.
+    pub placing: Placing,
     /// The positions that the caller reports.
     pub reported: String,
     /// A random number, for an epoch that the call may open.
@@ -48,6 +48,18 @@ pub struct Call {
     pub op: Op,
     /// The time limit for the answer.
     pub limit: Duration,
+}
+
+/// Where a frame may be placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placing {
+    /// Behind what is there.
+    Anywhere,
+    /// After the position that the caller has seen, and nowhere else.
+    Exact,
+    /// The same. If that place is taken, other writers wait until this one has come again: others
+    /// that are nearer to Redis were faster each time.
+    ExactInTurn,
 }
 
 /// What a call does.
@@ -163,6 +175,8 @@ pub enum Status {
     OutOfOrder,
     /// The epoch is over, or an exact position is taken; nothing was done.
     EpochOver,
+    /// Another writer comes first; nothing was done.
+    NotItsTurn,
     /// Appends wait for a recovery; nothing was appended.
     Recovering,
     /// Other gateways may hold what comes before; nothing was done.
@@ -314,11 +328,11 @@ impl Call {
         cmd.arg(settings.history.max_frames).arg(settings.history.max_bytes);
         cmd.arg(millis(settings.history.max_age));
         cmd.arg(self.seen.epoch.0);
-        if self.exact {
-            cmd.arg(format!("={}", self.seen.offset.0));
-        } else {
-            cmd.arg(self.seen.offset.0);
-        }
+        match self.placing {
+            Placing::Anywhere => cmd.arg(self.seen.offset.0),
+            Placing::Exact => cmd.arg(format!("={}", self.seen.offset.0)),
+            Placing::ExactInTurn => cmd.arg(format!("!{}", self.seen.offset.0)),
+        };
         match &self.op {
             Op::Append(framed) => {
                 let after = framed.after.map(|sequence| sequence.to_string());
@@ -467,6 +481,7 @@ pub fn parse(value: &Value) -> Option<Answer> {
         "there" => Status::There,
         "order" => Status::OutOfOrder,
         "epoch" => Status::EpochOver,
+        "turn" => Status::NotItsTurn,
         "recovering" => Status::Recovering,
         "wait" => Status::Wait,
         "seen" => {
@@ -539,6 +554,7 @@ mod tests {
         assert_eq!(read("dup", &["0", "0", "0", "", "0", "0", "0"]), Some(gone));
         assert_eq!(read("order", &[]), Some(Status::OutOfOrder));
         assert_eq!(read("epoch", &[]), Some(Status::EpochOver));
+        assert_eq!(read("turn", &[]), Some(Status::NotItsTurn));
         assert_eq!(read("recovering", &[]), Some(Status::Recovering));
         let seen = Status::Seen(vec![(0, at(9, 4)), (2, at(9, 7))]);
         assert_eq!(read("seen", &["0", "9 4", "2", "9 7"]), Some(seen));

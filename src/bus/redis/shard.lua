@@ -11,7 +11,8 @@
 --         those up to there that are copies or notes: "epoch:offset[:first-last[.first-last]..] .."
 --       7 max entries    8 max bytes    9 max age in ms: limits of history
 --       10 epoch         11 offset: the last position that the caller has seen (0 0: none); "=12":
---         the frame may be placed after that position and nowhere else
+--         the frame may be placed after that position and nowhere else; "!12": the same, and if
+--         that place is taken, other writers wait until this one has come again
 --   append, again:
 --       12 writer        13 sequence: the writer's number of the frame
 --       14 count: events in the frame              15 frame
@@ -42,6 +43,7 @@
 --   numbered, last: the number of the last of so many streams; the others have those before it
 --   order       append: the writer's frame before it is not here; nothing was done
 --   epoch       the caller's epoch is over, or its position is taken; nothing was done
+--   turn        append: another writer comes first; nothing was done
 --   recovering  appends wait; nothing was appended
 --   wait        other gateways may hold what comes before; to be tried again
 -- or {"deployment", theirs}: the caller may not serve this shard; nothing was done
@@ -64,6 +66,8 @@ local ABANDONED = 5000
 local MAX_RANGES = 64
 -- The last frames of a writer of which the places are kept: more than can be under way at once.
 local MAX_PLACES = 8
+-- A writer for which others wait is waited for so many ms.
+local TURN = 1000
 -- Writers and publishers are forgotten so many s after their last frame, which is looked at once in
 -- so many s.
 local FORGET_WRITERS, SWEEP = 600, 60
@@ -570,7 +574,20 @@ if op == 'append' then
   end
   -- The one before it failed: the writer sends both again, in order.
   if ARGV[16] ~= '' and not has(sequences, tonumber(ARGV[16])) then return answer('order') end
-  if known ~= epoch or (exact and seen ~= offset) then return answer('epoch') end
+  if known ~= epoch then return answer('epoch') end
+  if exact then
+    local turn = redis.call('HMGET', KEYS[1], 'turn')[1] or ''
+    local holder, at = string.match(turn, '^(%S+) (%d+)$')
+    local waits = holder and holder ~= ARGV[12] and math.abs(clock() - at) < TURN
+    if seen ~= offset then
+      if string.sub(ARGV[11], 1, 1) == '!' and not waits then
+        redis.call('HSET', KEYS[1], 'turn', ARGV[12] .. ' ' .. num(clock()))
+      end
+      return answer('epoch')
+    end
+    if waits then return answer('turn') end
+    if holder == ARGV[12] then redis.call('HSET', KEYS[1], 'turn', '') end
+  end
 else
   if not floor then read_ends() end
   name_epoch, name_first, name_last = string.match(ARGV[16], '^(%d+):(%d+)-(%d+)$')

@@ -72,7 +72,11 @@ impl Calls {
         let (epoch, offset) = self.position();
         let reported = self.reported();
         let random = &mut self.random;
-        let exact = if random.random_bool(0.1) { "=" } else { "" };
+        let exact = match random.random_range(0..10) {
+            0 => "=",
+            1 => "!",
+            _ => "",
+        };
         let deployment = if random.random_bool(0.01) { "another" } else { "ours" };
         let mut keys: Vec<String> =
             ["state", "history", "marks", "retained"].map(|name| format!("{TAG}:{name}")).into();

@@ -42,6 +42,8 @@ pub struct More {
     pub bursts: bool,
     /// Redis refuses some calls.
     pub refuses: bool,
+    /// Some gateways have an earlier version.
+    pub mixed: bool,
 }
 
 impl More {
@@ -68,6 +70,7 @@ impl More {
         }
         more.bursts = draw.percent(50);
         more.refuses = draw.percent(30);
+        more.mixed = draw.percent(20);
         more
     }
 

@@ -17,7 +17,7 @@ use trunkline::{
             history::{self, Page, Reading},
             reader::{Found, ShardReader},
             recovery::Memory,
-            script::{self, Answer, Call, Failure, Op, Status, Target},
+            script::{self, Answer, Call, Failure, Op, Placing, Status, Target},
             writer::{Core, Job, Shown, Step},
         },
     },
@@ -39,6 +39,9 @@ use crate::redis::{Identity, Reply, Server, Text};
 
 /// The clock of all servers at the beginning, in microseconds since 1970.
 const START: u64 = 1_790_000_000_000_000;
+
+/// The script of gateways of an earlier version, with the same protocol: they serve together.
+const EARLIER: &str = include_str!("../versions/protocol-2.lua");
 
 /// What all gateways state.
 const DEPLOYMENT: &str = "protocol 2";
@@ -68,6 +71,8 @@ enum Flight {
 struct Sent {
     call: Box<Call>,
     gateway: u64,
+    /// The script that the gateway calls.
+    sha: Text,
     /// The names that the gateway held when it sent a release.
     held: BTreeSet<At>,
 }
@@ -76,6 +81,8 @@ struct Sent {
 pub struct Gateway {
     pub id: u64,
     pub alive: bool,
+    /// The script that it calls: another one in an earlier version.
+    sha: Text,
     pub frozen: bool,
     /// It takes few messages at a time.
     slow: bool,
@@ -237,6 +244,7 @@ pub struct World {
     runtime: Rc<tokio::runtime::Runtime>,
     mistake: Option<Mistake>,
     sha: Text,
+    earlier_sha: Text,
     strays: Vec<(usize, Sent)>,
     settings: Arc<trunkline::bus::redis::Settings>,
     target: Target,
@@ -275,9 +283,10 @@ macro_rules! note {
 /// What all seeds share.
 pub struct Setting {
     pub mistake: Option<Mistake>,
-    /// An empty server that knows the script, and the script's SHA-1.
+    /// An empty server that knows the script and the earlier one, and their SHA-1.
     server: Server,
     sha: Text,
+    earlier_sha: Text,
     /// For each of [`HISTORIES`], and the same with a key.
     settings: Vec<Arc<trunkline::bus::redis::Settings>>,
     /// Its clock stands still, and goes on with that of the seed.
@@ -302,9 +311,13 @@ impl Setting {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         let mut server = Server::default();
-        let loaded = server.call(&["SCRIPT", "LOAD", &*Mistake::script(mistake)]);
-        let Reply::Bulk(sha) = loaded else { panic!("not loaded: {loaded:?}") };
-        Setting { mistake, server, sha, settings, runtime: Rc::new(runtime.expect("a runtime")) }
+        let mut load = |script: &str| match server.call(&["SCRIPT", "LOAD", script]) {
+            Reply::Bulk(sha) => sha,
+            other => panic!("not loaded: {other:?}"),
+        };
+        let (sha, earlier_sha) = (load(&Mistake::script(mistake)), load(EARLIER));
+        let runtime = Rc::new(runtime.expect("a runtime"));
+        Setting { mistake, server, sha, earlier_sha, settings, runtime }
     }
 
     /// Entered while a seed runs.
@@ -342,6 +355,7 @@ impl World {
             runtime: setting.runtime.clone(),
             mistake: setting.mistake,
             sha: setting.sha.clone(),
+            earlier_sha: setting.earlier_sha.clone(),
             strays: vec![],
             settings,
             target,
@@ -407,6 +421,7 @@ impl World {
         let now = self.now();
         let events = if self.rng.percent(20) { 4 + self.rng.below(12) } else { 10_000 };
         let slow = self.more.slow && self.rng.percent(40);
+        let earlier = self.more.mixed && self.mistake.is_none() && self.rng.percent(50);
         let hub = Arc::new(Hub::new(1, Capacity { bytes: 1 << 20, events }));
         let bus = Arc::new(AskedBus::new());
         let target = if self.more.key {
@@ -419,6 +434,7 @@ impl World {
         Gateway {
             id,
             alive: true,
+            sha: if earlier { self.earlier_sha.clone() } else { self.sha.clone() },
             frozen: false,
             slow,
             cut: false,
@@ -491,9 +507,7 @@ impl World {
     fn call_script(&mut self, master: usize, sent: &Sent) -> Result<Answer, Failure> {
         let call = &sent.call;
         let mut args = arguments(&call.command(&self.target));
-        if matches!(self.mistake, Some(Mistake::Script(..))) {
-            args[1] = self.sha.clone();
-        }
+        args[1] = sent.sha.clone();
         if let Op::Release { .. } = call.op
             && let epoch = self.masters[master].line.epoch
             && epoch == call.seen.epoch.0
@@ -957,7 +971,7 @@ impl World {
         let entropy = u16::try_from(self.rng.below(4096)).expect("small");
         let call = Call {
             seen: Position::UNKNOWN,
-            exact: false,
+            placing: Placing::Anywhere,
             reported: String::new(),
             entropy,
             op: Op::Probe(encode_probe(0xffff, self.steps, 0)),
@@ -1062,7 +1076,7 @@ impl World {
         let releases = matches!(call.op, Op::Release { .. });
         let held = releases.then(|| self.events.held_by(&gateway.memory));
         let held = held.unwrap_or_default();
-        let sent = Sent { call, gateway: gateway.id, held };
+        let sent = Sent { call, gateway: gateway.id, sha: gateway.sha.clone(), held };
         gateway.flights.push_back(Flight::Sent(sent));
         let frames = gateway.flights.iter().filter(|flight| {
             matches!(flight, Flight::Sent(Sent { call, .. }) if matches!(call.op, Op::Append(_)))
@@ -1635,13 +1649,14 @@ mod tests {
     fn probe(world: &mut World, seen: Position, reported: &str) -> ShardView {
         let call = Box::new(Call {
             seen,
-            exact: false,
+            placing: Placing::Anywhere,
             reported: reported.into(),
             entropy: 7,
             op: Op::Probe(encode_probe(1, 1, 0)),
             limit: Duration::from_secs(1),
         });
-        match world.call_script(0, &Sent { call, gateway: 1, held: BTreeSet::new() }) {
+        let sent = Sent { call, gateway: 1, sha: world.sha.clone(), held: BTreeSet::new() };
+        match world.call_script(0, &sent) {
             Ok(Answer::Shard(view, _)) => view,
             other => panic!("no view: {other:?}"),
         }

@@ -26,7 +26,7 @@ use crate::bus::{
             read_requests, read_retained, with_tag,
         },
         recovery::{HeldFrame, Memory, Offer, Task},
-        script::{Answer, Call, Covers, Failure, Framed, Op, Retain, Status},
+        script::{Answer, Call, Covers, Failure, Framed, Op, Placing, Retain, Status},
         settings::CallLimits,
     },
     traced::TracedAppend,
@@ -63,6 +63,12 @@ const MAX_OFFERS: usize = 32;
 
 /// Attempts of one frame, in different epochs, whose outcome is unknown. No more are made.
 const MAX_DOUBTS: usize = 16;
+
+/// Attempts of one frame after which it asks for its turn, if others take its place each time.
+const MAX_BEATEN: u32 = 2;
+
+/// The wait while it is another writer's turn.
+const TURN_PAUSE: Duration = Duration::from_millis(5);
 
 /// The reason why a batch was not accepted, if no call failed.
 const NOT_IN_TIME: &str = "the bus did not accept the batch in time";
@@ -132,6 +138,8 @@ struct Sending {
     /// What earlier attempts knew of the shard's end whose outcome is unknown.
     unanswered: Vec<Position>,
     resends_left: u32,
+    /// How often its exact place was taken, or its epoch was over.
+    beaten: u32,
     traced: Option<TracedAppend>,
 }
 
@@ -549,6 +557,7 @@ impl Core {
             under_way: false,
             unanswered: vec![],
             resends_left: self.limits.max_resends,
+            beaten: 0,
         });
     }
 
@@ -568,8 +577,13 @@ impl Core {
         let limit = self.limits.response_timeout.min(left.max(MIN_ANSWER_TIME));
         let under_way = UnderWay::Append(frame.sequence, seen);
         let framed = Framed { after, ..frame.framed(self.id, seen.epoch) };
+        let beaten = frame.beaten;
         let framed = self.with_tags(framed, seen, None);
-        Step::Call(self.call(Op::Append(framed), under_way, memory, limit, seen))
+        let mut call = self.call(Op::Append(framed), under_way, memory, limit, seen);
+        if call.placing == Placing::Exact && beaten >= MAX_BEATEN {
+            call.placing = Placing::ExactInTurn;
+        }
+        Step::Call(call)
     }
 
     fn append_answered(
@@ -627,9 +641,11 @@ impl Core {
                     self.frames.remove(nth);
                 }
             }
-            // One before it was not taken; or another gateway was first, with an exact position; or
-            // the epoch is over; or a recovery is under way.
-            Status::OutOfOrder | Status::EpochOver | Status::Recovering => {}
+            // One before it was not taken, or a recovery is under way.
+            Status::OutOfOrder | Status::Recovering => {}
+            // The epoch is over, or another gateway was first at its exact place.
+            Status::EpochOver => frame.beaten += 1,
+            Status::NotItsTurn => self.paused = Some(now + TURN_PAUSE),
             Status::Done(None) | Status::There | Status::Wait | Status::Numbered(_) => {
                 self.paused = Some(now + RECOVERY_PAUSE);
             }
@@ -743,9 +759,12 @@ impl Core {
         self.under_way.push_back(under_way);
         let entropy = self.rng.random_range(0..4096);
         // The tags of a frame are made for one place.
-        let exact = self.auth.is_some() && matches!(op, Op::Append(_) | Op::Again(..));
+        let placing = match op {
+            Op::Append(_) | Op::Again(..) if self.auth.is_some() => Placing::Exact,
+            _ => Placing::Anywhere,
+        };
         let reported = memory.reported();
-        Box::new(Call { seen, exact, reported, entropy, op, limit })
+        Box::new(Call { seen, placing, reported, entropy, op, limit })
     }
 
     /// The position behind which the next tags are made: the shard's end. None without a key.
