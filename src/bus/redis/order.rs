@@ -371,6 +371,7 @@ mod tests {
             requests: Bytes::new(),
             retain: Bytes::new(),
             runs: Bytes::new(),
+            streams: Bytes::new(),
         }
     }
 

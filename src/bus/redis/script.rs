@@ -373,7 +373,11 @@ impl Framed {
             cmd.arg(*index);
         }
         for Covers { publisher, stream, from, last } in &self.runs {
-            cmd.arg(&publisher[..]).arg(*from).arg(*last).arg(*stream);
+            let mut name = publisher.to_vec();
+            if *stream > 0 {
+                name.extend_from_slice(stream.to_string().as_bytes());
+            }
+            cmd.arg(name).arg(*from).arg(*last);
         }
     }
 }

@@ -21,8 +21,9 @@
 --       17 time to remember request ids, in ms
 --       18 number of last values, then for each its key, its index and its bytes; then for each
 --          request id the index of its first event; then for each run of a publisher's events the
---          name of the publisher, the first and the last sequence that it covers, and the number of
---          its stream, or 0. Indices count from the first event of the name
+--          16 bytes that name the publisher, with the number of the stream behind them if it has
+--          one, and the first and the last sequence that it covers. Indices count from the first
+--          event of the name
 --   probe:    12 frame
 --   release:  12 caller   13 the gateways that the caller waits for, separated by spaces
 --   number:   12 how many streams
@@ -637,30 +638,40 @@ for i = 1, #KEYS - 4 do
 end
 if #found > 0 then return answer('seen', unpack(found)) end
 
--- The runs of publishers, whose records have the time of the last frame in s, the sequences that
--- are here, and the number of the last stream that they came on.
-local publishers, had, streams = {}, {}, {}
-for i = index + #KEYS - 4, #ARGV, 4 do publishers[#publishers + 1] = 'p:' .. ARGV[i] end
+-- The runs of publishers. A publisher's record has the time of the last frame in s, and the
+-- sequences that are here; another one, which earlier versions leave alone, has the time and the
+-- number of the last stream that they came on.
+local publishers, had, streams, fields = {}, {}, {}, {}
+for i = index + #KEYS - 4, #ARGV, 3 do
+  local publisher = 'p:' .. string.sub(ARGV[i], 1, 16)
+  publishers[#publishers + 1] = publisher
+  fields[#fields + 1] = publisher
+  fields[#fields + 1] = publisher .. 's'
+end
 local function keep_publishers()
   local now, records = redis.call('TIME')[1], {}
   for publisher, ranges in pairs(had) do
     if ranges ~= '' then
       records[#records + 1] = publisher
-      records[#records + 1] = now .. ' ' .. ranges .. ' ' .. num(streams[publisher])
+      records[#records + 1] = now .. ' ' .. ranges
+      if streams[publisher] > 0 then
+        records[#records + 1] = publisher .. 's'
+        records[#records + 1] = now .. ' ' .. num(streams[publisher])
+      end
     end
   end
   if #records > 0 then redis.call('HSET', KEYS[1], unpack(records)) end
 end
 if #publishers > 0 then
-  local records = redis.call('HMGET', KEYS[1], unpack(publishers))
+  local records = redis.call('HMGET', KEYS[1], unpack(fields))
   local covered, over = {}, {}
   for i, publisher in ipairs(publishers) do
     if not had[publisher] then
-      local ranges, stream = string.match(records[i] or '', '^%d+ (%S*) ?(%d*)$')
-      had[publisher], streams[publisher] = ranges or '', tonumber(stream or '') or 0
+      had[publisher] = string.match(records[2 * i - 1] or '', '^%d+ (.*)$') or ''
+      streams[publisher] = tonumber(string.match(records[2 * i] or '', ' (%d+)$') or 0)
     end
-    local arg = index + #KEYS - 4 + 4 * (i - 1)
-    local stream = tonumber(ARGV[arg + 3])
+    local arg = index + #KEYS - 4 + 3 * (i - 1)
+    local stream = tonumber(string.sub(ARGV[arg], 17)) or 0
     -- What was accepted before comes again whatever stream it came on.
     if stream > 0 and stream < streams[publisher] and op == 'append' then
       over[#over + 1] = num(i - 1)
@@ -697,7 +708,7 @@ keep_place(sequence, place)
 keep_writer()
 if #publishers > 0 then
   for i, publisher in ipairs(publishers) do
-    local arg = index + #KEYS - 4 + 4 * (i - 1)
+    local arg = index + #KEYS - 4 + 3 * (i - 1)
     had[publisher] = with_range(had[publisher], tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2]))
   end
   keep_publishers()

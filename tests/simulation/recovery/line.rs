@@ -227,7 +227,7 @@ impl Line {
 
     /// Takes in of which streams the events are; `late` is told of one that was taken over.
     fn publishes(&mut self, stamped: &StampedFrame, now: u128, mut late: impl FnMut(String)) {
-        for (publisher, stream) in stamped.streams().filter(|(_, stream)| *stream > 0) {
+        for (publisher, stream) in stamped.streams() {
             let streams = Rc::make_mut(&mut self.streams);
             let (last, at) = streams.entry(publisher).or_insert((stream, now));
             // What the records of publishers had is gone with the state, and in time.

@@ -81,7 +81,9 @@ struct Sent {
 pub struct Gateway {
     pub id: u64,
     pub alive: bool,
-    /// The script that it calls: another one in an earlier version.
+    /// It has an earlier version.
+    earlier: bool,
+    /// The script that it calls.
     sha: Text,
     pub frozen: bool,
     /// It takes few messages at a time.
@@ -327,8 +329,20 @@ impl Setting {
 }
 
 impl Gateway {
+    /// Gives `number` the number of a stream, some time. Earlier versions number none.
     pub fn number_stream(&mut self, number: oneshot::Sender<StreamNumber>) {
-        self.core.number(number);
+        if !self.earlier {
+            self.core.number(number);
+        }
+    }
+
+    /// What it reads of a message: earlier versions do not know all fields.
+    fn reads(&self, envelope: &mut Envelope) {
+        if let Body::Frame(stamped) = &mut envelope.body
+            && self.earlier
+        {
+            stamped.streams.clear();
+        }
     }
 }
 
@@ -434,6 +448,7 @@ impl World {
         Gateway {
             id,
             alive: true,
+            earlier,
             sha: if earlier { self.earlier_sha.clone() } else { self.sha.clone() },
             frozen: false,
             slow,
@@ -1181,6 +1196,7 @@ impl World {
         if self.more.key {
             envelope = gateway.target.open(bytes.to_vec().into()).expect("a known message");
         }
+        gateway.reads(&mut envelope);
         let probe = match &envelope.body {
             Body::Probe { number, .. } => Some(*number),
             _ => None,
@@ -1213,7 +1229,8 @@ impl World {
         }
         let Some(master) = self.reachable(index) else { return };
         let after = self.gateways[index].reader.read_from();
-        let reading = self.reading_of(index, master, after);
+        let mut reading = self.reading_of(index, master, after);
+        reading.entries.iter_mut().for_each(|entry| self.gateways[index].reads(entry));
         note!(
             self,
             "gateway {index} reads history of master {master} after {after}: {} entries, \
@@ -1559,6 +1576,7 @@ fn spoil_call(mistake: Mistake, call: &mut Call) {
                 requests: &stamped.requests,
                 retain: &stamped.retain,
                 runs: &stamped.runs,
+                streams: &stamped.streams,
             };
             framed.bytes = encode_frame(&header, &stamped.frame.events);
         }

@@ -82,6 +82,8 @@ pub struct StampedFrame {
     pub retain: Bytes,
     /// The events that their publishers numbered; see [`StampedFrame::runs`].
     pub runs: Bytes,
+    /// The streams that these came on; see [`StampedFrame::runs`].
+    pub streams: Bytes,
 }
 
 /// Events of a frame that their publisher numbered.
@@ -97,37 +99,36 @@ impl StampedFrame {
     /// The events that their publishers numbered. Ends where the bytes have another form, or name
     /// more events than the frame has.
     pub fn runs(&self) -> impl Iterator<Item = HeldRun> {
-        let mut bytes = &self.runs[..];
+        let (mut bytes, mut streams) = (&self.runs[..], &self.streams[..]);
         std::iter::from_fn(move || {
             // Room for what is read, and not for what is said to come.
             let mut sequences = Vec::new();
             let sequence = |sequence| sequences.push(sequence);
             let (first, run) = read_run(&mut bytes, self.frame.count, sequence)?;
-            Some(HeldRun { first, run: Run { sequences, ..run } })
+            let stream = decode_varint(&mut streams).unwrap_or(0);
+            Some(HeldRun { first, run: Run { stream, sequences, ..run } })
         })
     }
 
-    /// The streams of these, without their events.
+    /// The streams of these that the bus has numbered, without their events.
     pub fn streams(&self) -> impl Iterator<Item = (PublisherId, StreamNumber)> {
-        let mut bytes = &self.runs[..];
-        std::iter::from_fn(move || {
+        let (mut bytes, mut streams) = (&self.runs[..], &self.streams[..]);
+        let pairs = std::iter::from_fn(move || {
+            let stream = decode_varint(&mut streams).ok()?;
             let (_, run) = read_run(&mut bytes, self.frame.count, |_| {})?;
-            Some((run.publisher, run.stream))
-        })
+            Some((run.publisher, stream))
+        });
+        pairs.filter(|(_, stream)| *stream > 0)
     }
 }
 
-/// Reads a run: the index of its first event, and the run without its sequences, which it hands to
-/// `sequence`.
+/// Reads a run: the index of its first event, and the run without its stream and its sequences,
+/// which it hands to `sequence`.
 fn read_run(bytes: &mut &[u8], events: u64, mut sequence: impl FnMut(u64)) -> Option<(u64, Run)> {
     let (publisher, rest) = bytes.split_first_chunk::<16>()?;
     *bytes = rest;
     let mut number = || decode_varint(bytes).ok();
-    let (first, from, mut shape) = (number()?, number()?, number()?);
-    let mut stream = 0;
-    if shape == 0 {
-        (stream, shape) = (number()?, number()?);
-    }
+    let (first, from, shape) = (number()?, number()?, number()?);
     let count = shape / 2;
     if count == 0 || first.checked_add(count)? > events {
         return None;
@@ -142,7 +143,7 @@ fn read_run(bytes: &mut &[u8], events: u64, mut sequence: impl FnMut(u64)) -> Op
     if next >= MAX_SEQUENCE {
         return None;
     }
-    Some((first, Run { publisher: *publisher, stream, from, sequences: vec![] }))
+    Some((first, Run { publisher: *publisher, stream: 0, from, sequences: vec![] }))
 }
 
 /// A request in a frame.
@@ -206,6 +207,8 @@ pub struct Header<'a> {
     pub retain: &'a [u8],
     /// The events that their publishers numbered, as [`put_run`] writes them.
     pub runs: &'a [u8],
+    /// The streams that these came on, as [`put_run`] writes them.
+    pub streams: &'a [u8],
 }
 
 /// The first bytes of the messages on a channel. The digit is the version of the protocol.

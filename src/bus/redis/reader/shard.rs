@@ -63,7 +63,7 @@ pub struct Found {
 impl Found {
     fn publishes(&mut self, envelope: &Envelope) {
         if let Body::Frame(stamped) = &envelope.body {
-            self.streams.extend(stamped.streams().filter(|(_, stream)| *stream > 0));
+            self.streams.extend(stamped.streams());
         }
     }
 }

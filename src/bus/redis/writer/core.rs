@@ -838,6 +838,7 @@ impl Sending {
             requests: &self.flush.requests,
             retain: &self.flush.retained,
             runs: &self.flush.encoded_runs,
+            streams: &self.flush.streams,
         };
         Framed {
             writer,
@@ -867,6 +868,7 @@ impl Sending {
             requests: self.flush.requests.clone().into(),
             retain: self.flush.retained.clone().into(),
             runs: self.flush.encoded_runs.clone().into(),
+            streams: self.flush.streams.clone().into(),
         }
     }
 

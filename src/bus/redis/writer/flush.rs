@@ -55,6 +55,7 @@ pub(super) struct Flush {
     /// first event; and as the frame states them.
     runs: Vec<(u64, Run)>,
     pub encoded_runs: Vec<u8>,
+    pub streams: Vec<u8>,
 }
 
 /// A job, and where its events are.
@@ -87,6 +88,7 @@ impl Flush {
             retained: vec![],
             runs: vec![],
             encoded_runs: vec![],
+            streams: vec![],
         };
         flush.encode();
         flush
@@ -114,8 +116,9 @@ impl Flush {
             start += events;
         }
         self.encoded_runs.clear();
+        self.streams.clear();
         for (first, run) in &runs {
-            put_run(&mut self.encoded_runs, *first, run);
+            put_run(&mut self.encoded_runs, &mut self.streams, *first, run);
         }
         self.runs = runs;
         self.count = count;
