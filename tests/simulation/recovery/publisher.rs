@@ -44,6 +44,8 @@ struct Stream {
     gateway_id: u64,
     /// Its number on the bus, while it waits for that.
     number: Option<oneshot::Receiver<StreamNumber>>,
+    /// No other one of the publisher can get a number after it.
+    is_last: bool,
     numbering: Numbering,
     /// The last sequence that was sent on it.
     sent: u64,
@@ -80,15 +82,6 @@ impl World {
     /// A publisher does something: it loses its stream, opens one, or sends on it.
     pub fn stream(&mut self) {
         let index = self.rng.below(self.publishers.len());
-        if self.rng.percent(8)
-            && let Some(mut stream) = self.publishers[index].stream.take()
-            && self.rng.percent(60)
-        {
-            // Its gateway takes it for open, and gets what was on its way some time.
-            let publisher = &mut self.publishers[index];
-            stream.late.extend(publisher.waiting.iter().filter(|(at, _)| *at > stream.sent));
-            publisher.left.push(stream);
-        }
         if self.rng.percent(60) {
             for _ in 0..=self.rng.below(3) {
                 // Those between go to other shards.
@@ -103,6 +96,15 @@ impl World {
                 let event = self.new_event();
                 self.add_request(None, vec![event]);
             }
+        }
+        if self.rng.percent(10)
+            && let Some(mut stream) = self.publishers[index].stream.take()
+            && self.rng.percent(75)
+        {
+            // Its gateway takes it for open, and gets what was on its way some time.
+            let publisher = &mut self.publishers[index];
+            stream.late.extend(publisher.waiting.iter().filter(|(at, _)| *at > stream.sent));
+            publisher.left.push(stream);
         }
         let most = 1 + self.rng.below(4);
         if self.rng.percent(30) {
@@ -157,12 +159,14 @@ impl World {
         let publisher = &mut self.publishers[index];
         publisher.streams += 1;
         let first = publisher.first_waiting();
+        let is_last = publisher.left.iter().all(|left| left.number.is_none());
         let stream = Stream {
             nth: publisher.streams,
             gateway,
             gateway_id: self.gateways[gateway].id,
             number: Some(numbered),
             numbering: Numbering::new(publisher.id, 0, first, 1),
+            is_last,
             sent: first - 1,
             late: vec![],
         };
@@ -237,9 +241,15 @@ impl World {
             return;
         }
         if answer.is_err() {
-            publisher.stream = None;
+            let is_last = publisher.stream.take().is_some_and(|stream| stream.is_last);
             if taken_over {
                 self.count("last streams taken over");
+                // On two masters numbers do not rise together.
+                if is_last && !self.happened.contains_key("splits") {
+                    let why =
+                        format!("TakenOver: by no later stream of publisher {}", sent.publisher);
+                    self.events.broken.push(why);
+                }
             }
             return;
         }

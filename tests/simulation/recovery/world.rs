@@ -435,7 +435,8 @@ impl World {
         let now = self.now();
         let events = if self.rng.percent(20) { 4 + self.rng.below(12) } else { 10_000 };
         let slow = self.more.slow && self.rng.percent(40);
-        let earlier = self.more.mixed && self.mistake.is_none() && self.rng.percent(50);
+        let mixed = self.mistake.is_none_or(|mistake| matches!(mistake, Mistake::Mixed(_)));
+        let earlier = self.more.mixed && mixed && self.rng.percent(50);
         let hub = Arc::new(Hub::new(1, Capacity { bytes: 1 << 20, events }));
         let bus = Arc::new(AskedBus::new());
         let target = if self.more.key {

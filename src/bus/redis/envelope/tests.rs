@@ -13,7 +13,7 @@ fn header() -> Header<'static> {
         requests: &[],
         retain: &[],
         runs: &[],
-            streams: &[],
+        streams: &[],
     }
 }
 
