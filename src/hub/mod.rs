@@ -1,5 +1,5 @@
-//! Between the bus and the streams: the logs of the shards, the subscribers' cursors over them, and
-//! the router that wakes subscribers.
+//! Between the bus and the streams: the logs of the shards, the subscribers' cursors over them, the
+//! router that wakes subscribers, and who has each producer.
 //!
 //! The hub knows neither gRPC nor Redis.
 
@@ -16,6 +16,7 @@ pub mod log;
 mod merge;
 mod opening;
 mod pages;
+pub mod producers;
 pub mod readers;
 mod router;
 pub mod scope;
@@ -34,10 +35,11 @@ use self::{
     last_values::LastValues,
     log::{Capacity, Log},
     pages::Pages,
+    producers::Producers,
     readers::Readers,
     router::Router,
 };
-use crate::bus::{Delivery, ShardId, SharedBus, Sink};
+use crate::bus::{Delivery, PublisherId, ShardId, SharedBus, Sink, StreamNumber};
 
 /// The logs of all shards, and the subscribers to them.
 pub struct Hub {
@@ -49,6 +51,7 @@ pub struct Hub {
     /// Pages of history, one per shard.
     pages: Vec<Pages>,
     last_values: LastValues,
+    producers: Arc<Producers>,
 }
 
 impl Hub {
@@ -61,6 +64,7 @@ impl Hub {
             readers: Readers::default(),
             pages: ShardId::all(shards).map(|_| Pages::default()).collect(),
             last_values: LastValues::new(shards),
+            producers: Arc::default(),
         }
     }
 
@@ -81,6 +85,11 @@ impl Hub {
     /// The logs, one per shard.
     pub fn logs(&self) -> &[Log] {
         &self.logs
+    }
+
+    /// The producers that publish on streams of this gateway.
+    pub fn producers(&self) -> &Arc<Producers> {
+        &self.producers
     }
 
     /// Wakes every stream, even if it has nothing to read.
@@ -105,6 +114,10 @@ impl Sink for Hub {
         });
         // Only after the lock of the log is released: they all read it next.
         concerned.into_iter().for_each(Waker::wake);
+    }
+
+    fn publishes(&self, publisher: PublisherId, stream: StreamNumber) {
+        self.producers.publishes(publisher, stream);
     }
 }
 

@@ -48,7 +48,7 @@ use trunkline_proto::v1::coordination_service_client::CoordinationServiceClient;
 pub use builder::Builder;
 pub use credentials::{Bearer, Credentials};
 pub use error::{Error, ErrorKind};
-pub use interest::Interest;
+pub use interest::{Interest, InterestChange, Progress};
 pub use publisher::{
     Acknowledgement, Publisher, PublisherOptions, Unacknowledged, Waiting, WhenFull,
 };

@@ -382,6 +382,7 @@ mod tests {
             requests: Bytes::new(),
             retain: Bytes::new(),
             runs: Bytes::new(),
+            streams: Bytes::new(),
         }
     }
 

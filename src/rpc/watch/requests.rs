@@ -21,7 +21,7 @@ use crate::{
     proto::v1,
     rpc::{
         lists,
-        request::{BUFFER, message, messages},
+        request::{BUFFER, Refusal, message, messages},
     },
 };
 
@@ -52,7 +52,7 @@ pub enum Request {
 
 /// The requests of a stream, read one after the other. Each counts against the quota of its
 /// identity until it is decoded.
-pub struct Requests(Streaming<Request>);
+pub struct Requests(Streaming<Result<Request, Error>>);
 
 /// `trunkline.v1.WatchRequest` with its content left encoded.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -101,20 +101,20 @@ impl Requests {
                 let size = PREFIX + bytes.len();
                 let request = decode(bytes, &limits);
                 in_flight.release(size);
-                request
+                Ok(request)
             }
         };
         Ok(Requests(messages(headers, body, limits, BUFFER, request)?))
     }
 
     /// The next request; none after the last.
-    pub async fn next(&mut self) -> Option<Result<Request, Status>> {
+    pub async fn next(&mut self) -> Option<Result<Request, Refusal>> {
         std::future::poll_fn(|cx| self.poll_next(cx)).await
     }
 
     /// The next request; none after the last.
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Request, Status>>> {
-        Pin::new(&mut self.0).poll_next(cx)
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Request, Refusal>>> {
+        Pin::new(&mut self.0).poll_next(cx).map(Refusal::flatten)
     }
 }
 

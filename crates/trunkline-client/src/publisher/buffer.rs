@@ -123,11 +123,21 @@ impl Buffer {
     }
 
     /// A stream is open.
-    pub(super) fn opened(&mut self, opened: &PublishOpened) {
+    ///
+    /// # Errors
+    ///
+    /// If the gateway has accepted what was never sent: somebody else publishes under this id.
+    pub(super) fn opened(&mut self, opened: &PublishOpened) -> Result<(), Status> {
+        let tried = self.waiting.iter().take_while(|waiting| waiting.tried).count() as u64;
+        if opened.accepted_sequence >= self.first() + tried {
+            let why = "another process publishes under the id of this publisher";
+            return Err(Status::already_exists(why));
+        }
         self.sent = (0, 0);
         let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         self.window = Some((number(opened.window_events.into()), number(opened.window_bytes)));
         self.accepted(opened.accepted_sequence);
+        Ok(())
     }
 
     /// The stream is lost.
@@ -256,14 +266,14 @@ mod tests {
     fn what_was_not_answered_is_sent_again_on_the_next_stream() {
         let (mut buffer, mut answers) = buffer(5);
         assert_eq!(next(&mut buffer), None, "no stream is open");
-        buffer.opened(&opened(0, 100));
+        buffer.opened(&opened(0, 100)).unwrap();
         assert_eq!(next(&mut buffer), Some((1, 5)));
         assert_eq!(next(&mut buffer), None);
         buffer.accepted(2);
         buffer.lost();
         buffer.push(Event::default(), Instant::now());
         // Another gateway knows of one more.
-        buffer.opened(&opened(3, 100));
+        buffer.opened(&opened(3, 100)).unwrap();
         assert_eq!(next(&mut buffer), Some((4, 3)));
         buffer.accepted(6);
         assert!(buffer.is_empty() && !buffer.is_unanswered());
@@ -273,14 +283,14 @@ mod tests {
     #[test]
     fn what_was_not_acknowledged_keeps_its_sequence_and_its_age_in_another_buffer() {
         let (mut first, _) = buffer(5);
-        first.opened(&opened(2, 100));
+        first.opened(&opened(2, 100)).unwrap();
         let (age, later) = (Duration::from_secs(3), Instant::now() + Duration::from_secs(2));
         let (sequence, events) = first.contents(later);
         assert_eq!((sequence, events.len()), (3, 3));
         let mut second = Buffer::new((10, 1 << 20));
         let mut answers = second.restore(sequence, events, later);
         second.push(Event::default(), later);
-        second.opened(&opened(3, 100));
+        second.opened(&opened(3, 100)).unwrap();
         assert_eq!(next(&mut second), Some((4, 3)));
         second.lost();
         second.expire(later + Duration::from_secs(2), age);
@@ -291,9 +301,25 @@ mod tests {
     }
 
     #[test]
+    fn what_was_never_sent_is_acknowledged_by_no_other_process() {
+        let (mut buffer, mut answers) = buffer(3);
+        assert!(buffer.opened(&opened(1, 100)).is_err());
+        buffer.opened(&opened(0, 100)).unwrap();
+        next(&mut buffer);
+        let mut fourth = buffer.push(Event::default(), Instant::now());
+        buffer.lost();
+        buffer.opened(&opened(3, 100)).unwrap();
+        assert!(answers.iter_mut().all(|answer| answer.try_recv().is_ok_and(|it| it.is_ok())));
+        assert_eq!(next(&mut buffer), Some((4, 1)));
+        buffer.lost();
+        assert!(buffer.opened(&opened(5, 100)).is_err());
+        assert!(fourth.try_recv().is_err(), "it has no answer");
+    }
+
+    #[test]
     fn a_full_window_waits_for_answers() {
         let (mut buffer, _) = buffer(3);
-        buffer.opened(&opened(0, 2));
+        buffer.opened(&opened(0, 2)).unwrap();
         assert_eq!(next(&mut buffer), Some((1, 3)), "one message is always sent");
         buffer.push(Event::default(), Instant::now());
         assert_eq!(next(&mut buffer), None);
@@ -304,13 +330,13 @@ mod tests {
     #[test]
     fn a_rejected_event_leaves_no_hole() {
         let (mut buffer, mut answers) = buffer(3);
-        buffer.opened(&opened(0, 100));
+        buffer.opened(&opened(0, 100)).unwrap();
         next(&mut buffer);
         let error = Error::new(ErrorKind::Invalid, Status::invalid_argument("bad"));
         buffer.rejected(2, error);
         assert_eq!(answers[1].try_recv().unwrap().unwrap_err().kind(), ErrorKind::Invalid);
         buffer.lost();
-        buffer.opened(&opened(0, 100));
+        buffer.opened(&opened(0, 100)).unwrap();
         assert_eq!(next(&mut buffer), Some((1, 3)));
         buffer.accepted(3);
         assert!(buffer.is_empty());
@@ -320,7 +346,7 @@ mod tests {
     fn old_events_are_given_up_only_without_a_stream_and_say_whether_they_were_sent() {
         let (mut buffer, mut answers) = buffer(2);
         let (age, later) = (Duration::from_secs(1), Instant::now() + Duration::from_secs(5));
-        buffer.opened(&opened(0, 1));
+        buffer.opened(&opened(0, 1)).unwrap();
         next(&mut buffer);
         buffer.expire(later, age);
         assert!(!buffer.is_empty() && !buffer.drop_oldest());
@@ -334,7 +360,7 @@ mod tests {
         assert_eq!(kind(&mut third), ErrorKind::Unavailable);
         // The next one keeps its own sequence.
         buffer.push(Event::default(), later);
-        buffer.opened(&opened(0, 100));
+        buffer.opened(&opened(0, 100)).unwrap();
         assert_eq!(next(&mut buffer), Some((4, 1)));
     }
 

@@ -16,14 +16,14 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
+use tonic::{Code, Status};
 use uuid::Uuid;
 
 use self::buffer::{Answer, Buffer};
 use crate::{
     Client, Error, ErrorKind,
     backoff::{Backoff, retry_delay},
-    error::{final_kind, status_of},
+    error::{final_kind, is, reason_of, status_of},
 };
 use trunkline_proto::v1::{
     Event, PublishOpen, PublishStreamRequest, PublishStreamResponse,
@@ -246,7 +246,8 @@ impl Publisher {
     /// # Errors
     ///
     /// [`ErrorKind::Full`]; and after an error that no attempt would cure, such as missing
-    /// permission, that error. The acknowledgement fails with [`ErrorKind::Invalid`] for an event
+    /// permission, and [`ErrorKind::TakenOver`], that error. The
+    /// acknowledgement fails with [`ErrorKind::Invalid`] for an event
     /// that the gateway rejects, and with [`ErrorKind::Unavailable`] or
     /// [`ErrorKind::OutcomeUnknown`] for one that is given up.
     pub async fn publish(&self, event: impl Into<Event>) -> Result<Acknowledgement, Error> {
@@ -319,6 +320,7 @@ impl Publisher {
 async fn run(client: Client, shared: Arc<Shared>) {
     let mut backoff = Backoff::new(client.reconnect_wait);
     let mut number = client.preferred();
+    let mut takeovers = Takeovers::default();
     loop {
         shared.is_filled().await;
         let status = Stream { client: &client, shared: &shared, number, backoff: &mut backoff }
@@ -327,7 +329,8 @@ async fn run(client: Client, shared: Arc<Shared>) {
         let wait = {
             let mut buffer = shared.buffer.lock();
             buffer.lost();
-            if let Some(kind) = final_kind(&status) {
+            let taken_over = takeovers.is_final(&status).then_some(ErrorKind::TakenOver);
+            if let Some(kind) = taken_over.or_else(|| final_kind(&status)) {
                 buffer.fail(&Error::new(kind, status));
                 drop(buffer);
                 shared.emptied.notify_waiters();
@@ -343,6 +346,30 @@ async fn run(client: Client, shared: Arc<Shared>) {
             sleep_until(until.min(Instant::now() + EXPIRY)).await;
         }
         shared.expire();
+    }
+}
+
+/// Tells a takeover by somebody else from one by an earlier stream of this publisher, whose request
+/// was delayed on its way to its gateway and came after a later one.
+#[derive(Clone, Debug, Default)]
+struct Takeovers {
+    /// Streams of which no gateway has said that they ended.
+    delayed: u32,
+}
+
+impl Takeovers {
+    /// True if a stream ended with this status because somebody else publishes under this id.
+    fn is_final(&mut self, status: &Status) -> bool {
+        if status.code() == Code::AlreadyExists {
+            return true;
+        }
+        if !is(status, "TAKEN_OVER") {
+            self.delayed += u32::from(reason_of(status).is_none());
+            return false;
+        }
+        let is_own = self.delayed > 0;
+        self.delayed -= u32::from(is_own);
+        !is_own
     }
 }
 
@@ -399,7 +426,7 @@ impl Stream<'_> {
         let mut responses = timeout(limit, opening).await.map_err(late)??.into_inner();
         let first = timeout(limit, responses.message()).await.map_err(late)??;
         match first.and_then(|first| first.response) {
-            Some(Response::Opened(opened)) => self.shared.buffer.lock().opened(&opened),
+            Some(Response::Opened(opened)) => self.shared.buffer.lock().opened(&opened)?,
             other => return Err(Status::unavailable(format!("not opened: {other:?}"))),
         }
         self.client.works(self.number);
@@ -455,4 +482,36 @@ impl Stream<'_> {
 
 fn message(request: Request) -> PublishStreamRequest {
     PublishStreamRequest { request: Some(request) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use tonic_types::{ErrorDetails, StatusExt};
+
+    use super::*;
+
+    #[test]
+    fn a_takeover_is_final_unless_a_stream_of_its_own_may_have_come_late() {
+        let with_reason = |code, reason| {
+            let details = ErrorDetails::with_error_info(reason, "trunkline", HashMap::new());
+            Status::with_error_details(code, "", details)
+        };
+        let taken_over = with_reason(Code::Aborted, "TAKEN_OVER");
+        let ended = with_reason(Code::Unavailable, "DRAINING");
+        let lost = Status::unavailable("no answer in time");
+        let mut takeovers = Takeovers::default();
+        // Gateways that ended a stream do not open it later.
+        assert!(!takeovers.is_final(&ended));
+        assert!(takeovers.clone().is_final(&taken_over));
+        for _ in 0..2 {
+            assert!(!takeovers.is_final(&lost));
+        }
+        for is_final in [false, false, true] {
+            assert_eq!(takeovers.is_final(&taken_over), is_final);
+        }
+        assert!(!takeovers.is_final(&lost));
+        assert!(takeovers.is_final(&Status::already_exists("accepted what was never sent")));
+    }
 }
