@@ -15,6 +15,7 @@ mod last_values;
 pub mod log;
 mod merge;
 mod opening;
+mod pages;
 pub mod readers;
 mod router;
 pub mod scope;
@@ -32,6 +33,7 @@ pub use self::{
 use self::{
     last_values::LastValues,
     log::{Capacity, Log},
+    pages::Pages,
     readers::Readers,
     router::Router,
 };
@@ -44,6 +46,8 @@ pub struct Hub {
     /// Set once, after the bus has started: the bus needs the hub before.
     bus: OnceLock<SharedBus>,
     readers: Readers,
+    /// Pages of history, one per shard.
+    pages: Vec<Pages>,
     last_values: LastValues,
 }
 
@@ -55,6 +59,7 @@ impl Hub {
             router: Arc::default(),
             bus: OnceLock::new(),
             readers: Readers::default(),
+            pages: ShardId::all(shards).map(|_| Pages::default()).collect(),
             last_values: LastValues::new(shards),
         }
     }
@@ -91,6 +96,9 @@ impl Hub {
 
 impl Sink for Hub {
     fn deliver(&self, shard: ShardId, delivery: Delivery) {
+        if !matches!(delivery, Delivery::Frame(_)) {
+            self.pages[shard.index()].clear();
+        }
         let concerned = self.logs[shard.index()].append(delivery, |entry, number| {
             self.last_values.take(shard, &entry.content);
             self.router.notify(shard, entry, number)

@@ -408,6 +408,15 @@ impl World {
         self.runtime.block_on(tokio::time::advance(time));
     }
 
+    /// Lets tasks go on that have something to do.
+    fn run_tasks(&self) {
+        self.runtime.block_on(async {
+            for _ in 0..3 {
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+
     fn gateway(&mut self, side: usize) -> Gateway {
         self.next_id += 1;
         let id = self.next_id << 32 | 0xabcd_ef01;
@@ -1248,8 +1257,12 @@ impl World {
         if self.at(node) {
             let reader = &mut self.nodes[node];
             let (told, token) = (reader.got.len(), reader.token.clone());
-            if let Some(what) = reader.read(self.steps) {
+            let read = reader.read(self.steps);
+            if let Some(what) = read {
                 note!(self, "node {node} {what}");
+            } else {
+                // It has asked its gateway's tasks for more.
+                self.run_tasks();
             }
             let unheld: Vec<_> = self.nodes[node].got[told..]
                 .iter()
