@@ -283,7 +283,9 @@ mod tests {
     #[test]
     fn what_was_not_acknowledged_keeps_its_sequence_and_its_age_in_another_buffer() {
         let (mut first, _) = buffer(5);
-        first.opened(&opened(2, 100)).unwrap();
+        first.opened(&opened(0, 100)).unwrap();
+        next(&mut first);
+        first.accepted(2);
         let (age, later) = (Duration::from_secs(3), Instant::now() + Duration::from_secs(2));
         let (sequence, events) = first.contents(later);
         assert_eq!((sequence, events.len()), (3, 3));
