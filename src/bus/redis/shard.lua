@@ -480,10 +480,18 @@ end
 -- Forgets the writers and publishers that have not written for long.
 local function sweep(now)
   redis.call('HSET', KEYS[1], 'swept', num(now))
-  local all = redis.call('HGETALL', KEYS[1])
+  local all, here = redis.call('HGETALL', KEYS[1]), {}
   for i = 1, #all, 2 do
     local at = string.match(all[i], '^[wp]:') and tonumber(string.match(all[i + 1], '^%d+'))
-    if at and now - at > FORGET_WRITERS then redis.call('HDEL', KEYS[1], all[i]) end
+    if at and now - at > FORGET_WRITERS then
+      redis.call('HDEL', KEYS[1], all[i])
+    elseif at then
+      here[all[i]] = true
+    end
+  end
+  for i = 1, #all, 2 do
+    local publisher = string.match(all[i], '^s:(.*)$')
+    if publisher and not here['p:' .. publisher] then redis.call('HDEL', KEYS[1], all[i]) end
   end
 end
 
@@ -639,44 +647,49 @@ end
 if #found > 0 then return answer('seen', unpack(found)) end
 
 -- The runs of publishers. A publisher's record has the time of the last frame in s, and the
--- sequences that are here; another one, which earlier versions leave alone, has the time and the
--- number of the last stream that they came on.
-local publishers, had, streams, fields = {}, {}, {}, {}
+-- sequences that are here; another one, which earlier versions leave alone, has the number of the
+-- last stream that they came on.
+local publishers, had, streams, later = {}, {}, {}, {}
 for i = index + #KEYS - 4, #ARGV, 3 do
-  local publisher = 'p:' .. string.sub(ARGV[i], 1, 16)
-  publishers[#publishers + 1] = publisher
-  fields[#fields + 1] = publisher
-  fields[#fields + 1] = publisher .. 's'
+  publishers[#publishers + 1] = string.sub(ARGV[i], 1, 16)
 end
 local function keep_publishers()
   local now, records = redis.call('TIME')[1], {}
   for publisher, ranges in pairs(had) do
     if ranges ~= '' then
-      records[#records + 1] = publisher
+      records[#records + 1] = 'p:' .. publisher
       records[#records + 1] = now .. ' ' .. ranges
-      if streams[publisher] > 0 then
-        records[#records + 1] = publisher .. 's'
-        records[#records + 1] = now .. ' ' .. num(streams[publisher])
+      if later[publisher] then
+        records[#records + 1] = 's:' .. publisher
+        records[#records + 1] = streams[publisher]
       end
     end
   end
   if #records > 0 then redis.call('HSET', KEYS[1], unpack(records)) end
 end
 if #publishers > 0 then
+  local fields = {}
+  for i, publisher in ipairs(publishers) do
+    fields[2 * i - 1], fields[2 * i] = 'p:' .. publisher, 's:' .. publisher
+  end
   local records = redis.call('HMGET', KEYS[1], unpack(fields))
   local covered, over = {}, {}
   for i, publisher in ipairs(publishers) do
     if not had[publisher] then
       had[publisher] = string.match(records[2 * i - 1] or '', '^%d+ (.*)$') or ''
-      streams[publisher] = tonumber(string.match(records[2 * i] or '', ' (%d+)$') or 0)
+      streams[publisher] = records[2 * i] or '0'
     end
     local arg = index + #KEYS - 4 + 3 * (i - 1)
-    local stream = tonumber(string.sub(ARGV[arg], 17)) or 0
-    -- What was accepted before comes again whatever stream it came on.
-    if stream > 0 and stream < streams[publisher] and op == 'append' then
-      over[#over + 1] = num(i - 1)
+    local stream, last = string.sub(ARGV[arg], 17), streams[publisher]
+    -- As a rule it is the last one.
+    if stream ~= last and stream ~= '' then
+      if tonumber(stream) > tonumber(last) then
+        streams[publisher], later[publisher] = stream, true
+      elseif op == 'append' then
+        -- What was accepted before comes again whatever stream it came on.
+        over[#over + 1] = num(i - 1)
+      end
     end
-    streams[publisher] = math.max(streams[publisher], stream)
     if overlap(had[publisher], tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])) then
       covered[#covered + 1] = num(i - 1)
       covered[#covered + 1] = had[publisher]

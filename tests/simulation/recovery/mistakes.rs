@@ -168,14 +168,14 @@ pub const MISTAKES: &[(&str, Mistake)] = &[
     ),
     (
         "streams not compared",
-        Script("stream < streams[publisher] and op == 'append' then", "false then"),
+        Script(
+            "elseif op == 'append' then\n        -- What was",
+            "elseif false then\n        -- What was",
+        ),
     ),
     (
         "streams not restored",
-        Script(
-            "streams[publisher] = math.max(streams[publisher], stream)",
-            "streams[publisher] = name_epoch and 0 or math.max(streams[publisher], stream)",
-        ),
+        Script("if later[publisher] then", "if later[publisher] and not name_epoch then"),
     ),
     (
         "streams numbered by the state alone",
@@ -184,10 +184,7 @@ pub const MISTAKES: &[(&str, Mistake)] = &[
     (
         "streams in the record that earlier versions read",
         Mistake::Mixed(&[
-            (
-                "= now .. ' ' .. ranges\n",
-                "= now .. ' ' .. ranges .. ' ' .. num(streams[publisher])\n",
-            ),
+            ("= now .. ' ' .. ranges\n", "= now .. ' ' .. ranges .. ' ' .. streams[publisher]\n"),
             ("'^%d+ (.*)$') or ''", "'^%d+ (%S*)') or ''"),
         ]),
     ),

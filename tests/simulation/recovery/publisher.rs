@@ -259,3 +259,38 @@ impl World {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use trunkline::bus::redis::script::SHARD;
+
+    use crate::redis::{Identity, Reply, Server};
+
+    #[test]
+    fn a_publisher_and_its_stream_are_forgotten_together() {
+        let mut server = Server::default();
+        let id = "a".repeat(40);
+        server.set_identity(Identity { run_id: id.clone(), replication_id: id });
+        server.set_time(2_000_000_000);
+        let Reply::Bulk(sha) = server.call(&["SCRIPT", "LOAD", SHARD]) else { panic!("no script") };
+        let sha = String::from_utf8(sha.to_vec()).expect("hex");
+        // Two, of which one has published lately; an earlier version has forgotten half of a third.
+        for (field, value) in [
+            ("p:one", "1300 1-5"),
+            ("s:one", "77"),
+            ("p:two", "1500 1-5"),
+            ("s:two", "88"),
+            ("s:three", "99"),
+        ] {
+            server.call(&["HSET", "state", field, value]);
+        }
+        let keys = ["state", "history", "marks", "retained"];
+        let probe =
+            ["probe", "channel", "PUBLISH", "ours", "0", "", "100", "100", "100", "0", "0", ""];
+        server.call(&[&["EVALSHA", &sha, "4"], &keys[..], &probe[..]].concat());
+        let read = ["HMGET", "state", "p:one", "s:one", "p:two", "s:two", "s:three"];
+        let Reply::Array(left) = server.call(&read) else { panic!("no fields") };
+        let left: Vec<bool> = left.iter().map(|field| *field != Reply::Nil).collect();
+        assert_eq!(left, [false, false, true, true, false]);
+    }
+}
