@@ -12,7 +12,7 @@ Examples:
   trunkline man /usr/share/man/man1
   trunkline man . && man ./trunkline.1")]
 pub(super) struct Man {
-    /// The folder for the pages, one for each command. It is made, and pages that it has are replaced
+    /// The folder for the pages, one for each command. Pages that it has are replaced
     folder: PathBuf,
 }
 
