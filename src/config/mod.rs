@@ -50,7 +50,10 @@ pub use self::{
         Allow, Auth, Deny, EventRules, IdentityRules, Kinds, Operation, ServerTls, Token,
         TokenHash, TokenSource,
     },
-    bus::{BusConfig, Pool, Redis, RedisCluster, Tls},
+    bus::{
+        BusConfig, HostPort, MappedAddress, MasterTls, Pool, Redis, RedisCluster, RedisSentinel,
+        Retries, Tls,
+    },
     error::{ConfigErrors, Origin, Problem, Violation},
     keys::Key,
     limits::{Keepalive, Limits},

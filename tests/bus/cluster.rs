@@ -236,7 +236,7 @@ async fn the_status_has_the_shards_of_a_cluster_and_their_masters() {
 }
 
 /// The number of history reads that a server has answered.
-async fn readings(server: &RedisServer) -> u64 {
+pub async fn readings(server: &RedisServer) -> u64 {
     let Some(stats) = server.info("commandstats", "cmdstat_xrange").await else { return 0 };
     let calls = stats.strip_prefix("calls=").and_then(|rest| rest.split(',').next());
     calls.and_then(|calls| calls.parse().ok()).expect("the calls")

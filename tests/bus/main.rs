@@ -19,6 +19,7 @@ mod promises;
 mod reach;
 mod reconnect;
 mod rights;
+mod sentinel;
 mod sizes;
 mod third_bus;
 mod tls;

@@ -25,6 +25,7 @@ mod last_values;
 mod load;
 mod one_shard;
 mod over_cluster;
+mod over_sentinel;
 mod partly;
 mod promises;
 mod redis;

@@ -3,12 +3,14 @@
 
 use std::time::Duration;
 
-use redis::{ConnectionAddr, RedisError};
+use redis::{ConnectionAddr, RedisError, io::AsyncDNSResolver};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     time::timeout,
 };
+
+use super::resolver::Resolver;
 
 /// The time that a server is given to say something.
 const LOOK: Duration = Duration::from_millis(100);
@@ -29,8 +31,11 @@ pub(super) struct About {
     pub database: i64,
     /// True in a cluster.
     pub cluster: bool,
-    /// True if another server of the cluster gave its address; false for one of the configuration.
+    /// True if another server of the cluster, or a sentinel, gave its address; false for one of the
+    /// configuration.
     pub reported: bool,
+    /// True where sentinels name the master.
+    pub sentinel: bool,
 }
 
 /// The text of an error: that of the server, if it has one, so that a search for "READONLY" or
@@ -47,13 +52,14 @@ pub(super) fn error_text(error: &RedisError) -> String {
 /// What a server says to a connection that has sent nothing, or no more than a PING in plain text:
 /// one that refuses it says why and closes at once, which the client library may not read any more;
 /// one of plain text answers. None: it says nothing.
-pub(super) async fn look(address: &ConnectionAddr) -> Option<String> {
+pub(super) async fn look(address: &ConnectionAddr, resolver: &Resolver) -> Option<String> {
     let (ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. }) = address
     else {
         return None;
     };
     let said = async {
-        let mut stream = TcpStream::connect((host.as_str(), *port)).await.ok()?;
+        let at = resolver.resolve(host, *port).await.ok()?.next()?;
+        let mut stream = TcpStream::connect(at).await.ok()?;
         let mut text = [0; 256];
         let greeting = timeout(LOOK, stream.read(&mut text)).await;
         let count = if let Ok(read) = greeting {
@@ -98,7 +104,8 @@ impl About {
              coordinator.poolMaxConnections"
                 .into()
         } else if has(&["wrongpass", "noauth", "authentication", "invalid username"]) {
-            "set user and password: in coordinator.url, or authUsername and authSecret of a cluster"
+            "set user and password: in coordinator.url, or authUsername and authSecret of a \
+             cluster; those of sentinels are sentinelUsername and sentinelSecret"
                 .into()
         } else if has(&["hello", "noproto", "unsupported protocol version"]) {
             let key =
@@ -135,10 +142,17 @@ impl About {
              certificate?"
                 .into()
         } else if self.reported && has(&["refused", "timed out", "in time", "unreachable"]) {
-            "another server of the cluster gave this address, which this machine does not reach: \
-             set cluster-announce-ip and cluster-announce-port on the servers to addresses that \
-             gateways reach, if they are behind NAT or in containers"
-                .into()
+            let (who, how) = if self.sentinel {
+                ("a sentinel", "replica-announce-ip and sentinel announce-ip, and their ports,")
+            } else {
+                ("another server of the cluster", "cluster-announce-ip and cluster-announce-port")
+            };
+            format!(
+                "{who} gave this address, which this machine does not reach: if it is behind NAT \
+                 or in a container, set {how} to what gateways reach, or coordinator.addressMap"
+            )
+        } else if has(&["master of this name"]) {
+            "set coordinator.masterName as in the line `sentinel monitor` of the sentinels".into()
         } else if has(&["refused"]) {
             "see that Redis runs, listens on this address (bind, port, protected-mode), and that \
              the port is right"

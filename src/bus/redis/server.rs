@@ -19,6 +19,7 @@ use redis::{
 use tokio::sync::{Mutex, watch};
 
 use super::{
+    addresses::Way,
     causes::{self, About, error_text},
     credentials::Contents,
     names::ShardNames,
@@ -40,7 +41,7 @@ static UNREADABLE: Throttle = Throttle::repeated();
 
 /// One Redis server, and the connections to it that are not subscriptions.
 pub(super) struct Server {
-    /// `host:port`, or the path of a socket.
+    /// `host:port` as it was announced or configured, or the path of a socket.
     pub address: String,
     /// What its errors are explained with.
     pub about: About,
@@ -90,20 +91,24 @@ pub(super) struct ConnectError {
 }
 
 impl Server {
+    /// A server of the configuration.
     pub(super) fn new(info: ConnectionInfo, settings: &Settings) -> RedisResult<Server> {
-        Server::with_resolver(info, settings, Resolver::of_system())
+        let announced = info.addr().to_string();
+        Server::by(Way { announced, info, resolver: Resolver::of_system() }, settings)
     }
 
-    pub(super) fn with_resolver(
-        info: ConnectionInfo,
-        settings: &Settings,
-        resolver: Resolver,
-    ) -> RedisResult<Server> {
+    /// A server that another one named.
+    pub(super) fn named(host: &str, port: u16, settings: &Settings) -> RedisResult<Server> {
+        Server::by(settings.addresses.way(&settings.template, host, port), settings)
+    }
+
+    pub(super) fn by(way: Way, settings: &Settings) -> RedisResult<Server> {
+        let Way { announced: address, info, resolver } = way;
         let (closed, _) = watch::channel(Instant::now());
         let pool = make_pool(&info, settings, &resolver, &closed)?;
         Ok(Server {
-            address: info.addr().to_string(),
-            about: settings.about(&info),
+            about: settings.about(&info, &address),
+            address,
             name: Name::of(info.addr(), resolver.clone()),
             settings: settings.clone(),
             access: RwLock::new(Access { contents: None, info, pool }),
@@ -174,7 +179,11 @@ impl Server {
     /// The error of a connection that could not be opened, with what the server itself says of it.
     async fn not_connected(&self, error: &RedisError) -> ConnectError {
         let address = self.access.read().info.addr().clone();
-        let said = if error.code().is_none() { causes::look(&address).await } else { None };
+        let said = if error.code().is_none() {
+            causes::look(&address, &self.resolver).await
+        } else {
+            None
+        };
         self.error(said.unwrap_or_else(|| error_text(error)))
     }
 
@@ -271,18 +280,45 @@ impl Server {
     /// True if the command connection leads to a replica. False if there is none.
     pub(super) async fn is_replica(&self) -> bool {
         let Some(mut command) = self.command.lock().await.clone() else { return false };
-        let mut info = redis::cmd("INFO");
-        let asked = info.arg("replication").query_async::<String>(&mut command.connection);
+        let asked = replication(&mut command);
         let answer = tokio::time::timeout(ROLE_TIMEOUT, asked).await;
         answer.is_ok_and(|info| info.is_ok_and(|info| info.contains("role:slave")))
+    }
+
+    /// Asks the server whether it is a master. The error says what it is instead.
+    pub(super) async fn is_master(&self) -> Result<(), String> {
+        let mut command = self.command().await.map_err(|error| error.to_string())?;
+        let info = replication(&mut command).await.map_err(|error| self.explain(&error))?;
+        match info.lines().find_map(|line| line.trim_end().strip_prefix("role:")) {
+            Some("master") => Ok(()),
+            Some("slave") => Err("it is a replica".to_owned()),
+            _ => Err("it does not say that it is a master".to_owned()),
+        }
     }
 
     /// Closes all connections: the next ones may lead to another server.
     pub(super) async fn close_connections(&self) {
         let mut slot = self.command.lock().await;
-        self.closed.send_replace(Instant::now());
+        self.leave();
         *slot = None;
+    }
+
+    /// Ends all that is under way, and closes idle connections. Those in use are closed by those
+    /// who use them.
+    pub(super) fn leave(&self) {
+        self.closed.send_replace(Instant::now());
         self.close_idle();
+    }
+
+    /// What `work` on a connection comes to, unless all connections are closed meanwhile: the
+    /// server may be frozen, and never answer.
+    pub(super) async fn unless_closed<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let mut closings = self.closings();
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            _ = closings.changed() => None,
+        }
     }
 
     /// Changes when all connections are to be closed.
@@ -347,8 +383,22 @@ impl Server {
 
     fn error(&self, why: impl fmt::Display) -> ConnectError {
         let why = self.about.explain(&why.to_string());
-        ConnectError { address: self.address.clone(), why }
+        ConnectError { address: self.shown(), why }
     }
+
+    /// Its address, and where it is reached if that is another one.
+    pub(super) fn shown(&self) -> String {
+        let reached = self.access.read().info.addr().to_string();
+        if reached == self.address {
+            reached
+        } else {
+            format!("{} (reached at {reached})", self.address)
+        }
+    }
+}
+
+async fn replication(command: &mut Command) -> RedisResult<String> {
+    redis::cmd("INFO").arg("replication").query_async(&mut command.connection).await
 }
 
 fn make_pool(

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{cluster, error, errors, load, redis};
-use crate::config::{BusConfig, Endpoint, Protocol};
+use super::{cluster, error, errors, load, redis, sentinel};
+use crate::config::{BusConfig, Endpoint, Protocol, TlsMode};
 
 fn bus(coordinator: &Value) -> Value {
     json!({ "coordinator": coordinator })
@@ -38,12 +38,18 @@ fn default_shares_the_redis_of_the_store() {
 fn default_without_a_redis_store_is_an_error() {
     let line = error(&bus(&json!({ "@type": "Default" })));
     assert!(line.starts_with("coordinator.@type: is Default"), "{line}");
-    assert!(line.contains("there is none") && line.contains("Redis or RedisCluster"), "{line}");
+    assert!(
+        line.contains("there is none") && line.contains("RedisCluster or RedisSentinel"),
+        "{line}"
+    );
     for other in ["Default", "Sharded", "Keep"] {
         let store = json!({ "@type": other, "stores": [] });
         let line = error(&json!({ "coordinator": { "@type": "Default" }, "inMemoryStore": store }));
         let start = format!("inMemoryStore.@type: \"{other}\" cannot be shared");
-        assert!(line.starts_with(&start) && line.ends_with("Redis or RedisCluster"), "{line}");
+        assert!(
+            line.starts_with(&start) && line.ends_with("RedisCluster or RedisSentinel"),
+            "{line}"
+        );
     }
 }
 
@@ -111,7 +117,7 @@ fn an_object_of_an_existing_deployment_is_accepted_unchanged() {
     let hosts: Vec<_> = found.urls.iter().map(ToString::to_string).collect();
     assert_eq!(hosts, ["redis://10.0.0.1:7000", "redis://10.0.0.2:7000"]);
     assert_eq!(found.timeout.as_secs(), 10);
-    assert_eq!((found.max_retries, found.protocol), (3, Protocol::Resp2));
+    assert_eq!((found.retries.max, found.protocol), (3, Protocol::Resp2));
     assert_eq!(found.pool.timeout_wait, found.pool.timeout_create);
     assert_eq!(found.pool.timeout_recycle, None);
     assert_eq!(found.credentials(), (None, None), "a user without a secret does not log in");
@@ -222,7 +228,7 @@ fn the_waits_between_retries_are_in_order() {
     };
     let waits = |document| {
         let found = cluster(load(&document));
-        (found.min_retry_wait.as_millis(), found.max_retry_wait.as_millis())
+        (found.retries.min_wait.as_millis(), found.retries.max_wait.as_millis())
     };
     assert_eq!(waits(of(json!(null), json!(null))), (500, 1000));
     assert_eq!(waits(of(json!("2s"), json!(null))), (2000, 2000), "the default makes room");
@@ -290,4 +296,37 @@ fn the_files_of_an_unused_store_are_not_read() {
     let tls = json!({ "caCertificate": "/no/such/file" });
     let store = json!({ "@type": "Redis", "url": "rediss://r", "tls": tls });
     assert_eq!(load(&json!({ "inMemoryStore": store })).bus, BusConfig::Embedded);
+}
+
+#[test]
+fn sentinels_have_a_database_and_certificates_of_their_own() {
+    let of = |more: Value| {
+        let mut coordinator =
+            json!({ "@type": "RedisSentinel", "urls": ["redis://a/1", "redis://b/1"] });
+        for (key, value) in more.as_object().unwrap() {
+            coordinator[key] = value.clone();
+        }
+        bus(&coordinator)
+    };
+    assert_eq!(sentinel(load(&of(json!({})))).urls[1].database(), 1);
+    let line = error(&of(json!({ "urls": ["redis://a/1", "redis://b/2"] })));
+    assert!(
+        line.starts_with("coordinator.urls[1]: differs from the first URL in its data"),
+        "{line}"
+    );
+    let line = error(&of(json!({ "masterName": "two words" })));
+    assert!(line.starts_with("coordinator.masterName: has other characters"), "{line}");
+
+    let ca = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls/ca.pem");
+    let tls = json!({ "caCertificate": ca });
+    let line = error(&of(json!({ "tls": tls })));
+    assert!(line.starts_with("coordinator.tls: has no effect"), "{line}");
+    let found = sentinel(load(&of(json!({ "tls": tls, "masterTls": "verified" }))));
+    assert_eq!(found.master_tls(), Some(TlsMode::Verified));
+    let line = error(&of(json!({ "sentinelTls": tls })));
+    assert!(line.starts_with("coordinator.sentinelTls: has no effect"), "{line}");
+    // For the sentinels alone.
+    let urls = json!(["rediss://a"]);
+    let found = sentinel(load(&of(json!({ "urls": urls, "tls": tls, "masterTls": "none" }))));
+    assert_eq!((found.master_tls(), found.sentinel_certificates()), (None, &found.tls));
 }

@@ -172,7 +172,7 @@ fn every_row_has_a_key() {
 #[test]
 fn every_documented_default_is_the_effective_one() {
     let mut documents = vec![Config::default().effective()];
-    for variant in ["RedisCluster", "Redis"] {
+    for variant in ["RedisCluster", "Redis", "RedisSentinel"] {
         documents.push(load(&json!({ "coordinator": { "@type": variant } })).effective());
     }
     let pointer = |name: &str| format!("/{}", name.replace('.', "/"));
