@@ -16,10 +16,9 @@ use self::{
 use super::{
     error::Problem,
     fields::Fields,
+    password::{Password, PasswordKey},
     protocol::Protocol,
     redis_url::{RedisUrl, TlsMode},
-    secret::Secret,
-    secret_key::SecretKey,
     settings::{Declared, described, flatten, group, key, nullable, optional, settings},
     types::{Boolean, Choice, Pem, duration, number, short_text, text},
     units::{HOUR, MILLISECOND, MINUTE, SECOND, format_duration},
@@ -44,6 +43,10 @@ settings! {
     pub struct Redis checked by check_redis {
         /// The server: see [Redis URLs](#redis-urls).
         pub url: RedisUrl = key("url", OneUrl, ()),
+        /// The user.
+        pub username: Option<String> = username(),
+        /// The password.
+        pub secret: Option<Password> = secret(),
         /// Limit of the time that a publish waits for the bus, failover included.
         pub timeout: Duration = timeout(),
         /// Replicas that must have an event before its publish is answered OK.
@@ -67,7 +70,7 @@ settings! {
         /// The user.
         pub username: Option<String> = username(),
         /// The password.
-        pub secret: Option<Secret> = secret(),
+        pub secret: Option<Password> = secret(),
         /// How often, and when, events are sent again.
         pub retries: Retries = flatten(),
         /// True: replicas serve reads of history.
@@ -99,12 +102,11 @@ settings! {
         /// The user at the master and the replicas.
         pub username: Option<String> = username(),
         /// The password at the master and the replicas.
-        pub secret: Option<Secret> = secret(),
+        pub secret: Option<Password> = secret(),
         /// The user at the sentinels. Has no effect without `coordinator.sentinelSecret`.
         pub sentinel_username: Option<String> = optional("sentinelUsername", text(check_username)),
-        /// The password at the sentinels. Without one, user and password of the URLs are used. A
-        /// file is read again before each connection.
-        pub sentinel_secret: Option<Secret> = SecretKey("sentinelSecret"),
+        /// The password at the sentinels. Without one, user and password of the URLs are used.
+        pub sentinel_secret: Option<Password> = PasswordKey("sentinelSecret"),
         /// Certificates of connections to the sentinels, if they are others than those of
         /// `coordinator.tls`.
         pub sentinel_tls: Tls = group("sentinelTls"),
@@ -181,11 +183,12 @@ fn username() -> impl Declared<Value = Option<String>> {
     )
 }
 
-fn secret() -> impl Declared<Value = Option<Secret>> {
+fn secret() -> impl Declared<Value = Option<Password>> {
     described(
-        "The password: see [Secrets](#secrets). Without one, a cluster has user and password of \
-         the URLs. A file is read again before each connection.",
-        SecretKey("authSecret"),
+        "The password: see [Secrets](#secrets). Without one, user and password of the URL are \
+         used, except of sentinels. What is in a file, or printed by a command, may change: open \
+         connections are authenticated again.",
+        PasswordKey("authSecret"),
     )
 }
 
@@ -298,10 +301,19 @@ settings! {
     }
 }
 
+impl Redis {
+    /// User and password: those of `authUsername` and `authSecret`, and without a secret there
+    /// those of the URL.
+    pub fn credentials(&self) -> (Option<&str>, Option<Password>) {
+        let url = std::slice::from_ref(&self.url);
+        credentials(self.username.as_deref(), self.secret.as_ref(), url)
+    }
+}
+
 impl RedisCluster {
     /// User and password: those of `authUsername` and `authSecret`, and without a secret there
     /// those of the URLs.
-    pub fn credentials(&self) -> (Option<&str>, Option<&Secret>) {
+    pub fn credentials(&self) -> (Option<&str>, Option<Password>) {
         credentials(self.username.as_deref(), self.secret.as_ref(), &self.urls)
     }
 }
@@ -309,7 +321,7 @@ impl RedisCluster {
 impl RedisSentinel {
     /// User and password at the sentinels: those of `sentinelUsername` and `sentinelSecret`, and
     /// without a secret there those of the URLs.
-    pub fn sentinel_credentials(&self) -> (Option<&str>, Option<&Secret>) {
+    pub fn sentinel_credentials(&self) -> (Option<&str>, Option<Password>) {
         credentials(self.sentinel_username.as_deref(), self.sentinel_secret.as_ref(), &self.urls)
     }
 
@@ -331,13 +343,13 @@ impl RedisSentinel {
 
 fn credentials<'a>(
     username: Option<&'a str>,
-    secret: Option<&'a Secret>,
+    secret: Option<&Password>,
     urls: &'a [RedisUrl],
-) -> (Option<&'a str>, Option<&'a Secret>) {
+) -> (Option<&'a str>, Option<Password>) {
     let in_url = urls.iter().find(|url| url.password().is_some());
     match (secret, in_url) {
-        (Some(secret), _) => (username, Some(secret)),
-        (None, Some(url)) => (url.username(), url.password()),
+        (Some(secret), _) => (username, Some(secret.clone())),
+        (None, Some(url)) => (url.username(), url.password().cloned().map(Password::Secret)),
         (None, None) => (None, None),
     }
 }

@@ -22,6 +22,7 @@ mod keys;
 mod limits;
 mod nearest;
 mod otlp;
+mod password;
 mod protocol;
 mod redis_url;
 mod rules;
@@ -58,6 +59,7 @@ pub use self::{
     keys::Key,
     limits::{Keepalive, Limits},
     otlp::Otlp,
+    password::{LoginCommand, Password},
     protocol::Protocol,
     redis_url::{Endpoint, RedisUrl, RedisUrlError, TlsMode},
     schema::schema,

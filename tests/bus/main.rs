@@ -12,6 +12,7 @@ mod cluster;
 mod conformance;
 mod doctor;
 mod history;
+mod logins;
 mod memory;
 mod odd;
 mod partial;

@@ -17,6 +17,7 @@ mod support;
 mod chaos;
 mod clocks;
 mod combinations;
+mod credentials;
 mod far;
 mod gateways;
 mod history;

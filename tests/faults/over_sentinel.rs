@@ -12,7 +12,7 @@ use crate::{
     report::Report,
     support::{
         gateway::{Gateway, GatewayOptions},
-        redis::Data,
+        redis::{Data, RedisOptions},
         sentinel::{SentinelOptions, SentinelSet},
         shared,
         wait::{self, until},
@@ -24,6 +24,18 @@ const LIMIT: Duration = Duration::from_secs(2);
 
 /// Tolerance for a busy machine.
 const SLACK: Duration = Duration::from_secs(1);
+
+/// A set whose servers can be hidden from the sentinels: nobody else comes to them without a
+/// password.
+async fn with_password() -> SentinelSet {
+    let server = RedisOptions { password: Some("open".to_owned()), ..Default::default() };
+    SentinelSet::with(SentinelOptions { server, ..Default::default() }).await
+}
+
+fn options(set: &SentinelSet) -> GatewayOptions {
+    let secret = json!({ "@type": "Value", "secret": "open" });
+    GatewayOptions::redis_sentinel(&set.urls(), &shared::prefix()).set_bus("authSecret", secret)
+}
 
 async fn pair_over(set: &SentinelSet) -> (Gateway, Gateway) {
     pair(GatewayOptions::redis_sentinel(&set.urls(), &shared::prefix())).await
@@ -98,9 +110,9 @@ async fn failovers_of_sentinels_by_command_cause_no_gap() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_master_that_sentinels_do_not_reach_is_left_by_those_who_hear_of_it() {
-    let set = SentinelSet::start().await;
-    let (one, two) = pair_over(&set).await;
+async fn a_master_that_sentinels_do_not_reach_is_left_by_gateways() {
+    let set = with_password().await;
+    let (one, two) = pair(options(&set)).await;
     let load = Load::start(&[&one, &two], Shape::default()).await;
     let master = set.master().await;
     set.hide(master).await;
@@ -125,18 +137,18 @@ async fn a_master_that_sentinels_do_not_reach_is_left_by_those_who_hear_of_it() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn gateways_on_both_masters_of_a_split_brain_come_together_without_loss() {
-    let set = SentinelSet::start().await;
+    let set = with_password().await;
     for sentinel in set.sentinels() {
         sentinel.cli(&["ACL", "SETUSER", "one", "on", ">one", "&*", "+@all"]).await;
     }
-    let options = GatewayOptions::redis_sentinel(&set.urls(), &shared::prefix());
+    let options = options(&set);
     let secret = json!({ "@type": "Value", "secret": "one" });
     let of_one =
         options.clone().set_bus("sentinelUsername", "one").set_bus("sentinelSecret", secret);
     let (one, two) = tokio::join!(Gateway::start(of_one), Gateway::start(options));
     let load = Load::start(&[&one, &two], Shape::default()).await;
     let master = set.master().await;
-    // One gateway hears nothing of the sentinels any more, and these nothing of the master.
+    // One gateway gets no answer from the sentinels any more, and these none from the master.
     for sentinel in set.sentinels() {
         sentinel.cli(&["ACL", "SETUSER", "one", "off"]).await;
         sentinel.cli(&["CLIENT", "KILL", "USER", "one"]).await;
@@ -187,7 +199,7 @@ async fn gateways_serve_without_sentinels_as_long_as_the_master_lives() {
         sentinel.restart(Data::Kept).await;
     }
     set.settled().await;
-    // They are heard again.
+    // They are asked again.
     set.fail_over().await;
     let healed = load.now();
     serving_again(&load, healed, [&one, &two]).await;

@@ -98,7 +98,11 @@ impl About {
     pub(super) fn cure(&self, error: &str) -> String {
         let lower = error.to_lowercase();
         let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
-        if has(&["max number of clients"]) {
+        if has(&["no login"]) {
+            "there is no password to connect with: run the command as the user of the gateway, or \
+             see that the file is there"
+                .into()
+        } else if has(&["max number of clients"]) {
             "the server has no connection left: raise its maxclients and its limit of open files, \
              end clients that are not needed (CLIENT LIST), or lower \
              coordinator.poolMaxConnections"
@@ -230,6 +234,11 @@ mod tests {
             ("unexpected end of file", "if this is a TLS port, use rediss://"),
             ("READONLY You can't write against a read only replica.", "name the master"),
             ("OOM command not allowed", "maxmemory"),
+            (
+                "no login: coordinator.authSecret: /x: it ended with exit status: 1",
+                "run the command",
+            ),
+            ("it does not know a master of this name", "coordinator.masterName"),
         ] {
             let line = about().explain(error);
             assert!(line.starts_with(error) && line.contains(cure), "{line}");

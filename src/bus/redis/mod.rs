@@ -7,12 +7,14 @@
 mod addresses;
 pub mod auth;
 mod causes;
+mod command;
 mod credentials;
 pub mod deployment;
 mod doctor;
 pub mod envelope;
 pub mod history;
 mod liveness;
+mod logins;
 pub mod members;
 mod moves;
 mod names;

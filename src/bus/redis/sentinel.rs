@@ -12,16 +12,11 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use parking_lot::Mutex;
 use redis::{
-    AsyncConnectionConfig, FromRedisValue, PushInfo, PushKind, RedisError, RedisResult, Value,
-    aio::MultiplexedConnection,
+    FromRedisValue, PushInfo, PushKind, RedisError, RedisResult, Value, aio::MultiplexedConnection,
 };
 use tokio::sync::Notify;
 
-use super::{
-    causes::error_text,
-    server::{CONNECT_TIMEOUT, Server},
-    settings::Settings,
-};
+use super::{causes::error_text, server::Server, settings::Settings};
 
 /// Sentinels that are asked, and replicas that are used, whatever sentinels name.
 const MAX_SENTINELS: usize = 32;
@@ -212,16 +207,15 @@ impl Sentinel {
     /// A connection that is subscribed.
     async fn connect(&self, switched: &Arc<Notify>) -> Result<MultiplexedConnection, RedisError> {
         let tells = switched.clone();
-        let config = AsyncConnectionConfig::new()
-            .set_dns_resolver(self.server.resolver())
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(ANSWER_TIMEOUT))
-            .set_push_sender(move |push: PushInfo| {
-                if matches!(push.kind, PushKind::Message | PushKind::Disconnection) {
-                    tells.notify_one();
-                }
-                Ok::<(), std::convert::Infallible>(())
-            });
+        let config =
+            self.server.config().set_response_timeout(Some(ANSWER_TIMEOUT)).set_push_sender(
+                move |push: PushInfo| {
+                    if matches!(push.kind, PushKind::Message | PushKind::Disconnection) {
+                        tells.notify_one();
+                    }
+                    Ok::<(), std::convert::Infallible>(())
+                },
+            );
         let client = self.server.client().await?;
         let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
         let _: Value = redis::cmd("SUBSCRIBE").arg(SWITCHED).query_async(&mut connection).await?;

@@ -13,7 +13,7 @@ use deadpool_redis::{Hook, HookError, Manager, Pool, PoolError, Runtime};
 use futures_util::future::BoxFuture;
 use parking_lot::RwLock;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, RedisError, RedisResult,
+    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, RedisError, RedisResult,
     aio::MultiplexedConnection,
 };
 use tokio::sync::{Mutex, watch};
@@ -22,6 +22,7 @@ use super::{
     addresses::Way,
     causes::{self, About, error_text},
     credentials::Contents,
+    logins::Logins,
     names::ShardNames,
     replicas::Replicas,
     resolver::{Name, Resolver},
@@ -120,8 +121,35 @@ impl Server {
         })
     }
 
-    /// How it is connected to now. Reads the files of its secret and certificates again.
-    pub(super) async fn info(&self) -> ConnectionInfo {
+    /// How it is connected to now. Reads the files of certificates again; the error is that there
+    /// is no login.
+    pub(super) async fn info(&self) -> RedisResult<ConnectionInfo> {
+        let info = self.with_files().await;
+        let Some(logins) = &self.settings.credentials.logins else { return Ok(info) };
+        let no_login = |why| (ErrorKind::InvalidClientConfig, "no login", why);
+        let login = logins.login().await.map_err(no_login)?;
+        let redis = info.redis_settings().clone();
+        let redis = redis.set_username(login.username).set_password(login.secret);
+        Ok(info.set_redis_settings(redis))
+    }
+
+    /// The settings of a connection to it.
+    pub(super) fn config(&self) -> AsyncConnectionConfig {
+        config(&self.settings, &self.resolver)
+    }
+
+    /// Waits until connections have another login than those that are made now.
+    pub(super) fn login_changed(&self) -> impl Future<Output = ()> + Send + use<> {
+        let changes = self.settings.credentials.logins.as_ref().map(Logins::changes);
+        async move {
+            match changes {
+                Some(changes) => changes.await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    async fn with_files(&self) -> ConnectionInfo {
         let known = self.access.read().clone();
         if !self.settings.credentials.has_files() {
             return known.info;
@@ -164,8 +192,10 @@ impl Server {
 
     /// A connection of the pool.
     async fn checkout(&self) -> Result<deadpool_redis::Connection, ConnectError> {
-        if self.access.read().pool.status().available == 0 {
-            self.info().await;
+        if self.access.read().pool.status().available == 0
+            && let Err(error) = self.info().await
+        {
+            return Err(self.error(error_text(&error)));
         }
         let pool = self.access.read().pool.clone();
         match pool.get().await {
@@ -178,13 +208,20 @@ impl Server {
 
     /// The error of a connection that could not be opened, with what the server itself says of it.
     async fn not_connected(&self, error: &RedisError) -> ConnectError {
-        let address = self.access.read().info.addr().clone();
-        let said = if error.code().is_none() {
-            causes::look(&address, &self.resolver).await
-        } else {
-            None
-        };
+        if let Some(logins) = &self.settings.credentials.logins
+            && (error.kind() == ErrorKind::AuthenticationFailed
+                || matches!(error.code(), Some("WRONGPASS" | "NOAUTH")))
+        {
+            logins.refused();
+        }
+        let said = if error.code().is_none() { self.look().await } else { None };
         self.error(said.unwrap_or_else(|| error_text(error)))
+    }
+
+    /// What it says to a connection that says nothing.
+    pub(super) async fn look(&self) -> Option<String> {
+        let address = self.access.read().info.addr().clone();
+        causes::look(&address, &self.resolver).await
     }
 
     fn close_idle(&self) {
@@ -299,8 +336,9 @@ impl Server {
     /// Closes all connections: the next ones may lead to another server.
     pub(super) async fn close_connections(&self) {
         let mut slot = self.command.lock().await;
-        self.leave();
+        self.closed.send_replace(Instant::now());
         *slot = None;
+        self.close_idle();
     }
 
     /// Ends all that is under way, and closes idle connections. Those in use are closed by those
@@ -326,11 +364,6 @@ impl Server {
         self.closed.subscribe()
     }
 
-    /// Resolves the server's name, as all connections to it should.
-    pub(super) fn resolver(&self) -> Resolver {
-        self.resolver.clone()
-    }
-
     /// A connection for a long query: one of its own if the pool has one, else the writers'.
     pub(super) async fn query(&self) -> Result<Query, ConnectError> {
         if self.pool_is_shared {
@@ -353,10 +386,7 @@ impl Server {
 
     /// A connection of its own, outside the pool.
     async fn connect_alone(&self) -> Result<MultiplexedConnection, ConnectError> {
-        let config = AsyncConnectionConfig::new()
-            .set_dns_resolver(self.resolver.clone())
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(self.settings.response_timeout));
+        let config = self.config();
         let connect = async {
             self.client().await?.get_multiplexed_async_connection_with_config(&config).await
         };
@@ -368,7 +398,7 @@ impl Server {
 
     /// A client for a connection outside the pool: a subscription.
     pub(super) async fn client(&self) -> RedisResult<Client> {
-        Client::open(self.info().await)
+        Client::open(self.info().await?)
     }
 
     /// An error of the server, with its cause and cure.
@@ -401,6 +431,17 @@ async fn replication(command: &mut Command) -> RedisResult<String> {
     redis::cmd("INFO").arg("replication").query_async(&mut command.connection).await
 }
 
+fn config(settings: &Settings, resolver: &Resolver) -> AsyncConnectionConfig {
+    let config = AsyncConnectionConfig::new()
+        .set_dns_resolver(resolver.clone())
+        .set_connection_timeout(Some(CONNECT_TIMEOUT))
+        .set_response_timeout(Some(settings.response_timeout));
+    match &settings.credentials.logins {
+        Some(logins) => config.set_credentials_provider(logins.clone()),
+        None => config,
+    }
+}
+
 fn make_pool(
     info: &ConnectionInfo,
     settings: &Settings,
@@ -408,11 +449,7 @@ fn make_pool(
     closed: &watch::Sender<Instant>,
 ) -> RedisResult<Pool> {
     let last_closed = closed.subscribe();
-    let config = AsyncConnectionConfig::new()
-        .set_dns_resolver(resolver.clone())
-        .set_connection_timeout(Some(CONNECT_TIMEOUT))
-        .set_response_timeout(Some(settings.response_timeout));
-    Pool::builder(Manager::new_with_config(info.clone(), config)?)
+    Pool::builder(Manager::new_with_config(info.clone(), config(settings, resolver))?)
         .max_size(settings.pool.max_connections)
         .create_timeout(settings.pool.timeout_create)
         .wait_timeout(settings.pool.timeout_wait)
@@ -427,11 +464,7 @@ fn make_pool(
         .runtime(Runtime::Tokio1)
         .build()
         .map_err(|error| {
-            RedisError::from((
-                redis::ErrorKind::InvalidClientConfig,
-                "connection pool",
-                error.to_string(),
-            ))
+            RedisError::from((ErrorKind::InvalidClientConfig, "connection pool", error.to_string()))
         })
 }
 

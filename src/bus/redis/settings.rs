@@ -102,6 +102,9 @@ pub(super) struct HistorySettings {
     pub max_age: Duration,
 }
 
+/// The key of the password.
+const AUTH_SECRET: &str = "coordinator.authSecret";
+
 /// Attempts on a standalone server end only with the time limit.
 const UNLIMITED: u32 = u32::MAX;
 
@@ -198,17 +201,18 @@ impl Settings {
         };
         match &config.bus {
             BusConfig::Redis(redis) => {
-                let credentials = Credentials { secret: None, tls: redis.tls.clone() };
-                let servers = Servers::of(
-                    std::slice::from_ref(&redis.url),
-                    (None, credentials),
-                    version(redis.url.protocol()),
-                )?;
+                let (username, secret) = redis.credentials();
+                let tls = redis.tls.clone();
+                let credentials = Credentials::new(AUTH_SECRET, username, secret.as_ref(), tls);
+                let url = std::slice::from_ref(&redis.url);
+                let login = (username, credentials);
+                let servers = Servers::of(url, login, version(redis.url.protocol()))?;
                 Ok(common(servers, redis.timeout, redis.min_replicas, pool(&redis.pool)))
             }
             BusConfig::RedisCluster(cluster) => {
                 let (username, secret) = cluster.credentials();
-                let credentials = Credentials { secret: secret.cloned(), tls: cluster.tls.clone() };
+                let tls = cluster.tls.clone();
+                let credentials = Credentials::new(AUTH_SECRET, username, secret.as_ref(), tls);
                 let protocol = version(Some(cluster.protocol));
                 let servers = Servers::of(&cluster.urls, (username, credentials), protocol)?;
                 let pool = pool(&cluster.pool);
@@ -292,7 +296,8 @@ fn of_sentinels(sentinel: &RedisSentinel) -> Result<(Servers, Servers), StartErr
     let used = |tls: &Tls, mode: Option<TlsMode>| mode.map(|_| tls.clone()).unwrap_or_default();
     let url = &sentinel.urls[0];
     let tls = used(sentinel.sentinel_certificates(), url.tls());
-    let credentials = Credentials { secret: secret.cloned(), tls };
+    let key = "coordinator.sentinelSecret";
+    let credentials = Credentials::new(key, username, secret.as_ref(), tls);
     // They push what they tell subscribers.
     let login = (username, credentials);
     let mut sentinels = Servers::of(&sentinel.urls, login, ProtocolVersion::RESP3)?;
@@ -316,7 +321,9 @@ fn of_sentinels(sentinel: &RedisSentinel) -> Result<(Servers, Servers), StartErr
     };
     let protocol = version(url.protocol());
     let tls = used(&sentinel.tls, sentinel.master_tls());
-    let credentials = Credentials { secret: sentinel.secret.clone(), tls };
+    let (username, secret) = (sentinel.username.as_deref(), sentinel.secret.as_ref());
+    let credentials =
+        Credentials::new(AUTH_SECRET, username.filter(|_| secret.is_some()), secret, tls);
     let info =
         addr.into_connection_info().map_err(|error| StartError(format!("coordinator: {error}")))?;
     let redis = info.redis_settings().clone().set_db(i64::from(url.database()));

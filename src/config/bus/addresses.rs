@@ -11,6 +11,8 @@ use crate::config::{
     types::{ValueType, text},
 };
 
+const ADDRESS_MAP: &str = "addressMap";
+
 /// A host, and a port or all of its ports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostPort {
@@ -41,7 +43,7 @@ pub(super) fn address_map() -> impl Declared<Value = Vec<MappedAddress>> {
         "Where servers, and sentinels, are reached that announce addresses which this gateway does \
          not reach, or whose certificates are for other names. The addresses of `coordinator.urls` \
          are used as they are.",
-        list("addressMap", "an object with announced, and reachable or serverName"),
+        list(ADDRESS_MAP, "an object with announced, and reachable or serverName"),
     )
 }
 
@@ -53,9 +55,8 @@ pub(super) fn check_address_map(
     fields: &Fields<'_>,
 ) {
     for (index, entry) in map.iter().enumerate() {
-        let path = format!("addressMap[{index}]");
         let invalid = |key: &str, why: String| {
-            fields.fail(&format!("{path}.{key}"), Problem::Invalid(why));
+            fields.fail_in_list(ADDRESS_MAP, index, key, Problem::Invalid(why));
         };
         let is_twice = map[..index].iter().any(|other| other.announced == entry.announced);
         if is_twice && !entry.announced.host.is_empty() {

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::{cluster, load, redis, sentinel, with};
 use crate::config::{
     BusConfig, Config, Drain, History, Keepalive, Key, Limits, Log, LogFormat, MasterTls, Otlp,
-    Pool, Problem, Protocol, Redis, RedisCluster, RedisSentinel, RedisUrl, Retries, Secret,
-    Sources, Tls, keys,
+    Password, Pool, Problem, Protocol, Redis, RedisCluster, RedisSentinel, RedisUrl, Retries,
+    Secret, Sources, Tls, keys,
 };
 
 fn secs(secs: u64) -> Duration {
@@ -195,7 +195,9 @@ fn the_defaults_of_redis() {
         timeout_recycle: half_a_minute,
     };
     let url = RedisUrl::parse("redis://127.0.0.1").unwrap();
-    assert_eq!(found, Redis { url, timeout: secs(10), min_replicas: 0, pool, tls: Tls::default() });
+    let (username, secret, tls) = (None, None, Tls::default());
+    let timeout = secs(10);
+    assert_eq!(found, Redis { url, username, secret, timeout, min_replicas: 0, pool, tls });
 }
 
 #[test]
@@ -212,7 +214,8 @@ fn every_key_of_redis_is_set() {
         timeout_recycle: None,
     };
     let url = RedisUrl::parse("redis://r:1/2").unwrap();
-    assert_eq!(found, Redis { url, timeout: secs(3), min_replicas: 1, pool, tls: Tls::default() });
+    let expected = Redis { url, timeout: secs(3), min_replicas: 1, pool, ..Redis::default() };
+    assert_eq!(found, expected);
 }
 
 #[test]
@@ -249,7 +252,7 @@ fn every_key_of_a_cluster_is_set() {
         timeout: secs(1),
         min_replicas: 2,
         username: Some("u".into()),
-        secret: Some(Secret::new("s")),
+        secret: Some(Password::Secret(Secret::new("s"))),
         retries: Retries { max: 2, min_wait: millis(3), max_wait: millis(4) },
         read_from_replicas: false,
         address_map: vec![],
@@ -305,9 +308,9 @@ fn every_key_of_sentinels_is_set() {
         timeout: secs(1),
         min_replicas: 2,
         username: Some("u".into()),
-        secret: Some(Secret::new("s")),
+        secret: Some(Password::Secret(Secret::new("s"))),
         sentinel_username: Some("v".into()),
-        sentinel_secret: Some(Secret::new("t")),
+        sentinel_secret: Some(Password::Secret(Secret::new("t"))),
         sentinel_tls: Tls::default(),
         master_tls: MasterTls::Verified,
         retries: Retries { max: 2, min_wait: millis(3), max_wait: millis(4) },
@@ -361,6 +364,12 @@ pub(super) fn shape_with(key: &Key) -> Value {
     {
         document = with(document, &format!("{secret}.@type"), types(name));
         document = with(document, &key.path, "x");
+    } else if let Some((secret, _)) = key.path.rsplit_once("ecret.")
+        && !key.path.ends_with("@type")
+    {
+        let command = format!("{secret}ecret");
+        document = with(document, &format!("{command}.@type"), "Command");
+        document = with(document, &format!("{command}.path"), "/bin/true");
     } else if key.path.ends_with("ecret.@type") || key.path == "frameKey.@type" {
         document = with(document, &key.path, "None");
     }
@@ -405,7 +414,7 @@ fn every_range_holds_at_both_ends() {
         let Some(range) = key.range.as_ref().filter(|_| key.type_name != "text") else { continue };
         ranges += 1;
         let (least, most) = range.split_once(" to ").unwrap();
-        let document = document_for(key);
+        let document = shape_with(key);
         for limit in [least, most] {
             let number = json!(number_of(limit));
             assert_eq!(range_problem(&document, key, number), None, "{} = {limit}", key.path);
@@ -424,6 +433,6 @@ fn every_range_holds_at_both_ends() {
             assert!(problem.starts_with(&start) && problem.ends_with(&limits), "{problem}");
         }
     }
-    // Thirty-seven of the gateway, and nine of each of coordinator and inMemoryStore.
-    assert_eq!(ranges, 55);
+    // Thirty-seven of the gateway, and eleven of each of coordinator and inMemoryStore.
+    assert_eq!(ranges, 59);
 }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{cluster, error, errors, load, redis, sentinel};
-use crate::config::{BusConfig, Endpoint, Protocol, TlsMode};
+use crate::config::{BusConfig, Endpoint, Password, Protocol, Secret, TlsMode};
 
 fn bus(coordinator: &Value) -> Value {
     json!({ "coordinator": coordinator })
@@ -212,10 +212,10 @@ fn credentials_come_from_the_secret_and_else_from_the_urls() {
     let found = of(json!({ "@type": "RedisCluster", "urls": ["redis://u:p@a"],
         "authUsername": "v", "authSecret": secret }));
     let (user, secret) = found.credentials();
-    assert_eq!((user, secret.unwrap().expose()), (Some("v"), "s"));
+    assert_eq!((user, secret), (Some("v"), Some(Password::Secret(Secret::new("s")))));
     let found = of(json!({ "@type": "RedisCluster", "urls": ["redis://u:p@a"] }));
     let (user, secret) = found.credentials();
-    assert_eq!((user, secret.unwrap().expose()), (Some("u"), "p"));
+    assert_eq!((user, secret), (Some("u"), Some(Password::Secret(Secret::new("p")))));
     assert_eq!(of(json!({ "@type": "RedisCluster" })).credentials(), (None, None));
     let line = error(&bus(&json!({ "@type": "RedisCluster", "authUsername": "" })));
     assert!(line.starts_with("coordinator.authUsername: is empty"), "{line}");
@@ -329,4 +329,81 @@ fn sentinels_have_a_database_and_certificates_of_their_own() {
     let urls = json!(["rediss://a"]);
     let found = sentinel(load(&of(json!({ "urls": urls, "tls": tls, "masterTls": "none" }))));
     assert_eq!((found.master_tls(), found.sentinel_certificates()), (None, &found.tls));
+}
+
+#[test]
+fn each_mistake_in_an_address_map_is_named_by_its_index() {
+    let with = |urls: &str, map: Value| {
+        bus(&json!({ "@type": "RedisCluster", "urls": [urls], "addressMap": map }))
+    };
+    let found = cluster(load(&with(
+        "rediss://a",
+        json!([
+            { "announced": "10.0.0.1:6379", "reachable": "b:1" },
+            { "announced": "10.0.0.1", "reachable": "c" },
+            { "announced": "[::1]:6379", "serverName": "d.example" },
+        ]),
+    )));
+    let shown = load(&with("rediss://a", json!([]))).effective();
+    assert_eq!(shown.pointer("/coordinator/addressMap"), Some(&json!([])));
+    assert_eq!(found.address_map.len(), 3);
+    let mistakes = json!([
+        { "announced": "10.0.0.1", "reachable": "b:1" },
+        { "announced": "10.0.0.1", "reachable": "c" },
+        { "announced": "10.0.0.2" },
+        { "announced": "redis://x", "reachable": "c" },
+        { "announced": "10.0.0.3", "serverName": "not a name" },
+        { "announced": "10.0.0.4", "serverName": "name" },
+        { "reachable": "c" },
+        { "announced": "10.0.0.5", "reachable": "c", "adress": "d" },
+    ]);
+    let mut lines = errors(&with("redis://a", mistakes));
+    lines.sort();
+    let expected = [
+        "[0].reachable: has a port, and announced has none",
+        "[1].announced: 10.0.0.1 is there twice",
+        "[2].reachable: is missing: where the server is reached, or serverName",
+        "[3].announced: is neither host:port nor a host",
+        "[4].serverName: is neither a name nor an address",
+        "[5].serverName: has no effect: there is no TLS",
+        "[6].announced: is missing",
+        "[7].adress: is not known",
+    ];
+    assert_eq!(lines.len(), expected.len(), "{lines:#?}");
+    for (line, expected) in lines.iter().zip(expected) {
+        assert!(line.starts_with(&format!("coordinator.addressMap{expected}")), "{line}");
+    }
+    let name = json!([{ "announced": "a", "serverName": "b" }]);
+    let line = error(&with("rediss://a?protocol=resp2", name));
+    assert!(line.starts_with("coordinator.addressMap[0].serverName: needs RESP3"), "{line}");
+}
+
+#[test]
+fn a_command_for_a_password_is_checked_and_not_run() {
+    let of = |secret: Value| {
+        bus(&json!({ "@type": "Redis", "authUsername": "u", "authSecret": secret }))
+    };
+    let command = json!({ "@type": "Command", "path": "/bin/false", "args": ["-x", "-x"] });
+    let config = load(&of(command));
+    let shown = config.effective();
+    let expected = json!({ "@type": "Command", "path": "/bin/false", "args": ["-x", "-x"],
+        "timeout": "10s" });
+    assert_eq!(shown.pointer("/coordinator/authSecret"), Some(&expected));
+    let found = redis(config);
+    let (user, Some(Password::Command(command))) = found.credentials() else { panic!("a command") };
+    assert_eq!((user, command.args.len(), command.timeout.as_secs()), (Some("u"), 2, 10));
+    for (secret, why) in [
+        (json!({ "@type": "Command" }), "authSecret.path: is missing"),
+        (json!({ "@type": "Command", "path": "x" }), "authSecret.path: is not an absolute path"),
+        (json!({ "@type": "Command", "path": "/x", "timeout": "2h" }), "authSecret.timeout: "),
+        (json!({ "@type": "Command", "path": "/x", "args": [1] }), "authSecret.args[0]: "),
+        (json!({ "@type": "Command", "path": "/x", "secret": "s" }), "authSecret.secret: "),
+    ] {
+        let line = error(&of(secret));
+        assert!(line.starts_with(&format!("coordinator.{why}")), "{line}");
+    }
+    // Other secrets do not change while the gateway runs.
+    let otlp = json!({ "otlp": { "endpoint": "http://c:1", "header": "k",
+        "headerSecret": { "@type": "Command", "path": "/x" } } });
+    assert!(errors(&otlp)[0].contains("is not one of"), "{:?}", errors(&otlp));
 }

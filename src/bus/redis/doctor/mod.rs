@@ -10,12 +10,12 @@ mod server;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use redis::{AsyncConnectionConfig, RedisError, RedisResult, aio::MultiplexedConnection};
+use redis::{RedisError, RedisResult, aio::MultiplexedConnection};
 
 use self::server::Info;
 use super::{
     Settings,
-    causes::{self, About, error_text},
+    causes::{About, error_text},
     names::{self, ShardNames},
     server::Server,
     topology::Topology,
@@ -201,10 +201,8 @@ async fn limited<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, 
 }
 
 async fn connect(server: &Server) -> RedisResult<MultiplexedConnection> {
-    let config = AsyncConnectionConfig::new()
-        .set_dns_resolver(server.resolver())
-        .set_connection_timeout(Some(CONNECT))
-        .set_response_timeout(Some(CONNECT));
+    let config =
+        server.config().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(CONNECT));
     server.client().await?.get_multiplexed_async_connection_with_config(&config).await
 }
 
@@ -213,11 +211,7 @@ async fn reach(server: &Server) -> Result<Reached, String> {
     let mut connection = match connect(server).await {
         Ok(connection) => connection,
         Err(error) => {
-            let addr = server.info().await.addr().clone();
-            let said = match error.code() {
-                None => causes::look(&addr, &server.resolver()).await,
-                Some(_) => None,
-            };
+            let said = if error.code().is_none() { server.look().await } else { None };
             return Err(said.unwrap_or_else(|| error_text(&error)));
         }
     };

@@ -5,9 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::{
-    AsyncConnectionConfig, Client, ProtocolVersion, PushInfo, PushKind, RedisResult, Value,
-};
+use redis::{Client, ProtocolVersion, PushInfo, PushKind, RedisResult, Value};
 use tokio::sync::mpsc;
 
 use super::{CONNECT, Finding, Master, Settings, ShardNames, connect, error_text, names};
@@ -143,12 +141,12 @@ async fn trips(
     channel: &str,
 ) -> RedisResult<Result<Vec<Duration>, String>> {
     let (sender, mut pushed) = mpsc::channel::<PushInfo>(64);
-    let config = AsyncConnectionConfig::new()
-        .set_dns_resolver(server.resolver())
+    let config = server
+        .config()
         .set_connection_timeout(Some(CONNECT))
         .set_response_timeout(Some(CONNECT))
         .set_push_sender(move |push| sender.try_send(push));
-    let info = server.info().await;
+    let info = server.info().await?;
     // Both protocols share their channels; only RESP3 has push messages.
     let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
     let client = Client::open(info.set_redis_settings(redis))?;
