@@ -304,12 +304,6 @@ impl<'d> Found<'d> {
         self.context.report(&self.path, problem);
     }
 
-    /// Reports what is wrong with `key` of a member of the list at `list`.
-    pub(super) fn fail_in_list(&self, list: &str, index: usize, key: &str, problem: Problem) {
-        let path = format!("{}[{index}].{key}", join(&self.path, list));
-        self.context.report(&path, problem);
-    }
-
     /// Reports what is wrong at a full path.
     pub(super) fn report_at(&self, path: &str, problem: Problem) {
         self.context.report(path, problem);

@@ -12,7 +12,7 @@ use crate::{
     report::Report,
     support::{
         gateway::{Gateway, GatewayOptions},
-        redis::{Data, RedisOptions},
+        redis::{ConnectedClient, Data, RedisOptions},
         sentinel::{SentinelOptions, SentinelSet},
         shared,
         wait::{self, until},
@@ -122,7 +122,7 @@ async fn a_master_that_sentinels_do_not_reach_is_left_by_gateways() {
     serving_again(&load, healed, [&one, &two]).await;
     until(LIMIT + SLACK, "no gateway has a connection to it", async || {
         let clients = set.server(master).clients().await;
-        !clients.iter().any(|client| client.is_subscriber())
+        !clients.iter().any(ConnectedClient::is_subscriber)
     })
     .await;
     load.publishes(200).await;

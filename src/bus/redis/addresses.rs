@@ -39,19 +39,16 @@ impl AddressMap {
         // The client library checks a certificate for the host that it connects to: so it gets the
         // name, and the name is resolved to the host.
         let system = Resolver::of_system();
-        let resolver = if name.is_some() { system.to_host(to) } else { system };
+        let resolver = if name.is_some() { system.with_host(to) } else { system };
         let addr = with_host(template.addr(), Some(name.unwrap_or(to)), to_port);
         let info = template.clone().set_addr(addr);
         Way { announced: format!("{host}:{port}"), info, resolver }
     }
 
     /// The entries that none of these addresses has.
-    pub(super) fn unused<'a>(
-        &self,
-        announced: impl Iterator<Item = &'a str> + Clone,
-    ) -> Vec<String> {
+    pub(super) fn unused(&self, announced: &[String]) -> Vec<String> {
         let is_used = |entry: &&MappedAddress| {
-            announced.clone().filter_map(|address| address.rsplit_once(':')).any(|(host, port)| {
+            announced.iter().filter_map(|address| address.rsplit_once(':')).any(|(host, port)| {
                 let wanted = entry.announced.port;
                 entry.announced.host == host
                     && wanted.is_none_or(|wanted| port.parse() == Ok(wanted))
@@ -112,8 +109,8 @@ mod tests {
         assert_eq!(to("10.0.0.2", 7001), "10.0.0.2:7001");
         assert_eq!(to("10.0.0.3", 7001), "redis.internal:7001");
         assert_eq!(map.way(&template, "10.0.0.1", 7001).announced, "10.0.0.1:7001");
-        let known = ["10.0.0.1:7000", "10.0.0.3:9"];
-        assert_eq!(map.unused(known.into_iter()), ["10.0.0.1:7001", "10.0.0.2:7000"]);
+        let known = ["10.0.0.1:7000", "10.0.0.3:9"].map(str::to_owned);
+        assert_eq!(map.unused(&known), ["10.0.0.1:7001", "10.0.0.2:7000"]);
     }
 
     #[tokio::test]

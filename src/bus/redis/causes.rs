@@ -31,11 +31,16 @@ pub(super) struct About {
     pub database: i64,
     /// True in a cluster.
     pub cluster: bool,
-    /// True if another server of the cluster, or a sentinel, gave its address; false for one of the
-    /// configuration.
-    pub reported: bool,
-    /// True where sentinels name the master.
-    pub sentinel: bool,
+    /// Who gave its address; None for one of the configuration.
+    pub reported: Option<Reported>,
+}
+
+/// Who gave the address of a server.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Reported {
+    /// Another server of the cluster.
+    ByServer,
+    BySentinel,
 }
 
 /// The text of an error: that of the server, if it has one, so that a search for "READONLY" or
@@ -145,11 +150,17 @@ impl About {
             "compare coordinator.tls with the server's tls-* settings: does it ask for a client \
              certificate?"
                 .into()
-        } else if self.reported && has(&["refused", "timed out", "in time", "unreachable"]) {
-            let (who, how) = if self.sentinel {
-                ("a sentinel", "replica-announce-ip and sentinel announce-ip, and their ports,")
-            } else {
-                ("another server of the cluster", "cluster-announce-ip and cluster-announce-port")
+        } else if let Some(reported) = self.reported
+            && has(&["refused", "timed out", "in time", "unreachable"])
+        {
+            let (who, how) = match reported {
+                Reported::BySentinel => {
+                    ("a sentinel", "replica-announce-ip and sentinel announce-ip, and their ports,")
+                }
+                Reported::ByServer => (
+                    "another server of the cluster",
+                    "cluster-announce-ip and cluster-announce-port",
+                ),
             };
             format!(
                 "{who} gave this address, which this machine does not reach: if it is behind NAT \
@@ -247,7 +258,7 @@ mod tests {
         let tls = About { tls: true, ..about() };
         let line = tls.explain("received corrupt message of type InvalidContentType");
         assert!(line.contains("use redis:// in place of rediss://"), "{line}");
-        let cluster = About { cluster: true, reported: true, ..about() };
+        let cluster = About { cluster: true, reported: Some(Reported::ByServer), ..about() };
         assert!(cluster.explain("Connection refused").contains("cluster-announce-ip"));
         assert!(cluster.explain("NOPERM the 'set' command").contains("+set on every server"));
     }

@@ -190,7 +190,7 @@ async fn read_once(
     (after, max_bytes): (Position, usize),
     from_replica: bool,
 ) -> Result<Reading, Failure> {
-    let read = read_over(server, names, (after, max_bytes), from_replica);
+    let read = std::pin::pin!(read_over(server, names, (after, max_bytes), from_replica));
     let closed = || Failure::NotConnected(format!("{} was left", server.address));
     server.unless_closed(read).await.unwrap_or_else(|| Err(closed()))
 }

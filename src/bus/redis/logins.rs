@@ -229,7 +229,7 @@ async fn renew(
 /// minutes.
 fn renew_after(expires: SystemTime) -> Duration {
     let left = expires.duration_since(SystemTime::now()).unwrap_or_default();
-    left - (left / 4).min(MAX_MARGIN)
+    left.saturating_sub((left / 4).min(MAX_MARGIN))
 }
 
 impl StreamingCredentialsProvider for Logins {

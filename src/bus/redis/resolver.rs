@@ -36,7 +36,7 @@ impl Resolver {
     }
 
     /// One that resolves every name as if it was `host`.
-    pub(super) fn to_host(self, host: &str) -> Resolver {
+    pub(super) fn with_host(self, host: &str) -> Resolver {
         Resolver(Arc::new(ToHost { host: host.to_owned(), resolver: self }))
     }
 }

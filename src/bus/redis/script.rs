@@ -193,7 +193,8 @@ impl Call {
         server: &Arc<Server>,
         asking: bool,
     ) -> Result<Answer, Failure> {
-        let sent = server.unless_closed(self.send_to(target, server, asking)).await;
+        let sending = std::pin::pin!(self.send_to(target, server, asking));
+        let sent = server.unless_closed(sending).await;
         // It may have been executed before.
         sent.unwrap_or_else(|| Err(Failure::Unknown(format!("{} was left", server.address))))
     }

@@ -7,7 +7,7 @@ use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion}
 use super::{
     addresses::{AddressMap, with_host},
     auth::Keys,
-    causes::About,
+    causes::{About, Reported},
     credentials::{Contents, Credentials},
     names::ShardNames,
 };
@@ -123,14 +123,17 @@ impl Settings {
 
     /// What errors of a server are explained with.
     pub(super) fn about(&self, server: &ConnectionInfo, address: &str) -> About {
+        let is_reported = self.seeds.iter().all(|seed| seed.addr().to_string() != *address);
         About {
             user: server.redis_settings().username().unwrap_or("default").to_owned(),
             prefix: self.prefix.clone(),
             tls: matches!(server.addr(), ConnectionAddr::TcpTls { .. }),
             database: server.redis_settings().db(),
             cluster: self.cluster,
-            reported: self.seeds.iter().all(|seed| seed.addr().to_string() != *address),
-            sentinel: self.sentinel.is_some(),
+            reported: is_reported.then_some(match self.sentinel {
+                Some(_) => Reported::BySentinel,
+                None => Reported::ByServer,
+            }),
         }
     }
 

@@ -72,7 +72,7 @@ pub(super) async fn examine(
     let mut seeds = Vec::new();
     report(Progress::Begins("reach"));
     let known = match &settings.sentinel {
-        Some(_) => sentinel::examine(settings, report).await,
+        Some(_) => Box::pin(sentinel::examine(settings, report)).await,
         None => settings
             .seeds
             .iter()
@@ -249,8 +249,7 @@ async fn find_masters(settings: &Settings, shards: u16) -> Result<Found, String>
         let server = topology.master(shard).ok_or(format!("shard {shard} has no master"))?;
         masters.push(Master { shard, server });
     }
-    let announced = topology.announced();
-    let unused = settings.addresses.unused(announced.iter().map(String::as_str));
+    let unused = settings.addresses.unused(&topology.announced());
     Ok(Found { masters, names, unused })
 }
 

@@ -68,7 +68,7 @@ pub(super) async fn examine(
         topology.refresh().await.map_err(|error| error.to_string())?;
         topology.master(ShardId(0)).ok_or_else(|| "no master is named".to_owned())
     };
-    match limited(find).await {
+    match limited(Box::pin(find)).await {
         Ok(master) => vec![master],
         Err(why) => {
             report(Progress::Found(fails(why)));
