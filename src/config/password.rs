@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     declaration::{Declaration, Shape, Variant, Variants},
-    error::Problem,
+    error::{Problem, mismatch},
     fields::{Fields, Found},
     secret::Secret,
     secret_key,
@@ -129,6 +129,11 @@ impl ValueType for Texts {
     }
 
     fn read(&self, found: &Found<'_>) -> Option<Vec<String>> {
+        if found.value.is_object() {
+            // Its members have no order.
+            found.report(mismatch(found.value, "an array of strings"));
+            return None;
+        }
         let members = found.members()?;
         Some(members.into_iter().map(|(_, text)| text.to_owned()).collect())
     }

@@ -397,6 +397,7 @@ fn a_command_for_a_password_is_checked_and_not_run() {
         (json!({ "@type": "Command", "path": "x" }), "authSecret.path: is not an absolute path"),
         (json!({ "@type": "Command", "path": "/x", "timeout": "2h" }), "authSecret.timeout: "),
         (json!({ "@type": "Command", "path": "/x", "args": [1] }), "authSecret.args[0]: "),
+        (json!({ "@type": "Command", "path": "/x", "args": { "a": true } }), "authSecret.args: "),
         (json!({ "@type": "Command", "path": "/x", "secret": "s" }), "authSecret.secret: "),
     ] {
         let line = error(&of(secret));
