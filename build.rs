@@ -14,6 +14,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build_client(false)
         .extern_path(".trunkline.v1", "::trunkline_proto::v1")
         .bytes(".trunkline.bus.v1.NodeRecord.node")
+        .bytes(".trunkline.bus.v1.WatchStats.agent")
         .compile_fds(bus)?;
     Ok(())
 }

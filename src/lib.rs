@@ -6,6 +6,7 @@
 //! event.
 
 mod access;
+pub mod admin_port;
 pub mod agent;
 pub mod bus;
 pub mod config;

@@ -1,7 +1,7 @@
 use bytes::Bytes;
 use trunkline::agent::formats::{
     Format,
-    agora::{Agora, Finder, Message},
+    agora::{Agora, Message},
 };
 use trunkline_proto::v1::event::Kind;
 
@@ -14,8 +14,6 @@ pub fn agora(bytes: &[u8]) {
     let versions = ["0.15", "0.16", "0.16.19"];
     let name = versions[usize::from(*first) % versions.len()];
     let format = Agora { version: name.parse().expect("a version"), sender: 7 };
-    let mut finder = Finder::default();
-    finder.look(message);
 
     let (messages, error) = format.recode(message);
     assert!(error.iter().all(|error| error.at <= message.len()));
@@ -61,7 +59,7 @@ fn again(format: Agora, kinds: &[Kind]) -> Vec<Kind> {
     assert_eq!(encoded.left_out, []);
     let read = |message: &Bytes| -> Vec<Kind> {
         let decoded = format.decode(message).expect("a sender");
-        assert_eq!(decoded.sender, 7);
+        assert_eq!(decoded.sender, Some(7));
         decoded.events.map(|kind| kind.expect("an event")).collect()
     };
     encoded.messages.iter().flat_map(read).collect()

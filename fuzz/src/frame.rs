@@ -62,6 +62,7 @@ fn round_trips(envelope: &Envelope) {
                 requests: &stamped.requests,
                 retain: &stamped.retain,
                 runs: &stamped.runs,
+                streams: &stamped.streams,
             };
             channel(position, &encode_frame(&header, &frame.events))
         }

@@ -75,6 +75,7 @@ fn arrival_of(bytes: &[u8]) -> Option<Envelope> {
                 requests: &[],
                 retain: &[],
                 runs: &[],
+                streams: &[],
             };
             encode_frame(&header, &events)
         }

@@ -107,6 +107,10 @@ pub enum AppendError {
         /// Bytes of the events.
         actual: usize,
     },
+    /// Its publisher has opened a later stream, and the shard has events of that: nothing was
+    /// appended.
+    #[error("the publisher has opened another stream")]
+    TakenOver,
     /// The bus is closing: nothing was appended.
     #[error("the gateway is closing")]
     Closed,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use super::{Epoch, Offset, Position, ShardId};
+use super::{Epoch, Offset, Position, PublisherId, ShardId, StreamNumber};
 
 /// Several encoded events of one shard at contiguous positions.
 #[derive(Clone, Debug)]
@@ -200,6 +200,12 @@ pub trait Sink: Send + Sync + 'static {
     /// Takes the next delivery of a shard. Called in the order of the shard, by one caller at a
     /// time; must not block.
     fn deliver(&self, shard: ShardId, delivery: Delivery);
+
+    /// An event of this stream was received. Called before or after it is delivered, from history
+    /// too; must not block.
+    fn publishes(&self, publisher: PublisherId, stream: StreamNumber) {
+        let _ = (publisher, stream);
+    }
 }
 
 /// A part of a shard's history.

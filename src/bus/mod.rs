@@ -37,7 +37,7 @@ pub use self::{
     members::{Exchange, MemberId, MemberRecord, MemberUpdate, Members},
     position::{Epoch, Offset, Position, ShardId},
     registry::{BusFactory, Registry, StartError, Starting},
-    run::{MAX_SEQUENCE, Numbering, PublisherId, Publishers, Run},
+    run::{MAX_SEQUENCE, Numbering, PublisherId, Publishers, Run, StreamNumber},
     status::{BusStatus, GapCount, Health, LinkStatus, ShardBusStatus},
     traced::{AppendOutcome, AppendRecord, AppendRecorder, BatchTrace},
 };
@@ -70,6 +70,10 @@ pub type SharedBus = Arc<dyn Bus>;
 /// - **Numbered.** An event of [`Batch::runs`] whose number the shard has from this publisher, in
 ///   any batch and from any gateway, is not appended again. If that left anything of a batch out,
 ///   the answer is [`Appended::UNKNOWN`].
+/// - **Streams.** The numbers of a publisher's streams rise ([`Bus::number_stream`]). Once a shard
+///   has an event of a stream, it takes none of an earlier one: that fails with
+///   [`AppendError::TakenOver`], also where the shard has its number. A sink is told of the stream
+///   with each frame ([`Sink::publishes`]), so that the earlier one can be ended.
 /// - **Epochs.** When the bus loses events that it had acknowledged, or may have, it begins a new
 ///   epoch with a higher number, [`Delivery::Epoch`]; nothing is appended to an earlier one after
 ///   that. A position never stands for two events. A sink that was connected to a part of the bus
@@ -101,6 +105,14 @@ pub trait Bus: Send + Sync + 'static {
 
     /// Appends a batch to a shard, all of it or nothing. Returns when the bus has accepted it.
     fn append(&self, shard: ShardId, batch: Batch) -> BoxFuture<'_, Result<Appended, AppendError>>;
+
+    /// Numbers a new stream of a publisher: its number is greater than that of every stream that
+    /// was numbered before, on any gateway. None while the bus does not answer; then the stream has
+    /// no number ([`Run::stream`] is 0), takes over from no other, and none takes over from it.
+    fn number_stream(&self, publisher: PublisherId) -> BoxFuture<'_, Option<StreamNumber>> {
+        let _ = publisher;
+        async { None }.boxed()
+    }
 
     /// The bytes of the largest event that the shard takes, where the bus limits them.
     fn max_event_bytes(&self, _shard: ShardId) -> Option<usize> {

@@ -10,10 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Batch, ShardId, ranges::Ranges};
+use super::{AppendError, Batch, ShardId, ranges::Ranges};
 
 /// A publisher, as the bus knows it.
 pub type PublisherId = [u8; 16];
+
+/// The number of a publisher's stream: that of one which was opened later, on any gateway, is
+/// greater. 0: the bus has not numbered it.
+pub type StreamNumber = u64;
 
 /// Sequences are smaller than this: the script of Redis computes with doubles.
 pub const MAX_SEQUENCE: u64 = 1 << 53;
@@ -23,6 +27,8 @@ pub const MAX_SEQUENCE: u64 = 1 << 53;
 pub struct Run {
     /// The publisher.
     pub publisher: PublisherId,
+    /// The stream that it came on.
+    pub stream: StreamNumber,
     /// The first sequence that the run covers. Of all that the publisher numbered from here to the
     /// last event of the run, the events of the run are the only ones for this shard.
     pub from: u64,
@@ -70,6 +76,7 @@ impl Run {
                 Some(part) if behind <= part.last() => part.sequences.push(*sequence),
                 _ => parts.push(Run {
                     publisher: self.publisher,
+                    stream: self.stream,
                     from: from.max(behind),
                     sequences: vec![*sequence],
                 }),
@@ -79,10 +86,11 @@ impl Run {
         parts
     }
 
-    /// Takes in the run that follows it in the batch. Gives it back if that has another publisher,
-    /// or leaves out sequences between.
+    /// Takes in the run that follows it in the batch. Gives it back if that has another publisher
+    /// or stream, or leaves out sequences between.
     pub fn join(&mut self, next: Run) -> Option<Run> {
-        if next.publisher != self.publisher || next.from != self.last() + 1 {
+        let is_other = next.publisher != self.publisher || next.stream != self.stream;
+        if is_other || next.from != self.last() + 1 {
             return Some(next);
         }
         self.sequences.extend(next.sequences);
@@ -97,8 +105,7 @@ const REMEMBER: Duration = Duration::from_mins(10);
 /// What a shard has of each publisher, for a bus that keeps it in memory.
 #[derive(Debug, Default)]
 pub struct Publishers {
-    /// The sequences, and the time of the last ones.
-    known: HashMap<PublisherId, (Ranges, Instant)>,
+    known: HashMap<PublisherId, Known>,
     /// The time at which those that had not published for long were forgotten last.
     swept: Option<Instant>,
 }
@@ -106,30 +113,59 @@ pub struct Publishers {
 impl Publishers {
     /// Leaves out of a batch the events that the shard has from their publishers, and remembers
     /// the others. True if it left out any.
-    pub fn cover(&mut self, batch: &mut Batch) -> bool {
+    ///
+    /// # Errors
+    ///
+    /// [`AppendError::TakenOver`] if the shard has events of a later stream of a publisher.
+    pub fn cover(&mut self, batch: &mut Batch) -> Result<bool, AppendError> {
         if batch.runs.is_empty() {
-            return false;
+            return Ok(false);
         }
         let now = Instant::now();
         if self.swept.is_none_or(|at| now - at > REMEMBER / 10) {
-            self.known.retain(|_, (_, at)| now - *at < REMEMBER);
+            self.known.retain(|_, known| now - known.at < REMEMBER);
             self.swept = Some(now);
         }
-        let mut publishers: Vec<PublisherId> = batch.runs.iter().map(|run| run.publisher).collect();
+        for run in &batch.runs {
+            let known = self.known.get(&run.publisher);
+            if run.stream > 0 && known.is_some_and(|known| run.stream < known.stream) {
+                return Err(AppendError::TakenOver);
+            }
+        }
+        let mut publishers: Vec<(PublisherId, StreamNumber)> =
+            batch.runs.iter().map(|run| (run.publisher, run.stream)).collect();
         publishers.dedup();
         let mut is_partial = false;
-        for publisher in publishers {
-            if let Some((had, _)) = self.known.get(&publisher) {
-                is_partial |= batch.leave_out(&publisher, had);
+        for (publisher, stream) in publishers {
+            if let Some(known) = self.known.get_mut(&publisher) {
+                known.stream = known.stream.max(stream);
+                is_partial |= batch.leave_out(&publisher, &known.had);
             }
         }
         for run in &batch.runs {
             let known = self.known.entry(run.publisher);
-            let (had, at) = known.or_insert_with(|| (Ranges::default(), now));
-            had.add(run.from, run.last());
-            *at = now;
+            let known = known.or_insert_with(|| Known::new(now));
+            known.had.add(run.from, run.last());
+            known.stream = known.stream.max(run.stream);
+            known.at = now;
         }
-        is_partial
+        Ok(is_partial)
+    }
+}
+
+/// What a shard has of one publisher.
+#[derive(Debug)]
+struct Known {
+    had: Ranges,
+    /// The last of its streams.
+    stream: StreamNumber,
+    /// The time of its last events.
+    at: Instant,
+}
+
+impl Known {
+    fn new(at: Instant) -> Known {
+        Known { had: Ranges::default(), stream: 0, at }
     }
 }
 
@@ -138,6 +174,7 @@ impl Publishers {
 #[derive(Clone, Debug)]
 pub struct Numbering {
     publisher: PublisherId,
+    stream: StreamNumber,
     /// For each shard the sequence behind the last event that the stream had for it.
     next: Vec<u64>,
     /// The sequence behind the last event that was rejected: no run covers that one.
@@ -146,9 +183,14 @@ pub struct Numbering {
 
 impl Numbering {
     /// A stream whose first event has this sequence: what came before was answered on others.
-    pub fn new(publisher: PublisherId, first: u64, shards: u16) -> Numbering {
+    pub fn new(publisher: PublisherId, stream: StreamNumber, first: u64, shards: u16) -> Numbering {
         let next = vec![first; usize::from(shards)];
-        Numbering { publisher, next, behind_rejected: 0 }
+        Numbering { publisher, stream, next, behind_rejected: 0 }
+    }
+
+    /// The bus has numbered the stream, before its first event.
+    pub fn set_stream(&mut self, stream: StreamNumber) {
+        self.stream = stream;
     }
 
     /// Adds an event to the runs of a batch for its shard. Sequences must rise.
@@ -156,12 +198,12 @@ impl Numbering {
         let Some(next) = self.next.get_mut(shard.index()) else { return };
         let from = (*next).max(self.behind_rejected);
         *next = sequence + 1;
-        match runs.last_mut().filter(|run| run.last() + 1 == from) {
-            Some(run) => run.sequences.push(sequence),
-            None => {
-                runs.push(Run { publisher: self.publisher, from, sequences: vec![sequence] });
-            }
+        if let Some(run) = runs.last_mut().filter(|run| run.last() + 1 == from) {
+            run.sequences.push(sequence);
+            return;
         }
+        let (publisher, stream) = (self.publisher, self.stream);
+        runs.push(Run { publisher, stream, from, sequences: vec![sequence] });
     }
 
     /// An event was rejected: it is in no shard, and would not be taken for one that is.
@@ -177,7 +219,7 @@ mod tests {
     use super::*;
 
     fn run(from: u64, sequences: &[u64]) -> Run {
-        Run { publisher: [7; 16], from, sequences: sequences.to_vec() }
+        Run { publisher: [7; 16], stream: 3, from, sequences: sequences.to_vec() }
     }
 
     fn ranges(text: &str) -> Ranges {
@@ -213,11 +255,13 @@ mod tests {
         assert_eq!(first.join(run(5, &[9])), None);
         assert_eq!(first, run(1, &[2, 4, 9]));
         assert_eq!(first.join(run(11, &[12])), Some(run(11, &[12])));
+        let of_another_stream = Run { stream: 4, ..run(10, &[10]) };
+        assert_eq!(first.join(of_another_stream.clone()), Some(of_another_stream));
     }
 
     #[test]
     fn runs_cover_what_went_to_other_shards_and_not_what_was_rejected() {
-        let mut numbering = Numbering::new([7; 16], 5, 2);
+        let mut numbering = Numbering::new([7; 16], 3, 5, 2);
         let mut runs = [vec![], vec![]];
         for (shard, sequence) in [(0, 5), (1, 6), (0, 8)] {
             numbering.add(ShardId(shard), sequence, &mut runs[usize::from(shard)]);
@@ -249,7 +293,7 @@ mod tests {
             for (first, count) in &covered {
                 ranges.add(*first, first + count);
             }
-            let whole = Run { publisher: [1; 16], from, sequences };
+            let whole = Run { publisher: [1; 16], stream: 1, from, sequences };
             let mut left = Vec::new();
             let parts = whole.without(&ranges, &mut left);
             let kept: Vec<u64> = parts.iter().flat_map(|part| part.sequences.clone()).collect();

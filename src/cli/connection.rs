@@ -44,7 +44,7 @@ pub(super) struct GatewayArgs {
     #[arg(long, env = "TRUNKLINE_TLS_CA", value_name = "FILE", global = true)]
     tls_ca: Option<PathBuf>,
     #[command(flatten)]
-    credentials: CredentialArgs,
+    pub(super) credentials: CredentialArgs,
 }
 
 /// The credentials for a gateway that requires them.

@@ -1,5 +1,6 @@
 //! `trunkline doctor`.
 
+mod agent;
 mod certificates;
 mod gateway;
 mod pinned;
@@ -11,8 +12,8 @@ use trunkline::{
     config::Config,
 };
 
-use self::report::Report;
-use super::{CredentialArgs, Failure, serve::ConfigArgs};
+use self::{agent::AgentArgs, report::Report};
+use super::{CredentialArgs, Failure, GatewayArgs, serve::ConfigArgs};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -24,6 +25,8 @@ Examples:
                                       an administrator's rights show more
   trunkline doctor --config trunkline.json --token-file token
                                       the gateway on this machine requires credentials
+  trunkline doctor --agent 127.0.0.1:6380 --gateway https://gateway-1
+                                      the agent of a mail server, from the mail server's host
 
 Checks the configuration, the certificates, Redis, and a round trip through each shard, from the
 machine on which it runs. Changes nothing that gateways use. What it does not see is a line
@@ -33,7 +36,9 @@ pub(super) struct Doctor {
     #[command(flatten)]
     config: ConfigArgs,
     #[command(flatten)]
-    credentials: CredentialArgs,
+    agent: AgentArgs,
+    #[command(flatten)]
+    gateway: GatewayArgs,
     /// Print JSON, errors too
     #[arg(long)]
     pub(super) json: bool,
@@ -42,11 +47,15 @@ pub(super) struct Doctor {
 impl Doctor {
     pub(super) async fn run(&self) -> Result<(), Failure> {
         let mut report = Report::new(self.json);
+        if let Some(address) = &self.agent.agent {
+            agent::examine(address, &self.agent, &self.gateway, &mut report).await?;
+            return report.finish();
+        }
         report.begins("configuration");
         match self.config.load() {
             Ok(config) => {
                 report.found(Finding::ok("configuration", summary(&config)));
-                examine(&config, &self.credentials, &mut report).await?;
+                examine(&config, &self.gateway.credentials, &mut report).await?;
             }
             Err(Failure::Configuration(why)) => {
                 let advice =

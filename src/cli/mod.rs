@@ -1,9 +1,11 @@
 //! The command line.
 
 mod agent;
+mod agents;
 mod arguments;
 mod bench;
 mod check;
+mod completions;
 mod config;
 mod connection;
 mod doctor;
@@ -14,6 +16,7 @@ mod interest;
 mod json;
 mod kinds;
 mod log;
+mod man;
 mod nodes;
 mod publish;
 mod serve;
@@ -87,6 +90,10 @@ enum Command {
     Top(top::Top),
     /// Measures the throughput and the latency of a gateway under load
     Bench(bench::Bench),
+    /// Prints the completions of a shell for this command line
+    Completions(completions::Completions),
+    /// Writes the manual pages of this command line
+    Man(man::Man),
 }
 
 /// Runs the command line.
@@ -94,6 +101,13 @@ pub fn main() -> ExitCode {
     let given: Vec<OsString> = std::env::args_os().skip(1).collect();
     let as_json = arguments::ask_for_json(&given);
     let ordered = arguments::in_order(&Cli::command(), given);
+    let ordered = match agent::with_file(&Cli::command(), ordered) {
+        Ok(ordered) => ordered,
+        Err(failure) => {
+            log::print_error(&failure, Form::Text);
+            return failure.exit_code().into();
+        }
+    };
     let cli = match Cli::try_parse_from([vec!["trunkline".into()], ordered].concat()) {
         Ok(cli) => cli,
         // The help too is an error for clap.
@@ -139,7 +153,11 @@ impl Command {
             Command::Nodes(nodes) => nodes.json,
             Command::Top(top) => top.json,
             Command::Bench(bench) => bench.json,
-            Command::Check(_) | Command::Config(_) | Command::Publish(_) => false,
+            Command::Check(_)
+            | Command::Config(_)
+            | Command::Publish(_)
+            | Command::Completions(_)
+            | Command::Man(_) => false,
         };
         if as_json { Form::Json } else { Form::Text }
     }
@@ -159,6 +177,8 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Nodes(nodes) => nodes.run().await,
         Command::Top(top) => top.run().await,
         Command::Bench(bench) => bench.run().await,
+        Command::Completions(completions) => completions.run(),
+        Command::Man(man) => man.run(),
     }
 }
 

@@ -16,6 +16,7 @@ use super::{Failure, GatewayArgs, duration::two_units, json, visible, visible_js
 Examples:
   trunkline nodes                        the nodes of all gateways
   trunkline nodes --of gw-a --gateways   one gateway's nodes, and the gateways
+  trunkline nodes --agents --json | jq .agent             what agents report of themselves
   trunkline nodes --json | jq -r 'select(.behindEvents) | .nodeId'   nodes that are behind
   trunkline nodes --json | jq -r 'select(.duplicate) | .nodeId'      ids that two processes use")]
 pub(super) struct Nodes {
@@ -27,6 +28,9 @@ pub(super) struct Nodes {
     /// Only the streams of the node with this id
     #[arg(long)]
     node_id: Option<String>,
+    /// Only agents, which serve programs that do not know Trunkline
+    #[arg(long)]
+    agents: bool,
     /// Print the gateways too
     #[arg(long)]
     gateways: bool,
@@ -51,6 +55,7 @@ impl Nodes {
                 page_token,
                 gateway_id: self.of.clone().unwrap_or_default(),
                 node_id: self.node_id.clone().unwrap_or_default(),
+                agents: self.agents,
             };
             let page = client.list_nodes(request).await?.into_inner();
             if gateways.is_none() && self.json && self.gateways {

@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use clap::Args;
@@ -98,24 +98,35 @@ impl ConfigArgs {
             })
     }
 
-    /// The URL of a standalone Redis: that of the flag, of the file or of the variable.
+    /// The URL of a standalone Redis.
     fn redis_url(&self) -> Result<Option<String>, Failure> {
-        if let Some(url) = &self.redis {
-            if holds_secret("", url) {
-                let advice = "give the URL in the variable TRUNKLINE_REDIS, or in a file with \
-                              --redis-file";
-                return Err(seen_by_all("--redis", advice));
-            }
-            return Ok(Some(url.clone()));
-        }
-        if let Some(path) = &self.redis_file {
-            let text = std::fs::read_to_string(path).map_err(|error| {
-                Failure::Usage(format!("--redis-file {}: {error}", path.display()))
-            })?;
-            return Ok(Some(text.trim_end().to_owned()));
-        }
-        Ok(std::env::var("TRUNKLINE_REDIS").ok().filter(|url| !url.is_empty()))
+        let flags = ("--redis", "--redis-file", "TRUNKLINE_REDIS");
+        secret_url(flags, self.redis.as_deref(), self.redis_file.as_deref())
     }
+}
+
+/// A URL that may have a password: that of the flag, of the file or of the variable, whose names
+/// are `flags`.
+pub(super) fn secret_url(
+    flags: (&str, &str, &str),
+    url: Option<&str>,
+    file: Option<&Path>,
+) -> Result<Option<String>, Failure> {
+    let (flag, file_flag, variable) = flags;
+    if let Some(url) = url {
+        if holds_secret("", url) {
+            let advice =
+                format!("give the URL in the variable {variable}, or in a file with {file_flag}");
+            return Err(seen_by_all(flag, &advice));
+        }
+        return Ok(Some(url.to_owned()));
+    }
+    if let Some(path) = file {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Failure::Usage(format!("{file_flag} {}: {error}", path.display())))?;
+        return Ok(Some(text.trim_end().to_owned()));
+    }
+    Ok(std::env::var(variable).ok().filter(|url| !url.is_empty()))
 }
 
 /// True if a value is a secret, or a URL with a user or a password: also one that cannot be parsed.

@@ -5,13 +5,16 @@ use std::{io::Write, time::Duration};
 use clap::Args;
 use trunkline_proto::v1::GetStatusRequest;
 
-use super::{Failure, GatewayArgs, json, visible, visible_json};
+use super::{Failure, GatewayArgs, agents, json, visible, visible_json};
 
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   trunkline status                   exit code 0 if the gateway serves, 69 if it does not
-  trunkline status --json | jq .shards")]
+  trunkline status --json | jq .shards
+  trunkline status --json | jq '.agents[].agent'
+
+Agents of all gateways are listed, with the programs that they serve.")]
 pub(super) struct Status {
     #[command(flatten)]
     gateway: GatewayArgs,
@@ -24,9 +27,12 @@ impl Status {
     pub(super) async fn run(&self) -> Result<(), Failure> {
         let mut client = self.gateway.connect().await?;
         let status = client.get_status(GetStatusRequest {}).await?.into_inner();
+        let agents = agents::list(&mut client).await?;
         let mut out = std::io::stdout().lock();
         if self.json {
-            let json = json::to_json("GetStatusResponse", &status).map_err(Failure::Other)?;
+            let mut json = json::to_json("GetStatusResponse", &status).map_err(Failure::Other)?;
+            let agents = agents.iter().map(|node| json::to_json("Node", node));
+            json["agents"] = agents.collect::<Result<Vec<_>, _>>().map_err(Failure::Other)?.into();
             writeln!(out, "{}", visible_json(&format!("{json:#}")))?;
         } else {
             let state = if status.serving { "serving" } else { "NOT SERVING" };
@@ -77,6 +83,12 @@ impl Status {
                     "shard     {} at {}-{}, {state}, log {} events, {} repairs",
                     shard.shard, shard.epoch, shard.offset, shard.log_events, shard.repairs
                 )?;
+            }
+            for node in &agents {
+                let Some(agent) = &node.agent else { continue };
+                for (about, text) in agents::lines(node, agent) {
+                    writeln!(out, "{about:9} {text}")?;
+                }
             }
         }
         if status.serving {

@@ -16,7 +16,8 @@ use super::{
 };
 
 /// Variables that the command line reads itself.
-const CLI_VARIABLES: [&str; 8] = [
+const CLI_VARIABLES: [&str; 9] = [
+    "TRUNKLINE_CHANNEL",
     "TRUNKLINE_CONFIG",
     "TRUNKLINE_GATEWAY",
     "TRUNKLINE_REDIS",

@@ -236,6 +236,7 @@ impl From<AppendError> for Error {
             AppendError::TooLarge { limit, actual } => {
                 Error::PayloadTooLarge { what: "event".into(), limit, actual }
             }
+            AppendError::TakenOver => Error::TakenOver,
             AppendError::Closed => Error::Draining { retry_after: RETRY },
         }
     }

@@ -81,7 +81,6 @@ impl Rooms {
             gateway: self.gateway.clone(),
             nodes: self.nodes.clone(),
             limits: config.limits.clone(),
-            producers: Arc::default(),
             quotas: self.quotas.clone(),
             heartbeat: config.heartbeat,
             deployment: deployment_tag(&config.prefix),

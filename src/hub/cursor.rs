@@ -35,12 +35,11 @@ use super::{
     had::{Had, HadAt},
     log::{Content, Entry},
     merge,
+    pages::{Page, Wanted},
     readers::{HeldPage, HistoryQuota},
     router::Registration,
 };
-use crate::bus::{
-    AppendError, Delivery, Gap, GapReason, HistoryPage, Lost, Offset, Position, ShardId,
-};
+use crate::bus::{AppendError, Delivery, Gap, GapReason, Lost, Offset, Position, ShardId};
 
 /// The most events that are read for one merge. They are not kept.
 const MAX_MERGED_EVENTS: u64 = 50_000;
@@ -83,7 +82,7 @@ pub enum Item {
 /// What a shard's cursor waits for.
 enum Awaited {
     /// A page of history, which counts as held.
-    Page(HistoryPage, HeldPage),
+    Page(Page, HeldPage),
     /// The log has caught up with the bus: the stream continues so.
     Opening(Opening),
 }
@@ -398,7 +397,13 @@ impl Cursor {
 
     /// Leaves the log, which goes on behind a place that the stream has not passed.
     fn leave_log_before(&mut self, index: usize, place: Position) {
-        let unread = self.shards[index].unread();
+        let shard = &mut self.shards[index];
+        if shard.left_before(place) {
+            // History has led here again: it has nothing more of what is before the place.
+            shard.pass(place);
+            return;
+        }
+        let unread = shard.unread();
         self.leave_log(index);
         let shard = &mut self.shards[index];
         if shard.reads_log() && shard.unread() == unread {
@@ -463,17 +468,18 @@ impl Cursor {
             let had = self.shards[index].had().to_had();
             return async move { hub.catch_up(id, had).await.map(Awaited::Opening) }.boxed();
         }
-        let place = self.shards[index].position();
+        let (after, fresh) = self.shards[index].wanted();
         let quota = self.history.clone();
         let max_bytes = (PAGE_BYTES / self.shards.len()).max(MIN_PAGE_BYTES);
+        let wanted = Wanted { after, max_bytes, fresh };
         let read = async move {
             let mut held = match &quota {
                 Some(quota) => quota.hold().await?,
                 None => HeldPage::uncounted(),
             };
-            let page = hub.history_page(id, place, max_bytes, quota.as_ref()).await?;
+            let page = hub.history_page(id, wanted, quota.as_ref()).await?;
             held.resize(page.bytes());
-            if page.deliveries.is_empty() {
+            if page.entries.is_empty() {
                 // History and the log do not meet yet: the events between them are on their way.
                 tokio::time::sleep(PAGE_PAUSE).await;
             }
@@ -482,9 +488,10 @@ impl Cursor {
         read.boxed()
     }
 
-    fn turn_page(&mut self, index: usize, page: HistoryPage) {
+    fn turn_page(&mut self, index: usize, page: Page) {
         let (log, shard) = (&self.hub.logs[index], &mut self.shards[index]);
         let place = shard.position();
+        shard.turn_at(place);
         if is_elsewhere(place, &page) {
             // Its events come as copies, as far as they are not lost.
             log.not_on_line(place.epoch);
@@ -493,7 +500,7 @@ impl Cursor {
         }
         log.learn_ends(&page.ends);
         let mut expired = shard.before(&page, &log.ends());
-        if page.deliveries.is_empty() {
+        if page.entries.is_empty() {
             let extent = log.extent();
             if place.is_known() {
                 shard.walk(page.next);
@@ -521,18 +528,17 @@ impl Cursor {
                 }
             }
         }
-        let expired = expired.map(|gap| Entry::new(Delivery::Gap(gap)));
-        let entries = expired.into_iter().chain(page.deliveries.into_iter().map(Entry::new));
-        shard.source = Source::History(entries.collect());
+        let expired = expired.map(|gap| Arc::new(Entry::new(Delivery::Gap(gap))));
+        shard.source = Source::History(expired.into_iter().chain(page.entries).collect());
     }
 }
 
 /// True if the page after a place says that the epoch of the place lies on another line.
-pub(super) fn is_elsewhere(place: Position, page: &HistoryPage) -> bool {
+pub(super) fn is_elsewhere(place: Position, page: &Page) -> bool {
     place.is_known()
-        && match page.deliveries.first() {
-            Some(Delivery::Gap(gap)) => gap.reason == GapReason::UnknownEpoch,
-            Some(Delivery::Epoch(start)) => {
+        && match page.entries.first().map(|entry| &entry.content) {
+            Some(Content::Gap(gap)) => gap.reason == GapReason::UnknownEpoch,
+            Some(Content::Epoch(start)) => {
                 start.position.epoch != place.epoch && start.previous.epoch != place.epoch
             }
             _ => false,

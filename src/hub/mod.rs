@@ -1,5 +1,5 @@
-//! Between the bus and the streams: the logs of the shards, the subscribers' cursors over them, and
-//! the router that wakes subscribers.
+//! Between the bus and the streams: the logs of the shards, the subscribers' cursors over them, the
+//! router that wakes subscribers, and who has each producer.
 //!
 //! The hub knows neither gRPC nor Redis.
 
@@ -15,6 +15,8 @@ mod last_values;
 pub mod log;
 mod merge;
 mod opening;
+mod pages;
+pub mod producers;
 pub mod readers;
 mod router;
 pub mod scope;
@@ -32,10 +34,12 @@ pub use self::{
 use self::{
     last_values::LastValues,
     log::{Capacity, Log},
+    pages::Pages,
+    producers::Producers,
     readers::Readers,
     router::Router,
 };
-use crate::bus::{Delivery, ShardId, SharedBus, Sink};
+use crate::bus::{Delivery, PublisherId, ShardId, SharedBus, Sink, StreamNumber};
 
 /// The logs of all shards, and the subscribers to them.
 pub struct Hub {
@@ -44,7 +48,10 @@ pub struct Hub {
     /// Set once, after the bus has started: the bus needs the hub before.
     bus: OnceLock<SharedBus>,
     readers: Readers,
+    /// Pages of history, one per shard.
+    pages: Vec<Pages>,
     last_values: LastValues,
+    producers: Arc<Producers>,
 }
 
 impl Hub {
@@ -55,7 +62,9 @@ impl Hub {
             router: Arc::default(),
             bus: OnceLock::new(),
             readers: Readers::default(),
+            pages: ShardId::all(shards).map(|_| Pages::default()).collect(),
             last_values: LastValues::new(shards),
+            producers: Arc::default(),
         }
     }
 
@@ -78,6 +87,11 @@ impl Hub {
         &self.logs
     }
 
+    /// The producers that publish on streams of this gateway.
+    pub fn producers(&self) -> &Arc<Producers> {
+        &self.producers
+    }
+
     /// Wakes every stream, even if it has nothing to read.
     pub fn wake_all(&self) {
         self.router.wake_all();
@@ -91,12 +105,19 @@ impl Hub {
 
 impl Sink for Hub {
     fn deliver(&self, shard: ShardId, delivery: Delivery) {
+        if !matches!(delivery, Delivery::Frame(_)) {
+            self.pages[shard.index()].clear();
+        }
         let concerned = self.logs[shard.index()].append(delivery, |entry, number| {
             self.last_values.take(shard, &entry.content);
             self.router.notify(shard, entry, number)
         });
         // Only after the lock of the log is released: they all read it next.
         concerned.into_iter().for_each(Waker::wake);
+    }
+
+    fn publishes(&self, publisher: PublisherId, stream: StreamNumber) {
+        self.producers.publishes(publisher, stream);
     }
 }
 

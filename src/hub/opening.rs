@@ -3,18 +3,18 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Hub,
     cursor::{Cursor, Opening, ReadOptions, Scan, Source, is_elsewhere, shard_id},
     filter::Filter,
     had::Had,
-    log::Resume,
+    log::{Content, IndexedFrame, Resume},
+    pages::{Page, Wanted},
     readers::HistoryQuota,
 };
-use crate::bus::{
-    AppendError, Delivery, Gap, GapReason, HistoryPage, Lost, Position, ShardId, unix_ms,
-};
+use crate::bus::{AppendError, Gap, GapReason, Lost, Position, ShardId, unix_ms};
 
 /// The time for which opening a stream waits for a log that is behind. After that the stream is
 /// opened, and waits itself.
@@ -212,15 +212,16 @@ impl Hub {
     /// Reads a page of history where a stream begins. Returns whether anything that it has not had
     /// is lost, and about how many events follow.
     async fn preview(
-        &self,
+        self: &Arc<Self>,
         shard: ShardId,
         opening: &Opening,
         quota: Option<&HistoryQuota>,
     ) -> Result<(bool, u64), AppendError> {
-        let page = self.history_page(shard, opening.position, PREVIEW_BYTES, quota).await?;
+        let wanted = Wanted { after: opening.position, max_bytes: PREVIEW_BYTES, fresh: false };
+        let page = self.history_page(shard, wanted, quota).await?;
         let mut events = 0;
-        for delivery in &page.deliveries {
-            if let Delivery::Frame(frame) = delivery {
+        for entry in &page.entries {
+            if let Content::Frame(IndexedFrame { frame, .. }) = &entry.content {
                 let had = (0..frame.count).filter(|nth| opening.had.has(frame.name_of(*nth)));
                 events += frame.count - had.count() as u64;
             }
@@ -229,8 +230,8 @@ impl Hub {
         if page.next.epoch == extent.end.epoch {
             events += extent.end.offset.0.saturating_sub(page.next.offset.0);
         }
-        let lost = match page.deliveries.first() {
-            Some(Delivery::Gap(gap)) if !is_elsewhere(opening.position, &page) => {
+        let lost = match page.entries.first().map(|entry| &entry.content) {
+            Some(Content::Gap(gap)) if !is_elsewhere(opening.position, &page) => {
                 gap.more || gap.lost.iter().any(|lost| opening.had.first_missing(*lost).is_some())
             }
             _ => false,
@@ -238,18 +239,25 @@ impl Hub {
         Ok((lost, events))
     }
 
+    /// A page of history, which streams share. It is read in a task of its own, so that others do
+    /// not wait for a stream that is not polled.
     pub(super) async fn history_page(
-        &self,
+        self: &Arc<Self>,
         shard: ShardId,
-        after: Position,
-        max_bytes: usize,
+        wanted: Wanted,
         quota: Option<&HistoryQuota>,
-    ) -> Result<HistoryPage, AppendError> {
-        let Some(history) = self.bus().history() else {
-            let next = self.logs[shard.index()].extent().start;
-            return Ok(HistoryPage { deliveries: vec![], next, at_end: true, ends: vec![] });
-        };
-        self.readers.take_turn(quota, history.page(shard, after, max_bytes)).await
+    ) -> Result<Page, AppendError> {
+        let (hub, quota) = (self.clone(), quota.cloned());
+        let read = tokio::spawn(async move {
+            let Some(history) = hub.bus().history() else {
+                let next = hub.logs[shard.index()].extent().start;
+                return Ok(Page::empty(next));
+            };
+            let read = async { history.page(shard, wanted.after, wanted.max_bytes).await };
+            let page = hub.pages[shard.index()].get(wanted, read);
+            hub.readers.take_turn(quota.as_ref(), page).await
+        });
+        AbortOnDropHandle::new(read).await.unwrap_or(Err(AppendError::Closed))
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
     log::Capacity,
 };
 use crate::{
-    bus::{GapReason, Position},
+    bus::{AppendError, GapReason, Position},
     proto::v1::{self, event::Kind},
 };
 
@@ -52,10 +52,21 @@ fn ids(chunks: &[Bytes]) -> Vec<u64> {
     batch.events.iter().map(|event| event.event_id.parse().unwrap()).collect()
 }
 
+/// Polls a cursor until it has an item, or waits for more than what tasks have ready.
+async fn next_now(cursor: &mut Cursor) -> Option<Result<Item, AppendError>> {
+    for _ in 0..4 {
+        if let Some(item) = cursor.next().now_or_never() {
+            return Some(item);
+        }
+        tokio::task::yield_now().await;
+    }
+    None
+}
+
 /// All items that the cursor has now.
-fn drain(cursor: &mut Cursor) -> (Vec<u64>, Vec<Missing>) {
+async fn drain(cursor: &mut Cursor) -> (Vec<u64>, Vec<Missing>) {
     let (mut events, mut gaps) = (vec![], vec![]);
-    while let Some(item) = cursor.next().now_or_never() {
+    while let Some(item) = next_now(cursor).await {
         match item.unwrap() {
             Item::Events(batch) => {
                 let batch_ids = ids(&batch.chunks);
@@ -86,7 +97,7 @@ async fn a_stream_gets_later_events_of_other_nodes_only() {
     let mut cursor = open(&hub, everything("n"), Begin::Latest).await;
     bus.publish(0, &[event(2, "a", "x"), event(3, "n", "x"), event(4, "a", "x")]);
     bus.publish(1, &[event(5, "a", "y")]);
-    let (mut events, gaps) = drain(&mut cursor);
+    let (mut events, gaps) = drain(&mut cursor).await;
     events.sort_unstable();
     assert_eq!((events, gaps), (vec![2, 4, 5], vec![]));
 }
@@ -99,7 +110,7 @@ async fn a_stream_that_is_overtaken_without_history_gets_a_gap_with_the_exact_co
     for id in 1..=12 {
         bus.publish(0, &[event(id, "a", "x")]);
     }
-    let (events, gaps) = drain(&mut cursor);
+    let (events, gaps) = drain(&mut cursor).await;
     assert_eq!(events, vec![8, 9, 10, 11, 12]);
     assert_eq!(gaps.len(), 1);
     assert_eq!((gaps[0].missed, gaps[0].to), (Some(7), Position::new(7, 7)));
@@ -114,7 +125,7 @@ async fn a_stream_that_is_overtaken_by_events_that_it_excludes_misses_nothing() 
         bus.publish(0, &[event(id, "a", "others")]);
     }
     bus.publish(0, &[event(13, "a", "mine")]);
-    assert_eq!(drain(&mut cursor), (vec![13], vec![]));
+    assert_eq!(drain(&mut cursor).await, (vec![13], vec![]));
     assert_eq!(cursor.progress().behind(), 0);
 }
 
@@ -126,9 +137,9 @@ async fn a_stream_that_is_overtaken_continues_from_history() {
     for id in 1..=20 {
         bus.publish(0, &[event(id, "a", "x")]);
     }
-    assert_eq!(drain(&mut cursor), ((1..=20).collect(), vec![]));
+    assert_eq!(drain(&mut cursor).await, ((1..=20).collect(), vec![]));
     bus.publish(0, &[event(21, "a", "x")]);
-    assert_eq!(drain(&mut cursor), (vec![21], vec![]));
+    assert_eq!(drain(&mut cursor).await, (vec![21], vec![]));
 }
 
 #[tokio::test]
@@ -138,10 +149,10 @@ async fn a_stream_that_fell_behind_after_its_first_events_gets_merged_ones() {
     let opened = hub.open(everything("n"), &Begin::Latest, options).await.unwrap();
     let mut cursor = opened.cursor;
     bus.publish(0, &[event(1, "a", "x")]);
-    assert_eq!(drain(&mut cursor), (vec![1], vec![]));
+    assert_eq!(drain(&mut cursor).await, (vec![1], vec![]));
     let events: Vec<_> = (2..=2501).map(|id| event(id, "a", "x")).collect();
     bus.publish(0, &events);
-    assert_eq!(drain(&mut cursor), (vec![2501], vec![]));
+    assert_eq!(drain(&mut cursor).await, (vec![2501], vec![]));
 }
 
 #[tokio::test]
@@ -152,7 +163,7 @@ async fn a_stream_resumes_at_a_position_inside_a_frame() {
     assert!(opened.resumed);
     assert_eq!(opened.replayed, 1);
     let mut cursor = opened.cursor;
-    assert_eq!(drain(&mut cursor), (vec![3], vec![]));
+    assert_eq!(drain(&mut cursor).await, (vec![3], vec![]));
 }
 
 #[tokio::test]
@@ -189,7 +200,7 @@ async fn a_stream_from_an_unknown_position_gets_a_gap_and_then_new_events() {
             .unwrap();
         assert!(!opened.resumed, "{position}");
         let mut cursor = opened.cursor;
-        let (events, gaps) = drain(&mut cursor);
+        let (events, gaps) = drain(&mut cursor).await;
         assert_eq!((events.len(), gaps.len()), (0, 1), "{position}");
         assert_eq!((gaps[0].reason, gaps[0].missed), (GapReason::UnknownEpoch, None));
     }
@@ -202,7 +213,7 @@ async fn a_token_with_another_number_of_shards_gives_a_gap_on_each_shard() {
     let opened = hub.open(everything("n"), &begin, ReadOptions::default()).await.unwrap();
     assert!(!opened.resumed);
     let mut cursor = opened.cursor;
-    assert_eq!(drain(&mut cursor).1.len(), 2);
+    assert_eq!(drain(&mut cursor).await.1.len(), 2);
 }
 
 /// One step of a random test.
@@ -253,8 +264,8 @@ async fn check(acts: Vec<Act>, log: usize, keep: usize) {
     // By shard, in order: id and account. The id tells the shard and the offset.
     let mut published: [Vec<(u64, usize)>; 2] = [vec![], vec![]];
     let mut seen: Vec<Seen> = vec![(vec![], vec![]); 3];
-    let read = |cursor: &mut Cursor, seen: &mut Seen| {
-        while let Some(item) = cursor.next().now_or_never() {
+    let read = async |cursor: &mut Cursor, seen: &mut Seen| {
+        while let Some(item) = next_now(cursor).await {
             match item.unwrap() {
                 Item::Events(batch) => seen.0.extend(ids(&batch.chunks)),
                 Item::Gap(shard, gap) => seen.1.push((shard.index(), gap)),
@@ -272,7 +283,7 @@ async fn check(acts: Vec<Act>, log: usize, keep: usize) {
                 let ids = events.iter().map(|e| (e.event_id.parse().unwrap(), account));
                 published[shard].extend(ids);
             }
-            Act::Read { node } => read(&mut cursors[node], &mut seen[node]),
+            Act::Read { node } => read(&mut cursors[node], &mut seen[node]).await,
             Act::Resume { node } => {
                 let begin = Begin::After(cursors[node].to_had());
                 let filter = filters()[node].clone();
@@ -281,7 +292,7 @@ async fn check(acts: Vec<Act>, log: usize, keep: usize) {
         }
     }
     for node in 0..3 {
-        read(&mut cursors[node], &mut seen[node]);
+        read(&mut cursors[node], &mut seen[node]).await;
         let (events, gaps) = &seen[node];
         for (shard, published) in published.iter().enumerate() {
             let got: Vec<u64> =

@@ -38,6 +38,8 @@ pub struct Query {
     pub gateway_id: Option<String>,
     /// The id of the nodes; none: any.
     pub node_id: Option<String>,
+    /// True: only nodes that are agents.
+    pub agents: bool,
     /// The begin of the page.
     pub start: PageStart,
     /// The number of nodes on the page.
@@ -69,6 +71,8 @@ pub struct ListedNode<'a> {
     pub behind: u64,
     /// True if another live process uses its node id.
     pub duplicate: bool,
+    /// What it reports of itself, if it is an agent.
+    pub agent: Option<v1::AgentReport>,
 }
 
 /// A node on a page.
@@ -114,10 +118,20 @@ impl Nodes {
         let mut show = |node: &v1::Node,
                         gateway_id: &str,
                         own,
+                        agent: &[u8],
                         (state, stats): (_, StreamStats)| {
-            let duplicate = self.duplicates.is_one(&node.node_id);
             let StreamStats { delivered, behind, watch, .. } = stats;
-            see(&ListedNode { node, gateway_id, own, state, delivered, watch, behind, duplicate });
+            see(&ListedNode {
+                node,
+                gateway_id,
+                own,
+                state,
+                delivered,
+                watch,
+                behind,
+                duplicate: self.duplicates.is_one(&node.node_id),
+                agent: self.agents.report(agent),
+            });
         };
         let entries = self.all();
         let now_ms = unix_ms();
@@ -126,6 +140,7 @@ impl Nodes {
                 &entry.node,
                 &self.gateway.about.gateway_id,
                 true,
+                &entry.agent(),
                 state_of_own(entry, own, now_ms),
             );
         }
@@ -135,12 +150,13 @@ impl Nodes {
             let known = view.nodes.values().take(left).filter_map(|other| {
                 let member = view.members.get(&other.member)?;
                 let gateway_id = member.record.gateway_id.clone();
-                Some((other.clone(), gateway_id, state_of_other(other, member)))
+                let agent = member.agents.get(&other.number).cloned().unwrap_or_default();
+                Some((other.clone(), gateway_id, agent, state_of_other(other, member)))
             });
             (known.collect::<Vec<_>>(), view.nodes.len())
         });
-        for (other, gateway_id, state) in others {
-            show(&other.node(), &gateway_id, false, state);
+        for (other, gateway_id, agent, state) in others {
+            show(&other.node(), &gateway_id, false, &agent, state);
         }
         entries.len() + count
     }
@@ -158,9 +174,10 @@ impl Nodes {
             range
                 .take_while(|(key, _)| of_id(key))
                 .filter(|(_, other)| {
-                    view.members
-                        .get(&other.member)
-                        .is_some_and(|member| of_gateway(&member.record.gateway_id))
+                    view.members.get(&other.member).is_some_and(|member| {
+                        of_gateway(&member.record.gateway_id)
+                            && (!query.agents || member.agents.contains_key(&other.number))
+                    })
                 })
                 .take(wanted)
                 .map(|(key, other)| ((**key).clone(), Found::Other(other.clone())))
@@ -169,7 +186,10 @@ impl Nodes {
         if of_gateway(&self.gateway.about.gateway_id) {
             let local = self.local.lock();
             let range = local.entries.range::<Key, _>((from.as_ref(), Bound::Unbounded));
-            let own = range.take_while(|(key, _)| of_id(key)).take(wanted);
+            let own = range
+                .take_while(|(key, _)| of_id(key))
+                .filter(|(_, entry)| !query.agents || !entry.agent().is_empty())
+                .take(wanted);
             found.extend(own.map(|(key, entry)| (key.clone(), Found::Own(entry.clone()))));
         }
         found.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -200,6 +220,7 @@ impl Nodes {
             gateway_id: self.gateway.about.gateway_id.clone(),
             gateway_version: env!("CARGO_PKG_VERSION").into(),
             gateway_address: self.gateway.about.address.clone(),
+            agent: self.agents.report(&entry.agent()),
             ..self.described(entry.node.clone(), state, stats)
         }
     }
@@ -214,6 +235,7 @@ impl Nodes {
             gateway_id: member.record.gateway_id.clone(),
             gateway_version: member.record.version.clone(),
             gateway_address: member.record.address.clone(),
+            agent: member.agents.get(&other.number).and_then(|agent| self.agents.report(agent)),
             ..self.described(other.node(), state, stats)
         }
     }

@@ -40,6 +40,9 @@ const MAX_CALL_BYTES: usize = 512 * 1024;
 /// Member shards that one call reads.
 const MAX_CALL_SHARDS: usize = 32;
 
+/// Bytes of what the agents among its nodes report of themselves.
+const MAX_AGENT_BYTES: usize = 1 << 20;
+
 /// The time limit of a gateway's last record.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -85,6 +88,7 @@ pub async fn run(nodes: Arc<Nodes>, bus: SharedBus, stop: CancellationToken) {
             () = stop.cancelled() => break,
         }
         nodes.find_duplicates();
+        nodes.find_duplicate_programs(Instant::now());
         tokio::select! {
             () = tokio::time::sleep_until((round + INTERVAL).into()) => {}
             () = nodes.changed.notified() => {}
@@ -235,7 +239,7 @@ impl OwnStats {
         entries.sort_by_key(|entry| entry.number);
         let now_ms = unix_ms();
         let mut stats = MemberStats { revision: self.stats.revision, ..Default::default() };
-        let mut last = 0;
+        let (mut last, mut agent_bytes) = (0, 0);
         for entry in entries {
             let of_stream = entry.stats(now_ms);
             stats.numbers.push(entry.number - last);
@@ -243,7 +247,14 @@ impl OwnStats {
             stats.delivered_events.push(of_stream.delivered);
             stats.behind_events.push(of_stream.behind);
             stats.lag_ms.push(of_stream.lag_ms);
-            stats.watches.extend(of_stream.watch.map(|watch| watch.to_record(entry.number)));
+            if let Some(watch) = of_stream.watch {
+                let mut agent = entry.agent();
+                agent_bytes += agent.len();
+                if agent_bytes > MAX_AGENT_BYTES {
+                    agent.clear();
+                }
+                stats.watches.push(watch.to_record(entry.number, agent));
+            }
         }
         if stats != self.stats || stats.revision == 0 {
             stats.revision += 1;

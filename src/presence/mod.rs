@@ -4,6 +4,7 @@
 //! one another in the store of the bus ([`membership`]); a list of all of them is made when a
 //! request asks for it ([`list`]).
 
+mod agents;
 mod duplicates;
 pub mod list;
 pub mod membership;
@@ -21,13 +22,15 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use self::watch::WatchState;
 pub use self::watch::WatchStats;
 use self::{
-    duplicates::Duplicates, notifications::Notifications, others::Others, shards::OwnShards,
+    agents::Agents, duplicates::Duplicates, notifications::Notifications, others::Others,
+    shards::OwnShards,
 };
 use crate::{hub::cursor::Progress, lifecycle::Lifecycle, proto::v1};
 
@@ -49,6 +52,7 @@ pub struct Nodes {
     local: Mutex<Local>,
     others: Others,
     duplicates: Duplicates,
+    agents: Agents,
     /// Notified when a stream opens or closes.
     changed: Notify,
 }
@@ -108,6 +112,7 @@ impl Nodes {
             local: Mutex::default(),
             others: Others::default(),
             duplicates: Duplicates::new(takeover),
+            agents: Agents::new(takeover),
             changed: Notify::new(),
         }
     }
@@ -207,6 +212,11 @@ impl NodeEntry {
     /// The number of events that it has not read yet.
     pub fn behind(&self) -> u64 {
         self.progress.behind()
+    }
+
+    /// What its node reports of itself; empty if that is nothing.
+    fn agent(&self) -> Bytes {
+        self.watch.get().map(WatchState::agent).unwrap_or_default()
     }
 
     fn stats(&self, now_ms: u64) -> StreamStats {

@@ -61,6 +61,8 @@ pub struct Member {
     shards: HashMap<u32, Shard>,
     stats_revision: u64,
     pub stats: HashMap<u64, StreamStats>,
+    /// What agents report of themselves, by the numbers of their streams.
+    pub agents: HashMap<u64, Bytes>,
 }
 
 /// A node of another gateway.
@@ -154,7 +156,7 @@ impl Others {
         let view = &mut *self.0.write();
         // One that cannot be decoded is from a later version, or not from a gateway.
         if number == STATS_SHARD {
-            view.apply_stats(id, &bytes);
+            view.apply_stats(id, bytes);
         } else if bytes.len() <= MAX_SHARD_BYTES
             && let Ok(shard) = MemberShard::decode(bytes)
         {
@@ -193,6 +195,7 @@ impl View {
             shards: HashMap::new(),
             stats_revision: 0,
             stats: HashMap::new(),
+            agents: HashMap::new(),
         });
         let removed: Vec<u32> = member
             .shards
@@ -222,7 +225,7 @@ impl View {
         outdated
     }
 
-    fn apply_stats(&mut self, id: MemberId, bytes: &[u8]) {
+    fn apply_stats(&mut self, id: MemberId, bytes: Bytes) {
         let Some(member) = self.members.get_mut(&id) else { return };
         if bytes.len() > MAX_STATS_BYTES {
             return;
@@ -245,9 +248,13 @@ impl View {
                 )
             })
             .collect();
-        for record in &stats.watches {
+        member.agents.clear();
+        for record in stats.watches {
             if let Some(known) = member.stats.get_mut(&record.number) {
-                known.watch = Some(WatchStats::of_record(record));
+                known.watch = Some(WatchStats::of_record(&record));
+                if !record.agent.is_empty() {
+                    member.agents.insert(record.number, record.agent);
+                }
             }
         }
     }

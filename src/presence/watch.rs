@@ -5,7 +5,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use super::{Listed, timestamp};
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::{Listed, agents, timestamp};
 use crate::proto::{bus_v1, v1};
 
 /// The last millisecond of the year 9999, after which protobuf has no times.
@@ -19,9 +22,11 @@ pub(super) struct WatchState {
     updates: AtomicU32,
     accounts: AtomicU32,
     custom_types: AtomicU32,
+    /// What its node reports of itself: an encoded `trunkline.v1.AgentReport`. Empty: nothing.
+    agent: Mutex<Bytes>,
 }
 
-/// The same at one time.
+/// The same at one time, without the report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WatchStats {
     /// Events that were sent and not acknowledged.
@@ -44,6 +49,11 @@ impl WatchState {
             custom_types: self.custom_types.load(Ordering::Relaxed),
         }
     }
+
+    /// What its node reports of itself; empty if that is nothing.
+    pub(super) fn agent(&self) -> Bytes {
+        self.agent.lock().clone()
+    }
 }
 
 impl WatchStats {
@@ -61,8 +71,8 @@ impl WatchStats {
         }
     }
 
-    /// The record that other gateways read.
-    pub(super) fn to_record(self, number: u64) -> bus_v1::WatchStats {
+    /// The record that other gateways read, with a report of its node.
+    pub(super) fn to_record(self, number: u64, agent: Bytes) -> bus_v1::WatchStats {
         bus_v1::WatchStats {
             number,
             unacknowledged_events: self.unacknowledged,
@@ -70,6 +80,7 @@ impl WatchStats {
             interest_updates: self.updates,
             accounts: self.accounts,
             custom_types: self.custom_types,
+            agent,
         }
     }
 
@@ -106,6 +117,19 @@ impl Listed {
         let ms = now.duration_since(UNIX_EPOCH).map_or(1, |since| since.as_millis());
         watch.acknowledge_ms.store(u64::try_from(ms).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.unacknowledged(left);
+    }
+
+    /// Records what the node reports of itself.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    pub fn reported(&self, agent: Bytes) -> Result<(), String> {
+        agents::check(&agent)?;
+        if let Some(watch) = self.entry.watch.get() {
+            *watch.agent.lock() = agent;
+        }
+        Ok(())
     }
 
     /// Records an update, after which the interest has so many names.

@@ -11,6 +11,7 @@ mod publish_stream;
 pub mod reflection;
 mod request;
 mod server;
+mod shard_batch;
 mod stream;
 mod subscribe;
 mod traces;
@@ -27,7 +28,7 @@ use crate::{
     presence::Nodes,
 };
 
-pub use self::{body::ResponseBody, publish_stream::Producers, server::Server};
+pub use self::{body::ResponseBody, server::Server};
 
 /// Everything that requests need.
 pub struct Context {
@@ -37,8 +38,6 @@ pub struct Context {
     pub nodes: Arc<Nodes>,
     /// Limits on requests.
     pub limits: Limits,
-    /// The producers that publish on streams.
-    pub producers: Arc<Producers>,
     /// The quotas of each identity.
     pub quotas: Arc<Quotas>,
     /// The heartbeat interval of streams that do not ask for one.

@@ -3,22 +3,20 @@
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use futures_util::future::join_all;
 use ring::digest;
 use tokio::time::Instant;
-use trunkline_proto::kinds;
 
 use crate::{
     access::{Caller, Grant},
-    bus::{AppendError, Appended, Batch, Bus, Position, ShardId},
+    bus::Bus,
     errors::{AcceptedEvents, Error},
     hub::event::{EventView, Malformed, shard_of},
     observe::counters::KindCounts,
     proto::v1,
     rpc::{
         Context,
-        messages::wire_position,
         request::PublishRequest,
+        shard_batch::{self, Outcome, ShardBatch},
         traces::Publishing,
         validate::{self, StampedEvent},
     },
@@ -29,14 +27,6 @@ use crate::{
 /// least 1 MiB at once, whatever it is set to. All gateways cut a request at the same events, so
 /// that a retry on another one finds what was accepted.
 pub(super) const BATCH_BYTES: usize = 512 << 10;
-
-/// Events of a request that go to one shard together.
-struct ShardBatch {
-    shard: ShardId,
-    /// The index of each event in the request.
-    indexes: Vec<usize>,
-    batch: Batch,
-}
 
 impl Context {
     /// Publishes the events of a request. Returns once the bus has accepted all of them.
@@ -85,17 +75,8 @@ impl Context {
         let sizes: Vec<usize> = request.events.iter().map(Bytes::len).collect();
         let batches = by_shard(publish.events, &sizes, request_id, shards, publishing);
         check_sizes(&**hub.bus(), &batches)?;
-        let appends = batches.into_iter().map(|ShardBatch { shard, indexes, batch }| async move {
-            let result = tokio::select! {
-                biased;
-                result = hub.bus().append(shard, batch) => result,
-                () = self.gateway.stopping() => Err(AppendError::OutcomeUnknown(
-                    "the gateway stopped before the bus had answered".into(),
-                )),
-            };
-            (indexes, shard, result)
-        });
-        let positions = positions(count, join_all(appends).await)?;
+        let outcome = shard_batch::append(&self.gateway, batches, count).await?;
+        let positions = positions(outcome)?;
         self.records.counters.published(&counts, begun.elapsed());
         Ok(v1::PublishResponse { positions })
     }
@@ -154,20 +135,12 @@ fn by_shard(
             before => {
                 let number = before.map_or(0, |(_, number, _)| number + 1);
                 let request_id = request_id.map(|id| id_of_part(id, number));
-                let batch =
-                    Batch { events: vec![], request_id, runs: vec![], retain: vec![], trace: None };
-                batches.push(ShardBatch { shard, indexes: vec![], batch });
+                batches.push(ShardBatch::new(shard, request_id));
                 (batches.len() - 1, number, 0)
             }
         };
         last[shard.index()] = Some((at, number, bytes + size));
-        let ShardBatch { indexes, batch, .. } = &mut batches[at];
-        indexes.push(index);
-        if kinds::of(event.kind).is_some_and(|row| row.keeps_last) {
-            batch.retain.push((batch.events.len(), event.kind));
-        }
-        publishing.trace(batch, event.traced);
-        batch.events.push(event.bytes);
+        batches[at].add(index, event, publishing);
     }
     batches
 }
@@ -182,9 +155,9 @@ fn id_of_part(mut id: [u8; 16], number: u64) -> [u8; 16] {
 
 /// Refuses a request with an event that the bus cannot take, before anything of it is appended.
 fn check_sizes(bus: &dyn Bus, batches: &[ShardBatch]) -> Result<(), Error> {
-    for ShardBatch { shard, indexes, batch } in batches {
+    for ShardBatch { shard, places, batch } in batches {
         let Some(limit) = bus.max_event_bytes(*shard) else { continue };
-        for (index, event) in indexes.iter().zip(&batch.events) {
+        for (index, event) in places.iter().zip(&batch.events) {
             if event.len() > limit {
                 let (what, actual) = (format!("events[{index}]"), event.len());
                 return Err(Error::PayloadTooLarge { what, limit, actual });
@@ -194,31 +167,9 @@ fn check_sizes(bus: &dyn Bus, batches: &[ShardBatch]) -> Result<(), Error> {
     Ok(())
 }
 
-/// The position of each event of a request, from the results of its appends. The error says which
-/// events were accepted.
-fn positions(
-    count: usize,
-    results: Vec<(Vec<usize>, ShardId, Result<Appended, AppendError>)>,
-) -> Result<Vec<v1::Position>, Error> {
-    let mut positions = vec![v1::Position::default(); count];
-    let mut accepted = vec![false; count];
-    let mut failed = None;
-    for (indexes, shard, result) in results {
-        match result {
-            Ok(Appended { epoch, first }) => {
-                for (nth, index) in indexes.into_iter().enumerate() {
-                    let position = Position { epoch, offset: first.plus(nth as u64) };
-                    positions[index] = wire_position(shard, position);
-                    accepted[index] = true;
-                }
-            }
-            // An unknown outcome of one part makes that of the request unknown.
-            Err(error) if !matches!(failed, Some(AppendError::OutcomeUnknown(_))) => {
-                failed = Some(error);
-            }
-            Err(_) => {}
-        }
-    }
+/// The position of each event of a request. The error says which events were accepted.
+fn positions(outcome: Outcome) -> Result<Vec<v1::Position>, Error> {
+    let Outcome { positions, accepted, failed } = outcome;
     match failed {
         None => Ok(positions),
         Some(error) if accepted.contains(&true) => Err(Error::PartlyAccepted {
@@ -232,7 +183,7 @@ fn positions(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::{Epoch, Offset};
+    use crate::bus::{AppendError, Appended, Epoch, Offset, ShardId};
 
     /// The answer to a request with two events for each result, which alternate.
     fn answer(results: Vec<Result<Appended, AppendError>>) -> Result<Vec<v1::Position>, Error> {
@@ -240,7 +191,7 @@ mod tests {
         let parts = results.into_iter().zip(0..).map(|(result, shard)| {
             (vec![usize::from(shard), usize::from(shard) + shards], ShardId(shard), result)
         });
-        positions(count, parts.collect())
+        positions(Outcome::of(count, parts.collect()))
     }
 
     fn appended(first: u64) -> Appended {

@@ -69,6 +69,32 @@ where
     Ok(message)
 }
 
+/// The reason why a stream is not opened, or goes on no more.
+pub enum Refusal {
+    /// This error.
+    Of(Error),
+    /// Its requests could not be read: the connection broke, or what came is not gRPC.
+    Read(Status),
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Refusal {
+        Refusal::Of(error)
+    }
+}
+
+impl Refusal {
+    /// The next request of a stream, where the decoder leaves its errors in the item.
+    pub fn flatten<T>(
+        item: Option<Result<Result<T, Error>, Status>>,
+    ) -> Option<Result<T, Refusal>> {
+        Some(match item? {
+            Ok(request) => request.map_err(Refusal::Of),
+            Err(status) => Err(Refusal::Read(status)),
+        })
+    }
+}
+
 /// The messages of a body, one after the other, as `decode` makes them of their bytes. The size of
 /// each is limited before it is allocated. `buffer` is the room, in bytes, in which they arrive.
 pub fn messages<T, B>(

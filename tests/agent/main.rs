@@ -3,6 +3,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod channels;
 mod command;
+mod doctor;
+mod hostile;
+mod joined;
 mod payloads;
 mod relay;
+mod restart;
+mod seen;
+mod tls;

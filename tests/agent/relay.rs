@@ -24,44 +24,49 @@ use crate::support::{
     until,
 };
 
-const CHANNEL: &str = "stwt.agora";
+pub const CHANNEL: &str = "stwt.agora";
 
 /// What heals a node when nothing is known of the queue and of accounts.
-const HEALING: &[u8] = b"\xff\xff\x03\x08\x09\x06\x11\x06\x17\x06\x1c\x0c";
+pub const HEALING: &[u8] = b"\xff\xff\x03\x08\x09\x06\x11\x06\x17\x06\x1c\x0c";
 
 /// An agent in this process.
-struct Host {
-    agent: Agent,
-    address: SocketAddr,
+pub struct Host {
+    pub agent: Agent,
+    pub address: SocketAddr,
     _serves: JoinHandle<std::io::Result<()>>,
     _stop: DropGuard,
 }
 
 impl Host {
-    async fn start(node_id: &str, gateway: &str) -> Host {
+    pub async fn start(node_id: &str, gateway: &str) -> Host {
         Host::with(node_id, gateway, |options| options).await
     }
 
-    async fn with(node_id: &str, gateway: &str, change: impl FnOnce(Options) -> Options) -> Host {
+    pub async fn with(
+        node_id: &str,
+        gateway: &str,
+        change: impl FnOnce(Options) -> Options,
+    ) -> Host {
         let client = Client::builder(node_id).gateway(gateway).build().expect("built");
         let format = Agora { version: Version::V0_16_19, ..Agora::default() };
-        let agent = Agent::new(client, change(Options::new(Box::new(format))));
+        let options = Options { host: "this-host".into(), ..Options::new(Box::new(format)) };
+        let agent = Agent::new(client, change(options));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let address = listener.local_addr().expect("an address");
         let stop = CancellationToken::new();
         let serves = tokio::spawn({
             let (agent, stop) = (agent.clone(), stop.clone());
-            async move { agent.serve(listener, stop).await }
+            async move { agent.serve(vec![listener.into()], None, stop).await }
         });
         Host { agent, address, _serves: serves, _stop: stop.drop_guard() }
     }
 
-    fn redis(&self, query: &str) -> redis::Client {
+    pub fn redis(&self, query: &str) -> redis::Client {
         redis::Client::open(format!("redis://{}/{query}", self.address)).expect("a URL")
     }
 
     /// The messages that a node gets, without those that heal it.
-    async fn subscribe(&self, query: &str) -> impl Stream<Item = Vec<u8>> + Unpin + use<> {
+    pub async fn subscribe(&self, query: &str) -> impl Stream<Item = Vec<u8>> + Unpin + use<> {
         let mut pubsub = self.redis(query).get_async_pubsub().await.expect("connected");
         pubsub.subscribe(CHANNEL).await.expect("subscribed");
         let messages = pubsub.into_on_message().map(|message| message.get_payload_bytes().to_vec());
@@ -70,20 +75,20 @@ impl Host {
         messages.filter(|message| std::future::ready(message != HEALING)).boxed()
     }
 
-    async fn publish(&self, message: &[u8]) -> redis::RedisResult<i64> {
+    pub async fn publish(&self, message: &[u8]) -> redis::RedisResult<i64> {
         let mut connection =
             self.redis("").get_multiplexed_async_connection().await.expect("connected");
         redis::cmd("PUBLISH").arg(CHANNEL).arg(message).query_async(&mut connection).await
     }
 
     /// Until it receives events of the gateways.
-    async fn is_connected(&self) {
+    pub async fn is_connected(&self) {
         let streams = &self.agent.counters().streams;
         until(LIMIT, "a stream of events", async || streams.load(Ordering::Relaxed) > 0).await;
     }
 }
 
-async fn next(messages: &mut (impl Stream<Item = Vec<u8>> + Unpin)) -> Vec<u8> {
+pub async fn next(messages: &mut (impl Stream<Item = Vec<u8>> + Unpin)) -> Vec<u8> {
     timeout(LIMIT, messages.next()).await.expect("a message in time").expect("a connection")
 }
 
@@ -282,6 +287,9 @@ async fn a_password_is_needed_where_one_is_set_and_on_other_addresses_than_loopb
     let client = Client::builder("host-2").gateway("http://127.0.0.1:1").build().expect("built");
     let agent = Agent::new(client, Options::new(Box::<Agora>::default()));
     let listener = TcpListener::bind("0.0.0.0:0").await.expect("bound");
-    let error = agent.serve(listener, CancellationToken::new()).await.expect_err("refused");
+    let error = agent
+        .serve(vec![listener.into()], None, CancellationToken::new())
+        .await
+        .expect_err("refused");
     assert!(error.to_string().contains("set a password for the agent"), "{error}");
 }

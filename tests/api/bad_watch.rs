@@ -40,7 +40,7 @@ async fn requests_in_the_wrong_order_end_the_stream() {
     let node = deployment.node("n").await;
     let open = || Request::Open(node.open(accounts(["a"])));
     let incomplete = || Request::Open(WatchOpen { incomplete: true, ..node.open(accounts(["a"])) });
-    let acknowledge = || Request::Acknowledge(Acknowledge { resume_token: vec![1] });
+    let acknowledge = || Request::Acknowledge(Acknowledge { resume_token: vec![1], agent: None });
     let remove = InterestUpdate { remove: Some(accounts(["a"])), ..Default::default() };
     for (first, expected) in [
         (vec![update(1, adding(&["a"]))], "request: must begin with open"),

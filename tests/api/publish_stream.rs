@@ -195,6 +195,110 @@ async fn every_attempt_gives_an_event_the_same_id(deployment: Deployment) {
     assert!(all[3..].iter().all(|id| !ids.contains(id)), "{all:?}");
 }
 
+/// Two gateways, and a client of the same node on each.
+async fn on_two_gateways() -> (Deployment, [TestNode; 2]) {
+    let deployment = Deployment::redis().await;
+    let nodes = [deployment.node("p").await, deployment.remote("p").await];
+    (deployment, nodes)
+}
+
+fn is_taken_over(end: Result<(), Status>) {
+    error_details(&end.expect_err("it is taken over"), Code::Aborted, "TAKEN_OVER");
+}
+
+#[tokio::test]
+async fn a_later_stream_on_another_gateway_takes_over_and_publishes_everything_once() {
+    let (deployment, [here, there]) = on_two_gateways().await;
+    let subscriber = deployment.remote("s").await;
+    let collector = subscriber.subscribe(subscriber.request()).await;
+    let publisher = publisher();
+    let events = numbered("e", 60, 5);
+    let mut first = here.producer(&publisher).await.unwrap();
+    first.events(1, events[..20].to_vec()).await;
+    first.until(20).await;
+    // Open, as far as its gateway knows.
+    let mut second = there.producer(&publisher).await.unwrap();
+    second.events(11, events[10..40].to_vec()).await;
+    second.until(40).await;
+    is_taken_over(first.end().await.1);
+    // And back, to the gateway that had it first.
+    let mut third = here.producer(&publisher).await.unwrap();
+    third.events(31, events[30..].to_vec()).await;
+    third.until(60).await;
+    is_taken_over(second.end().await.1);
+    let (_, end) = third.close().await;
+    end.expect("nobody has taken over");
+    let recording = collector.events(60, LIMIT).await;
+    let ids: Vec<_> = events.iter().map(|event| event.event_id.clone()).collect();
+    assert_eq!(recording.event_ids, ids);
+}
+
+#[tokio::test]
+async fn two_processes_with_one_publisher_are_told_and_nothing_is_acknowledged_but_published() {
+    let (deployment, nodes) = on_two_gateways().await;
+    let subscriber = deployment.remote("s").await;
+    let collector = subscriber.subscribe(subscriber.request()).await;
+    let publisher = publisher();
+    let mut stream = None;
+    let mut acknowledged = Vec::new();
+    for round in 0..8_u64 {
+        // Each begins behind what the other one has had acknowledged.
+        let first = 1 + 10 * round;
+        let event = |nth: u64| with_id(format!("{round}-{nth}"), queue_refresh());
+        let node = &nodes[usize::from(round % 2 == 1)];
+        let mut later = node.producer(&publisher).await.unwrap();
+        later.events(first, (0..10).map(event).collect()).await;
+        later.until(first + 9).await;
+        acknowledged.extend((0..10).map(|nth| format!("{round}-{nth}")));
+        if let Some(mut earlier) = stream.replace(later) {
+            // Its own events, under numbers of which the bus has those of the other one.
+            earlier.events(first, (10..20).map(event).collect()).await;
+            let (answers, end) = earlier.end().await;
+            is_taken_over(end);
+            assert_eq!(answers.last(), 0, "round {round}: they are not published");
+        }
+    }
+    let recording = collector.events(acknowledged.len(), LIMIT).await;
+    assert_eq!(recording.event_ids, acknowledged);
+}
+
+#[tokio::test]
+async fn what_arrives_late_at_a_gateway_that_was_left_is_refused_also_after_redis_lost_all() {
+    let redis = RedisServer::start(RedisOptions::default()).await;
+    let options = GatewayOptions::redis(&redis.url(), "late");
+    let left = Gateway::start(options.clone()).await;
+    let other = Gateway::start(options).await;
+    let [here, there] = [&left, &other].map(|gateway| TestNode::connect(gateway, "p"));
+    let (here, there) = (here.await, there.await);
+    let subscriber = TestNode::connect(&other, "s").await;
+    let collector = subscriber.subscribe(subscriber.request()).await;
+    let publisher = publisher();
+    let events = numbered("e", 40, 5);
+    let mut first = here.producer(&publisher).await.unwrap();
+    first.events(1, events[..10].to_vec()).await;
+    first.until(10).await;
+    collector.event("e-9", LIMIT).await;
+    left.pause().await;
+    first.events(11, events[10..20].to_vec()).await;
+    let mut second = there.producer(&publisher).await.unwrap();
+    second.events(11, events[10..30].to_vec()).await;
+    second.until(30).await;
+    redis.cli(&["FLUSHALL"]).await;
+    second.events(31, events[30..].to_vec()).await;
+    second.until(40).await;
+    left.resume();
+    let (answers, end) = first.end().await;
+    is_taken_over(end);
+    assert_eq!(answers.last(), 0);
+    let (_, end) = second.close().await;
+    end.expect("it goes on");
+    collector.event("e-39", LIMIT).await;
+    let recording = collector.recording();
+    let ids: Vec<_> = events.iter().map(|event| event.event_id.clone()).collect();
+    assert!(recording.gaps().is_empty());
+    assert_eq!(recording.event_ids, ids);
+}
+
 async fn refused(node: &TestNode, requests: Vec<Request>) -> Status {
     let mut stream = node.producer_unopened().await;
     for request in requests {

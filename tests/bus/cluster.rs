@@ -235,13 +235,6 @@ async fn the_status_has_the_shards_of_a_cluster_and_their_masters() {
     .await;
 }
 
-/// The number of history reads that a server has answered.
-pub async fn readings(server: &RedisServer) -> u64 {
-    let Some(stats) = server.info("commandstats", "cmdstat_xrange").await else { return 0 };
-    let calls = stats.strip_prefix("calls=").and_then(|rest| rest.split(',').next());
-    calls.and_then(|calls| calls.parse().ok()).expect("the calls")
-}
-
 /// A history of more than one reading, by two gateways: one reads from the replica, the other is
 /// configured not to.
 #[tokio::test(flavor = "multi_thread")]
@@ -276,23 +269,23 @@ async fn replicas_of_a_cluster_serve_history_and_one_that_hangs_delays_no_stream
         assert!(recording.gaps().is_empty(), "{:?}", recording.gaps());
     };
 
-    let before = (readings(master).await, readings(replica).await);
+    let before = (master.calls("xrange").await, replica.calls("xrange").await);
     all_through(&first, LIMIT).await;
-    let between = (readings(master).await, readings(replica).await);
+    let between = (master.calls("xrange").await, replica.calls("xrange").await);
     assert!(between.0 >= before.0 + 8, "{before:?} {between:?}");
     assert_eq!(between.1, before.1, "without readFromReplicas");
     all_through(&second, LIMIT).await;
-    assert!(readings(replica).await >= between.1 + 7, "with it");
+    assert!(replica.calls("xrange").await >= between.1 + 7, "with it");
 
     // It costs one time limit, not one for each reading of a hundred entries.
     replica.pause().await;
     all_through(&second, Duration::from_secs(8)).await;
     second.stderr_has("a replica did not serve history", LIMIT).await;
     replica.resume();
-    let before = readings(replica).await;
+    let before = replica.calls("xrange").await;
     wait::until(LIMIT, "the replica serves again", async || {
         all_through(&second, LIMIT).await;
-        readings(replica).await > before
+        replica.calls("xrange").await > before
     })
     .await;
 }

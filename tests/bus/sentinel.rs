@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 use trunkline_proto::v1::Start;
 
 use super::{
-    cluster::readings,
     crosses,
     support::{
         Gateway, GatewayOptions, LIMIT, Ready, RedisOptions, RedisServer, SentinelOptions,
@@ -151,11 +150,11 @@ async fn replicas_that_sentinels_name_serve_history() {
         assert!(recording.gaps().is_empty(), "{:?}", recording.gaps());
     };
     let replica = set.server(1 - set.master().await);
-    let before = readings(replica).await;
+    let before = replica.calls("xrange").await;
     all_through(&first, LIMIT).await;
-    assert_eq!(readings(replica).await, before, "without readFromReplicas");
+    assert_eq!(replica.calls("xrange").await, before, "without readFromReplicas");
     all_through(&second, LIMIT).await;
-    assert!(readings(replica).await > before, "with it");
+    assert!(replica.calls("xrange").await > before, "with it");
     // One that hangs costs one time limit.
     replica.pause().await;
     all_through(&second, Duration::from_secs(8)).await;

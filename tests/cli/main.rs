@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use support::{
-    Gateway, GatewayOptions, LIMIT, TestNode,
+    Gateway, GatewayOptions, LIMIT, TestNode, folder,
     gateway::trunkline,
     process::{Output, Process, Program},
 };
@@ -61,7 +61,7 @@ fn unused_address() -> (support::ports::Port, String) {
     (port, address)
 }
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 13] = [
     "serve",
     "check",
     "config",
@@ -73,6 +73,8 @@ const COMMANDS: [&str; 11] = [
     "nodes",
     "top",
     "bench",
+    "completions",
+    "man",
 ];
 
 #[tokio::test]
@@ -90,6 +92,35 @@ async fn the_help_of_every_command_has_examples() {
             assert!(line.chars().count() <= 132, "{command}: {line}");
         }
     }
+}
+
+#[tokio::test]
+async fn shells_complete_every_command_and_each_has_a_manual_page() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = run(["completions", shell]).await.success();
+        assert!(COMMANDS.iter().all(|command| script.contains(command)), "{shell}: {script}");
+        assert!(script.contains("change-id"), "{shell}: the flags of kinds too");
+    }
+    // The shell itself takes it.
+    let script = run(["completions", "bash"]).await.success();
+    let complete = "source /dev/stdin; COMP_WORDS=(trunkline sub); COMP_CWORD=1; \
+         _trunkline trunkline sub trunkline; printf '%s\\n' \"${COMPREPLY[@]}\"";
+    let bash = Program::new("bash", ["--norc", "-c", complete]).stdin(script);
+    assert_eq!(bash.run(LIMIT).await.success(), "subscribe\n");
+
+    let folder = folder::new();
+    run(["man", &folder.path().display().to_string()]).await.success();
+    for command in COMMANDS {
+        let page = folder.path().join(format!("trunkline-{command}.1"));
+        let page = std::fs::read_to_string(page).expect("its page");
+        assert!(page.contains("Examples:"), "{page}");
+    }
+    let page = std::fs::read_to_string(folder.path().join("trunkline.1")).expect("a page");
+    assert!(page.contains("Exit codes:"), "{page}");
+    let file = folder.path().join("trunkline.1").display().to_string();
+    let output = run(["man", &file]).await;
+    assert_eq!(code(&output), 3, "{}", output.stderr);
+    assert!(output.stderr.contains(&format!("{file}: ")), "{}", output.stderr);
 }
 
 #[tokio::test]

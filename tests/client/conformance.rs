@@ -5,6 +5,7 @@ mod driver;
 
 use serde_json::{Value, json};
 use trunkline_proto::v1::{ListNodesRequest, Node};
+use uuid::Uuid;
 
 use self::driver::Driver;
 use super::{Pair, example};
@@ -51,6 +52,7 @@ in_all_languages! {
     a_publisher_publishes_everything_once_over_a_killed_gateway_and_a_restart_of_redis,
     what_was_accepted_without_an_answer_is_not_published_again,
     a_drain_moves_a_publisher,
+    a_publisher_whose_id_another_process_has_is_told_and_publishes_nothing_more,
     a_rejected_event_fails_alone,
     a_full_buffer_does_what_its_owner_chose,
     a_request_that_is_wrong_is_refused_at_once,
@@ -152,6 +154,48 @@ async fn a_drain_moves_a_publisher(language: Language) {
     assert_eq!(recording.event_ids, [ids("a", 1), ids("b", 500)].concat());
     assert!(pair.first.ends(LIMIT).await.status.success());
     driver.end().await;
+}
+
+/// As a forked process does, or the restored image of a machine.
+async fn a_publisher_whose_id_another_process_has_is_told_and_publishes_nothing_more(
+    language: Language,
+) {
+    let pair = Pair::start().await;
+    let node = TestNode::connect(&pair.second, "observer").await;
+    let observer = node.subscribe(node.request()).await;
+    let proxy = Proxy::start(pair.first.port()).await;
+    proxy.record();
+    let driver = Driver::start_at(language, "n", &[proxy.gateway_url(), pair.second.url()]);
+    driver.say("open_publisher", json!({}));
+    driver.say("publish_stream", json!({"id": "a", "events": changes("a", 20)}));
+    driver.answer("a", 19).await.expect("published");
+    // It goes on behind what was accepted, with events of its own.
+    let copy = TestNode::connect(&pair.second, "n").await;
+    let mut copy = copy.producer(publisher_id(&proxy.received())).await.expect("a stream");
+    let event = |number: u64| with_id(format!("copy-{number}"), mailbox_change("account-0", 1));
+    copy.events(21, (0..10).map(event).collect()).await;
+    copy.until(30).await;
+    driver.say("publish_stream", json!({"id": "b", "events": changes("b", 20)}));
+    driver.say("flush", json!({"id": "flushed"}));
+    driver.done("flushed").await.expect("everything has an answer");
+    for index in 0..20 {
+        let error = driver.answer("b", index).await.expect_err("it is taken over");
+        assert_eq!(error["kind"], "TAKEN_OVER", "{error}");
+    }
+    copy.events(31, vec![event(10)]).await;
+    copy.until(31).await;
+    let recording = observer.events(31, LIMIT).await;
+    assert_eq!(recording.event_ids, [ids("a", 20), ids("copy", 11)].concat());
+    driver.end().await;
+}
+
+/// The field `publisher_id` of the first request of a stream.
+fn publisher_id(received: &[u8]) -> String {
+    let field = |bytes: &[u8]| {
+        let text = std::str::from_utf8(bytes.strip_prefix(&[2 << 3 | 2, 36])?).ok()?;
+        Uuid::parse_str(text).ok()
+    };
+    received.windows(2 + 36).find_map(field).expect("a publisher").to_string()
 }
 
 async fn a_rejected_event_fails_alone(language: Language) {

@@ -283,8 +283,8 @@ async fn errors_show_their_details() {
 #[tokio::test]
 async fn the_grpcurl_commands_of_the_readme_work() {
     let readme = include_str!("../../README.md");
-    let section = readme.split("\n## ").find(|section| section.starts_with("Try it\n"));
-    let lines = grpcurl_lines(section.expect("a section \"Try it\""));
+    let section = readme.split("\n## ").find(|section| section.starts_with("First events"));
+    let lines = grpcurl_lines(section.expect("a section of first events"));
     for what in
         [" list", " describe ", "/Subscribe", "/Publish", "/Check", "/Watch", "/PublishStream"]
     {

@@ -42,6 +42,35 @@ async fn a_publisher_moves_on_when_its_gateway_is_killed_and_publishes_everythin
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn another_publisher_goes_on_with_what_was_not_acknowledged_and_everything_arrives_once() {
+    let pair = Pair::start().await;
+    let node = TestNode::connect(&pair.second, "observer").await;
+    let observer = node.subscribe(node.request()).await;
+    let events = numbered("e", 3000, 7);
+    let mut publisher = pair.client("n1").publisher(PublisherOptions::new());
+    let mut acknowledgements = Vec::new();
+    for (index, event) in events.iter().enumerate() {
+        acknowledgements.push(publisher.publish(event.clone()).await.expect("taken"));
+        // With some acknowledged, some on their way and some that were not sent.
+        if [700, 1500].contains(&index) {
+            acknowledgements.remove(0).await.expect("published");
+            let before = publisher.hand_over();
+            let error = publisher.publish(event.clone()).await.expect_err("ended");
+            assert_eq!(error.kind(), ErrorKind::OutcomeUnknown);
+            // As another process has it.
+            let client = pair.client("n1");
+            (publisher, acknowledgements) = client.publisher_after(before, PublisherOptions::new());
+        }
+    }
+    for acknowledgement in acknowledgements {
+        acknowledgement.await.expect("published");
+    }
+    let recording = observer.events(3000, LIMIT).await;
+    let ids: Vec<_> = events.iter().map(|event| event.event_id.clone()).collect();
+    assert_eq!(recording.event_ids, ids);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_drain_moves_a_publisher() {
     let pair = Pair::start().await;
     let node = TestNode::connect(&pair.second, "observer").await;

@@ -63,10 +63,10 @@ async fn a_password_file_that_is_replaced_under_load_is_noticed_by_no_node() {
         let (old, new) = (format!("password-{}", round - 1), format!("password-{round}"));
         // Both are valid while the file is replaced.
         user(&[&format!(">{new}")]).await;
-        let auths = authentications(&redis).await;
+        let auths = redis.calls("auth").await;
         std::fs::write(&file, format!("{new}\n")).expect("a file");
         until(LIMIT, "all connections are authenticated again", async || {
-            authentications(&redis).await >= auths + before.len() as u64
+            redis.calls("auth").await >= auths + before.len() as u64
         })
         .await;
         user(&[&format!("<{old}")]).await;
@@ -78,13 +78,6 @@ async fn a_password_file_that_is_replaced_under_load_is_noticed_by_no_node() {
     let report = Report::of("password of Redis replaced in its file", &history);
     report.check_without_gap();
     report.unseen_by_publishers();
-}
-
-/// The number of AUTH commands so far.
-async fn authentications(redis: &RedisServer) -> u64 {
-    let Some(stats) = redis.info("commandstats", "cmdstat_auth").await else { return 0 };
-    let calls = stats.strip_prefix("calls=").and_then(|rest| rest.split(',').next());
-    calls.and_then(|calls| calls.parse().ok()).expect("the calls")
 }
 
 /// A command that makes a user of its own each time, which is valid for some seconds.

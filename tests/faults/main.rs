@@ -24,6 +24,7 @@ mod history;
 mod interest;
 mod last_values;
 mod load;
+mod many;
 mod one_shard;
 mod over_cluster;
 mod over_sentinel;

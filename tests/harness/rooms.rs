@@ -16,8 +16,9 @@ const ROOMS: &[(&str, &str)] = &[
     ("throttle", ""),
     ("trace_context", ""),
     ("config", ""),
+    ("admin_port", "throttle"),
     // It stands on `trunkline-client` and `trunkline-proto` alone, like any node.
-    ("agent", "throttle"),
+    ("agent", "throttle admin_port"),
     ("bus", "proto throttle trace_context config"),
     ("hub", "proto throttle trace_context config bus"),
     ("errors", "config bus"),
@@ -27,11 +28,12 @@ const ROOMS: &[(&str, &str)] = &[
     ("presence", "proto bus hub lifecycle"),
     (
         "observe",
-        "proto log throttle trace_context config bus hub errors access port lifecycle presence",
+        "proto log throttle trace_context config admin_port bus hub errors access port lifecycle \
+         presence",
     ),
     ("rpc", "proto trace_context config bus hub errors access port lifecycle presence observe"),
     ("gateway", "proto config bus hub errors access port lifecycle presence observe rpc"),
-    ("cli", "log config agent bus hub gateway"),
+    ("cli", "log config admin_port agent bus hub gateway"),
 ];
 
 /// A module: its path below the crate, such as `["hub", "cursor"]`.

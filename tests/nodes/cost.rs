@@ -13,12 +13,6 @@ use super::{
 /// How long is counted.
 const COUNTED: Duration = Duration::from_secs(10);
 
-/// The calls of a command since the last reset.
-fn calls(stats: &str, name: &str) -> u64 {
-    let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{name}:calls=")));
-    line.and_then(|line| line.split(',').next()?.parse().ok()).unwrap_or(0)
-}
-
 /// The calls that the list makes, while nothing happens.
 async fn counted(redis: &RedisServer, gateways: [&Gateway; 2], nodes: usize) -> [u64; 3] {
     for gateway in gateways {
@@ -28,9 +22,8 @@ async fn counted(redis: &RedisServer, gateways: [&Gateway; 2], nodes: usize) -> 
     tokio::time::sleep(Duration::from_secs(6)).await;
     redis.cli(&["CONFIG", "RESETSTAT"]).await;
     tokio::time::sleep(COUNTED).await;
-    let stats = redis.cli(&["INFO", "commandstats"]).await;
     // The scripts of the list, what they read, and the member shards.
-    ["evalsha", "hgetall", "hmget"].map(|name| calls(&stats, name))
+    [redis.calls("evalsha").await, redis.calls("hgetall").await, redis.calls("hmget").await]
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -52,6 +52,8 @@ struct Shared {
     cuts: watch::Sender<u64>,
     connections: Mutex<Vec<Arc<Connection>>>,
     accepted: AtomicUsize,
+    /// What clients have sent, once it records.
+    received: Mutex<Option<Vec<u8>>>,
 }
 
 #[derive(Debug)]
@@ -71,6 +73,7 @@ impl Proxy {
             cuts: watch::Sender::new(0),
             connections: Mutex::default(),
             accepted: AtomicUsize::new(0),
+            received: Mutex::default(),
         });
         let (to, target) = watch::channel(to);
         let state = shared.clone();
@@ -103,6 +106,16 @@ impl Proxy {
     /// The number of connections so far.
     pub fn connections(&self) -> usize {
         self.shared.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Keeps what clients send from now on.
+    pub fn record(&self) {
+        *self.shared.received.lock() = Some(vec![]);
+    }
+
+    /// What clients have sent since then.
+    pub fn received(&self) -> Vec<u8> {
+        self.shared.received.lock().clone().expect("it records")
     }
 
     /// Forwards new connections to another port. Open ones stay where they are.
@@ -193,6 +206,9 @@ async fn serve(shared: Arc<Shared>, mut client: TcpStream, to: u16) {
             read = client.read(&mut from_client) => {
                 let Ok(count @ 1..) = read else { return };
                 let bytes = &from_client[..count];
+                if let Some(received) = shared.received.lock().as_mut() {
+                    received.extend_from_slice(bytes);
+                }
                 if bytes.windows(9).any(|window| window.eq_ignore_ascii_case(b"SUBSCRIBE")) {
                     *connection.subscribed.lock() = true;
                 }

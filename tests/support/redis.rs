@@ -226,6 +226,14 @@ impl RedisServer {
         text.lines().find_map(value)
     }
 
+    /// How often it has executed a command, such as `xrange`.
+    pub async fn calls(&self, command: &str) -> u64 {
+        let field = format!("cmdstat_{command}");
+        let Some(stats) = self.info("commandstats", &field).await else { return 0 };
+        let calls = stats.strip_prefix("calls=").and_then(|rest| rest.split(',').next());
+        calls.and_then(|calls| calls.parse().ok()).expect("the calls")
+    }
+
     /// Its connections, except the one that asks.
     pub async fn clients(&self) -> Vec<ConnectedClient> {
         clients(&self.url()).await

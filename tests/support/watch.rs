@@ -99,7 +99,7 @@ impl Watch {
 
     /// Acknowledges a token.
     pub async fn acknowledge(&self, resume_token: Vec<u8>) {
-        self.send(Request::Acknowledge(Acknowledge { resume_token })).await;
+        self.send(Request::Acknowledge(Acknowledge { resume_token, agent: None })).await;
     }
 
     /// Closes the node's side.

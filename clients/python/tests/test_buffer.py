@@ -3,7 +3,7 @@
 import unittest
 
 from trunkline import Error, ErrorKind
-from trunkline._buffer import MESSAGE_EVENTS, Buffer
+from trunkline._buffer import MESSAGE_EVENTS, Buffer, Shared
 from trunkline._errors import unavailable
 from trunkline.v1 import Event, PublishOpened
 
@@ -44,6 +44,20 @@ class Answers:
 
 
 class BufferTest(unittest.TestCase):
+    def test_what_was_never_sent_is_acknowledged_by_no_other_process(self) -> None:
+        it = Answers(3)
+        with self.assertRaises(Shared):
+            it.open(accepted=1)
+        it.open()
+        it.next()
+        it.push()
+        it.buffer.lost()
+        it.open(accepted=3)
+        self.assertEqual(it.next(), (4, 1))
+        it.buffer.lost()
+        with self.assertRaises(Shared):
+            it.open(accepted=5)
+
     def test_all_that_waits_leaves_in_one_message(self) -> None:
         it = Answers(3)
         self.assertIsNone(it.next(), "no stream is open")

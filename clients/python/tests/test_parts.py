@@ -9,6 +9,7 @@ from google.rpc import error_details_pb2
 from trunkline import Client, Credentials, Error, ErrorKind, RecentEvents, Status, Token
 from trunkline._backoff import FIRST, MAX, MAX_REQUESTED, Backoff
 from trunkline._errors import accepted_events, final_kind, nothing_published, unavailable
+from trunkline._publisher import Takeovers
 from trunkline._recent import CAPACITY
 from trunkline.v1 import Event
 
@@ -55,6 +56,21 @@ def status(code: grpc.StatusCode, reason: str, **metadata: str) -> Status:
     detail = Any()
     detail.Pack(info)
     return Status(code, "text", (detail,))
+
+
+class TakeoversTest(unittest.TestCase):
+    def test_a_takeover_is_final_unless_a_stream_of_its_own_may_have_come_late(self) -> None:
+        codes = grpc.StatusCode
+        taken_over = status(codes.ABORTED, "TAKEN_OVER")
+        takeovers = Takeovers()
+        # Gateways that ended a stream do not open it later.
+        self.assertIsNone(takeovers.final_kind(status(codes.UNAVAILABLE, "DRAINING")))
+        self.assertEqual(takeovers.final_kind(taken_over), ErrorKind.TAKEN_OVER)
+        self.assertIsNone(takeovers.final_kind(unavailable("no answer in time")))
+        self.assertIsNone(takeovers.final_kind(taken_over))
+        self.assertEqual(takeovers.final_kind(taken_over), ErrorKind.TAKEN_OVER)
+        never_sent = Status(codes.ALREADY_EXISTS, "")
+        self.assertEqual(takeovers.final_kind(never_sent), ErrorKind.TAKEN_OVER)
 
 
 class ErrorTest(unittest.TestCase):

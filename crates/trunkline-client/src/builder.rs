@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use rand::seq::SliceRandom;
 use tonic::{service::interceptor::InterceptedService, transport::Endpoint};
 
-use super::{Client, Credentials, Error, Gateway};
+use super::{Client, Credentials, Error, Gateway, backoff};
 
 /// The gateway if none is given.
 const DEFAULT_GATEWAY: &str = "http://127.0.0.1:7420";
@@ -28,6 +28,7 @@ pub struct Builder {
     roles: Vec<String>,
     publish_timeout: Duration,
     attempt_timeout: Duration,
+    reconnect_wait: Duration,
     connect_timeout: Duration,
     addresses: Vec<String>,
     in_order: bool,
@@ -43,6 +44,7 @@ impl Builder {
             roles: vec![],
             publish_timeout: Duration::from_secs(30),
             attempt_timeout: Duration::from_secs(5),
+            reconnect_wait: backoff::MAX,
             connect_timeout: Duration::from_secs(2),
             addresses: vec![],
             in_order: false,
@@ -121,6 +123,14 @@ impl Builder {
         self
     }
 
+    /// Sets the longest wait between two attempts, unless a gateway asks for a longer one. With
+    /// many nodes, short waits are many attempts while no gateway serves. Default: 2 s.
+    #[must_use]
+    pub fn reconnect_wait(mut self, wait: Duration) -> Builder {
+        self.reconnect_wait = wait;
+        self
+    }
+
     /// Sets the timeout for connecting. Default: 2 s.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Builder {
@@ -171,6 +181,7 @@ impl Builder {
             roles: self.roles,
             publish_timeout: self.publish_timeout,
             attempt_timeout: self.attempt_timeout,
+            reconnect_wait: self.reconnect_wait,
         })
     }
 }

@@ -34,6 +34,10 @@ pub enum ErrorKind {
     TooSlow,
     /// The buffer of a [`Publisher`](crate::Publisher) is full: the event was not taken.
     Full,
+    /// Another process publishes under the id of this [`Publisher`](crate::Publisher): a copy of
+    /// it, as a forked process or a restored image of a virtual machine is. Only the one that
+    /// opened its stream last goes on. What was not acknowledged here may be published or not.
+    TakenOver,
     /// No gateway accepted the events in time, and none can have published them.
     Unavailable,
     /// No gateway confirmed the events in time, but one may have published them: its response was
@@ -91,6 +95,7 @@ impl std::fmt::Display for Error {
             ErrorKind::Unsupported => "not supported: ",
             ErrorKind::TooSlow => "disconnected: ",
             ErrorKind::Full => "not taken: ",
+            ErrorKind::TakenOver => "taken over: ",
             ErrorKind::Unavailable => "not published in time: ",
             ErrorKind::OutcomeUnknown => "not known whether published: ",
         };
@@ -167,7 +172,8 @@ pub(super) fn accepted_events(status: &Status) -> Vec<usize> {
         .collect()
 }
 
-fn reason_of(status: &Status) -> Option<String> {
+/// The reason that a gateway gave.
+pub(super) fn reason_of(status: &Status) -> Option<String> {
     let info = status.get_details_error_info()?;
     (info.domain == "trunkline").then_some(info.reason)
 }

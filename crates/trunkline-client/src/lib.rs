@@ -48,8 +48,10 @@ use trunkline_proto::v1::coordination_service_client::CoordinationServiceClient;
 pub use builder::Builder;
 pub use credentials::{Bearer, Credentials};
 pub use error::{Error, ErrorKind};
-pub use interest::Interest;
-pub use publisher::{Acknowledgement, Publisher, PublisherOptions, WhenFull};
+pub use interest::{Interest, InterestChange, Progress};
+pub use publisher::{
+    Acknowledgement, Publisher, PublisherOptions, Unacknowledged, Waiting, WhenFull,
+};
 pub use recent::RecentEvents;
 pub use subscribe::{Notification, SubscribeOptions, Subscription};
 pub use trunkline_proto::{kinds, v1};
@@ -67,6 +69,7 @@ pub struct Client {
     roles: Vec<String>,
     publish_timeout: Duration,
     attempt_timeout: Duration,
+    reconnect_wait: Duration,
     /// One for each gateway. They connect when first used, and again after a loss.
     gateways: Vec<Gateway>,
     /// The index of the gateway that worked last: the next attempt begins there. Clones share it.

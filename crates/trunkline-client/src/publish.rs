@@ -50,7 +50,7 @@ impl Client {
             events: events.into_iter().map(Into::into).collect(),
         };
         let deadline = Instant::now() + self.publish_timeout;
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::new(self.reconnect_wait);
         let mut number = self.preferred();
         let mut kind = ErrorKind::Unavailable;
         let mut accepted = BTreeSet::new();

@@ -10,7 +10,7 @@ use super::{
     Client, Error, Notification, RecentEvents,
     backoff::{Backoff, retry_delay},
     error::{describe, final_kind, is},
-    interest::Watching,
+    interest::{Progress, Watching},
 };
 use trunkline_proto::v1::{
     Event, Gap, GapAction, GapReason, SubscribeRequest, SubscribeResponse, WatchRequest,
@@ -46,6 +46,8 @@ pub(super) struct Session {
     requested_wait: Option<Duration>,
     /// The heartbeat interval of the stream.
     heartbeat: Duration,
+    /// The number of streams that were confirmed.
+    subscribed: u64,
     ended: bool,
 }
 
@@ -57,6 +59,7 @@ impl Session {
         watching: Option<Watching>,
     ) -> Session {
         let number = client.preferred();
+        let backoff = Backoff::new(client.reconnect_wait);
         Session {
             client,
             request,
@@ -67,17 +70,18 @@ impl Session {
             events: VecDeque::new(),
             batch_token: vec![],
             recent: RecentEvents::new(),
-            backoff: Backoff::new(),
+            backoff,
             wait: None,
             requested_wait: None,
             heartbeat,
+            subscribed: 0,
             ended: false,
         }
     }
 
     /// Covers all events that were delivered, in whole batches.
-    pub(super) fn resume_token(&self) -> &[u8] {
-        &self.request.resume_token
+    pub(super) fn progress(&self) -> Progress {
+        Progress { stream: self.subscribed, token: self.request.resume_token.clone() }
     }
 
     pub(super) async fn next(&mut self) -> Option<Result<Notification, Error>> {
@@ -157,7 +161,7 @@ impl Session {
         loop {
             tokio::select! {
                 message = stream.message() => return message,
-                () = watching.work(requests) => {}
+                () = watching.work(requests, &self.request.resume_token) => {}
             }
         }
     }
@@ -166,7 +170,7 @@ impl Session {
         let response = response.response?;
         if !matches!(response, Response::Subscribed(_) | Response::Draining(_)) {
             // The stream works: the next loss starts a new series of attempts.
-            self.backoff = Backoff::new();
+            self.backoff.reset();
         }
         match response {
             Response::Subscribed(subscribed) => {
@@ -175,8 +179,9 @@ impl Session {
                 let interval =
                     subscribed.heartbeat_interval.and_then(|i| Duration::try_from(i).ok());
                 self.heartbeat = interval.unwrap_or(self.heartbeat);
+                self.subscribed += 1;
                 if let Some(watching) = &mut self.watching {
-                    watching.updated(0);
+                    watching.subscribed(self.subscribed);
                 }
                 Some(Notification::Subscribed(subscribed))
             }

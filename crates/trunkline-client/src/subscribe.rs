@@ -8,11 +8,16 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt};
+use tokio::sync::watch;
 
-use super::{Client, Error, Interest, interest::Watching, session::Session};
+use super::{
+    Client, Error, Interest,
+    interest::{Progress, Watching},
+    session::Session,
+};
 use trunkline_proto::v1::{
-    Draining, Event, EventKind, Explanation, Filter, Gap, Heartbeat, Notice, Overflow, Start,
-    SubscribeRequest, Subscribed,
+    AgentReport, Draining, Event, EventKind, Explanation, Filter, Gap, Heartbeat, Notice, Overflow,
+    Start, SubscribeRequest, Subscribed,
 };
 
 /// The default heartbeat interval.
@@ -29,6 +34,7 @@ pub struct SubscribeOptions {
     heartbeat_interval: Option<Duration>,
     max_events: u64,
     explain: bool,
+    custom_types_named: bool,
 }
 
 /// An item of a subscription.
@@ -71,8 +77,8 @@ pub enum Notification {
 /// It reads from the gateway only as it is polled: the memory of a slow node does not grow, and it
 /// gets a gap when history no longer has the events that it has not read.
 pub struct Subscription {
-    stream: Pin<Box<dyn Stream<Item = (Result<Notification, Error>, Vec<u8>)> + Send>>,
-    token: Vec<u8>,
+    stream: Pin<Box<dyn Stream<Item = (Result<Notification, Error>, Progress)> + Send>>,
+    progress: Progress,
 }
 
 impl SubscribeOptions {
@@ -101,6 +107,15 @@ impl SubscribeOptions {
     #[must_use]
     pub fn custom_type(mut self, pattern: impl Into<String>) -> SubscribeOptions {
         self.filter.custom_types.push(pattern.into());
+        self
+    }
+
+    /// For [`Client::watch`]: custom types are named one by one, and while there are none, no
+    /// custom event is delivered. Default: with no [`custom_type`](SubscribeOptions::custom_type)
+    /// all are, and none can be added or removed.
+    #[must_use]
+    pub fn custom_types_named(mut self) -> SubscribeOptions {
+        self.custom_types_named = true;
         self
     }
 
@@ -173,14 +188,26 @@ impl Client {
         self.subscription(options, None)
     }
 
-    /// Opens a subscription whose accounts change while it lives: those of the options are the
-    /// first ones, and with none, no event that concerns an account is delivered. It reconnects as
-    /// [`Client::subscribe`] does, with the accounts of that time.
+    /// Opens a subscription whose accounts, kinds and custom types change while it lives: those of
+    /// the options are the first ones, and with no account, no event that concerns one is
+    /// delivered. It reconnects as [`Client::subscribe`] does, with the interest of that time.
     pub fn watch(&self, mut options: SubscribeOptions) -> (Subscription, Interest) {
         let (interest, changes) = Interest::new();
-        let accounts = std::mem::take(&mut options.filter.accounts);
-        let watching = Watching::new(accounts, changes);
+        let filter = std::mem::take(&mut options.filter);
+        let watching = Watching::new(filter, options.custom_types_named, changes);
         (self.subscription(options, Some(watching)), interest)
+    }
+
+    /// Opens a subscription of an agent, a node that stands in for programs that do not know
+    /// Trunkline. It is as [`Client::subscribe`], and tells the gateway what the agent reports of
+    /// itself, on each stream and whenever that changes; operators see it in the list of nodes.
+    pub fn subscribe_as_agent(
+        &self,
+        mut options: SubscribeOptions,
+        reports: watch::Receiver<AgentReport>,
+    ) -> Subscription {
+        let filter = std::mem::take(&mut options.filter);
+        self.subscription(options, Some(Watching::reporting(filter, reports)))
     }
 
     fn subscription(&self, options: SubscribeOptions, watching: Option<Watching>) -> Subscription {
@@ -204,11 +231,12 @@ impl Client {
         let session = Session::new(self.clone(), request, heartbeat, watching);
         let stream = futures_util::stream::unfold(session, |mut session| async move {
             let item = session.next().await?;
-            let token = session.resume_token().to_vec();
-            Some(((item, token), session))
+            let progress = session.progress();
+            Some(((item, progress), session))
         });
         // Polling again after the end returns the end again.
-        Subscription { stream: Box::pin(stream.fuse()), token }
+        let progress = Progress { stream: 0, token };
+        Subscription { stream: Box::pin(stream.fuse()), progress }
     }
 }
 
@@ -222,7 +250,12 @@ impl Subscription {
     /// events are processed, and pass it to the subscription of the next process, which continues
     /// there. It repeats the events of the last batch if not all of them were taken.
     pub fn resume_token(&self) -> &[u8] {
-        &self.token
+        &self.progress.token
+    }
+
+    /// The same, for [`Interest::acknowledge`].
+    pub fn progress(&self) -> Progress {
+        self.progress.clone()
     }
 }
 
@@ -234,8 +267,8 @@ impl Stream for Subscription {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Notification, Error>>> {
         self.stream.as_mut().poll_next(cx).map(|next| {
-            next.map(|(item, token)| {
-                self.token = token;
+            next.map(|(item, progress)| {
+                self.progress = progress;
                 item
             })
         })

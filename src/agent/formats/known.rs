@@ -19,6 +19,15 @@ pub struct Known {
 }
 
 impl Known {
+    /// What another agent remembered; the older accounts come first.
+    pub fn of(queue: Option<State>, accounts: impl IntoIterator<Item = (String, u64)>) -> Known {
+        let mut known = Known { queue, ..Known::default() };
+        for (account, state) in accounts {
+            known.changed(&account, Some(state));
+        }
+        known
+    }
+
     /// Remembers what an event says.
     pub fn note(&mut self, event: &Kind) {
         match event {
@@ -56,6 +65,21 @@ impl Known {
         self.old = std::mem::take(&mut self.new);
     }
 
+    /// True if nothing is known.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_none() && self.accounts().next().is_none()
+    }
+
+    /// Adds what happened before everything that is known.
+    pub fn add_earlier(&mut self, earlier: &Known) {
+        let mut all = earlier.clone();
+        for (account, state) in self.states() {
+            all.changed(account, Some(state).filter(|state| *state != 0));
+        }
+        all.queue = self.queue.or(earlier.queue);
+        *self = all;
+    }
+
     /// The state of the queue, if any event said it.
     pub fn queue(&self) -> Option<State> {
         self.queue
@@ -64,6 +88,11 @@ impl Known {
     /// The accounts that changed lately.
     pub fn accounts(&self) -> impl Iterator<Item = &str> {
         self.new.keys().chain(self.old.keys()).map(String::as_str)
+    }
+
+    /// The same, the older ones first, with the last state of each.
+    pub fn states(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.old.iter().chain(&self.new).map(|(account, state)| (account.as_str(), *state))
     }
 
     /// The last state of an account; 0: unknown.
@@ -100,6 +129,24 @@ mod tests {
         known.note(&change("2", 5, ChangedType::ShareNotification));
         assert_eq!((known.state_of("1"), known.state_of("2")), (8, 0));
         assert_eq!(known.accounts().count(), 2);
+    }
+
+    #[test]
+    fn what_happened_earlier_is_added_and_replaces_nothing() {
+        let status = |state: State| Kind::from(QueueStatus { state: state.into() });
+        let (mut known, mut earlier) = (Known::default(), Known::default());
+        assert!(earlier.is_empty());
+        known.note(&change("1", 7, ChangedType::Email));
+        earlier.note(&change("1", 5, ChangedType::Email));
+        earlier.note(&change("2", 3, ChangedType::Email));
+        earlier.note(&status(State::Paused));
+        assert!(!earlier.is_empty());
+        known.add_earlier(&earlier);
+        assert_eq!((known.state_of("1"), known.state_of("2")), (7, 3));
+        assert_eq!(known.queue(), Some(State::Paused));
+        known.note(&status(State::Running));
+        known.add_earlier(&earlier);
+        assert_eq!(known.queue(), Some(State::Running));
     }
 
     #[test]

@@ -7,15 +7,16 @@
 
 pub mod agora;
 mod known;
+mod opaque;
 
 use std::fmt::{self, Debug};
 
 use bytes::Bytes;
 use trunkline_proto::v1::event::Kind;
 
-pub use self::known::Known;
+pub use self::{known::Known, opaque::Opaque};
 
-/// The formats that there are, each in its default version.
+/// The formats that there are, each in its default version. Any other channel is [`Opaque`].
 pub fn all() -> Vec<Box<dyn Format>> {
     vec![Box::<agora::Agora>::default()]
 }
@@ -26,10 +27,13 @@ pub trait Format: Debug + Send + Sync {
     fn name(&self) -> &'static str;
 
     /// The channel that programs use for it.
-    fn channel(&self) -> &'static str;
+    fn channel(&self) -> &str;
 
-    /// The sender of the agent's own messages. Programs have other ones.
-    fn sender(&self) -> u16;
+    /// The version that programs of this host have.
+    fn version(&self) -> String;
+
+    /// The sender of the agent's own messages, where messages have one. Programs have other ones.
+    fn sender(&self) -> Option<u16>;
 
     /// Begins to read a message. Nothing is allocated for what the message only announces.
     ///
@@ -49,6 +53,12 @@ pub trait Format: Debug + Send + Sync {
     /// first brings back what holds for everybody; the others are changes of accounts, at most
     /// [`ACCOUNTS`] in one, to be sent at the pace that the program can follow.
     fn heal(&self, healing: &Healing<'_>) -> Vec<Bytes>;
+
+    /// A message of the agent that says nothing to any program, if the format has one: where it
+    /// comes back, the channel works.
+    fn probe(&self) -> Option<Bytes> {
+        None
+    }
 }
 
 /// The most accounts whose changes are in one message of a healing.
@@ -56,8 +66,9 @@ pub const ACCOUNTS: usize = 250;
 
 /// A message whose sender was read.
 pub struct Decoded<'a> {
-    /// Number of the program that sent it. It ignores messages with its own.
-    pub sender: u16,
+    /// Number of the program that sent it, which ignores messages with its own. None in a format
+    /// that has no senders.
+    pub sender: Option<u16>,
     /// The events, as they are read. After an error there are no more.
     pub events: Box<dyn Iterator<Item = Result<Kind, Undecodable>> + 'a>,
 }
@@ -101,7 +112,7 @@ pub struct LeftOut {
     /// Its index among the events.
     pub index: usize,
     /// The reason.
-    pub why: String,
+    pub why: &'static str,
 }
 
 /// What brings a program up to date that may have missed events.

@@ -4,18 +4,22 @@
 //! it has to give up, because it is full or too old, is counted here, and the other nodes are
 //! healed.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use futures_util::FutureExt;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, mpsc};
 use trunkline_client::{
-    Acknowledgement, Client, Error, ErrorKind, Publisher, PublisherOptions, WhenFull,
+    Acknowledgement, Client, Error, ErrorKind, Publisher, PublisherOptions, Unacknowledged,
+    Waiting, WhenFull,
     v1::{Event, event::Kind},
 };
 
-use super::{Counters, Options, RETRY, Shared, count};
-use crate::agent::formats::Undecodable;
+use super::{Counters, Options, RETRY, Shared, Snapshot, count};
+use crate::agent::formats::{Format, Undecodable};
 
 #[derive(Debug)]
 pub(super) struct Uplink {
@@ -24,8 +28,12 @@ pub(super) struct Uplink {
     acknowledgements: mpsc::Sender<Acknowledgement>,
     /// Until the task of the agent takes them.
     unread: Mutex<Option<mpsc::Receiver<Acknowledgement>>>,
-    /// Events were given up.
-    lost: Notify,
+    /// How often the other nodes were to be healed for another reason than lost events.
+    other_reasons: AtomicU64,
+    /// How many of both reasons were repaired.
+    repaired: AtomicU64,
+    /// There is a new one.
+    due: Notify,
 }
 
 /// Events that stay together.
@@ -35,7 +43,8 @@ pub(super) struct Batch<'a> {
 }
 
 impl Uplink {
-    pub(super) fn new(client: &Client, options: &Options) -> Uplink {
+    /// The uplink of an agent, which goes on where the one before ended.
+    pub(super) fn new(client: &Client, options: &Options, before: &Snapshot) -> Uplink {
         // As many as may wait, and those whose outcome was not read yet.
         let (acknowledgements, unread) = mpsc::channel(2 * options.buffer_events.max(1));
         let options = PublisherOptions::new()
@@ -44,18 +53,39 @@ impl Uplink {
             .max_age(options.buffer_age)
             // A program is not held up.
             .when_full(WhenFull::Fail);
-        Uplink {
-            publisher: Mutex::new(client.publisher(options.clone())),
+        let (publisher, restored) = match before.unacknowledged() {
+            Some(before) => client.publisher_after(before, options.clone()),
+            None => (client.publisher(options.clone()), Vec::new()),
+        };
+        let uplink = Uplink {
+            publisher: Mutex::new(publisher),
             options,
             acknowledgements,
             unread: Mutex::new(Some(unread)),
-            lost: Notify::new(),
+            other_reasons: AtomicU64::new(before.repair.into()),
+            repaired: AtomicU64::new(0),
+            due: Notify::new(),
+        };
+        for acknowledgement in restored {
+            if uplink.acknowledgements.try_send(acknowledgement).is_err() {
+                // The one before had a larger buffer. The event is sent, and nobody is told.
+                break;
+            }
         }
+        if before.repair {
+            uplink.due.notify_one();
+        }
+        uplink
     }
 
     /// Begins a batch. No other is begun until it is dropped.
     pub(super) fn begin(&self) -> Batch<'_> {
         Batch { uplink: self, publisher: self.publisher.lock() }
+    }
+
+    /// What waits for a gateway.
+    pub(super) fn waiting(&self) -> Waiting {
+        self.publisher.lock().waiting()
     }
 
     /// Waits until all events are accepted, or given up.
@@ -64,9 +94,30 @@ impl Uplink {
         publisher.flush().await;
     }
 
+    /// Ends the publisher; what it did not get acknowledged.
+    pub(super) fn hand_over(&self) -> Unacknowledged {
+        self.publisher.lock().hand_over()
+    }
+
+    /// Heals the other nodes, which may have missed something.
+    pub(super) fn heal_others(&self) {
+        count(&self.other_reasons, 1);
+        self.due.notify_one();
+    }
+
     fn lose(&self, counters: &Counters) {
         count(&counters.lost_events, 1);
-        self.lost.notify_one();
+        self.due.notify_one();
+    }
+
+    /// The reasons to heal the other nodes.
+    fn reasons(&self, counters: &Counters) -> u64 {
+        counters.lost_events.load(Ordering::Relaxed) + self.other_reasons.load(Ordering::Relaxed)
+    }
+
+    /// True if the other nodes are still to be healed.
+    pub(super) fn owes_repair(&self, counters: &Counters) -> bool {
+        self.reasons(counters) > self.repaired.load(Ordering::Relaxed)
     }
 }
 
@@ -114,25 +165,23 @@ fn is_rejected(error: &Error) -> bool {
 }
 
 async fn repair(shared: &Shared) {
-    let mut repaired = 0;
+    let uplink = &shared.uplink;
     loop {
-        shared.uplink.lost.notified().await;
+        uplink.due.notified().await;
         // Once gateways accept events again, so that one repair is for all that were given up.
-        shared.uplink.flush().await;
-        let lost = shared.counters.lost_events.load(Ordering::Relaxed);
-        if lost == repaired {
+        uplink.flush().await;
+        let reasons = uplink.reasons(&shared.counters);
+        if !uplink.owes_repair(&shared.counters) {
             continue;
         }
         while let Err(why) = try_repair(shared).await {
             tracing::debug!(why, "the other nodes cannot be healed yet");
             tokio::time::sleep(RETRY).await;
         }
-        count(&shared.counters.repairs, 1);
-        tracing::warn!(
-            events = lost - repaired,
-            "events were given up; the other nodes were brought up to date"
-        );
-        repaired = lost;
+        shared.healed_others("events may be missed");
+        uplink.repaired.store(reasons, Ordering::Relaxed);
+        let lost = shared.counters.lost_events.load(Ordering::Relaxed);
+        tracing::warn!(lost, "events may be missed; the other nodes were brought up to date");
         // A repair costs every node something.
         tokio::time::sleep(RETRY).await;
     }
@@ -141,10 +190,12 @@ async fn repair(shared: &Shared) {
 /// Publishes the events that bring other nodes up to date.
 async fn try_repair(shared: &Shared) -> Result<(), String> {
     let mut acknowledgements = Vec::new();
-    for message in shared.healing() {
-        let kinds = kinds_of(shared, &message).map_err(|error| error.to_string())?;
-        for kind in kinds {
-            acknowledgements.push(publish(shared, Event::from(kind)).await?);
+    for (channel, format) in shared.options.formats.iter().enumerate() {
+        for message in shared.healing(channel) {
+            let kinds = kinds_of(&**format, &message).map_err(|error| error.to_string())?;
+            for kind in kinds {
+                acknowledgements.push(publish(shared, Event::from(kind)).await?);
+            }
         }
     }
     for acknowledgement in acknowledgements {
@@ -158,8 +209,8 @@ async fn try_repair(shared: &Shared) -> Result<(), String> {
 }
 
 /// The events of a message.
-fn kinds_of(shared: &Shared, message: &[u8]) -> Result<Vec<Kind>, Undecodable> {
-    shared.options.format.decode(message)?.events.collect()
+fn kinds_of(format: &dyn Format, message: &[u8]) -> Result<Vec<Kind>, Undecodable> {
+    format.decode(message)?.events.collect()
 }
 
 /// Publishes an event when there is room for it.

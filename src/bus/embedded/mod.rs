@@ -2,7 +2,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -13,9 +16,9 @@ use tokio::sync::watch;
 
 use super::{
     AppendError, Appended, Batch, Bus, BusFactory, BusStatus, Delivery, Epoch, EpochStart, Finding,
-    Frame, Health, History, Members, Offset, Position, Progress, Publishers, RequestId,
-    ShardBusStatus, ShardId, SharedBus, Sink, StartError, Starting, put_event,
-    traced::TracedAppend, unix_ms,
+    Frame, Health, History, Members, Offset, Position, Progress, PublisherId, Publishers,
+    RequestId, ShardBusStatus, ShardId, SharedBus, Sink, StartError, Starting, StreamNumber,
+    put_event, traced::TracedAppend, unix_ms,
 };
 use crate::config::Config;
 
@@ -51,6 +54,8 @@ pub struct EmbeddedBus {
     shards: Vec<Mutex<Shard>>,
     /// One epoch for each process: offsets of an earlier process are not known any more.
     epoch: Epoch,
+    /// The number of the last stream.
+    streams: AtomicU64,
     /// The time for which a request id is remembered.
     request_id_window: Duration,
     sink: Arc<dyn Sink>,
@@ -79,6 +84,7 @@ impl EmbeddedBus {
         EmbeddedBus {
             shards: ShardId::all(shards).map(|_| Mutex::default()).collect(),
             epoch,
+            streams: AtomicU64::new(0),
             request_id_window,
             sink,
             health: watch::Sender::new(Health::Ready),
@@ -94,7 +100,7 @@ impl EmbeddedBus {
         if let Some(before) = batch.request_id.and_then(|id| state.requests.get(&id)) {
             return Ok(*before);
         }
-        let is_partial = state.publishers.cover(&mut batch);
+        let is_partial = state.publishers.cover(&mut batch)?;
         if batch.events.is_empty() {
             return Ok(Appended::UNKNOWN);
         }
@@ -123,6 +129,9 @@ impl EmbeddedBus {
                 events: Bytes::from(events),
             }),
         );
+        for run in batch.runs.iter().filter(|run| run.stream > 0) {
+            self.sink.publishes(run.publisher, run.stream);
+        }
         if let Some(traced) = traced {
             traced.succeeded(shard, appended, count);
         }
@@ -157,6 +166,10 @@ impl Bus for EmbeddedBus {
 
     fn append(&self, shard: ShardId, batch: Batch) -> BoxFuture<'_, Result<Appended, AppendError>> {
         ready(self.append_now(shard, batch)).boxed()
+    }
+
+    fn number_stream(&self, _: PublisherId) -> BoxFuture<'_, Option<StreamNumber>> {
+        ready(Some(self.streams.fetch_add(1, Ordering::Relaxed) + 1)).boxed()
     }
 
     fn history(&self) -> Option<&dyn History> {

@@ -365,6 +365,7 @@ mod tests {
             requests: &[],
             retain: &[],
             runs: &[],
+            streams: &[],
         };
         let value = encode_frame(&header, &encode_events([&event].into_iter()));
         assert!(value.len() < 1000);

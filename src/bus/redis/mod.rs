@@ -66,12 +66,12 @@ use self::{
     server::Server,
     subscription::Link,
     topology::Topology,
-    writer::{Job, Writer, WriterParts},
+    writer::{Job, Work, Writer, WriterParts},
 };
 use super::{
     AppendError, Appended, Batch, Bus, BusFactory, BusStatus, Exchange, Finding, Health, History,
-    HistoryPage, MemberId, MemberUpdate, Members, Position, Progress, Retained, ShardId, SharedBus,
-    Sink, StartError, Starting,
+    HistoryPage, MemberId, MemberUpdate, Members, Position, Progress, PublisherId, Retained,
+    ShardId, SharedBus, Sink, StartError, Starting, StreamNumber,
 };
 use crate::{config::Config, throttle::Throttle};
 
@@ -128,7 +128,7 @@ pub struct RedisBus {
     topology: Arc<Topology>,
     names: Vec<Arc<ShardNames>>,
     members: MemberStore,
-    queues: Vec<mpsc::Sender<Job>>,
+    queues: Vec<mpsc::Sender<Work>>,
     liveness: Vec<Arc<Liveness>>,
     memory: Vec<Arc<Mutex<Memory>>>,
     health: watch::Receiver<Health>,
@@ -280,7 +280,7 @@ impl RedisBus {
         let sent = Arc::new(AtomicBool::new(false));
         let job = Job { batch, deadline, sent: sent.clone(), answer };
         let queue = &self.queues[shard.index()];
-        match tokio::time::timeout_at(deadline.into(), queue.send(job)).await {
+        match tokio::time::timeout_at(deadline.into(), queue.send(Work::Append(job))).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(AppendError::Closed),
             Err(_) => {
@@ -337,6 +337,18 @@ impl Bus for RedisBus {
 
     fn append(&self, shard: ShardId, batch: Batch) -> BoxFuture<'_, Result<Appended, AppendError>> {
         self.append_batch(shard, batch).boxed()
+    }
+
+    fn number_stream(&self, publisher: PublisherId) -> BoxFuture<'_, Option<StreamNumber>> {
+        // One shard numbers all streams of a publisher: ids are digests.
+        let shard = usize::from(publisher[0]) << 8 | usize::from(publisher[1]);
+        let queue = &self.queues[shard % self.queues.len()];
+        async {
+            let (number, numbered) = oneshot::channel();
+            queue.send(Work::Number(number)).await.ok()?;
+            numbered.await.ok()
+        }
+        .boxed()
     }
 
     fn max_event_bytes(&self, shard: ShardId) -> Option<usize> {

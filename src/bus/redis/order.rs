@@ -26,6 +26,9 @@ pub struct Order {
     position: Position,
     /// For each epoch the last offset delivered.
     walked: BTreeMap<Epoch, Offset>,
+    /// For each epoch the last offset that the line told of: at its own place, as a copy or lost.
+    /// Less than what was delivered, where the line goes on without a tail that was.
+    told: BTreeMap<Epoch, Offset>,
     /// The ends of epochs, as the last entry or view told of them.
     ends: BTreeMap<Epoch, Offset>,
     /// The shard has forgotten the epochs up to this one.
@@ -239,6 +242,10 @@ impl Order {
 
     fn begin(&mut self, position: Position, previous: Position, ends: &[Position]) -> Delivery {
         self.walk(position);
+        self.told.extend(ends.iter().map(|end| (end.epoch, end.offset)));
+        while self.told.len() > MAX_EPOCHS {
+            self.told.pop_first();
+        }
         Delivery::Epoch(EpochStart { position, previous, ends: ends.to_vec() })
     }
 
@@ -250,11 +257,13 @@ impl Order {
     /// Everything of an epoch up to a position was delivered, in its own place or as a copy, or was
     /// told as lost.
     fn handled(&mut self, to: Position) {
-        if self.walked.len() >= MAX_EPOCHS && !self.walked.contains_key(&to.epoch) {
-            self.walked.pop_first();
+        for epochs in [&mut self.walked, &mut self.told] {
+            if epochs.len() >= MAX_EPOCHS && !epochs.contains_key(&to.epoch) {
+                epochs.pop_first();
+            }
+            let end = epochs.entry(to.epoch).or_default();
+            *end = (*end).max(to.offset);
         }
-        let walked = self.walked.entry(to.epoch).or_default();
-        *walked = (*walked).max(to.offset);
     }
 
     fn gap(&self, reason: GapReason, lost: Vec<Lost>, more: bool) -> Gap {
@@ -297,9 +306,11 @@ impl Order {
                 (more, reason) = (true, GapReason::UnknownEpoch);
             }
         }
-        // Copies may be missing. A stream knows which of their names it had.
+        // Copies and notes may be missing. A stream knows which of their names it had; one that
+        // came from before a tail that was lost had none of them, even if this gateway had.
         for (epoch, end) in self.ends.range(..to.epoch) {
-            let after = self.walked.get(epoch).copied().unwrap_or_default();
+            let after = self.told.get(epoch).or_else(|| self.walked.get(epoch));
+            let after = after.copied().unwrap_or_default();
             lose(&mut lost, *epoch, after, *end, &self.coming);
         }
         let after = self.walked.get(&to.epoch).copied().unwrap_or_default();
@@ -371,6 +382,7 @@ mod tests {
             requests: Bytes::new(),
             retain: Bytes::new(),
             runs: Bytes::new(),
+            streams: Bytes::new(),
         }
     }
 
@@ -524,6 +536,25 @@ mod tests {
             order.begin_history(&view(at(9, 1), &[at(5, 8), at(7, 0)]), &entries);
             assert_eq!(read(&mut order, &entries), found);
         }
+    }
+
+    #[test]
+    fn a_lost_tail_is_told_again_if_its_note_is_gone() {
+        // This gateway had, or began behind, a tail of epoch 5 that the line goes on without. A
+        // stream that comes from before the tail goes on in its log.
+        let mut order = after(5, 26);
+        let start = epoch(9, at(5, 3), &[at(5, 3)]);
+        assert_eq!(offered(&mut order, &start), "epoch 9-0");
+        let entries = [frame(9, 2, 1)];
+        let mut known = view(at(9, 2), &[at(5, 26)]);
+        known.copies.add(1, 1);
+        order.begin_history(&known, &entries);
+        assert_eq!(read(&mut order, &entries), ["lost 5:4-26 to 9-1", "2..9-2"]);
+        // Once: another one that is gone says nothing of it.
+        let entries = [frame(9, 4, 1)];
+        known.tip = at(9, 4);
+        order.begin_history(&known, &entries);
+        assert_eq!(read(&mut order, &entries), ["lost 9:3-3 to 9-3", "4..9-4"]);
     }
 
     #[test]

@@ -18,8 +18,8 @@ use super::{
     view::{ShardView, parse_view},
 };
 use crate::bus::{
-    Appended, Epoch, Name, Offset, Position, PublisherId, RequestId, ShardId, millis,
-    ranges::Ranges,
+    Appended, Epoch, Name, Offset, Position, PublisherId, RequestId, Run, ShardId, StreamNumber,
+    millis, ranges::Ranges,
 };
 
 /// The script: everything that gateways do to a shard.
@@ -78,6 +78,8 @@ pub enum Op {
         /// The gateways that are waited for.
         peers: Vec<WriterId>,
     },
+    /// Numbers so many streams of publishers.
+    Number(usize),
 }
 
 /// A frame, and what the script does with it.
@@ -96,10 +98,31 @@ pub struct Framed {
     pub bytes: Vec<u8>,
     /// Request ids, each with the index of its first event.
     pub requests: Vec<(RequestId, u64)>,
-    /// The runs of publishers: the first and the last sequence that each covers.
-    pub runs: Vec<(PublisherId, u64, u64)>,
+    /// The runs of publishers.
+    pub runs: Vec<Covers>,
     /// Events that become the last value of their key.
     pub retain: Vec<Retain>,
+}
+
+/// What a run of a publisher's events covers.
+#[derive(Clone, Copy, Debug)]
+pub struct Covers {
+    /// The publisher.
+    pub publisher: PublisherId,
+    /// The stream that they came on.
+    pub stream: StreamNumber,
+    /// The first sequence.
+    pub from: u64,
+    /// The last sequence.
+    pub last: u64,
+}
+
+impl Covers {
+    /// What a run covers.
+    pub fn of(run: &Run) -> Covers {
+        let Run { publisher, stream, from, .. } = *run;
+        Covers { publisher, stream, from, last: run.last() }
+    }
 }
 
 /// An event of a frame that becomes the last value of its key.
@@ -144,6 +167,10 @@ pub enum Status {
     /// Of these runs' publishers, by the index of the run, the shard has these sequences; nothing
     /// was done.
     Covered(Vec<(usize, Ranges)>),
+    /// The publishers of these runs, by index, have later streams; nothing was done.
+    TakenOver(Vec<usize>),
+    /// Streams were numbered: the number of the last one.
+    Numbered(StreamNumber),
     /// The writer's frame before it is not there; nothing was done.
     OutOfOrder,
     /// The epoch is over, or an exact position is taken; nothing was done.
@@ -284,7 +311,7 @@ impl Call {
         let (names, settings) = (&*target.names, &*target.settings);
         let framed = match &self.op {
             Op::Append(framed) | Op::Again(framed, _) => Some(framed),
-            Op::Probe(_) | Op::Release { .. } => None,
+            Op::Probe(_) | Op::Release { .. } | Op::Number(_) => None,
         };
         let size = framed.map_or((0, 0), |framed| {
             let retained: usize = framed.retain.iter().map(|retain| retain.event.len()).sum();
@@ -306,6 +333,7 @@ impl Call {
             Op::Again(..) => "again",
             Op::Probe(_) => "probe",
             Op::Release { .. } => "release",
+            Op::Number(_) => "number",
         });
         cmd.arg(&names.channel).arg(if settings.sharded { "SPUBLISH" } else { "PUBLISH" });
         cmd.arg(&target.deployment).arg(self.entropy).arg(&self.reported);
@@ -337,6 +365,9 @@ impl Call {
                 let peers: Vec<_> = peers.iter().map(|peer| id_text(*peer)).collect();
                 cmd.arg(id_text(*caller)).arg(peers.join(" "));
             }
+            Op::Number(streams) => {
+                cmd.arg(*streams);
+            }
         }
         cmd
     }
@@ -353,8 +384,12 @@ impl Framed {
         for (_, index) in &self.requests {
             cmd.arg(*index);
         }
-        for (publisher, from, last) in &self.runs {
-            cmd.arg(&publisher[..]).arg(*from).arg(*last);
+        for Covers { publisher, stream, from, last } in &self.runs {
+            let mut name = publisher.to_vec();
+            if *stream > 0 {
+                name.extend_from_slice(stream.to_string().as_bytes());
+            }
+            cmd.arg(name).arg(*from).arg(*last);
         }
     }
 }
@@ -480,6 +515,11 @@ pub fn parse(value: &Value) -> Option<Answer> {
             });
             Status::Covered(pairs.collect::<Option<_>>()?)
         }
+        "over" => {
+            let runs = (EXTRA..parts.len()).map(|at| usize::try_from(number(at)?).ok());
+            Status::TakenOver(runs.collect::<Option<_>>()?)
+        }
+        "numbered" => Status::Numbered(number(EXTRA)?),
         _ => return None,
     };
     Some(Answer::Shard(view, status))
@@ -536,6 +576,8 @@ mod tests {
         assert_eq!(read("seen", &["0", "9 4", "2", "9 7"]), Some(seen));
         let covered = vec![(1, Ranges::parse("1-7.9-9").unwrap())];
         assert_eq!(read("covered", &["1", "1-7.9-9"]), Some(Status::Covered(covered)));
+        assert_eq!(read("over", &["0", "2"]), Some(Status::TakenOver(vec![0, 2])));
+        assert_eq!(read("numbered", &["77"]), Some(Status::Numbered(77)));
         assert_eq!(read("what", &["9", "4"]), None);
         let theirs = Some(Answer::Deployment("2 16".into()));
         assert_eq!(parse(&reply(&["deployment", "2 16"])), theirs);

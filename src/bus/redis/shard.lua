@@ -1,9 +1,9 @@
 -- Everything that gateways do to a shard: append, append again what was lost, release the shard
--- after a recovery, and probe. Each call is one step, all or nothing.
+-- after a recovery, probe, and number streams. Each call is one step, all or nothing.
 --
 -- KEYS  1 state (hash)   2 history (stream)   3 trim index (list)   4 last values by key (hash)
 --       5.. request ids of the frame
--- ARGV  1 op: append, again, release, probe
+-- ARGV  1 op: append, again, release, probe, number
 --       2 channel        3 SPUBLISH or PUBLISH
 --       4 deployment: what all gateways of the shard must have in common
 --       5 entropy: a random number below 4096
@@ -21,10 +21,12 @@
 --       17 time to remember request ids, in ms
 --       18 number of last values, then for each its key, its index and its bytes; then for each
 --          request id the index of its first event; then for each run of a publisher's events the
---          name of the publisher, and the first and the last sequence that it covers. Indices count
---          from the first event of the name
+--          16 bytes that name the publisher, with the number of the stream behind them if it has
+--          one, and the first and the last sequence that it covers. Indices count from the first
+--          event of the name
 --   probe:    12 frame
 --   release:  12 caller   13 the gateways that the caller waits for, separated by spaces
+--   number:   12 how many streams
 --
 -- Returns {status, epoch, offset, copies, ends, recovering, ..}: the shard after the call. `copies`
 -- are the ranges of the epoch that are copies or notes, `ends` is "floor epoch:offset ..": for each
@@ -38,6 +40,8 @@
 --   seen, index, value, ..: these requests were accepted before; nothing was done
 --   covered, index, ranges, ..: of these runs' publishers the shard has these sequences; nothing
 --               was done
+--   over, index, ..  append: the publishers of these runs have later streams; nothing was done
+--   numbered, last: the number of the last of so many streams; the others have those before it
 --   order       append: the writer's frame before it is not here; nothing was done
 --   epoch       the caller's epoch is over, or its position is taken; nothing was done
 --   turn        append: another writer comes first; nothing was done
@@ -476,10 +480,18 @@ end
 -- Forgets the writers and publishers that have not written for long.
 local function sweep(now)
   redis.call('HSET', KEYS[1], 'swept', num(now))
-  local all = redis.call('HGETALL', KEYS[1])
+  local all, here = redis.call('HGETALL', KEYS[1]), {}
   for i = 1, #all, 2 do
     local at = string.match(all[i], '^[wp]:') and tonumber(string.match(all[i + 1], '^%d+'))
-    if at and now - at > FORGET_WRITERS then redis.call('HDEL', KEYS[1], all[i]) end
+    if at and now - at > FORGET_WRITERS then
+      redis.call('HDEL', KEYS[1], all[i])
+    elseif at then
+      here[all[i]] = true
+    end
+  end
+  for i = 1, #all, 2 do
+    local publisher = string.match(all[i], '^s:(.*)$')
+    if publisher and not here['p:' .. publisher] then redis.call('HDEL', KEYS[1], all[i]) end
   end
 end
 
@@ -519,6 +531,14 @@ if op == 'release' then
   redis.call('HSET', KEYS[1], 'run', identity)
   redis.call('HDEL', KEYS[1], 'recovery', 'reported', 'done', 'since')
   return answer('ok')
+end
+
+if op == 'number' then
+  -- Greater than every number before, also where the state with the last one was lost: epochs rise.
+  local last = tonumber(redis.call('HMGET', KEYS[1], 'streams')[1]) or 0
+  last = num(math.max(last, epoch) + ARGV[12])
+  redis.call('HSET', KEYS[1], 'streams', last)
+  return answer('numbered', last)
 end
 
 local sequence, count = tonumber(ARGV[13]), tonumber(ARGV[14])
@@ -626,28 +646,59 @@ for i = 1, #KEYS - 4 do
 end
 if #found > 0 then return answer('seen', unpack(found)) end
 
--- The runs of publishers, whose records have the time of the last frame in s, and the sequences
--- that are here.
-local publishers, had = {}, {}
-for i = index + #KEYS - 4, #ARGV, 3 do publishers[#publishers + 1] = 'p:' .. ARGV[i] end
-if #publishers > 0 then
-  local records = redis.call('HMGET', KEYS[1], unpack(publishers))
-  local covered = {}
-  for i, publisher in ipairs(publishers) do
-    local ranges = had[publisher] or string.match(records[i] or '', '^%d+ (.*)$') or ''
-    had[publisher] = ranges
-    local arg = index + #KEYS - 4 + 3 * (i - 1)
-    if overlap(ranges, tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])) then
-      covered[#covered + 1] = num(i - 1)
-      covered[#covered + 1] = ranges
+-- The runs of publishers. A publisher's record has the time of the last frame in s, and the
+-- sequences that are here; another one, which earlier versions leave alone, has the number of the
+-- last stream that they came on.
+local publishers, had, streams, later = {}, {}, {}, {}
+for i = index + #KEYS - 4, #ARGV, 3 do
+  publishers[#publishers + 1] = string.sub(ARGV[i], 1, 16)
+end
+local function keep_publishers()
+  local now, records = redis.call('TIME')[1], {}
+  for publisher, ranges in pairs(had) do
+    if ranges ~= '' then
+      records[#records + 1] = 'p:' .. publisher
+      records[#records + 1] = now .. ' ' .. ranges
+      if later[publisher] then
+        records[#records + 1] = 's:' .. publisher
+        records[#records + 1] = streams[publisher]
+      end
     end
   end
+  if #records > 0 then redis.call('HSET', KEYS[1], unpack(records)) end
+end
+if #publishers > 0 then
+  local fields = {}
+  for i, publisher in ipairs(publishers) do
+    fields[2 * i - 1], fields[2 * i] = 'p:' .. publisher, 's:' .. publisher
+  end
+  local records = redis.call('HMGET', KEYS[1], unpack(fields))
+  local covered, over = {}, {}
+  for i, publisher in ipairs(publishers) do
+    if not had[publisher] then
+      had[publisher] = string.match(records[2 * i - 1] or '', '^%d+ (.*)$') or ''
+      streams[publisher] = records[2 * i] or '0'
+    end
+    local arg = index + #KEYS - 4 + 3 * (i - 1)
+    local stream, last = string.sub(ARGV[arg], 17), streams[publisher]
+    -- As a rule it is the last one.
+    if stream ~= last and stream ~= '' then
+      if tonumber(stream) > tonumber(last) then
+        streams[publisher], later[publisher] = stream, true
+      elseif op == 'append' then
+        -- What was accepted before comes again whatever stream it came on.
+        over[#over + 1] = num(i - 1)
+      end
+    end
+    if overlap(had[publisher], tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])) then
+      covered[#covered + 1] = num(i - 1)
+      covered[#covered + 1] = had[publisher]
+    end
+  end
+  if #over > 0 then return answer('over', unpack(over)) end
   if #covered > 0 then
     -- They are remembered for longer.
-    local now = redis.call('TIME')[1]
-    for publisher, ranges in pairs(had) do
-      if ranges ~= '' then redis.call('HSET', KEYS[1], publisher, now .. ' ' .. ranges) end
-    end
+    keep_publishers()
     return answer('covered', unpack(covered))
   end
 end
@@ -669,17 +720,11 @@ end
 keep_place(sequence, place)
 keep_writer()
 if #publishers > 0 then
-  local now = redis.call('TIME')[1]
   for i, publisher in ipairs(publishers) do
     local arg = index + #KEYS - 4 + 3 * (i - 1)
     had[publisher] = with_range(had[publisher], tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2]))
   end
-  local records = {}
-  for publisher, ranges in pairs(had) do
-    records[#records + 1] = publisher
-    records[#records + 1] = now .. ' ' .. ranges
-  end
-  redis.call('HSET', KEYS[1], unpack(records))
+  keep_publishers()
 end
 local base_epoch, base = num(name_epoch or epoch), name_first or first
 local arg = 19

@@ -32,8 +32,9 @@ use crate::bus::{LinkStatus, ShardId};
 /// dropped, and repaired like any hole.
 pub(super) const QUEUE: usize = 8192;
 
-/// The waits before the next attempt to connect.
-const MAX_WAIT: Duration = Duration::from_millis(700);
+/// The waits before the next attempt to connect. Nodes hear nothing until it succeeds; a gateway
+/// has one of these connections to each master.
+const MAX_WAIT: Duration = Duration::from_millis(200);
 const MIN_WAIT: Duration = Duration::from_millis(20);
 
 /// A message from a subscription to the reader.

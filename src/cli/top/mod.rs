@@ -25,7 +25,7 @@ use super::{Failure, GatewayArgs, visible_json};
 Keys:
   b r n d t     sort the nodes by: behind, rate, node, delivered, time connected;
                 the same key again reverses the order
-  Tab           the next table: nodes, gateways, shards, links
+  Tab           the next table: nodes, gateways, shards, links, agents
   up, down, PgUp, PgDn, Home, End
                 scroll the table
   left, right   scroll its columns, where it is wider than the terminal

@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use ratatui::crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers};
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use trunkline_proto::v1::{Gateway, GatewayState, GetStatusResponse, Node};
+use trunkline_proto::v1::{AgentReport, Gateway, GatewayState, GetStatusResponse, Node};
 
 use super::poll::Snapshot;
 use crate::cli::json;
@@ -44,6 +44,8 @@ pub enum Table {
     Shards,
     /// The connections of the gateway to the bus.
     Links,
+    /// The agents among the nodes.
+    Agents,
 }
 
 /// Characters by which an arrow key scrolls the columns.
@@ -174,10 +176,12 @@ impl View {
                 Table::Nodes => Table::Gateways,
                 Table::Gateways => Table::Shards,
                 Table::Shards => Table::Links,
-                Table::Links => Table::Nodes,
+                Table::Links => Table::Agents,
+                Table::Agents => Table::Nodes,
             }),
             KeyCode::BackTab => self.show(match self.table {
-                Table::Nodes => Table::Links,
+                Table::Nodes => Table::Agents,
+                Table::Agents => Table::Links,
                 Table::Gateways => Table::Nodes,
                 Table::Shards => Table::Gateways,
                 Table::Links => Table::Shards,
@@ -213,6 +217,7 @@ impl View {
             (Table::Gateways, _) => self.gateways().len(),
             (Table::Shards, status) => status.map_or(0, |status| status.shards.len()),
             (Table::Links, status) => status.map_or(0, |status| status.links.len()),
+            (Table::Agents, _) => self.agents().count(),
         }
     }
 
@@ -259,6 +264,11 @@ impl View {
     /// The nodes of the snapshot, sorted.
     pub fn nodes(&self) -> &[Node] {
         self.snapshot.as_ref().map_or(&[], |snapshot| &snapshot.nodes)
+    }
+
+    /// Those of them that are agents.
+    pub fn agents(&self) -> impl Iterator<Item = (&Node, &AgentReport)> {
+        self.nodes().iter().filter_map(|node| Some((node, node.agent.as_ref()?)))
     }
 
     /// True if there are nodes that the snapshot does not list.

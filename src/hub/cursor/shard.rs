@@ -3,14 +3,13 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
-    bus::{
-        Delivery, Epoch, Gap, GapReason, HistoryPage, Lost, Offset, Position, Provenance, unix_ms,
-    },
+    bus::{Epoch, Gap, GapReason, Lost, Offset, Position, Provenance, unix_ms},
     hub::{
         batch::Events,
         cursor::{Missing, selection::Selection},
         had::{Had, HadAt},
         log::{Content, Entry, IndexedFrame, Log},
+        pages::Page,
     },
 };
 
@@ -43,6 +42,10 @@ pub(super) struct ShardCursor {
     /// True while the first entry is a gap of which a part was reported.
     reporting: bool,
     pub(super) source: Source,
+    /// Where a page of history was turned, the furthest place.
+    turned: Option<Position>,
+    /// The place that the log went on behind when the stream left it last.
+    left_before: Option<Position>,
 }
 
 /// The source of the entries that come next.
@@ -51,7 +54,7 @@ pub(in crate::hub) enum Source {
     Log(Scan),
     /// Entries from history that were not delivered yet, oldest first. If there are none, the next
     /// page is to be read.
-    History(VecDeque<Entry>),
+    History(VecDeque<Arc<Entry>>),
     /// A gap, and the log after it.
     Gap(Box<Gap>, Scan),
     /// Not known yet: the log has to catch up with the bus first.
@@ -112,6 +115,8 @@ impl ShardCursor {
             ahead: vec![],
             reporting: false,
             source,
+            turned: None,
+            left_before: None,
         };
         shard.stand_at(position);
         shard
@@ -128,30 +133,30 @@ impl ShardCursor {
 
     /// What history no longer holds before the first page, if the stream reads the whole line to
     /// find what it has not had.
-    pub(super) fn before(&self, page: &HistoryPage, ends: &[Position]) -> Option<Gap> {
-        let position = match page.deliveries.first()? {
-            Delivery::Frame(frame) => {
+    pub(super) fn before(&self, page: &Page, ends: &[Position]) -> Option<Gap> {
+        let position = match &page.entries.first()?.content {
+            Content::Frame(IndexedFrame { frame, .. }) => {
                 Position { epoch: frame.epoch, offset: Offset(frame.first.0.saturating_sub(1)) }
             }
-            Delivery::Epoch(start) if start.position.offset > Offset(0) => start.position,
-            Delivery::Epoch(start) if start.previous.is_known() => start.previous,
-            Delivery::Epoch(_) | Delivery::Gap(_) | Delivery::Start(_) => return None,
+            Content::Epoch(start) if start.position.offset > Offset(0) => start.position,
+            Content::Epoch(start) if start.previous.is_known() => start.previous,
+            Content::Epoch(_) | Content::Gap(_) => return None,
         };
         let mut expired = self.expired_before(position, ends)?;
         // Copies of it may follow. Not of the epoch of the position: whoever goes on behind a place
         // has had all names before it.
         let mut coming = self.had.clone();
-        for delivery in &page.deliveries {
-            match delivery {
-                Delivery::Frame(frame) => {
+        for entry in &page.entries {
+            match &entry.content {
+                Content::Frame(IndexedFrame { frame, .. }) => {
                     if let Some(name) = frame.provenance.as_ref().and_then(|it| it.name.as_ref()) {
                         coming.add(name.epoch, name.first, name.last().offset);
                     }
                 }
-                Delivery::Gap(gap) => {
+                Content::Gap(gap) => {
                     gap.lost.iter().for_each(|lost| coming.add(lost.epoch, lost.first, lost.last));
                 }
-                Delivery::Epoch(_) | Delivery::Start(_) => {}
+                Content::Epoch(_) => {}
             }
         }
         let lost = expired.lost.iter().flat_map(|lost| {
@@ -202,6 +207,18 @@ impl ShardCursor {
         }
     }
 
+    /// The position after which history is to be read, and whether the page must be fresh: what was
+    /// kept has led a stream that comes back to where it was, and its oldest event may be gone.
+    pub(super) fn wanted(&self) -> (Position, bool) {
+        let came_back = self.turned.is_some_and(|place| self.position <= place);
+        (self.position, came_back || !self.position.is_known())
+    }
+
+    /// A page of history is turned here.
+    pub(super) fn turn_at(&mut self, place: Position) {
+        self.turned = self.turned.max(Some(place));
+    }
+
     /// True if it waits for a page of history, or for the log.
     pub(super) fn waits(&self) -> bool {
         match &self.source {
@@ -221,7 +238,7 @@ impl ShardCursor {
         matches!(self.source, Source::Log(_) | Source::Gap(..))
     }
 
-    pub(super) fn put_back(&mut self, entry: Entry) {
+    pub(super) fn put_back(&mut self, entry: Arc<Entry>) {
         if let Source::History(entries) = &mut self.source {
             entries.push_front(entry);
         }
@@ -265,6 +282,11 @@ impl ShardCursor {
         } else {
             self.had.walk(place);
         }
+    }
+
+    /// Leaves the log, which goes on behind this place; true if that was so the last time.
+    pub(super) fn left_before(&mut self, place: Position) -> bool {
+        self.left_before.replace(place) == Some(place)
     }
 
     pub(super) fn has_passed(&self, place: Position) -> bool {

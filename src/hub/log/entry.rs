@@ -64,7 +64,8 @@ impl Entry {
     pub(in crate::hub) fn goes_on_after(&self) -> Option<Position> {
         let (before, epoch) = (self.follows?, self.position.epoch);
         let place = match &self.content {
-            Content::Epoch(start) => start.previous,
+            // Also one of an epoch without events: what is before it is on the line.
+            Content::Epoch(start) => return start.previous.is_known().then_some(start.previous),
             _ if before.epoch != epoch => {
                 Position { epoch, offset: Offset(self.first_place().0.saturating_sub(1)) }
             }

@@ -77,7 +77,7 @@ fn first_epoch(number: u64) -> Delivery {
 /// What a stream gets that has had this.
 async fn resume(hub: &Arc<Hub>, had: Had) -> (Cursor, Vec<u64>, Vec<Missing>) {
     let mut cursor = open(hub, everything("n"), Begin::After(vec![had])).await;
-    let (events, gaps) = drain(&mut cursor);
+    let (events, gaps) = drain(&mut cursor).await;
     (cursor, events, gaps)
 }
 
@@ -125,7 +125,7 @@ async fn a_gateway_that_is_behind_the_token_forgets_nothing_of_it() {
     bus.append(0, epoch(2, position(1, 3), &[position(1, 3)]));
     bus.append(0, Delivery::Frame(plain(2, 1, 21..=21)));
     bus.append(0, Delivery::Frame(plain(2, 2, 22..=23)));
-    assert_eq!(drain(&mut cursor), (vec![23], vec![]));
+    assert_eq!(drain(&mut cursor).await, (vec![23], vec![]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -144,7 +144,7 @@ async fn a_gateway_that_knows_nothing_of_the_token_yet_catches_up_first() {
         bus.deliver(0, delivery.clone());
     }
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-    assert_eq!(drain(&mut cursor), (vec![23], vec![]));
+    assert_eq!(drain(&mut cursor).await, (vec![23], vec![]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -156,14 +156,14 @@ async fn an_up_to_date_gateway_that_knows_no_epoch_of_the_token_says_so_and_keep
     assert!(!opened.resumed);
     let mut cursor = opened.cursor;
     assert!(!cursor.to_had()[0].has(position(5, 1)), "not before it was told");
-    let (events, gaps) = drain(&mut cursor);
+    let (events, gaps) = drain(&mut cursor).await;
     assert!(events.is_empty());
     assert_eq!(gaps[0].reason, GapReason::UnknownEpoch);
     assert_eq!(gap_of(&gaps), [(position(9, 4), position(5, 3), None)]);
     let token = cursor.to_had().remove(0);
     assert!(token.has(position(5, 3)) && token.has(position(9, 4)));
     bus.append(0, Delivery::Frame(plain(5, 4, 4..=4)));
-    assert_eq!(drain(&mut cursor), (vec![4], vec![]));
+    assert_eq!(drain(&mut cursor).await, (vec![4], vec![]));
     let (_, events, gaps) = resume(&hub, cursor.to_had().remove(0)).await;
     assert_eq!((events, gaps), (vec![], vec![]), "it is told once");
 }
@@ -357,7 +357,7 @@ async fn a_log_that_begins_on_another_line_is_read_if_history_has_nothing() {
     bus.lose_history();
     let (mut cursor, mut events, mut gaps) = resume(&hub, had(&[(1, 1)])).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let (more_events, more_gaps) = drain(&mut cursor);
+    let (more_events, more_gaps) = drain(&mut cursor).await;
     events.extend(more_events);
     gaps.extend(more_gaps);
     assert_eq!(events, [41, 42]);
@@ -395,7 +395,7 @@ async fn a_token_inside_a_frame_that_is_lost_and_restored_continues_with_the_res
     let limit = ReadOptions { max_events: Some(2), ..ReadOptions::default() };
     let begin = Begin::After(vec![had(&[(1, 2)])]);
     let mut cursor = hub.open(everything("n"), &begin, limit).await.unwrap().cursor;
-    assert_eq!(drain(&mut cursor).0, [3, 4]);
+    assert_eq!(drain(&mut cursor).await.0, [3, 4]);
     let token = cursor.to_had().remove(0);
     assert_eq!((token.walked(Epoch(2)), token.has(position(1, 4))), (Offset(3), true));
     let (_, events, gaps) = resume(&hub, token).await;
@@ -426,12 +426,12 @@ async fn what_was_skipped_since_it_was_not_wanted_is_had() {
     let tail = plain(1, 3, 3..=4);
     let (hub, bus) = gateway(&[first_epoch(1)]);
     let mut cursor = open(&hub, accounts("n", &["other"]), Begin::Latest).await;
-    assert_eq!(drain(&mut cursor), (vec![], vec![]));
+    assert_eq!(drain(&mut cursor).await, (vec![], vec![]));
     bus.append(0, Delivery::Frame(plain(1, 1, 1..=2)));
     bus.append(0, Delivery::Frame(tail));
     bus.append(0, epoch(2, position(1, 2), &[position(1, 2)]));
     bus.append(0, note(position(2, 1), lost(1, 3, 4)));
-    assert_eq!(drain(&mut cursor), (vec![], vec![]), "it passed them before they were lost");
+    assert_eq!(drain(&mut cursor).await, (vec![], vec![]), "it passed them before they were lost");
     assert!(cursor.to_had()[0].has(position(1, 4)));
 }
 
@@ -490,7 +490,7 @@ async fn a_gateway_that_reads_an_older_epoch_after_a_younger_one_repeats_nothing
     ];
     bus.set_line(0, [&common[..], &line[..]].concat());
     lost.iter().chain(&line).for_each(|delivery| bus.deliver(0, delivery.clone()));
-    assert_eq!(drain(&mut cursor), (vec![21, 22, 3, 4, 33], vec![]));
+    assert_eq!(drain(&mut cursor).await, (vec![21, 22, 3, 4, 33], vec![]));
     let mut with_copies = had(&[(1, 4), (3, 2)]);
     with_copies.add(Epoch(2), Offset(1), Offset(2));
     let others: [&[(u64, u64)]; 3] = [&[(1, 2)], &[(1, 3), (2, 1)], &[(1, 2), (2, 2)]];
@@ -520,7 +520,7 @@ async fn a_last_value_is_not_replaced_by_a_copy_of_an_older_one() {
     bus.append(0, epoch(3, position(2, 1), &[position(2, 1)]));
     bus.append(0, Delivery::Frame(copy(&older, position(3, 1))));
     let mut cursor = open(&hub, everything("n"), Begin::Latest).await;
-    assert_eq!(drain(&mut cursor), (vec![2], vec![]));
+    assert_eq!(drain(&mut cursor).await, (vec![2], vec![]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -532,11 +532,11 @@ async fn a_shard_whose_history_is_slow_holds_up_no_other() {
     let begin = Begin::After(vec![Had::oldest(), Had::up_to(position(7, 0))]);
     let cursor = open(&hub, everything("n"), begin);
     let mut cursor = tokio::time::timeout(std::time::Duration::from_mins(1), cursor).await.unwrap();
-    assert_eq!(drain(&mut cursor), (vec![2], vec![]));
+    assert_eq!(drain(&mut cursor).await, (vec![2], vec![]));
     bus.publish(0, &events(3..=3));
     bus.publish(1, &events(4..=4));
-    assert_eq!(drain(&mut cursor), (vec![4], vec![]));
+    assert_eq!(drain(&mut cursor).await, (vec![4], vec![]));
     bus.go_on();
     tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-    assert_eq!(drain(&mut cursor), (vec![1, 3], vec![]));
+    assert_eq!(drain(&mut cursor).await, (vec![1, 3], vec![]));
 }

@@ -2,10 +2,9 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use futures_util::FutureExt;
 use proptest::prelude::*;
 
-use super::{LARGE, accounts, after, bus::TestBus, drain, event, everything, ids, open};
+use super::{LARGE, accounts, after, bus::TestBus, drain, event, everything, ids, next_now, open};
 use crate::{
     bus::Position,
     hub::{
@@ -44,7 +43,7 @@ async fn drain_late(late: Late) -> Vec<u64> {
     assert_eq!(gaps, vec![]);
     let mut events = vec![];
     while !behind.has_caught_up() {
-        match behind.next().now_or_never() {
+        match next_now(&mut behind).await {
             Some(Ok(Item::Events(batch))) => events.extend(ids(&batch.chunks)),
             Some(other) => panic!("{other:?}"),
             // Its history is read.
@@ -68,7 +67,7 @@ async fn an_update_takes_effect_at_the_end_of_what_the_stream_has_read() {
     let (hub, bus) = TestBus::start(1, 0, LARGE);
     let mut cursor = open(&hub, accounts("n", &["a"]), Begin::Latest).await;
     bus.publish(0, &[event(1, "p", "a"), event(2, "p", "b")]);
-    assert_eq!(drain(&mut cursor).0, [1]);
+    assert_eq!(drain(&mut cursor).await.0, [1]);
     // Nothing of these is read, and nothing of the first concerns the stream.
     bus.publish(0, &[event(3, "p", "b")]);
     cursor.update(vec![add(&["b"])], None);
@@ -77,7 +76,7 @@ async fn an_update_takes_effect_at_the_end_of_what_the_stream_has_read() {
     cursor.update(vec![remove(&["a"])], None);
     assert_eq!(cursor.positions(), [Position::new(7, 3)]);
     bus.publish(0, &[event(7, "p", "a"), event(8, "p", "b")]);
-    assert_eq!(drain(&mut cursor).0, [4, 8]);
+    assert_eq!(drain(&mut cursor).await.0, [4, 8]);
 }
 
 #[tokio::test]
@@ -90,15 +89,15 @@ async fn an_account_that_is_removed_and_added_at_once_is_never_missed() {
     cursor.update(vec![all, remove(&["c"]), add(&["d"])], None);
     bus.publish(0, &[event(2, "p", "b"), event(3, "p", "c"), event(4, "p", "a")]);
     bus.publish(0, &[event(5, "p", "d")]);
-    assert_eq!(drain(&mut cursor).0, [1, 4, 5]);
+    assert_eq!(drain(&mut cursor).await.0, [1, 4, 5]);
     // With none left that is named, nothing is included, and not everything.
     cursor.update(vec![remove(&["a", "d"])], None);
     bus.publish(0, &[event(6, "p", "a"), event(7, "p", "x")]);
-    assert!(drain(&mut cursor).0.is_empty());
+    assert!(drain(&mut cursor).await.0.is_empty());
     let all = Change::new(&v1::Filter::default(), &v1::Filter::default()).replacing(false);
     cursor.update(vec![all], None);
     bus.publish(0, &[event(8, "p", "x")]);
-    assert_eq!(drain(&mut cursor).0, [8]);
+    assert_eq!(drain(&mut cursor).await.0, [8]);
 }
 
 #[tokio::test]
@@ -111,21 +110,21 @@ async fn kinds_and_types_change_like_accounts() {
         bus.publish(0, &events);
     };
     publish(1);
-    assert_eq!(drain(&mut cursor).0, [1]);
+    assert_eq!(drain(&mut cursor).await.0, [1]);
     let types = |types: &[&str]| {
         let types = types.iter().map(|name| (*name).to_owned()).collect();
         add(&[]).with_custom_types(Some(types))
     };
     cursor.update(vec![types(&["b.*"])], None);
     publish(11);
-    assert_eq!(drain(&mut cursor).0, [12]);
+    assert_eq!(drain(&mut cursor).await.0, [12]);
     let kinds = |kinds: &[i32]| v1::Filter { kinds: kinds.to_vec(), ..Default::default() };
     cursor.update(vec![Change::new(&kinds(&[20]), &kinds(&[10]))], None);
     publish(21);
-    assert_eq!(drain(&mut cursor).0, [23]);
+    assert_eq!(drain(&mut cursor).await.0, [23]);
     cursor.update(vec![Change::new(&kinds(&[10]), &kinds(&[]))], None);
     publish(31);
-    assert!(drain(&mut cursor).0.is_empty());
+    assert!(drain(&mut cursor).await.0.is_empty());
 }
 
 /// A number as an index.
@@ -139,13 +138,13 @@ async fn interest_that_begins_at_a_token_gets_what_the_stream_left_out_since_the
     let mut cursor = open(&hub, accounts("n", &["a"]), Begin::Latest).await;
     let first: Vec<_> = (1..=6).map(|id| event(id, "p", ["c", "a", "b"][index(id % 3)])).collect();
     bus.publish(0, &first);
-    assert_eq!(drain(&mut cursor).0, [1, 4]);
+    assert_eq!(drain(&mut cursor).await.0, [1, 4]);
     bus.publish(0, &[event(7, "p", "b"), event(8, "p", "a")]);
     let since = since(2);
     let late = cursor.update(vec![add(&["b"])], Some(&since)).expect("since then");
     // The stream has not read 7 and 8 yet.
     assert_eq!(drain_late(late).await, [5]);
-    assert_eq!(drain(&mut cursor).0, [7, 8]);
+    assert_eq!(drain(&mut cursor).await.0, [7, 8]);
     // An account that the update removes and adds was delivered.
     let changes = vec![remove(&["a"]), add(&["a", "c"])];
     assert_eq!(drain_late(cursor.update(changes, Some(&since)).unwrap()).await, [3, 6]);
@@ -163,15 +162,15 @@ async fn what_was_removed_and_is_added_again_since_before_repeats_nothing() {
         bus.publish(0, &of.map(|(id, account)| event(id, "p", account)).collect::<Vec<_>>());
     };
     publish(1);
-    assert_eq!(drain(&mut cursor).0, [1, 2]);
+    assert_eq!(drain(&mut cursor).await.0, [1, 2]);
     cursor.update(vec![remove(&["a"])], None);
     publish(4);
-    assert_eq!(drain(&mut cursor).0, [5]);
+    assert_eq!(drain(&mut cursor).await.0, [5]);
     // What a new account and one that was here lack is different.
     let late = cursor.update(vec![add(&["a", "c"]), remove(&["b"])], Some(&since(0))).unwrap();
     assert_eq!(drain_late(late).await, [3, 4, 6]);
     publish(7);
-    assert_eq!(drain(&mut cursor).0, [7, 9]);
+    assert_eq!(drain(&mut cursor).await.0, [7, 9]);
     // What was delivered late was delivered, too.
     cursor.update(vec![remove(&["a", "c"])], None);
     publish(10);
@@ -204,11 +203,11 @@ async fn kinds_and_types_that_are_added_again_since_before_repeat_nothing() {
     };
     let kinds = |kinds: &[i32]| v1::Filter { kinds: kinds.to_vec(), ..Default::default() };
     publish(1);
-    assert_eq!(drain(&mut cursor).0, [1, 2, 3]);
+    assert_eq!(drain(&mut cursor).await.0, [1, 2, 3]);
     // A type is named by its prefix, and then by its name.
     cursor.update(vec![types(&["c.b"]), Change::new(&kinds(&[10]), &kinds(&[]))], None);
     publish(4);
-    assert_eq!(drain(&mut cursor).0, [5]);
+    assert_eq!(drain(&mut cursor).await.0, [5]);
     let late = cursor.update(vec![types(&["c.a", "c.b"])], Some(&since(0))).unwrap();
     assert_eq!(drain_late(late).await, [4]);
     let changes = vec![Change::new(&kinds(&[]), &kinds(&[10]))];
@@ -223,7 +222,7 @@ async fn where_the_past_is_forgotten_a_gap_tells_of_it() {
     let mut delivered = 0;
     for id in 1..=2000 {
         bus.publish(0, &[event(id, "p", "a")]);
-        delivered += drain(&mut cursor).0.len();
+        delivered += drain(&mut cursor).await.0.len();
         let change = if id % 2 == 0 { add(&["a"]) } else { remove(&["a"]) };
         cursor.update(vec![change], None);
     }
@@ -316,7 +315,7 @@ proptest! {
                         bus.publish(0, &events);
                     }
                     Step::Read => {
-                        let (events, gaps) = drain(&mut cursor);
+                        let (events, gaps) = drain(&mut cursor).await;
                         assert_eq!(gaps, vec![]);
                         got.extend(events);
                     }
@@ -374,7 +373,7 @@ proptest! {
                     }
                 }
             }
-            got.extend(drain(&mut cursor).0);
+            got.extend(drain(&mut cursor).await.0);
             let last = end_of(&hub);
             for id in 1..=last {
                 let wanted = interest.contains(&published[index(id - 1)]);
@@ -394,9 +393,9 @@ async fn everything_is_resumed_with_the_token_of_an_update() {
     // The place is before events of the new interest that the stream goes on to deliver.
     cursor.update(vec![add(&["b"])], None);
     let had = cursor.to_had();
-    assert_eq!(drain(&mut cursor).0, [1, 2, 3]);
+    assert_eq!(drain(&mut cursor).await.0, [1, 2, 3]);
     let mut next = open(&hub, accounts("n", &["a", "b"]), Begin::After(had)).await;
-    assert_eq!(drain(&mut next).0, [1, 2, 3]);
+    assert_eq!(drain(&mut next).await.0, [1, 2, 3]);
     let mut other = open(&hub, everything("n"), Begin::Latest).await;
-    assert!(drain(&mut other).0.is_empty());
+    assert!(drain(&mut other).await.0.is_empty());
 }

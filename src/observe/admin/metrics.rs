@@ -7,15 +7,17 @@ use std::time::{Duration, SystemTime};
 
 use trunkline_proto::kinds;
 
-use super::{Sources, text::Text};
+use super::Sources;
 use crate::{
     access::Rule,
+    admin_port::text::{Durations, Text},
     bus::{BusStatus, GapReason, ShardBusStatus},
     errors::Limit,
     hub::log::{Capacity, Extent},
     log,
     observe::{
         counters::{Counters, Method},
+        histogram::{BUCKETS, Histogram},
         trace::Tracer,
     },
 };
@@ -99,7 +101,8 @@ fn events(text: &mut Text, counters: &Counters) {
         }
     }
     family.sample(&[("kind", "unknown")], unknown);
-    text.histogram(
+    histogram(
+        text,
         "publish_duration_seconds",
         "Duration of accepted Publish requests, until the bus has accepted all events.",
         counters.publish_times(),
@@ -108,7 +111,8 @@ fn events(text: &mut Text, counters: &Counters) {
         .sample(&[], counters.delivered_events());
     text.counter("delivered_batches_total", "Messages that carried these events.")
         .sample(&[], counters.delivered_batches());
-    text.histogram(
+    histogram(
+        text,
         "delivery_lag_seconds",
         "Age of the oldest frame in each message sent, replayed events included.",
         counters.lags(),
@@ -123,6 +127,11 @@ fn events(text: &mut Text, counters: &Counters) {
             family.sample(&labels, count);
         }
     }
+}
+
+fn histogram(text: &mut Text, name: &'static str, help: &str, of: &Histogram) {
+    let durations = Durations { ends: &BUCKETS, cumulative: &of.cumulative(), sum: of.sum() };
+    text.histogram(name, help, &durations);
 }
 
 fn denied(text: &mut Text, sources: &Sources) {
@@ -153,6 +162,13 @@ fn streams(text: &mut Text, sources: &Sources) {
         "Node ids that more than one live process uses, on all known gateways.",
     )
     .sample(&[], sources.nodes.duplicate_ids());
+    let agents = sources.nodes.agents();
+    text.gauge("agents", "Agents that are connected to this gateway.").sample(&[], agents.agents);
+    text.gauge("agent_programs", "Programs that those agents serve.").sample(&[], agents.programs);
+    text.gauge("agent_waiting_events", "Events that wait at those agents for a gateway.")
+        .sample(&[], agents.waiting_events);
+    text.gauge("duplicate_programs", "Ids that programs of two agents use, on all known gateways.")
+        .sample(&[], sources.nodes.duplicate_programs());
     text.gauge(
         "behind_events",
         "Events in the logs that streams have not read yet, sum over all streams.",

@@ -1,20 +1,19 @@
-//! The routes of the admin port, and what all answers have in common.
+//! The routes of the admin port.
 
 use std::sync::Arc;
 
 use axum::{
     Router,
     extract::{RawQuery, Request, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
+    http::{HeaderMap, StatusCode, Uri, header},
     middleware::{self, Next},
-    response::{IntoResponse, Response},
+    response::Response,
     routing::get,
 };
-use bytes::Bytes;
 
-use super::{Admin, host, metrics, nodes::Query, page, text, view};
+use super::{Admin, host, metrics, nodes::Query, page, view};
+use crate::admin_port::{PLAIN, answer, read_only, text};
 
-const PLAIN: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 
 /// All routes.
@@ -77,25 +76,9 @@ async fn private_host(headers: HeaderMap, request: Request, next: Next) -> Respo
     response
 }
 
-/// Refuses methods that could mean a change, whatever the path.
-async fn read_only(request: Request, next: Next) -> Response {
-    if matches!(*request.method(), Method::GET | Method::HEAD) {
-        return next.run(request).await;
-    }
-    let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, PLAIN, "GET or HEAD\n");
-    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-    response
-}
-
 fn json(value: &impl serde::Serialize) -> Response {
     match serde_json::to_vec(value) {
         Ok(body) => answer(StatusCode::OK, JSON, body),
         Err(error) => answer(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{error}\n")),
     }
-}
-
-/// An answer that holds for this moment only, and so is not cached.
-fn answer(status: StatusCode, media_type: &'static str, body: impl Into<Bytes>) -> Response {
-    let headers = [(header::CONTENT_TYPE, media_type), (header::CACHE_CONTROL, "no-store")];
-    (status, headers, body.into()).into_response()
 }

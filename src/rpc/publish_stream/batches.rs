@@ -8,21 +8,19 @@ use std::{
 };
 
 use bytes::BytesMut;
-use futures_util::future::join_all;
 use tokio::{task::coop::unconstrained, time::Instant};
-use trunkline_proto::kinds;
 
 use super::requests::PublishEvents;
 use crate::{
     access::Caller,
-    bus::{AppendError, Appended, Batch, MAX_SEQUENCE, Numbering, Position, PublisherId, ShardId},
+    bus::{Batch, MAX_SEQUENCE, Numbering, PublisherId, ShardId, StreamNumber},
     errors::Error,
     hub::event::{EventView, shard_of},
     observe::counters::KindCounts,
     proto::v1,
     rpc::{
         Context,
-        messages::wire_position,
+        shard_batch::{self, Outcome, ShardBatch},
         traces::Publishing,
         validate::{self, EventIds, Origin, StampedEvent},
     },
@@ -35,6 +33,8 @@ const GROUP_BYTES: usize = 256 << 10;
 /// The sequences of a stream.
 pub struct Numbers {
     publisher: Option<PublisherId>,
+    /// The stream's number on the bus; 0 if it has none.
+    stream: StreamNumber,
     shards: u16,
     ids: EventIds,
     /// The sequence of the next event; none before the first one.
@@ -53,17 +53,11 @@ pub struct Gathered {
     /// Bytes of the requests.
     pub bytes: usize,
     last: u64,
+    /// Places are those among the events that were not rejected.
     batches: Vec<ShardBatch>,
     counts: KindCounts,
     /// Accepted events, without those that were rejected.
     stamped: usize,
-}
-
-struct ShardBatch {
-    shard: ShardId,
-    /// The place of each event among those of the group that were not rejected.
-    places: Vec<usize>,
-    batch: Batch,
 }
 
 /// Events under way, of all shards.
@@ -89,7 +83,12 @@ impl Numbers {
     /// The numbers of a stream that has none yet.
     pub fn new(publisher: Option<PublisherId>, shards: u16) -> Numbers {
         let (ids, event) = (EventIds::of(publisher), v1::Event::default());
-        Numbers { publisher, shards, ids, next: None, numbering: None, event }
+        Numbers { publisher, stream: 0, shards, ids, next: None, numbering: None, event }
+    }
+
+    /// The bus has numbered the stream, before its first events.
+    pub fn numbered(&mut self, stream: StreamNumber) {
+        self.stream = stream;
     }
 
     /// Checks that a request follows the one before.
@@ -110,8 +109,8 @@ impl Numbers {
         }
         if self.next.is_none() {
             let publisher = self.publisher;
-            self.numbering =
-                publisher.map(|publisher| Numbering::new(publisher, *first, self.shards));
+            self.numbering = publisher
+                .map(|publisher| Numbering::new(publisher, self.stream, *first, self.shards));
         }
         self.next = Some(next);
         Ok(())
@@ -198,20 +197,13 @@ impl Gathered {
         let known = self.batches.iter().position(|batch| batch.shard == shard);
         let index = known.unwrap_or(self.batches.len());
         if known.is_none() {
-            let (events, runs, retain) = (vec![], vec![], vec![]);
-            let batch = Batch { events, request_id: None, runs, retain, trace: None };
-            self.batches.push(ShardBatch { shard, places: vec![], batch });
+            self.batches.push(ShardBatch::new(shard, None));
         }
-        let ShardBatch { places, batch, .. } = &mut self.batches[index];
-        places.push(self.stamped);
-        self.stamped += 1;
         self.counts.add(event.kind);
-        if kinds::of(event.kind).is_some_and(|row| row.keeps_last) {
-            batch.retain.push((batch.events.len(), event.kind));
-        }
-        publishing.trace(batch, event.traced);
-        batch.events.push(event.bytes);
-        batch
+        let batch = &mut self.batches[index];
+        batch.add(self.stamped, event, publishing);
+        self.stamped += 1;
+        &mut batch.batch
     }
 
     /// Sends it: it is in the queue of each shard before this returns, so that groups keep their
@@ -245,42 +237,7 @@ impl Group {
 }
 
 async fn append(context: Arc<Context>, batches: Vec<ShardBatch>, stamped: usize) -> Answer {
-    let hub = context.gateway.hub()?;
-    let appends = batches.into_iter().map(|ShardBatch { shard, places, batch }| {
-        let append = hub.bus().append(shard, batch);
-        async move { (shard, places, append.await) }
-    });
-    let answers = tokio::select! {
-        biased;
-        answers = join_all(appends) => answers,
-        () = context.gateway.stopping() => {
-            let why = "the gateway stopped before the bus had answered";
-            return Err(AppendError::OutcomeUnknown(why.into()).into());
-        }
-    };
-    let mut positions = vec![v1::Position::default(); stamped];
-    let mut failed = None;
-    for (shard, places, answer) in answers {
-        match answer {
-            Ok(appended) => {
-                for (nth, place) in places.into_iter().enumerate() {
-                    positions[place] = position(shard, appended, nth as u64);
-                }
-            }
-            // An unknown outcome of one part makes that of the group unknown.
-            Err(error) if !matches!(failed, Some(AppendError::OutcomeUnknown(_))) => {
-                failed = Some(error);
-            }
-            Err(_) => {}
-        }
-    }
+    let Outcome { positions, failed, .. } =
+        shard_batch::append(&context.gateway, batches, stamped).await?;
     failed.map_or(Ok(positions), |error| Err(error.into()))
-}
-
-fn position(shard: ShardId, appended: Appended, nth: u64) -> v1::Position {
-    if appended == Appended::UNKNOWN {
-        return v1::Position { shard: shard.0.into(), epoch: 0, offset: 0 };
-    }
-    let offset = appended.first.plus(nth);
-    wire_position(shard, Position { epoch: appended.epoch, offset })
 }

@@ -6,7 +6,6 @@
 //! holds the producer back.
 
 mod batches;
-mod producers;
 mod requests;
 
 use std::{
@@ -14,12 +13,16 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context as TaskContext, Poll},
+    time::Duration,
 };
 
-use futures_util::Stream;
+use futures_util::{
+    Stream,
+    future::{BoxFuture, FutureExt},
+};
 use tokio::{
     sync::watch,
-    time::{Instant, Sleep, sleep_until},
+    time::{Instant, Sleep, sleep_until, timeout},
 };
 use tonic::Status;
 
@@ -29,19 +32,19 @@ use self::{
 };
 use crate::{
     access::{Caller, quota::StreamPermit},
+    bus::{PublisherId, SharedBus, StreamNumber},
     errors::{CredentialError, Error},
+    hub::producers::Claim,
     lifecycle::Drain,
     observe::counters::Method,
     proto::v1::{self, publish_stream_response::Response},
     rpc::{
-        Context, encoded::EncodedMessage, messages, publish::bound_id, stream::Revoked, validate,
+        Context, encoded::EncodedMessage, messages, publish::bound_id, request::Refusal,
+        stream::Revoked, validate,
     },
 };
 
-pub use self::{
-    producers::{Claim, Producers},
-    requests::Requests,
-};
+pub use self::requests::Requests;
 
 /// Events, and bytes of requests, that one stream may have without an answer.
 const WINDOW_EVENTS: usize = 16_384;
@@ -53,6 +56,10 @@ const MAX_GROUPS: usize = 4;
 /// Bytes of requests that are taken off the connection while they cannot be taken into a group: a
 /// window of small ones. Larger ones can wait in the connection.
 const READ_ON_BYTES: usize = 2 << 20;
+
+/// The time that the events of a stream wait for its number. It goes on without one: the shard that
+/// gives it may be away while others are not.
+const NUMBER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A stream of one producer.
 pub struct PublishStream {
@@ -86,6 +93,8 @@ struct Open {
     node_id: String,
     positions: bool,
     numbers: Numbers,
+    /// Where the producer has an id: its stream's number on the bus, until it is there.
+    unnumbered: Option<BoxFuture<'static, Option<StreamNumber>>>,
     producer: Option<Claim>,
     taken_over: Option<Revoked>,
     _permit: StreamPermit,
@@ -139,6 +148,11 @@ async fn draining(mut drain: watch::Receiver<Option<Drain>>) -> Option<Drain> {
     drain.wait_for(Option::is_some).await.ok().and_then(|drain| *drain)
 }
 
+/// Has the stream of a publisher numbered.
+async fn number(bus: SharedBus, publisher: PublisherId) -> Option<StreamNumber> {
+    timeout(NUMBER_TIMEOUT, bus.number_stream(publisher)).await.ok().flatten()
+}
+
 impl Stream for PublishStream {
     type Item = Result<EncodedMessage, Status>;
 
@@ -190,7 +204,8 @@ impl PublishStream {
                 break;
             }
         }
-        if self.groups.len() == MAX_GROUPS || self.held.is_some() {
+        let waits = self.open.as_ref().is_some_and(|open| open.unnumbered.is_some());
+        if self.groups.len() == MAX_GROUPS || self.held.is_some() || waits {
             self.read_on(cx);
         }
         // Some are answered at once.
@@ -287,7 +302,7 @@ impl PublishStream {
     fn read(&mut self, cx: &mut TaskContext<'_>) -> Result<Poll<()>, Status> {
         loop {
             // Also where the group is full: what was read last belongs to it.
-            if !self.pay(cx) {
+            if !self.is_numbered(cx) || !self.pay(cx) {
                 return Ok(Poll::Pending);
             }
             if self.gathered.is_full() || !self.may_read() {
@@ -295,7 +310,8 @@ impl PublishStream {
             }
             let Request { size, content } = match self.requests.poll_next(cx) {
                 Poll::Ready(Some(Ok(request))) => request,
-                Poll::Ready(Some(Err(status))) => return Err(status),
+                Poll::Ready(Some(Err(Refusal::Of(error)))) => return Err(self.failed(error)),
+                Poll::Ready(Some(Err(Refusal::Read(status)))) => return Err(status),
                 Poll::Ready(None) => {
                     self.reads = false;
                     return Ok(Poll::Ready(()));
@@ -317,6 +333,19 @@ impl PublishStream {
                 }
             }
         }
+    }
+
+    /// False while the stream waits for its number.
+    fn is_numbered(&mut self, cx: &mut TaskContext<'_>) -> bool {
+        let Some(open) = &mut self.open else { return true };
+        let Some(unnumbered) = &mut open.unnumbered else { return true };
+        let Poll::Ready(number) = unnumbered.poll_unpin(cx) else { return false };
+        open.unnumbered = None;
+        if let (Some(number), Some(producer)) = (number, &open.producer) {
+            producer.numbered(number);
+            open.numbers.numbered(number);
+        }
+        true
     }
 
     /// Takes requests off the connection, which is shared and must not be blocked by them.
@@ -341,14 +370,16 @@ impl PublishStream {
         let publisher = validate::publish_open(&open)?;
         let quotas = &self.context.quotas;
         let permit = quotas.stream(self.caller.in_flight.quota(), &self.caller.peer.streams)?;
-        let shards = self.context.gateway.hub()?.bus().shards();
+        let hub = self.context.gateway.hub()?;
+        let bus = hub.bus();
         let publisher =
             publisher.map(|id| bound_id(b"trunkline publisher", id, &open.node_id, &self.caller));
-        let claimed = publisher.map(|publisher| self.context.producers.claim(publisher));
+        let claimed = publisher.map(|publisher| hub.producers().claim(publisher));
         let accepted_sequence = claimed.as_ref().map_or(0, |(_, accepted)| *accepted);
         let producer = claimed.map(|(producer, _)| producer);
         self.open = Some(Open {
-            numbers: Numbers::new(publisher, shards),
+            numbers: Numbers::new(publisher, bus.shards()),
+            unnumbered: publisher.map(|publisher| number(bus.clone(), publisher).boxed()),
             node_id: open.node_id,
             positions: open.positions,
             taken_over: producer

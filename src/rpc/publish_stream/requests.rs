@@ -19,7 +19,7 @@ use crate::{
     proto::v1,
     rpc::{
         lists,
-        request::{message, messages},
+        request::{Refusal, message, messages},
     },
 };
 
@@ -66,9 +66,9 @@ struct Encoded {
 
 /// The requests of a stream, one after the other.
 pub struct Requests {
-    connection: Fuse<Streaming<Request>>,
+    connection: Fuse<Streaming<Result<Request, Error>>>,
     /// Those that were taken off the connection before they were asked for.
-    waiting: VecDeque<Result<Request, Status>>,
+    waiting: VecDeque<Result<Request, Refusal>>,
     waiting_events: usize,
     waiting_bytes: usize,
 }
@@ -84,7 +84,7 @@ impl Requests {
             let limits = limits.clone();
             move |bytes: Bytes| {
                 let size = PREFIX + bytes.len();
-                Ok(Request { size, content: decode(bytes, &limits)? })
+                Ok(decode(bytes, &limits).map(|content| Request { size, content }))
             }
         };
         let connection = messages(headers, body, limits, BUFFER, request)?.fuse();
@@ -93,9 +93,9 @@ impl Requests {
     }
 
     /// The next request; none after the last. Those that wait come first.
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Request, Status>>> {
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Request, Refusal>>> {
         let Some(request) = self.waiting.pop_front() else {
-            return self.connection.poll_next_unpin(cx);
+            return self.connection.poll_next_unpin(cx).map(Refusal::flatten);
         };
         let (events, bytes) = room_of(&request);
         self.waiting_events -= events;
@@ -108,7 +108,8 @@ impl Requests {
     /// HTTP/2 ends the whole connection on which too many small frames are not read (h2's
     /// `too_many_data_frames`), and that may be shared by many clients.
     pub fn read_on(&mut self, cx: &mut Context<'_>) -> bool {
-        let Poll::Ready(Some(request)) = self.connection.poll_next_unpin(cx) else { return false };
+        let Poll::Ready(request) = self.connection.poll_next_unpin(cx) else { return false };
+        let Some(request) = Refusal::flatten(request) else { return false };
         let (events, bytes) = room_of(&request);
         self.waiting_events += events;
         self.waiting_bytes += bytes;
@@ -123,7 +124,7 @@ impl Requests {
 }
 
 /// Events and bytes of a request. One without events takes room too.
-fn room_of(request: &Result<Request, Status>) -> (usize, usize) {
+fn room_of(request: &Result<Request, Refusal>) -> (usize, usize) {
     match request {
         Ok(Request { size, content: Content::Events(events) }) => {
             (events.events.len().max(1), *size)

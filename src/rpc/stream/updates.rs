@@ -7,7 +7,7 @@ use std::{
 
 use tonic::Status;
 
-use super::Subscription;
+use super::{State, Subscription};
 use crate::{
     bus::AppendError,
     errors::Error,
@@ -15,6 +15,7 @@ use crate::{
     proto::v1::{self, subscribe_response::Response},
     rpc::{
         encoded::EncodedMessage,
+        request::Refusal,
         watch::{Checked, Request, Rules, Update, second_open},
     },
 };
@@ -50,7 +51,12 @@ impl Subscription {
             let Some(watch) = &mut self.watch else { return Poll::Pending };
             let request = match ready!(watch.poll_request(cx, self.cursor.has_first())) {
                 Ok(request) => request,
-                Err(status) => return Poll::Ready(Err(self.unreadable(status))),
+                Err(Refusal::Of(error)) => return Poll::Ready(Err(self.fail(error))),
+                // The connection, as a rule: the record of the stream says so.
+                Err(Refusal::Read(status)) => {
+                    self.state = State::Ended;
+                    return Poll::Ready(Err(status));
+                }
             };
             match self.take_request(request) {
                 Ok(None) => {}
@@ -68,11 +74,15 @@ impl Subscription {
         let Some(watch) = &mut self.watch else { return Ok(None) };
         let checked = match request {
             Request::Open(_) => return Err(second_open()),
-            Request::Acknowledge(token) => {
+            Request::Acknowledge { token, agent } => {
                 let deployment = self.context.deployment;
                 watch.acknowledgements.acknowledge(&token, deployment, &self.cursor)?;
                 let pending = watch.acknowledgements.pending();
                 self.listed.acknowledged(pending, SystemTime::now());
+                if !agent.is_empty() {
+                    let wrong = |why| Error::field("acknowledge.agent", why);
+                    self.listed.reported(agent).map_err(wrong)?;
+                }
                 return Ok(None);
             }
             Request::Refused { update_id, incomplete, error } => {
@@ -122,11 +132,5 @@ impl Subscription {
             accounts: count(accounts),
             custom_types: count(custom_types),
         }
-    }
-
-    /// Ends a stream whose requests cannot be read.
-    fn unreadable(&mut self, status: Status) -> Status {
-        self.state = super::State::Ended;
-        status
     }
 }

@@ -15,6 +15,7 @@ use crate::{
     rpc::{
         Context,
         lists::{MAX_KINDS, MAX_PATTERNS},
+        request::Refusal,
         stream::Subscription,
         validate,
         watch::{Acknowledgements, Interest, Named, Request, Requests, Watch, second_open},
@@ -64,7 +65,7 @@ impl Context {
         requests: &mut Requests,
         caller: &Caller,
     ) -> Result<(Opening, u64, Option<v1::InterestUpdate>), Refusal> {
-        let first = requests.next().await.transpose().map_err(Refusal::Read)?;
+        let first = requests.next().await.transpose()?;
         let Some(Request::Open(open)) = first else {
             return Err(Error::field("request", "must begin with open").into());
         };
@@ -75,11 +76,11 @@ impl Context {
         let mut opening = self.begin_stream(subscribe, named, caller)?;
         let (mut incomplete, mut last_id) = (open.incomplete, 0);
         while incomplete {
-            let update = match requests.next().await.transpose().map_err(Refusal::Read)? {
+            let update = match requests.next().await.transpose()? {
                 Some(Request::Update(update)) => update,
                 Some(Request::Refused { error, .. }) => return Err(error.into()),
                 Some(Request::Open(_)) => return Err(second_open().into()),
-                Some(Request::Acknowledge(_)) => {
+                Some(Request::Acknowledge { .. }) => {
                     return Err(Error::field("acknowledge", "the stream is not open yet").into());
                 }
                 None => {
@@ -100,20 +101,6 @@ impl Context {
             opening.add(&update, self, caller)?;
         }
         Ok((opening, last_id, None))
-    }
-}
-
-/// The reason why a stream is not opened.
-enum Refusal {
-    /// This error.
-    Of(Error),
-    /// Its requests could not be read.
-    Read(Status),
-}
-
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Refusal {
-        Refusal::Of(error)
     }
 }
 

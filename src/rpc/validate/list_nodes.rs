@@ -29,6 +29,7 @@ pub fn list_nodes(request: &v1::ListNodesRequest) -> Result<Query, Error> {
     Ok(Query {
         gateway_id: some(&request.gateway_id),
         node_id: some(&request.node_id),
+        agents: request.agents,
         start,
         size: if size == 0 { DEFAULT_PAGE } else { size.min(MAX_PAGE) },
     })

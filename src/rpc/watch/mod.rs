@@ -12,8 +12,6 @@ use std::{
     task::{Context as TaskContext, Poll},
 };
 
-use tonic::Status;
-
 pub use self::{
     acknowledgements::Acknowledgements,
     interest::{Checked, Interest, Named, Rules, Update},
@@ -24,6 +22,7 @@ use crate::{
     bus::{AppendError, ShardId},
     errors::Error,
     hub::cursor::{Cursor, Item, Missing},
+    rpc::request::Refusal,
 };
 
 /// Responses with events after which requests are looked at, though more events are there.
@@ -119,7 +118,7 @@ impl Watch {
         &mut self,
         cx: &mut TaskContext<'_>,
         busy: bool,
-    ) -> Poll<Result<Request, Status>> {
+    ) -> Poll<Result<Request, Refusal>> {
         self.in_a_row = 0;
         let busy = busy || self.behind.is_some();
         if self.waiting.is_some() && busy {

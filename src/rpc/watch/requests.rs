@@ -21,7 +21,7 @@ use crate::{
     proto::v1,
     rpc::{
         lists,
-        request::{BUFFER, message, messages},
+        request::{BUFFER, Refusal, message, messages},
     },
 };
 
@@ -41,13 +41,18 @@ pub enum Request {
         /// What is wrong.
         error: Error,
     },
-    /// What the node has processed.
-    Acknowledge(Bytes),
+    /// What the node has processed, and what it reports of itself; empty: nothing.
+    Acknowledge {
+        /// The token.
+        token: Bytes,
+        /// An encoded `trunkline.v1.AgentReport`.
+        agent: Bytes,
+    },
 }
 
 /// The requests of a stream, read one after the other. Each counts against the quota of its
 /// identity until it is decoded.
-pub struct Requests(Streaming<Request>);
+pub struct Requests(Streaming<Result<Request, Error>>);
 
 /// `trunkline.v1.WatchRequest` with its content left encoded.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -74,6 +79,8 @@ struct UpdateHead {
 struct Acknowledged {
     #[prost(bytes = "bytes", tag = "1")]
     resume_token: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    agent: Bytes,
 }
 
 impl Requests {
@@ -94,20 +101,20 @@ impl Requests {
                 let size = PREFIX + bytes.len();
                 let request = decode(bytes, &limits);
                 in_flight.release(size);
-                request
+                Ok(request)
             }
         };
         Ok(Requests(messages(headers, body, limits, BUFFER, request)?))
     }
 
     /// The next request; none after the last.
-    pub async fn next(&mut self) -> Option<Result<Request, Status>> {
+    pub async fn next(&mut self) -> Option<Result<Request, Refusal>> {
         std::future::poll_fn(|cx| self.poll_next(cx)).await
     }
 
     /// The next request; none after the last.
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Request, Status>>> {
-        Pin::new(&mut self.0).poll_next(cx)
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Request, Refusal>>> {
+        Pin::new(&mut self.0).poll_next(cx).map(Refusal::flatten)
     }
 }
 
@@ -127,7 +134,8 @@ fn decode(bytes: Bytes, limits: &Limits) -> Result<Request, Error> {
             }
         },
         (None, None, Some(acknowledge)) => {
-            Ok(Request::Acknowledge(message::<Acknowledged>(acknowledge)?.resume_token))
+            let Acknowledged { resume_token: token, agent } = message(acknowledge)?;
+            Ok(Request::Acknowledge { token, agent })
         }
         _ => Err(Error::field("request", "must be one of open, update and acknowledge")),
     }
@@ -162,9 +170,13 @@ mod tests {
             Request::Update(decoded) => assert_eq!(decoded, update),
             other => panic!("{other:?}"),
         }
-        let acknowledge = v1::Acknowledge { resume_token: vec![1, 2] };
+        let report = v1::AgentReport { subscribers: 3, ..Default::default() };
+        let agent = Some(report.clone());
+        let acknowledge = v1::Acknowledge { resume_token: vec![1, 2], agent };
         match decoded(watch_request::Request::Acknowledge(acknowledge)).unwrap() {
-            Request::Acknowledge(token) => assert_eq!(token, vec![1, 2]),
+            Request::Acknowledge { token, agent } => {
+                assert_eq!((token, agent), (vec![1, 2].into(), report.encode_to_vec().into()));
+            }
             other => panic!("{other:?}"),
         }
         for bytes in [&[][..], &[4 << 3 | 2, 0], &[0xff; 20], &[2 << 3 | 2, 9]] {

@@ -140,6 +140,7 @@ async fn conforms(deployment: &Deployment) {
     rules::concurrent_appends_are_delivered_in_one_order(&one, two).await;
     rules::a_request_id_is_appended_once(&one, two).await;
     rules::numbered_events_are_appended_once_however_they_are_cut(&one, two).await;
+    rules::a_later_stream_takes_over_where_it_has_published(&one, two).await;
     rules::a_dropped_append_is_made_in_full_or_not_at_all(&one, two).await;
     if let Some(kept) = one.bus.history() {
         history::pages_continue_after_any_position(&one, kept).await;

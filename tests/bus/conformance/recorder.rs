@@ -6,7 +6,8 @@ use bytes::{Buf, Bytes};
 use parking_lot::Mutex;
 use prost::encoding::{WireType, decode_key, decode_varint};
 use trunkline::bus::{
-    Delivery, Epoch, Frame, Gap, GapReason, Lost, Offset, Position, ShardId, Sink,
+    Delivery, Epoch, Frame, Gap, GapReason, Lost, Offset, Position, PublisherId, ShardId, Sink,
+    StreamNumber,
 };
 
 /// All deliveries of one sink.
@@ -16,6 +17,7 @@ pub struct Recorder(Mutex<Recording>);
 #[derive(Default)]
 struct Recording {
     shards: HashMap<ShardId, ShardRecording>,
+    streams: HashMap<PublisherId, Vec<StreamNumber>>,
     violations: Vec<String>,
 }
 
@@ -44,9 +46,18 @@ impl Sink for Recorder {
             recording.violations.push(format!("shard {shard}: {violation}: {delivery:?}"));
         }
     }
+
+    fn publishes(&self, publisher: PublisherId, stream: StreamNumber) {
+        self.0.lock().streams.entry(publisher).or_default().push(stream);
+    }
 }
 
 impl Recorder {
+    /// The streams of a publisher whose events were received.
+    pub fn streams(&self, publisher: &PublisherId) -> Vec<StreamNumber> {
+        self.0.lock().streams.get(publisher).cloned().unwrap_or_default()
+    }
+
     /// A copy of what was delivered to a shard.
     pub fn shard(&self, shard: ShardId) -> ShardRecording {
         self.0.lock().shards.get(&shard).cloned().unwrap_or_default()

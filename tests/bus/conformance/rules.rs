@@ -93,7 +93,8 @@ pub async fn numbered_events_are_appended_once_however_they_are_cut(one: &Member
     // Sequence 10 is that of the first event; those between go to other shards.
     let sequence = |nth: usize| 10 + 2 * nth as u64;
     let run = |nths: Range<usize>, from: u64| {
-        let runs = vec![Run { publisher, from, sequences: nths.clone().map(sequence).collect() }];
+        let sequences = nths.clone().map(sequence).collect();
+        let runs = vec![Run { publisher, stream: 0, from, sequences }];
         Batch { runs, ..batch(&events[nths], None) }
     };
     // The same again, a part with what follows, what lies between, and all together.
@@ -110,7 +111,8 @@ pub async fn numbered_events_are_appended_once_however_they_are_cut(one: &Member
         assert_eq!(appended == Appended::UNKNOWN, !whole, "{from}: {appended:?}");
     }
     // Another publisher's sequences are others.
-    let other = Run { publisher: *Uuid::new_v4().as_bytes(), from: 1, sequences: vec![10] };
+    let publisher = *Uuid::new_v4().as_bytes();
+    let other = Run { publisher, stream: 0, from: 1, sequences: vec![10] };
     let theirs = super::events(1);
     let theirs_batch = Batch { runs: vec![other], ..batch(&theirs, None) };
     let appended = one.bus.append(shard, theirs_batch).await.expect("appended");
@@ -121,6 +123,62 @@ pub async fn numbered_events_are_appended_once_however_they_are_cut(one: &Member
         for event in &events {
             assert_eq!(recording.positions_of(event).len(), 1);
         }
+    }
+}
+
+/// **Streams.**
+pub async fn a_later_stream_takes_over_where_it_has_published(one: &Member, two: &Member) {
+    let shard = ShardId(0);
+    let publishers = [*Uuid::new_v4().as_bytes(), *Uuid::new_v4().as_bytes()];
+    let mut numbers = Vec::new();
+    for (member, publisher) in [(one, 0), (two, 0), (one, 1), (one, 0), (two, 0)] {
+        numbers.push(member.bus.number_stream(publishers[publisher]).await.expect("a number"));
+    }
+    let of_the_first = [0, numbers[0], numbers[1], numbers[3], numbers[4]];
+    assert!(of_the_first.is_sorted_by(|one, next| one < next), "{of_the_first:?}");
+    let append = async |member: &Member, publisher: usize, stream: u64, sequences: Range<u64>| {
+        let events = events(sequences.clone().count());
+        let (from, sequences) = (sequences.start, sequences.collect());
+        let runs = vec![Run { publisher: publishers[publisher], stream, from, sequences }];
+        let batch = Batch { runs, ..batch(&events, None) };
+        member.bus.append(shard, batch).await.map(|appended| (appended, events))
+    };
+    append(two, 0, numbers[1], 1..4).await.expect("the first to publish");
+    // It sends some of these again, and has published before with its second event.
+    let (appended, _) = append(one, 0, numbers[3], 2..5).await.expect("the next one");
+    assert_eq!(appended, Appended::UNKNOWN);
+    let mut refused = Vec::new();
+    for (member, stream, sequences) in [
+        (two, numbers[1], 4..6),
+        // The shard has them, of others: they are not acknowledged to this one.
+        (two, numbers[1], 3..5),
+        (one, numbers[0], 1..2),
+    ] {
+        refused.push(append(member, 0, stream, sequences).await.map(|(appended, _)| appended));
+    }
+    let is_refused = |answer: &Result<_, _>| matches!(answer, Err(AppendError::TakenOver));
+    assert!(refused.iter().all(is_refused), "{refused:?}");
+    // A stream that has sent again what is there, and nothing else, has taken over too.
+    append(two, 0, numbers[4], 3..5).await.expect("what is there");
+    let refused = append(one, 0, numbers[3], 5..6).await;
+    assert!(refused.as_ref().is_err_and(|error| matches!(error, AppendError::TakenOver)));
+    // Neither has another publisher been taken over, nor who has no number.
+    append(one, 1, numbers[2], 1..2).await.expect("another publisher");
+    let (appended, events) = append(one, 0, 0, 5..6).await.expect("without a number");
+    let end = last(appended, &events);
+    for member in [one, two] {
+        member.reaches(shard, end).await;
+        until(LIMIT, "the streams are told", async || {
+            let streams = |publisher| {
+                let mut streams = member.sink.streams(&publishers[publisher]);
+                streams.retain(|stream| *stream > 0);
+                streams.sort_unstable();
+                streams.dedup();
+                streams
+            };
+            streams(0) == [numbers[1], numbers[3]] && streams(1) == [numbers[2]]
+        })
+        .await;
     }
 }
 

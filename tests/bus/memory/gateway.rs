@@ -9,7 +9,8 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use trunkline::bus::{
     AppendError, Appended, Batch, Bus, BusStatus, Delivery, Exchange, Health, History, HistoryPage,
-    MemberId, MemberUpdate, Members, Position, Retained, ShardBusStatus, ShardId, Sink,
+    MemberId, MemberUpdate, Members, Position, PublisherId, Retained, ShardBusStatus, ShardId,
+    Sink, StreamNumber,
 };
 
 use super::{
@@ -77,6 +78,7 @@ impl Shared {
     /// Delivers what is new, and updates the health.
     async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut version = self.store.version.subscribe();
+        let mut streams = 0;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -95,6 +97,10 @@ impl Shared {
                 for delivery in self.store.live(shard, &mut reader) {
                     self.sink.deliver(shard, delivery);
                 }
+            }
+            for (publisher, stream) in self.store.streams(streams) {
+                self.sink.publishes(publisher, stream);
+                streams += 1;
             }
             self.health.send_if_modified(|health| {
                 let changed = *health != Health::Ready;
@@ -124,13 +130,17 @@ impl Bus for MemoryBus {
                 tokio::time::sleep(DELAY / 3).await;
             }
             self.unavailable()?;
-            let appended = self.shared.store.append(shard, batch);
+            let appended = self.shared.store.append(shard, batch)?;
             if self.shared.has(Fault::LostAnswer) {
                 return Err(AppendError::OutcomeUnknown("a fault of the test".into()));
             }
             Ok(appended)
         }
         .boxed()
+    }
+
+    fn number_stream(&self, _: PublisherId) -> BoxFuture<'_, Option<StreamNumber>> {
+        ready(Some(self.shared.store.number_stream())).boxed()
     }
 
     fn history(&self) -> Option<&dyn History> {

@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -12,9 +15,9 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 use tokio::sync::watch;
 use trunkline::{
     bus::{
-        Appended, Batch, Delivery, Epoch, EpochStart, Exchange, Frame, Gap, GapReason, HistoryPage,
-        Lost, MemberId, MemberRecord, MemberUpdate, Name, Offset, Position, Provenance, Publishers,
-        RequestId, Retained, ShardId,
+        AppendError, Appended, Batch, Delivery, Epoch, EpochStart, Exchange, Frame, Gap, GapReason,
+        HistoryPage, Lost, MemberId, MemberRecord, MemberUpdate, Name, Offset, Position,
+        Provenance, PublisherId, Publishers, RequestId, Retained, ShardId, StreamNumber,
     },
     config::Config,
 };
@@ -25,6 +28,9 @@ const MAX_ENTRIES: usize = 100_000;
 pub struct Store {
     shards: Vec<Mutex<Shard>>,
     members: Mutex<HashMap<MemberId, Stored>>,
+    /// The streams that have published, in this order, and the number of the last that began.
+    streams: Mutex<Vec<(PublisherId, StreamNumber)>>,
+    last_stream: AtomicU64,
     /// Changes with every append.
     pub version: watch::Sender<u64>,
 }
@@ -99,6 +105,8 @@ impl Store {
         Arc::new(Store {
             shards: (0..config.shards.unwrap_or(1)).map(|_| shard()).collect(),
             members: Mutex::default(),
+            streams: Mutex::default(),
+            last_stream: AtomicU64::new(0),
             version: watch::Sender::new(0),
         })
     }
@@ -117,17 +125,27 @@ impl Store {
         EpochStart { position: state.end, previous: Position::UNKNOWN, ends: state.ends() }
     }
 
-    pub fn append(&self, shard: ShardId, mut batch: Batch) -> Appended {
+    pub fn number_stream(&self) -> StreamNumber {
+        self.last_stream.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// The streams that have published, but the first `known` of them.
+    pub fn streams(&self, known: usize) -> Vec<(PublisherId, StreamNumber)> {
+        self.streams.lock()[known..].to_vec()
+    }
+
+    pub fn append(&self, shard: ShardId, mut batch: Batch) -> Result<Appended, AppendError> {
         let mut state = self.shards[shard.index()].lock();
         let window = state.request_id_window;
         state.requests.retain(|_, (at, _)| at.elapsed() < window);
         if let Some((_, before)) = batch.request_id.and_then(|id| state.requests.get(&id)) {
-            return *before;
+            return Ok(*before);
         }
-        let is_partial = state.publishers.cover(&mut batch);
+        let is_partial = state.publishers.cover(&mut batch)?;
         if batch.events.is_empty() {
-            return Appended::UNKNOWN;
+            return Ok(Appended::UNKNOWN);
         }
+        self.streams.lock().extend(batch.runs.iter().map(|run| (run.publisher, run.stream)));
         let appended = state.push(batch.events.len() as u64, body(&batch.events), None);
         if let Some(id) = batch.request_id {
             state.requests.insert(id, (Instant::now(), appended));
@@ -139,7 +157,7 @@ impl Store {
         }
         drop(state);
         self.version.send_modify(|version| *version += 1);
-        if is_partial { Appended::UNKNOWN } else { appended }
+        Ok(if is_partial { Appended::UNKNOWN } else { appended })
     }
 
     pub fn lose_tail(&self, frames: usize, restored: bool) {

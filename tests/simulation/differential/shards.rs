@@ -67,6 +67,7 @@ impl Calls {
             0 => "probe",
             1 => "release",
             2 | 3 => "again",
+            4 => "number",
             _ => "append",
         };
         let (epoch, offset) = self.position();
@@ -100,6 +101,7 @@ impl Calls {
                 let peers = if random.random_bool(0.5) { "w0 w1" } else { "" };
                 argv.extend(bytes(&[&format!("w{}", random.random_range(0..3)), peers]));
             }
+            "number" => argv.extend(bytes(&[&random.random_range(1..4).to_string()])),
             _ => self.frame(op, &mut keys, &mut argv),
         }
         (keys, argv)
@@ -153,7 +155,13 @@ impl Calls {
         }
         for _ in 0..self.random.random_range(0..3) {
             let first = self.random.random_range(1..60_u64);
-            add(format!("p{}", self.random.random_range(0..3)));
+            // The bytes that name the publisher, and the number of its stream.
+            let stream = match self.random.random_range(0..12) {
+                0 => String::new(),
+                number => number.to_string(),
+            };
+            let publisher = self.random.random_range(0..3);
+            add(format!("publisher name {publisher}{stream}"));
             add(first.to_string());
             add((first + self.random.random_range(0..4)).to_string());
         }
@@ -179,6 +187,8 @@ pub async fn shards_are_alike(url: &str, seed: u64, publish: &'static str) {
     for nth in 0..CALLS {
         let what = format!("seed {seed}, call {nth}");
         pair.now_ms += match calls.random.random_range(0..20) {
+            // Long enough to be forgotten.
+            0 if calls.random.random_bool(0.1) => calls.random.random_range(400_000..900_000),
             0 => calls.random.random_range(1000..8000),
             1 => 0,
             _ => calls.random.random_range(0..300),

@@ -14,8 +14,8 @@ use super::{
     world::World,
 };
 
-/// The number of event ids that the client library remembers.
-const CLIENT_IDS: usize = 64;
+/// The number of events that the client libraries remember.
+const CLIENT_IDS: usize = 1024;
 
 pub fn judge(world: &mut World) -> Result<(), String> {
     if let Some(why) = world.events.broken.first() {

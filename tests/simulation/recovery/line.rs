@@ -7,7 +7,7 @@ use std::{
 };
 
 use trunkline::bus::{
-    Position,
+    Position, PublisherId, StreamNumber,
     redis::{
         envelope::{Body, Envelope, StampedFrame, events_of, read_retained},
         recovery::Memory,
@@ -65,6 +65,8 @@ pub struct Line {
     pub forgotten: Rc<BTreeSet<u64>>,
     /// For each key the greatest name of an event that became its last value here.
     pub retained: Rc<BTreeMap<u8, At>>,
+    /// For each publisher the last stream of which it has events, and when that came last, in ms.
+    pub streams: Rc<BTreeMap<PublisherId, (StreamNumber, u128)>>,
     /// For each writer the greatest sequence that was accepted here.
     pub sequences: Rc<BTreeMap<u64, u64>>,
     /// When a gateway's probe was accepted last, or the first call after the state was lost.
@@ -163,6 +165,7 @@ impl Line {
                 let records = numbers.iter().map(|number| (*number, now));
                 Rc::make_mut(&mut self.recorded).extend(records);
                 Rc::make_mut(&mut self.present).extend(&numbers);
+                self.publishes(stamped, now, |_| ());
             }
             Body::Frame(stamped) => self.accepted(stamped, events, step, now),
             Body::EpochStart { ends, floor, .. } => {
@@ -222,10 +225,26 @@ impl Line {
         }
     }
 
+    /// Takes in of which streams the events are; `late` is told of one that was taken over.
+    fn publishes(&mut self, stamped: &StampedFrame, now: u128, mut late: impl FnMut(String)) {
+        for (publisher, stream) in stamped.streams() {
+            let streams = Rc::make_mut(&mut self.streams);
+            let (last, at) = streams.entry(publisher).or_insert((stream, now));
+            // What the records of publishers had is gone with the state, and in time.
+            if stream < *last && !self.evicted && now < *at + REMEMBERED_MS {
+                late(format!("an event of stream {stream} is accepted after one of {last}"));
+            }
+            if *last <= stream {
+                (*last, *at) = (stream, now);
+            }
+        }
+    }
+
     fn accepted(&mut self, stamped: &StampedFrame, events: &mut Events, step: u64, now: u128) {
         let frame = &stamped.frame;
         self.retain(stamped);
         self.accepted = self.accepted.max(frame.epoch.0);
+        self.publishes(stamped, now, |why| events.broken.push(format!("TakenOver: {why}")));
         let last = Rc::make_mut(&mut self.sequences).entry(stamped.writer).or_default();
         // What the records of writers had is gone with the state.
         if stamped.sequence < *last && !self.evicted {

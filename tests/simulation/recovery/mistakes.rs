@@ -10,6 +10,8 @@ use trunkline::bus::redis::script::SHARD;
 pub enum Mistake {
     /// This text of the script is replaced by that.
     Script(&'static str, &'static str),
+    /// The same with several texts, beside gateways of an earlier version.
+    Mixed(&'static [(&'static str, &'static str)]),
     /// Frames that are sent again name no doubt.
     NoDoubts,
     /// Frames do not name the one before them.
@@ -25,9 +27,17 @@ pub enum Mistake {
 impl Mistake {
     /// The script of gateways that make this mistake.
     pub fn script(mistake: Option<Mistake>) -> Cow<'static, str> {
-        let Some(Mistake::Script(right, wrong)) = mistake else { return SHARD.into() };
-        assert!(SHARD.contains(right), "the script has changed: {right}");
-        SHARD.replacen(right, wrong, 1).into()
+        let changes = match mistake {
+            Some(Mistake::Script(right, wrong)) => &[(right, wrong)][..],
+            Some(Mistake::Mixed(changes)) => changes,
+            _ => return SHARD.into(),
+        };
+        let mut script = SHARD.to_owned();
+        for (right, wrong) in changes {
+            assert!(script.contains(right), "the script has changed: {right}");
+            script = script.replacen(right, wrong, 1);
+        }
+        script.into()
     }
 }
 
@@ -155,6 +165,28 @@ pub const MISTAKES: &[(&str, Mistake)] = &[
     (
         "events of publishers not taken out of frames again",
         Script("if #covered > 0 then", "if #covered > 0 and not name_epoch then"),
+    ),
+    (
+        "streams not compared",
+        Script(
+            "elseif op == 'append' then\n        -- What was",
+            "elseif false then\n        -- What was",
+        ),
+    ),
+    (
+        "streams not restored",
+        Script("if later[publisher] then", "if later[publisher] and not name_epoch then"),
+    ),
+    (
+        "streams numbered by the state alone",
+        Script("math.max(last, epoch) + ARGV[12]", "last + ARGV[12]"),
+    ),
+    (
+        "streams in the record that earlier versions read",
+        Mistake::Mixed(&[
+            ("= now .. ' ' .. ranges\n", "= now .. ' ' .. ranges .. ' ' .. streams[publisher]\n"),
+            ("'^%d+ (.*)$') or ''", "'^%d+ (%S*)') or ''"),
+        ]),
     ),
     (
         "a frame out of sequence",

@@ -263,7 +263,7 @@ fn promises_hold_in_more_seeds() {
 }
 
 /// Seeds within which the quick mistakes are found.
-const QUICK_SEEDS: u64 = 200;
+const QUICK_SEEDS: u64 = 400;
 
 /// Mistakes that are found within these.
 const QUICK: &[&str] = &[

@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::oneshot;
 use trunkline::{
     bus::{
-        AppendError, Appended, Batch, Delivery, GapReason, Position, ShardId, Sink,
+        AppendError, Appended, Batch, Delivery, GapReason, Position, ShardId, Sink, StreamNumber,
         redis::{
             CallLimits,
             envelope::{Body, Envelope, Header, encode_frame, encode_probe},
@@ -81,7 +81,9 @@ struct Sent {
 pub struct Gateway {
     pub id: u64,
     pub alive: bool,
-    /// The script that it calls: another one in an earlier version.
+    /// It has an earlier version.
+    earlier: bool,
+    /// The script that it calls.
     sha: Text,
     pub frozen: bool,
     /// It takes few messages at a time.
@@ -326,6 +328,24 @@ impl Setting {
     }
 }
 
+impl Gateway {
+    /// Gives `number` the number of a stream, some time. Earlier versions number none.
+    pub fn number_stream(&mut self, number: oneshot::Sender<StreamNumber>) {
+        if !self.earlier {
+            self.core.number(number);
+        }
+    }
+
+    /// What it reads of a message: earlier versions do not know all fields.
+    fn reads(&self, envelope: &mut Envelope) {
+        if let Body::Frame(stamped) = &mut envelope.body
+            && self.earlier
+        {
+            stamped.streams.clear();
+        }
+    }
+}
+
 impl World {
     pub fn new(seed: u64, setting: &Setting, gateways: usize, more: More, trace: bool) -> World {
         // A mistake in what a frame says must not be found by its tag.
@@ -408,6 +428,15 @@ impl World {
         self.runtime.block_on(tokio::time::advance(time));
     }
 
+    /// Lets tasks go on that have something to do.
+    fn run_tasks(&self) {
+        self.runtime.block_on(async {
+            for _ in 0..3 {
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+
     fn gateway(&mut self, side: usize) -> Gateway {
         self.next_id += 1;
         let id = self.next_id << 32 | 0xabcd_ef01;
@@ -415,7 +444,8 @@ impl World {
         let now = self.now();
         let events = if self.rng.percent(20) { 4 + self.rng.below(12) } else { 10_000 };
         let slow = self.more.slow && self.rng.percent(40);
-        let earlier = self.more.mixed && self.mistake.is_none() && self.rng.percent(50);
+        let mixed = self.mistake.is_none_or(|mistake| matches!(mistake, Mistake::Mixed(_)));
+        let earlier = self.more.mixed && mixed && self.rng.percent(50);
         let hub = Arc::new(Hub::new(1, Capacity { bytes: 1 << 20, events }));
         let bus = Arc::new(AskedBus::new());
         let target = if self.more.key {
@@ -428,6 +458,7 @@ impl World {
         Gateway {
             id,
             alive: true,
+            earlier,
             sha: if earlier { self.earlier_sha.clone() } else { self.sha.clone() },
             frozen: false,
             slow,
@@ -460,7 +491,7 @@ impl World {
         }
     }
 
-    fn count(&mut self, what: &'static str) {
+    pub fn count(&mut self, what: &'static str) {
         *self.happened.entry(what).or_default() += 1;
     }
 
@@ -1144,7 +1175,7 @@ impl World {
                     if unknown {
                         self.events.given_up.extend(&sent.events);
                     }
-                    self.stream_answered(sent, answer.is_ok());
+                    self.stream_answered(sent, answer.as_ref().map(|_| ()));
                 }
                 (Answers::Request(request), Ok(appended)) => {
                     note!(self, "request {request} is answered {appended:?}");
@@ -1175,6 +1206,7 @@ impl World {
         if self.more.key {
             envelope = gateway.target.open(bytes.to_vec().into()).expect("a known message");
         }
+        gateway.reads(&mut envelope);
         let probe = match &envelope.body {
             Body::Probe { number, .. } => Some(*number),
             _ => None,
@@ -1207,7 +1239,8 @@ impl World {
         }
         let Some(master) = self.reachable(index) else { return };
         let after = self.gateways[index].reader.read_from();
-        let reading = self.reading_of(index, master, after);
+        let mut reading = self.reading_of(index, master, after);
+        reading.entries.iter_mut().for_each(|entry| self.gateways[index].reads(entry));
         note!(
             self,
             "gateway {index} reads history of master {master} after {after}: {} entries, \
@@ -1248,8 +1281,12 @@ impl World {
         if self.at(node) {
             let reader = &mut self.nodes[node];
             let (told, token) = (reader.got.len(), reader.token.clone());
-            if let Some(what) = reader.read(self.steps) {
+            let read = reader.read(self.steps);
+            if let Some(what) = read {
                 note!(self, "node {node} {what}");
+            } else {
+                // It has asked its gateway's tasks for more.
+                self.run_tasks();
             }
             let unheld: Vec<_> = self.nodes[node].got[told..]
                 .iter()
@@ -1553,6 +1590,7 @@ fn spoil_call(mistake: Mistake, call: &mut Call) {
                 requests: &stamped.requests,
                 retain: &stamped.retain,
                 runs: &stamped.runs,
+                streams: &stamped.streams,
             };
             framed.bytes = encode_frame(&header, &stamped.frame.events);
         }
@@ -1581,6 +1619,7 @@ fn describe(call: &Call) -> String {
         }
         Op::Probe(_) => "probe".into(),
         Op::Release { .. } => "release".into(),
+        Op::Number(streams) => format!("number {streams} streams"),
     };
     format!("{op}, seen {}, reported [{}]", call.seen, call.reported)
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 
 from ._errors import Error, ErrorKind, unavailable
 from .v1 import Event, PublishEvents, PublishOpened
@@ -19,6 +19,10 @@ EVENT_COST = 128
 
 Answer = Callable[["Error | None"], None]
 """Takes the answer to an event: None if it is accepted."""
+
+
+class Shared(Exception):
+    """Another process publishes under the id of this publisher."""
 
 
 @dataclass(slots=True)
@@ -75,7 +79,10 @@ class Buffer:
         return self._next - len(self._waiting)
 
     def opened(self, opened: PublishOpened) -> None:
-        """A stream is open."""
+        """A stream is open. Raises `Shared` if the gateway has accepted what was never sent."""
+        tried = sum(1 for _ in takewhile(lambda waiting: waiting.tried, self._waiting))
+        if opened.accepted_sequence >= self._first() + tried:
+            raise Shared()
         self._sent = (0, 0)
         self._window = (opened.window_events, opened.window_bytes)
         self.accepted(opened.accepted_sequence)

@@ -37,6 +37,10 @@ class ErrorKind(enum.Enum):
     and subscribe without a token."""
     FULL = "not taken"
     """The buffer of a publisher is full: the event was not taken."""
+    TAKEN_OVER = "taken over"
+    """Another process publishes under the id of this publisher: a copy of it, as a forked process
+    or a restored image of a virtual machine is. Only the one that opened its stream last goes on.
+    What was not acknowledged here may be published or not."""
     UNAVAILABLE = "not published in time"
     """No gateway accepted the events in time, and none can have published them."""
     OUTCOME_UNKNOWN = "not known whether published"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from ._backoff import Backoff
-from ._buffer import Buffer
+from ._buffer import Buffer, Shared
 from ._errors import (
     Error,
     ErrorKind,
@@ -175,12 +175,13 @@ class Publisher:
     async def _run(self) -> None:
         """Opens streams, one after the other."""
         number = self._client._preferred
+        takeovers = Takeovers()
         while True:
             while self._buffer.is_empty():
                 await self._filled.wait()
             status = await self._stream(number)
             self._buffer.lost()
-            kind = final_kind(status)
+            kind = takeovers.final_kind(status) or final_kind(status)
             if kind:
                 self._buffer.fail(Error(kind, status))
                 self._emptied.notify()
@@ -223,6 +224,8 @@ class Publisher:
                 self._answered(response)
         except Lost as lost:
             return unavailable(str(lost))
+        except Shared as shared:
+            return Status(grpc.StatusCode.ALREADY_EXISTS, str(shared.__doc__))
         except grpc.aio.AioRpcError as error:
             return status_of_call(error)
         finally:
@@ -270,6 +273,27 @@ class Publisher:
             self._buffer.rejected(response.rejected.sequence, error)
         elif arm == "draining":
             self._draining = True
+
+
+class Takeovers:
+    """Tells a takeover by somebody else from one by an earlier stream of this publisher, whose
+    request was delayed on its way to its gateway and came after a later one."""
+
+    def __init__(self) -> None:
+        # Streams of which no gateway has said that they ended.
+        self._delayed = 0
+
+    def final_kind(self, status: Status) -> ErrorKind | None:
+        """The kind of a status if somebody else publishes under this id."""
+        if status.code is grpc.StatusCode.ALREADY_EXISTS:
+            return ErrorKind.TAKEN_OVER
+        if status.reason != "TAKEN_OVER":
+            self._delayed += status.reason is None
+            return None
+        if not self._delayed:
+            return ErrorKind.TAKEN_OVER
+        self._delayed -= 1
+        return None
 
 
 def settle(future: asyncio.Future[None], error: Error | None) -> None:

@@ -60,6 +60,28 @@ impl Buffer {
         }
     }
 
+    /// The events that another publisher did not get acknowledged, the first with this sequence.
+    pub(super) fn restore(
+        &mut self,
+        first_sequence: u64,
+        events: impl IntoIterator<Item = (Event, Duration)>,
+        now: Instant,
+    ) -> Vec<oneshot::Receiver<Answer>> {
+        self.next = first_sequence.max(1);
+        let since = |waited| now.checked_sub(waited).unwrap_or(now);
+        let push = |(event, waited)| self.push(event, since(waited));
+        let answers = events.into_iter().map(push).collect();
+        // Any of them may have been sent.
+        self.waiting.iter_mut().for_each(|waiting| waiting.tried = true);
+        answers
+    }
+
+    /// The sequence of the first event, and all events with how long they have waited.
+    pub(super) fn contents(&self, now: Instant) -> (u64, Vec<(Event, Duration)>) {
+        let event = |waiting: &Waiting| (waiting.event.clone(), now - waiting.since);
+        (self.first(), self.waiting.iter().map(event).collect())
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -86,17 +108,36 @@ impl Buffer {
         receiver
     }
 
+    /// What waits.
+    pub(super) fn waiting(&self, now: Instant) -> super::Waiting {
+        super::Waiting {
+            events: self.waiting.len(),
+            bytes: self.bytes,
+            age: self.waiting.front().map(|first| now - first.since),
+        }
+    }
+
     /// The sequence of the first event.
     fn first(&self) -> u64 {
         self.next - self.waiting.len() as u64
     }
 
     /// A stream is open.
-    pub(super) fn opened(&mut self, opened: &PublishOpened) {
+    ///
+    /// # Errors
+    ///
+    /// If the gateway has accepted what was never sent: somebody else publishes under this id.
+    pub(super) fn opened(&mut self, opened: &PublishOpened) -> Result<(), Status> {
+        let tried = self.waiting.iter().take_while(|waiting| waiting.tried).count() as u64;
+        if opened.accepted_sequence >= self.first() + tried {
+            let why = "another process publishes under the id of this publisher";
+            return Err(Status::already_exists(why));
+        }
         self.sent = (0, 0);
         let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         self.window = Some((number(opened.window_events.into()), number(opened.window_bytes)));
         self.accepted(opened.accepted_sequence);
+        Ok(())
     }
 
     /// The stream is lost.
@@ -225,14 +266,14 @@ mod tests {
     fn what_was_not_answered_is_sent_again_on_the_next_stream() {
         let (mut buffer, mut answers) = buffer(5);
         assert_eq!(next(&mut buffer), None, "no stream is open");
-        buffer.opened(&opened(0, 100));
+        buffer.opened(&opened(0, 100)).unwrap();
         assert_eq!(next(&mut buffer), Some((1, 5)));
         assert_eq!(next(&mut buffer), None);
         buffer.accepted(2);
         buffer.lost();
         buffer.push(Event::default(), Instant::now());
         // Another gateway knows of one more.
-        buffer.opened(&opened(3, 100));
+        buffer.opened(&opened(3, 100)).unwrap();
         assert_eq!(next(&mut buffer), Some((4, 3)));
         buffer.accepted(6);
         assert!(buffer.is_empty() && !buffer.is_unanswered());
@@ -240,9 +281,47 @@ mod tests {
     }
 
     #[test]
+    fn what_was_not_acknowledged_keeps_its_sequence_and_its_age_in_another_buffer() {
+        let (mut first, _) = buffer(5);
+        first.opened(&opened(0, 100)).unwrap();
+        next(&mut first);
+        first.accepted(2);
+        let (age, later) = (Duration::from_secs(3), Instant::now() + Duration::from_secs(2));
+        let (sequence, events) = first.contents(later);
+        assert_eq!((sequence, events.len()), (3, 3));
+        let mut second = Buffer::new((10, 1 << 20));
+        let mut answers = second.restore(sequence, events, later);
+        second.push(Event::default(), later);
+        second.opened(&opened(3, 100)).unwrap();
+        assert_eq!(next(&mut second), Some((4, 3)));
+        second.lost();
+        second.expire(later + Duration::from_secs(2), age);
+        assert!(answers[0].try_recv().unwrap().is_ok());
+        let error = answers[2].try_recv().unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::OutcomeUnknown);
+        assert!(!second.is_empty(), "the new one is younger");
+    }
+
+    #[test]
+    fn what_was_never_sent_is_acknowledged_by_no_other_process() {
+        let (mut buffer, mut answers) = buffer(3);
+        assert!(buffer.opened(&opened(1, 100)).is_err());
+        buffer.opened(&opened(0, 100)).unwrap();
+        next(&mut buffer);
+        let mut fourth = buffer.push(Event::default(), Instant::now());
+        buffer.lost();
+        buffer.opened(&opened(3, 100)).unwrap();
+        assert!(answers.iter_mut().all(|answer| answer.try_recv().is_ok_and(|it| it.is_ok())));
+        assert_eq!(next(&mut buffer), Some((4, 1)));
+        buffer.lost();
+        assert!(buffer.opened(&opened(5, 100)).is_err());
+        assert!(fourth.try_recv().is_err(), "it has no answer");
+    }
+
+    #[test]
     fn a_full_window_waits_for_answers() {
         let (mut buffer, _) = buffer(3);
-        buffer.opened(&opened(0, 2));
+        buffer.opened(&opened(0, 2)).unwrap();
         assert_eq!(next(&mut buffer), Some((1, 3)), "one message is always sent");
         buffer.push(Event::default(), Instant::now());
         assert_eq!(next(&mut buffer), None);
@@ -253,13 +332,13 @@ mod tests {
     #[test]
     fn a_rejected_event_leaves_no_hole() {
         let (mut buffer, mut answers) = buffer(3);
-        buffer.opened(&opened(0, 100));
+        buffer.opened(&opened(0, 100)).unwrap();
         next(&mut buffer);
         let error = Error::new(ErrorKind::Invalid, Status::invalid_argument("bad"));
         buffer.rejected(2, error);
         assert_eq!(answers[1].try_recv().unwrap().unwrap_err().kind(), ErrorKind::Invalid);
         buffer.lost();
-        buffer.opened(&opened(0, 100));
+        buffer.opened(&opened(0, 100)).unwrap();
         assert_eq!(next(&mut buffer), Some((1, 3)));
         buffer.accepted(3);
         assert!(buffer.is_empty());
@@ -269,7 +348,7 @@ mod tests {
     fn old_events_are_given_up_only_without_a_stream_and_say_whether_they_were_sent() {
         let (mut buffer, mut answers) = buffer(2);
         let (age, later) = (Duration::from_secs(1), Instant::now() + Duration::from_secs(5));
-        buffer.opened(&opened(0, 1));
+        buffer.opened(&opened(0, 1)).unwrap();
         next(&mut buffer);
         buffer.expire(later, age);
         assert!(!buffer.is_empty() && !buffer.drop_oldest());
@@ -283,7 +362,7 @@ mod tests {
         assert_eq!(kind(&mut third), ErrorKind::Unavailable);
         // The next one keeps its own sequence.
         buffer.push(Event::default(), later);
-        buffer.opened(&opened(0, 100));
+        buffer.opened(&opened(0, 100)).unwrap();
         assert_eq!(next(&mut buffer), Some((4, 1)));
     }
 

@@ -16,14 +16,14 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
+use tonic::{Code, Status};
 use uuid::Uuid;
 
 use self::buffer::{Answer, Buffer};
 use crate::{
     Client, Error, ErrorKind,
     backoff::{Backoff, retry_delay},
-    error::{final_kind, status_of},
+    error::{final_kind, is, reason_of, status_of},
 };
 use trunkline_proto::v1::{
     Event, PublishOpen, PublishStreamRequest, PublishStreamResponse,
@@ -114,17 +114,30 @@ impl PublisherOptions {
 #[derive(Clone, Debug)]
 pub struct Publisher {
     shared: Arc<Shared>,
-    _task: Arc<Task>,
+    task: Arc<Task>,
 }
 
 #[derive(Debug)]
 struct Shared {
+    id: String,
     options: PublisherOptions,
     buffer: parking::Mutex<Buffer>,
     /// There is something to send.
     filled: Notify,
     /// There is room, or nothing is left.
     emptied: Notify,
+}
+
+/// What a publisher did not get acknowledged, for the publisher of another process that goes on in
+/// its place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unacknowledged {
+    /// The identity by which gateways know what they have already.
+    pub publisher_id: String,
+    /// The sequence of the first event.
+    pub first_sequence: u64,
+    /// The events, in order, and how long each has waited.
+    pub events: Vec<(Event, Duration)>,
 }
 
 /// Ends its task when it is dropped.
@@ -155,6 +168,17 @@ mod parking {
     }
 }
 
+/// What waits for its acknowledgement in a [`Publisher`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Events.
+    pub events: usize,
+    /// Bytes of memory that they take, approximately.
+    pub bytes: usize,
+    /// Age of the oldest of them. None if nothing waits.
+    pub age: Option<Duration>,
+}
+
 /// Resolves when an event is acknowledged: the bus has accepted it. Dropping it withdraws nothing.
 #[derive(Debug)]
 pub struct Acknowledgement(oneshot::Receiver<Answer>);
@@ -181,14 +205,37 @@ impl Client {
     /// Outside of a tokio runtime.
     pub fn publisher(&self, options: PublisherOptions) -> Publisher {
         let buffer = Buffer::new((options.max_events, options.max_bytes));
+        self.publisher_with(Uuid::new_v4().to_string(), buffer, options)
+    }
+
+    /// Opens the publisher that goes on in place of another one, after its
+    /// [`Publisher::hand_over`]: what that one had published and did not get acknowledged is
+    /// published once, before anything new. Also returns the acknowledgements of those events.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub fn publisher_after(
+        &self,
+        before: Unacknowledged,
+        options: PublisherOptions,
+    ) -> (Publisher, Vec<Acknowledgement>) {
+        let mut buffer = Buffer::new((options.max_events, options.max_bytes));
+        let answers = buffer.restore(before.first_sequence, before.events, Instant::now());
+        let publisher = self.publisher_with(before.publisher_id, buffer, options);
+        (publisher, answers.into_iter().map(Acknowledgement).collect())
+    }
+
+    fn publisher_with(&self, id: String, buffer: Buffer, options: PublisherOptions) -> Publisher {
         let shared = Arc::new(Shared {
+            id,
             options,
             buffer: parking::Mutex::new(buffer),
             filled: Notify::new(),
             emptied: Notify::new(),
         });
         let task = tokio::spawn(run(self.clone(), shared.clone()));
-        Publisher { shared, _task: Arc::new(Task(task.abort_handle())) }
+        Publisher { shared, task: Arc::new(Task(task.abort_handle())) }
     }
 }
 
@@ -199,7 +246,8 @@ impl Publisher {
     /// # Errors
     ///
     /// [`ErrorKind::Full`]; and after an error that no attempt would cure, such as missing
-    /// permission, that error. The acknowledgement fails with [`ErrorKind::Invalid`] for an event
+    /// permission, and [`ErrorKind::TakenOver`], that error. The
+    /// acknowledgement fails with [`ErrorKind::Invalid`] for an event
     /// that the gateway rejects, and with [`ErrorKind::Unavailable`] or
     /// [`ErrorKind::OutcomeUnknown`] for one that is given up.
     pub async fn publish(&self, event: impl Into<Event>) -> Result<Acknowledgement, Error> {
@@ -232,6 +280,11 @@ impl Publisher {
         }
     }
 
+    /// What waits for its acknowledgement.
+    pub fn waiting(&self) -> Waiting {
+        self.shared.buffer.lock().waiting(Instant::now())
+    }
+
     /// Waits until everything that was published is acknowledged, or given up.
     pub async fn flush(&self) {
         loop {
@@ -243,6 +296,20 @@ impl Publisher {
         }
     }
 
+    /// Ends the stream at once, and returns what was not acknowledged, for
+    /// [`Client::publisher_after`] in another process. Acknowledgements that are missing fail with
+    /// [`ErrorKind::OutcomeUnknown`], and so does every later [`Publisher::publish`].
+    pub fn hand_over(&self) -> Unacknowledged {
+        self.task.0.abort();
+        let mut buffer = self.shared.buffer.lock();
+        let (first_sequence, events) = buffer.contents(Instant::now());
+        let status = Status::unavailable("another process goes on in place of this publisher");
+        buffer.fail(&Error::new(ErrorKind::OutcomeUnknown, status));
+        drop(buffer);
+        self.shared.emptied.notify_waiters();
+        Unacknowledged { publisher_id: self.shared.id.clone(), first_sequence, events }
+    }
+
     /// Waits as [`Publisher::flush`] does, then ends the stream, if there is no other clone.
     pub async fn close(self) {
         self.flush().await;
@@ -251,18 +318,19 @@ impl Publisher {
 
 /// Opens streams, one after the other.
 async fn run(client: Client, shared: Arc<Shared>) {
-    let publisher_id = Uuid::new_v4().to_string();
-    let mut backoff = Backoff::new();
+    let mut backoff = Backoff::new(client.reconnect_wait);
     let mut number = client.preferred();
+    let mut takeovers = Takeovers::default();
     loop {
         shared.is_filled().await;
         let status = Stream { client: &client, shared: &shared, number, backoff: &mut backoff }
-            .run(&publisher_id)
+            .run(&shared.id)
             .await;
         let wait = {
             let mut buffer = shared.buffer.lock();
             buffer.lost();
-            if let Some(kind) = final_kind(&status) {
+            let taken_over = takeovers.is_final(&status).then_some(ErrorKind::TakenOver);
+            if let Some(kind) = taken_over.or_else(|| final_kind(&status)) {
                 buffer.fail(&Error::new(kind, status));
                 drop(buffer);
                 shared.emptied.notify_waiters();
@@ -278,6 +346,30 @@ async fn run(client: Client, shared: Arc<Shared>) {
             sleep_until(until.min(Instant::now() + EXPIRY)).await;
         }
         shared.expire();
+    }
+}
+
+/// Tells a takeover by somebody else from one by an earlier stream of this publisher, whose request
+/// was delayed on its way to its gateway and came after a later one.
+#[derive(Clone, Debug, Default)]
+struct Takeovers {
+    /// Streams of which no gateway has said that they ended.
+    delayed: u32,
+}
+
+impl Takeovers {
+    /// True if a stream ended with this status because somebody else publishes under this id.
+    fn is_final(&mut self, status: &Status) -> bool {
+        if status.code() == Code::AlreadyExists {
+            return true;
+        }
+        if !is(status, "TAKEN_OVER") {
+            self.delayed += u32::from(reason_of(status).is_none());
+            return false;
+        }
+        let is_own = self.delayed > 0;
+        self.delayed -= u32::from(is_own);
+        !is_own
     }
 }
 
@@ -334,7 +426,7 @@ impl Stream<'_> {
         let mut responses = timeout(limit, opening).await.map_err(late)??.into_inner();
         let first = timeout(limit, responses.message()).await.map_err(late)??;
         match first.and_then(|first| first.response) {
-            Some(Response::Opened(opened)) => self.shared.buffer.lock().opened(&opened),
+            Some(Response::Opened(opened)) => self.shared.buffer.lock().opened(&opened)?,
             other => return Err(Status::unavailable(format!("not opened: {other:?}"))),
         }
         self.client.works(self.number);
@@ -373,7 +465,7 @@ impl Stream<'_> {
         match response.response {
             Some(Response::Accepted(accepted)) => {
                 // The stream works: the next loss starts a new series of attempts.
-                *self.backoff = Backoff::new();
+                self.backoff.reset();
                 self.shared.buffer.lock().accepted(accepted.sequence);
                 self.shared.emptied.notify_waiters();
             }
@@ -390,4 +482,36 @@ impl Stream<'_> {
 
 fn message(request: Request) -> PublishStreamRequest {
     PublishStreamRequest { request: Some(request) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use tonic_types::{ErrorDetails, StatusExt};
+
+    use super::*;
+
+    #[test]
+    fn a_takeover_is_final_unless_a_stream_of_its_own_may_have_come_late() {
+        let with_reason = |code, reason| {
+            let details = ErrorDetails::with_error_info(reason, "trunkline", HashMap::new());
+            Status::with_error_details(code, "", details)
+        };
+        let taken_over = with_reason(Code::Aborted, "TAKEN_OVER");
+        let ended = with_reason(Code::Unavailable, "DRAINING");
+        let lost = Status::unavailable("no answer in time");
+        let mut takeovers = Takeovers::default();
+        // Gateways that ended a stream do not open it later.
+        assert!(!takeovers.is_final(&ended));
+        assert!(takeovers.clone().is_final(&taken_over));
+        for _ in 0..2 {
+            assert!(!takeovers.is_final(&lost));
+        }
+        for is_final in [false, false, true] {
+            assert_eq!(takeovers.is_final(&taken_over), is_final);
+        }
+        assert!(!takeovers.is_final(&lost));
+        assert!(takeovers.is_final(&Status::already_exists("accepted what was never sent")));
+    }
 }

@@ -25,7 +25,6 @@
 mod decode;
 mod encode;
 mod event;
-mod finder;
 mod names;
 mod reader;
 mod recurrence;
@@ -39,7 +38,6 @@ pub use self::{
     decode::{Events, Message},
     encode::Writer,
     event::{Entries, Entry, EntryIter, Event},
-    finder::Finder,
     names::{Cache, Types, object_type},
     version::{Tags, UnknownVersion, Version, Young},
 };
@@ -63,6 +61,24 @@ impl Default for Agora {
     }
 }
 
+impl Agora {
+    /// The error of a message, which says so where another release reads all of it: nodes have
+    /// that one, as a rule.
+    fn explained(self, message: &[u8], mut error: Undecodable) -> Undecodable {
+        let (tags, release) = match self.version.tags {
+            Tags::V0_15 => (Tags::V0_16, "0.16"),
+            Tags::V0_16 => (Tags::V0_15, "0.15"),
+        };
+        if Message::read(message, tags).is_ok_and(|message| message.events().all(|e| e.is_ok())) {
+            let set = self.version;
+            let why = error.why;
+            error.why =
+                format!("{why}; it can be read as of release {release}, and release {set} is set");
+        }
+        error
+    }
+}
+
 impl Format for Agora {
     fn name(&self) -> &'static str {
         "agora"
@@ -72,12 +88,17 @@ impl Format for Agora {
         "stwt.agora"
     }
 
-    fn sender(&self) -> u16 {
-        self.sender
+    fn version(&self) -> String {
+        self.version.to_string()
+    }
+
+    fn sender(&self) -> Option<u16> {
+        Some(self.sender)
     }
 
     fn decode<'a>(&self, message: &'a [u8]) -> Result<Decoded<'a>, Undecodable> {
-        let message = Message::read(message, self.version.tags)?;
+        let (format, bytes) = (*self, message);
+        let message = Message::read(bytes, self.version.tags)?;
         let mut events = message.events();
         let mut kinds = None;
         let events = std::iter::from_fn(move || {
@@ -87,15 +108,15 @@ impl Format for Agora {
                 }
                 match events.next()? {
                     Ok(event) => kinds = Some(wire::Kinds::of(&event)),
-                    Err(error) => return Some(Err(error)),
+                    Err(error) => return Some(Err(format.explained(bytes, error))),
                 }
             }
         });
-        Ok(Decoded { sender: message.sender(), events: Box::new(events) })
+        Ok(Decoded { sender: Some(message.sender()), events: Box::new(events) })
     }
 
-    fn recode(&self, message: &[u8]) -> (Vec<Bytes>, Option<Undecodable>) {
-        let message = match Message::read(message, self.version.tags) {
+    fn recode(&self, bytes: &[u8]) -> (Vec<Bytes>, Option<Undecodable>) {
+        let message = match Message::read(bytes, self.version.tags) {
             Ok(message) => message,
             Err(error) => return (Vec::new(), Some(error)),
         };
@@ -106,7 +127,7 @@ impl Format for Agora {
                     // It was read in the version in which it is written, which has it.
                     let _ = writer.put(&event);
                 }
-                Err(error) => return (writer.finish(), Some(error)),
+                Err(error) => return (writer.finish(), Some(self.explained(bytes, error))),
             }
         }
         (writer.finish(), None)
@@ -117,7 +138,7 @@ impl Format for Agora {
         let mut left_out = Vec::new();
         for (index, kind) in events.iter().enumerate() {
             if let Err(why) = wire::put(&mut writer, kind) {
-                left_out.push(LeftOut { index, why: why.to_owned() });
+                left_out.push(LeftOut { index, why });
             }
         }
         Encoded { messages: writer.finish(), left_out }
@@ -169,6 +190,13 @@ impl Format for Agora {
             writer.end_message();
         }
         writer.finish()
+    }
+
+    /// A message without events.
+    fn probe(&self) -> Option<Bytes> {
+        let mut message = Vec::new();
+        reader::put_number(&mut message, self.sender.into());
+        Some(message.into())
     }
 }
 

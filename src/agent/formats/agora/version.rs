@@ -40,13 +40,6 @@ impl Version {
             _ => true,
         }
     }
-
-    /// The version that nodes of either have in common. `None` if they do not understand one
-    /// another.
-    pub fn common(self, other: Version) -> Option<Version> {
-        let young = Young(self.young.0 & other.young.0);
-        (self.tags == other.tags).then_some(Version { tags: self.tags, young })
-    }
 }
 
 /// Kinds that came with patch releases of 0.16. A node that does not have one drops it, and what
@@ -78,20 +71,6 @@ impl Young {
     /// True if any of these is not among them.
     pub(super) fn lacks(self, others: Young) -> bool {
         others.0 & !self.0 != 0
-    }
-
-    /// The kinds of an event. They came one after the other: who has one has those before.
-    pub(super) fn of(event: &Event<'_>) -> Young {
-        let of_entries = |one: Young, cache| Young(one.0 | Young::of_cache(cache).0);
-        let kinds = match event {
-            Event::QueueRefresh => Young::QUEUE_REFRESH,
-            Event::CacheInvalidate(entries) => {
-                entries.iter().map(|entry| entry.cache).fold(Young::NONE, of_entries)
-            }
-            _ => Young::NONE,
-        };
-        // All bits below the highest one, and that.
-        Young(u8::MAX.checked_shr(kinds.0.leading_zeros()).unwrap_or_default())
     }
 }
 
@@ -152,13 +131,5 @@ mod tests {
             let error = text.parse::<Version>().unwrap_err();
             assert!(error.to_string().starts_with(&format!("'{text}' is not a release")));
         }
-    }
-
-    #[test]
-    fn nodes_of_several_versions_have_in_common_what_all_of_them_have() {
-        let (some, all) = (Version::default(), Version::V0_16_19);
-        assert_eq!(all.common(some), Some(some));
-        assert_eq!(all.common(all), Some(all));
-        assert_eq!(all.common("0.15".parse().unwrap()), None);
     }
 }

@@ -151,6 +151,7 @@ fn try_frame(
         requests: header.requests.into(),
         retain: header.retain.into(),
         runs: header.runs.into(),
+        streams: header.streams.into(),
     })
 }
 

@@ -29,6 +29,7 @@ pub fn encode_frame(header: &Header<'_>, events: &[u8]) -> Vec<u8> {
         requests: header.requests.to_vec(),
         retain: header.retain.to_vec(),
         runs: header.runs.to_vec(),
+        streams: header.streams.to_vec(),
         ..Default::default()
     };
     if let Some(provenance) = header.provenance {
@@ -106,8 +107,8 @@ pub fn put_retained(buf: &mut Vec<u8>, index: u64, key: u8) {
 }
 
 /// Appends events that their publisher numbered, and that begin at an index of the frame, to the
-/// field `runs` of a frame.
-pub fn put_run(buf: &mut Vec<u8>, first: u64, run: &Run) {
+/// fields `runs` and `streams` of a frame.
+pub fn put_run(buf: &mut Vec<u8>, streams: &mut Vec<u8>, first: u64, run: &Run) {
     let Some(sequence) = run.sequences.first() else { return };
     let follow = run.last() - sequence + 1 == run.sequences.len() as u64;
     buf.extend_from_slice(&run.publisher);
@@ -119,4 +120,5 @@ pub fn put_run(buf: &mut Vec<u8>, first: u64, run: &Run) {
         let pairs = run.sequences.iter().zip(run.sequences.iter().skip(1));
         pairs.for_each(|(one, next)| encode_varint(next - one - 1, buf));
     }
+    encode_varint(run.stream, streams);
 }

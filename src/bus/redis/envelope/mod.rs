@@ -14,7 +14,10 @@ pub use self::encode::{
     encode_events, encode_frame, encode_probe, put_request, put_retained, put_run,
 };
 use super::{auth::Authenticator, view::ShardView};
-use crate::bus::{Epoch, Frame, Lost, MAX_SEQUENCE, Offset, Position, Provenance, RequestId, Run};
+use crate::bus::{
+    Epoch, Frame, Lost, MAX_SEQUENCE, Offset, Position, Provenance, PublisherId, RequestId, Run,
+    StreamNumber,
+};
 
 /// Other names of the events of one frame: more are neither written nor read. Two for each event of
 /// a large frame.
@@ -79,6 +82,8 @@ pub struct StampedFrame {
     pub retain: Bytes,
     /// The events that their publishers numbered; see [`StampedFrame::runs`].
     pub runs: Bytes,
+    /// The streams that these came on; see [`StampedFrame::runs`].
+    pub streams: Bytes,
 }
 
 /// Events of a frame that their publisher numbered.
@@ -94,12 +99,32 @@ impl StampedFrame {
     /// The events that their publishers numbered. Ends where the bytes have another form, or name
     /// more events than the frame has.
     pub fn runs(&self) -> impl Iterator<Item = HeldRun> {
-        let mut bytes = &self.runs[..];
-        std::iter::from_fn(move || read_run(&mut bytes, self.frame.count))
+        let (mut bytes, mut streams) = (&self.runs[..], &self.streams[..]);
+        std::iter::from_fn(move || {
+            // Room for what is read, and not for what is said to come.
+            let mut sequences = Vec::new();
+            let sequence = |sequence| sequences.push(sequence);
+            let (first, run) = read_run(&mut bytes, self.frame.count, sequence)?;
+            let stream = decode_varint(&mut streams).unwrap_or(0);
+            Some(HeldRun { first, run: Run { stream, sequences, ..run } })
+        })
+    }
+
+    /// The streams of these that the bus has numbered, without their events.
+    pub fn streams(&self) -> impl Iterator<Item = (PublisherId, StreamNumber)> {
+        let (mut bytes, mut streams) = (&self.runs[..], &self.streams[..]);
+        let pairs = std::iter::from_fn(move || {
+            let stream = decode_varint(&mut streams).ok()?;
+            let (_, run) = read_run(&mut bytes, self.frame.count, |_| {})?;
+            Some((run.publisher, stream))
+        });
+        pairs.filter(|(_, stream)| *stream > 0)
     }
 }
 
-fn read_run(bytes: &mut &[u8], events: u64) -> Option<HeldRun> {
+/// Reads a run: the index of its first event, and the run without its stream and its sequences,
+/// which it hands to `sequence`.
+fn read_run(bytes: &mut &[u8], events: u64, mut sequence: impl FnMut(u64)) -> Option<(u64, Run)> {
     let (publisher, rest) = bytes.split_first_chunk::<16>()?;
     *bytes = rest;
     let mut number = || decode_varint(bytes).ok();
@@ -109,18 +134,16 @@ fn read_run(bytes: &mut &[u8], events: u64) -> Option<HeldRun> {
         return None;
     }
     let mut next = from.checked_add(number()?)?;
-    // Room for what is read, and not for what is said to come.
-    let mut sequences = Vec::new();
-    sequences.push(next);
+    sequence(next);
     for _ in 1..count {
         let distance = if shape % 2 == 1 { 0 } else { number()? };
         next = next.checked_add(distance)?.checked_add(1)?;
-        sequences.push(next);
+        sequence(next);
     }
     if next >= MAX_SEQUENCE {
         return None;
     }
-    Some(HeldRun { first, run: Run { publisher: *publisher, from, sequences } })
+    Some((first, Run { publisher: *publisher, stream: 0, from, sequences: vec![] }))
 }
 
 /// A request in a frame.
@@ -184,6 +207,8 @@ pub struct Header<'a> {
     pub retain: &'a [u8],
     /// The events that their publishers numbered, as [`put_run`] writes them.
     pub runs: &'a [u8],
+    /// The streams that these came on, as [`put_run`] writes them.
+    pub streams: &'a [u8],
 }
 
 /// The first bytes of the messages on a channel. The digit is the version of the protocol.

@@ -13,6 +13,7 @@ fn header() -> Header<'static> {
         requests: &[],
         retain: &[],
         runs: &[],
+        streams: &[],
     }
 }
 
@@ -63,8 +64,10 @@ fn a_copy_keeps_the_names_of_its_events() {
     let mut retain = Vec::new();
     put_retained(&mut retain, 1, 9);
     let events = encode_events([Bytes::from("one"), Bytes::from("two")].iter());
-    let run = |publisher, from, sequences: &[u64]| Run {
+    let run = |publisher: u8, from, sequences: &[u64]| Run {
         publisher: [publisher; 16],
+        // The bus numbered the streams of all but the first.
+        stream: u64::from(publisher - 1) << 51,
         from,
         sequences: sequences.to_vec(),
     };
@@ -73,15 +76,16 @@ fn a_copy_keeps_the_names_of_its_events() {
         HeldRun { first: 0, run: run(2, 7, &[7, 1 << 50]) },
         HeldRun { first: 0, run: run(3, 1, &[300, 301]) },
     ];
-    let mut runs = Vec::new();
+    let (mut runs, mut streams) = (Vec::new(), Vec::new());
     for held in &held {
-        put_run(&mut runs, held.first, &held.run);
+        put_run(&mut runs, &mut streams, held.first, &held.run);
     }
     let header = Header {
         provenance: Some(&provenance),
         requests: &requests,
         retain: &retain,
         runs: &runs,
+        streams: &streams,
         ..header()
     };
     let frame = encode_frame(&header, &events);
@@ -93,9 +97,16 @@ fn a_copy_keeps_the_names_of_its_events() {
     let requests: Vec<_> = read_requests(&stamped.requests).collect();
     assert_eq!(requests, [HeldRequest { id: [7; 16], first: 1, count: 1 }]);
     assert_eq!(stamped.runs().collect::<Vec<_>>(), held);
+    let streams = [([2; 16], 1 << 51), ([3; 16], 1 << 52)];
+    assert_eq!(stamped.streams().collect::<Vec<_>>(), streams);
+    // A gateway of an earlier version writes no streams.
+    let earlier = StampedFrame { streams: Bytes::new(), ..stamped.clone() };
+    let without = |at: HeldRun| HeldRun { run: Run { stream: 0, ..at.run }, ..at };
+    assert_eq!(earlier.runs().collect::<Vec<_>>(), held.map(without));
+    assert_eq!(earlier.streams().count(), 0);
     // What names more events than the frame has is nothing.
     let mut too_many = Vec::new();
-    put_run(&mut too_many, 1, &held[1].run);
+    put_run(&mut too_many, &mut Vec::new(), 1, &stamped.runs().nth(1).expect("three").run);
     let hostile = StampedFrame { runs: too_many.into(), ..stamped.clone() };
     assert_eq!(hostile.runs().count(), 0);
     assert_eq!(read_retained(&stamped.retain).collect::<Vec<_>>(), [(1, 9)]);

@@ -186,6 +186,9 @@ impl Reader {
         if found.forged > 0 {
             self.count_forged(id, found.forged);
         }
+        for (publisher, stream) in found.streams {
+            self.parts.sink.publishes(publisher, stream);
+        }
         for delivery in found.deliveries {
             self.deliver(id, delivery);
         }

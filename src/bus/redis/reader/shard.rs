@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::bus::{
-    Delivery, Epoch, EpochStart, Position,
+    Delivery, Epoch, EpochStart, Position, PublisherId, StreamNumber,
     redis::{
         envelope::{Body, Envelope, WriterId},
         history::Reading,
@@ -50,12 +50,22 @@ pub struct Found {
     pub deliveries: Vec<Delivery>,
     /// History is to be read, after [`ShardReader::read_from`].
     pub read_history: bool,
+    /// Streams of publishers whose events were received.
+    pub streams: Vec<(PublisherId, StreamNumber)>,
     /// A message of this gateway came back: the path is verified.
     pub verified: bool,
     /// Something may have to be appended again.
     pub recover: bool,
     /// Items whose authentication tag does not verify.
     pub forged: u64,
+}
+
+impl Found {
+    fn publishes(&mut self, envelope: &Envelope) {
+        if let Body::Frame(stamped) = &envelope.body {
+            self.streams.extend(stamped.streams());
+        }
+    }
 }
 
 /// Envelopes received during a repair.
@@ -125,6 +135,7 @@ impl ShardReader {
             return found;
         }
         memory.learn(&mut envelope, now);
+        found.publishes(&envelope);
         found.recover = matches!(envelope.body, Body::EpochStart { .. });
         let own = match &envelope.body {
             Body::Probe { writer, .. } => *writer == self.own,
@@ -208,6 +219,7 @@ impl ShardReader {
         self.order.begin_history(&reading.view, &reading.entries);
         for mut entry in reading.entries {
             memory.learn(&mut entry, now);
+            found.publishes(&entry);
             found.recover |= matches!(entry.body, Body::EpochStart { .. });
             if !self.order.take_history(&entry, &mut found.deliveries) {
                 read_again = true;

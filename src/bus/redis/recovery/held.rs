@@ -328,6 +328,7 @@ mod tests {
             requests: requests.into(),
             retain: vec![].into(),
             runs: vec![].into(),
+            streams: vec![].into(),
         })
     }
 

@@ -386,7 +386,7 @@ impl Memory {
 /// runs.
 fn without(held: &HeldFrame, gone: &Ranges, covered: &[(usize, Ranges)]) -> HeldFrame {
     let stamped = &held.stamped;
-    let (mut requests, mut runs) = (Vec::new(), Vec::new());
+    let (mut requests, mut runs, mut streams) = (Vec::new(), Vec::new(), Vec::new());
     let (mut events, mut left, mut moved) = (Vec::new(), Vec::new(), BTreeMap::new());
     for (event, index) in events_of(&stamped.frame.events).zip(0u64..) {
         if !gone.has(index) {
@@ -413,7 +413,7 @@ fn without(held: &HeldFrame, gone: &Ranges, covered: &[(usize, Ranges)]) -> Held
         let mut begin = 0;
         for part in parts {
             if let Some(first) = indices.get(begin) {
-                put_run(&mut runs, *first, &part);
+                put_run(&mut runs, &mut streams, *first, &part);
             }
             begin += part.sequences.len();
         }
@@ -443,6 +443,7 @@ fn without(held: &HeldFrame, gone: &Ranges, covered: &[(usize, Ranges)]) -> Held
         requests: requests.into(),
         retain: retain.into(),
         runs: runs.into(),
+        streams: streams.into(),
     };
     HeldFrame { name, stamped }
 }
@@ -463,6 +464,7 @@ pub fn encode_copy(held: &HeldFrame) -> Vec<u8> {
         requests: &stamped.requests,
         retain: &stamped.retain,
         runs: &stamped.runs,
+        streams: &stamped.streams,
     };
     encode_frame(&header, &stamped.frame.events)
 }

@@ -13,18 +13,20 @@ use std::{
 };
 
 use rand::{Rng, SeedableRng, rngs::SmallRng};
+use tokio::sync::oneshot;
 
 use super::flush::{Flush, Job};
 use crate::bus::{
     AppendError, Appended, Epoch, Frame, Name, Offset, Position, Provenance, PublisherId, ShardId,
+    StreamNumber,
     redis::{
         auth::{self, Authenticator, Kind},
         envelope::{
-            Body, Header, HeldRun, StampedFrame, WriterId, encode_frame, encode_probe, events_of,
+            Body, Header, StampedFrame, WriterId, encode_frame, encode_probe, events_of,
             read_requests, read_retained, with_tag,
         },
         recovery::{HeldFrame, Memory, Offer, Task},
-        script::{Answer, Call, Failure, Framed, Op, Placing, Retain, Status},
+        script::{Answer, Call, Covers, Failure, Framed, Op, Placing, Retain, Status},
         settings::CallLimits,
     },
     traced::TracedAppend,
@@ -100,6 +102,8 @@ pub struct Core {
     auth: Option<Arc<Authenticator>>,
     rng: SmallRng,
     waiting: VecDeque<Job>,
+    /// Streams that wait for their number.
+    unnumbered: VecDeque<oneshot::Sender<StreamNumber>>,
     /// No batch that waits has an earlier deadline.
     earliest: Option<Instant>,
     /// The frames without an answer, in order.
@@ -146,6 +150,8 @@ enum UnderWay {
     Again(Box<Offer>),
     Probe,
     Release,
+    /// The streams that it numbers.
+    Number(Vec<oneshot::Sender<StreamNumber>>),
 }
 
 impl Core {
@@ -165,6 +171,7 @@ impl Core {
             auth,
             rng: SmallRng::seed_from_u64(seed),
             waiting: VecDeque::new(),
+            unnumbered: VecDeque::new(),
             earliest: None,
             frames: VecDeque::new(),
             sequence: 0,
@@ -185,6 +192,12 @@ impl Core {
         let deadline = job.deadline;
         self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
         self.waiting.push_back(job);
+    }
+
+    /// Adds a stream that is to be numbered, after those that were added before. Who waits for it
+    /// no more drops its receiver.
+    pub fn number(&mut self, stream: oneshot::Sender<StreamNumber>) {
+        self.unnumbered.push_back(stream);
     }
 
     /// True while batches wait for their answer.
@@ -232,6 +245,9 @@ impl Core {
             Some(UnderWay::Release) => return Step::WaitUntil(until),
             _ if !memory.tip().is_known() => return Step::WaitUntil(until),
             _ => {}
+        }
+        if let Some(call) = self.number_streams(memory) {
+            return Step::Call(call);
         }
         if memory.is_recovering() || !(self.frame_first && self.is_busy()) {
             if self.under_way.is_empty() {
@@ -346,6 +362,14 @@ impl Core {
                 self.next_probe = now + PROBE_INTERVAL;
                 Shown::Accepted
             }
+            (UnderWay::Number(streams), Status::Numbered(last)) => {
+                let first = (last + 1).saturating_sub(streams.len() as u64);
+                for (stream, number) in streams.into_iter().zip(first..) {
+                    // Nobody may wait for it any more.
+                    let _ = stream.send(number);
+                }
+                Shown::Answered
+            }
             (UnderWay::Release, Status::Wait) => {
                 self.paused = Some(now + RECOVERY_PAUSE);
                 Shown::Answered
@@ -354,7 +378,7 @@ impl Core {
                 self.next_probe = now + PROBE_RETRY;
                 Shown::Answered
             }
-            (UnderWay::Release, _) => Shown::Answered,
+            (UnderWay::Release | UnderWay::Number(_), _) => Shown::Answered,
         }
     }
 
@@ -390,8 +414,10 @@ impl Core {
         if matches!(failure, Failure::Unknown(_)) {
             // Nor have the calls behind it an answer.
             for call in std::iter::once(under_way).chain(std::mem::take(&mut self.under_way)) {
-                if let (Some(nth), UnderWay::Append(_, seen)) = (self.landed(&call), call) {
-                    self.frames[nth].doubt(seen);
+                match (self.landed(&call), call) {
+                    (Some(nth), UnderWay::Append(_, seen)) => self.frames[nth].doubt(seen),
+                    (_, UnderWay::Number(streams)) => self.number_again(streams),
+                    _ => {}
                 }
             }
             if let Some(nth) = frame {
@@ -400,6 +426,8 @@ impl Core {
                     None => self.give_up(nth, &why),
                 }
             }
+        } else if let UnderWay::Number(streams) = under_way {
+            self.number_again(streams);
         }
         self.failing = true;
         if self.paused.is_none_or(|until| until <= now) {
@@ -411,6 +439,24 @@ impl Core {
         let was_due = self.next_probe <= now;
         self.next_probe = if was_due { retry } else { self.next_probe.min(retry) };
         Shown::Failed(why)
+    }
+
+    /// Numbers the streams that wait, all with one call.
+    fn number_streams(&mut self, memory: &Memory) -> Option<Box<Call>> {
+        self.unnumbered.retain(|stream| !stream.is_closed());
+        if self.unnumbered.is_empty()
+            || self.under_way.iter().any(|call| matches!(call, UnderWay::Number(_)))
+        {
+            return None;
+        }
+        let streams = Vec::from(std::mem::take(&mut self.unnumbered));
+        let (op, limit) = (Op::Number(streams.len()), self.limits.response_timeout);
+        Some(self.call(op, UnderWay::Number(streams), memory, limit, memory.seen()))
+    }
+
+    /// Streams whose call had no answer have other numbers, in their order.
+    fn number_again(&mut self, streams: Vec<oneshot::Sender<StreamNumber>>) {
+        streams.into_iter().rev().for_each(|stream| self.unnumbered.push_front(stream));
     }
 
     fn fail(&mut self, nth: usize, error: &AppendError) {
@@ -589,12 +635,18 @@ impl Core {
                     self.frames.remove(nth);
                 }
             }
+            Status::TakenOver(over) => {
+                frame.flush.refuse(&over);
+                if frame.flush.jobs.is_empty() {
+                    self.frames.remove(nth);
+                }
+            }
             // One before it was not taken, or a recovery is under way.
             Status::OutOfOrder | Status::Recovering => {}
             // The epoch is over, or another gateway was first at its exact place.
             Status::EpochOver => frame.beaten += 1,
             Status::NotItsTurn => self.paused = Some(now + TURN_PAUSE),
-            Status::Done(None) | Status::There | Status::Wait => {
+            Status::Done(None) | Status::There | Status::Wait | Status::Numbered(_) => {
                 self.paused = Some(now + RECOVERY_PAUSE);
             }
         }
@@ -638,9 +690,7 @@ impl Core {
             count: held.stamped.frame.count,
             bytes: offer.frame.clone(),
             requests,
-            runs: (held.stamped.runs())
-                .map(|HeldRun { run, .. }| (run.publisher, run.from, run.last()))
-                .collect(),
+            runs: held.stamped.runs().map(|at| Covers::of(&at.run)).collect(),
             retain: retain.collect(),
         };
         let framed = self.with_tags(framed, seen, Some(&held.name));
@@ -788,6 +838,7 @@ impl Sending {
             requests: &self.flush.requests,
             retain: &self.flush.retained,
             runs: &self.flush.encoded_runs,
+            streams: &self.flush.streams,
         };
         Framed {
             writer,
@@ -817,6 +868,7 @@ impl Sending {
             requests: self.flush.requests.clone().into(),
             retain: self.flush.retained.clone().into(),
             runs: self.flush.encoded_runs.clone().into(),
+            streams: self.flush.streams.clone().into(),
         }
     }
 
@@ -833,7 +885,6 @@ mod tests {
     use std::sync::atomic::AtomicBool;
 
     use bytes::Bytes;
-    use tokio::sync::oneshot;
 
     use super::*;
     use crate::bus::{

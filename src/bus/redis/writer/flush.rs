@@ -12,11 +12,11 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::bus::{
-    AppendError, Appended, Batch, BatchTrace, Offset, PublisherId, RequestId, Run,
+    AppendError, Appended, Batch, BatchTrace, Offset, RequestId, Run,
     ranges::Ranges,
     redis::{
         envelope::{encode_events, put_request, put_retained, put_run},
-        script::Retain,
+        script::{Covers, Retain},
     },
     unix_ms,
 };
@@ -55,6 +55,7 @@ pub(super) struct Flush {
     /// first event; and as the frame states them.
     runs: Vec<(u64, Run)>,
     pub encoded_runs: Vec<u8>,
+    pub streams: Vec<u8>,
 }
 
 /// A job, and where its events are.
@@ -87,6 +88,7 @@ impl Flush {
             retained: vec![],
             runs: vec![],
             encoded_runs: vec![],
+            streams: vec![],
         };
         flush.encode();
         flush
@@ -114,8 +116,9 @@ impl Flush {
             start += events;
         }
         self.encoded_runs.clear();
+        self.streams.clear();
         for (first, run) in &runs {
-            put_run(&mut self.encoded_runs, *first, run);
+            put_run(&mut self.encoded_runs, &mut self.streams, *first, run);
         }
         self.runs = runs;
         self.count = count;
@@ -142,9 +145,9 @@ impl Flush {
         ids.filter_map(|part| Some((part.job.batch.request_id?, part.start()))).collect()
     }
 
-    /// The runs of publishers: the first and the last sequence that each covers.
-    pub(super) fn runs(&self) -> Vec<(PublisherId, u64, u64)> {
-        self.runs.iter().map(|(_, run)| (run.publisher, run.from, run.last())).collect()
+    /// What the runs of publishers cover.
+    pub(super) fn runs(&self) -> Vec<Covers> {
+        self.runs.iter().map(|(_, run)| Covers::of(run)).collect()
     }
 
     /// The last event of each key that is to be retained.
@@ -219,6 +222,18 @@ impl Flush {
         }
         for part in self.jobs.extract_if(.., |part| part.job.batch.events.is_empty()) {
             part.job.answer(Ok(Appended::UNKNOWN));
+        }
+        self.encode();
+    }
+
+    /// Refuses the jobs of streams that were taken over: `over` has runs of them, by index.
+    pub(super) fn refuse(&mut self, over: &[usize]) {
+        let runs = std::mem::take(&mut self.runs);
+        for (_, old) in over.iter().filter_map(|nth| runs.get(*nth)) {
+            let of = |run: &Run| run.publisher == old.publisher && run.stream == old.stream;
+            for part in self.jobs.extract_if(.., |part| part.job.batch.runs.iter().any(of)) {
+                part.job.answer(Err(AppendError::TakenOver));
+            }
         }
         self.encode();
     }

@@ -16,7 +16,7 @@ use std::{
 
 use futures_util::{StreamExt, stream::FuturesOrdered};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use self::rights::Rights;
@@ -34,7 +34,7 @@ use super::{
     settings::CallLimits,
     topology::Topology,
 };
-use crate::bus::{AppendError, ShardId};
+use crate::bus::{AppendError, ShardId, StreamNumber};
 
 /// Batches that may wait for a shard; further callers wait until one leaves the queue.
 pub(super) const QUEUE: usize = 1024;
@@ -48,6 +48,14 @@ const MAX_AGREEMENT: Duration = Duration::from_secs(1);
 /// The time that a writer that stops gives what is still under way.
 const MAX_STOP: Duration = Duration::from_mins(1);
 
+/// What a writer is given to do.
+pub(super) enum Work {
+    /// Append a batch.
+    Append(Job),
+    /// Number a stream.
+    Number(oneshot::Sender<StreamNumber>),
+}
+
 /// The parts of a writer that others share.
 pub(super) struct WriterParts {
     pub shard: ShardId,
@@ -55,7 +63,7 @@ pub(super) struct WriterParts {
     pub limits: CallLimits,
     pub target: Target,
     pub topology: Arc<Topology>,
-    pub queue: mpsc::Receiver<Job>,
+    pub queue: mpsc::Receiver<Work>,
     pub liveness: Arc<Liveness>,
     pub memory: Arc<Mutex<Memory>>,
     /// What shard 0 says of the deployment.
@@ -108,9 +116,9 @@ impl Writer {
                 stopping = Some(Instant::now());
             }
             while core.waiting() < QUEUE
-                && let Ok(job) = parts.queue.try_recv()
+                && let Ok(work) = parts.queue.try_recv()
             {
-                core.add(job);
+                core.take(work);
             }
             if let Some(since) = stopping
                 && (!core.is_busy() || since.elapsed() > MAX_STOP)
@@ -153,12 +161,21 @@ impl Writer {
                         }
                     }
                 }
-                Some(job) = parts.queue.recv(), if !full => core.add(job),
+                Some(work) = parts.queue.recv(), if !full => core.take(work),
                 () = parts.probe_now.notified() => core.probe_now(Instant::now()),
                 () = parts.recover_now.notified() => {}
                 () = parts.stop.cancelled(), if stopping.is_none() => {}
                 () = tokio::time::sleep_until(until.into()) => {}
             }
+        }
+    }
+}
+
+impl Core {
+    fn take(&mut self, work: Work) {
+        match work {
+            Work::Append(job) => self.add(job),
+            Work::Number(stream) => self.number(stream),
         }
     }
 }

@@ -135,6 +135,7 @@ fn keys_line(view: &View) -> Line<'static> {
         Table::Gateways => "gateways",
         Table::Shards => "shards",
         Table::Links => "links",
+        Table::Agents => "agents",
     };
     let mut parts: Vec<Span<'_>> = vec![
         " q".bold(),

@@ -95,7 +95,9 @@ pub fn plain(view: &View) -> String {
         (tables::gateways(view.gateways()), view.gateways().len()),
         (tables::nodes(view), view.nodes().len()),
     ];
-    for (cells, rows) in tables {
+    let agents = view.agents().count();
+    let agents = (agents > 0).then(|| (tables::agents(view), agents));
+    for (cells, rows) in tables.into_iter().chain(agents) {
         // The head, a row at least, and an empty line.
         let height = u16::try_from(rows.max(1)).unwrap_or(u16::MAX).saturating_add(tables::HEAD);
         let width = u16::try_from(cells.width()).unwrap_or(u16::MAX).max(MIN_PLAIN_WIDTH);

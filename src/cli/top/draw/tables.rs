@@ -1,4 +1,5 @@
-//! The tables: nodes, gateways, shards and links. Their columns are as wide as what they hold.
+//! The tables: nodes, gateways, shards, links and agents. Their columns are as wide as what they
+//! hold.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +16,7 @@ use super::{
     super::view::{Sort, Table, View},
     text::{clean, rate_text, state_name, warned},
 };
-use crate::cli::duration::two_units;
+use crate::cli::{agents, duration::two_units};
 
 /// Lines of a table besides its rows: the head, and an empty line below.
 pub const HEAD: u16 = 2;
@@ -120,6 +121,7 @@ pub fn scrolled(view: &View) -> Cells {
         Table::Gateways => gateways(view.gateways()),
         Table::Shards => shards(&status),
         Table::Links => links(&status),
+        Table::Agents => agents(view),
     }
 }
 
@@ -253,6 +255,55 @@ pub fn nodes(view: &View) -> Cells {
             processed(node).map_or("–".to_owned(), |events| events.to_string()).into(),
             if node.watch { "Watch" } else { "Subscribe" }.into(),
             clean(&node.client_version).into(),
+        ]);
+    }
+    cells
+}
+
+/// A row for each agent.
+pub fn agents(view: &View) -> Cells {
+    let head = [
+        ("agent", false),
+        ("host", false),
+        ("programs", false),
+        ("subscribers", true),
+        ("messages in", true),
+        ("events in", true),
+        ("events out", true),
+        ("undecodable", true),
+        ("given up", true),
+        ("waiting", true),
+        ("healings", true),
+        ("last healing", false),
+    ];
+    let mut cells = Cells::new(&head, "no agent is connected");
+    for (node, agent) in view.agents() {
+        let ids: Vec<String> = agent
+            .programs
+            .iter()
+            .map(|program| {
+                let id = clean(&program.program_id);
+                let version = clean(&program.version);
+                let mark = if program.duplicate { " DUPLICATE" } else { "" };
+                format!("{id} ({version}){mark}")
+            })
+            .collect();
+        let ids = ids.join(", ");
+        let any_duplicate = agent.programs.iter().any(|program| program.duplicate);
+        let waiting = agents::waiting(agent);
+        cells.rows.push(vec![
+            clean(&node.node_id).into(),
+            clean(&agent.host).into(),
+            if any_duplicate { ids.red().bold() } else { ids.into() },
+            agent.subscribers.to_string().into(),
+            agent.published_messages.to_string().into(),
+            agent.published_events.to_string().into(),
+            agent.received_events.to_string().into(),
+            warned(agent.undecodable_messages),
+            warned(agent.lost_events),
+            if agent.waiting_age.is_some() { waiting.yellow().bold() } else { waiting.into() },
+            agent.healings.to_string().into(),
+            agent.last_healings.first().map_or_else(String::new, agents::healing).into(),
         ]);
     }
     cells

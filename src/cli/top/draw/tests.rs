@@ -9,7 +9,10 @@ use ratatui::{
     style::Style,
 };
 use tokio::time::Instant;
-use trunkline_proto::v1::{BusLink, Gateway, GatewayState, GetStatusResponse, Node, ShardStatus};
+use trunkline_proto::v1::{
+    AgentHealing, AgentProgram, AgentReport, BusLink, Gateway, GatewayState, GetStatusResponse,
+    Node, ShardStatus,
+};
 
 use super::{
     super::{poll::Snapshot, view::Sort},
@@ -284,9 +287,50 @@ fn tab_shows_all_gateways_shards_and_links() {
     press(&mut view, KeyCode::Tab);
     position(&frame(&mut view, 110, 30), "server  purpose  state  reconnects");
     press(&mut view, KeyCode::Tab);
+    position(&frame(&mut view, 110, 30), "no agent is connected");
+    press(&mut view, KeyCode::Tab);
     position(&frame(&mut view, 110, 30), "no node is connected");
     press(&mut view, KeyCode::BackTab);
+    press(&mut view, KeyCode::BackTab);
     position(&frame(&mut view, 110, 30), "reconnects");
+}
+
+#[test]
+fn agents_are_shown_with_their_programs_and_what_waits() {
+    let program = |id: &str, duplicate| AgentProgram {
+        program_id: id.into(),
+        version: "0.16.19".into(),
+        duplicate,
+        ..Default::default()
+    };
+    let agent = AgentReport {
+        host: "mx-host".into(),
+        programs: vec![program("0", false), program("3", true)],
+        published_messages: 71,
+        waiting_events: 5,
+        waiting_age: Some(prost_types::Duration { seconds: 12, nanos: 0 }),
+        last_healings: vec![AgentHealing {
+            reason: "it has subscribed".into(),
+            programs: 1,
+            accounts: 9,
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let mut view = View::new("a".into(), Sort::Node);
+    let nodes = vec![node("plain", 0, 0), Node { agent: Some(agent), ..node("agent-1", 0, 0) }];
+    view.take(snapshot(0, nodes), Instant::now());
+    press(&mut view, KeyCode::BackTab);
+    let text = frame(&mut view, 250, 30);
+    for part in [
+        "agent-1  mx-host  0 (0.16.19), 3 (0.16.19) DUPLICATE",
+        "5 waiting for 12.0s",
+        "it has subscribed: 1 program, with 9 accounts",
+    ] {
+        position(&text, part);
+    }
+    assert!(!text.contains("plain"), "{text}");
+    position(&plain(&view), "3 (0.16.19) DUPLICATE");
 }
 
 #[test]

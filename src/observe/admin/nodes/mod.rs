@@ -3,6 +3,7 @@
 //! The streams are read on request only, at most once a [`READ_INTERVAL`] however many pages are
 //! open, and at most [`MAX_READ`] of them.
 
+mod agents;
 mod query;
 mod row;
 
@@ -17,7 +18,10 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 pub use self::query::Query;
-use self::row::{Row, state_name};
+use self::{
+    agents::AgentRow,
+    row::{Row, state_name},
+};
 use super::view::whole;
 use crate::{
     observe::admin::Sources,
@@ -29,6 +33,9 @@ const READ_INTERVAL: Duration = Duration::from_millis(900);
 
 /// Streams that are read, this gateway's first.
 const MAX_READ: usize = 20_000;
+
+/// Agents of an answer.
+const MAX_AGENTS: usize = 100;
 
 /// Other gateways report their counts when they change, and no more often than this. A count that
 /// does not change for longer stands still.
@@ -72,6 +79,8 @@ pub struct Answer {
     late: usize,
     /// The first of those, in the requested order.
     nodes: Vec<Row>,
+    /// Those that are agents: the first ones.
+    agents: Vec<AgentRow>,
     gateways: Vec<GatewayRow>,
 }
 
@@ -129,6 +138,7 @@ impl NodeTable {
             duplicates: duplicates.len(),
             silent: count(3),
             late: count(2),
+            agents: rows.iter().filter_map(Row::agent).take(MAX_AGENTS).collect(),
             matching: if query.search.is_empty() { total } else { matching.len() },
             nodes: matching.into_iter().take(query.rows).cloned().collect(),
             gateways,

@@ -5,7 +5,7 @@ use std::{cmp::Ordering, fmt::Write, time::SystemTime};
 use serde::Serialize;
 use trunkline_proto::kinds;
 
-use super::{super::view::milliseconds, query::Column};
+use super::{super::view::milliseconds, agents::AgentRow, query::Column};
 use crate::{
     observe::counters::Method,
     presence::list::ListedNode,
@@ -41,6 +41,8 @@ pub struct Row {
     pub(super) behind: u64,
     /// Events a second that it was sent lately; `None` at first.
     pub(super) rate: Option<f64>,
+    #[serde(skip)]
+    agent: Option<Box<v1::AgentReport>>,
 }
 
 impl From<&ListedNode<'_>> for Row {
@@ -66,11 +68,17 @@ impl From<&ListedNode<'_>> for Row {
                 .map(|watch| seen.delivered.saturating_sub(watch.unacknowledged)),
             behind: seen.behind,
             rate: None,
+            agent: seen.agent.clone().map(Box::new),
         }
     }
 }
 
 impl Row {
+    /// The row of the agent that it is, if it is one.
+    pub(super) fn agent(&self) -> Option<AgentRow> {
+        self.agent.as_deref().map(|report| AgentRow::new(&self.node_id, report))
+    }
+
     /// True when any text of the row contains `search`, which is in lower case.
     pub(super) fn matches(&self, search: &str) -> bool {
         let texts = [
@@ -161,6 +169,7 @@ mod tests {
             watch: None,
             behind,
             duplicate: false,
+            agent: None,
         };
         Row { rate: Some(rate), ..Row::from(&seen) }
     }

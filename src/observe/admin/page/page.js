@@ -106,6 +106,13 @@ function troubles(view, nodes) {
   if (nodes.duplicates > 0) {
     add('nodes', `${some(nodes.duplicates, 'node id')} of two live processes`);
   }
+  for (const { nodeId, programs: all } of nodes.agents) {
+    const twice = all.filter(({ duplicate }) => duplicate).map(({ id }) => id);
+    if (twice.length > 0) {
+      add('agents', `${some(twice.length, 'program id')} of two processes at ${nodeId}: `
+        + list(twice));
+    }
+  }
   if (nodes.silent > 0) add('nodes', `${some(nodes.silent, 'node')} of a gateway that is silent`);
   if (nodes.late > 0) add('nodes', `${some(nodes.late, 'node')} behind by 5 s or more`);
   const lately = (rows) => rows.filter(({ at }) => view.now - at < SPAN);
@@ -301,6 +308,47 @@ function showNodes(answer, now) {
   ], answer.gateways, none);
 }
 
+// Programs that do not know Trunkline, by their ids.
+function programs({ format, programs: all }) {
+  if (all.length === 0) return none;
+  const named = all.map(({ id, duplicate }) => (duplicate ? `${id} (duplicate)` : id));
+  const lines = all.map(({ id, version, peer, since, messages }) => {
+    const begun = since === null ? '' : `, since ${exact(since)}`;
+    return `${id}: ${format} ${version} at ${peer}${begun}, ${some(messages, 'message')}`;
+  });
+  const shown = { text: named.join(', '), title: lines.join('\n') };
+  return all.some((one) => one.duplicate) ? { ...shown, pill: 'bad' } : shown;
+}
+
+function healing(last, now) {
+  if (!last) return none;
+  const of = last.others ? 'other hosts' : some(last.programs, 'program');
+  const ago = last.at === null ? '' : `${span(now - last.at)} ago: `;
+  const title = `${of}, with ${some(last.accounts, 'account')}`;
+  return { text: `${ago}${last.reason}`, title };
+}
+
+function showAgents(agents, now) {
+  $('agents').hidden = agents.length === 0;
+  if (agents.length === 0) return;
+  const warned = (n) => (n > 0 ? { text: count(n), pill: 'warn' } : '0');
+  show('agent-table', [
+    (agent) => named(agent.nodeId),
+    (agent) => agent.host || none,
+    programs,
+    (agent) => count(agent.subscribers),
+    (agent) => count(agent.publishedMessages),
+    (agent) => count(agent.publishedEvents),
+    (agent) => count(agent.receivedEvents),
+    (agent) => warned(agent.undecodable),
+    (agent) => warned(agent.givenUp),
+    ({ waiting, waitingAge }) => (waitingAge === null
+      ? count(waiting) : { text: `${count(waiting)}, ${time(waitingAge)}`, pill: 'warn' }),
+    (agent) => count(agent.healings),
+    (agent) => healing(agent.lastHealing, now),
+  ], agents, none);
+}
+
 // --- questions -----------------------------------------------------------------------------------
 
 async function ask(path) {
@@ -326,6 +374,7 @@ async function look() {
   showTiles(view, points.at(-1));
   showPlots(view);
   showNodes(answer, view.now);
+  showAgents(answer.agents, view.now);
   showBus(view);
   showRecent(view);
 }

@@ -1,8 +1,9 @@
 //! The text format of Prometheus, version 0.0.4.
 
-use std::fmt::{Display, Write};
-
-use crate::observe::histogram::{BUCKETS, Histogram};
+use std::{
+    fmt::{Display, Write},
+    time::Duration,
+};
 
 /// The media type of the format.
 pub const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -16,6 +17,16 @@ pub type Labels<'a> = &'a [(&'a str, &'a str)];
 /// Metrics, family by family.
 #[derive(Default)]
 pub struct Text(String);
+
+/// The durations of a histogram.
+pub struct Durations<'a> {
+    /// The upper bounds of its buckets but the last one, in microseconds.
+    pub ends: &'a [u64],
+    /// The number of durations up to each bound, and of all.
+    pub cumulative: &'a [u64],
+    /// The sum of all.
+    pub sum: Duration,
+}
 
 /// A family that takes samples.
 pub struct Family<'a> {
@@ -36,16 +47,15 @@ impl Text {
     }
 
     /// Adds a histogram of durations. Its name ends with `_seconds`.
-    pub fn histogram(&mut self, name: &'static str, help: &str, of: &Histogram) {
+    pub fn histogram(&mut self, name: &'static str, help: &str, of: &Durations<'_>) {
         debug_assert!(name.ends_with("_seconds"), "{name}");
         let Family { text, name } = self.family(name, "histogram", help);
-        let counts = of.cumulative();
-        let ends = BUCKETS.iter().map(|end| seconds(*end)).chain(["+Inf".to_owned()]);
-        for (end, count) in ends.zip(&counts) {
+        let ends = of.ends.iter().map(|end| seconds(*end)).chain(["+Inf".to_owned()]);
+        for (end, count) in ends.zip(of.cumulative) {
             line(text, &format!("{name}_bucket"), &[("le", &end)], count);
         }
-        line(text, &format!("{name}_sum"), &[], of.sum().as_secs_f64());
-        line(text, &format!("{name}_count"), &[], counts.last().unwrap_or(&0));
+        line(text, &format!("{name}_sum"), &[], of.sum.as_secs_f64());
+        line(text, &format!("{name}_count"), &[], of.cumulative.last().unwrap_or(&0));
     }
 
     /// The text of all families.

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::PublisherId;
+use crate::bus::{PublisherId, StreamNumber};
 
 /// Producers without a stream that are remembered, and for how long.
 const MAX_IDLE: usize = 10_000;
@@ -28,8 +28,10 @@ pub struct Producers {
 
 #[derive(Debug)]
 struct Producer {
-    /// The stream that has it.
+    /// The stream that has it, of all streams of this gateway.
     stream: u64,
+    /// Its number on the bus; 0 until it is known.
+    number: StreamNumber,
     accepted: u64,
     /// Cancelled when another stream takes over.
     taken_over: CancellationToken,
@@ -56,15 +58,27 @@ impl Producers {
         let accepted = if let Some(producer) = known.get_mut(&publisher) {
             producer.taken_over.cancel();
             producer.taken_over = taken_over.clone();
-            (producer.stream, producer.idle) = (stream, None);
+            (producer.stream, producer.number, producer.idle) = (stream, 0, None);
             producer.accepted
         } else {
             forget_idle(&mut known);
             let taken_over = taken_over.clone();
-            known.insert(publisher, Producer { stream, accepted: 0, taken_over, idle: None });
+            let producer = Producer { stream, number: 0, accepted: 0, taken_over, idle: None };
+            known.insert(publisher, producer);
             0
         };
         (Claim { producers: self.clone(), publisher, stream, taken_over }, accepted)
+    }
+
+    /// An event of this stream was received from the bus. Ends the stream that has the producer
+    /// here, if that is an earlier one.
+    pub fn publishes(&self, publisher: PublisherId, stream: StreamNumber) {
+        let known = self.known.lock();
+        let Some(producer) = known.get(&publisher) else { return };
+        // One that has no number yet, or cannot have one, is found when it appends.
+        if producer.number > 0 && producer.number < stream {
+            producer.taken_over.cancel();
+        }
     }
 }
 
@@ -82,6 +96,15 @@ fn forget_idle(known: &mut HashMap<PublisherId, Producer>) {
 }
 
 impl Claim {
+    /// The bus has numbered the stream.
+    pub fn numbered(&self, number: StreamNumber) {
+        let mut known = self.producers.known.lock();
+        let producer = known.get_mut(&self.publisher);
+        if let Some(producer) = producer.filter(|producer| producer.stream == self.stream) {
+            producer.number = number;
+        }
+    }
+
     /// Everything up to this sequence was accepted or rejected.
     pub fn accepted(&self, sequence: u64) {
         let mut known = self.producers.known.lock();
@@ -129,6 +152,21 @@ mod tests {
         assert!(producers.known.lock()[&[1; 16]].idle.is_none());
         drop((second, other));
         assert!(producers.known.lock().values().all(|producer| producer.idle.is_some()));
+    }
+
+    #[test]
+    fn a_later_stream_of_another_gateway_takes_over() {
+        let producers = Arc::<Producers>::default();
+        let (claim, _) = producers.claim([1; 16]);
+        let is_over = || claim.taken_over().now_or_never().is_some();
+        producers.publishes([1; 16], 9);
+        claim.numbered(5);
+        producers.publishes([1; 16], 5);
+        producers.publishes([1; 16], 4);
+        producers.publishes([2; 16], 6);
+        assert!(!is_over());
+        producers.publishes([1; 16], 6);
+        assert!(is_over());
     }
 
     #[test]
