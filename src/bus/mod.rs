@@ -96,7 +96,7 @@ pub type SharedBus = Arc<dyn Bus>;
 ///   and connections. Appends after that fail with [`AppendError::Closed`]. A bus that is dropped
 ///   without `close` ends its tasks too.
 pub trait Bus: Send + Sync + 'static {
-    /// The name for status and metrics: "embedded", "redis", "redis-cluster".
+    /// The name for status and metrics: "embedded", "redis", "redis-cluster", "redis-sentinel".
     fn kind(&self) -> &'static str;
 
     /// The number of shards, at least 1. It never changes, and all gateways of a deployment have

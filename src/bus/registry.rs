@@ -53,6 +53,7 @@ impl Default for Registry {
             .with("Embedded", EmbeddedFactory)
             .with("Redis", RedisFactory)
             .with("RedisCluster", RedisFactory)
+            .with("RedisSentinel", RedisFactory)
     }
 }
 
@@ -91,6 +92,7 @@ mod tests {
             r#"{"@type": "Embedded"}"#,
             r#"{"@type": "Redis"}"#,
             r#"{"@type": "RedisCluster", "urls": ["redis://seed:7000"]}"#,
+            r#"{"@type": "RedisSentinel", "urls": ["redis://sentinel"]}"#,
         ] {
             let text = format!(r#"{{"coordinator": {coordinator}}}"#);
             let config = Config::load_text(text.as_bytes(), &Sources::default()).unwrap();

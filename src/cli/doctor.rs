@@ -75,7 +75,7 @@ async fn examine(
     report: &mut Report,
 ) -> Result<(), Failure> {
     certificates::examine_gateway(config.tls.as_ref(), report);
-    certificates::examine_redis(config.bus.tls(), report);
+    certificates::examine_redis(&config.bus, report);
     let mut shards = config.shards;
     match Registry::default().get(config.bus.type_name()) {
         Ok(bus) => {

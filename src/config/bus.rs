@@ -1,22 +1,26 @@
 //! `coordinator`, and `inMemoryStore` for a coordinator that shares its Redis: the bus between
 //! gateways.
 
+mod addresses;
 mod keys;
 mod urls;
 
 use std::{fmt, path::PathBuf, time::Duration};
 
+pub use self::addresses::{HostPort, MappedAddress};
 pub(super) use self::keys::Bus;
-use self::urls::{ClusterUrls, OneUrl};
+use self::{
+    addresses::{address_map, check_address_map},
+    urls::{OneUrl, SeveralUrls},
+};
 use super::{
     error::Problem,
     fields::Fields,
+    password::{Password, PasswordKey},
     protocol::Protocol,
     redis_url::{RedisUrl, TlsMode},
-    secret::Secret,
-    secret_key::SecretKey,
     settings::{Declared, described, flatten, group, key, nullable, optional, settings},
-    types::{Boolean, Choice, Pem, duration, number, text},
+    types::{Boolean, Choice, Pem, duration, number, short_text, text},
     units::{HOUR, MILLISECOND, MINUTE, SECOND, format_duration},
 };
 
@@ -30,6 +34,8 @@ pub enum BusConfig {
     Redis(Redis),
     /// A Redis Cluster.
     RedisCluster(RedisCluster),
+    /// A Redis whose master sentinels name.
+    RedisSentinel(RedisSentinel),
 }
 
 settings! {
@@ -37,6 +43,10 @@ settings! {
     pub struct Redis checked by check_redis {
         /// The server: see [Redis URLs](#redis-urls).
         pub url: RedisUrl = key("url", OneUrl, ()),
+        /// The user.
+        pub username: Option<String> = username(),
+        /// The password.
+        pub secret: Option<Password> = secret(),
         /// Limit of the time that a publish waits for the bus, failover included.
         pub timeout: Duration = timeout(),
         /// Replicas that must have an event before its publish is answered OK.
@@ -51,33 +61,22 @@ settings! {
 settings! {
     /// A Redis Cluster.
     pub struct RedisCluster checked by check_cluster {
-        /// Some of the cluster's servers, at least one; the others are discovered. They agree in
-        /// TLS, user, password and protocol, and name no database.
-        pub urls: Vec<RedisUrl> = key("urls", ClusterUrls, ()),
+        /// Some of the cluster's servers.
+        pub urls: Vec<RedisUrl> = urls(true),
         /// Limit of the time that a publish waits for the bus, failover included.
         pub timeout: Duration = timeout(),
         /// Replicas that must have an event before its publish is answered OK.
         pub min_replicas: u32 = min_replicas(),
-        /// The user. Has no effect without `coordinator.authSecret`.
-        pub username: Option<String> = optional("authUsername", text(check_username)),
-        /// The password: see [Secrets](#secrets). Without one, user and password of the URLs are
-        /// used. A file is read again before each connection.
-        pub secret: Option<Secret> = SecretKey("authSecret"),
-        /// Limit of the number of times that events whose answer did not arrive are sent again,
-        /// within `coordinator.timeout`; the bus accepts them once. Events that the bus certainly
-        /// did not accept are sent until `coordinator.timeout` is over.
-        pub max_retries: u32 = key("maxRetries", number(1..=1024), 3),
-        /// The first wait before events are sent again; not more than `coordinator.maxRetryWait`,
-        /// and the default is lower where that is.
-        pub min_retry_wait: Duration =
-            key("minRetryWait", duration(MILLISECOND..=MINUTE), SECOND / 2),
-        /// The longest wait before events are sent again. The default is higher where
-        /// `coordinator.minRetryWait` is.
-        pub max_retry_wait: Duration = key("maxRetryWait", duration(MILLISECOND..=MINUTE), SECOND),
-        /// True: replicas serve reads of history; a master serves what its replica does not have,
-        /// or does not answer within a second. Subscriptions are always at the masters, which
-        /// receive a frame first.
-        pub read_from_replicas: bool = key("readFromReplicas", Boolean, true),
+        /// The user.
+        pub username: Option<String> = username(),
+        /// The password.
+        pub secret: Option<Password> = secret(),
+        /// How often, and when, events are sent again.
+        pub retries: Retries = flatten(),
+        /// True: replicas serve reads of history.
+        pub read_from_replicas: bool = read_from_replicas(),
+        /// Where servers are reached that announce other addresses.
+        pub address_map: Vec<MappedAddress> = address_map(),
         /// `resp3` uses sharded pub/sub, spread over the masters; `resp2` uses classic pub/sub,
         /// which sends every message to every server of the cluster. All gateways of one prefix
         /// must agree. Where the key is missing, `?protocol=` of the URLs counts.
@@ -87,6 +86,119 @@ settings! {
         /// Certificates. All None unless the URLs are those of TLS.
         pub tls: Tls = certificates(),
     }
+}
+
+settings! {
+    /// A Redis whose master sentinels name.
+    pub struct RedisSentinel checked by check_sentinel {
+        /// Some of the sentinels.
+        pub urls: Vec<RedisUrl> = urls(false),
+        /// The name under which the sentinels know the master: `sentinel monitor <name> ...`.
+        pub master_name: String = key("masterName", short_text(256, check_master_name), "mymaster"),
+        /// Limit of the time that a publish waits for the bus, failover included.
+        pub timeout: Duration = timeout(),
+        /// Replicas that must have an event before its publish is answered OK.
+        pub min_replicas: u32 = min_replicas(),
+        /// The user at the master and the replicas.
+        pub username: Option<String> = username(),
+        /// The password at the master and the replicas.
+        pub secret: Option<Password> = secret(),
+        /// The user at the sentinels. Has no effect without `coordinator.sentinelSecret`.
+        pub sentinel_username: Option<String> = optional("sentinelUsername", text(check_username)),
+        /// The password at the sentinels. Without one, user and password of the URLs are used.
+        pub sentinel_secret: Option<Password> = PasswordKey("sentinelSecret"),
+        /// Certificates of connections to the sentinels, if they are others than those of
+        /// `coordinator.tls`.
+        pub sentinel_tls: Tls = group("sentinelTls"),
+        /// TLS of the master and the replicas: `asUrls` is what the URLs of the sentinels say,
+        /// `none` plain text, `verified` TLS, and `insecure` TLS that checks neither certificate
+        /// nor name.
+        pub master_tls: MasterTls =
+            key("masterTls", Choice(&MasterTls::WORDS), MasterTls::AsUrls),
+        /// How often, and when, events are sent again.
+        pub retries: Retries = flatten(),
+        /// True: replicas serve reads of history.
+        pub read_from_replicas: bool = read_from_replicas(),
+        /// Where servers are reached that announce other addresses.
+        pub address_map: Vec<MappedAddress> = address_map(),
+        /// Limits of the connection pool of each server.
+        pub pool: Pool = flatten(),
+        /// Certificates of connections to the master and the replicas. All None without TLS.
+        pub tls: Tls = certificates(),
+    }
+}
+
+settings! {
+    /// How often, and when, events are sent again.
+    pub struct Retries checked by check_retry_waits {
+        /// Limit of the number of times that events whose answer did not arrive are sent again,
+        /// within `coordinator.timeout`; the bus accepts them once. Events that the bus certainly
+        /// did not accept are sent until `coordinator.timeout` is over.
+        pub max: u32 = key("maxRetries", number(1..=1024), 3),
+        /// The first wait before events are sent again; not more than `coordinator.maxRetryWait`,
+        /// and the default is lower where that is.
+        pub min_wait: Duration = key("minRetryWait", duration(MILLISECOND..=MINUTE), SECOND / 2),
+        /// The longest wait before events are sent again. The default is higher where
+        /// `coordinator.minRetryWait` is.
+        pub max_wait: Duration = key("maxRetryWait", duration(MILLISECOND..=MINUTE), SECOND),
+    }
+}
+
+/// TLS of the servers that sentinels name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MasterTls {
+    /// As the URLs of the sentinels.
+    AsUrls,
+    /// None: plain text.
+    Off,
+    /// Certificate and name are checked.
+    Verified,
+    /// Neither is checked.
+    Insecure,
+}
+
+impl MasterTls {
+    const WORDS: [(&str, MasterTls); 4] = [
+        ("asUrls", MasterTls::AsUrls),
+        ("none", MasterTls::Off),
+        ("verified", MasterTls::Verified),
+        ("insecure", MasterTls::Insecure),
+    ];
+}
+
+fn urls(of_cluster: bool) -> impl Declared<Value = Vec<RedisUrl>> {
+    described(
+        "Some of the cluster's servers, or some of the sentinels, at least one; the others are \
+         discovered. They agree in TLS, user, password, protocol and database. Those of a cluster \
+         name no database; those of sentinels have port 26379 unless it is given, user and \
+         password of the sentinels, and protocol and database of the master.",
+        key("urls", SeveralUrls { of_cluster }, ()),
+    )
+}
+
+fn username() -> impl Declared<Value = Option<String>> {
+    described(
+        "The user. Has no effect without `coordinator.authSecret`.",
+        optional("authUsername", text(check_username)),
+    )
+}
+
+fn secret() -> impl Declared<Value = Option<Password>> {
+    described(
+        "The password: see [Secrets](#secrets). Without one, user and password of the URL are \
+         used, except of sentinels. What is in a file, or printed by a command, may change: open \
+         connections are authenticated again.",
+        PasswordKey("authSecret"),
+    )
+}
+
+fn read_from_replicas() -> impl Declared<Value = bool> {
+    described(
+        "True: replicas serve reads of history; a master serves what its replica does not have, or \
+         does not answer within a second. Subscriptions are always at the masters, which receive a \
+         frame first.",
+        key("readFromReplicas", Boolean, true),
+    )
 }
 
 fn timeout() -> impl Declared<Value = Duration> {
@@ -122,15 +234,19 @@ impl BusConfig {
             BusConfig::Embedded => "Embedded",
             BusConfig::Redis(_) => "Redis",
             BusConfig::RedisCluster(_) => "RedisCluster",
+            BusConfig::RedisSentinel(_) => "RedisSentinel",
         }
     }
 
-    /// The certificates for its servers, if it has servers.
-    pub fn tls(&self) -> Option<&Tls> {
+    /// The certificates for its servers, each group with its name.
+    pub fn certificates(&self) -> Vec<(&'static str, &Tls)> {
         match self {
-            BusConfig::Embedded => None,
-            BusConfig::Redis(redis) => Some(&redis.tls),
-            BusConfig::RedisCluster(cluster) => Some(&cluster.tls),
+            BusConfig::Embedded => vec![],
+            BusConfig::Redis(redis) => vec![("tls", &redis.tls)],
+            BusConfig::RedisCluster(cluster) => vec![("tls", &cluster.tls)],
+            BusConfig::RedisSentinel(sentinel) => {
+                vec![("tls", &sentinel.tls), ("sentinelTls", &sentinel.sentinel_tls)]
+            }
         }
     }
 }
@@ -141,11 +257,18 @@ impl fmt::Display for BusConfig {
             BusConfig::Embedded => f.write_str("the embedded bus"),
             BusConfig::Redis(redis) => write!(f, "Redis at {}", redis.url),
             BusConfig::RedisCluster(cluster) => {
-                let urls: Vec<_> = cluster.urls.iter().map(RedisUrl::to_string).collect();
-                write!(f, "a Redis Cluster at {}", urls.join(", "))
+                write!(f, "a Redis Cluster at {}", shown(&cluster.urls))
+            }
+            BusConfig::RedisSentinel(sentinel) => {
+                let (name, urls) = (&sentinel.master_name, shown(&sentinel.urls));
+                write!(f, "Redis {name} of the sentinels at {urls}")
             }
         }
     }
+}
+
+fn shown(urls: &[RedisUrl]) -> String {
+    urls.iter().map(RedisUrl::to_string).collect::<Vec<_>>().join(", ")
 }
 
 settings! {
@@ -178,17 +301,66 @@ settings! {
     }
 }
 
+impl Redis {
+    /// User and password: those of `authUsername` and `authSecret`, and without a secret there
+    /// those of the URL.
+    pub fn credentials(&self) -> (Option<&str>, Option<Password>) {
+        let url = std::slice::from_ref(&self.url);
+        credentials(self.username.as_deref(), self.secret.as_ref(), url)
+    }
+}
+
 impl RedisCluster {
     /// User and password: those of `authUsername` and `authSecret`, and without a secret there
     /// those of the URLs.
-    pub fn credentials(&self) -> (Option<&str>, Option<&Secret>) {
-        let in_url = self.urls.iter().find(|url| url.password().is_some());
-        match (&self.secret, in_url) {
-            (Some(secret), _) => (self.username.as_deref(), Some(secret)),
-            (None, Some(url)) => (url.username(), url.password()),
-            (None, None) => (None, None),
+    pub fn credentials(&self) -> (Option<&str>, Option<Password>) {
+        credentials(self.username.as_deref(), self.secret.as_ref(), &self.urls)
+    }
+}
+
+impl RedisSentinel {
+    /// User and password at the sentinels: those of `sentinelUsername` and `sentinelSecret`, and
+    /// without a secret there those of the URLs.
+    pub fn sentinel_credentials(&self) -> (Option<&str>, Option<Password>) {
+        credentials(self.sentinel_username.as_deref(), self.sentinel_secret.as_ref(), &self.urls)
+    }
+
+    /// The checks of TLS connections to the master and the replicas; None for plain text.
+    pub fn master_tls(&self) -> Option<TlsMode> {
+        match self.master_tls {
+            MasterTls::AsUrls => self.urls.first().and_then(RedisUrl::tls),
+            MasterTls::Off => None,
+            MasterTls::Verified => Some(TlsMode::Verified),
+            MasterTls::Insecure => Some(TlsMode::Insecure),
         }
     }
+
+    /// The certificates of connections to the sentinels.
+    pub fn sentinel_certificates(&self) -> &Tls {
+        if self.sentinel_tls == Tls::default() { &self.tls } else { &self.sentinel_tls }
+    }
+}
+
+fn credentials<'a>(
+    username: Option<&'a str>,
+    secret: Option<&Password>,
+    urls: &'a [RedisUrl],
+) -> (Option<&'a str>, Option<Password>) {
+    let in_url = urls.iter().find(|url| url.password().is_some());
+    match (secret, in_url) {
+        (Some(secret), _) => (username, Some(secret.clone())),
+        (None, Some(url)) => (url.username(), url.password().cloned().map(Password::Secret)),
+        (None, None) => (None, None),
+    }
+}
+
+fn check_master_name(name: &str) -> Result<(), Problem> {
+    // Those that Sentinel takes.
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if name.chars().all(plain) {
+        return Ok(());
+    }
+    Err(Problem::Invalid("has other characters than letters, digits and ._-".to_owned()))
 }
 
 fn check_username(name: &str) -> Result<(), Problem> {
@@ -211,12 +383,11 @@ fn check_client_certificate(_: &mut Tls, fields: &Fields<'_>) {
 
 fn check_redis(redis: &mut Redis, fields: &Fields<'_>) {
     if fields.sound(&["url"]) {
-        check_tls(&redis.tls, &redis.url, fields);
+        check_tls("tls", &redis.tls, redis.url.tls(), fields);
     }
 }
 
 fn check_cluster(cluster: &mut RedisCluster, fields: &Fields<'_>) {
-    check_retry_waits(cluster, fields);
     let Some(first) = cluster.urls.first() else { return };
     match (fields.has("protocolVersion"), first.protocol()) {
         (false, Some(in_url)) => cluster.protocol = in_url,
@@ -229,12 +400,25 @@ fn check_cluster(cluster: &mut RedisCluster, fields: &Fields<'_>) {
         }
         _ => {}
     }
-    check_tls(&cluster.tls, first, fields);
+    check_tls("tls", &cluster.tls, first.tls(), fields);
+    let resp2 = cluster.protocol == Protocol::Resp2;
+    check_address_map(&cluster.address_map, first.tls().is_some(), resp2, fields);
+}
+
+fn check_sentinel(sentinel: &mut RedisSentinel, fields: &Fields<'_>) {
+    let Some(first) = sentinel.urls.first() else { return };
+    check_tls("sentinelTls", &sentinel.sentinel_tls, first.tls(), fields);
+    // They are for the sentinels too, if those have none of their own.
+    let shared = first.tls().filter(|_| sentinel.sentinel_tls == Tls::default());
+    check_tls("tls", &sentinel.tls, sentinel.master_tls().or(shared), fields);
+    let has_tls = first.tls().or(sentinel.master_tls()).is_some();
+    let resp2 = first.protocol() == Some(Protocol::Resp2);
+    check_address_map(&sentinel.address_map, has_tls, resp2, fields);
 }
 
 /// A default gives way to the other wait where that was set.
-fn check_retry_waits(cluster: &mut RedisCluster, fields: &Fields<'_>) {
-    let (min, max) = (&mut cluster.min_retry_wait, &mut cluster.max_retry_wait);
+fn check_retry_waits(retries: &mut Retries, fields: &Fields<'_>) {
+    let (min, max) = (&mut retries.min_wait, &mut retries.max_wait);
     if !fields.has("maxRetryWait") {
         *max = (*max).max(*min);
     } else if !fields.has("minRetryWait") {
@@ -246,17 +430,17 @@ fn check_retry_waits(cluster: &mut RedisCluster, fields: &Fields<'_>) {
     }
 }
 
-/// Certificates that no connection to `url` would use are a mistake.
-fn check_tls(tls: &Tls, url: &RedisUrl, fields: &Fields<'_>) {
+/// Certificates of the `group` that no connection would use are a mistake.
+fn check_tls(group: &str, tls: &Tls, mode: Option<TlsMode>, fields: &Fields<'_>) {
     let no_effect = |why: &str| Problem::Invalid(format!("has no effect: {why}"));
-    match url.tls() {
+    match mode {
         None if *tls != Tls::default() => {
             let why = "the URL has no TLS (its scheme would be rediss or valkeys)";
-            fields.fail("tls", no_effect(why));
+            fields.fail(group, no_effect(why));
         }
         Some(TlsMode::Insecure) if tls.ca_certificate.is_some() => {
             let why = "the URL says #insecure, so certificates are not checked";
-            fields.fail_in("tls", "caCertificate", no_effect(why));
+            fields.fail_in(group, "caCertificate", no_effect(why));
         }
         _ => {}
     }

@@ -143,6 +143,12 @@ impl<'d> Fields<'d> {
         self.context.report(&join(&join(&self.path, group), key), problem);
     }
 
+    /// Reports what is wrong with `key` of a member of the list at `list`.
+    pub(super) fn fail_in_list(&self, list: &str, index: usize, key: &str, problem: Problem) {
+        let path = format!("{}[{index}].{key}", join(&self.path, list));
+        self.context.report(&path, problem);
+    }
+
     /// Reports what is wrong at a full path.
     pub(super) fn fail_at(&self, path: &str, problem: Problem) {
         self.context.report(path, problem);

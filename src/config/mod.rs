@@ -22,6 +22,7 @@ mod keys;
 mod limits;
 mod nearest;
 mod otlp;
+mod password;
 mod protocol;
 mod redis_url;
 mod rules;
@@ -50,11 +51,15 @@ pub use self::{
         Allow, Auth, Deny, EventRules, IdentityRules, Kinds, Operation, ServerTls, Token,
         TokenHash, TokenSource,
     },
-    bus::{BusConfig, Pool, Redis, RedisCluster, Tls},
+    bus::{
+        BusConfig, HostPort, MappedAddress, MasterTls, Pool, Redis, RedisCluster, RedisSentinel,
+        Retries, Tls,
+    },
     error::{ConfigErrors, Origin, Problem, Violation},
     keys::Key,
     limits::{Keepalive, Limits},
     otlp::Otlp,
+    password::{LoginCommand, Password},
     protocol::Protocol,
     redis_url::{Endpoint, RedisUrl, RedisUrlError, TlsMode},
     schema::schema,

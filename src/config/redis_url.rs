@@ -23,6 +23,7 @@ pub struct RedisUrl {
     text: String,
     masked: String,
     endpoint: Endpoint,
+    names_port: bool,
     database: u32,
     username: Option<String>,
     password: Option<Secret>,
@@ -167,6 +168,7 @@ impl RedisUrl {
             text: text.to_owned(),
             masked: if shows_all { text.to_owned() } else { masked.into() },
             endpoint,
+            names_port: url.port().is_some(),
             database: match url.path().trim_matches('/') {
                 "" => 0,
                 number => parse_database(number)?,
@@ -208,6 +210,7 @@ impl RedisUrl {
             text: text.to_owned(),
             masked: if username.is_some() || password.is_some() { mask() } else { text.to_owned() },
             endpoint: Endpoint::Unix { path: path.into() },
+            names_port: false,
             database: number.as_deref().map_or(Ok(0), parse_database)?,
             username: username.map(unmasked).transpose()?,
             password: password.map(checked).transpose()?,
@@ -223,6 +226,11 @@ impl RedisUrl {
     /// The address to connect to.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
+    }
+
+    /// True if it names its port.
+    pub fn names_port(&self) -> bool {
+        self.names_port
     }
 
     /// The checks of a TLS connection; None for plain TCP and for sockets.
@@ -263,6 +271,7 @@ impl Default for RedisUrl {
             masked: text.clone(),
             text,
             endpoint: Endpoint::Tcp { host, port: DEFAULT_PORT, tls: None },
+            names_port: false,
             database: 0,
             username: None,
             password: None,

@@ -74,7 +74,13 @@ pub(super) fn variants(none_is_default: bool) -> Variants {
 /// Reads the object of a secret. Without [`Fields::lookups`] variables and files are left alone,
 /// and the secret in one of them is None.
 pub(super) fn read(fields: &mut Fields<'_>) -> Option<Secret> {
-    match fields.variant(&variants(true).names())? {
+    let name = fields.variant(&variants(true).names())?;
+    read_variant(name, fields)
+}
+
+/// Reads the keys of a variant.
+pub(super) fn read_variant(name: &str, fields: &mut Fields<'_>) -> Option<Secret> {
+    match name {
         "Value" => {
             let value = value_key().read(fields);
             if !fields.sound(&["secret"]) {

@@ -162,7 +162,7 @@ async fn a_secret_that_is_rotated_is_read_at_the_next_connection_of_a_cluster() 
         }
     }
     let log = one.stderr();
-    assert!(log.contains("a file of coordinator has changed"), "{log}");
+    assert!(log.contains("the login at Redis has changed"), "{log}");
     for secret in ["first", "second", "third"] {
         assert!(!log.contains(secret), "{log}");
     }

@@ -10,7 +10,8 @@ use super::{
     acl,
     support::{
         ClusterOptions, Gateway, GatewayOptions, LIMIT, RedisCluster, RedisOptions, RedisServer,
-        folder, gateway::trunkline, ports::Port, proxy::Proxy, shared, wait::until,
+        SentinelOptions, SentinelSet, folder, gateway::trunkline, ports::Port, proxy::Proxy,
+        shared, wait::until,
     },
     tls,
 };
@@ -228,6 +229,47 @@ async fn a_replica_in_place_of_its_master_is_found() {
     assert_eq!(doctor(&options.clone().set_bus("minReplicas", 1)).await.code, Some(0));
     let said = doctor(&options.set_bus("minReplicas", 2)).await;
     said.fails("role", &["1 replicas online", "minReplicas is 2"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sentinels_are_examined_and_what_they_name() {
+    let append_only = RedisOptions { append_only: true, ..Default::default() };
+    let options =
+        SentinelOptions { server: append_only, behind_proxies: true, ..Default::default() };
+    let set = SentinelSet::with(options).await;
+    let map: Vec<_> = (0..2)
+        .map(|index| {
+            json!({ "announced": format!("127.0.0.1:{}", set.announced(index)),
+                "reachable": format!("127.0.0.1:{}", set.server(index).port()) })
+        })
+        .collect();
+    let options = GatewayOptions::redis_sentinel(&set.urls()[..1], &shared::prefix())
+        .set_bus("readFromReplicas", false)
+        .set_bus("addressMap", map.clone());
+    let said = doctor(&options).await;
+    assert_eq!((said.code, said.at("warning")), (Some(0), vec![]), "{said}");
+    let ok = said.at("ok").join("\n");
+    // All three, of which one is configured, and both sides of the map.
+    assert_eq!(ok.matches("with 1 replicas in sync and 2 other sentinels").count(), 3, "{said}");
+    let (announced, reached) = (set.announced(0), set.server(0).port());
+    let both = format!("127.0.0.1:{announced} (reached at 127.0.0.1:{reached}) is a master");
+    assert!(ok.contains(&both), "{said}");
+
+    let mut more = map;
+    more.push(json!({ "announced": "10.9.9.9", "reachable": "127.0.0.1" }));
+    let said = doctor(&options.clone().set_bus("addressMap", more)).await;
+    assert!(said.at("warning")[0].contains("no server announces 10.9.9.9"), "{said}");
+
+    doctor(&options.clone().set_bus("masterName", "x")).await.fails("sentinels", &["name"]);
+    let sentinel = GatewayOptions::redis(&set.urls()[0], &shared::prefix());
+    doctor(&sentinel).await.fails("mode", &["is a sentinel", "RedisSentinel"]);
+    for sentinel in &set.sentinels()[1..] {
+        sentinel.kill_9();
+    }
+    let said = doctor(&options).await;
+    assert_eq!(said.code, Some(0), "{said}");
+    let warnings = said.at("warning").join("\n");
+    assert!(warnings.contains("1 of 3 sentinels answer") && warnings.contains("refused"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

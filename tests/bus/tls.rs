@@ -23,7 +23,7 @@ struct TlsServer {
 }
 
 /// A folder with an authority, a certificate of a server for `name`, and one of a client.
-async fn files(name: &str) -> TempDir {
+pub async fn files(name: &str) -> TempDir {
     let folder = folder::new();
     authority(folder.path()).await;
     certificate(folder.path(), "server", name).await;
@@ -31,7 +31,7 @@ async fn files(name: &str) -> TempDir {
     folder
 }
 
-fn with_tls(folder: &TempDir, asks_clients: bool) -> RedisOptions {
+pub fn with_tls(folder: &TempDir, asks_clients: bool) -> RedisOptions {
     let tls = TlsFiles { folder: folder.path().to_owned(), asks_clients };
     RedisOptions { tls: Some(tls), ..RedisOptions::default() }
 }
@@ -103,7 +103,7 @@ pub async fn expired(folder: &Path, file: &str, name: &str) {
 }
 
 /// Checks that a gateway does not serve, and reports why.
-async fn does_not_serve(options: GatewayOptions, why: &str) {
+pub async fn does_not_serve(options: GatewayOptions, why: &str) {
     let gateway = Gateway::start(options.ready(Ready::Listening)).await;
     gateway.stderr_has(why, LIMIT).await;
     assert_eq!(gateway.health("").await.expect("an answer"), ServingStatus::NotServing);

@@ -95,6 +95,12 @@ impl GatewayOptions {
             .set("prefix", prefix)
     }
 
+    /// The master that sentinels name.
+    pub fn redis_sentinel(urls: &[String], prefix: &str) -> GatewayOptions {
+        GatewayOptions::coordinator(json!({ "@type": "RedisSentinel", "urls": urls }))
+            .set("prefix", prefix)
+    }
+
     /// This `coordinator` object.
     pub fn coordinator(coordinator: Value) -> GatewayOptions {
         GatewayOptions::default().set("coordinator", coordinator)

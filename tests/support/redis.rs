@@ -39,6 +39,8 @@ pub struct RedisOptions {
     /// Listens with TLS too, on its own port; the servers of a cluster then use TLS among
     /// themselves.
     pub tls: Option<TlsFiles>,
+    /// Runs as a sentinel, with a file of these lines, to which it adds what it learns.
+    pub sentinel: Option<String>,
     /// Further arguments of `redis-server`; they take precedence over those of the harness.
     pub args: Vec<String>,
 }
@@ -144,8 +146,16 @@ impl RedisServer {
     ///
     /// If it does not listen with TLS.
     pub fn tls_url(&self) -> String {
-        let port = self.tls_port.as_ref().expect("it listens with TLS");
-        format!("rediss://127.0.0.1:{}", port.number())
+        format!("rediss://127.0.0.1:{}", self.tls_port())
+    }
+
+    /// Its port with TLS; needs `RedisOptions::tls`.
+    ///
+    /// # Panics
+    ///
+    /// If it does not listen with TLS.
+    pub fn tls_port(&self) -> u16 {
+        self.tls_port.as_ref().expect("it listens with TLS").number()
     }
 
     /// Its URL by Unix socket, the password included; needs `RedisOptions::unix_socket`.
@@ -243,7 +253,15 @@ impl RedisServer {
         let port = self.port().to_string();
         let folder = self.folder.path().display().to_string();
         let append_only = if self.options.append_only { "yes" } else { "no" };
-        let mut args: Vec<String> = [
+        let mut args = Vec::new();
+        if let Some(lines) = &self.options.sentinel {
+            let file = self.folder.path().join("sentinel.conf");
+            if !file.exists() {
+                fs::write(&file, lines).expect("a file");
+            }
+            args.extend([file.display().to_string(), "--sentinel".to_owned()]);
+        }
+        let common = [
             ("--bind", "127.0.0.1"),
             ("--port", &port),
             ("--dir", &folder),
@@ -251,10 +269,8 @@ impl RedisServer {
             ("--appendonly", append_only),
             // A new replica is synchronised at once, not after five seconds.
             ("--repl-diskless-sync-delay", "0"),
-        ]
-        .iter()
-        .flat_map(|(name, value)| [(*name).to_owned(), (*value).to_owned()])
-        .collect();
+        ];
+        args.extend(common.iter().flat_map(|(name, value)| [*name, *value]).map(str::to_owned));
         let mut add = |name: &str, value: &str| args.extend([name.to_owned(), value.to_owned()]);
         if let Some((limit, policy)) = &self.options.max_memory {
             add("--maxmemory", limit);

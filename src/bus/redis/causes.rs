@@ -3,12 +3,14 @@
 
 use std::time::Duration;
 
-use redis::{ConnectionAddr, RedisError};
+use redis::{ConnectionAddr, RedisError, io::AsyncDNSResolver};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     time::timeout,
 };
+
+use super::resolver::Resolver;
 
 /// The time that a server is given to say something.
 const LOOK: Duration = Duration::from_millis(100);
@@ -29,8 +31,16 @@ pub(super) struct About {
     pub database: i64,
     /// True in a cluster.
     pub cluster: bool,
-    /// True if another server of the cluster gave its address; false for one of the configuration.
-    pub reported: bool,
+    /// Who gave its address; None for one of the configuration.
+    pub reported: Option<Reported>,
+}
+
+/// Who gave the address of a server.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Reported {
+    /// Another server of the cluster.
+    ByServer,
+    BySentinel,
 }
 
 /// The text of an error: that of the server, if it has one, so that a search for "READONLY" or
@@ -47,13 +57,14 @@ pub(super) fn error_text(error: &RedisError) -> String {
 /// What a server says to a connection that has sent nothing, or no more than a PING in plain text:
 /// one that refuses it says why and closes at once, which the client library may not read any more;
 /// one of plain text answers. None: it says nothing.
-pub(super) async fn look(address: &ConnectionAddr) -> Option<String> {
+pub(super) async fn look(address: &ConnectionAddr, resolver: &Resolver) -> Option<String> {
     let (ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. }) = address
     else {
         return None;
     };
     let said = async {
-        let mut stream = TcpStream::connect((host.as_str(), *port)).await.ok()?;
+        let at = resolver.resolve(host, *port).await.ok()?.next()?;
+        let mut stream = TcpStream::connect(at).await.ok()?;
         let mut text = [0; 256];
         let greeting = timeout(LOOK, stream.read(&mut text)).await;
         let count = if let Ok(read) = greeting {
@@ -92,13 +103,18 @@ impl About {
     pub(super) fn cure(&self, error: &str) -> String {
         let lower = error.to_lowercase();
         let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
-        if has(&["max number of clients"]) {
+        if has(&["no login"]) {
+            "there is no password to connect with: run the command as the user of the gateway, or \
+             see that the file is there"
+                .into()
+        } else if has(&["max number of clients"]) {
             "the server has no connection left: raise its maxclients and its limit of open files, \
              end clients that are not needed (CLIENT LIST), or lower \
              coordinator.poolMaxConnections"
                 .into()
         } else if has(&["wrongpass", "noauth", "authentication", "invalid username"]) {
-            "set user and password: in coordinator.url, or authUsername and authSecret of a cluster"
+            "set user and password: in coordinator.url, or authUsername and authSecret of a \
+             cluster; those of sentinels are sentinelUsername and sentinelSecret"
                 .into()
         } else if has(&["hello", "noproto", "unsupported protocol version"]) {
             let key =
@@ -134,11 +150,24 @@ impl About {
             "compare coordinator.tls with the server's tls-* settings: does it ask for a client \
              certificate?"
                 .into()
-        } else if self.reported && has(&["refused", "timed out", "in time", "unreachable"]) {
-            "another server of the cluster gave this address, which this machine does not reach: \
-             set cluster-announce-ip and cluster-announce-port on the servers to addresses that \
-             gateways reach, if they are behind NAT or in containers"
-                .into()
+        } else if let Some(reported) = self.reported
+            && has(&["refused", "timed out", "in time", "unreachable"])
+        {
+            let (who, how) = match reported {
+                Reported::BySentinel => {
+                    ("a sentinel", "replica-announce-ip and sentinel announce-ip, and their ports,")
+                }
+                Reported::ByServer => (
+                    "another server of the cluster",
+                    "cluster-announce-ip and cluster-announce-port",
+                ),
+            };
+            format!(
+                "{who} gave this address, which this machine does not reach: if it is behind NAT \
+                 or in a container, set {how} to what gateways reach, or coordinator.addressMap"
+            )
+        } else if has(&["master of this name"]) {
+            "set coordinator.masterName as in the line `sentinel monitor` of the sentinels".into()
         } else if has(&["refused"]) {
             "see that Redis runs, listens on this address (bind, port, protected-mode), and that \
              the port is right"
@@ -216,6 +245,11 @@ mod tests {
             ("unexpected end of file", "if this is a TLS port, use rediss://"),
             ("READONLY You can't write against a read only replica.", "name the master"),
             ("OOM command not allowed", "maxmemory"),
+            (
+                "no login: coordinator.authSecret: /x: it ended with exit status: 1",
+                "run the command",
+            ),
+            ("it does not know a master of this name", "coordinator.masterName"),
         ] {
             let line = about().explain(error);
             assert!(line.starts_with(error) && line.contains(cure), "{line}");
@@ -224,7 +258,7 @@ mod tests {
         let tls = About { tls: true, ..about() };
         let line = tls.explain("received corrupt message of type InvalidContentType");
         assert!(line.contains("use redis:// in place of rediss://"), "{line}");
-        let cluster = About { cluster: true, reported: true, ..about() };
+        let cluster = About { cluster: true, reported: Some(Reported::ByServer), ..about() };
         assert!(cluster.explain("Connection refused").contains("cluster-announce-ip"));
         assert!(cluster.explain("NOPERM the 'set' command").contains("+set on every server"));
     }

@@ -1,22 +1,24 @@
-//! The secret and the certificates of connections, and the files that they are in. The files are
-//! read again before each new connection, so that they are rotated without a restart.
+//! The login and the certificates of connections. The files of certificates are read again before
+//! each new connection, so that they are rotated without a restart.
 
 use std::{fs, path::Path};
 
 use redis::{Client, ClientTlsConfig, ConnectionInfo, RedisResult, TlsCertificates};
 
+use super::logins::Logins;
 use crate::{
     bus::StartError,
-    config::{Secret, Tls},
+    config::{Password, Secret, Tls},
 };
 
 /// Where the secret and the certificates come from.
-#[derive(Clone, Debug, Default)]
 pub(super) struct Credentials {
-    /// The password, if it is not that of the URL.
-    pub secret: Option<Secret>,
+    /// The password, if it is not that of the URL, and does not change.
+    secret: Option<Secret>,
+    /// The logins, if the password may change.
+    pub logins: Option<Logins>,
     /// The files of certificates.
-    pub tls: Tls,
+    tls: Tls,
 }
 
 /// The secret and the certificates as they were read.
@@ -28,9 +30,24 @@ pub(super) struct Contents {
 }
 
 impl Credentials {
-    /// True if a part of them is in a file.
+    /// `key` is that of the password in the configuration.
+    pub(super) fn new(
+        key: &'static str,
+        username: Option<&str>,
+        password: Option<&Password>,
+        tls: Tls,
+    ) -> Credentials {
+        let logins = password.and_then(|password| Logins::new(key, username, password));
+        let secret = match password {
+            Some(Password::Secret(secret)) if logins.is_none() => Some(secret.clone()),
+            _ => None,
+        };
+        Credentials { secret, logins, tls }
+    }
+
+    /// True if there are certificates in files.
     pub(super) fn has_files(&self) -> bool {
-        self.tls != Tls::default() || self.secret.as_ref().is_some_and(Secret::is_in_file)
+        self.tls != Tls::default()
     }
 
     /// Reads the files. The error names the key of the configuration, and never a secret.
@@ -44,10 +61,10 @@ impl Credentials {
         let pair = pair.map(|(certificate, key)| {
             Ok((read("clientCertificate", certificate)?, read("clientKey", key)?))
         });
-        let secret = self.secret.as_ref().map(Secret::read_again).transpose();
+        let secret = self.secret.as_ref().map(|secret| secret.expose().to_owned());
         let authorities = self.tls.ca_certificate.as_deref();
         Ok(Contents {
-            secret: secret.map_err(|why| StartError(format!("coordinator.authSecret: {why}")))?,
+            secret,
             authorities: authorities.map(|path| read("caCertificate", path)).transpose()?,
             certificate: pair.transpose()?,
         })

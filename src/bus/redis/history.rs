@@ -154,7 +154,8 @@ pub(super) async fn read_up_to(
 ) -> Result<Reading, String> {
     let max_bytes = max_bytes.min(READING_BYTES);
     let once = async |server: &Server, from_replica| {
-        read_once(server, names, (after, max_bytes), from_replica).await
+        // Only the replicas of a cluster have to be told.
+        read_once(server, names, (after, max_bytes), from_replica && topology.is_cluster()).await
     };
     if prefer_replica && let Some(replica) = topology.replica(shard) {
         match tokio::time::timeout(REPLICA_TIMEOUT, once(&replica, true)).await {
@@ -189,10 +190,21 @@ async fn read_once(
     (after, max_bytes): (Position, usize),
     from_replica: bool,
 ) -> Result<Reading, Failure> {
+    let read = std::pin::pin!(read_over(server, names, (after, max_bytes), from_replica));
+    let closed = || Failure::NotConnected(format!("{} was left", server.address));
+    server.unless_closed(read).await.unwrap_or_else(|| Err(closed()))
+}
+
+async fn read_over(
+    server: &Server,
+    names: &ShardNames,
+    (after, max_bytes): (Position, usize),
+    readonly: bool,
+) -> Result<Reading, Failure> {
     let mut query =
         server.query().await.map_err(|error| Failure::NotConnected(error.to_string()))?;
     let connection = query.connection();
-    if from_replica {
+    if readonly {
         let readonly: Result<(), _> = redis::cmd("READONLY").query_async(connection).await;
         readonly.map_err(|error| classify(&error))?;
     }

@@ -1,17 +1,20 @@
-//! The bus over Redis: one standalone server, or a Redis Cluster.
+//! The bus over Redis: one standalone server, the master that sentinels name, or a Redis Cluster.
 //!
 //! Each shard has a writer, for what this gateway accepts; all shards share one reader, for what
 //! all gateways accepted. The append script assigns every frame its position, keeps it in history
 //! and publishes it, in one step. Nothing outside this module names the redis crate.
 
+mod addresses;
 pub mod auth;
 mod causes;
+mod command;
 mod credentials;
 pub mod deployment;
 mod doctor;
 pub mod envelope;
 pub mod history;
 mod liveness;
+mod logins;
 pub mod members;
 mod moves;
 mod names;
@@ -25,6 +28,7 @@ mod resolver;
 mod retained;
 mod rights;
 pub mod script;
+mod sentinel;
 mod server;
 mod settings;
 mod size;
@@ -78,7 +82,7 @@ const START_RETRY: Duration = Duration::from_millis(500);
 /// exact.
 const GRACE: Duration = Duration::from_millis(250);
 
-/// `@type: Redis` and `@type: RedisCluster`.
+/// `@type: Redis`, `RedisCluster` and `RedisSentinel`.
 pub struct RedisFactory;
 
 impl BusFactory for RedisFactory {
@@ -303,7 +307,7 @@ impl RedisBus {
     ) -> Result<HistoryPage, AppendError> {
         let names = &self.names[shard.index()];
         let mut page = Page::after(after, max_bytes);
-        let replica = self.settings.read_from_replicas && self.settings.cluster;
+        let replica = self.settings.read_from_replicas;
         loop {
             let wanted = (page.read_from(), page.room());
             let reading = history::read_up_to(&self.topology, names, shard, wanted, replica)
@@ -320,7 +324,11 @@ impl RedisBus {
 
 impl Bus for RedisBus {
     fn kind(&self) -> &'static str {
-        if self.settings.cluster { "redis-cluster" } else { "redis" }
+        match (self.settings.cluster, &self.settings.sentinel) {
+            (true, _) => "redis-cluster",
+            (false, Some(_)) => "redis-sentinel",
+            (false, None) => "redis",
+        }
     }
 
     fn shards(&self) -> u16 {

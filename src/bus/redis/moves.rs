@@ -1,6 +1,6 @@
-//! Masters that move behind their address: a DNS name that gets other addresses, or a proxy that
-//! leads to another server. The connections from before stay open, and would lead to the demoted
-//! master for good; they are closed.
+//! Masters that move: to another address, which the sentinels know, or behind their address, where
+//! a DNS name gets other addresses, or a proxy leads to another server. The connections from before
+//! stay open, and would lead to the demoted master for good; they are closed.
 
 use std::{
     sync::Arc,
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::topology::Topology;
 use crate::throttle::Throttle;
 
-/// The interval at which names are resolved.
+/// The interval at which sentinels are asked, and names are resolved.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The least time between two looks because of failed calls.
@@ -23,6 +23,8 @@ const MIN_AGE: Duration = Duration::from_millis(100);
 const REPLICA_PAUSE: Duration = Duration::from_secs(1);
 
 static MOVED: Throttle = Throttle::repeated();
+
+static UNKNOWN: Throttle = Throttle::repeated();
 
 /// Closes the connections to servers that have moved, until it is stopped.
 pub(super) async fn follow(topology: Arc<Topology>, stop: CancellationToken) {
@@ -40,10 +42,22 @@ async fn look_for_ever(topology: &Topology) {
         let failed = tokio::select! {
             _ = tick.tick() => false,
             () = topology.failed_call() => true,
+            () = topology.switched() => {
+                // What was asked for meanwhile may be from before.
+                tokio::time::sleep(MIN_AGE).await;
+                false
+            }
         };
+        if !failed
+            && let Err(why) = topology.ask_sentinels().await
+            && let Some(left_out) = UNKNOWN.pass()
+        {
+            tracing::warn!(%why, left_out, "the sentinels name no other master that can be used");
+        }
         for server in topology.any() {
-            let may_be_replica =
-                failed && replica_closed.is_none_or(|at| at.elapsed() >= REPLICA_PAUSE);
+            let may_be_replica = failed
+                && topology.owns(&server.address)
+                && replica_closed.is_none_or(|at| at.elapsed() >= REPLICA_PAUSE);
             let why = if server.has_moved().await {
                 "its name has other addresses"
             } else if may_be_replica && server.is_replica().await {
@@ -86,6 +100,7 @@ mod tests {
     use super::*;
     use crate::{
         bus::redis::{
+            addresses::Way,
             resolver::{Resolved, Resolver},
             server::Server,
             settings::Settings,
@@ -146,7 +161,9 @@ mod tests {
         let settings = Settings::from_config(&config).unwrap();
         let address = Arc::new(Mutex::new(IpAddr::from([127, 0, 0, 1])));
         let resolver = Resolver(Arc::new(Double(address.clone())));
-        let server = Server::with_resolver(settings.seeds[0].clone(), &settings, resolver).unwrap();
+        let info = settings.seeds[0].clone();
+        let way = Way { announced: info.addr().to_string(), info, resolver };
+        let server = Server::by(way, &settings).unwrap();
         let mut closings = server.closings();
 
         assert!(!server.has_moved().await);

@@ -24,9 +24,26 @@ pub(super) struct Resolver(pub Arc<dyn AsyncDNSResolver>);
 /// The system's resolver.
 struct SystemResolver;
 
+/// Resolves every name as if it was this one.
+struct ToHost {
+    host: String,
+    resolver: Resolver,
+}
+
 impl Resolver {
     pub(super) fn of_system() -> Resolver {
         Resolver(Arc::new(SystemResolver))
+    }
+
+    /// One that resolves every name as if it was `host`.
+    pub(super) fn with_host(self, host: &str) -> Resolver {
+        Resolver(Arc::new(ToHost { host: host.to_owned(), resolver: self }))
+    }
+}
+
+impl AsyncDNSResolver for ToHost {
+    fn resolve<'a, 'b: 'a>(&'a self, _host: &'b str, port: u16) -> RedisFuture<'a, Resolved<'a>> {
+        self.resolver.resolve(&self.host, port)
     }
 }
 

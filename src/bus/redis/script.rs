@@ -220,6 +220,18 @@ impl Call {
         server: &Arc<Server>,
         asking: bool,
     ) -> Result<Answer, Failure> {
+        let sending = std::pin::pin!(self.send_to(target, server, asking));
+        let sent = server.unless_closed(sending).await;
+        // It may have been executed before.
+        sent.unwrap_or_else(|| Err(Failure::Unknown(format!("{} was left", server.address))))
+    }
+
+    async fn send_to(
+        &self,
+        target: &Target,
+        server: &Arc<Server>,
+        asking: bool,
+    ) -> Result<Answer, Failure> {
         let started = Instant::now();
         let Ok(command) = tokio::time::timeout(self.limit, server.command()).await else {
             return Err(Failure::NotConnected(server.slow().to_string()));

@@ -13,14 +13,16 @@ use deadpool_redis::{Hook, HookError, Manager, Pool, PoolError, Runtime};
 use futures_util::future::BoxFuture;
 use parking_lot::RwLock;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, RedisError, RedisResult,
+    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, RedisError, RedisResult,
     aio::MultiplexedConnection,
 };
 use tokio::sync::{Mutex, watch};
 
 use super::{
+    addresses::Way,
     causes::{self, About, error_text},
     credentials::Contents,
+    logins::Logins,
     names::ShardNames,
     replicas::Replicas,
     resolver::{Name, Resolver},
@@ -40,7 +42,7 @@ static UNREADABLE: Throttle = Throttle::repeated();
 
 /// One Redis server, and the connections to it that are not subscriptions.
 pub(super) struct Server {
-    /// `host:port`, or the path of a socket.
+    /// `host:port` as it was announced or configured, or the path of a socket.
     pub address: String,
     /// What its errors are explained with.
     pub about: About,
@@ -90,20 +92,24 @@ pub(super) struct ConnectError {
 }
 
 impl Server {
+    /// A server of the configuration.
     pub(super) fn new(info: ConnectionInfo, settings: &Settings) -> RedisResult<Server> {
-        Server::with_resolver(info, settings, Resolver::of_system())
+        let announced = info.addr().to_string();
+        Server::by(Way { announced, info, resolver: Resolver::of_system() }, settings)
     }
 
-    pub(super) fn with_resolver(
-        info: ConnectionInfo,
-        settings: &Settings,
-        resolver: Resolver,
-    ) -> RedisResult<Server> {
+    /// A server that another one named.
+    pub(super) fn named(host: &str, port: u16, settings: &Settings) -> RedisResult<Server> {
+        Server::by(settings.addresses.way(&settings.template, host, port), settings)
+    }
+
+    pub(super) fn by(way: Way, settings: &Settings) -> RedisResult<Server> {
+        let Way { announced: address, info, resolver } = way;
         let (closed, _) = watch::channel(Instant::now());
         let pool = make_pool(&info, settings, &resolver, &closed)?;
         Ok(Server {
-            address: info.addr().to_string(),
-            about: settings.about(&info),
+            about: settings.about(&info, &address),
+            address,
             name: Name::of(info.addr(), resolver.clone()),
             settings: settings.clone(),
             access: RwLock::new(Access { contents: None, info, pool }),
@@ -115,8 +121,35 @@ impl Server {
         })
     }
 
-    /// How it is connected to now. Reads the files of its secret and certificates again.
-    pub(super) async fn info(&self) -> ConnectionInfo {
+    /// How it is connected to now. Reads the files of certificates again; the error is that there
+    /// is no login.
+    pub(super) async fn info(&self) -> RedisResult<ConnectionInfo> {
+        let info = self.with_files().await;
+        let Some(logins) = &self.settings.credentials.logins else { return Ok(info) };
+        let no_login = |why| (ErrorKind::InvalidClientConfig, "no login", why);
+        let login = logins.login().await.map_err(no_login)?;
+        let redis = info.redis_settings().clone();
+        let redis = redis.set_username(login.username).set_password(login.secret);
+        Ok(info.set_redis_settings(redis))
+    }
+
+    /// The settings of a connection to it.
+    pub(super) fn config(&self) -> AsyncConnectionConfig {
+        config(&self.settings, &self.resolver)
+    }
+
+    /// Waits until connections have another login than those that are made now.
+    pub(super) fn login_changed(&self) -> impl Future<Output = ()> + Send + use<> {
+        let changes = self.settings.credentials.logins.as_ref().map(Logins::changes);
+        async move {
+            match changes {
+                Some(changes) => changes.await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    async fn with_files(&self) -> ConnectionInfo {
         let known = self.access.read().clone();
         if !self.settings.credentials.has_files() {
             return known.info;
@@ -159,8 +192,10 @@ impl Server {
 
     /// A connection of the pool.
     async fn checkout(&self) -> Result<deadpool_redis::Connection, ConnectError> {
-        if self.access.read().pool.status().available == 0 {
-            self.info().await;
+        if self.access.read().pool.status().available == 0
+            && let Err(error) = self.info().await
+        {
+            return Err(self.error(error_text(&error)));
         }
         let pool = self.access.read().pool.clone();
         match pool.get().await {
@@ -173,9 +208,20 @@ impl Server {
 
     /// The error of a connection that could not be opened, with what the server itself says of it.
     async fn not_connected(&self, error: &RedisError) -> ConnectError {
-        let address = self.access.read().info.addr().clone();
-        let said = if error.code().is_none() { causes::look(&address).await } else { None };
+        if let Some(logins) = &self.settings.credentials.logins
+            && (error.kind() == ErrorKind::AuthenticationFailed
+                || matches!(error.code(), Some("WRONGPASS" | "NOAUTH")))
+        {
+            logins.refused();
+        }
+        let said = if error.code().is_none() { self.look().await } else { None };
         self.error(said.unwrap_or_else(|| error_text(error)))
+    }
+
+    /// What it says to a connection that says nothing.
+    pub(super) async fn look(&self) -> Option<String> {
+        let address = self.access.read().info.addr().clone();
+        causes::look(&address, &self.resolver).await
     }
 
     fn close_idle(&self) {
@@ -271,10 +317,20 @@ impl Server {
     /// True if the command connection leads to a replica. False if there is none.
     pub(super) async fn is_replica(&self) -> bool {
         let Some(mut command) = self.command.lock().await.clone() else { return false };
-        let mut info = redis::cmd("INFO");
-        let asked = info.arg("replication").query_async::<String>(&mut command.connection);
+        let asked = replication(&mut command);
         let answer = tokio::time::timeout(ROLE_TIMEOUT, asked).await;
         answer.is_ok_and(|info| info.is_ok_and(|info| info.contains("role:slave")))
+    }
+
+    /// Asks the server whether it is a master. The error says what it is instead.
+    pub(super) async fn is_master(&self) -> Result<(), String> {
+        let mut command = self.command().await.map_err(|error| error.to_string())?;
+        let info = replication(&mut command).await.map_err(|error| self.explain(&error))?;
+        match info.lines().find_map(|line| line.trim_end().strip_prefix("role:")) {
+            Some("master") => Ok(()),
+            Some("slave") => Err("it is a replica".to_owned()),
+            _ => Err("it does not say that it is a master".to_owned()),
+        }
     }
 
     /// Closes all connections: the next ones may lead to another server.
@@ -285,14 +341,27 @@ impl Server {
         self.close_idle();
     }
 
+    /// Ends all that is under way, and closes idle connections. Those in use are closed by those
+    /// who use them.
+    pub(super) fn leave(&self) {
+        self.closed.send_replace(Instant::now());
+        self.close_idle();
+    }
+
+    /// What `work` on a connection comes to, unless all connections are closed meanwhile: the
+    /// server may be frozen, and never answer.
+    pub(super) async fn unless_closed<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let mut closings = self.closings();
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            _ = closings.changed() => None,
+        }
+    }
+
     /// Changes when all connections are to be closed.
     pub(super) fn closings(&self) -> watch::Receiver<Instant> {
         self.closed.subscribe()
-    }
-
-    /// Resolves the server's name, as all connections to it should.
-    pub(super) fn resolver(&self) -> Resolver {
-        self.resolver.clone()
     }
 
     /// A connection for a long query: one of its own if the pool has one, else the writers'.
@@ -317,10 +386,7 @@ impl Server {
 
     /// A connection of its own, outside the pool.
     async fn connect_alone(&self) -> Result<MultiplexedConnection, ConnectError> {
-        let config = AsyncConnectionConfig::new()
-            .set_dns_resolver(self.resolver.clone())
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(self.settings.response_timeout));
+        let config = self.config();
         let connect = async {
             self.client().await?.get_multiplexed_async_connection_with_config(&config).await
         };
@@ -332,7 +398,7 @@ impl Server {
 
     /// A client for a connection outside the pool: a subscription.
     pub(super) async fn client(&self) -> RedisResult<Client> {
-        Client::open(self.info().await)
+        Client::open(self.info().await?)
     }
 
     /// An error of the server, with its cause and cure.
@@ -347,7 +413,32 @@ impl Server {
 
     fn error(&self, why: impl fmt::Display) -> ConnectError {
         let why = self.about.explain(&why.to_string());
-        ConnectError { address: self.address.clone(), why }
+        ConnectError { address: self.shown(), why }
+    }
+
+    /// Its address, and where it is reached if that is another one.
+    pub(super) fn shown(&self) -> String {
+        let reached = self.access.read().info.addr().to_string();
+        if reached == self.address {
+            reached
+        } else {
+            format!("{} (reached at {reached})", self.address)
+        }
+    }
+}
+
+async fn replication(command: &mut Command) -> RedisResult<String> {
+    redis::cmd("INFO").arg("replication").query_async(&mut command.connection).await
+}
+
+fn config(settings: &Settings, resolver: &Resolver) -> AsyncConnectionConfig {
+    let config = AsyncConnectionConfig::new()
+        .set_dns_resolver(resolver.clone())
+        .set_connection_timeout(Some(CONNECT_TIMEOUT))
+        .set_response_timeout(Some(settings.response_timeout));
+    match &settings.credentials.logins {
+        Some(logins) => config.set_credentials_provider(logins.clone()),
+        None => config,
     }
 }
 
@@ -358,11 +449,7 @@ fn make_pool(
     closed: &watch::Sender<Instant>,
 ) -> RedisResult<Pool> {
     let last_closed = closed.subscribe();
-    let config = AsyncConnectionConfig::new()
-        .set_dns_resolver(resolver.clone())
-        .set_connection_timeout(Some(CONNECT_TIMEOUT))
-        .set_response_timeout(Some(settings.response_timeout));
-    Pool::builder(Manager::new_with_config(info.clone(), config)?)
+    Pool::builder(Manager::new_with_config(info.clone(), config(settings, resolver))?)
         .max_size(settings.pool.max_connections)
         .create_timeout(settings.pool.timeout_create)
         .wait_timeout(settings.pool.timeout_wait)
@@ -377,11 +464,7 @@ fn make_pool(
         .runtime(Runtime::Tokio1)
         .build()
         .map_err(|error| {
-            RedisError::from((
-                redis::ErrorKind::InvalidClientConfig,
-                "connection pool",
-                error.to_string(),
-            ))
+            RedisError::from((ErrorKind::InvalidClientConfig, "connection pool", error.to_string()))
         })
 }
 

@@ -5,14 +5,15 @@ use std::{sync::Arc, time::Duration};
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
 
 use super::{
+    addresses::{AddressMap, with_host},
     auth::Keys,
-    causes::About,
+    causes::{About, Reported},
     credentials::{Contents, Credentials},
     names::ShardNames,
 };
 use crate::{
     bus::{ShardId, StartError},
-    config::{BusConfig, Config, Pool, Protocol, RedisUrl},
+    config::{BusConfig, Config, Pool, Protocol, RedisSentinel, RedisUrl, Retries, Tls, TlsMode},
 };
 
 /// Events that a frame must have to leave behind another that is under way. A frame costs Redis as
@@ -22,8 +23,12 @@ const MIN_BEHIND: u64 = 16;
 /// The settings of the Redis bus.
 #[derive(Clone)]
 pub struct Settings {
-    /// One standalone server, or some servers of a cluster.
+    /// One standalone server, some servers of a cluster, or some sentinels.
     pub(super) seeds: Vec<ConnectionInfo>,
+    /// How a server that another one names is connected to, but for its address.
+    pub(super) template: ConnectionInfo,
+    /// How the master is found, if sentinels name it.
+    pub(super) sentinel: Option<SentinelSettings>,
     /// The secret and the certificates of all connections.
     pub(super) credentials: Arc<Credentials>,
     /// True for a cluster.
@@ -54,6 +59,16 @@ pub struct Settings {
     pub(super) keys: Option<Keys>,
     /// The bytes that one event may have.
     pub(super) max_event_bytes: usize,
+    /// Where servers are reached that announce other addresses.
+    pub(super) addresses: AddressMap,
+}
+
+/// How the master is found that sentinels name.
+#[derive(Clone)]
+pub(super) struct SentinelSettings {
+    pub master_name: String,
+    /// The secret and the certificates of connections to sentinels.
+    pub credentials: Arc<Credentials>,
 }
 
 /// Limits of a writer's calls.
@@ -87,6 +102,9 @@ pub(super) struct HistorySettings {
     pub max_age: Duration,
 }
 
+/// The key of the password.
+const AUTH_SECRET: &str = "coordinator.authSecret";
+
 /// Attempts on a standalone server end only with the time limit.
 const UNLIMITED: u32 = u32::MAX;
 
@@ -100,19 +118,22 @@ const STANDALONE_RESPONSE: Duration = Duration::from_millis(2500);
 impl Settings {
     /// The database of a standalone server.
     pub(super) fn database(&self) -> i64 {
-        self.seeds.first().map_or(0, |seed| seed.redis_settings().db())
+        self.template.redis_settings().db()
     }
 
     /// What errors of a server are explained with.
-    pub(super) fn about(&self, server: &ConnectionInfo) -> About {
-        let address = server.addr().to_string();
+    pub(super) fn about(&self, server: &ConnectionInfo, address: &str) -> About {
+        let is_reported = self.seeds.iter().all(|seed| seed.addr().to_string() != *address);
         About {
             user: server.redis_settings().username().unwrap_or("default").to_owned(),
             prefix: self.prefix.clone(),
             tls: matches!(server.addr(), ConnectionAddr::TcpTls { .. }),
             database: server.redis_settings().db(),
             cluster: self.cluster,
-            reported: self.seeds.iter().all(|seed| seed.addr().to_string() != address),
+            reported: is_reported.then_some(match self.sentinel {
+                Some(_) => Reported::BySentinel,
+                None => Reported::ByServer,
+            }),
         }
     }
 
@@ -140,95 +161,190 @@ impl Settings {
     ///
     /// Its bus is not Redis, or a certificate file cannot be read or used.
     pub fn from_config(config: &Config) -> Result<Settings, StartError> {
-        let history = HistorySettings {
-            max_frames: config.history.max_frames,
-            max_bytes: config.history.max_bytes,
-            max_age: config.history.max_age,
-        };
         let keys = config.frame_key.as_ref().map(Keys::of).transpose()?;
-        let settings = match &config.bus {
+        let pool = |pool: &Pool| PoolSettings {
+            max_connections: pool.max_connections,
+            timeout_create: pool.timeout_create,
+            timeout_wait: pool.timeout_wait,
+            timeout_recycle: pool.timeout_recycle,
+        };
+        let common = |servers: Servers, timeout: Duration, min_replicas, pool| Settings {
+            template: servers.template,
+            seeds: servers.seeds,
+            sentinel: None,
+            credentials: Arc::new(servers.credentials),
+            cluster: false,
+            sharded: false,
+            protocol: servers.protocol,
+            timeout,
+            response_timeout: timeout.min(STANDALONE_RESPONSE),
+            max_retries: UNLIMITED,
+            retry_wait: STANDALONE_WAIT,
+            min_replicas,
+            read_from_replicas: false,
+            pool,
+            prefix: config.prefix.clone(),
+            shards: config.shards,
+            history: HistorySettings {
+                max_frames: config.history.max_frames,
+                max_bytes: config.history.max_bytes,
+                max_age: config.history.max_age,
+            },
+            request_id_window: config.request_id_window,
+            keys: keys.clone(),
+            max_event_bytes: config.limits.max_event_bytes,
+            addresses: AddressMap::default(),
+        };
+        let with_retries = |settings: Settings, retries: &Retries| Settings {
+            // All attempts together fit into the time limit of an append.
+            response_timeout: settings.timeout / retries.max.saturating_add(1).min(8),
+            max_retries: retries.max,
+            retry_wait: (retries.min_wait, retries.max_wait),
+            ..settings
+        };
+        match &config.bus {
             BusConfig::Redis(redis) => {
-                let credentials = Credentials { secret: None, tls: redis.tls.clone() };
-                let seed = connection(&redis.url, &credentials.read()?)?;
-                // Every Redis that is supported has RESP3; the URL may ask for RESP2.
-                let protocol = match redis.url.protocol() {
-                    Some(Protocol::Resp2) => ProtocolVersion::RESP2,
-                    _ => ProtocolVersion::RESP3,
-                };
-                Settings {
-                    seeds: vec![with_protocol(seed, protocol)],
-                    credentials: Arc::new(credentials),
-                    cluster: false,
-                    sharded: false,
-                    protocol,
-                    timeout: redis.timeout,
-                    response_timeout: redis.timeout.min(STANDALONE_RESPONSE),
-                    max_retries: UNLIMITED,
-                    retry_wait: STANDALONE_WAIT,
-                    min_replicas: redis.min_replicas,
-                    read_from_replicas: false,
-                    pool: pool(&redis.pool),
-                    prefix: config.prefix.clone(),
-                    shards: config.shards,
-                    history,
-                    request_id_window: config.request_id_window,
-                    keys,
-                    max_event_bytes: config.limits.max_event_bytes,
-                }
+                let (username, secret) = redis.credentials();
+                let tls = redis.tls.clone();
+                let credentials = Credentials::new(AUTH_SECRET, username, secret.as_ref(), tls);
+                let url = std::slice::from_ref(&redis.url);
+                let login = (username, credentials);
+                let servers = Servers::of(url, login, version(redis.url.protocol()))?;
+                Ok(common(servers, redis.timeout, redis.min_replicas, pool(&redis.pool)))
             }
             BusConfig::RedisCluster(cluster) => {
-                let protocol = match cluster.protocol {
-                    Protocol::Resp2 => ProtocolVersion::RESP2,
-                    Protocol::Resp3 => ProtocolVersion::RESP3,
-                };
                 let (username, secret) = cluster.credentials();
-                let credentials = Credentials { secret: secret.cloned(), tls: cluster.tls.clone() };
-                let contents = credentials.read()?;
-                let seed = |url| {
-                    let info = connection(url, &contents)?;
-                    let mut redis = info.redis_settings().clone();
-                    if let Some(username) = username {
-                        redis = redis.set_username(username);
-                    }
-                    Ok(with_protocol(info.set_redis_settings(redis), protocol))
-                };
-                Settings {
-                    seeds: cluster.urls.iter().map(seed).collect::<Result<_, StartError>>()?,
-                    credentials: Arc::new(credentials),
+                let tls = cluster.tls.clone();
+                let credentials = Credentials::new(AUTH_SECRET, username, secret.as_ref(), tls);
+                let protocol = version(Some(cluster.protocol));
+                let servers = Servers::of(&cluster.urls, (username, credentials), protocol)?;
+                let pool = pool(&cluster.pool);
+                let settings = common(servers, cluster.timeout, cluster.min_replicas, pool);
+                Ok(Settings {
                     cluster: true,
                     sharded: protocol == ProtocolVersion::RESP3,
-                    protocol,
-                    timeout: cluster.timeout,
-                    // All attempts together fit into the time limit of an append.
-                    response_timeout: cluster.timeout
-                        / cluster.max_retries.saturating_add(1).min(8),
-                    max_retries: cluster.max_retries,
-                    retry_wait: (cluster.min_retry_wait, cluster.max_retry_wait),
-                    min_replicas: cluster.min_replicas,
                     read_from_replicas: cluster.read_from_replicas,
-                    pool: pool(&cluster.pool),
-                    prefix: config.prefix.clone(),
-                    shards: config.shards,
-                    history,
-                    request_id_window: config.request_id_window,
-                    keys,
-                    max_event_bytes: config.limits.max_event_bytes,
-                }
+                    addresses: AddressMap::new(&cluster.address_map),
+                    ..with_retries(settings, &cluster.retries)
+                })
+            }
+            BusConfig::RedisSentinel(sentinel) => {
+                let (sentinels, servers) = of_sentinels(sentinel)?;
+                let pool = pool(&sentinel.pool);
+                let settings = common(servers, sentinel.timeout, sentinel.min_replicas, pool);
+                Ok(Settings {
+                    seeds: sentinels.seeds,
+                    sentinel: Some(SentinelSettings {
+                        master_name: sentinel.master_name.clone(),
+                        credentials: Arc::new(sentinels.credentials),
+                    }),
+                    read_from_replicas: sentinel.read_from_replicas,
+                    addresses: AddressMap::new(&sentinel.address_map),
+                    ..with_retries(settings, &sentinel.retries)
+                })
             }
             other @ BusConfig::Embedded => {
-                return Err(StartError(format!("coordinator: {} is not Redis", other.type_name())));
+                Err(StartError(format!("coordinator: {} is not Redis", other.type_name())))
             }
-        };
-        Ok(settings)
+        }
+    }
+
+    /// The settings of connections to the sentinels, if there are sentinels.
+    pub(super) fn of_sentinels(&self) -> Option<Settings> {
+        let sentinel = self.sentinel.as_ref()?;
+        Some(Settings {
+            credentials: sentinel.credentials.clone(),
+            template: self.seeds[0].clone(),
+            min_replicas: 0,
+            ..self.clone()
+        })
     }
 }
 
-fn pool(pool: &Pool) -> PoolSettings {
-    PoolSettings {
-        max_connections: pool.max_connections,
-        timeout_create: pool.timeout_create,
-        timeout_wait: pool.timeout_wait,
-        timeout_recycle: pool.timeout_recycle,
+/// The servers that URLs name.
+struct Servers {
+    seeds: Vec<ConnectionInfo>,
+    template: ConnectionInfo,
+    credentials: Credentials,
+    protocol: ProtocolVersion,
+}
+
+impl Servers {
+    fn of(
+        urls: &[RedisUrl],
+        (username, credentials): (Option<&str>, Credentials),
+        protocol: ProtocolVersion,
+    ) -> Result<Servers, StartError> {
+        let contents = credentials.read()?;
+        let seed = |url| {
+            let info = connection(url, &contents)?;
+            let mut redis = info.redis_settings().clone();
+            if let Some(username) = username {
+                redis = redis.set_username(username);
+            }
+            Ok(with_protocol(info.set_redis_settings(redis), protocol))
+        };
+        let seeds = urls.iter().map(seed).collect::<Result<Vec<_>, StartError>>()?;
+        let first = seeds.first().ok_or_else(|| StartError("coordinator: no URL".to_owned()))?;
+        Ok(Servers { template: first.clone(), seeds, credentials, protocol })
+    }
+}
+
+/// The port of a sentinel whose URL names none.
+const SENTINEL_PORT: u16 = 26_379;
+
+/// The sentinels, and the servers that they name.
+fn of_sentinels(sentinel: &RedisSentinel) -> Result<(Servers, Servers), StartError> {
+    let (username, secret) = sentinel.sentinel_credentials();
+    let used = |tls: &Tls, mode: Option<TlsMode>| mode.map(|_| tls.clone()).unwrap_or_default();
+    let url = &sentinel.urls[0];
+    let tls = used(sentinel.sentinel_certificates(), url.tls());
+    let key = "coordinator.sentinelSecret";
+    let credentials = Credentials::new(key, username, secret.as_ref(), tls);
+    // They push what they tell subscribers.
+    let login = (username, credentials);
+    let mut sentinels = Servers::of(&sentinel.urls, login, ProtocolVersion::RESP3)?;
+    for (info, url) in sentinels.seeds.iter_mut().zip(&sentinel.urls) {
+        let database = info.redis_settings().clone().set_db(0);
+        *info = info.clone().set_redis_settings(database);
+        if !url.names_port() {
+            let addr = with_host(info.addr(), None, SENTINEL_PORT);
+            *info = info.clone().set_addr(addr);
+        }
+    }
+    let host = "127.0.0.1".to_owned();
+    let addr = match sentinel.master_tls() {
+        None => ConnectionAddr::Tcp(host, SENTINEL_PORT),
+        Some(mode) => ConnectionAddr::TcpTls {
+            host,
+            port: SENTINEL_PORT,
+            insecure: mode == TlsMode::Insecure,
+            tls_params: None,
+        },
+    };
+    let protocol = version(url.protocol());
+    let tls = used(&sentinel.tls, sentinel.master_tls());
+    let (username, secret) = (sentinel.username.as_deref(), sentinel.secret.as_ref());
+    let credentials =
+        Credentials::new(AUTH_SECRET, username.filter(|_| secret.is_some()), secret, tls);
+    let info =
+        addr.into_connection_info().map_err(|error| StartError(format!("coordinator: {error}")))?;
+    let redis = info.redis_settings().clone().set_db(i64::from(url.database()));
+    let redis = match (&sentinel.username, &sentinel.secret) {
+        (Some(username), Some(_)) => redis.set_username(username),
+        _ => redis,
+    };
+    let info = with_protocol(info.set_redis_settings(redis), protocol);
+    let unusable = |error: redis::RedisError| StartError(format!("coordinator.tls: {error}"));
+    let template = credentials.read()?.apply(info).map_err(unusable)?;
+    Ok((sentinels, Servers { seeds: vec![], template, credentials, protocol }))
+}
+
+/// Every Redis that is supported has RESP3; a URL may ask for RESP2.
+fn version(protocol: Option<Protocol>) -> ProtocolVersion {
+    match protocol {
+        Some(Protocol::Resp2) => ProtocolVersion::RESP2,
+        _ => ProtocolVersion::RESP3,
     }
 }
 

@@ -17,7 +17,7 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rand::Rng;
-use redis::{AsyncConnectionConfig, ProtocolVersion, PushInfo, PushKind, RedisError, Value};
+use redis::{ProtocolVersion, PushInfo, PushKind, RedisError, Value};
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
@@ -188,6 +188,7 @@ impl Subscription {
     /// Connects, subscribes, and passes messages on until the connection ends.
     async fn listen(&self) -> End {
         let mut closings = self.server.closings();
+        let login_changed = self.server.login_changed();
         let listening = async {
             match self.protocol {
                 ProtocolVersion::RESP2 => self.listen_resp2().await,
@@ -197,15 +198,17 @@ impl Subscription {
         tokio::select! {
             result = listening => result.unwrap_or_else(End::Redis),
             _ = closings.changed() => End::Renewed,
+            // Such a connection takes no AUTH while it is subscribed.
+            () = login_changed, if self.protocol == ProtocolVersion::RESP2 => End::Renewed,
         }
     }
 
     async fn listen_resp3(&self) -> Result<End, RedisError> {
         let (sender, mut pushed) = mpsc::channel::<PushInfo>(QUEUE);
         // The push sender must not wait. A message that does not fit is a hole like any other.
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_dns_resolver(self.server.resolver())
+        let config = self
+            .server
+            .config()
             .set_response_timeout(Some(CONNECT_TIMEOUT))
             .set_push_sender(move |push| sender.try_send(push));
         let client = self.server.client().await?;

@@ -9,10 +9,11 @@ use std::{
 
 use parking_lot::RwLock;
 use rand::seq::{IteratorRandom, SliceRandom};
-use redis::{ConnectionAddr, ConnectionInfo, Value};
+use redis::Value;
 use tokio::sync::{Mutex, Notify, watch};
 
 use super::{
+    sentinel::{self, Sentinels},
     server::Server,
     settings::Settings,
     slots::{self, SlotRange, owner},
@@ -29,12 +30,18 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// limit.
 const BACK_OFF: Duration = Duration::from_secs(10);
 
+/// The time limit for a server's answer to whether it is the master.
+const ROLE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Throttles the log lines about replicas that failed.
 static REPLICA: Throttle = Throttle::repeated();
 
-/// The servers, and the shards that each owns. One standalone server owns everything.
+/// The servers, and the shards that each owns. One standalone server, or the master that sentinels
+/// name, owns everything.
 pub(super) struct Topology {
     settings: Settings,
+    /// The sentinels, if these name the master.
+    sentinels: Option<Sentinels>,
     /// The slot of each shard.
     slots: Vec<u16>,
     /// One `Server` for each address, so that connections outlive a refresh.
@@ -58,25 +65,28 @@ struct Map {
     replicas: Vec<Vec<String>>,
 }
 
-/// No server answered with the state of the cluster.
+/// No server, and no sentinel, told which servers own the shards.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct TopologyError(pub String);
 
 impl Topology {
-    /// A topology that knows the seeds. A standalone server owns all shards at once; in a cluster
-    /// no owner is known before the first refresh.
+    /// A topology that knows the seeds. A standalone server owns all shards at once; in a cluster,
+    /// and behind sentinels, no owner is known before the first refresh.
     pub(super) fn new(settings: Settings, slots: Vec<u16>) -> Result<Topology, TopologyError> {
+        let sentinels = Sentinels::new(&settings).map_err(|e| TopologyError(e.to_string()))?;
         let mut servers = HashMap::new();
-        for info in &settings.seeds {
+        for info in settings.seeds.iter().filter(|_| sentinels.is_none()) {
             let server =
                 Server::new(info.clone(), &settings).map_err(|e| TopologyError(e.to_string()))?;
             servers.insert(server.address.clone(), Arc::new(server));
         }
-        let owner = (!settings.cluster).then(|| settings.seeds[0].addr().to_string());
+        let is_known = !settings.cluster && sentinels.is_none();
+        let owner = is_known.then(|| settings.seeds[0].addr().to_string());
         let map = Map { masters: vec![owner; slots.len()], replicas: vec![vec![]; slots.len()] };
         Ok(Topology {
             settings,
+            sentinels,
             slots,
             servers: RwLock::new(servers),
             map: RwLock::new(map),
@@ -122,6 +132,24 @@ impl Topology {
         servers
     }
 
+    /// The addresses of servers and sentinels as others announce them.
+    pub(super) fn announced(&self) -> Vec<String> {
+        let map = self.map.read();
+        let servers = map.masters.iter().flatten().chain(map.replicas.iter().flatten());
+        let sentinels = self.sentinels.iter().flat_map(Sentinels::addresses);
+        servers.cloned().chain(sentinels).collect()
+    }
+
+    /// True for a cluster.
+    pub(super) fn is_cluster(&self) -> bool {
+        self.settings.cluster
+    }
+
+    /// True if the server at this address owns a shard.
+    pub(super) fn owns(&self, address: &str) -> bool {
+        self.map.read().masters.iter().flatten().any(|owner| owner == address)
+    }
+
     /// Changes of the owners.
     pub(super) fn changes(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
@@ -132,24 +160,37 @@ impl Topology {
         if let Some(server) = self.servers.read().get(address) {
             return Some(server.clone());
         }
-        let (host, port) = address.rsplit_once(':')?;
-        let info = self.at(host, port.parse().ok()?);
-        let server = Arc::new(Server::new(info, &self.settings).ok()?);
+        let server = self.make(address)?;
         let mut servers = self.servers.write();
         Some(servers.entry(address.to_owned()).or_insert(server).clone())
     }
 
-    /// Waits for a call of [`Topology::refresh`] for a standalone server.
+    /// A server at an address that another server reported, without connections.
+    fn make(&self, address: &str) -> Option<Arc<Server>> {
+        let (host, port) = address.rsplit_once(':')?;
+        let server = Server::named(host, port.parse().ok()?, &self.settings);
+        Some(Arc::new(server.ok()?))
+    }
+
+    /// Waits for a call of [`Topology::refresh`], unless this is a cluster.
     pub(super) async fn failed_call(&self) {
         self.failed_call.notified().await;
     }
 
-    /// Reads the owners of the shards from the cluster. Of a standalone server it has looked at
-    /// whether it has moved, and does not wait for that.
+    /// Waits until a sentinel tells of a new master.
+    pub(super) async fn switched(&self) {
+        match &self.sentinels {
+            Some(sentinels) => sentinels.switched().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Reads the owners of the shards from the cluster, or asks the sentinels. Of a server without
+    /// a cluster it has looked at whether it has moved, and does not wait for that.
     pub(super) async fn refresh(&self) -> Result<(), TopologyError> {
         if !self.settings.cluster {
             self.failed_call.notify_one();
-            return Ok(());
+            return self.ask_sentinels().await;
         }
         let mut last = self.last_refresh.lock().await;
         if last.is_some_and(|at| at.elapsed() < MIN_AGE) {
@@ -181,13 +222,70 @@ impl Topology {
         Ok(())
     }
 
+    /// Asks the sentinels, if there are any, for the master. One that they name is believed if it
+    /// says itself that it is a master; without one, what was known stays.
+    pub(super) async fn ask_sentinels(&self) -> Result<(), TopologyError> {
+        let Some(sentinels) = &self.sentinels else { return Ok(()) };
+        let mut last = self.last_refresh.lock().await;
+        if last.is_some_and(|at| at.elapsed() < MIN_AGE) {
+            return Ok(());
+        }
+        let answers = sentinels.ask().await;
+        let found = self.choose(&answers).await;
+        *last = Some(Instant::now());
+        found
+    }
+
+    async fn choose(&self, answers: &sentinel::Answers) -> Result<(), TopologyError> {
+        let mut why: Vec<String> = Vec::new();
+        for master in sentinel::candidates(answers) {
+            let address = text_of(&master);
+            if !self.owns(&address) {
+                let Some(server) = self.make(&address) else { continue };
+                let asked = tokio::time::timeout(ROLE_TIMEOUT, server.is_master()).await;
+                if let Err(error) = asked.unwrap_or_else(|_| Err(server.slow().to_string())) {
+                    why.push(format!("sentinels name {address} as the master: {error}"));
+                    continue;
+                }
+                self.servers.write().insert(address.clone(), server);
+            }
+            let replicas: Vec<_> =
+                sentinel::replicas(answers, &master).iter().map(text_of).collect();
+            self.adopt_master(&address, &replicas);
+            return Ok(());
+        }
+        let silent = answers.iter().filter_map(|(sentinel, told)| {
+            Some(format!("sentinel {sentinel}: {}", told.as_ref().err()?))
+        });
+        why.extend(silent);
+        Err(TopologyError(why.join("; ")))
+    }
+
+    /// All shards are at this master.
+    fn adopt_master(&self, address: &str, replicas: &[String]) {
+        let map = Map {
+            masters: vec![Some(address.to_owned()); self.slots.len()],
+            replicas: vec![replicas.to_vec(); self.slots.len()],
+        };
+        let mut servers = self.servers.write();
+        let demoted = self.map.read().masters.first().cloned().flatten();
+        if let Some(server) = demoted.filter(|demoted| demoted != address)
+            && let Some(server) = servers.remove(&server)
+        {
+            // Its connections may stay open for ever, and calls on them without an answer.
+            server.leave();
+        }
+        servers.retain(|known, _| known == address || replicas.contains(known));
+        drop(servers);
+        self.take(map);
+    }
+
     fn adopt(&self, ranges: &[SlotRange]) {
-        let address = |(host, port): &(String, u16)| format!("{host}:{port}");
         let mut map = Map::default();
         for slot in &self.slots {
             let range = owner(ranges, *slot);
             let mut nodes = range.map(|range| range.nodes.iter()).into_iter().flatten();
-            let mut next = || nodes.next().map(address);
+            let mut next = || nodes.next().map(text_of);
             map.masters.push(next());
             map.replicas.push(std::iter::from_fn(next).collect());
         }
@@ -197,9 +295,13 @@ impl Topology {
         // Forget servers that left: where containers get new addresses there would be more and more
         // of them, and each costs a time limit when no master answers.
         let mut kept: HashSet<String> =
-            ranges.iter().flat_map(|range| range.nodes.iter().map(address)).collect();
+            ranges.iter().flat_map(|range| range.nodes.iter().map(text_of)).collect();
         kept.extend(self.settings.seeds.iter().map(|seed| seed.addr().to_string()));
         self.servers.write().retain(|address, _| kept.contains(address));
+        self.take(map);
+    }
+
+    fn take(&self, map: Map) {
         self.failed.write().retain(|_, since| since.elapsed() < BACK_OFF);
         let changed = *self.map.read() != map;
         if changed {
@@ -208,21 +310,11 @@ impl Topology {
             self.version.send_modify(|version| *version += 1);
         }
     }
+}
 
-    /// The seeds' credentials and TLS settings, at another address.
-    fn at(&self, host: &str, port: u16) -> ConnectionInfo {
-        let seed = &self.settings.seeds[0];
-        let addr = match seed.addr() {
-            ConnectionAddr::TcpTls { insecure, tls_params, .. } => ConnectionAddr::TcpTls {
-                host: host.to_owned(),
-                port,
-                insecure: *insecure,
-                tls_params: tls_params.clone(),
-            },
-            _ => ConnectionAddr::Tcp(host.to_owned(), port),
-        };
-        seed.clone().set_addr(addr)
-    }
+/// An address as servers are known by.
+fn text_of((host, port): &(String, u16)) -> String {
+    format!("{host}:{port}")
 }
 
 async fn ask(server: &Server) -> Result<Vec<SlotRange>, String> {
@@ -231,13 +323,9 @@ async fn ask(server: &Server) -> Result<Vec<SlotRange>, String> {
         redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut command.connection).await;
     match answer {
         Ok(value) => {
-            let asked = match server.info().await.addr() {
-                ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
-                    (host.clone(), *port)
-                }
-                _ => (String::new(), 0),
-            };
-            slots::parse(&value, (&asked.0, asked.1))
+            let asked = server.address.rsplit_once(':');
+            let asked = asked.and_then(|(host, port)| Some((host, port.parse().ok()?)));
+            slots::parse(&value, asked.unwrap_or(("", 0)))
                 .ok_or_else(|| "an unknown form of CLUSTER SLOTS".into())
         }
         Err(error) => {

@@ -14,7 +14,7 @@ use tokio_rustls::rustls::{
 };
 use trunkline::{
     bus::Finding,
-    config::{ServerTls, Tls},
+    config::{BusConfig, ServerTls},
 };
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
 
@@ -41,16 +41,18 @@ pub(super) fn examine_gateway(tls: Option<&ServerTls>, report: &mut Report) {
 }
 
 /// Examines the files of `coordinator.tls`.
-pub(super) fn examine_redis(tls: Option<&Tls>, report: &mut Report) {
-    let Some(tls) = tls else { return };
-    if let Some(path) = &tls.ca_certificate {
-        report.begins(REDIS);
-        report.found(validity(REDIS, "coordinator.tls.caCertificate", path));
-    }
-    if let (Some(certificate), Some(key)) = (&tls.client_certificate, &tls.client_key) {
-        report.begins(REDIS);
-        report.found(validity(REDIS, "coordinator.tls.clientCertificate", certificate));
-        report.found(key_matches(REDIS, "coordinator.tls", certificate, key));
+pub(super) fn examine_redis(bus: &BusConfig, report: &mut Report) {
+    for (group, tls) in bus.certificates() {
+        let group = format!("coordinator.{group}");
+        if let Some(path) = &tls.ca_certificate {
+            report.begins(REDIS);
+            report.found(validity(REDIS, &format!("{group}.caCertificate"), path));
+        }
+        if let (Some(certificate), Some(key)) = (&tls.client_certificate, &tls.client_key) {
+            report.begins(REDIS);
+            report.found(validity(REDIS, &format!("{group}.clientCertificate"), certificate));
+            report.found(key_matches(REDIS, &group, certificate, key));
+        }
     }
 }
 

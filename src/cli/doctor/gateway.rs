@@ -173,6 +173,7 @@ fn assess_status(
         BusConfig::Embedded => "embedded",
         BusConfig::Redis(_) => "redis",
         BusConfig::RedisCluster(_) => "redis-cluster",
+        BusConfig::RedisSentinel(_) => "redis-sentinel",
     };
     if !status.bus.is_empty() && status.bus != bus {
         let seen = format!(

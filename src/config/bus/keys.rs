@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{BusConfig, Redis, RedisCluster};
+use super::{BusConfig, Redis, RedisCluster, RedisSentinel};
 use crate::config::{
     declaration::{Declaration, Shape, Variant, Variants},
     error::{Problem, shown},
@@ -14,7 +14,7 @@ const COORDINATOR: &str = "coordinator";
 const STORE: &str = "inMemoryStore";
 
 /// The types of a store that a bus can share.
-const STORE_TYPES: [&str; 2] = ["Redis", "RedisCluster"];
+const STORE_TYPES: [&str; 3] = ["Redis", "RedisCluster", "RedisSentinel"];
 
 /// The bus: the keys `coordinator` and `inMemoryStore`.
 pub(in crate::config) struct Bus;
@@ -27,14 +27,12 @@ impl Declared for Bus {
         let bus = fields.optional_group(COORDINATOR, |fields| {
             fields.value("id");
             match fields.variant(&coordinator().names())? {
-                "Redis" => return Some(BusConfig::Redis(Redis::read(fields))),
-                "RedisCluster" => return Some(BusConfig::RedisCluster(RedisCluster::read(fields))),
                 "Default" => shares_store = true,
                 "Disabled" => {
                     let problem = "is Disabled: there is nothing to do without a bus";
                     fields.fail("@type", Problem::Invalid(problem.to_owned()));
                 }
-                _ => {}
+                other => return read_redis(other, fields),
             }
             None
         });
@@ -46,8 +44,8 @@ impl Declared for Bus {
             Some(Ok(bus)) => bus,
             Some(Err(other)) => {
                 let problem = format!(
-                    "{} cannot be shared: the coordinator is Default, so it must be Redis or \
-                     RedisCluster",
+                    "{} cannot be shared: the coordinator is Default, so it must be Redis, \
+                     RedisCluster or RedisSentinel",
                     shown(&other)
                 );
                 fields.fail_in(STORE, "@type", Problem::Invalid(problem));
@@ -55,7 +53,7 @@ impl Declared for Bus {
             }
             None => {
                 let problem = "is Default, which uses the Redis of inMemoryStore, and there is \
-                               none; it must be Redis or RedisCluster";
+                               none; it must be Redis, RedisCluster or RedisSentinel";
                 fields.fail_in(COORDINATOR, "@type", Problem::Invalid(problem.to_owned()));
                 BusConfig::default()
             }
@@ -67,6 +65,7 @@ impl Declared for Bus {
             BusConfig::Embedded => ("Embedded", Map::new()),
             BusConfig::Redis(redis) => ("Redis", redis.show()),
             BusConfig::RedisCluster(cluster) => ("RedisCluster", cluster.show()),
+            BusConfig::RedisSentinel(sentinel) => ("RedisSentinel", sentinel.show()),
         };
         let mut bus = Map::new();
         bus.insert("@type".to_owned(), json!(name));
@@ -94,13 +93,21 @@ fn read_store(fields: &mut Fields<'_>, used: bool) -> Result<BusConfig, String> 
     if !used {
         fields.skip_lookups();
     }
-    match fields.any_variant(&STORE_TYPES).as_deref() {
-        Some("Redis") => Ok(BusConfig::Redis(Redis::read(fields))),
-        Some("RedisCluster") => Ok(BusConfig::RedisCluster(RedisCluster::read(fields))),
-        other => {
-            fields.let_through();
-            other.map_or_else(|| Ok(BusConfig::default()), |other| Err(other.to_owned()))
-        }
+    let name = fields.any_variant(&STORE_TYPES);
+    if let Some(bus) = name.as_deref().and_then(|name| read_redis(name, fields)) {
+        return Ok(bus);
+    }
+    fields.let_through();
+    name.map_or_else(|| Ok(BusConfig::default()), Err)
+}
+
+/// Reads the keys of a variant of Redis; None if that is not its name.
+fn read_redis(name: &str, fields: &mut Fields<'_>) -> Option<BusConfig> {
+    match name {
+        "Redis" => Some(BusConfig::Redis(Redis::read(fields))),
+        "RedisCluster" => Some(BusConfig::RedisCluster(RedisCluster::read(fields))),
+        "RedisSentinel" => Some(BusConfig::RedisSentinel(RedisSentinel::read(fields))),
+        _ => None,
     }
 }
 
@@ -123,9 +130,14 @@ fn coordinator() -> Variants {
                 Some(RedisCluster::describe()),
             ),
             variant(
+                "RedisSentinel",
+                "A Redis or Valkey, 6.2 or later, whose master sentinels name.",
+                Some(RedisSentinel::describe()),
+            ),
+            variant(
                 "Default",
                 "The Redis of `inMemoryStore`, with one pool for both. An error if that is not \
-                 `Redis` or `RedisCluster`. It has no other keys.",
+                 `Redis`, `RedisCluster` or `RedisSentinel`. It has no other keys.",
                 Some(vec![]),
             ),
             variant("Disabled", "An error: there is nothing to do.", None),
@@ -138,7 +150,8 @@ fn store() -> Variants {
     let coordinator = coordinator();
     let shared = |variant: &Variant| STORE_TYPES.contains(&variant.name);
     Variants {
-        meaning: "`Redis` or `RedisCluster`, with the keys that `coordinator` has.",
+        meaning: "`Redis`, `RedisCluster` or `RedisSentinel`, with the keys that `coordinator` \
+                  has.",
         default: None,
         known: coordinator.known.into_iter().filter(shared).collect(),
         common: id(),

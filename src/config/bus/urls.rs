@@ -46,10 +46,13 @@ impl ValueType for OneUrl {
     }
 }
 
-/// The URLs of a cluster.
-pub(super) struct ClusterUrls;
+/// The URLs of a cluster's servers, or of sentinels.
+pub(super) struct SeveralUrls {
+    /// True for those of a cluster, which has no numbered databases.
+    pub(super) of_cluster: bool,
+}
 
-impl ValueType for ClusterUrls {
+impl ValueType for SeveralUrls {
     type Value = Vec<RedisUrl>;
     type Literal = ();
 
@@ -61,13 +64,14 @@ impl ValueType for ClusterUrls {
     fn read(&self, found: &Found<'_>) -> Option<Vec<RedisUrl>> {
         let Some(members) = found.members() else { return Some(vec![]) };
         if members.is_empty() {
-            let expected = "at least one URL of a server of the cluster".to_owned();
+            let expected =
+                "at least one URL of a server of the cluster, or of a sentinel".to_owned();
             found.report(Problem::Missing { expected });
         }
         let mut urls: Vec<RedisUrl> = Vec::new();
         for (path, text) in members {
             let checked = RedisUrl::parse(text).map_err(Problem::from).and_then(|url| {
-                check_of_cluster(&url, urls.first())
+                check_beside(&url, urls.first(), self.of_cluster)
                     .map_err(|why| Problem::Invalid(why.to_owned()))?;
                 Ok(url)
             });
@@ -96,24 +100,31 @@ impl ValueType for ClusterUrls {
     }
 }
 
-/// Checks that `url` can be one of a cluster's, beside its `first`.
-fn check_of_cluster(url: &RedisUrl, first: Option<&RedisUrl>) -> Result<(), &'static str> {
+/// Checks that `url` can be one of several, beside their `first`.
+fn check_beside(
+    url: &RedisUrl,
+    first: Option<&RedisUrl>,
+    of_cluster: bool,
+) -> Result<(), &'static str> {
     if matches!(url.endpoint(), Endpoint::Unix { .. }) {
-        return Err("is a Unix socket; the servers of a cluster are reached over TCP");
+        return Err("is a Unix socket; servers that name one another are reached over TCP");
     }
-    if url.database() != 0 {
+    if of_cluster && url.database() != 0 {
         return Err("names a database; a cluster has only number 0");
     }
     let Some(first) = first else { return Ok(()) };
     if url.tls() != first.tls() {
-        return Err("differs from the first URL in TLS; the servers of a cluster are all alike");
+        return Err("differs from the first URL in TLS; the servers are all alike");
     }
     let credentials = |url: &RedisUrl| (url.username().map(str::to_owned), url.password().cloned());
     if credentials(url) != credentials(first) {
-        return Err("differs from the first URL in user or password; a cluster has one of each");
+        return Err("differs from the first URL in user or password; there is one of each");
     }
     if url.protocol() != first.protocol() {
-        return Err("differs from the first URL in its protocol; a cluster has one");
+        return Err("differs from the first URL in its protocol; there is one");
+    }
+    if url.database() != first.database() {
+        return Err("differs from the first URL in its database; there is one");
     }
     Ok(())
 }

@@ -4,10 +4,11 @@ use std::{path::PathBuf, time::Duration};
 
 use serde_json::{Value, json};
 
-use super::{cluster, load, redis, with};
+use super::{cluster, load, redis, sentinel, with};
 use crate::config::{
-    BusConfig, Config, Drain, History, Keepalive, Key, Limits, Log, LogFormat, Otlp, Pool, Problem,
-    Protocol, Redis, RedisCluster, RedisUrl, Secret, Sources, Tls, keys,
+    BusConfig, Config, Drain, History, Keepalive, Key, Limits, Log, LogFormat, MasterTls, Otlp,
+    Password, Pool, Problem, Protocol, Redis, RedisCluster, RedisSentinel, RedisUrl, Retries,
+    Secret, Sources, Tls, keys,
 };
 
 fn secs(secs: u64) -> Duration {
@@ -194,7 +195,9 @@ fn the_defaults_of_redis() {
         timeout_recycle: half_a_minute,
     };
     let url = RedisUrl::parse("redis://127.0.0.1").unwrap();
-    assert_eq!(found, Redis { url, timeout: secs(10), min_replicas: 0, pool, tls: Tls::default() });
+    let (username, secret, tls) = (None, None, Tls::default());
+    let timeout = secs(10);
+    assert_eq!(found, Redis { url, username, secret, timeout, min_replicas: 0, pool, tls });
 }
 
 #[test]
@@ -211,7 +214,8 @@ fn every_key_of_redis_is_set() {
         timeout_recycle: None,
     };
     let url = RedisUrl::parse("redis://r:1/2").unwrap();
-    assert_eq!(found, Redis { url, timeout: secs(3), min_replicas: 1, pool, tls: Tls::default() });
+    let expected = Redis { url, timeout: secs(3), min_replicas: 1, pool, ..Redis::default() };
+    assert_eq!(found, expected);
 }
 
 #[test]
@@ -223,10 +227,9 @@ fn the_defaults_of_a_cluster() {
         min_replicas: 0,
         username: None,
         secret: None,
-        max_retries: 3,
-        min_retry_wait: millis(500),
-        max_retry_wait: secs(1),
+        retries: Retries { max: 3, min_wait: millis(500), max_wait: secs(1) },
         read_from_replicas: true,
+        address_map: vec![],
         protocol: Protocol::Resp3,
         pool: Pool::default(),
         tls: Tls::default(),
@@ -249,11 +252,10 @@ fn every_key_of_a_cluster_is_set() {
         timeout: secs(1),
         min_replicas: 2,
         username: Some("u".into()),
-        secret: Some(Secret::new("s")),
-        max_retries: 2,
-        min_retry_wait: millis(3),
-        max_retry_wait: millis(4),
+        secret: Some(Password::Secret(Secret::new("s"))),
+        retries: Retries { max: 2, min_wait: millis(3), max_wait: millis(4) },
         read_from_replicas: false,
+        address_map: vec![],
         protocol: Protocol::Resp2,
         pool: Pool {
             max_connections: 5,
@@ -264,6 +266,62 @@ fn every_key_of_a_cluster_is_set() {
         tls: Tls::default(),
     };
     assert_eq!(found, expected);
+}
+
+#[test]
+fn the_defaults_of_sentinels() {
+    let found = sentinel(load(&json!({ "coordinator": { "@type": "RedisSentinel" } })));
+    let expected = RedisSentinel {
+        urls: vec![RedisUrl::parse("redis://127.0.0.1").unwrap()],
+        master_name: "mymaster".into(),
+        timeout: secs(10),
+        min_replicas: 0,
+        username: None,
+        secret: None,
+        sentinel_username: None,
+        sentinel_secret: None,
+        sentinel_tls: Tls::default(),
+        master_tls: MasterTls::AsUrls,
+        retries: Retries::default(),
+        read_from_replicas: true,
+        address_map: vec![],
+        pool: Pool::default(),
+        tls: Tls::default(),
+    };
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn every_key_of_sentinels_is_set() {
+    let found = sentinel(load(&json!({ "coordinator": {
+        "@type": "RedisSentinel", "urls": ["redis://a/1", "redis://b:1/1"], "masterName": "mail",
+        "timeout": "1s", "minReplicas": 2, "authUsername": "u",
+        "authSecret": { "@type": "Value", "secret": "s" }, "sentinelUsername": "v",
+        "sentinelSecret": { "@type": "Value", "secret": "t" }, "masterTls": "verified",
+        "maxRetries": 2, "minRetryWait": "3ms", "maxRetryWait": "4ms", "readFromReplicas": false,
+        "poolMaxConnections": 5,
+    } })));
+    let url = |text| RedisUrl::parse(text).unwrap();
+    let expected = RedisSentinel {
+        urls: vec![url("redis://a/1"), url("redis://b:1/1")],
+        master_name: "mail".into(),
+        timeout: secs(1),
+        min_replicas: 2,
+        username: Some("u".into()),
+        secret: Some(Password::Secret(Secret::new("s"))),
+        sentinel_username: Some("v".into()),
+        sentinel_secret: Some(Password::Secret(Secret::new("t"))),
+        sentinel_tls: Tls::default(),
+        master_tls: MasterTls::Verified,
+        retries: Retries { max: 2, min_wait: millis(3), max_wait: millis(4) },
+        read_from_replicas: false,
+        address_map: vec![],
+        pool: Pool { max_connections: 5, ..Pool::default() },
+        tls: Tls::default(),
+    };
+    assert_eq!(found, expected);
+    assert!(!found.urls[0].names_port() && found.urls[1].names_port());
+    assert_eq!(found.sentinel_credentials().0, Some("v"));
 }
 
 #[test]
@@ -306,6 +364,12 @@ pub(super) fn shape_with(key: &Key) -> Value {
     {
         document = with(document, &format!("{secret}.@type"), types(name));
         document = with(document, &key.path, "x");
+    } else if let Some((secret, _)) = key.path.rsplit_once("ecret.")
+        && !key.path.ends_with("@type")
+    {
+        let command = format!("{secret}ecret");
+        document = with(document, &format!("{command}.@type"), "Command");
+        document = with(document, &format!("{command}.path"), "/bin/true");
     } else if key.path.ends_with("ecret.@type") || key.path == "frameKey.@type" {
         document = with(document, &key.path, "None");
     }
@@ -350,7 +414,7 @@ fn every_range_holds_at_both_ends() {
         let Some(range) = key.range.as_ref().filter(|_| key.type_name != "text") else { continue };
         ranges += 1;
         let (least, most) = range.split_once(" to ").unwrap();
-        let document = document_for(key);
+        let document = shape_with(key);
         for limit in [least, most] {
             let number = json!(number_of(limit));
             assert_eq!(range_problem(&document, key, number), None, "{} = {limit}", key.path);
@@ -369,6 +433,6 @@ fn every_range_holds_at_both_ends() {
             assert!(problem.starts_with(&start) && problem.ends_with(&limits), "{problem}");
         }
     }
-    // Thirty-seven of the gateway, and nine of each of coordinator and inMemoryStore.
-    assert_eq!(ranges, 55);
+    // Thirty-seven of the gateway, and eleven of each of coordinator and inMemoryStore.
+    assert_eq!(ranges, 59);
 }

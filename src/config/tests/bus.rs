@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{cluster, error, errors, load, redis};
-use crate::config::{BusConfig, Endpoint, Protocol};
+use super::{cluster, error, errors, load, redis, sentinel};
+use crate::config::{BusConfig, Endpoint, Password, Protocol, Secret, TlsMode};
 
 fn bus(coordinator: &Value) -> Value {
     json!({ "coordinator": coordinator })
@@ -38,12 +38,18 @@ fn default_shares_the_redis_of_the_store() {
 fn default_without_a_redis_store_is_an_error() {
     let line = error(&bus(&json!({ "@type": "Default" })));
     assert!(line.starts_with("coordinator.@type: is Default"), "{line}");
-    assert!(line.contains("there is none") && line.contains("Redis or RedisCluster"), "{line}");
+    assert!(
+        line.contains("there is none") && line.contains("RedisCluster or RedisSentinel"),
+        "{line}"
+    );
     for other in ["Default", "Sharded", "Keep"] {
         let store = json!({ "@type": other, "stores": [] });
         let line = error(&json!({ "coordinator": { "@type": "Default" }, "inMemoryStore": store }));
         let start = format!("inMemoryStore.@type: \"{other}\" cannot be shared");
-        assert!(line.starts_with(&start) && line.ends_with("Redis or RedisCluster"), "{line}");
+        assert!(
+            line.starts_with(&start) && line.ends_with("RedisCluster or RedisSentinel"),
+            "{line}"
+        );
     }
 }
 
@@ -111,7 +117,7 @@ fn an_object_of_an_existing_deployment_is_accepted_unchanged() {
     let hosts: Vec<_> = found.urls.iter().map(ToString::to_string).collect();
     assert_eq!(hosts, ["redis://10.0.0.1:7000", "redis://10.0.0.2:7000"]);
     assert_eq!(found.timeout.as_secs(), 10);
-    assert_eq!((found.max_retries, found.protocol), (3, Protocol::Resp2));
+    assert_eq!((found.retries.max, found.protocol), (3, Protocol::Resp2));
     assert_eq!(found.pool.timeout_wait, found.pool.timeout_create);
     assert_eq!(found.pool.timeout_recycle, None);
     assert_eq!(found.credentials(), (None, None), "a user without a secret does not log in");
@@ -206,10 +212,10 @@ fn credentials_come_from_the_secret_and_else_from_the_urls() {
     let found = of(json!({ "@type": "RedisCluster", "urls": ["redis://u:p@a"],
         "authUsername": "v", "authSecret": secret }));
     let (user, secret) = found.credentials();
-    assert_eq!((user, secret.unwrap().expose()), (Some("v"), "s"));
+    assert_eq!((user, secret), (Some("v"), Some(Password::Secret(Secret::new("s")))));
     let found = of(json!({ "@type": "RedisCluster", "urls": ["redis://u:p@a"] }));
     let (user, secret) = found.credentials();
-    assert_eq!((user, secret.unwrap().expose()), (Some("u"), "p"));
+    assert_eq!((user, secret), (Some("u"), Some(Password::Secret(Secret::new("p")))));
     assert_eq!(of(json!({ "@type": "RedisCluster" })).credentials(), (None, None));
     let line = error(&bus(&json!({ "@type": "RedisCluster", "authUsername": "" })));
     assert!(line.starts_with("coordinator.authUsername: is empty"), "{line}");
@@ -222,7 +228,7 @@ fn the_waits_between_retries_are_in_order() {
     };
     let waits = |document| {
         let found = cluster(load(&document));
-        (found.min_retry_wait.as_millis(), found.max_retry_wait.as_millis())
+        (found.retries.min_wait.as_millis(), found.retries.max_wait.as_millis())
     };
     assert_eq!(waits(of(json!(null), json!(null))), (500, 1000));
     assert_eq!(waits(of(json!("2s"), json!(null))), (2000, 2000), "the default makes room");
@@ -290,4 +296,115 @@ fn the_files_of_an_unused_store_are_not_read() {
     let tls = json!({ "caCertificate": "/no/such/file" });
     let store = json!({ "@type": "Redis", "url": "rediss://r", "tls": tls });
     assert_eq!(load(&json!({ "inMemoryStore": store })).bus, BusConfig::Embedded);
+}
+
+#[test]
+fn sentinels_have_a_database_and_certificates_of_their_own() {
+    let of = |more: Value| {
+        let mut coordinator =
+            json!({ "@type": "RedisSentinel", "urls": ["redis://a/1", "redis://b/1"] });
+        for (key, value) in more.as_object().unwrap() {
+            coordinator[key] = value.clone();
+        }
+        bus(&coordinator)
+    };
+    assert_eq!(sentinel(load(&of(json!({})))).urls[1].database(), 1);
+    let line = error(&of(json!({ "urls": ["redis://a/1", "redis://b/2"] })));
+    assert!(
+        line.starts_with("coordinator.urls[1]: differs from the first URL in its data"),
+        "{line}"
+    );
+    let line = error(&of(json!({ "masterName": "two words" })));
+    assert!(line.starts_with("coordinator.masterName: has other characters"), "{line}");
+
+    let ca = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls/ca.pem");
+    let tls = json!({ "caCertificate": ca });
+    let line = error(&of(json!({ "tls": tls })));
+    assert!(line.starts_with("coordinator.tls: has no effect"), "{line}");
+    let found = sentinel(load(&of(json!({ "tls": tls, "masterTls": "verified" }))));
+    assert_eq!(found.master_tls(), Some(TlsMode::Verified));
+    let line = error(&of(json!({ "sentinelTls": tls })));
+    assert!(line.starts_with("coordinator.sentinelTls: has no effect"), "{line}");
+    // For the sentinels alone.
+    let urls = json!(["rediss://a"]);
+    let found = sentinel(load(&of(json!({ "urls": urls, "tls": tls, "masterTls": "none" }))));
+    assert_eq!((found.master_tls(), found.sentinel_certificates()), (None, &found.tls));
+}
+
+#[test]
+fn each_mistake_in_an_address_map_is_named_by_its_index() {
+    let with = |urls: &str, map: Value| {
+        bus(&json!({ "@type": "RedisCluster", "urls": [urls], "addressMap": map }))
+    };
+    let found = cluster(load(&with(
+        "rediss://a",
+        json!([
+            { "announced": "10.0.0.1:6379", "reachable": "b:1" },
+            { "announced": "10.0.0.1", "reachable": "c" },
+            { "announced": "[::1]:6379", "serverName": "d.example" },
+        ]),
+    )));
+    let shown = load(&with("rediss://a", json!([]))).effective();
+    assert_eq!(shown.pointer("/coordinator/addressMap"), Some(&json!([])));
+    assert_eq!(found.address_map.len(), 3);
+    let mistakes = json!([
+        { "announced": "10.0.0.1", "reachable": "b:1" },
+        { "announced": "10.0.0.1", "reachable": "c" },
+        { "announced": "10.0.0.2" },
+        { "announced": "redis://x", "reachable": "c" },
+        { "announced": "10.0.0.3", "serverName": "not a name" },
+        { "announced": "10.0.0.4", "serverName": "name" },
+        { "reachable": "c" },
+        { "announced": "10.0.0.5", "reachable": "c", "adress": "d" },
+    ]);
+    let mut lines = errors(&with("redis://a", mistakes));
+    lines.sort();
+    let expected = [
+        "[0].reachable: has a port, and announced has none",
+        "[1].announced: 10.0.0.1 is there twice",
+        "[2].reachable: is missing: where the server is reached, or serverName",
+        "[3].announced: is neither host:port nor a host",
+        "[4].serverName: is neither a name nor an address",
+        "[5].serverName: has no effect: there is no TLS",
+        "[6].announced: is missing",
+        "[7].adress: is not known",
+    ];
+    assert_eq!(lines.len(), expected.len(), "{lines:#?}");
+    for (line, expected) in lines.iter().zip(expected) {
+        assert!(line.starts_with(&format!("coordinator.addressMap{expected}")), "{line}");
+    }
+    let name = json!([{ "announced": "a", "serverName": "b" }]);
+    let line = error(&with("rediss://a?protocol=resp2", name));
+    assert!(line.starts_with("coordinator.addressMap[0].serverName: needs RESP3"), "{line}");
+}
+
+#[test]
+fn a_command_for_a_password_is_checked_and_not_run() {
+    let of = |secret: Value| {
+        bus(&json!({ "@type": "Redis", "authUsername": "u", "authSecret": secret }))
+    };
+    let command = json!({ "@type": "Command", "path": "/bin/false", "args": ["-x", "-x"] });
+    let config = load(&of(command));
+    let shown = config.effective();
+    let expected = json!({ "@type": "Command", "path": "/bin/false", "args": ["-x", "-x"],
+        "timeout": "10s" });
+    assert_eq!(shown.pointer("/coordinator/authSecret"), Some(&expected));
+    let found = redis(config);
+    let (user, Some(Password::Command(command))) = found.credentials() else { panic!("a command") };
+    assert_eq!((user, command.args.len(), command.timeout.as_secs()), (Some("u"), 2, 10));
+    for (secret, why) in [
+        (json!({ "@type": "Command" }), "authSecret.path: is missing"),
+        (json!({ "@type": "Command", "path": "x" }), "authSecret.path: is not an absolute path"),
+        (json!({ "@type": "Command", "path": "/x", "timeout": "2h" }), "authSecret.timeout: "),
+        (json!({ "@type": "Command", "path": "/x", "args": [1] }), "authSecret.args[0]: "),
+        (json!({ "@type": "Command", "path": "/x", "args": { "a": true } }), "authSecret.args: "),
+        (json!({ "@type": "Command", "path": "/x", "secret": "s" }), "authSecret.secret: "),
+    ] {
+        let line = error(&of(secret));
+        assert!(line.starts_with(&format!("coordinator.{why}")), "{line}");
+    }
+    // Other secrets do not change while the gateway runs.
+    let otlp = json!({ "otlp": { "endpoint": "http://c:1", "header": "k",
+        "headerSecret": { "@type": "Command", "path": "/x" } } });
+    assert!(errors(&otlp)[0].contains("is not one of"), "{:?}", errors(&otlp));
 }

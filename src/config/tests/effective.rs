@@ -42,13 +42,14 @@ fn a_random_gateway_id_is_not_in_the_effective_configuration() {
 fn the_effective_configuration_has_every_key() {
     let cluster = json!({ "coordinator": { "@type": "RedisCluster" } });
     let single = json!({ "coordinator": { "@type": "Redis" } });
-    let documents = [load(&single).effective(), load(&cluster).effective()];
+    let sentinel = json!({ "coordinator": { "@type": "RedisSentinel" } });
+    let documents = [single, cluster, sentinel].map(|document| load(&document).effective());
     for key in keys() {
         // The keys of the store are shown under coordinator; a secret has only the keys of its
         // type.
         let elsewhere = key.path.starts_with("inMemoryStore") || key.kind == Kind::Ignored;
-        // There are no identities by default.
-        let of_auth = key.path.starts_with("auth.");
+        // There are no identities by default, and no addresses.
+        let of_auth = key.path.starts_with("auth.") || key.path.contains("[]");
         let of_secret = key.path.contains("Secret.") || key.path.starts_with("frameKey.");
         if elsewhere || of_auth || of_secret {
             continue;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::{cluster, load_all, redis};
-use crate::config::{BusConfig, Protocol, keys};
+use crate::config::{BusConfig, Password, Protocol, Secret, keys};
 
 const FILE: &str =
     r#"{"listen": "127.0.0.1:1", "prefix": "file", "history": {"maxFrames": 1, "maxAge": "1m"}}"#;
@@ -56,7 +56,7 @@ fn text_of_a_variable_is_read_as_the_type_of_its_key() {
     assert_eq!((bus.read_from_replicas, bus.protocol), (false, Protocol::Resp2));
     assert_eq!(bus.pool.timeout_wait, None);
     let (user, secret) = bus.credentials();
-    assert_eq!((user, secret.unwrap().expose()), (Some("5"), "123"));
+    assert_eq!((user, secret), (Some("5"), Some(Password::Secret(Secret::new("123")))));
 }
 
 #[test]
@@ -68,8 +68,14 @@ fn a_string_in_the_file_is_not_a_number() {
 /// Documents of all shapes that `group` can have.
 fn shapes(group: &str) -> Vec<Value> {
     let secrets = ["Value", "EnvironmentVariable", "File"];
-    let cluster = |secret| json!({ "@type": "RedisCluster", "authSecret": { "@type": secret } });
-    let buses = secrets.map(cluster).into_iter().chain([json!({ "@type": "Redis" })]);
+    let bus = |bus: &str, password: &str, secret: &str| {
+        let secret = json!({ "@type": secret });
+        json!({ "@type": bus, password: secret })
+    };
+    let passwords = ["Value", "EnvironmentVariable", "File", "Command"];
+    let cluster = passwords.map(|secret| bus("RedisCluster", "authSecret", secret));
+    let sentinel = passwords.map(|secret| bus("RedisSentinel", "sentinelSecret", secret));
+    let buses = cluster.into_iter().chain(sentinel).chain([json!({ "@type": "Redis" })]);
     match group {
         "coordinator" => buses.map(|bus| json!({ "coordinator": bus })).collect(),
         "inMemoryStore" => buses
@@ -94,7 +100,8 @@ fn every_key_can_be_set_by_its_variable_and_by_a_flag() {
         let Some(variable) = key.variable() else { continue };
         assert!(seen.insert(variable.clone()), "{variable} twice");
         // Any text is valid for these; the test above sets them.
-        if [".secret", ".authUsername"].iter().any(|free| key.path.ends_with(free)) {
+        let free = [".secret", ".authUsername", ".sentinelUsername", ".args"];
+        if free.iter().any(|free| key.path.ends_with(free)) {
             continue;
         }
         let reports = |env: &[(&str, &str)], flags: &[(&str, &str)], origin: &str| {
@@ -160,7 +167,8 @@ fn a_variable_that_holds_a_secret_is_not_unknown() {
         "authSecret": {"@type": "EnvironmentVariable",
             "variableName": "TRUNKLINE_REDIS_PASSWORD"}}}"#;
     let config = load_all(text, &[("TRUNKLINE_REDIS_PASSWORD", "hunter2")], &[]).unwrap();
-    assert_eq!(cluster(config).secret.unwrap().expose(), "hunter2");
+    let Some(Password::Secret(secret)) = cluster(config).secret else { panic!("a secret") };
+    assert_eq!(secret.expose(), "hunter2");
     // Also where the command line names it.
     let overrides = [
         ("coordinator.@type", "RedisCluster"),

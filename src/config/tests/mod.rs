@@ -14,7 +14,7 @@ mod urls;
 
 use serde_json::Value;
 
-use super::{BusConfig, Config, Redis, RedisCluster, Sources};
+use super::{BusConfig, Config, Redis, RedisCluster, RedisSentinel, Sources};
 
 /// A file with `text`, deleted with what is returned.
 fn file_of(text: &str) -> tempfile::NamedTempFile {
@@ -70,6 +70,13 @@ fn redis(config: Config) -> Redis {
     match config.bus {
         BusConfig::Redis(redis) => redis,
         other => panic!("not Redis: {other:?}"),
+    }
+}
+
+fn sentinel(config: Config) -> RedisSentinel {
+    match config.bus {
+        BusConfig::RedisSentinel(sentinel) => sentinel,
+        other => panic!("not RedisSentinel: {other:?}"),
     }
 }
 

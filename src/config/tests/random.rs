@@ -23,6 +23,7 @@ pub(super) fn leaf() -> impl Strategy<Value = Value> {
     let word = select(vec![
         "Redis",
         "RedisCluster",
+        "RedisSentinel",
         "Default",
         "Value",
         "File",

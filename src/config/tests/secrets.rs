@@ -4,14 +4,18 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{cluster, file_of, load_all};
-use crate::config::{Config, RedisUrl, Secret, SecretSource};
+use crate::config::{Config, Password, RedisUrl, Secret, SecretSource};
 
 fn with_secret(secret: &Value) -> String {
     json!({ "coordinator": { "@type": "RedisCluster", "authSecret": secret } }).to_string()
 }
 
 fn secret_of(secret: &Value, env: &[(&str, &str)]) -> Result<Option<Secret>, Vec<String>> {
-    load_all(&with_secret(secret), env, &[]).map(|config| cluster(config).secret)
+    load_all(&with_secret(secret), env, &[]).map(|config| match cluster(config).secret {
+        Some(Password::Secret(secret)) => Some(secret),
+        None => None,
+        Some(other) => panic!("{other:?}"),
+    })
 }
 
 fn error_of(secret: &Value, env: &[(&str, &str)]) -> String {
@@ -81,7 +85,7 @@ fn a_broken_secret_is_reported() {
         (
             json!({ "@type": "Vaule", "secret": "s" }),
             "coordinator.authSecret.@type: \"Vaule\" is not one of None, Value, \
-             EnvironmentVariable, File; did you",
+             EnvironmentVariable, File, Command; did you",
         ),
         (json!({ "@type": "Value" }), "coordinator.authSecret.secret: is missing: the secret"),
         (

@@ -23,7 +23,8 @@ use super::{
     acl::with_replica,
     memory::{Fault, MemoryFactory},
     support::{
-        ClusterOptions, LIMIT, RedisCluster, RedisOptions, RedisServer, eventually, shared, until,
+        ClusterOptions, LIMIT, RedisCluster, RedisOptions, RedisServer, SentinelSet, eventually,
+        shared, until,
     },
 };
 
@@ -185,6 +186,17 @@ async fn the_redis_bus_conforms() {
     conforms(&deployment).await;
     conforms_after_loss(&deployment, async || {
         redis.cli(&["FLUSHALL"]).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_redis_sentinel_bus_conforms() {
+    let set = SentinelSet::start().await;
+    let deployment = Deployment::of(&json!({"@type": "RedisSentinel", "urls": set.urls()}));
+    conforms(&deployment).await;
+    conforms_after_loss(&deployment, async || {
+        set.server(set.master().await).cli(&["FLUSHALL"]).await;
     })
     .await;
 }

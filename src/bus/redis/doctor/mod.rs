@@ -5,20 +5,19 @@
 
 mod path;
 mod rights;
+mod sentinel;
 mod server;
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
-use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, RedisError, RedisResult,
-    aio::MultiplexedConnection,
-};
+use redis::{RedisError, RedisResult, aio::MultiplexedConnection};
 
 use self::server::Info;
 use super::{
     Settings,
-    causes::{self, About, error_text},
+    causes::{About, error_text},
     names::{self, ShardNames},
+    server::Server,
     topology::Topology,
 };
 use crate::bus::{Finding, Level, Progress, ShardId};
@@ -72,16 +71,24 @@ pub(super) async fn examine(
 ) {
     let mut seeds = Vec::new();
     report(Progress::Begins("reach"));
-    for seed in &settings.seeds {
-        match limited(reach(seed, settings)).await {
+    let known = match &settings.sentinel {
+        Some(_) => Box::pin(sentinel::examine(settings, report)).await,
+        None => settings
+            .seeds
+            .iter()
+            .filter_map(|seed| Some(Arc::new(Server::new(seed.clone(), settings).ok()?)))
+            .collect(),
+    };
+    for seed in &known {
+        match limited(reach(seed)).await {
             Ok(reached) => {
                 let seen = format!("{} answers", reached.address);
                 report(Progress::Found(Finding::ok("reach", seen)));
                 seeds.push(reached);
             }
             Err(why) => {
-                let mut finding = unreached(seed, settings, &why);
-                if settings.cluster && settings.seeds.len() > 1 {
+                let mut finding = unreached(seed, &why);
+                if settings.cluster && known.len() > 1 {
                     // The others may be enough.
                     finding.level = Level::Warning;
                 }
@@ -90,7 +97,7 @@ pub(super) async fn examine(
         }
     }
     if seeds.is_empty() {
-        if settings.seeds.len() > 1 {
+        if known.len() > 1 {
             let seen = "no server of coordinator.urls can be used";
             report(Progress::Found(Finding::failure("reach", seen, "see above")));
         }
@@ -121,7 +128,8 @@ pub(super) async fn examine(
             return;
         }
     };
-    let (masters, names) = match Box::pin(limited(find_masters(settings, shards))).await {
+    let found = Box::pin(limited(find_masters(settings, shards))).await;
+    let Found { masters, names, unused } = match found {
         Ok(found) => found,
         Err(why) => {
             let advice = "see that every slot has a master: redis-cli --cluster check";
@@ -131,11 +139,17 @@ pub(super) async fn examine(
     };
     report(Progress::Begins("shards"));
     report(Progress::Found(path::balance(&masters)));
-    for (address, info, shards) in by_server(&masters) {
-        let mut reached = match limited(reach(&info, settings)).await {
+    if !unused.is_empty() {
+        let seen = format!("coordinator.addressMap: no server announces {}", unused.join(", "));
+        let advice = "compare with what the servers announce: CLUSTER SLOTS, SENTINEL REPLICAS";
+        report(Progress::Found(Finding::warning("shards", seen, advice)));
+    }
+    for (server, shards) in by_server(&masters) {
+        let address = server.shown();
+        let mut reached = match limited(reach(&server)).await {
             Ok(reached) => reached,
             Err(why) => {
-                report(Progress::Found(unreached(&info, settings, &why)));
+                report(Progress::Found(unreached(&server, &why)));
                 for check in OF_MASTERS {
                     let seen = format!("{address}, which cannot be used");
                     let advice = "cure the failure above, and run doctor again";
@@ -151,10 +165,9 @@ pub(super) async fn examine(
         server::examine(&mut reached, settings, max_frame, shards.len(), report).await;
         let first = &names[shards[0].index()];
         step("rights", report, rights::examine(&reached, settings, first)).await;
-        step("sizes", report, server::sizes(&address, &info, settings)).await;
-        let server = Client::open(info);
+        step("sizes", report, server::sizes(&server, settings)).await;
         for shard in shards {
-            let work = path::round_trip(&address, server.as_ref(), settings, shard, &names);
+            let work = path::round_trip(&server, settings, shard, &names);
             step("round trip", report, work).await;
         }
     }
@@ -187,45 +200,46 @@ async fn limited<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, 
     done.unwrap_or_else(|_| Err(format!("no answer within {LIMIT:?}")))
 }
 
-async fn connect(info: &ConnectionInfo) -> RedisResult<MultiplexedConnection> {
-    let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(CONNECT))
-        .set_response_timeout(Some(CONNECT));
-    Client::open(info.clone())?.get_multiplexed_async_connection_with_config(&config).await
+async fn connect(server: &Server) -> RedisResult<MultiplexedConnection> {
+    let config =
+        server.config().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(CONNECT));
+    server.client().await?.get_multiplexed_async_connection_with_config(&config).await
 }
 
-async fn reach(info: &ConnectionInfo, settings: &Settings) -> Result<Reached, String> {
+async fn reach(server: &Server) -> Result<Reached, String> {
     let text = |error: RedisError| error_text(&error);
-    let mut connection = match connect(info).await {
+    let mut connection = match connect(server).await {
         Ok(connection) => connection,
         Err(error) => {
-            let said = if error.code().is_none() { causes::look(info.addr()).await } else { None };
+            let said = if error.code().is_none() { server.look().await } else { None };
             return Err(said.unwrap_or_else(|| error_text(&error)));
         }
     };
     let answer: String = redis::cmd("INFO").query_async(&mut connection).await.map_err(text)?;
-    let about = settings.about(info);
-    let address = info.addr().to_string();
+    let (about, address) = (server.about.clone(), server.shown());
     Ok(Reached { address, about, info: Info::parse(&answer), connection })
 }
 
 /// The finding for a server that cannot be reached, with the most likely remedy.
-fn unreached(info: &ConnectionInfo, settings: &Settings, why: &str) -> Finding {
-    let cure = settings.about(info).cure(why);
-    Finding::failure("reach", format!("{}: {why}", info.addr()), cure)
+fn unreached(server: &Server, why: &str) -> Finding {
+    Finding::failure("reach", format!("{}: {why}", server.shown()), server.about.cure(why))
 }
 
 /// A shard's master.
 struct Master {
     shard: ShardId,
-    address: String,
-    info: ConnectionInfo,
+    server: Arc<Server>,
 }
 
-async fn find_masters(
-    settings: &Settings,
-    shards: u16,
-) -> Result<(Vec<Master>, Vec<ShardNames>), String> {
+/// The masters of all shards.
+struct Found {
+    masters: Vec<Master>,
+    names: Vec<ShardNames>,
+    /// Entries of `addressMap` that no server announces.
+    unused: Vec<String>,
+}
+
+async fn find_masters(settings: &Settings, shards: u16) -> Result<Found, String> {
     let names: Vec<_> = ShardId::all(shards).map(|shard| settings.names(shard, shards)).collect();
     let slots = names.iter().map(|names| names.slot).collect();
     let topology = Topology::new(settings.clone(), slots).map_err(|error| error.to_string())?;
@@ -233,21 +247,19 @@ async fn find_masters(
     let mut masters = Vec::new();
     for shard in ShardId::all(shards) {
         let server = topology.master(shard).ok_or(format!("shard {shard} has no master"))?;
-        let info = server.info().await;
-        masters.push(Master { shard, address: server.address.clone(), info });
+        masters.push(Master { shard, server });
     }
-    Ok((masters, names))
+    let unused = settings.addresses.unused(&topology.announced());
+    Ok(Found { masters, names, unused })
 }
 
 /// The servers, each with its shards, in the order of the shards.
-fn by_server(masters: &[Master]) -> Vec<(String, ConnectionInfo, Vec<ShardId>)> {
-    let mut servers: Vec<(String, ConnectionInfo, Vec<ShardId>)> = Vec::new();
+fn by_server(masters: &[Master]) -> Vec<(Arc<Server>, Vec<ShardId>)> {
+    let mut servers: Vec<(Arc<Server>, Vec<ShardId>)> = Vec::new();
     for master in masters {
-        match servers.iter_mut().find(|(address, ..)| *address == master.address) {
-            Some((_, _, shards)) => shards.push(master.shard),
-            None => {
-                servers.push((master.address.clone(), master.info.clone(), vec![master.shard]));
-            }
+        match servers.iter_mut().find(|(known, _)| known.address == master.server.address) {
+            Some((_, shards)) => shards.push(master.shard),
+            None => servers.push((master.server.clone(), vec![master.shard])),
         }
     }
     servers

@@ -5,10 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::{
-    AsyncConnectionConfig, Client, ProtocolVersion, PushInfo, PushKind, RedisError, RedisResult,
-    Value,
-};
+use redis::{Client, ProtocolVersion, PushInfo, PushKind, RedisResult, Value};
 use tokio::sync::mpsc;
 
 use super::{CONNECT, Finding, Master, Settings, ShardNames, connect, error_text, names};
@@ -17,6 +14,7 @@ use crate::bus::{
     redis::{
         auth::Keys,
         deployment::{key_mismatch, mode, shards_of_new},
+        server::Server,
         topology::Topology,
     },
 };
@@ -35,7 +33,7 @@ pub(super) async fn deployment(settings: &Settings) -> Result<(Finding, u16), St
         .map_err(|error| error.to_string())?;
     topology.refresh().await.map_err(|error| error.to_string())?;
     let server = topology.master(ShardId(0)).ok_or("no server is known to own the record")?;
-    let mut connection = connect(&server.info().await).await.map_err(|error| error_text(&error))?;
+    let mut connection = connect(&server).await.map_err(|error| error_text(&error))?;
     let mut asked = redis::cmd("HMGET");
     asked.arg(&key).arg("shards").arg("mode").arg("key");
     let fields: RedisResult<(Option<String>, Option<String>, Option<String>)> =
@@ -85,9 +83,9 @@ pub(super) fn unknown_deployment(why: &str) -> Finding {
 
 /// Checks that the masters have about the same number of shards.
 pub(super) fn balance(masters: &[Master]) -> Finding {
-    let mut owned: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut owned: BTreeMap<String, usize> = BTreeMap::new();
     for master in masters {
-        *owned.entry(&master.address).or_default() += 1;
+        *owned.entry(master.server.shown()).or_default() += 1;
     }
     let seen: Vec<_> = owned.iter().map(|(address, count)| format!("{address}: {count}")).collect();
     let seen = format!("shards by master: {}", seen.join(", "));
@@ -101,17 +99,15 @@ pub(super) fn balance(masters: &[Master]) -> Finding {
 
 /// Sends messages over a channel of its own in the shard's slot, and measures their way back.
 pub(super) async fn round_trip(
-    address: &str,
-    client: Result<&Client, &RedisError>,
+    server: &Server,
     settings: &Settings,
     shard: ShardId,
     names: &[ShardNames],
 ) -> Vec<Finding> {
-    let names = &names[shard.index()];
+    let (names, address) = (&names[shard.index()], server.shown());
     let channel = names.scratch(&format!("{:016x}:trip", rand::random::<u64>()));
     let trips = async {
-        let client = client.map_err(error_text)?;
-        trips(client, settings.sharded, &channel).await.map_err(|error| error_text(&error))?
+        trips(server, settings.sharded, &channel).await.map_err(|error| error_text(&error))?
     };
     let finding = match trips.await {
         Ok(mut trips) => {
@@ -140,21 +136,22 @@ pub(super) async fn round_trip(
 }
 
 async fn trips(
-    client: &Client,
+    server: &Server,
     sharded: bool,
     channel: &str,
 ) -> RedisResult<Result<Vec<Duration>, String>> {
     let (sender, mut pushed) = mpsc::channel::<PushInfo>(64);
-    let config = AsyncConnectionConfig::new()
+    let config = server
+        .config()
         .set_connection_timeout(Some(CONNECT))
         .set_response_timeout(Some(CONNECT))
         .set_push_sender(move |push| sender.try_send(push));
-    let info = client.get_connection_info().clone();
+    let info = server.info().await?;
     // Both protocols share their channels; only RESP3 has push messages.
     let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
     let client = Client::open(info.set_redis_settings(redis))?;
     let mut subscriber = client.get_multiplexed_async_connection_with_config(&config).await?;
-    let mut publisher = connect(client.get_connection_info()).await?;
+    let mut publisher = connect(server).await?;
     let (subscribe, publish) =
         if sharded { ("SSUBSCRIBE", "SPUBLISH") } else { ("SUBSCRIBE", "PUBLISH") };
     let _: Value = redis::cmd(subscribe).arg(channel).query_async(&mut subscriber).await?;

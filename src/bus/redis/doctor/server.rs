@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::{ConnectionInfo, RedisResult, aio::MultiplexedConnection};
+use redis::{RedisResult, aio::MultiplexedConnection};
 
 use super::{Finding, Progress, Reached, Settings, error_text, step};
 use crate::bus::{redis::server::Server, unix_ms};
@@ -71,7 +71,7 @@ pub(super) fn mode(address: &str, info: &Info, cluster: bool) -> Finding {
             return Finding::failure(
                 "mode",
                 format!("{address} is a sentinel, which keeps no data"),
-                "name the master itself, or a proxy that follows it",
+                "set coordinator.@type to RedisSentinel, and urls in place of url",
             );
         }
         _ => {}
@@ -296,17 +296,10 @@ fn timeout(address: &str, seconds: u64) -> Finding {
 }
 
 /// Tries whether the server takes a command with the largest event that a gateway may be given.
-pub(super) async fn sizes(
-    address: &str,
-    info: &ConnectionInfo,
-    settings: &Settings,
-) -> Vec<Finding> {
-    let event = settings.max_event_bytes;
-    let limit = async {
-        let server = Server::new(info.clone(), settings).map_err(|error| error_text(&error))?;
-        server.largest_frame().await.map_err(|error| error.to_string())
-    };
-    let finding = match limit.await {
+pub(super) async fn sizes(server: &Server, settings: &Settings) -> Vec<Finding> {
+    let (event, address) = (settings.max_event_bytes, server.shown());
+    let limit = server.largest_frame().await.map_err(|error| error.to_string());
+    let finding = match limit {
         Ok(None) => {
             let seen = format!("{address} takes an event of {event} bytes (limits.maxEventBytes)");
             Finding::ok("sizes", seen)
