@@ -195,6 +195,11 @@ impl SentinelSet {
         &self.servers[index]
     }
 
+    /// All servers.
+    pub fn servers(&self) -> &[RedisServer] {
+        &self.servers
+    }
+
     /// A sentinel.
     pub fn sentinel(&self, index: usize) -> &RedisServer {
         &self.sentinels[index]

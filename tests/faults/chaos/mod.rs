@@ -1,7 +1,7 @@
 //! Faults in combination, drawn by seed, on three gateways and under load: `./test --chaos
 //! MINUTES --seed S`.
 //!
-//! A run is a number of legs, each with servers of its own, standalone and cluster in turn. A leg
+//! A run is a number of legs, each with servers of its own, of each kind in turn. A leg
 //! is a number of rounds: load, combinations of faults, and then the validators check what was
 //! recorded, which is forgotten after that. So the memory that a run takes does not depend on how
 //! long it is. A seed gives the same faults at the same times; what the processes do meanwhile is
@@ -60,20 +60,24 @@ async fn faults_drawn_by_seed_lose_and_repeat_nothing() {
     run.run().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_drawn_by_seed_lose_and_repeat_nothing_behind_sentinels() {
+    let run = Run { duration: Duration::from_secs(1), seed: 1, kinds: vec![Kind::Sentinel] };
+    run.run().await;
+}
+
 /// `./test --chaos MINUTES --seed S --kind KIND`
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a long run"]
-async fn chaos_of_standalone_and_cluster_loses_and_repeats_nothing() {
+async fn chaos_of_each_kind_of_redis_loses_and_repeats_nothing() {
     let number = |name: &str, default: u64| {
         let value = std::env::var(name).ok().filter(|value| !value.is_empty());
         value.map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name}={value}")))
     };
-    let kinds = match std::env::var("CHAOS_KIND").as_deref().unwrap_or_default() {
-        "" => vec![Kind::Standalone, Kind::Cluster],
-        "standalone" => vec![Kind::Standalone],
-        "cluster" => vec![Kind::Cluster],
-        other => panic!("--kind {other}: standalone or cluster"),
-    };
+    let wanted = std::env::var("CHAOS_KIND").unwrap_or_default();
+    let is_wanted = |kind: &Kind| wanted.is_empty() || wanted == kind.name();
+    let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(is_wanted).collect();
+    assert!(!kinds.is_empty(), "--kind {wanted}: standalone, cluster or sentinel");
     let duration = Duration::from_mins(number("CHAOS_MINUTES", 10));
     Run { duration, seed: number("CHAOS_SEED", 1), kinds }.run().await;
 }
@@ -85,7 +89,7 @@ impl Run {
     ///
     /// If a promise is broken, at the end.
     async fn run(&self) {
-        let share = self.duration / u32::try_from(self.kinds.len()).expect("one or two");
+        let share = self.duration / u32::try_from(self.kinds.len()).expect("few");
         let leg_time = share.min(LEG);
         let mut figures = Figures::new();
         let kinds = self.kinds.iter().copied().cycle();
@@ -108,12 +112,8 @@ impl Run {
 }
 
 fn replay(kind: Kind, seed: u64, time: Duration) -> String {
-    let kind = match kind {
-        Kind::Standalone => "standalone",
-        Kind::Cluster => "cluster",
-    };
     let minutes = time.as_secs().div_ceil(60);
-    format!("./test --chaos {minutes} --seed {seed} --kind {kind}")
+    format!("./test --chaos {minutes} --seed {seed} --kind {}", kind.name())
 }
 
 /// Injects the faults of a round under load, and checks what was recorded.

@@ -26,6 +26,21 @@ pub enum Kind {
     Standalone,
     /// Three masters with a replica each.
     Cluster,
+    /// A master and a replica that three sentinels watch.
+    Sentinel,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 3] = [Kind::Standalone, Kind::Cluster, Kind::Sentinel];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Standalone => "standalone",
+            Kind::Cluster => "cluster",
+            Kind::Sentinel => "sentinel",
+        }
+    }
 }
 
 /// Something that fails, and heals.
@@ -46,6 +61,9 @@ pub enum Fault {
     Failover(usize, Duration),
     /// A replica takes over in agreement with its master.
     Handover(usize),
+    /// Two of three sentinels die, and are started again after this time: meanwhile nobody can
+    /// fail over.
+    KillSentinels(Duration),
     /// All connections to Redis are closed, by the servers.
     CutAll,
     /// The connections of one gateway to Redis are closed.
@@ -136,6 +154,14 @@ fn faults(kind: Kind) -> Vec<Draw> {
             // Beyond the node timeout of 2 s, a replica takes over.
             |random, _| Fault::FreezeRedis(time(random, 100..4_000)),
         ],
+        Kind::Sentinel => &[
+            |random, _| Fault::Failover(0, time(random, 0..600)),
+            |_, _| Fault::Failover(0, Duration::ZERO),
+            |_, _| Fault::Handover(0),
+            // Beyond the second after which it counts as down, the replica takes over.
+            |random, _| Fault::FreezeRedis(time(random, 100..4_000)),
+            |random, _| Fault::KillSentinels(time(random, 0..5_000)),
+        ],
     };
     both.into_iter().chain(own.iter().copied()).collect()
 }
@@ -184,7 +210,8 @@ impl fmt::Display for Fault {
             Fault::Flush => write!(f, "FLUSHALL"),
             Fault::FreezeRedis(time) => write!(f, "Redis frozen for {time:?}"),
             Fault::Failover(nth, lag) => write!(f, "master {nth} killed, replica {lag:?} behind"),
-            Fault::Handover(nth) => write!(f, "CLUSTER FAILOVER of master {nth}"),
+            Fault::Handover(nth) => write!(f, "failover of master {nth} by command"),
+            Fault::KillSentinels(time) => write!(f, "two sentinels killed, back after {time:?}"),
             Fault::CutAll => write!(f, "CLIENT KILL of all connections"),
             Fault::Cut(nth) => write!(f, "connections of gateway {nth} cut"),
             Fault::Partition(nth, time) => write!(f, "gateway {nth} cut off for {time:?}"),
@@ -208,7 +235,7 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_faults() {
-        for kind in [Kind::Standalone, Kind::Cluster] {
+        for kind in Kind::ALL {
             assert_eq!(rounds(kind, 7, 20), rounds(kind, 7, 20));
             assert_ne!(rounds(kind, 7, 20), rounds(kind, 8, 20));
         }
@@ -216,7 +243,7 @@ mod tests {
 
     #[test]
     fn every_fault_is_drawn_and_every_round_spares_one_gateway() {
-        for (kind, different) in [(Kind::Standalone, 11), (Kind::Cluster, 7)] {
+        for (kind, different) in Kind::ALL.into_iter().zip([11, 7, 8]) {
             let mut seen = HashSet::new();
             for round in rounds(kind, 1, 200) {
                 let faults: Vec<_> = round.iter().flatten().map(|(_, fault)| *fault).collect();

@@ -13,6 +13,7 @@ use crate::support::{
     gateway::{Gateway, GatewayOptions, Ready},
     proxy::Proxy,
     redis::{Data, RedisOptions, RedisServer},
+    sentinel::SentinelSet,
     shared,
 };
 
@@ -43,6 +44,7 @@ pub struct Stage {
 enum Redis {
     Standalone(RedisServer),
     Cluster(RedisCluster),
+    Sentinel(SentinelSet),
 }
 
 impl Stage {
@@ -64,6 +66,12 @@ impl Stage {
                 let cluster = RedisCluster::start().await;
                 let options = GatewayOptions::redis_cluster(&cluster.urls(), &prefix);
                 (Redis::Cluster(cluster), vec![options; GATEWAYS])
+            }
+            Kind::Sentinel => {
+                let set = SentinelSet::start().await;
+                let options =
+                    GatewayOptions::redis_sentinel(&set.urls(), &prefix).set("shards", SHARDS);
+                (Redis::Sentinel(set), vec![options; GATEWAYS])
             }
         };
         // One that is started again answers while its Redis does not.
@@ -123,6 +131,7 @@ impl Stage {
             _ => match &self.redis {
                 Redis::Standalone(redis) => standalone(redis, fault).await,
                 Redis::Cluster(cluster) => clustered(cluster, fault).await,
+                Redis::Sentinel(set) => watched(set, fault).await,
             },
         }
     }
@@ -131,6 +140,7 @@ impl Stage {
         let servers = match &self.redis {
             Redis::Standalone(redis) => std::slice::from_ref(redis),
             Redis::Cluster(cluster) => cluster.nodes(),
+            Redis::Sentinel(set) => set.servers(),
         };
         for kind in ["normal", "pubsub"] {
             // A server that is down or frozen has none to close.
@@ -200,4 +210,39 @@ async fn clustered(cluster: &RedisCluster, fault: Fault) {
         }
         other => panic!("{other}: not of a cluster"),
     }
+}
+
+async fn watched(set: &SentinelSet, fault: Fault) {
+    let master = set.master().await;
+    let replica = set.server(1 - master);
+    match fault {
+        Fault::Failover(_, lag) => {
+            if !lag.is_zero() {
+                replica.pause().await;
+                tokio::time::sleep(lag).await;
+            }
+            set.server(master).kill_9();
+            if !lag.is_zero() {
+                replica.resume();
+            }
+            set.taken_over(master).await;
+            set.server(master).restart(Data::Kept).await;
+        }
+        Fault::Handover(_) => {
+            set.fail_over().await;
+        }
+        Fault::FreezeRedis(time) => {
+            set.server(master).pause().await;
+            tokio::time::sleep(time).await;
+            set.server(master).resume();
+        }
+        Fault::KillSentinels(time) => {
+            let dying = &set.sentinels()[1..];
+            dying.iter().for_each(RedisServer::kill_9);
+            tokio::time::sleep(time).await;
+            join_all(dying.iter().map(|sentinel| sentinel.restart(Data::Kept))).await;
+        }
+        other => panic!("{other}: not of a set of sentinels"),
+    }
+    set.settled().await;
 }
