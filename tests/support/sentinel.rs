@@ -16,7 +16,7 @@ use super::{
 };
 
 /// How long sentinels may take to agree.
-const SETTLE: Duration = Duration::from_secs(30);
+const SETTLE: Duration = Duration::from_mins(1);
 
 /// The name of the master.
 pub const MASTER: &str = "mymaster";
