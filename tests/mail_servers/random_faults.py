@@ -184,27 +184,25 @@ class Faults:
 
     @staticmethod
     def killed(processes, seconds):
-        for process in processes:
-            process.kill()
-        time.sleep(seconds)
-        for process in processes:
-            process.start()
+        Faults.away(processes, seconds, lambda one: one.kill(), lambda one: one.start())
 
     @staticmethod
     def stopped(processes, seconds):
-        for process in processes:
-            process.stop()
-        time.sleep(seconds)
-        for process in processes:
-            process.start()
+        Faults.away(processes, seconds, lambda one: one.stop(), lambda one: one.start())
 
     @staticmethod
     def frozen(processes, seconds):
+        freeze, thaw = signal.SIGSTOP, signal.SIGCONT
+        Faults.away(processes, seconds, lambda one: one.send(freeze), lambda one: one.send(thaw))
+
+    @staticmethod
+    def away(processes, seconds, leave, come_back):
+        """All of them leave, and come back later."""
         for process in processes:
-            process.send(signal.SIGSTOP)
+            leave(process)
         time.sleep(seconds)
         for process in processes:
-            process.send(signal.SIGCONT)
+            come_back(process)
 
     def cut(self, _, seconds):
         end = time.time() + seconds

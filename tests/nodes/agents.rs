@@ -12,8 +12,8 @@ use super::{
     two,
 };
 
-/// In which a duplicate is told: reports take seconds to reach other gateways.
-const TOLD: Duration = Duration::from_secs(30);
+/// In which a duplicate is noticed: reports take seconds to reach other gateways.
+const NOTICED: Duration = Duration::from_secs(30);
 
 /// An agent that serves program 3.
 async fn agent(gateway: &Gateway, host: &str) -> Watch {
@@ -63,7 +63,7 @@ async fn a_report_is_listed_on_all_gateways_and_one_id_at_two_agents_is_told() {
     }
     let two = agent(&b, "mx2").await;
     for gateway in [&a, &b] {
-        until(TOLD, "duplicates", async || duplicates(gateway).await == [true, true]).await;
+        until(NOTICED, "duplicates", async || duplicates(gateway).await == [true, true]).await;
         gateway.stderr_has("two programs of two agents use one id", LIMIT).await;
     }
     report(&two, "mx2", "4").await;

@@ -26,9 +26,9 @@ pub struct Order {
     position: Position,
     /// For each epoch the last offset delivered.
     walked: BTreeMap<Epoch, Offset>,
-    /// For each epoch the last offset that the line told of: at its own place, as a copy or lost.
+    /// For each epoch the last offset that the line reported: at its own place, as a copy or lost.
     /// Less than what was delivered, where the line goes on without a tail that was.
-    told: BTreeMap<Epoch, Offset>,
+    reported: BTreeMap<Epoch, Offset>,
     /// The ends of epochs, as the last entry or view told of them.
     ends: BTreeMap<Epoch, Offset>,
     /// The shard has forgotten the epochs up to this one.
@@ -242,9 +242,9 @@ impl Order {
 
     fn begin(&mut self, position: Position, previous: Position, ends: &[Position]) -> Delivery {
         self.walk(position);
-        self.told.extend(ends.iter().map(|end| (end.epoch, end.offset)));
-        while self.told.len() > MAX_EPOCHS {
-            self.told.pop_first();
+        self.reported.extend(ends.iter().map(|end| (end.epoch, end.offset)));
+        while self.reported.len() > MAX_EPOCHS {
+            self.reported.pop_first();
         }
         Delivery::Epoch(EpochStart { position, previous, ends: ends.to_vec() })
     }
@@ -257,7 +257,7 @@ impl Order {
     /// Everything of an epoch up to a position was delivered, in its own place or as a copy, or was
     /// told as lost.
     fn handled(&mut self, to: Position) {
-        for epochs in [&mut self.walked, &mut self.told] {
+        for epochs in [&mut self.walked, &mut self.reported] {
             if epochs.len() >= MAX_EPOCHS && !epochs.contains_key(&to.epoch) {
                 epochs.pop_first();
             }
@@ -309,7 +309,7 @@ impl Order {
         // Copies and notes may be missing. A stream knows which of their names it had; one that
         // came from before a tail that was lost had none of them, even if this gateway had.
         for (epoch, end) in self.ends.range(..to.epoch) {
-            let after = self.told.get(epoch).or_else(|| self.walked.get(epoch));
+            let after = self.reported.get(epoch).or_else(|| self.walked.get(epoch));
             let after = after.copied().unwrap_or_default();
             lose(&mut lost, *epoch, after, *end, &self.coming);
         }
@@ -539,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_tail_is_told_again_if_its_note_is_gone() {
+    fn a_lost_tail_is_reported_again_if_its_note_is_gone() {
         // This gateway had, or began behind, a tail of epoch 5 that the line goes on without. A
         // stream that comes from before the tail goes on in its log.
         let mut order = after(5, 26);

@@ -62,7 +62,7 @@ struct Connected {
 
 /// What a sentinel says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Told {
+pub(super) struct Answer {
     /// The master.
     pub master: Address,
     /// The number of the configuration that names this master: a later one is higher.
@@ -74,7 +74,7 @@ pub(super) struct Told {
 }
 
 /// The sentinels that were asked, and what each says, or why there is no answer.
-pub(super) type Answers = Vec<(String, Result<Told, String>)>;
+pub(super) type Answers = Vec<(String, Result<Answer, String>)>;
 
 impl Sentinels {
     /// The sentinels of the configuration; None if it has none.
@@ -119,9 +119,9 @@ impl Sentinels {
         let known: Vec<_> = self.known.lock().values().cloned().collect();
         let ask = |sentinel: Arc<Sentinel>| async move {
             let asked = sentinel.ask(&self.master_name, &self.switched);
-            let told = tokio::time::timeout(ANSWER_TIMEOUT, asked).await;
-            let told = told.unwrap_or_else(|_| Err("no answer in time".to_owned()));
-            (sentinel.server.shown(), told)
+            let answer = tokio::time::timeout(ANSWER_TIMEOUT, asked).await;
+            let answer = answer.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+            (sentinel.server.shown(), answer)
         };
         let mut asked: FuturesUnordered<_> = known.iter().cloned().map(ask).collect();
         let mut answers = Answers::new();
@@ -147,17 +147,14 @@ impl Sentinels {
 
     /// Adds the sentinels that others name, and forgets those that none names any more.
     fn learn(&self, answers: &Answers) {
-        let named: Vec<&Address> = answers
-            .iter()
-            .filter_map(|(_, told)| told.as_ref().ok())
-            .flat_map(|told| &told.sentinels)
-            .collect();
-        if answers.iter().all(|(_, told)| told.is_err()) {
+        let named: Vec<&Address> = given(answers).flat_map(|answer| &answer.sentinels).collect();
+        if given(answers).next().is_none() {
             return;
         }
         let text = |(host, port): &Address| format!("{host}:{port}");
-        let answered =
-            |address: &String| answers.iter().any(|(other, told)| other == address && told.is_ok());
+        let answered = |address: &String| {
+            answers.iter().any(|(other, answer)| other == address && answer.is_ok())
+        };
         let mut known = self.known.lock();
         known.retain(|address, sentinel| {
             let is_named = named.iter().any(|named| text(named) == *address);
@@ -181,7 +178,7 @@ impl Sentinel {
         Sentinel { server, is_configured, connection: Mutex::default() }
     }
 
-    async fn ask(&self, master: &str, switched: &Arc<Notify>) -> Result<Told, String> {
+    async fn ask(&self, master: &str, switched: &Arc<Notify>) -> Result<Answer, String> {
         let open = self.connection.lock().clone();
         let hangs =
             |open: &Connected| open.asked.is_some_and(|asked| asked.elapsed() >= ANSWER_TIMEOUT);
@@ -193,7 +190,7 @@ impl Sentinel {
         *self.connection.lock() = Some(Connected { connection: connection.clone(), asked });
         let answers: Result<Vec<Value>, RedisError> =
             questions(master).query_async(&mut connection).await;
-        let told = match answers {
+        let answer = match answers {
             Ok(answers) => read(answers),
             Err(error) => {
                 *self.connection.lock() = None;
@@ -201,7 +198,7 @@ impl Sentinel {
             }
         };
         *self.connection.lock() = Some(Connected { connection, asked: None });
-        told.map_err(|why| self.server.about.explain(&why))
+        answer.map_err(|why| self.server.about.explain(&why))
     }
 
     /// A connection that is subscribed.
@@ -234,7 +231,7 @@ fn questions(master: &str) -> redis::Pipeline {
 }
 
 /// Reads the answers to the [`questions`].
-fn read(answers: Vec<Value>) -> Result<Told, String> {
+fn read(answers: Vec<Value>) -> Result<Answer, String> {
     let Ok([named, master, replicas, sentinels]) = <[Value; 4]>::try_from(answers) else {
         return Err("an unknown form of SENTINEL".to_owned());
     };
@@ -258,7 +255,7 @@ fn read(answers: Vec<Value>) -> Result<Told, String> {
         list.iter().filter_map(address).take(limit).collect()
     };
     let replicas = instances(replicas).into_iter().filter(in_sync).collect();
-    Ok(Told {
+    Ok(Answer {
         master: master_address,
         epoch: master.get("config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0),
         replicas: addresses(replicas, MAX_REPLICAS),
@@ -285,12 +282,16 @@ fn checked(host: &str, port: &str) -> Option<Address> {
     usable.then(|| (host.to_owned(), port))
 }
 
+/// What was answered, by those that did.
+fn given(answers: &Answers) -> impl Iterator<Item = &Answer> {
+    answers.iter().filter_map(|(_, answer)| answer.as_ref().ok())
+}
+
 /// The servers that may be the master, the most likely first: that of the latest configuration,
 /// then the one that most sentinels name.
 pub(super) fn candidates(answers: &Answers) -> Vec<Address> {
-    let told = || answers.iter().filter_map(|(_, told)| told.as_ref().ok());
     let mut found: Vec<(u64, usize, Address)> = Vec::new();
-    for Told { master, epoch, .. } in told() {
+    for Answer { master, epoch, .. } in given(answers) {
         match found.iter_mut().find(|(.., known)| known == master) {
             Some((latest, votes, _)) => (*latest, *votes) = ((*latest).max(*epoch), *votes + 1),
             None => found.push((*epoch, 1, master.clone())),
@@ -302,11 +303,9 @@ pub(super) fn candidates(answers: &Answers) -> Vec<Address> {
 
 /// The replicas of a master.
 pub(super) fn replicas(answers: &Answers, master: &Address) -> Vec<Address> {
-    let mut all: Vec<Address> = answers
-        .iter()
-        .filter_map(|(_, told)| told.as_ref().ok())
-        .filter(|told| told.master == *master)
-        .flat_map(|told| told.replicas.iter().cloned())
+    let mut all: Vec<Address> = given(answers)
+        .filter(|answer| answer.master == *master)
+        .flat_map(|answer| answer.replicas.iter().cloned())
         .filter(|replica| replica != master)
         .collect();
     all.sort();
@@ -327,10 +326,10 @@ mod tests {
         Value::Array(words.iter().map(|word| bulk(word)).collect())
     }
 
-    fn naming(host: &str, epoch: u64) -> (String, Result<Told, String>) {
+    fn naming(host: &str, epoch: u64) -> (String, Result<Answer, String>) {
         let master = (host.to_owned(), 6379);
-        let told = Told { master, epoch, replicas: vec![], sentinels: vec![] };
-        (format!("{host}-{epoch}"), Ok(told))
+        let answer = Answer { master, epoch, replicas: vec![], sentinels: vec![] };
+        (format!("{host}-{epoch}"), Ok(answer))
     }
 
     #[test]
@@ -375,11 +374,11 @@ mod tests {
                 ]),
             ]
         };
-        let told = read(answers(list(&["10.0.0.1", "6379"]))).unwrap();
+        let answer = read(answers(list(&["10.0.0.1", "6379"]))).unwrap();
         let address = |host: &str, port| (host.to_owned(), port);
-        assert_eq!((told.epoch, told.master), (7, address("10.0.0.1", 6379)));
-        assert_eq!(told.replicas, [address("10.0.0.2", 6379)]);
-        assert_eq!(told.sentinels, [address("10.0.0.5", 26379), address("::1", 26379)]);
+        assert_eq!((answer.epoch, answer.master), (7, address("10.0.0.1", 6379)));
+        assert_eq!(answer.replicas, [address("10.0.0.2", 6379)]);
+        assert_eq!(answer.sentinels, [address("10.0.0.5", 26379), address("::1", 26379)]);
         assert!(read(answers(Value::Nil)).unwrap_err().contains("master of this name"));
         assert!(read(answers(list(&["", "6379"]))).unwrap_err().contains("cannot be used"));
         assert!(read(vec![Value::Nil]).unwrap_err().contains("unknown form"));

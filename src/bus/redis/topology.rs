@@ -65,7 +65,7 @@ struct Map {
     replicas: Vec<Vec<String>>,
 }
 
-/// No server, and no sentinel, told which servers own the shards.
+/// No server, and no sentinel, said which servers own the shards.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct TopologyError(pub String);
@@ -254,8 +254,8 @@ impl Topology {
             self.adopt_master(&address, &replicas);
             return Ok(());
         }
-        let silent = answers.iter().filter_map(|(sentinel, told)| {
-            Some(format!("sentinel {sentinel}: {}", told.as_ref().err()?))
+        let silent = answers.iter().filter_map(|(sentinel, answer)| {
+            Some(format!("sentinel {sentinel}: {}", answer.as_ref().err()?))
         });
         why.extend(silent);
         Err(TopologyError(why.join("; ")))

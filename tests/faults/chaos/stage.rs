@@ -179,6 +179,18 @@ async fn standalone(redis: &RedisServer, fault: Fault) {
     }
 }
 
+/// Kills a master after its replica received nothing for this long.
+async fn kill_behind(replica: &RedisServer, lag: Duration, kill: impl FnOnce()) {
+    if !lag.is_zero() {
+        replica.pause().await;
+        tokio::time::sleep(lag).await;
+    }
+    kill();
+    if !lag.is_zero() {
+        replica.resume();
+    }
+}
+
 async fn clustered(cluster: &RedisCluster, fault: Fault) {
     let masters = cluster.masters().await;
     match fault {
@@ -186,14 +198,7 @@ async fn clustered(cluster: &RedisCluster, fault: Fault) {
             let master = masters[nth % masters.len()];
             let slot = cluster.slot_of_master(master).await;
             let replica = cluster.replicas_of(master).await[0];
-            if !lag.is_zero() {
-                cluster.node(replica).pause().await;
-                tokio::time::sleep(lag).await;
-            }
-            cluster.kill_9(master);
-            if !lag.is_zero() {
-                cluster.node(replica).resume();
-            }
+            kill_behind(cluster.node(replica), lag, || cluster.kill_9(master)).await;
             cluster.taken_over(slot, master).await;
             cluster.restart(master, Data::Kept).await;
         }
@@ -217,14 +222,7 @@ async fn watched(set: &SentinelSet, fault: Fault) {
     let replica = set.server(1 - master);
     match fault {
         Fault::Failover(_, lag) => {
-            if !lag.is_zero() {
-                replica.pause().await;
-                tokio::time::sleep(lag).await;
-            }
-            set.server(master).kill_9();
-            if !lag.is_zero() {
-                replica.resume();
-            }
+            kill_behind(replica, lag, || set.server(master).kill_9()).await;
             set.taken_over(master).await;
             set.server(master).restart(Data::Kept).await;
         }

@@ -6,7 +6,7 @@ use super::{Finding, Progress, Server, Settings, limited};
 use crate::bus::{
     ShardId,
     redis::{
-        sentinel::{Sentinels, Told, candidates},
+        sentinel::{Answer, Sentinels, candidates},
         topology::Topology,
     },
 };
@@ -35,11 +35,11 @@ pub(super) async fn examine(
     sentinels.ask_all().await;
     let answers = sentinels.ask_all().await;
     let mut answered = 0;
-    for (sentinel, told) in &answers {
-        let finding = match told {
-            Ok(told) => {
+    for (sentinel, answer) in &answers {
+        let finding = match answer {
+            Ok(answer) => {
                 answered += 1;
-                Finding::ok(CHECK, format!("{sentinel} {}", said(told)))
+                Finding::ok(CHECK, format!("{sentinel} {}", said(answer)))
             }
             Err(why) => {
                 let advice = "the others are enough while most of all sentinels run; see that it \
@@ -77,11 +77,11 @@ pub(super) async fn examine(
     }
 }
 
-fn said(told: &Told) -> String {
-    let (host, port) = &told.master;
+fn said(answer: &Answer) -> String {
+    let (host, port) = &answer.master;
     format!(
         "names {host}:{port} as the master, with {} replicas in sync and {} other sentinels",
-        told.replicas.len(),
-        told.sentinels.len()
+        answer.replicas.len(),
+        answer.sentinels.len()
     )
 }
