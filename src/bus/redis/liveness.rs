@@ -1,14 +1,21 @@
 //! The liveness of one shard: shared by its writer and the reader, each of which sees one half of
 //! the path.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
 
+use super::{
+    envelope::{Body, Envelope, WriterId},
+    script::Published,
+};
 use crate::bus::{Position, ShardBusStatus};
 
 /// A path that was last verified longer ago than this does not count as verified: two probes were
-/// missed.
+/// missed. Each gateway asks once a second what was published last.
 pub(super) const MAX_LIVENESS_AGE: Duration = Duration::from_millis(2500);
 
 /// A subscription on which nothing arrives for this time, although Redis accepted something, counts
@@ -23,6 +30,71 @@ const CHANNEL_LOST_AFTER: Duration = Duration::from_secs(10);
 /// acceptance within this time of a message does not count as one whose message is missing.
 const ANSWER_LAG: Duration = Duration::from_millis(600);
 
+/// What was published may arrive this much later: that many calls may wait for it.
+const MAX_EXPECTED: usize = 8;
+
+/// The last probes that arrived, which are remembered.
+const MAX_PROBES: usize = 32;
+
+/// The greatest age of what was published last that is believed: each second something is.
+const MAX_AGE: Duration = Duration::from_secs(2);
+
+/// What arrived on the channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// A frame at this position, and all before it.
+    Frame(Position),
+    /// What anybody could have written: it says no more than that this position exists.
+    Entry(Position),
+    /// A probe, by its writer and number.
+    Probe(WriterId, u64),
+}
+
+impl Received {
+    /// What an envelope shows, if it can be read. `tagged`: messages without a tag may be forged.
+    pub fn of(envelope: &Envelope, tagged: bool) -> Option<Received> {
+        let at = envelope.position;
+        match &envelope.body {
+            Body::Probe { writer, number, .. } => Some(Received::Probe(*writer, *number)),
+            Body::EpochStart { .. } | Body::Note(_) if tagged => Some(Received::Entry(at)),
+            Body::Frame(_) | Body::EpochStart { .. } | Body::Note(_) => Some(Received::Frame(at)),
+            Body::Unreadable | Body::Forged => None,
+        }
+    }
+}
+
+/// What has arrived.
+#[derive(Debug, Default)]
+struct Arrived {
+    frame: Position,
+    entry: Position,
+    probes: VecDeque<(WriterId, u64)>,
+}
+
+impl Arrived {
+    fn add(&mut self, received: Received) {
+        match received {
+            Received::Frame(at) => self.frame = self.frame.max(at),
+            Received::Entry(at) => self.entry = at,
+            Received::Probe(writer, number) => {
+                if self.probes.len() >= MAX_PROBES {
+                    self.probes.pop_front();
+                }
+                self.probes.push_back((writer, number));
+            }
+        }
+    }
+
+    /// True if this has arrived, or something that was published later.
+    fn has(&self, published: &Published) -> bool {
+        let tip = published.tip;
+        match published.probe {
+            None => self.frame >= tip || self.entry == tip,
+            Some(probe) => self.frame > tip || self.probes.contains(&probe),
+        }
+    }
+}
+
 /// State of the path through one shard.
 #[derive(Default)]
 pub(super) struct Liveness {
@@ -33,15 +105,18 @@ pub(super) struct Liveness {
 struct State {
     /// The last position that the reader delivered.
     position: Position,
-    /// When Redis last accepted something from this gateway.
+    arrived: Arrived,
+    /// What Redis says was published, and has not arrived.
+    expected: VecDeque<Published>,
+    /// When the last thing was published that had not arrived when Redis said so.
     accepted: Option<Instant>,
-    /// When something from this gateway last came back over the channel.
-    returned: Option<Instant>,
-    /// When Redis accepted the first thing of which nothing has arrived since.
+    /// When everything of which Redis said that it was published had arrived.
+    verified: Option<Instant>,
+    /// When the first thing was published of which nothing has arrived since.
     unreceived: Option<Instant>,
-    /// The error of the last probe, if Redis has accepted nothing since.
+    /// The error of the last call, if Redis has answered none since.
     failure: Option<String>,
-    /// The server whose subscription was found to be deaf, if nothing has come back since.
+    /// The server whose subscription was found to be deaf, if nothing has arrived since.
     deaf: Option<String>,
     repairs: u64,
 }
@@ -58,8 +133,8 @@ pub(super) struct Arrivals {
 }
 
 impl Arrivals {
-    /// When Redis accepted the first thing of which nothing has arrived, where it accepted the last
-    /// thing at `accepted`, and this was `before` when it was looked at last.
+    /// When the first thing was published of which nothing has arrived, where the last thing was at
+    /// `accepted`, and this was `before` when it was looked at last.
     fn unreceived(&self, accepted: Option<Instant>, before: Option<Instant>) -> Option<Instant> {
         let last = self.of_shard.map_or(self.subscribed, |arrived| arrived + ANSWER_LAG);
         let accepted = accepted.filter(|accepted| *accepted > last)?;
@@ -78,22 +153,20 @@ impl Arrivals {
 }
 
 impl Liveness {
-    /// Records that Redis accepted a frame or a probe.
-    pub(super) fn accepted(&self) {
-        let mut state = self.state.lock();
-        state.accepted = Some(Instant::now());
-        state.failure = None;
+    /// Records that Redis answered, and what it says was published last: by that the path to it is
+    /// verified, and, if it has arrived, the path back.
+    pub(super) fn published(&self, published: &Published) {
+        self.state.lock().published(Instant::now(), published);
     }
 
-    /// Records that a probe was not accepted.
+    /// Records that a call failed.
     pub(super) fn failed(&self, why: String) {
         self.state.lock().failure = Some(why);
     }
 
-    /// Records that something from this gateway came back: the path is verified.
-    pub(super) fn returned(&self) {
-        let mut state = self.state.lock();
-        (state.returned, state.deaf) = (Some(Instant::now()), None);
+    /// Records what arrived. True if that verifies the path.
+    pub(super) fn received(&self, received: Received) -> bool {
+        self.state.lock().received(Instant::now(), received)
     }
 
     /// Records that the subscription at this server is deaf.
@@ -122,10 +195,10 @@ impl Liveness {
     /// The reason why the path is not verified; None if it is.
     pub(super) fn problem(&self) -> Option<String> {
         let state = self.state.lock();
-        match state.returned {
-            Some(returned) if returned.elapsed() <= MAX_LIVENESS_AGE => None,
-            returned => Some(state.failure.clone().unwrap_or_else(|| {
-                let since = match returned {
+        match state.verified {
+            Some(verified) if verified.elapsed() <= MAX_LIVENESS_AGE => None,
+            verified => Some(state.failure.clone().unwrap_or_else(|| {
+                let since = match verified {
                     None => "yet".to_owned(),
                     Some(at) => format!("for {:.1?}", at.elapsed()),
                 };
@@ -142,7 +215,7 @@ impl Liveness {
 
     pub(super) fn status(&self) -> ShardBusStatus {
         let state = self.state.lock();
-        let age = state.returned.map(|returned| returned.elapsed());
+        let age = state.verified.map(|verified| verified.elapsed());
         ShardBusStatus {
             position: state.position,
             verified_age: age,
@@ -152,9 +225,80 @@ impl Liveness {
     }
 }
 
+impl State {
+    fn published(&mut self, now: Instant, published: &Published) {
+        self.failure = None;
+        if self.arrived.has(published) {
+            self.expected.clear();
+            (self.verified, self.deaf) = (Some(now), None);
+            return;
+        }
+        self.accepted = now.checked_sub(published.age.min(MAX_AGE)).max(self.accepted);
+        if self.expected.len() < MAX_EXPECTED && self.expected.back() != Some(published) {
+            self.expected.push_back(*published);
+        }
+    }
+
+    fn received(&mut self, now: Instant, received: Received) -> bool {
+        self.arrived.add(received);
+        let Some(last) = self.expected.iter().rposition(|published| self.arrived.has(published))
+        else {
+            return false;
+        };
+        self.expected.drain(..=last);
+        (self.verified, self.deaf) = (Some(now), None);
+        true
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn probe(offset: u64, number: u64, age_ms: u64) -> Published {
+        let (tip, age) = (Position::new(7, offset), Duration::from_millis(age_ms));
+        Published { tip, probe: Some((1, number)), age }
+    }
+
+    #[test]
+    fn a_path_is_verified_by_what_was_published_last_whoever_published_it() {
+        let (mut state, now) = (State::default(), Instant::now());
+        let entry = Published::entry(Position::new(7, 4));
+        state.published(now, &entry);
+        assert_eq!((state.verified, state.accepted), (None, Some(now)));
+        assert!(!state.received(now, Received::Frame(Position::new(7, 3))), "it came before");
+        assert!(!state.received(now, Received::Entry(Position::new(7, 5))), "it may be forged");
+        assert!(state.received(now, Received::Frame(Position::new(7, 4))));
+        assert_eq!(state.verified, Some(now));
+        // What has arrived before Redis says so verifies the path each time.
+        let later = now + Duration::from_secs(1);
+        assert!(!state.received(now, Received::Probe(1, 9)));
+        state.published(later, &probe(4, 9, 300));
+        assert_eq!((state.verified, state.accepted), (Some(later), Some(now)));
+        // One that never arrives was published when the age says.
+        let last = later + Duration::from_secs(1);
+        state.published(last, &probe(4, 10, 300));
+        assert_eq!(state.verified, Some(later));
+        assert_eq!(state.accepted, Some(last - Duration::from_millis(300)));
+        // An entry behind it shows that later messages arrive; one at its position does not.
+        assert!(!state.received(last, Received::Frame(Position::new(7, 4))));
+        assert!(state.received(last, Received::Frame(Position::new(7, 5))));
+    }
+
+    #[test]
+    fn a_path_that_lags_is_verified_by_each_message_that_was_expected() {
+        let (mut state, start) = (State::default(), Instant::now());
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        for number in 1..=20 {
+            // Each arrives three seconds late.
+            state.published(at(number), &probe(4, number, 0));
+            if number > 3 {
+                assert!(state.received(at(number), Received::Probe(1, number - 3)));
+                assert_eq!(state.verified, Some(at(number)));
+            }
+        }
+        assert!(state.expected.len() <= 3 && state.arrived.probes.len() <= MAX_PROBES);
+    }
 
     /// Looks at a subscription every 200 ms, as the reader does, while a probe is accepted every
     /// second. A message arrives at each of the times in milliseconds since it was made. The time

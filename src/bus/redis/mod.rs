@@ -195,7 +195,7 @@ impl RedisBus {
         sink: Arc<dyn Sink>,
     ) -> RedisBus {
         let own = rand::random();
-        let memory = || Arc::new(Mutex::new(Memory::new(own, MAX_HELD)));
+        let memory = || Arc::new(Mutex::new(Memory::new(MAX_HELD)));
         let memory: Vec<_> = names.iter().map(|_| memory()).collect();
         let liveness: Vec<Arc<Liveness>> = names.iter().map(|_| Arc::default()).collect();
         let notifies = || names.iter().map(|_| Arc::<Notify>::default()).collect::<Vec<_>>();

@@ -597,7 +597,7 @@ mod tests {
             let view = Box::new(view(at(epoch, offset), &[]));
             Envelope {
                 position: at(epoch, offset),
-                body: Body::Probe { writer: 9, number: 1, view },
+                body: Body::Probe { writer: 9, number: 1, shared: true, view },
             }
         };
         assert_eq!(offered(&mut order, &probe(5, 3)), "nothing");

@@ -69,17 +69,53 @@ pub enum Op {
     Append(Framed),
     /// Appends a frame again that Redis lost, under its name.
     Again(Framed, Name),
-    /// Publishes a probe.
-    Probe(Vec<u8>),
+    /// Shows that the shard takes calls, and what was published on its channel last. Publishes a
+    /// probe if nothing was for long.
+    Probe(Probe),
     /// Ends a recovery, if everybody has appended again what was lost.
     Release {
         /// The caller.
         caller: WriterId,
-        /// The gateways that are waited for.
-        peers: Vec<WriterId>,
+        /// The shard knows all gateways that may take part: it ends when all have called. False:
+        /// only time tells.
+        knows_all: bool,
     },
     /// Numbers so many streams of publishers.
     Number(usize),
+}
+
+/// A probe, and when it is published.
+#[derive(Clone, Debug, Default)]
+pub struct Probe {
+    /// The gateway that sends it.
+    pub writer: WriterId,
+    /// Its number; rises with each probe of the writer.
+    pub number: u64,
+    /// The encoded probe.
+    pub bytes: Vec<u8>,
+    /// It is published unless another probe was within this time. None: unless anything was in the
+    /// last second.
+    pub unless_within: Option<Duration>,
+}
+
+/// What was published on a shard's channel last, as the script knows it: who does not receive it is
+/// deaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The shard's end.
+    pub tip: Position,
+    /// The probe, by its writer and number, that was published after it. None: the entry at the
+    /// end came last.
+    pub probe: Option<(WriterId, u64)>,
+    /// How long ago, where a probe was last.
+    pub age: Duration,
+}
+
+impl Published {
+    /// An entry that the shard has just taken, at its end.
+    pub fn entry(tip: Position) -> Published {
+        Published { tip, probe: None, age: Duration::ZERO }
+    }
 }
 
 /// A frame, and what the script does with it.
@@ -149,8 +185,10 @@ pub enum Answer {
 /// What became of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// The frame was appended here; a probe was published; the shard was released.
+    /// The frame was appended here; the shard was released.
     Done(Option<Appended>),
+    /// The shard takes calls: what was published last.
+    Probed(Published),
     /// The frame is there, since an earlier call.
     Duplicate {
         /// Its place and the number of its events, if they are known.
@@ -359,11 +397,12 @@ impl Call {
                 );
             }
             Op::Probe(probe) => {
-                cmd.arg(&probe[..]);
+                let within = probe.unless_within.map(|within| millis(within).to_string());
+                cmd.arg(&probe.bytes[..]).arg(id_text(probe.writer)).arg(probe.number);
+                cmd.arg(within.unwrap_or_default());
             }
-            Op::Release { caller, peers } => {
-                let peers: Vec<_> = peers.iter().map(|peer| id_text(*peer)).collect();
-                cmd.arg(id_text(*caller)).arg(peers.join(" "));
+            Op::Release { caller, knows_all } => {
+                cmd.arg(id_text(*caller)).arg(if *knows_all { "all" } else { "" });
             }
             Op::Number(streams) => {
                 cmd.arg(*streams);
@@ -494,6 +533,15 @@ pub fn parse(value: &Value) -> Option<Answer> {
             let name = (place_at(EXTRA + 4)?, number(EXTRA + 6)?);
             Status::Duplicate { place: known.then_some((place, count)), name, entry }
         }
+        "probed" => {
+            let writer = text(EXTRA)?;
+            let probe = match writer {
+                "" => None,
+                _ => Some((u64::from_str_radix(writer, 16).ok()?, number(EXTRA + 1)?)),
+            };
+            let age = Duration::from_millis(number(EXTRA + 2)?);
+            Status::Probed(Published { tip, probe, age })
+        }
         "there" => Status::There,
         "order" => Status::OutOfOrder,
         "epoch" => Status::EpochOver,
@@ -568,6 +616,12 @@ mod tests {
         assert_eq!(read("dup", &["9", "3", "2", "entry", "7", "5", "3"]), Some(dup));
         let gone = Status::Duplicate { place: None, name: (at(0, 0), 0), entry: Bytes::new() };
         assert_eq!(read("dup", &["0", "0", "0", "", "0", "0", "0"]), Some(gone));
+        let published = |probe, ms| {
+            let (tip, age) = (view.tip, Duration::from_millis(ms));
+            Some(Status::Probed(Published { tip, probe, age }))
+        };
+        assert_eq!(read("probed", &["000000000000001f", "3", "70"]), published(Some((31, 3)), 70));
+        assert_eq!(read("probed", &["", "0", "0"]), published(None, 0));
         assert_eq!(read("order", &[]), Some(Status::OutOfOrder));
         assert_eq!(read("epoch", &[]), Some(Status::EpochOver));
         assert_eq!(read("turn", &[]), Some(Status::NotItsTurn));

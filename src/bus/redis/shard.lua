@@ -24,8 +24,10 @@
 --          16 bytes that name the publisher, with the number of the stream behind them if it has
 --          one, and the first and the last sequence that it covers. Indices count from the first
 --          event of the name
---   probe:    12 frame
---   release:  12 caller   13 the gateways that the caller waits for, separated by spaces
+--   probe:    12 frame    13 caller    14 the caller's number of the probe
+--             15 the probe is published unless another one was in the last so many ms; empty:
+--                unless anything was in the last second
+--   release:  12 caller   13 "all": the shard knows all gateways; empty: others may take part
 --   number:   12 how many streams
 --
 -- Returns {status, epoch, offset, copies, ends, recovering, ..}: the shard after the call. `copies`
@@ -33,7 +35,8 @@
 -- earlier epoch the position up to which everything is here, was appended again or was told as lost
 -- (all of it for epochs up to `floor`), `recovering` is 1 while appends wait. The statuses:
 --   ok, ..      append: epoch and first offset of the frame; again: appended; release: released;
---               probe: published
+--   probed, who, number, age: the probe that was published last, so many ms ago, if nothing else
+--               was published since; otherwise '', 0 and 0
 --   dup, epoch, first, count, entry, name's epoch, first, count: the writer's frame is there; its
 --               place, the entry as it stands there, and its name
 --   there       again: nothing was appended, since the frame or all of its events are there
@@ -59,6 +62,10 @@
 
 -- A recovery ends when nothing was appended again for so many ms.
 local SETTLE = 300
+-- A gateway takes part in a recovery if it called at most so many ms before the last one that did.
+local PRESENT = 3000
+-- Nothing was published for so many ms: the next probe is. Each gateway probes once a second.
+local QUIET = 950
 -- An epoch is forgotten so many ms after it ended, or when so many younger ones have.
 local FORGET, MAX_ENDS = 3600000, 64
 -- A deployment whose gateways have not called for so many ms is over.
@@ -77,7 +84,7 @@ local MAX_EPOCH = 2 ^ 53 - 2 ^ 30
 
 local op, channel, publish, deployment = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local frames = op == 'append' or op == 'again'
-local writer = frames and 'w:' .. ARGV[12] or 'run'
+local writer = frames and 'w:' .. ARGV[12] or op == 'probe' and 'probe' or 'run'
 
 local function num(n) return string.format('%d', n) end
 
@@ -115,11 +122,24 @@ local function answer(status, ...)
   return {status, num(epoch), num(offset), copies, ends, recovering, ...}
 end
 
+-- Probes: the record of the last one that was published, "ms position writer number", or of what
+-- was found to be published after it, "ms position". One call in many has something to publish.
+local now, here, probe, hushed
+if op == 'probe' then
+  now, probe = clock(), {string.match(state[9] or '', '^(%d+) (%S+) ?(%S*) ?(%d*)$')}
+  here = epoch and num(epoch) .. '-' .. num(offset)
+  local age, least = math.abs(now - (tonumber(probe[1]) or 0)), tonumber(ARGV[15])
+  hushed = run == identity and probe[2] == here and known <= epoch
+    and (known < epoch or seen <= offset) and age < (least or QUIET)
+    and not (least and probe[3] == '')
+end
+
 -- A right that is missing in the middle would leave the work half done, so the rights are looked at
 -- before anything is written: those of a frame alone as a rule, and all where more may be needed.
 -- Redis before 7.0 cannot do that; there the gateway alone tries them, when it starts.
 if redis.acl_check_cmd then
-  local commands = {{'HSET', KEYS[1], 'f', ''}, {publish, channel, ''}}
+  local commands = {{'HSET', KEYS[1], 'f', ''}}
+  if not hushed then commands[2] = {publish, channel, ''} end
   if frames then
     commands[3], commands[4] = {'XADD', KEYS[2], '1-1', 'f', ''}, {'HSET', KEYS[4], 'f', ''}
     if KEYS[5] then
@@ -127,7 +147,7 @@ if redis.acl_check_cmd then
     end
   end
   local begins = run ~= identity and run ~= ''
-  if not frames or not state[9] or begins then
+  if not frames and not hushed or not state[9] or begins then
     for _, more in ipairs({
       {'HDEL', KEYS[1], 'f'}, {'HGETALL', KEYS[1]}, {'XADD', KEYS[2], '1-1', 'f', ''},
       {'XRANGE', KEYS[2], '-', '+'}, {'XINFO', 'STREAM', KEYS[2]}, {'DEL', KEYS[2], KEYS[3]},
@@ -353,17 +373,42 @@ local function open_epoch(most, reported)
   redis.call(publish, channel, 'E2 ' .. num(epoch) .. '-0 ' .. start)
 end
 
+-- The gateways that a recovery waits for: those that it waited for before, and those that called
+-- until the last one did; '?' if none is known. What the state has of them begins anew: its times
+-- are of another clock.
+local function present(waits)
+  local all, at, last = redis.call('HGETALL', KEYS[1]), {}, 0
+  for i = 1, #all, 2 do
+    local gateway = string.match(all[i], '^g:(.*)$')
+    if gateway then
+      redis.call('HDEL', KEYS[1], all[i])
+      at[gateway] = tonumber(all[i + 1])
+      last = math.max(last, at[gateway])
+    end
+  end
+  for gateway, called in pairs(at) do
+    if last - called <= PRESENT and not string.find(waits, gateway, 1, true) then
+      waits = waits .. ' ' .. gateway
+    end
+  end
+  return waits ~= '' and waits or '?'
+end
+
 local recovery
 -- Begins a recovery, or takes part in the one that is under way.
 local function recover()
-  local before = redis.call('HMGET', KEYS[1], 'recovery', 'reported', 'done', 'since')
+  local before = redis.call('HMGET', KEYS[1], 'recovery', 'reported', 'done', 'since', 'waits')
   local behind = not run or epoch and (known > epoch or (known == epoch and seen > offset))
   local fresh = before[1] ~= identity or behind
   local reported = merge_reported(parse_reported(before[2] or ''), parse_reported(ARGV[6]))
   recovery = {reported = reported, done = before[3] or '', since = tonumber(before[4])}
+  -- Those of a recovery that an earlier version began are not known.
+  recovery.waits = before[1] and string.match(before[5] or '', '^' .. before[1] .. '(.*)$') or '?'
   local most = #reported > 0 and reported[#reported][1] or 0
   if fresh or not epoch or most > epoch then
     recovery.done, recovery.since = '', clock()
+    -- Nothing is known where the state was lost: only time tells who takes part.
+    recovery.waits = not epoch and '?' or present(before[1] and recovery.waits or '')
     -- From now on, and not from the first probe on, another deployment is refused.
     redis.call('HSET', KEYS[1], 'mark_at', num(recovery.since))
     open_epoch(math.max(most, known < MAX_EPOCH and known or 0), reported)
@@ -373,23 +418,17 @@ local function recover()
   end
   run = ''
   redis.call('HSET', KEYS[1], 'run', '', 'deployment', deployment, 'recovery', identity,
-    'reported', reported_text(reported), 'done', recovery.done, 'since', num(recovery.since))
+    'reported', reported_text(reported), 'done', recovery.done, 'since', num(recovery.since),
+    'waits', identity .. recovery.waits)
 end
 
 if not epoch or run ~= identity or known > epoch or (known == epoch and seen > offset) then
   recover()
 end
 
--- True if nobody who takes part has anything more to append again.
-local function settled(peers)
-  if not recovery then return true end
-  if peers and #peers > 0 then
-    local all = true
-    for peer in string.gmatch(peers, '%S+') do
-      all = all and string.find(recovery.done, peer, 1, true)
-    end
-    if all then return true end
-  end
+-- True if nobody who takes part has anything more to append again. `all`: the shard knows them all.
+local function settled(all)
+  if not recovery or all and recovery.waits == '' then return true end
   local now = clock()
   if now < recovery.since then
     -- The clock went back: the wait begins again.
@@ -477,7 +516,8 @@ local function trim(now)
   if upto then redis.call('XTRIM', KEYS[2], 'MINID', upto) end
 end
 
--- Forgets the writers and publishers that have not written for long.
+-- Forgets the writers and publishers that have not written for long, and the gateways that have
+-- not called.
 local function sweep(now)
   redis.call('HSET', KEYS[1], 'swept', num(now))
   local all, here = redis.call('HGETALL', KEYS[1]), {}
@@ -487,6 +527,8 @@ local function sweep(now)
       redis.call('HDEL', KEYS[1], all[i])
     elseif at then
       here[all[i]] = true
+    elseif string.find(all[i], '^g:') and math.abs(now - all[i + 1] / 1000) > SWEEP then
+      redis.call('HDEL', KEYS[1], all[i])
     end
   end
   for i = 1, #all, 2 do
@@ -496,19 +538,28 @@ local function sweep(now)
 end
 
 if op == 'probe' then
-  -- Probes come every second: they keep history within its age.
-  local now = clock()
-  local marks = redis.call('HMGET', KEYS[1], 'mark_at', 'swept')
-  if now - (tonumber(marks[1]) or 0) >= 1000 then trim(now) end
-  local seconds = math.floor(now / 1000)
-  -- After a clock that went back, too.
-  if math.abs(seconds - (tonumber(marks[2]) or 0)) >= SWEEP then sweep(seconds) end
-  redis.call(publish, channel, 'P2 ' .. num(epoch) .. '-' .. num(offset) .. ' ' .. copies .. '|'
-    .. ends .. '|' .. ARGV[12])
-  return answer('ok')
+  redis.call('HSET', KEYS[1], 'g:' .. ARGV[13], num(now))
+  if not hushed then
+    -- Probes come every second: they keep history within its age.
+    local marks = redis.call('HMGET', KEYS[1], 'mark_at', 'swept')
+    if now - (tonumber(marks[1]) or 0) >= 1000 then trim(now) end
+    local seconds = math.floor(now / 1000)
+    -- After a clock that went back, too.
+    if math.abs(seconds - (tonumber(marks[2]) or 0)) >= SWEEP then sweep(seconds) end
+    here = num(epoch) .. '-' .. num(offset)
+    if ARGV[15] ~= '' or probe[2] == here then
+      probe = {num(now), here, ARGV[13], ARGV[14]}
+      redis.call(publish, channel, 'P2 ' .. here .. ' ' .. copies .. '|' .. ends .. '|' .. ARGV[12])
+    else
+      probe = {num(now), here, '', '0'}
+    end
+    redis.call('HSET', KEYS[1], 'probe', table.concat(probe, ' '))
+  end
+  return answer('probed', probe[3], probe[4], num(math.abs(now - probe[1])))
 end
 
 if op == 'release' then
+  redis.call('HSET', KEYS[1], 'g:' .. ARGV[12], num(clock()))
   if not floor then read_ends() end
   if not recovery then
     -- The caller reports something that nobody appended again, and has waited.
@@ -521,15 +572,16 @@ if op == 'release' then
   if known ~= epoch then return answer('wait') end
   if not string.find(recovery.done, ARGV[12], 1, true) then
     recovery.done = recovery.done .. ' ' .. ARGV[12]
-    redis.call('HSET', KEYS[1], 'done', recovery.done)
+    recovery.waits = string.gsub(recovery.waits, ' ' .. ARGV[12], '')
+    redis.call('HSET', KEYS[1], 'done', recovery.done, 'waits', identity .. recovery.waits)
   end
-  if not settled(ARGV[13]) then return answer('wait') end
+  if not settled(ARGV[13] ~= '') then return answer('wait') end
   -- History that named the last epochs in place of the state may be gone by now, too.
   local past = redis.call('HMGET', KEYS[1], 'past')[1] or ''
   note_all(merge_reported(recovery.reported, parse_reported(past)), epoch)
   run = identity
   redis.call('HSET', KEYS[1], 'run', identity)
-  redis.call('HDEL', KEYS[1], 'recovery', 'reported', 'done', 'since')
+  redis.call('HDEL', KEYS[1], 'recovery', 'reported', 'done', 'since', 'waits')
   return answer('ok')
 end
 

@@ -96,10 +96,15 @@ impl Calls {
         ]);
         argv.extend(bytes(&[&epoch.to_string(), &format!("{exact}{offset}")]));
         match op {
-            "probe" => argv.push(b"probe".to_vec()),
+            "probe" => {
+                let (gateway, number) = (random.random_range(0..3), random.random_range(1..9));
+                let unless_within = ["", "0", "50"][random.random_range(0..3)];
+                let gateway = format!("w{gateway}");
+                argv.extend(bytes(&["probe", &gateway, &number.to_string(), unless_within]));
+            }
             "release" => {
-                let peers = if random.random_bool(0.5) { "w0 w1" } else { "" };
-                argv.extend(bytes(&[&format!("w{}", random.random_range(0..3)), peers]));
+                let knows_all = if random.random_bool(0.5) { "all" } else { "" };
+                argv.extend(bytes(&[&format!("w{}", random.random_range(0..3)), knows_all]));
             }
             "number" => argv.extend(bytes(&[&random.random_range(1..4).to_string()])),
             _ => self.frame(op, &mut keys, &mut argv),

@@ -22,6 +22,9 @@ pub type At = (u64, u64);
 /// The time for which a recovery waits for gateways of which it does not know.
 pub const SETTLE_MS: u128 = 300;
 
+/// The time within which gateways have called that take part in a recovery.
+const PRESENT_MS: u128 = 3000;
+
 /// Half of the time for which requests are remembered: clocks jump by less than that.
 const REMEMBERED_MS: u128 = 30_000;
 
@@ -69,6 +72,15 @@ pub struct Line {
     pub streams: Rc<BTreeMap<PublisherId, (StreamNumber, u128)>>,
     /// For each writer the greatest sequence that was accepted here.
     pub sequences: Rc<BTreeMap<u64, u64>>,
+    /// When each gateway called last that was in step with the shard, in ms.
+    pub called_by: Rc<BTreeMap<u64, u128>>,
+    /// The gateways that had called until the recovery began: it waits for them. Empty where the
+    /// state with their records was lost.
+    pub waits: Rc<BTreeSet<u64>>,
+    /// When the clock jumped last, in ms.
+    pub jumped: Option<u128>,
+    /// True if it did shortly before the recovery began: nobody can tell who called until then.
+    pub unsure: bool,
     /// When a gateway's probe was accepted last, or the first call after the state was lost.
     pub called: Option<u128>,
 }
@@ -172,6 +184,19 @@ impl Line {
                 events.floor = events.floor.max(floor.0);
                 events.opened.insert(message.position.epoch.0, now);
                 self.handled = Rc::new(ends.iter().copied().map(at).collect());
+                let called = std::mem::take(&mut self.called_by);
+                let last = called.values().max().copied().unwrap_or_default();
+                let present = called.iter().filter(|(_, at)| **at + PRESENT_MS > last + 100);
+                let waits = Rc::make_mut(&mut self.waits);
+                if !self.recovering || self.stateless {
+                    waits.clear();
+                    self.unsure = false;
+                }
+                self.unsure |= self.jumped.is_some_and(|at| at + PRESENT_MS > now);
+                waits.retain(|gateway| !self.took_part.contains_key(gateway));
+                if !self.stateless {
+                    waits.extend(present.map(|(gateway, _)| *gateway));
+                }
                 (self.recovering, self.since, self.stateless) = (true, now, false);
                 self.epoch = message.position.epoch.0;
                 self.took_part = Rc::default();

@@ -56,6 +56,7 @@ pub const MISTAKES: &[(&str, Mistake)] = &[
         ),
     ),
     ("no settling time", Script("return now - recovery.since >= SETTLE", "return true")),
+    ("recoveries wait for nobody", Script("return waits ~= '' and waits or '?'", "return ''")),
     (
         "lost tails are not told",
         Script("note_all(merge_reported(recovery.reported, parse_reported(past)), epoch)", ""),

@@ -285,8 +285,10 @@ mod tests {
             server.call(&["HSET", "state", field, value]);
         }
         let keys = ["state", "history", "marks", "retained"];
-        let probe =
-            ["probe", "channel", "PUBLISH", "ours", "0", "", "100", "100", "100", "0", "0", ""];
+        let probe = [
+            "probe", "channel", "PUBLISH", "ours", "0", "", "100", "100", "100", "0", "0", "", "g",
+            "1", "",
+        ];
         server.call(&[&["EVALSHA", &sha, "4"], &keys[..], &probe[..]].concat());
         let read = ["HMGET", "state", "p:one", "s:one", "p:two", "s:two", "s:three"];
         let Reply::Array(left) = server.call(&read) else { panic!("no fields") };

@@ -17,7 +17,7 @@ use trunkline::{
             history::{self, Page, Reading},
             reader::{Found, ShardReader},
             recovery::Memory,
-            script::{self, Answer, Call, Failure, Op, Placing, Status, Target},
+            script::{self, Answer, Call, Failure, Op, Placing, Probe, Published, Status, Target},
             writer::{Core, Job, Shown, Step},
         },
     },
@@ -109,7 +109,6 @@ pub struct Gateway {
     bus: Arc<AskedBus>,
     /// The events that the shard had when the gateway's probe was published with which it began.
     pub before: Rc<BTreeSet<u64>>,
-    probed: BTreeMap<u64, Rc<BTreeSet<u64>>>,
     /// What the shard had been told of when the hub asked for its end, with the step.
     tips: Vec<(u64, Rc<BTreeMap<u64, u64>>)>,
     answers: Vec<(Answers, oneshot::Receiver<Result<Appended, AppendError>>)>,
@@ -243,6 +242,10 @@ pub struct World {
     pub nodes: Vec<Node>,
     pub publishers: Vec<Publisher>,
     pub events: Events,
+    /// The events that the shard had when each probe was published.
+    probed: BTreeMap<(u64, u64), Rc<BTreeSet<u64>>>,
+    /// Gateways that have an earlier version.
+    earlier: BTreeSet<u64>,
     runtime: Rc<tokio::runtime::Runtime>,
     mistake: Option<Mistake>,
     sha: Text,
@@ -366,6 +369,8 @@ impl World {
             nodes: vec![],
             publishers: (1..=2).map(Publisher::new).collect(),
             events: Events::default(),
+            probed: BTreeMap::new(),
+            earlier: BTreeSet::new(),
             runtime: setting.runtime.clone(),
             mistake: setting.mistake,
             sha: setting.sha.clone(),
@@ -455,6 +460,9 @@ impl World {
         };
         hub.attach(bus.clone());
         self.drops |= limit < 10_000 || events < 10_000;
+        if earlier {
+            self.earlier.insert(id);
+        }
         Gateway {
             id,
             alive: true,
@@ -473,7 +481,7 @@ impl World {
                 self.rng.next(),
                 now,
             ),
-            memory: Memory::new(id, (limit, 1 << 24)),
+            memory: Memory::new((limit, 1 << 24)),
             reader: ShardReader::new(id, self.more.key),
             target,
             flights: VecDeque::new(),
@@ -484,7 +492,6 @@ impl World {
             hub,
             bus,
             before: Rc::default(),
-            probed: BTreeMap::new(),
             tips: vec![],
             answers: vec![],
             absent: limit < 10_000,
@@ -507,10 +514,8 @@ impl World {
         let published: Vec<(Envelope, Text)> =
             published.into_iter().map(|sent| (parsed(&sent.payload), sent.payload)).collect();
         for (envelope, _) in &published {
-            if let Body::Probe { writer, number, .. } = &envelope.body
-                && let Some(gateway) = self.gateways.iter_mut().find(|other| other.id == *writer)
-            {
-                gateway.probed.insert(*number, state.line.present.clone());
+            if let Body::Probe { writer, number, .. } = &envelope.body {
+                self.probed.insert((*writer, *number), state.line.present.clone());
             }
             let now = self.elapsed.as_millis();
             state.line.published(envelope, &mut self.events, self.steps, now);
@@ -548,11 +553,22 @@ impl World {
         }
         let now = self.elapsed.as_millis();
         let value = value(&reply);
-        let answer = script::parse(&value).unwrap_or_else(|| panic!("no answer: {reply:?}"));
+        let mut answer = script::parse(&value).unwrap_or_else(|| panic!("no answer: {reply:?}"));
+        if let (Op::Probe(probe), Answer::Shard(view, status)) = (&call.op, &mut answer)
+            && *status == Status::Done(None)
+        {
+            // The script of an earlier version publishes each of them.
+            let probe = Some((probe.writer, probe.number));
+            *status = Status::Probed(Published { probe, ..Published::entry(view.tip) });
+        }
         if let Answer::Shard(view, status) = &answer {
             self.events.floor = self.events.floor.max(view.floor.0);
-            let probed = matches!((&call.op, status), (Op::Probe(_), Status::Done(_)));
+            let probed = matches!(status, Status::Probed(_));
             let line = &mut self.masters[master].line;
+            let takes_part = probed || matches!(call.op, Op::Release { .. });
+            if takes_part && sent.sha == self.sha {
+                Rc::make_mut(&mut line.called_by).insert(sent.gateway, now);
+            }
             if probed || line.called.is_none() {
                 line.called = Some(now);
             }
@@ -560,29 +576,36 @@ impl World {
                 line.report(&call.reported);
             }
         }
-        if let (Op::Release { peers, .. }, Answer::Shard(view, Status::Done(_))) =
-            (&call.op, &answer)
+        if let (Op::Release { .. }, Answer::Shard(view, Status::Done(_))) = (&call.op, &answer)
             && !view.recovering
         {
-            self.released(master, peers);
+            self.released(master);
+        }
+        let state = &mut self.masters[master];
+        if let Some((_, line)) = state.snapshots.back_mut() {
+            // With what the answer says.
+            line.clone_from(&state.line);
         }
         Ok(answer)
     }
 
-    /// A recovery ends at once only if all gateways took part of which the caller knows.
-    fn released(&mut self, master: usize, peers: &[u64]) {
+    /// A recovery ends at once only if all gateways took part that had probed until it began, and
+    /// if these are known.
+    fn released(&mut self, master: usize) {
         let now = self.elapsed.as_millis();
         let steady = self.masters[master].skew_ms == 0;
         let line = &mut self.masters[master].line;
-        let absent = peers.iter().find(|peer| !line.took_part.contains_key(peer));
+        let absent = line.waits.iter().find(|peer| !line.took_part.contains_key(peer));
         if line.recovering
             && now < line.since + SETTLE_MS
             && steady
-            && let Some(peer) = absent
+            && !line.unsure
+            && (absent.is_some() || line.waits.is_empty())
         {
             self.events.broken.push(format!(
-                "Settled: the shard is released at {now} ms, and gateway {peer:x} did not \
-                     take part"
+                "Settled: the shard is released at {now} ms, and of {:x?} did not take part: \
+                 {absent:x?}",
+                line.waits
             ));
         }
         line.release(&self.events);
@@ -780,6 +803,7 @@ impl World {
                 let jump = self.rng.below(20_000);
                 let jump = i64::try_from(jump).expect("small") - 10_000;
                 self.masters[master].skew_ms += jump;
+                self.masters[master].line.jumped = Some(self.elapsed.as_millis());
                 note!(self, "the clock of master {master} jumps {jump} ms");
                 self.count("clock jumps");
             }
@@ -917,6 +941,7 @@ impl World {
                     // What history has is all that is left.
                     (line.told, line.present, line.called) = (Rc::default(), stored, None);
                     (line.recovering, line.stateless, line.again) = (false, true, true);
+                    line.called_by = Rc::default();
                 } else if line.stateless {
                     line.present = Rc::default();
                 }
@@ -999,7 +1024,7 @@ impl World {
             placing: Placing::Anywhere,
             reported: String::new(),
             entropy,
-            op: Op::Probe(encode_probe(0xffff, self.steps, 0)),
+            op: Op::Probe(probe_of(0xffff, self.steps)),
             limit: Duration::from_secs(1),
         };
         let mut args = arguments(&call.command(&self.other));
@@ -1207,13 +1232,16 @@ impl World {
             envelope = gateway.target.open(bytes.to_vec().into()).expect("a known message");
         }
         gateway.reads(&mut envelope);
-        let probe = match &envelope.body {
-            Body::Probe { number, .. } => Some(*number),
+        let probe = match &mut envelope.body {
+            Body::Probe { writer, number, shared, .. } => {
+                *shared &= !self.earlier.contains(writer);
+                Some((*writer, *number))
+            }
             _ => None,
         };
         let found = gateway.reader.arrived(envelope, &mut gateway.memory, now);
         if let Some(Delivery::Start(_)) = found.deliveries.first()
-            && let Some(before) = probe.and_then(|number| gateway.probed.get(&number))
+            && let Some(before) = probe.and_then(|probe| self.probed.get(&probe))
         {
             gateway.before = before.clone();
         }
@@ -1609,6 +1637,10 @@ fn spoil_delivery(mistake: Mistake, delivery: &mut Delivery) {
     }
 }
 
+fn probe_of(writer: u64, number: u64) -> Probe {
+    Probe { writer, number, bytes: encode_probe(writer, number, 0), unless_within: None }
+}
+
 fn describe(call: &Call) -> String {
     let op = match &call.op {
         Op::Append(framed) => {
@@ -1684,7 +1716,7 @@ mod tests {
             placing: Placing::Anywhere,
             reported: reported.into(),
             entropy: 7,
-            op: Op::Probe(encode_probe(1, 1, 0)),
+            op: Op::Probe(probe_of(1, 1)),
             limit: Duration::from_secs(1),
         });
         let sent = Sent { call, gateway: 1, sha: world.sha.clone(), held: BTreeSet::new() };

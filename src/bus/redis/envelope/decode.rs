@@ -54,9 +54,12 @@ impl Body {
         let text = |bytes| std::str::from_utf8(bytes).ok();
         let view = parse_view(tip, text(&copies)?, text(&ends)?, false)?;
         Some(match open(&bytes, auth, Kind::Probe, Position::UNKNOWN) {
-            Ok((header, _)) => {
-                Body::Probe { writer: header.writer, number: header.probe, view: Box::new(view) }
-            }
+            Ok((header, _)) => Body::Probe {
+                writer: header.writer,
+                number: header.probe,
+                shared: header.shared,
+                view: Box::new(view),
+            },
             Err(unusable) => unusable.into(),
         })
     }

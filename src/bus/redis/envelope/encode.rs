@@ -67,7 +67,8 @@ pub fn encode_frame(header: &Header<'_>, events: &[u8]) -> Vec<u8> {
 
 /// Encodes a probe.
 pub fn encode_probe(writer: WriterId, number: u64, time_ms: u64) -> Vec<u8> {
-    bus_v1::Frame { writer, probe: number, time_ms, ..Default::default() }.encode_to_vec()
+    let shared = true;
+    bus_v1::Frame { writer, probe: number, time_ms, shared, ..Default::default() }.encode_to_vec()
 }
 
 /// A frame or probe, preceded by its authentication tag.

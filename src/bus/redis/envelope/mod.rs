@@ -47,6 +47,9 @@ pub enum Body {
         writer: WriterId,
         /// Its number; rises with each probe of the writer.
         number: u64,
+        /// Its gateway's probes are published only where nothing else was lately. False for those
+        /// of earlier versions.
+        shared: bool,
         /// The shard at that time.
         view: Box<ShardView>,
     },

@@ -169,7 +169,9 @@ fn a_note_names_what_is_lost() {
 fn a_probe_shows_the_shard() {
     let bytes = [b"P2 100-7 1-2|90 99:12|", &encode_probe(7, 3, 1)[..]].concat();
     let envelope = Envelope::parse(bytes.into()).unwrap();
-    let Body::Probe { writer, number, view } = envelope.body else { panic!("no probe") };
+    let Body::Probe { writer, number, shared: true, view } = envelope.body else {
+        panic!("no probe")
+    };
     assert_eq!((writer, number, view.tip), (7, 3, Position::new(100, 7)));
     assert_eq!((view.copies.to_string(), view.floor), ("1-2".into(), Epoch(90)));
     assert_eq!(view.ends, [Position::new(99, 12)]);

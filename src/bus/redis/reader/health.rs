@@ -4,17 +4,17 @@ use std::time::Instant;
 
 use super::Reader;
 use crate::{
-    bus::{Health, ShardId},
+    bus::{Health, ShardId, redis::liveness::Received},
     throttle::Throttle,
 };
 
 static DEAF: Throttle = Throttle::repeated();
 
 impl Reader {
-    /// Records that the path of a shard is verified.
-    pub(super) fn verified(&self, shard: ShardId) {
-        self.parts.liveness[shard.index()].returned();
-        if matches!(&*self.parts.health.borrow(), Health::NotReady(_)) {
+    /// Records what arrived on the channel of a shard.
+    pub(super) fn received(&self, shard: ShardId, received: Received) {
+        let verified = self.parts.liveness[shard.index()].received(received);
+        if verified && matches!(&*self.parts.health.borrow(), Health::NotReady(_)) {
             self.update_health();
         }
     }

@@ -61,7 +61,7 @@ pub(super) struct Counters {
 
 /// The parts of the reader that others share.
 pub(super) struct ReaderParts {
-    /// Identity of this gateway's writers: the path is verified when their messages come back.
+    /// Identity of this gateway's writers.
     pub own: WriterId,
     pub settings: Arc<Settings>,
     pub topology: Arc<Topology>,
@@ -192,8 +192,8 @@ impl Reader {
         for delivery in found.deliveries {
             self.deliver(id, delivery);
         }
-        if found.verified {
-            self.verified(id);
+        if let Some(received) = found.received {
+            self.received(id, received);
         }
         if found.recover {
             self.parts.recoveries[id.index()].notify_one();

@@ -10,6 +10,7 @@ use crate::bus::{
     redis::{
         envelope::{Body, Envelope, WriterId},
         history::Reading,
+        liveness::Received,
         order::{Order, Step},
         recovery::Memory,
     },
@@ -29,7 +30,7 @@ const MAX_WRITERS: usize = 1024;
 /// is filled from history, and only what history no longer has becomes a gap.
 #[derive(Debug)]
 pub struct ShardReader {
-    /// The gateway's writers: the path is verified when their messages come back.
+    /// The gateway's writers.
     own: WriterId,
     /// True if everything on the channel has authentication tags.
     tagged: bool,
@@ -52,8 +53,8 @@ pub struct Found {
     pub read_history: bool,
     /// Streams of publishers whose events were received.
     pub streams: Vec<(PublisherId, StreamNumber)>,
-    /// A message of this gateway came back: the path is verified.
-    pub verified: bool,
+    /// What arrived on the channel.
+    pub received: Option<Received>,
     /// Something may have to be appended again.
     pub recover: bool,
     /// Items whose authentication tag does not verify.
@@ -130,26 +131,22 @@ impl ShardReader {
 
     /// Takes an envelope from the channel.
     pub fn arrived(&mut self, mut envelope: Envelope, memory: &mut Memory, now: Instant) -> Found {
-        let mut found = Found::default();
+        let received = Received::of(&envelope, self.tagged);
+        let mut found = Found { received, ..Found::default() };
         if self.tagged && !self.is_genuine(&envelope, &mut found) {
             return found;
         }
         memory.learn(&mut envelope, now);
         found.publishes(&envelope);
         found.recover = matches!(envelope.body, Body::EpochStart { .. });
-        let own = match &envelope.body {
-            Body::Probe { writer, .. } => *writer == self.own,
-            Body::Frame(frame) => frame.writer == self.own,
-            _ => false,
-        };
         if self.started {
-            found.verified = own;
             self.offer(envelope, &mut found);
-        } else if let Body::Probe { view, .. } = &envelope.body
-            && own
+        } else if let Body::Probe { writer, view, .. } = &envelope.body
+            // One of another gateway that has a tag may be a replay.
+            && (*writer == self.own || !self.tagged)
         {
-            // Our probe shows the shard's end, and that later messages will be received.
-            (self.started, found.verified) = (true, true);
+            // A probe shows the shard's end, and that later messages will be received.
+            self.started = true;
             self.first = Some(envelope.position.epoch);
             self.order = Order::after(view);
             let (position, previous) = (envelope.position, Position::UNKNOWN);
@@ -164,12 +161,12 @@ impl ShardReader {
         match &envelope.body {
             // If history has an entry at its position, the next probe shows that it is missing.
             Body::Forged => {
-                found.forged += 1;
+                (found.received, found.forged) = (None, 1);
                 false
             }
             Body::Probe { writer, number, .. } => {
                 if self.probes.get(writer).is_some_and(|last| number <= last) {
-                    found.forged += 1;
+                    (found.received, found.forged) = (None, 1);
                     return false;
                 }
                 if self.probes.len() >= MAX_WRITERS && !self.probes.contains_key(writer) {
@@ -192,7 +189,11 @@ impl ShardReader {
                 false
             }
             // One of an epoch that ended before this gateway came would be a replay.
-            Body::Frame(_) => self.first.is_some_and(|first| envelope.position.epoch >= first),
+            Body::Frame(_) => {
+                let later = self.first.is_some_and(|first| envelope.position.epoch >= first);
+                found.received = found.received.filter(|_| later);
+                later
+            }
             Body::Unreadable => true,
         }
     }

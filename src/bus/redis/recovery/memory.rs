@@ -12,7 +12,7 @@ use crate::bus::{
     ranges::Ranges,
     redis::{
         envelope::{
-            Body, Envelope, Header, StampedFrame, WriterId, encode_frame, events_of, put_request,
+            Body, Envelope, Header, StampedFrame, encode_frame, events_of, put_request,
             put_retained, put_run, read_requests, read_retained,
         },
         view::ShardView,
@@ -23,18 +23,8 @@ use crate::bus::{
 /// it is reported as lost.
 const SETTLE: Duration = Duration::from_millis(400);
 
-/// The age up to which a probe shows that its gateway takes part in a recovery.
-const PEER_AGE: Duration = Duration::from_secs(3);
-
-/// The time between two probes of its own after which a gateway may have missed those of others.
-const MAX_SILENCE: Duration = Duration::from_millis(2500);
-
-/// The time for which a gateway receives probes before it knows all others: each sends one every
-/// second.
-const ACQUAINTANCE: Duration = Duration::from_secs(2);
-
-/// Peers that are remembered.
-const MAX_PEERS: usize = 1024;
+/// The age up to which a probe shows that its gateway is there.
+const PRESENT: Duration = Duration::from_secs(3);
 
 /// A frame to be appended again.
 #[derive(Clone, Debug)]
@@ -68,7 +58,6 @@ pub enum Task {
 /// One gateway's memory of one shard.
 #[derive(Debug)]
 pub struct Memory {
-    own: WriterId,
     reported: Reported,
     held: Held,
     /// The form of a held frame that is offered next: some of its events were accepted again.
@@ -79,17 +68,14 @@ pub struct Memory {
     recovering: bool,
     /// When something was found first that this gateway only knows to have existed.
     unaccounted: Option<Instant>,
-    /// When a probe of each gateway arrived last.
-    peers: BTreeMap<WriterId, Instant>,
-    /// Since when the own probes have arrived one after the other.
-    probed_since: Option<Instant>,
+    /// When a probe of a gateway of an earlier version arrived last.
+    earlier: Option<Instant>,
 }
 
 impl Memory {
     /// Nothing is known yet.
-    pub fn new(own: WriterId, limits: (usize, usize)) -> Memory {
+    pub fn new(limits: (usize, usize)) -> Memory {
         Memory {
-            own,
             reported: Reported::default(),
             held: Held::new(limits),
             cut: None,
@@ -98,8 +84,7 @@ impl Memory {
             floor: Epoch::NONE,
             recovering: false,
             unaccounted: None,
-            peers: BTreeMap::new(),
-            probed_since: None,
+            earlier: None,
         }
     }
 
@@ -166,15 +151,10 @@ impl Memory {
                 }
                 self.held.keep(HeldFrame::new(stamped.clone()));
             }
-            Body::Probe { writer, view, .. } => {
+            Body::Probe { shared, view, .. } => {
                 self.advance(at, &view.ends);
-                if *writer == self.own {
-                    let before = self.peers.get(writer).copied();
-                    let goes_on = before.is_some_and(|before| now < before + MAX_SILENCE);
-                    self.probed_since = self.probed_since.filter(|_| goes_on).or(Some(now));
-                }
-                if self.peers.len() < MAX_PEERS || self.peers.contains_key(writer) {
-                    self.peers.insert(*writer, now);
+                if !shared {
+                    self.earlier = Some(now);
                 }
             }
             // The end of the epoch before is among `ends`, but if the state was lost with the
@@ -304,22 +284,10 @@ impl Memory {
         }
     }
 
-    /// The gateways that a recovery waits for: those that could be reached until this one could be
-    /// reached last.
-    pub fn peers(&self) -> Vec<WriterId> {
-        let until = self.peers.get(&self.own).copied();
-        let mut peers: Vec<_> = self
-            .peers
-            .iter()
-            .filter(|(_, at)| until.is_some_and(|until| **at + PEER_AGE >= until))
-            .map(|(writer, _)| *writer)
-            .collect();
-        let since = self.probed_since;
-        if until.zip(since).is_none_or(|(until, since)| until < since + ACQUAINTANCE) {
-            // Others may be there: only time tells.
-            peers.clear();
-        }
-        peers
+    /// True if a gateway of an earlier version is there: it is not among those that the shard
+    /// knows, and knows of others only by their probes.
+    pub fn receives_earlier(&self, now: Instant) -> bool {
+        self.earlier.is_some_and(|at| now < at + PRESENT)
     }
 
     /// What is to be done next for the recovery of the shard.

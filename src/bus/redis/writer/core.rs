@@ -26,7 +26,9 @@ use crate::bus::{
             read_requests, read_retained, with_tag,
         },
         recovery::{HeldFrame, Memory, Offer, Task},
-        script::{Answer, Call, Covers, Failure, Framed, Op, Placing, Retain, Status},
+        script::{
+            Answer, Call, Covers, Failure, Framed, Op, Placing, Probe, Published, Retain, Status,
+        },
         settings::CallLimits,
     },
     traced::TracedAppend,
@@ -49,6 +51,9 @@ pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// The wait after a probe that was not accepted, at most: a Redis that comes back is noticed well
 /// within the time for which a recovery waits.
 const PROBE_RETRY: Duration = Duration::from_millis(150);
+
+/// The time within which one probe is enough for all gateways that ask for one at once.
+const PROBE_SHARED: Duration = Duration::from_millis(50);
 
 /// The wait between two calls while a recovery waits for others.
 const RECOVERY_PAUSE: Duration = Duration::from_millis(10);
@@ -85,8 +90,8 @@ pub enum Step {
 /// What the answer of a call showed, for those who supervise the shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Shown {
-    /// Redis accepted something that will come over the channel.
-    Accepted,
+    /// Redis published this: it will come over the channel, or has.
+    Published(Published),
     /// Redis answered; nothing was published by this call.
     Answered,
     /// The call failed, or this gateway may not serve the shard. The reason, for people.
@@ -112,6 +117,8 @@ pub struct Core {
     sequence: u64,
     probes: u64,
     next_probe: Instant,
+    /// True until a probe of this gateway is published, although others may be enough.
+    needs_probe: bool,
     /// The wait of the next retry.
     wait: Duration,
     /// No call is made before.
@@ -177,6 +184,7 @@ impl Core {
             sequence: 0,
             probes: 0,
             next_probe: now,
+            needs_probe: false,
             wait: limits.retry_wait.0,
             paused: None,
             under_way: VecDeque::new(),
@@ -216,9 +224,9 @@ impl Core {
         self.under_way.len()
     }
 
-    /// Asks for a probe at once.
+    /// Asks for a probe at once, of any gateway.
     pub fn probe_now(&mut self, now: Instant) {
-        self.next_probe = now;
+        (self.next_probe, self.needs_probe) = (now, true);
     }
 
     /// The next step. A call may be sent behind those that are under way, before they are answered.
@@ -229,7 +237,7 @@ impl Core {
         let is_due = now >= self.next_probe || paused.is_none() && !memory.tip().is_known();
         // A probe does not wait: a gateway that comes back late takes no part in a recovery.
         if is_due && !probes {
-            return self.probe(memory);
+            return self.probe(now, memory);
         }
         let mut until = if probes { now + PROBE_INTERVAL } else { self.next_probe };
         if let Some(paused) = paused {
@@ -259,7 +267,8 @@ impl Core {
                         }
                     }
                     Task::Release => {
-                        let op = Op::Release { caller: self.id, peers: memory.peers() };
+                        let knows_all = !memory.receives_earlier(now);
+                        let op = Op::Release { caller: self.id, knows_all };
                         return self.release(op, memory);
                     }
                     Task::WaitUntil(at) => until = until.min(at),
@@ -358,9 +367,14 @@ impl Core {
                 self.append_answered(now, (sequence, seen), status, memory)
             }
             (UnderWay::Again(offer), status) => self.again_answered(now, &offer, status, memory),
-            (UnderWay::Probe, Status::Done(_)) => {
+            (UnderWay::Probe, Status::Probed(published)) => {
+                self.needs_probe &= published.probe != Some((self.id, self.probes));
                 self.next_probe = now + PROBE_INTERVAL;
-                Shown::Accepted
+                if self.needs_probe {
+                    let wait = PROBE_SHARED.mul_f64(self.rng.random_range(0.5..=1.5));
+                    self.next_probe = now + wait;
+                }
+                Shown::Published(published)
             }
             (UnderWay::Number(streams), Status::Numbered(last)) => {
                 let first = (last + 1).saturating_sub(streams.len() as u64);
@@ -603,7 +617,7 @@ impl Core {
                 let count = stamped.frame.count;
                 memory.keep_own(stamped);
                 self.accepted(nth, appended, count);
-                return Shown::Accepted;
+                return Shown::Published(Published::entry(memory.tip()));
             }
             Status::Duplicate { place: Some((place, count)), name, entry } => {
                 let offset = place.first.plus(count - 1);
@@ -646,7 +660,11 @@ impl Core {
             // The epoch is over, or another gateway was first at its exact place.
             Status::EpochOver => frame.beaten += 1,
             Status::NotItsTurn => self.paused = Some(now + TURN_PAUSE),
-            Status::Done(None) | Status::There | Status::Wait | Status::Numbered(_) => {
+            Status::Done(None)
+            | Status::Probed(_)
+            | Status::There
+            | Status::Wait
+            | Status::Numbered(_) => {
                 self.paused = Some(now + RECOVERY_PAUSE);
             }
         }
@@ -711,7 +729,7 @@ impl Core {
             _ => 1,
         };
         match status {
-            Status::Done(_) => return Shown::Accepted,
+            Status::Done(_) => return Shown::Published(Published::entry(memory.tip())),
             Status::Seen(seen) => {
                 // These requests were accepted again before: the rest is offered.
                 let seen: Vec<usize> = seen.into_iter().map(|(index, _)| index).collect();
@@ -725,19 +743,25 @@ impl Core {
         Shown::Answered
     }
 
-    fn probe(&mut self, memory: &Memory) -> Step {
+    fn probe(&mut self, now: Instant, memory: &Memory) -> Step {
         self.probes += 1;
+        // Gateways of earlier versions know only those whose probes they receive.
+        self.needs_probe |= memory.receives_earlier(now);
+        // With a key, a gateway begins with a probe of its own: one of another may be a replay.
+        let within = if self.auth.is_some() { Duration::ZERO } else { PROBE_SHARED };
         let time = self.auth.as_ref().map_or_else(unix_ms, |auth| auth.latest_time());
-        let mut probe = encode_probe(self.id, self.probes, time);
+        let mut bytes = encode_probe(self.id, self.probes, time);
         let mut seen = memory.seen();
         if let Some(auth) = &self.auth {
-            probe = with_tag(auth, Kind::Probe, Position::UNKNOWN, &probe);
+            bytes = with_tag(auth, Kind::Probe, Position::UNKNOWN, &bytes);
             if !seen.is_known() {
                 // An epoch for which nobody has made a tag before.
                 seen = Position { epoch: auth::first_epoch(), offset: Offset(0) };
             }
         }
         let limit = PROBE_INTERVAL.min(self.limits.response_timeout);
+        let unless_within = self.needs_probe.then_some(within);
+        let probe = Probe { writer: self.id, number: self.probes, bytes, unless_within };
         Step::Call(self.call(Op::Probe(probe), UnderWay::Probe, memory, limit, seen))
     }
 
@@ -912,10 +936,10 @@ mod tests {
         fn new() -> Writing {
             let now = Instant::now();
             let core = Core::new(ShardId(0), 1, LIMITS, None, 1, now);
-            let memory = Memory::new(1, (100, 1 << 20));
+            let memory = Memory::new((100, 1 << 20));
             let mut writing = Writing { core, memory, now, answers: vec![] };
             assert!(matches!(writing.call().unwrap().op, Op::Probe(_)));
-            writing.answer(9, Status::Done(None));
+            writing.answer(9, Status::Probed(Published::entry(Position::new(9, 50))));
             writing
         }
 
@@ -1086,7 +1110,7 @@ mod tests {
         let (mut now, mut calls) = (Instant::now(), 0);
         let end = now + Duration::from_secs(10);
         let mut core = Core::new(ShardId(0), 1, LIMITS, None, 1, now);
-        let mut memory = Memory::new(1, (100, 1 << 20));
+        let mut memory = Memory::new((100, 1 << 20));
         while now < end {
             match core.step(now, &mut memory) {
                 Step::Call(_) => {

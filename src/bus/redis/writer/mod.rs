@@ -152,7 +152,7 @@ impl Writer {
                         calls = FuturesOrdered::new();
                     }
                     match shown {
-                        Shown::Accepted => parts.liveness.accepted(),
+                        Shown::Published(published) => parts.liveness.published(&published),
                         Shown::Answered => {}
                         Shown::Failed(why) => {
                             tracing::debug!(shard = %parts.shard, why, "a call failed");
