@@ -199,7 +199,8 @@ impl Reader {
             self.parts.recoveries[id.index()].notify_one();
         }
         if found.read_history {
-            self.read_history(id, Duration::ZERO);
+            let delay = if found.pause { repair::PAUSE } else { Duration::ZERO };
+            self.read_history(id, delay);
         }
     }
 

@@ -50,6 +50,8 @@ pub struct Found {
     pub deliveries: Vec<Delivery>,
     /// History is to be read, after [`ShardReader::read_from`].
     pub read_history: bool,
+    /// The last reading brought nothing new: the next one is to be made after a pause.
+    pub pause: bool,
     /// Streams of publishers whose events were received.
     pub streams: Vec<(PublisherId, StreamNumber)>,
     /// A message of this gateway came back: the path is verified.
@@ -215,6 +217,7 @@ impl ShardReader {
     pub fn repaired(&mut self, reading: Reading, memory: &mut Memory, now: Instant) -> Found {
         let mut found = Found { forged: reading.forged(), ..Found::default() };
         let mut read_again = reading.more;
+        let from = self.read_from();
         memory.report_view(&reading.view);
         self.order.begin_history(&reading.view, &reading.entries);
         for mut entry in reading.entries {
@@ -227,12 +230,12 @@ impl ShardReader {
             }
         }
         if !read_again {
-            self.order.finish_history(&reading.view, &mut found.deliveries);
+            read_again = !self.order.finish_history(&reading.view, &mut found.deliveries);
         }
         let pending = self.pending.take().unwrap_or_default();
         if read_again || pending.overflowed {
             self.pending = Some(Pending { overflowed: false, ..pending });
-            found.read_history = true;
+            (found.read_history, found.pause) = (true, self.read_from() == from);
             return found;
         }
         // An envelope that still does not follow is newer than the reading, or was never accepted:
