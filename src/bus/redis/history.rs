@@ -46,9 +46,9 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// The reading that the answers of its two commands make. None if they have another form.
-    pub fn read(target: &Target, entries: Value, state: &Value) -> Option<Reading> {
-        let asked = entries_to_read(&target.names, READING_BYTES);
+    /// The reading of at most `asked` entries that the answers of its two commands make. None if
+    /// they have another form.
+    pub fn read(target: &Target, asked: usize, entries: Value, state: &Value) -> Option<Reading> {
         Reading::of(entries, state, &target.names, (asked, READING_BYTES))
     }
 
@@ -242,9 +242,9 @@ fn queries(names: &ShardNames, after: Position, asked: usize) -> [Cmd; 2] {
     [entries, state]
 }
 
-/// The commands of a reading after a position, for simulations.
-pub fn reading(target: &Target, after: Position) -> [Cmd; 2] {
-    queries(&target.names, after, entries_to_read(&target.names, READING_BYTES))
+/// The commands of a reading of at most `asked` entries after a position, for simulations.
+pub fn reading(target: &Target, after: Position, asked: usize) -> [Cmd; 2] {
+    queries(&target.names, after, asked)
 }
 
 /// The entries that gateways wrote. An unknown writer can only add entries beyond the shard's end,

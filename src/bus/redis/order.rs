@@ -45,8 +45,17 @@ pub struct Order {
     /// The order of a page of history for a stream, which may have a part of the next frame and has
     /// chosen where to begin.
     page: bool,
-    /// Where history was read again from, to find an epoch that was left out.
-    read_again: Option<Position>,
+    /// History is read again, to find an epoch that was left out.
+    read_again: Option<ReadAgain>,
+}
+
+/// A part of history that is read a second time, in one reading or several.
+#[derive(Clone, Copy, Debug)]
+struct ReadAgain {
+    /// The position after which it begins.
+    from: Position,
+    /// The last entry that was taken: the next reading goes on there.
+    to: Position,
 }
 
 /// Meaning of an envelope that arrived.
@@ -81,7 +90,7 @@ impl Order {
 
     /// The position after which history is to be read.
     pub fn read_from(&self) -> Position {
-        self.read_again.unwrap_or(self.position)
+        self.read_again.map_or(self.position, |again| again.to)
     }
 
     /// Takes an envelope from the channel.
@@ -125,6 +134,14 @@ impl Order {
     /// left out, or it cannot be said yet what is lost; history is to be read again, after
     /// [`Order::read_from`].
     pub fn take_history(&mut self, envelope: &Envelope, out: &mut Vec<Delivery>) -> bool {
+        let taken = self.take_entry(envelope, out);
+        if let Some(again) = self.read_again.as_mut().filter(|_| taken) {
+            again.to = envelope.position;
+        }
+        taken
+    }
+
+    fn take_entry(&mut self, envelope: &Envelope, out: &mut Vec<Delivery>) -> bool {
         let at = envelope.position;
         if self.has(at) {
             return true;
@@ -170,15 +187,17 @@ impl Order {
             // The part of the line before it may lie before the position, on which the shard no
             // longer is. Further back each time; at last from the oldest entry.
             let below = match self.read_again {
-                Some(again) => self.walked.range(..again.epoch.min(previous.epoch)).next_back(),
+                Some(ReadAgain { from, .. }) => {
+                    self.walked.range(..from.epoch.min(previous.epoch)).next_back()
+                }
                 None => self.walked.range(..=previous.epoch).next_back(),
             };
             let from = below.map_or(Position::UNKNOWN, |(epoch, offset)| Position {
                 epoch: *epoch,
                 offset: *offset,
             });
-            if self.read_again.is_none_or(|again| from < again) && from < self.position {
-                self.read_again = Some(from);
+            if self.read_again.is_none_or(|again| from < again.from) && from < self.position {
+                self.read_again = Some(ReadAgain { from, to: from });
                 return false;
             }
         }
@@ -593,6 +612,26 @@ mod tests {
         assert_eq!(order.read_from(), at(5, 3));
         let line = [epoch(7, at(5, 3), &[at(5, 3)]), frame(7, 1, 2), frame(8, 1, 1), start];
         assert_eq!(read(&mut order, &line), ["epoch 7-0", "1..7-2", "epoch 9-0"]);
+    }
+
+    #[test]
+    fn a_part_of_the_line_that_takes_several_readings_is_read_to_its_end() {
+        let mut order = after(5, 3);
+        assert_eq!(offered(&mut order, &epoch(8, at(5, 3), &[at(5, 3)])), "epoch 8-0");
+        let start = epoch(9, at(7, 4), &[at(5, 3), at(7, 4)]);
+        let mut out = vec![];
+        assert!(!order.take_history(&start, &mut out));
+        assert_eq!(order.read_from(), at(5, 3));
+        let line = [epoch(7, at(5, 3), &[at(5, 3)]), frame(7, 1, 2)];
+        assert_eq!(read(&mut order, &line), ["epoch 7-0", "1..7-2"]);
+        assert_eq!(order.read_from(), at(7, 2));
+        assert_eq!(read(&mut order, &[frame(7, 3, 2)]), ["3..7-4"]);
+        // Also where it brings nothing new.
+        assert!(read(&mut order, &[epoch(8, at(5, 3), &[at(5, 3)])]).is_empty());
+        assert_eq!(order.read_from(), at(8, 0));
+        assert_eq!(read(&mut order, &[start]), ["epoch 9-0"]);
+        assert!(order.finish_history(&view(at(9, 0), &[]), &mut out));
+        assert_eq!(order.read_from(), at(9, 0));
     }
 
     #[test]

@@ -49,6 +49,9 @@ const DEPLOYMENT: &str = "protocol 2";
 /// A deployment may be replaced when its gateways have not called for so long.
 const ABANDONED_MS: u128 = 3900;
 
+/// Entries of history of one reading, at most.
+const ENTRIES: usize = 128;
+
 /// States of a master that a failover may go back to.
 const SNAPSHOTS: usize = 40;
 
@@ -1473,10 +1476,11 @@ impl World {
     }
 
     fn reading_with(&mut self, target: &Target, master: usize, after: Position) -> Reading {
-        let [entries, state] = history::reading(target, after);
+        let asked = self.more.few_entries.unwrap_or(ENTRIES);
+        let [entries, state] = history::reading(target, after, asked);
         let entries = self.execute(master, &arguments(&entries));
         let state = self.execute(master, &arguments(&state));
-        Reading::read(target, value(&entries), &value(&state)).expect("a reading")
+        Reading::read(target, asked, value(&entries), &value(&state)).expect("a reading")
     }
 
     /// Subscribes where the shard is now.

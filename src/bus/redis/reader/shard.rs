@@ -216,8 +216,8 @@ impl ShardReader {
     /// Takes what a reading brought, then the envelopes that waited for it.
     pub fn repaired(&mut self, reading: Reading, memory: &mut Memory, now: Instant) -> Found {
         let mut found = Found { forged: reading.forged(), ..Found::default() };
-        let mut read_again = reading.more;
-        let from = self.read_from();
+        let (more, from) = (reading.more, self.read_from());
+        let mut read_again = more;
         memory.report_view(&reading.view);
         self.order.begin_history(&reading.view, &reading.entries);
         for mut entry in reading.entries {
@@ -235,7 +235,8 @@ impl ShardReader {
         let pending = self.pending.take().unwrap_or_default();
         if read_again || pending.overflowed {
             self.pending = Some(Pending { overflowed: false, ..pending });
-            (found.read_history, found.pause) = (true, self.read_from() == from);
+            let is_new = !found.deliveries.is_empty() || more && self.read_from() != from;
+            (found.read_history, found.pause) = (true, !is_new);
             return found;
         }
         // An envelope that still does not follow is newer than the reading, or was never accepted:
