@@ -45,7 +45,7 @@
 --   order       append: the writer's frame before it is not here; nothing was done
 --   epoch       the caller's epoch is over, or its position is taken; nothing was done
 --   turn        append: another writer comes first; nothing was done
---   recovering  appends wait; nothing was appended
+--   recovering  appends and numbers wait; nothing was done
 --   wait        other gateways may hold what comes before; to be tried again
 -- or {"deployment", theirs}: the caller may not serve this shard; nothing was done
 --
@@ -534,6 +534,8 @@ if op == 'release' then
 end
 
 if op == 'number' then
+  -- Others may know of greater ones that this server has lost.
+  if run ~= identity then return answer('recovering') end
   -- Greater than every number before, also where the state with the last one was lost: epochs rise.
   local last = tonumber(redis.call('HMGET', KEYS[1], 'streams')[1]) or 0
   last = num(math.max(last, epoch) + ARGV[12])

@@ -51,8 +51,8 @@ pub const MISTAKES: &[(&str, Mistake)] = &[
     (
         "no pause",
         Script(
-            "if run ~= identity then return answer('recovering') end",
-            "if run ~= identity then run = identity end",
+            "if op == 'append' then\n  if run ~= identity then return answer('recovering') end",
+            "if op == 'append' then\n  if run ~= identity then run = identity end",
         ),
     ),
     ("no settling time", Script("return now - recovery.since >= SETTLE", "return true")),

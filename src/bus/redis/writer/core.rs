@@ -370,6 +370,10 @@ impl Core {
                 }
                 Shown::Answered
             }
+            (UnderWay::Number(streams), Status::Recovering) => {
+                self.number_again(streams);
+                Shown::Answered
+            }
             (UnderWay::Release, Status::Wait) => {
                 self.paused = Some(now + RECOVERY_PAUSE);
                 Shown::Answered
@@ -445,6 +449,7 @@ impl Core {
     fn number_streams(&mut self, memory: &Memory) -> Option<Box<Call>> {
         self.unnumbered.retain(|stream| !stream.is_closed());
         if self.unnumbered.is_empty()
+            || memory.is_recovering()
             || self.under_way.iter().any(|call| matches!(call, UnderWay::Number(_)))
         {
             return None;
@@ -933,12 +938,16 @@ mod tests {
         }
 
         fn answer(&mut self, epoch: u64, status: Status) {
+            self.answer_while(false, epoch, status);
+        }
+
+        fn answer_while(&mut self, recovering: bool, epoch: u64, status: Status) {
             let view = ShardView {
                 tip: Position::new(epoch, 50),
                 copies: Ranges::default(),
                 floor: Epoch(epoch - 1),
                 ends: vec![],
-                recovering: false,
+                recovering,
             };
             let answer = Ok(Answer::Shard(view, status));
             self.core.answered(self.now, answer, &mut self.memory);
@@ -976,6 +985,21 @@ mod tests {
 
     fn appended(first: u64) -> Status {
         Status::Done(Some(Appended { epoch: Epoch(9), first: Offset(first) }))
+    }
+
+    #[test]
+    fn a_stream_gets_its_number_when_the_shard_has_recovered() {
+        let mut writing = Writing::new();
+        let (number, mut numbered) = oneshot::channel();
+        writing.core.number(number);
+        assert!(matches!(writing.call().unwrap().op, Op::Number(1)));
+        writing.answer_while(true, 10, Status::Recovering);
+        assert!(matches!(writing.call().unwrap().op, Op::Release { .. }));
+        writing.answer(10, Status::Done(None));
+        assert!(matches!(writing.call().unwrap().op, Op::Number(1)));
+        assert!(numbered.try_recv().is_err());
+        writing.answer(10, Status::Numbered(77));
+        assert_eq!(numbered.try_recv(), Ok(77));
     }
 
     #[test]
