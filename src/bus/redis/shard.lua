@@ -6,7 +6,7 @@
 -- ARGV  1 op: append, again, release, probe, number
 --       2 channel        3 SPUBLISH or PUBLISH
 --       4 deployment: what all gateways of the shard must have in common
---       5 entropy: a random number below 4096
+--       5 entropy: a random number below 2 ^ 18 (earlier versions: 4096)
 --       6 reported: for each epoch the last position of which the caller knows that it existed, and
 --         those up to there that are copies or notes: "epoch:offset[:first-last[.first-last]..] .."
 --       7 max entries    8 max bytes    9 max age in ms: limits of history
@@ -297,6 +297,10 @@ end
 -- random low bits, since another server may open one at the same time.
 local function open_epoch(most, reported)
   local highest, highest_offset = top()
+  -- Where state and history are gone, the trim index may still name the last epoch.
+  local mark = redis.call('LINDEX', KEYS[3], -1) or ''
+  local marked = tonumber(string.match(mark, '(%d+)%-%d+$')) or 0
+  if marked < MAX_EPOCH then most = math.max(most, marked) end
   local past = {}
   if highest >= MAX_EPOCH then
     -- No entry of a gateway can be added after it: history is given up.

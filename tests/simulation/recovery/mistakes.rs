@@ -182,6 +182,14 @@ pub const MISTAKES: &[(&str, Mistake)] = &[
         Script("math.max(last, epoch) + ARGV[12]", "last + ARGV[12]"),
     ),
     (
+        "streams numbered while the shard recovers",
+        Script(
+            "-- Others may know of greater ones that this server has lost.\n  if run ~= identity",
+            "if false",
+        ),
+    ),
+    ("epochs below that of the trim index", Script("if marked < MAX_EPOCH then", "if false then")),
+    (
         "streams in the record that earlier versions read",
         Mistake::Mixed(&[
             ("= now .. ' ' .. ranges\n", "= now .. ' ' .. ranges .. ' ' .. streams[publisher]\n"),

@@ -996,7 +996,7 @@ impl World {
     fn join(&mut self) {
         let masters = self.live_masters();
         let master = masters[self.rng.below(masters.len())];
-        let entropy = u16::try_from(self.rng.below(4096)).expect("small");
+        let entropy = u32::try_from(self.rng.below(4096)).expect("small");
         let call = Call {
             seen: Position::UNKNOWN,
             placing: Placing::Anywhere,

@@ -67,6 +67,11 @@ const MAX_DOUBTS: usize = 16;
 /// Attempts of one frame after which it asks for its turn, if others take its place each time.
 const MAX_BEATEN: u32 = 2;
 
+/// The numbers of which one is drawn for an epoch: those of the next 64 ms. Two servers that open
+/// one behind the same epochs, at about the same time, hardly ever draw the same; and epochs that
+/// begin in quick succession hardly go ahead of the clock.
+const EPOCHS_AT_ONCE: u32 = 1 << 18;
+
 /// The wait while it is another writer's turn.
 const TURN_PAUSE: Duration = Duration::from_millis(5);
 
@@ -762,7 +767,7 @@ impl Core {
         seen: Position,
     ) -> Box<Call> {
         self.under_way.push_back(under_way);
-        let entropy = self.rng.random_range(0..4096);
+        let entropy = self.rng.random_range(0..EPOCHS_AT_ONCE);
         // The tags of a frame are made for one place.
         let placing = match op {
             Op::Append(_) | Op::Again(..) if self.auth.is_some() => Placing::Exact,
