@@ -798,10 +798,6 @@ impl World {
                 self.pass(Duration::from_secs(seconds as u64));
                 // Tokens and the shard's state forget epochs that ended so long ago.
                 self.forgets |= seconds >= 3600;
-                if seconds >= 8 * 86_400 {
-                    let events = self.events.names.keys().copied();
-                    self.events.old.extend(events);
-                }
                 self.absences = true;
                 note!(self, "{seconds} s pass");
                 self.count("ages");
