@@ -311,16 +311,22 @@ local function open_epoch(most, reported)
     -- The state was evicted or deleted: history may still have the end of the last epoch.
     redis.call('DEL', KEYS[3])
     epoch, offset = highest, highest_offset
-    local id = num(highest) .. '-0'
-    local start = redis.call('XRANGE', KEYS[2], id, id)[1]
-    local before, known = string.match(start and start[2][2] or '', '^(%S+) (.*)$')
-    known = known or '0'
     -- The records of writers are gone too: everything that is held is appended again, with them.
-    -- What history has is not lost, even if nobody holds it.
-    ends = string.match(known, '^%d+')
-    local here = num(epoch) .. ':' .. num(offset)
-    local earlier = string.gsub(before or '', '-', ':')
-    past = merge_reported(parse_reported(known), parse_reported(earlier .. ' ' .. here))
+    -- What history has is not lost, even if nobody holds it. The starts of its epochs say how far
+    -- those before went; the ends that an epoch begins with do not, if the state was lost then, too.
+    ends = nil
+    local e = num(epoch)
+    local existed = e .. ':' .. num(offset)
+    for _ = 1, MAX_ENDS do
+      local start = redis.call('XRANGE', KEYS[2], e .. '-0', e .. '-0')[1]
+      local before, last, known = string.match(start and start[2][2] or '', '^(%d+)-(%d+) (.*)$')
+      if not before then break end
+      ends = ends or string.match(known, '^%d+')
+      existed = existed .. ' ' .. known .. ' ' .. before .. ':' .. last
+      e = before
+    end
+    ends = ends or '0'
+    past = merge_reported(parse_reported(existed), {})
     redis.call('HSET', KEYS[1], 'past', reported_text(past))
   end
   if epoch >= MAX_EPOCH or offset >= MAX_EPOCH then epoch, offset = 0, 0 end

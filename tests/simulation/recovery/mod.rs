@@ -223,6 +223,7 @@ mod kept {
 
     kept! {
         history_that_was_gone_while_the_shard_recovered_is_read_when_it_comes_back 133_525,
+        what_history_had_is_told_after_the_state_was_evicted_again_and_again 218_465,
         a_log_that_changed_its_line_is_entered_at_no_older_place 172_704,
         a_later_stream_has_a_greater_number_after_a_flush 83_364,
         a_later_stream_has_a_greater_number_after_flushes_and_evictions 113_207,
