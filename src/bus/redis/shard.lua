@@ -313,10 +313,9 @@ local function open_epoch(most, reported)
     epoch, offset = highest, highest_offset
     -- The records of writers are gone too: everything that is held is appended again, with them.
     -- What history has is not lost, even if nobody holds it. The starts of its epochs say how far
-    -- those before went; the ends that an epoch begins with do not, if the state was lost then, too.
+    -- those before went: the ends in one of them do not, if the state had been lost before it, too.
+    local e, existed = num(epoch), num(epoch) .. ':' .. num(offset)
     ends = nil
-    local e = num(epoch)
-    local existed = e .. ':' .. num(offset)
     for _ = 1, MAX_ENDS do
       local start = redis.call('XRANGE', KEYS[2], e .. '-0', e .. '-0')[1]
       local before, last, known = string.match(start and start[2][2] or '', '^(%d+)-(%d+) (.*)$')

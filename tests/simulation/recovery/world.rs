@@ -1221,7 +1221,7 @@ impl World {
 
     fn found(&mut self, index: usize, found: Found) {
         let gateway = &mut self.gateways[index];
-        gateway.wants_history |= found.read_history;
+        gateway.wants_history |= found.read_history.is_some();
         for mut delivery in found.deliveries {
             if let Some(mistake) = self.mistake {
                 spoil_delivery(mistake, &mut delivery);

@@ -198,8 +198,7 @@ impl Reader {
         if found.recover {
             self.parts.recoveries[id.index()].notify_one();
         }
-        if found.read_history {
-            let delay = if found.pause { repair::PAUSE } else { Duration::ZERO };
+        if let Some(delay) = found.read_history {
             self.read_history(id, delay);
         }
     }

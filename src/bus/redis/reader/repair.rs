@@ -14,9 +14,6 @@ use crate::{
 /// The wait before a repair that failed is tried again.
 const REPAIR_RETRY: Duration = Duration::from_millis(200);
 
-/// The wait before history is read again that has nothing new: the shard recovers.
-pub(super) const PAUSE: Duration = Duration::from_millis(20);
-
 /// Throttles the log lines about readings that fail.
 static HISTORY: Throttle = Throttle::repeated();
 
