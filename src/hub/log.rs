@@ -195,6 +195,11 @@ impl Log {
         self.ring.read().line.is_covered(0, has_passed)
     }
 
+    /// True if all entries of the log lie on one line.
+    pub(super) fn is_one_line(&self) -> bool {
+        self.ring.read().line.is_one()
+    }
+
     /// True if everything after this place is in the log.
     pub(super) fn contains(&self, place: Position) -> bool {
         self.locate(place, |_| true).is_some()

@@ -46,9 +46,9 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// The reading that the answers of its two commands make. None if they have another form.
-    pub fn read(target: &Target, entries: Value, state: &Value) -> Option<Reading> {
-        let asked = entries_to_read(&target.names, READING_BYTES);
+    /// The reading of at most `asked` entries that the answers of its two commands make. None if
+    /// they have another form.
+    pub fn read(target: &Target, asked: usize, entries: Value, state: &Value) -> Option<Reading> {
         Reading::of(entries, state, &target.names, (asked, READING_BYTES))
     }
 
@@ -102,17 +102,22 @@ impl Page {
     pub fn take(&mut self, reading: Reading, memory: &mut Memory) -> Option<HistoryPage> {
         memory.report_view(&reading.view);
         self.order.begin_history(&reading.view, &reading.entries);
+        // What comes next is for another page, after the recovery.
+        let mut early = false;
         for mut entry in reading.entries {
             memory.report(&entry);
             if let Body::Frame(stamped) = &mut entry.body {
                 memory.name(stamped);
             }
-            self.order.take_history(&entry, &mut self.deliveries);
+            early = !self.order.take_history(&entry, &mut self.deliveries);
+            if early {
+                break;
+            }
             self.bytes += entry.size();
         }
-        if !reading.more {
-            self.order.finish_history(&reading.view, &mut self.deliveries);
-        } else if self.bytes < self.max_bytes {
+        if !early && !reading.more {
+            early = !self.order.finish_history(&reading.view, &mut self.deliveries);
+        } else if !early && self.bytes < self.max_bytes {
             return None;
         }
         let mut deliveries = std::mem::take(&mut self.deliveries);
@@ -129,7 +134,7 @@ impl Page {
             }));
         }
         let ends = reading.view.ends;
-        Some(HistoryPage { deliveries, next, at_end: !reading.more, ends })
+        Some(HistoryPage { deliveries, next, at_end: !reading.more && !early, ends })
     }
 }
 
@@ -233,13 +238,13 @@ fn queries(names: &ShardNames, after: Position, asked: usize) -> [Cmd; 2] {
     let mut entries = redis::cmd("XRANGE");
     entries.arg(&names.history).arg(start).arg("+").arg("COUNT").arg(asked);
     let mut state = redis::cmd("HMGET");
-    state.arg(&names.state).arg("epoch").arg("offset").arg("copies").arg("ends");
+    state.arg(&names.state).arg("epoch").arg("offset").arg("copies").arg("ends").arg("recovery");
     [entries, state]
 }
 
-/// The commands of a reading after a position, for simulations.
-pub fn reading(target: &Target, after: Position) -> [Cmd; 2] {
-    queries(&target.names, after, entries_to_read(&target.names, READING_BYTES))
+/// The commands of a reading of at most `asked` entries after a position, for simulations.
+pub fn reading(target: &Target, after: Position, asked: usize) -> [Cmd; 2] {
+    queries(&target.names, after, asked)
 }
 
 /// The entries that gateways wrote. An unknown writer can only add entries beyond the shard's end,
@@ -308,7 +313,8 @@ fn read_view(value: &Value) -> Option<ShardView> {
     };
     let tip = Position::new(text(0)?.parse().ok()?, text(1)?.parse().ok()?);
     // The first version kept neither.
-    parse_view(tip, text(2).unwrap_or_default(), text(3).unwrap_or("0"), false)
+    let recovering = text(4).is_some();
+    parse_view(tip, text(2).unwrap_or_default(), text(3).unwrap_or("0"), recovering)
 }
 
 #[cfg(test)]

@@ -33,6 +33,8 @@ pub struct Order {
     ends: BTreeMap<Epoch, Offset>,
     /// The shard has forgotten the epochs up to this one.
     floor: Epoch,
+    /// True while the shard recovers: `ends` may not say yet how far earlier epochs went.
+    recovering: bool,
     /// The names that the entries of the reading which is being taken bring as copies, or report
     /// as lost: what of them history no longer has at its own place is not missing.
     coming: Vec<Lost>,
@@ -43,8 +45,17 @@ pub struct Order {
     /// The order of a page of history for a stream, which may have a part of the next frame and has
     /// chosen where to begin.
     page: bool,
-    /// Where history was read again from, to find an epoch that was left out.
-    read_again: Option<Position>,
+    /// History is read again, to find an epoch that was left out.
+    read_again: Option<ReadAgain>,
+}
+
+/// A part of history that is read a second time, in one reading or several.
+#[derive(Clone, Copy, Debug)]
+struct ReadAgain {
+    /// The position after which it begins.
+    from: Position,
+    /// The last entry that was taken: the next reading goes on there.
+    to: Position,
 }
 
 /// Meaning of an envelope that arrived.
@@ -79,7 +90,7 @@ impl Order {
 
     /// The position after which history is to be read.
     pub fn read_from(&self) -> Position {
-        self.read_again.unwrap_or(self.position)
+        self.read_again.map_or(self.position, |again| again.to)
     }
 
     /// Takes an envelope from the channel.
@@ -110,6 +121,7 @@ impl Order {
     /// Begins to take a reading of history, of which these are the entries.
     pub fn begin_history(&mut self, view: &ShardView, entries: &[Envelope]) {
         self.learn(view.floor, &view.ends);
+        self.recovering = view.recovering;
         self.coming = entries.iter().filter_map(names_again).collect();
         let epoch = view.tip.epoch;
         let copies = view.copies.iter();
@@ -119,11 +131,24 @@ impl Order {
     }
 
     /// Takes the next entry of history. Positions between are lost. False: an epoch before it was
-    /// left out; history is to be read again, after [`Order::read_from`].
+    /// left out, or it cannot be said yet what is lost; history is to be read again, after
+    /// [`Order::read_from`].
     pub fn take_history(&mut self, envelope: &Envelope, out: &mut Vec<Delivery>) -> bool {
+        let taken = self.take_entry(envelope, out);
+        if let Some(again) = self.read_again.as_mut().filter(|_| taken) {
+            again.to = envelope.position;
+        }
+        taken
+    }
+
+    fn take_entry(&mut self, envelope: &Envelope, out: &mut Vec<Delivery>) -> bool {
         let at = envelope.position;
         if self.has(at) {
             return true;
+        }
+        let starts = matches!(envelope.body, Body::EpochStart { .. });
+        if !starts && self.is_early(at.epoch) {
+            return false;
         }
         match &envelope.body {
             Body::Frame(stamped) => {
@@ -162,17 +187,24 @@ impl Order {
             // The part of the line before it may lie before the position, on which the shard no
             // longer is. Further back each time; at last from the oldest entry.
             let below = match self.read_again {
-                Some(again) => self.walked.range(..again.epoch.min(previous.epoch)).next_back(),
+                Some(ReadAgain { from, .. }) => {
+                    self.walked.range(..from.epoch.min(previous.epoch)).next_back()
+                }
                 None => self.walked.range(..=previous.epoch).next_back(),
             };
             let from = below.map_or(Position::UNKNOWN, |(epoch, offset)| Position {
                 epoch: *epoch,
                 offset: *offset,
             });
-            if self.read_again.is_none_or(|again| from < again) && from < self.position {
-                self.read_again = Some(from);
+            if self.read_again.is_none_or(|again| from < again.from) && from < self.position {
+                self.read_again = Some(ReadAgain { from, to: from });
                 return false;
             }
+        }
+        // A page of a stream that comes from another line begins where the stream wants.
+        let elsewhere = self.page && previous.epoch < self.position.epoch;
+        if !(follows || elsewhere) && self.is_early(previous.epoch) {
+            return false;
         }
         // The view of the reading is newer: more may have been appended again since.
         self.floor = self.floor.max(floor);
@@ -180,8 +212,6 @@ impl Order {
             let end = self.ends.entry(known.epoch).or_default();
             *end = (*end).max(known.offset);
         }
-        // A page of a stream that comes from another line begins where the stream wants.
-        let elsewhere = self.page && previous.epoch < self.position.epoch;
         if !(follows || elsewhere) {
             let end = self.ends.entry(previous.epoch).or_default();
             *end = (*end).max(previous.offset);
@@ -191,13 +221,17 @@ impl Order {
         true
     }
 
-    /// Ends a reading of history: positions up to the end of the shard are lost.
-    pub fn finish_history(&mut self, view: &ShardView, out: &mut Vec<Delivery>) {
+    /// Ends a reading of history: positions up to the end of the shard are lost. False: it cannot
+    /// be said yet what is lost; history is to be read again.
+    pub fn finish_history(&mut self, view: &ShardView, out: &mut Vec<Delivery>) -> bool {
         self.read_again = None;
         // A shard that is behind is on another line: its next epoch is greater, and says how it
         // goes on.
         if view.tip > self.position && !self.has(view.tip) {
             self.learn(view.floor, &view.ends);
+            if self.is_early(view.tip.epoch) {
+                return false;
+            }
             let reason = if self.walked.contains_key(&view.tip.epoch) {
                 GapReason::HistoryExpired
             } else {
@@ -205,6 +239,14 @@ impl Order {
             };
             self.skip(view.tip, reason, out);
         }
+        true
+    }
+
+    /// True if history lacks what is before this epoch, and the shard recovers: until that is over
+    /// its state may not say what was there, nor do notes, and a server that still has it may serve
+    /// again.
+    fn is_early(&self, epoch: Epoch) -> bool {
+        self.recovering && !self.walked.contains_key(&epoch)
     }
 
     /// True if everything of its epoch up to the position was delivered.
@@ -570,6 +612,51 @@ mod tests {
         assert_eq!(order.read_from(), at(5, 3));
         let line = [epoch(7, at(5, 3), &[at(5, 3)]), frame(7, 1, 2), frame(8, 1, 1), start];
         assert_eq!(read(&mut order, &line), ["epoch 7-0", "1..7-2", "epoch 9-0"]);
+    }
+
+    #[test]
+    fn a_part_of_the_line_that_takes_several_readings_is_read_to_its_end() {
+        let mut order = after(5, 3);
+        assert_eq!(offered(&mut order, &epoch(8, at(5, 3), &[at(5, 3)])), "epoch 8-0");
+        let start = epoch(9, at(7, 4), &[at(5, 3), at(7, 4)]);
+        let mut out = vec![];
+        assert!(!order.take_history(&start, &mut out));
+        assert_eq!(order.read_from(), at(5, 3));
+        let line = [epoch(7, at(5, 3), &[at(5, 3)]), frame(7, 1, 2)];
+        assert_eq!(read(&mut order, &line), ["epoch 7-0", "1..7-2"]);
+        assert_eq!(order.read_from(), at(7, 2));
+        assert_eq!(read(&mut order, &[frame(7, 3, 2)]), ["3..7-4"]);
+        // Also where it brings nothing new.
+        assert!(read(&mut order, &[epoch(8, at(5, 3), &[at(5, 3)])]).is_empty());
+        assert_eq!(order.read_from(), at(8, 0));
+        assert_eq!(read(&mut order, &[start]), ["epoch 9-0"]);
+        assert!(order.finish_history(&view(at(9, 0), &[]), &mut out));
+        assert_eq!(order.read_from(), at(9, 0));
+    }
+
+    #[test]
+    fn what_is_before_an_epoch_that_recovers_is_not_passed_over_before_its_state_says_what_it_was()
+    {
+        // Redis lost the state, which does not say yet that epoch 5 went on to 5-9, and then its
+        // history, of which the next server may still have all.
+        let known = |recovering, last| ShardView { recovering, ..view(at(9, 1), &[at(5, last)]) };
+        for mut order in [after(5, 3), Order::page(at(5, 3))] {
+            let mut out = vec![];
+            for entries in [vec![], vec![copy(9, 1, 1, at(5, 1))]] {
+                order.begin_history(&known(true, 1), &entries);
+                assert!(entries.iter().all(|entry| !order.take_history(entry, &mut out)));
+                assert!(!order.finish_history(&known(true, 1), &mut out));
+                assert!(out.is_empty() && order.read_from() == at(5, 3));
+            }
+            let mut served = order.clone();
+            let history = [frame(5, 4, 6), epoch(9, at(5, 9), &[at(5, 1)])];
+            served.begin_history(&known(true, 1), &history);
+            assert_eq!(read(&mut served, &history), ["4..5-9", "epoch 9-0"]);
+            order.begin_history(&known(false, 9), &[]);
+            assert!(order.finish_history(&known(false, 9), &mut out));
+            let told: Vec<_> = out.iter().map(short).collect();
+            assert_eq!(told, ["lost 5:4-9 9:1-1 to 9-1"]);
+        }
     }
 
     #[test]

@@ -42,8 +42,8 @@ pub struct Call {
     pub placing: Placing,
     /// The positions that the caller reports.
     pub reported: String,
-    /// A random number, for an epoch that the call may open.
-    pub entropy: u16,
+    /// A random number below 2^18, for an epoch that the call may open.
+    pub entropy: u32,
     /// What is to be done.
     pub op: Op,
     /// The time limit for the answer.

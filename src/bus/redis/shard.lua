@@ -6,7 +6,7 @@
 -- ARGV  1 op: append, again, release, probe, number
 --       2 channel        3 SPUBLISH or PUBLISH
 --       4 deployment: what all gateways of the shard must have in common
---       5 entropy: a random number below 4096
+--       5 entropy: a random number below 2 ^ 18 (earlier versions: 4096)
 --       6 reported: for each epoch the last position of which the caller knows that it existed, and
 --         those up to there that are copies or notes: "epoch:offset[:first-last[.first-last]..] .."
 --       7 max entries    8 max bytes    9 max age in ms: limits of history
@@ -48,7 +48,7 @@
 --   order       append: the writer's frame before it is not here; nothing was done
 --   epoch       the caller's epoch is over, or its position is taken; nothing was done
 --   turn        append: another writer comes first; nothing was done
---   recovering  appends wait; nothing was appended
+--   recovering  appends and numbers wait; nothing was done
 --   wait        other gateways may hold what comes before; to be tried again
 -- or {"deployment", theirs}: the caller may not serve this shard; nothing was done
 --
@@ -317,6 +317,10 @@ end
 -- random low bits, since another server may open one at the same time.
 local function open_epoch(most, reported)
   local highest, highest_offset = top()
+  -- Where state and history are gone, the trim index may still name the last epoch.
+  local mark = redis.call('LINDEX', KEYS[3], -1) or ''
+  local marked = tonumber(string.match(mark, '(%d+)%-%d+$')) or 0
+  if marked < MAX_EPOCH then most = math.max(most, marked) end
   local past = {}
   if highest >= MAX_EPOCH then
     -- No entry of a gateway can be added after it: history is given up.
@@ -327,16 +331,21 @@ local function open_epoch(most, reported)
     -- The state was evicted or deleted: history may still have the end of the last epoch.
     redis.call('DEL', KEYS[3])
     epoch, offset = highest, highest_offset
-    local id = num(highest) .. '-0'
-    local start = redis.call('XRANGE', KEYS[2], id, id)[1]
-    local before, known = string.match(start and start[2][2] or '', '^(%S+) (.*)$')
-    known = known or '0'
     -- The records of writers are gone too: everything that is held is appended again, with them.
-    -- What history has is not lost, even if nobody holds it.
-    ends = string.match(known, '^%d+')
-    local here = num(epoch) .. ':' .. num(offset)
-    local earlier = string.gsub(before or '', '-', ':')
-    past = merge_reported(parse_reported(known), parse_reported(earlier .. ' ' .. here))
+    -- What history has is not lost, even if nobody holds it. The starts of its epochs say how far
+    -- those before went: the ends in one of them do not, if the state had been lost before it, too.
+    local e, existed = num(epoch), num(epoch) .. ':' .. num(offset)
+    ends = nil
+    for _ = 1, MAX_ENDS do
+      local start = redis.call('XRANGE', KEYS[2], e .. '-0', e .. '-0')[1]
+      local before, last, known = string.match(start and start[2][2] or '', '^(%d+)-(%d+) (.*)$')
+      if not before then break end
+      ends = ends or string.match(known, '^%d+')
+      existed = existed .. ' ' .. known .. ' ' .. before .. ':' .. last
+      e = before
+    end
+    ends = ends or '0'
+    past = merge_reported(parse_reported(existed), {})
     redis.call('HSET', KEYS[1], 'past', reported_text(past))
   end
   if epoch >= MAX_EPOCH or offset >= MAX_EPOCH then epoch, offset = 0, 0 end
@@ -586,6 +595,8 @@ if op == 'release' then
 end
 
 if op == 'number' then
+  -- Others may know of greater ones that this server has lost.
+  if run ~= identity then return answer('recovering') end
   -- Greater than every number before, also where the state with the last one was lost: epochs rise.
   local last = tonumber(redis.call('HMGET', KEYS[1], 'streams')[1]) or 0
   last = num(math.max(last, epoch) + ARGV[12])

@@ -188,6 +188,15 @@ impl Line {
         })
     }
 
+    /// True if each segment goes on behind a place of the one before it. Otherwise the log has
+    /// changed its line, and copies of what lies before its first entry may come behind others.
+    pub fn is_one(&self) -> bool {
+        let pairs = self.segments.iter().zip(self.segments.iter().skip(1));
+        pairs
+            .map(|(one, next)| (one, next.before()))
+            .all(|(one, place)| place.epoch == one.epoch && place.offset <= one.end)
+    }
+
     /// Where a stream continues that has had this.
     ///
     /// It goes on in the last epoch of the line through which it walked. Whoever walks through an

@@ -81,7 +81,7 @@ impl Calls {
         let deployment = if random.random_bool(0.01) { "another" } else { "ours" };
         let mut keys: Vec<String> =
             ["state", "history", "marks", "retained"].map(|name| format!("{TAG}:{name}")).into();
-        let entropy = random.random_range(0..4096).to_string();
+        let entropy = random.random_range(0..1 << 18).to_string();
         let channel = format!("{TAG}:channel");
         let mut argv = bytes(&[
             op,

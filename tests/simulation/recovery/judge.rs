@@ -141,7 +141,7 @@ impl Seen {
                 let in_doubt = events.doubts.get(&name).is_some_and(|doubts| !doubts.is_empty());
                 // Nor does a token say that a node had what came so long ago.
                 let excused = in_doubt || events.double.contains(event);
-                let excused = excused || events.old.contains(event);
+                let excused = excused || events.is_old(*event);
                 if seen.order.contains_key(event) && !excused {
                     return Err(format!(
                         "NoFalseGap: node {index} gets event {event}, and is told {name:?} as a gap"
@@ -236,7 +236,7 @@ impl Seen {
 /// `same` one, and held the event.
 fn may_repeat(world: &World, event: u64, same: bool) -> bool {
     let events = &world.events;
-    if events.expired.contains(&event) || events.old.contains(&event) && !same {
+    if events.expired.contains(&event) || events.is_old(event) && !same {
         return true;
     }
     let told = events.names[&event].iter().any(|name| events.declared.contains(name));

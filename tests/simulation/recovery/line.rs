@@ -116,10 +116,6 @@ pub struct Events {
     /// The greatest epoch that any line has forgotten by its age. Gateways that know that no longer
     /// say that such epochs existed, and nothing waits for what others still have of them.
     pub floor: u64,
-    /// Accepted so long ago that tokens no longer say that a node had them, or in an epoch that had
-    /// another one behind it for so long: a token takes it for ended, also if it goes on on the
-    /// other side of a split brain.
-    pub old: BTreeSet<u64>,
     /// All epochs that were opened on any line, with the time, in ms.
     pub opened: BTreeMap<u64, u128>,
     /// Accepted behind a later frame of the same writer.
@@ -279,13 +275,8 @@ impl Line {
         let provenance = frame.provenance.as_deref();
         let doubts: Vec<At> =
             provenance.map_or(vec![], |added| added.doubts.iter().copied().map(at).collect());
-        let mut later = events.opened.range(frame.epoch.0 + 1..);
-        let ended = later.next().is_some_and(|(_, opened)| *opened + TOKEN_MS < now);
         for (event, nth) in numbers(stamped).into_iter().zip(0..) {
             let name = at(frame.name_of(nth));
-            if ended {
-                events.old.insert(event);
-            }
             if events.split {
                 events.late.insert(event);
             }
@@ -323,6 +314,16 @@ impl Line {
 }
 
 impl Events {
+    /// True if tokens may no longer say that a node had the event: another epoch began behind its
+    /// own, on whatever line, and the last one so long after that.
+    pub fn is_old(&self, event: u64) -> bool {
+        let last = self.opened.values().max().copied().unwrap_or_default();
+        self.names[&event].iter().any(|(epoch, _)| {
+            let mut later = self.opened.range(epoch + 1..);
+            later.next().is_some_and(|(_, opened)| *opened + TOKEN_MS < last)
+        })
+    }
+
     /// The names of events that a gateway holds.
     pub fn held_by(&self, memory: &Memory) -> BTreeSet<At> {
         let names = self.truth.keys().copied();

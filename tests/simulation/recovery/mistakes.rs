@@ -51,8 +51,8 @@ pub const MISTAKES: &[(&str, Mistake)] = &[
     (
         "no pause",
         Script(
-            "if run ~= identity then return answer('recovering') end",
-            "if run ~= identity then run = identity end",
+            "if op == 'append' then\n  if run ~= identity then return answer('recovering') end",
+            "if op == 'append' then\n  if run ~= identity then run = identity end",
         ),
     ),
     ("no settling time", Script("return now - recovery.since >= SETTLE", "return true")),
@@ -182,6 +182,14 @@ pub const MISTAKES: &[(&str, Mistake)] = &[
         "streams numbered by the state alone",
         Script("math.max(last, epoch) + ARGV[12]", "last + ARGV[12]"),
     ),
+    (
+        "streams numbered while the shard recovers",
+        Script(
+            "-- Others may know of greater ones that this server has lost.\n  if run ~= identity",
+            "if false",
+        ),
+    ),
+    ("epochs below that of the trim index", Script("if marked < MAX_EPOCH then", "if false then")),
     (
         "streams in the record that earlier versions read",
         Mistake::Mixed(&[

@@ -44,6 +44,8 @@ pub struct More {
     pub refuses: bool,
     /// Some gateways have an earlier version.
     pub mixed: bool,
+    /// Readings of history have at most so few entries.
+    pub few_entries: Option<usize>,
 }
 
 impl More {
@@ -71,6 +73,7 @@ impl More {
         more.bursts = draw.percent(50);
         more.refuses = draw.percent(30);
         more.mixed = draw.percent(20);
+        more.few_entries = draw.percent(20).then(|| 2 + draw.below(4));
         more
     }
 

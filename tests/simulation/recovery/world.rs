@@ -49,6 +49,9 @@ const DEPLOYMENT: &str = "protocol 2";
 /// A deployment may be replaced when its gateways have not called for so long.
 const ABANDONED_MS: u128 = 3900;
 
+/// Entries of history of one reading, at most.
+const ENTRIES: usize = 128;
+
 /// States of a master that a failover may go back to.
 const SNAPSHOTS: usize = 40;
 
@@ -819,10 +822,6 @@ impl World {
                 self.pass(Duration::from_secs(seconds as u64));
                 // Tokens and the shard's state forget epochs that ended so long ago.
                 self.forgets |= seconds >= 3600;
-                if seconds >= 8 * 86_400 {
-                    let events = self.events.names.keys().copied();
-                    self.events.old.extend(events);
-                }
                 self.absences = true;
                 note!(self, "{seconds} s pass");
                 self.count("ages");
@@ -1018,7 +1017,7 @@ impl World {
     fn join(&mut self) {
         let masters = self.live_masters();
         let master = masters[self.rng.below(masters.len())];
-        let entropy = u16::try_from(self.rng.below(4096)).expect("small");
+        let entropy = u32::try_from(self.rng.below(4096)).expect("small");
         let call = Call {
             seen: Position::UNKNOWN,
             placing: Placing::Anywhere,
@@ -1250,7 +1249,7 @@ impl World {
 
     fn found(&mut self, index: usize, found: Found) {
         let gateway = &mut self.gateways[index];
-        gateway.wants_history |= found.read_history;
+        gateway.wants_history |= found.read_history.is_some();
         for mut delivery in found.deliveries {
             if let Some(mistake) = self.mistake {
                 spoil_delivery(mistake, &mut delivery);
@@ -1501,10 +1500,11 @@ impl World {
     }
 
     fn reading_with(&mut self, target: &Target, master: usize, after: Position) -> Reading {
-        let [entries, state] = history::reading(target, after);
+        let asked = self.more.few_entries.unwrap_or(ENTRIES);
+        let [entries, state] = history::reading(target, after, asked);
         let entries = self.execute(master, &arguments(&entries));
         let state = self.execute(master, &arguments(&state));
-        Reading::read(target, value(&entries), &value(&state)).expect("a reading")
+        Reading::read(target, asked, value(&entries), &value(&state)).expect("a reading")
     }
 
     /// Subscribes where the shard is now.

@@ -198,8 +198,8 @@ impl Reader {
         if found.recover {
             self.parts.recoveries[id.index()].notify_one();
         }
-        if found.read_history {
-            self.read_history(id, Duration::ZERO);
+        if let Some(delay) = found.read_history {
+            self.read_history(id, delay);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::bus::{
@@ -20,6 +20,9 @@ use crate::bus::{
 /// that are dropped, and read from history.
 const MAX_PENDING: usize = 4096;
 const MAX_PENDING_BYTES: usize = 8 * 1024 * 1024;
+
+/// The wait before history is read again that has nothing new yet: the shard recovers.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// The number of writers whose last probe is remembered.
 const MAX_WRITERS: usize = 1024;
@@ -49,8 +52,8 @@ pub struct ShardReader {
 pub struct Found {
     /// What is to be delivered, in this order.
     pub deliveries: Vec<Delivery>,
-    /// History is to be read, after [`ShardReader::read_from`].
-    pub read_history: bool,
+    /// History is to be read, after [`ShardReader::read_from`], when this time is over.
+    pub read_history: Option<Duration>,
     /// Streams of publishers whose events were received.
     pub streams: Vec<(PublisherId, StreamNumber)>,
     /// What arrived on the channel.
@@ -129,6 +132,11 @@ impl ShardReader {
         begins
     }
 
+    /// Begins a repair with a reading that is made at once.
+    fn read_at_once(&mut self) -> Option<Duration> {
+        self.repair().then_some(Duration::ZERO)
+    }
+
     /// Takes an envelope from the channel.
     pub fn arrived(&mut self, mut envelope: Envelope, memory: &mut Memory, now: Instant) -> Found {
         let received = Received::of(&envelope, self.tagged);
@@ -182,7 +190,7 @@ impl ShardReader {
                 match &mut self.pending {
                     Some(pending) => pending.overflowed = true,
                     None if self.started && !self.order.has(envelope.position) => {
-                        found.read_history = self.repair();
+                        found.read_history = self.read_at_once();
                     }
                     None => {}
                 }
@@ -208,14 +216,15 @@ impl ShardReader {
             Step::Next(delivery) => found.deliveries.push(delivery),
             Step::Nothing => {}
             // History has the envelope too; if not, it was never accepted.
-            Step::Hole => found.read_history |= self.repair(),
+            Step::Hole => found.read_history = found.read_history.or(self.read_at_once()),
         }
     }
 
     /// Takes what a reading brought, then the envelopes that waited for it.
     pub fn repaired(&mut self, reading: Reading, memory: &mut Memory, now: Instant) -> Found {
         let mut found = Found { forged: reading.forged(), ..Found::default() };
-        let mut read_again = reading.more;
+        let (more, from) = (reading.more, self.read_from());
+        let mut read_again = more;
         memory.report_view(&reading.view);
         self.order.begin_history(&reading.view, &reading.entries);
         for mut entry in reading.entries {
@@ -228,12 +237,13 @@ impl ShardReader {
             }
         }
         if !read_again {
-            self.order.finish_history(&reading.view, &mut found.deliveries);
+            read_again = !self.order.finish_history(&reading.view, &mut found.deliveries);
         }
         let pending = self.pending.take().unwrap_or_default();
         if read_again || pending.overflowed {
             self.pending = Some(Pending { overflowed: false, ..pending });
-            found.read_history = true;
+            let is_new = !found.deliveries.is_empty() || more && self.read_from() != from;
+            found.read_history = Some(if is_new { Duration::ZERO } else { PAUSE });
             return found;
         }
         // An envelope that still does not follow is newer than the reading, or was never accepted:

@@ -72,6 +72,11 @@ const MAX_DOUBTS: usize = 16;
 /// Attempts of one frame after which it asks for its turn, if others take its place each time.
 const MAX_BEATEN: u32 = 2;
 
+/// The numbers of which one is drawn for an epoch: those of the next 64 ms. Two servers that open
+/// one behind the same epochs, at about the same time, hardly ever draw the same; and epochs that
+/// begin in quick succession hardly go ahead of the clock.
+const EPOCHS_AT_ONCE: u32 = 1 << 18;
+
 /// The wait while it is another writer's turn.
 const TURN_PAUSE: Duration = Duration::from_millis(5);
 
@@ -384,6 +389,10 @@ impl Core {
                 }
                 Shown::Answered
             }
+            (UnderWay::Number(streams), Status::Recovering) => {
+                self.number_again(streams);
+                Shown::Answered
+            }
             (UnderWay::Release, Status::Wait) => {
                 self.paused = Some(now + RECOVERY_PAUSE);
                 Shown::Answered
@@ -459,6 +468,7 @@ impl Core {
     fn number_streams(&mut self, memory: &Memory) -> Option<Box<Call>> {
         self.unnumbered.retain(|stream| !stream.is_closed());
         if self.unnumbered.is_empty()
+            || memory.is_recovering()
             || self.under_way.iter().any(|call| matches!(call, UnderWay::Number(_)))
         {
             return None;
@@ -781,7 +791,7 @@ impl Core {
         seen: Position,
     ) -> Box<Call> {
         self.under_way.push_back(under_way);
-        let entropy = self.rng.random_range(0..4096);
+        let entropy = self.rng.random_range(0..EPOCHS_AT_ONCE);
         // The tags of a frame are made for one place.
         let placing = match op {
             Op::Append(_) | Op::Again(..) if self.auth.is_some() => Placing::Exact,
@@ -957,12 +967,16 @@ mod tests {
         }
 
         fn answer(&mut self, epoch: u64, status: Status) {
+            self.answer_while(false, epoch, status);
+        }
+
+        fn answer_while(&mut self, recovering: bool, epoch: u64, status: Status) {
             let view = ShardView {
                 tip: Position::new(epoch, 50),
                 copies: Ranges::default(),
                 floor: Epoch(epoch - 1),
                 ends: vec![],
-                recovering: false,
+                recovering,
             };
             let answer = Ok(Answer::Shard(view, status));
             self.core.answered(self.now, answer, &mut self.memory);
@@ -1000,6 +1014,21 @@ mod tests {
 
     fn appended(first: u64) -> Status {
         Status::Done(Some(Appended { epoch: Epoch(9), first: Offset(first) }))
+    }
+
+    #[test]
+    fn a_stream_gets_its_number_when_the_shard_has_recovered() {
+        let mut writing = Writing::new();
+        let (number, mut numbered) = oneshot::channel();
+        writing.core.number(number);
+        assert!(matches!(writing.call().unwrap().op, Op::Number(1)));
+        writing.answer_while(true, 10, Status::Recovering);
+        assert!(matches!(writing.call().unwrap().op, Op::Release { .. }));
+        writing.answer(10, Status::Done(None));
+        assert!(matches!(writing.call().unwrap().op, Op::Number(1)));
+        assert!(numbered.try_recv().is_err());
+        writing.answer(10, Status::Numbered(77));
+        assert_eq!(numbered.try_recv(), Ok(77));
     }
 
     #[test]
