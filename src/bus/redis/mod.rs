@@ -227,6 +227,7 @@ impl RedisBus {
         reader.spawn(moves::follow(topology.clone(), stop_reader.clone()));
 
         let agreement = Arc::new(Agreement::new());
+        let started = Instant::now();
         let mut queues = Vec::with_capacity(names.len());
         for (index, names) in names.iter().enumerate() {
             let (queue, jobs) = mpsc::channel(writer::QUEUE);
@@ -235,6 +236,7 @@ impl RedisBus {
                 shard: ShardId::at_index(index),
                 id: own,
                 limits: settings.call_limits(),
+                started,
                 target: Target {
                     names: names.clone(),
                     settings: settings.clone(),

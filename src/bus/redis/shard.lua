@@ -88,6 +88,37 @@ local writer = frames and 'w:' .. ARGV[12] or op == 'probe' and 'probe' or 'run'
 
 local function num(n) return string.format('%d', n) end
 
+local state = redis.call('HMGET', KEYS[1], 'epoch', 'offset', 'run', 'deployment', 'copies', 'ends',
+  'bytes', 'mark_bytes', writer)
+local epoch, offset, run = tonumber(state[1]), tonumber(state[2]), state[3]
+local known, seen = tonumber(ARGV[10]), tonumber(ARGV[11])
+local exact = not seen
+if exact then seen = tonumber(string.sub(ARGV[11], 2)) end
+
+local function clock()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- Of a probe: the record of the last one that was published, "ms position writer number", or of
+-- what was found to be published after it, "ms position".
+local now, probe
+if op == 'probe' then
+  now, probe = clock(), {string.match(state[9] or '', '^(%d+) (%S+) ?(%S*) ?(%d*)$')}
+  local age, least = now - (tonumber(probe[1]) or 0), tonumber(ARGV[15])
+  local is_enough = math.abs(age) < (least or QUIET) and not (least and probe[3] == '')
+  local is_last = epoch and probe[2] == num(epoch) .. '-' .. num(offset)
+  local is_behind = epoch and (known > epoch or known == epoch and seen > offset)
+  if is_enough and is_last and not is_behind and run ~= '' and state[4] == deployment then
+    -- Nothing is to be published, in most calls of many gateways: they cost next to nothing. One
+    -- call in a second goes on, and looks at the server's identity.
+    redis.call('HSET', KEYS[1], 'g:' .. ARGV[13], num(now))
+    local copies, ends = state[5] or '', state[6] or '0'
+    return {'probed', num(epoch), num(offset), copies, ends, '0', probe[3],
+      probe[4] ~= '' and probe[4] or '0', num(math.abs(age))}
+  end
+end
+
 local info = redis.call('INFO', 'replication')
 if string.find(info, 'role:slave', 1, true) then
   return redis.error_reply('READONLY this server is a replica')
@@ -95,16 +126,8 @@ end
 local identity = string.match(info, 'master_replid:(%w+)')
 if not identity then return redis.error_reply('ERR INFO replication has no master_replid') end
 
-local state = redis.call('HMGET', KEYS[1], 'epoch', 'offset', 'run', 'deployment', 'copies', 'ends',
-  'bytes', 'mark_bytes', writer)
-local epoch, offset, run = tonumber(state[1]), tonumber(state[2]), state[3]
 local copies, ends = state[5] or '', state[6] or '0'
 local bytes, indexed_bytes = tonumber(state[7]) or 0, tonumber(state[8]) or 0
-
-local function clock()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
 
 if state[4] and state[4] ~= deployment then
   -- Gateways call every second: those that agreed on the other one may all have ended.
@@ -113,33 +136,16 @@ if state[4] and state[4] ~= deployment then
   run = false
 end
 
-local known, seen = tonumber(ARGV[10]), tonumber(ARGV[11])
-local exact = not seen
-if exact then seen = tonumber(string.sub(ARGV[11], 2)) end
-
 local function answer(status, ...)
   local recovering = run == identity and '0' or '1'
   return {status, num(epoch), num(offset), copies, ends, recovering, ...}
-end
-
--- Probes: the record of the last one that was published, "ms position writer number", or of what
--- was found to be published after it, "ms position". One call in many has something to publish.
-local now, here, probe, hushed
-if op == 'probe' then
-  now, probe = clock(), {string.match(state[9] or '', '^(%d+) (%S+) ?(%S*) ?(%d*)$')}
-  here = epoch and num(epoch) .. '-' .. num(offset)
-  local age, least = math.abs(now - (tonumber(probe[1]) or 0)), tonumber(ARGV[15])
-  hushed = run == identity and probe[2] == here and known <= epoch
-    and (known < epoch or seen <= offset) and age < (least or QUIET)
-    and not (least and probe[3] == '')
 end
 
 -- A right that is missing in the middle would leave the work half done, so the rights are looked at
 -- before anything is written: those of a frame alone as a rule, and all where more may be needed.
 -- Redis before 7.0 cannot do that; there the gateway alone tries them, when it starts.
 if redis.acl_check_cmd then
-  local commands = {{'HSET', KEYS[1], 'f', ''}}
-  if not hushed then commands[2] = {publish, channel, ''} end
+  local commands = {{'HSET', KEYS[1], 'f', ''}, {publish, channel, ''}}
   if frames then
     commands[3], commands[4] = {'XADD', KEYS[2], '1-1', 'f', ''}, {'HSET', KEYS[4], 'f', ''}
     if KEYS[5] then
@@ -147,7 +153,7 @@ if redis.acl_check_cmd then
     end
   end
   local begins = run ~= identity and run ~= ''
-  if not frames and not hushed or not state[9] or begins then
+  if not frames or not state[9] or begins then
     for _, more in ipairs({
       {'HDEL', KEYS[1], 'f'}, {'HGETALL', KEYS[1]}, {'XADD', KEYS[2], '1-1', 'f', ''},
       {'XRANGE', KEYS[2], '-', '+'}, {'XINFO', 'STREAM', KEYS[2]}, {'DEL', KEYS[2], KEYS[3]},
@@ -548,23 +554,20 @@ end
 
 if op == 'probe' then
   redis.call('HSET', KEYS[1], 'g:' .. ARGV[13], num(now))
-  if not hushed then
-    -- Probes come every second: they keep history within its age.
-    local marks = redis.call('HMGET', KEYS[1], 'mark_at', 'swept')
-    if now - (tonumber(marks[1]) or 0) >= 1000 then trim(now) end
-    local seconds = math.floor(now / 1000)
-    -- After a clock that went back, too.
-    if math.abs(seconds - (tonumber(marks[2]) or 0)) >= SWEEP then sweep(seconds) end
-    here = num(epoch) .. '-' .. num(offset)
-    if ARGV[15] ~= '' or probe[2] == here then
-      probe = {num(now), here, ARGV[13], ARGV[14]}
-      redis.call(publish, channel, 'P2 ' .. here .. ' ' .. copies .. '|' .. ends .. '|' .. ARGV[12])
-    else
-      probe = {num(now), here, '', '0'}
-    end
-    redis.call('HSET', KEYS[1], 'probe', table.concat(probe, ' '))
+  -- Probes come every second: they keep history within its age.
+  local marks = redis.call('HMGET', KEYS[1], 'mark_at', 'swept')
+  if now - (tonumber(marks[1]) or 0) >= 1000 then trim(now) end
+  local seconds = math.floor(now / 1000)
+  -- After a clock that went back, too.
+  if math.abs(seconds - (tonumber(marks[2]) or 0)) >= SWEEP then sweep(seconds) end
+  local here = num(epoch) .. '-' .. num(offset)
+  local who, number = '', '0'
+  if ARGV[15] ~= '' or probe[2] == here then
+    who, number = ARGV[13], ARGV[14]
+    redis.call(publish, channel, 'P2 ' .. here .. ' ' .. copies .. '|' .. ends .. '|' .. ARGV[12])
   end
-  return answer('probed', probe[3], probe[4], num(math.abs(now - probe[1])))
+  redis.call('HSET', KEYS[1], 'probe', table.concat({num(now), here, who, number}, ' '))
+  return answer('probed', who, number, '0')
 end
 
 if op == 'release' then

@@ -121,6 +121,9 @@ pub struct Core {
     /// The number of the last frame.
     sequence: u64,
     probes: u64,
+    /// Probes are made at whole intervals from then on: those of all shards at one time, so that
+    /// they share what the network costs.
+    started: Instant,
     next_probe: Instant,
     /// True until a probe of this gateway is published, although others may be enough.
     needs_probe: bool,
@@ -188,6 +191,7 @@ impl Core {
             frames: VecDeque::new(),
             sequence: 0,
             probes: 0,
+            started: now,
             next_probe: now,
             needs_probe: false,
             wait: limits.retry_wait.0,
@@ -374,7 +378,7 @@ impl Core {
             (UnderWay::Again(offer), status) => self.again_answered(now, &offer, status, memory),
             (UnderWay::Probe, Status::Probed(published)) => {
                 self.needs_probe &= published.probe != Some((self.id, self.probes));
-                self.next_probe = now + PROBE_INTERVAL;
+                self.next_probe = self.probe_after(now);
                 if self.needs_probe {
                     let wait = PROBE_SHARED.mul_f64(self.rng.random_range(0.5..=1.5));
                     self.next_probe = now + wait;
@@ -751,6 +755,15 @@ impl Core {
             _ => {}
         }
         Shown::Answered
+    }
+
+    /// When the next probe is made after one that was answered now: after half an interval at
+    /// least.
+    fn probe_after(&self, now: Instant) -> Instant {
+        let since = now.saturating_duration_since(self.started) + PROBE_INTERVAL / 2;
+        let passed = since.as_millis() / PROBE_INTERVAL.as_millis();
+        let next = u32::try_from(passed + 1).unwrap_or(u32::MAX);
+        self.started + PROBE_INTERVAL * next
     }
 
     fn probe(&mut self, now: Instant, memory: &Memory) -> Step {

@@ -61,6 +61,8 @@ pub(super) struct WriterParts {
     pub shard: ShardId,
     pub id: WriterId,
     pub limits: CallLimits,
+    /// When the writers of all shards began.
+    pub started: Instant,
     pub target: Target,
     pub topology: Arc<Topology>,
     pub queue: mpsc::Receiver<Work>,
@@ -91,7 +93,7 @@ impl Writer {
     pub(super) fn new(parts: WriterParts) -> Writer {
         let auth = parts.target.names.auth.clone();
         let core =
-            Core::new(parts.shard, parts.id, parts.limits, auth, rand::random(), Instant::now());
+            Core::new(parts.shard, parts.id, parts.limits, auth, rand::random(), parts.started);
         let caller = Caller {
             shard: parts.shard,
             target: parts.target.clone(),

@@ -1,0 +1,223 @@
+#![forbid(unsafe_code)]
+//! What gateways cost one another: many of them on one Redis, and what it pays.
+//!
+//!     cargo bench --bench size                               10 to 1,000 gateways of 16 shards
+//!     cargo bench --bench size -- --gateways 10,40           a part
+//!
+//! The gateways are simulated: each is what a gateway has of the bus (its writers, its reader and
+//! its connections), all in this process, and speaks the real protocol to a real Redis. Two things
+//! are measured for each number of gateways: what Redis pays while nothing is published, and what a
+//! frame of one event costs it, beside a plain `PUBLISH` of as many bytes to as many subscribers.
+//! `docs/scaling.md` has the results.
+
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use clap::Parser;
+use futures_util::{StreamExt, stream};
+use serde_json::json;
+use trunkline::{
+    bus::{Batch, Delivery, Health, Registry, ShardId, SharedBus, Sink, Starting},
+    config::{Config, Sources},
+};
+
+use self::support::{RedisOptions, RedisServer, shared};
+
+/// Measures what gateways cost Redis.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Numbers of gateways.
+    #[arg(long, value_delimiter = ',', default_value = "10,40,100,300,1000")]
+    gateways: Vec<usize>,
+    /// Shards of the deployment.
+    #[arg(long, default_value_t = 16)]
+    shards: u16,
+    /// Seconds for which each figure is measured.
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// Frames of one event that are published in each second.
+    #[arg(long, default_value_t = 100)]
+    frames: u32,
+    /// Passed by cargo to every benchmark.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// Counts the frames that its gateway receives.
+#[derive(Default)]
+struct Count(AtomicU64);
+
+impl Sink for Count {
+    fn deliver(&self, _: ShardId, delivery: Delivery) {
+        if let Delivery::Frame(_) = delivery {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What Redis had used and done at one time.
+#[derive(Clone, Copy)]
+struct Used {
+    at: Instant,
+    cpu: f64,
+    sent: f64,
+    calls: u64,
+    /// Microseconds in scripts.
+    scripts: f64,
+    published: u64,
+}
+
+impl Used {
+    async fn now(redis: &RedisServer) -> Used {
+        let number = async |section, field| -> f64 {
+            let text = redis.info(section, field).await.expect("a field of INFO");
+            text.parse().expect("a number")
+        };
+        let cpu = number("cpu", "used_cpu_user").await + number("cpu", "used_cpu_sys").await;
+        let sent = number("stats", "total_net_output_bytes").await;
+        let (calls, published) = (redis.calls("evalsha").await, redis.calls("publish").await);
+        let stats = redis.info("commandstats", "cmdstat_evalsha").await.expect("the scripts' time");
+        let scripts = stats.split(',').find_map(|part| part.strip_prefix("usec="));
+        let scripts = scripts.and_then(|usec| usec.parse().ok()).expect("a number");
+        Used { at: Instant::now(), cpu, sent, calls, scripts, published }
+    }
+
+    /// Of one core, in percent; in one second: KB sent, calls of scripts, messages published; and
+    /// microseconds for each call.
+    fn since(&self, before: &Used) -> [f64; 5] {
+        let seconds = self.at.duration_since(before.at).as_secs_f64();
+        let rate = |now: u64, before: u64| (now - before) as f64 / seconds;
+        [
+            (self.cpu - before.cpu) / seconds * 100.0,
+            (self.sent - before.sent) / seconds / 1024.0,
+            rate(self.calls, before.calls),
+            rate(self.published, before.published),
+            (self.scripts - before.scripts) / (self.calls - before.calls) as f64,
+        ]
+    }
+}
+
+fn config(redis: &RedisServer, options: &Options) -> Config {
+    let content = json!({
+        "coordinator": {"@type": "Redis", "url": redis.url()},
+        "prefix": shared::prefix(),
+        "shards": options.shards,
+    });
+    let folder = support::folder::new();
+    let file = folder.path().join("trunkline.json");
+    std::fs::write(&file, content.to_string()).expect("a file");
+    Config::load(&Sources { file: Some(file), ..Sources::default() }).expect("a configuration")
+}
+
+async fn gateway(config: &Config) -> (SharedBus, Arc<Count>) {
+    let sink = Arc::<Count>::default();
+    let starting = Starting {
+        config,
+        waiting: Box::new(|_| {}),
+        sink: Box::new({
+            let sink = sink.clone();
+            move |_| sink
+        }),
+    };
+    let registry = Registry::default();
+    let factory = registry.get(config.bus.type_name()).expect("a registered bus");
+    (factory.start(starting).await.expect("a bus that starts"), sink)
+}
+
+async fn measure(options: &Options, count: usize) {
+    let redis = RedisServer::start(RedisOptions {
+        args: vec!["--maxclients".into(), "20000".into()],
+        ..RedisOptions::default()
+    })
+    .await;
+    let config = config(&redis, options);
+    let started = Instant::now();
+    let starting = stream::iter(0..count).map(|_| gateway(&config)).buffer_unordered(32);
+    let gateways: Vec<_> = starting.collect().await;
+    for (bus, _) in &gateways {
+        let mut health = bus.health();
+        health.wait_for(|health| *health == Health::Ready).await.expect("a bus that runs");
+    }
+    let ready = started.elapsed();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+
+    let seconds = Duration::from_secs(options.seconds);
+    let before = Used::now(&redis).await;
+    tokio::time::sleep(seconds).await;
+    let [idle, sent, calls, published, usec] = Used::now(&redis).await.since(&before);
+
+    // One gateway publishes, to all shards in turn.
+    let before = Used::now(&redis).await;
+    let mut tick = tokio::time::interval(Duration::from_secs(1) / options.frames);
+    let frames = options.frames * u32::try_from(options.seconds).expect("few seconds");
+    let mut waits = Duration::ZERO;
+    for nth in 0..frames {
+        tick.tick().await;
+        let shard = ShardId(u16::try_from(nth % u32::from(options.shards)).expect("a shard"));
+        let asked = Instant::now();
+        let batch = Batch {
+            events: vec![Bytes::from_static(&[b'x'; 100])],
+            request_id: None,
+            runs: vec![],
+            retain: vec![],
+            trace: None,
+        };
+        gateways[0].0.append(shard, batch).await.expect("an event that is accepted");
+        waits += asked.elapsed();
+    }
+    let [busy, ..] = Used::now(&redis).await.since(&before);
+
+    let before = Used::now(&redis).await;
+    let mut tick = tokio::time::interval(Duration::from_secs(1) / options.frames);
+    let names = channels(&redis).await;
+    for nth in 0..frames as usize {
+        tick.tick().await;
+        let message = "x".repeat(180);
+        let _: u64 = redis
+            .command(&["PUBLISH", &names[nth % names.len()], &message])
+            .await
+            .expect("a number");
+    }
+    let [plain, ..] = Used::now(&redis).await.since(&before);
+
+    let received: u64 = gateways.iter().map(|(_, sink)| sink.0.load(Ordering::Relaxed)).sum();
+    let each = |percent: f64| (percent - idle) * 10_000.0 / f64::from(options.frames);
+    let connections = redis.clients().await.len();
+    println!(
+        "| {count} | {:.1} | {idle:.1} | {calls:.0} | {usec:.1} | {published:.1} | {sent:.0} | {:.0} | {:.0} | {:.1} | {connections} | {} |",
+        ready.as_secs_f64(),
+        each(busy),
+        each(plain),
+        waits.as_secs_f64() * 1000.0 / f64::from(frames),
+        received / count as u64,
+    );
+    for (bus, _) in &gateways {
+        bus.close().await;
+    }
+}
+
+async fn channels(redis: &RedisServer) -> Vec<String> {
+    redis.command(&["PUBSUB", "CHANNELS"]).await.expect("the channels")
+}
+
+fn main() {
+    let options = Options::parse();
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    println!(
+        "| gateways | all ready after, s | Redis CPU idle, % of a core | script calls/s | us in a call | messages/s | sent, KB/s \
+         | a frame of one event, us of Redis | plain PUBLISH, us of Redis | accepted after, ms | connections | frames received each |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
+    for count in &options.gateways {
+        runtime.block_on(measure(&options, *count));
+    }
+}
