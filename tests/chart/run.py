@@ -212,6 +212,10 @@ def check_objects(chart: Chart, name: str) -> None:
     if "HorizontalPodAutoscaler" in kinds:
         # It would be put back by each upgrade.
         assert "replicas" not in kinds["Deployment"]["spec"]
+        pods = kinds["HorizontalPodAutoscaler"]["spec"]["metrics"][0]["pods"]
+        assert pods["target"] == {"type": "AverageValue", "averageValue": "8000"}
+        metrics = (ROOT / "docs/operations.md").read_text()
+        assert f"| `{pods['metric']['name']}` | gauge |" in metrics
 
     # Nobody is let through without being named, but to Redis where it may be anywhere.
     policy = kinds["NetworkPolicy"]["spec"]
