@@ -43,6 +43,10 @@ bench *args:
 fuzz *args:
     fuzz/run "$@"
 
+# build what a release consists of: docs/upgrading.md
+release *args:
+    scripts/release "$@"
+
 # run everything that CI runs
 ci:
     .ci/run

