@@ -131,6 +131,14 @@ impl Lifecycle {
         self.drain.borrow().is_some()
     }
 
+    /// The health of the bus, and its changes; without any before the bus has started.
+    pub fn health(&self) -> watch::Receiver<Health> {
+        match self.hub.get() {
+            Some(hub) => hub.bus().health(),
+            None => watch::channel(Health::NotReady("the bus has not started".into())).1,
+        }
+    }
+
     /// The delay before a reconnect that nodes are asked for.
     pub fn reconnect_delay(&self) -> Duration {
         self.reconnect_delay
@@ -154,8 +162,7 @@ impl Lifecycle {
         }
         match self.hub.get() {
             Some(hub)
-                if *hub.bus().health().borrow() == Health::Ready
-                    && self.missing_values().is_none() =>
+                if hub.bus().health().borrow().serves() && self.missing_values().is_none() =>
             {
                 GatewayState::Serving
             }
@@ -173,7 +180,15 @@ impl Lifecycle {
         }
         match &*hub.bus().health().borrow() {
             Health::NotReady(why) => Some(why.clone()),
-            Health::Ready => self.missing_values(),
+            Health::Ready | Health::Partial { .. } => self.missing_values(),
+        }
+    }
+
+    /// The reason why some shards are not served while others are; none if all are or none is.
+    pub fn why_partial(&self) -> Option<String> {
+        match &*self.hub.get()?.bus().health().borrow() {
+            Health::Partial { why, .. } => Some(why.clone()),
+            Health::Ready | Health::NotReady(_) => None,
         }
     }
 
@@ -182,13 +197,14 @@ impl Lifecycle {
         self.hub.get().ok_or_else(|| Error::BusUnavailable(self.waiting.read().clone()))
     }
 
-    /// The hub, once the path through the bus is verified. Waits for that, but not for long.
+    /// The hub, once the path through the bus is verified, for some of the shards at least. Waits
+    /// for that, but not for long.
     pub async fn verified_hub(&self) -> Result<&Arc<Hub>, Error> {
         let hub = self.hub()?;
         let (mut health, mut values) = (hub.bus().health(), self.last_values.subscribe());
         let ready = async {
             // A stream begins with the last values.
-            let verified = health.wait_for(|health| *health == Health::Ready).await.is_ok();
+            let verified = health.wait_for(Health::serves).await.is_ok();
             verified && values.wait_for(String::is_empty).await.is_ok()
         };
         let ready = tokio::time::timeout(VERIFY_TIMEOUT, ready).await;
@@ -197,7 +213,7 @@ impl Lifecycle {
         }
         let why = match &*hub.bus().health().borrow() {
             Health::NotReady(why) => why.clone(),
-            Health::Ready => {
+            Health::Ready | Health::Partial { .. } => {
                 self.missing_values().unwrap_or_else(|| "the bus has just started".into())
             }
         };

@@ -84,9 +84,10 @@ pub type SharedBus = Arc<dyn Bus>;
 /// - **Last values.** The event of [`Batch::retain`] with the highest position under a key is kept,
 ///   whatever becomes of history; see [`History::retained`].
 /// - **Health.** [`Bus::health`] is ready only while the path from this gateway to the bus and back
-///   is verified for every shard: what the gateway appended came back to its own sink within the
-///   last few seconds. An idle bus sends probes for that. A path that broke is noticed within
-///   seconds, whether or not anybody publishes.
+///   is verified for every shard: within the last few seconds the bus answered, and what it had
+///   published arrived at this gateway's sink. An idle bus sends probes for that. A path that broke
+///   is noticed within seconds, whether or not anybody publishes. Where some shards are verified
+///   and all were, it is partial.
 /// - **Errors.** [`AppendError::Unavailable`] and [`AppendError::Closed`] mean that nothing of the
 ///   batch was or will be appended. [`AppendError::OutcomeUnknown`] means either; a retry with the
 ///   same request id is safe after it. Every append is answered within the bus's time limit.

@@ -2,15 +2,37 @@
 
 use std::time::Duration;
 
-use super::{GapReason, Position};
+use super::{GapReason, Position, ShardId};
 
 /// Verification of the path from the gateway to the bus and back, over all shards.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
     /// Every shard is verified.
     Ready,
-    /// A shard is not verified, or not yet; the reason is for people.
+    /// Some shards are verified, and some are not that were. The reason is for people.
+    Partial {
+        /// Those that are not, ascending.
+        unverified: Vec<ShardId>,
+        /// Why the first of them is not.
+        why: String,
+    },
+    /// No shard is verified, or one never was; the reason is for people.
     NotReady(String),
+}
+
+impl Health {
+    /// True if some shards serve, and streams can be opened.
+    pub fn serves(&self) -> bool {
+        !matches!(self, Health::NotReady(_))
+    }
+
+    /// The reason why a shard is not verified, if one is not.
+    pub fn why(&self) -> Option<&str> {
+        match self {
+            Health::Ready => None,
+            Health::Partial { why, .. } | Health::NotReady(why) => Some(why),
+        }
+    }
 }
 
 /// The state of a bus.

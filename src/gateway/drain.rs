@@ -1,6 +1,9 @@
 //! Reports health while the gateway runs, drains it, and ends it on time.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tokio::{
     sync::watch,
@@ -9,30 +12,40 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::rooms::Rooms;
-use crate::{bus::Health, config, lifecycle::Drain, rpc::health::HealthState};
+use crate::{bus::Health, config, hub::Hub, lifecycle::Drain, rpc::health::HealthState};
 
-/// Reports the health of the bus over the health protocol, until the gateway drains or ends.
+/// Reports the health of the bus over the health protocol, and to the streams, until the gateway
+/// drains or ends.
 pub async fn report_health(
+    hub: Arc<Hub>,
     mut bus: watch::Receiver<Health>,
     mut last_values: watch::Receiver<String>,
     mut drain: watch::Receiver<Option<Drain>>,
     health: HealthState,
     ended: CancellationToken,
 ) {
-    let mut was_ready = false;
+    let mut before: Option<Health> = None;
     loop {
         let state = bus.borrow_and_update().clone();
-        let ready = state == Health::Ready;
-        match state {
-            Health::Ready if !was_ready => tracing::info!("the bus is verified"),
-            Health::NotReady(why) if was_ready => {
-                tracing::warn!(why, "the bus is not verified any more");
+        let served = before.as_ref().is_some_and(Health::serves);
+        if before.as_ref() != Some(&state) {
+            match &state {
+                Health::Ready => tracing::info!("the bus is verified"),
+                Health::Partial { unverified, why } => {
+                    let (shards, of) = (unverified.len(), hub.bus().shards());
+                    tracing::warn!(why, shards, of, "some shards are not verified any more");
+                }
+                Health::NotReady(why) if served => {
+                    tracing::warn!(why, "the bus is not verified any more");
+                }
+                Health::NotReady(_) => {}
             }
-            _ => {}
+            // Streams tell their nodes.
+            hub.wake_all();
         }
-        was_ready = ready;
         let has_values = last_values.borrow_and_update().is_empty();
-        health.set(ready && has_values && drain.borrow_and_update().is_none());
+        health.set(state.serves() && has_values && drain.borrow_and_update().is_none());
+        before = Some(state);
         tokio::select! {
             changed = bus.changed() => if changed.is_err() { return },
             changed = last_values.changed() => if changed.is_err() { return },

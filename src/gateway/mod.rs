@@ -120,6 +120,7 @@ pub async fn serve(
     };
     tasks.spawn(keep_last_values(rooms.gateway.clone(), ended.clone()));
     tasks.spawn(drain::report_health(
+        rooms.gateway.hub.get().expect("a bus that has started").clone(),
         bus.health(),
         rooms.gateway.last_values(),
         rooms.gateway.drain(),

@@ -26,7 +26,7 @@ pub fn status(gateway: &Lifecycle, nodes: &Nodes, counters: &Counters) -> v1::Ge
         published_events: counters.published_events(),
         delivered_events: counters.delivered_events(),
         serving: reason.is_none(),
-        reason: reason.unwrap_or_default(),
+        reason: reason.or_else(|| gateway.why_partial()).unwrap_or_default(),
         ..Default::default()
     };
     if let Some(hub) = gateway.hub.get() {

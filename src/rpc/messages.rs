@@ -29,8 +29,9 @@ pub fn status_of(error: Error) -> trunkline_proto::rpc::Status {
 }
 
 /// The heartbeat of a stream.
-pub fn heartbeat(resume_token: Vec<u8>) -> v1::Heartbeat {
-    v1::Heartbeat { resume_token, gateway_time: Some(timestamp(SystemTime::now())) }
+pub fn heartbeat(resume_token: Vec<u8>, unverified_shards: Vec<u32>) -> v1::Heartbeat {
+    let gateway_time = Some(timestamp(SystemTime::now()));
+    v1::Heartbeat { resume_token, gateway_time, unverified_shards }
 }
 
 /// Asks a node to connect to another gateway.

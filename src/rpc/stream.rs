@@ -23,7 +23,7 @@ use tonic::Status;
 
 use crate::{
     access::quota::{InFlightRequest, StreamPermit},
-    bus::{AppendError, GapReason, Position, ShardId},
+    bus::{AppendError, GapReason, Health, Position, ShardId},
     errors::{CredentialError, Error},
     hub::{
         cursor::{Cursor, Item, Missing},
@@ -67,6 +67,9 @@ pub struct Subscription {
     record: StreamRecord,
     options: StreamOptions,
     drain: watch::Receiver<Option<Drain>>,
+    health: watch::Receiver<Health>,
+    /// The shards that are not verified, as the node was told last.
+    unverified: Vec<u32>,
     /// The places at which the stream began.
     begin: Vec<Position>,
     /// The time at which a drain asks this stream to leave.
@@ -109,7 +112,12 @@ impl Subscription {
         held: (StreamPermit, Arc<InFlightRequest>),
     ) -> Subscription {
         let begin = cursor.positions();
+        let mut health = context.gateway.health();
+        // It is looked at when the stream opens.
+        health.mark_changed();
         Subscription {
+            health,
+            unverified: vec![],
             drain: context.gateway.drain(),
             explainer: options.explain.then(|| Explainer::new(Instant::now())),
             timer: Box::pin(tokio::time::sleep_until(Instant::now())),
@@ -158,6 +166,8 @@ impl Stream for Subscription {
                 this.last_sent = Instant::now();
                 let mut subscribed = this.options.subscribed.clone();
                 subscribed.resume_token = this.token();
+                this.look_at_shards();
+                subscribed.unverified_shards.clone_from(&this.unverified);
                 let first = Response::Subscribed(subscribed);
                 Poll::Ready(Some(Ok(EncodedMessage::response(first))))
             }
@@ -200,6 +210,10 @@ impl Subscription {
                 self.last_sent = now;
                 let notice = EncodedMessage::response(Response::Notice(notice));
                 return Poll::Ready(Some(Ok(notice)));
+            }
+            if self.health.has_changed().unwrap_or(false) && self.look_at_shards() {
+                self.last_sent = now;
+                return Poll::Ready(Some(Ok(self.heartbeat())));
             }
             if let Some((shard, gap)) = self.gaps.pop_front() {
                 self.last_sent = now;
@@ -332,8 +346,23 @@ impl Subscription {
         error.into()
     }
 
+    /// Takes in which shards are verified. True if others are not than the node was told.
+    fn look_at_shards(&mut self) -> bool {
+        let unverified: Vec<u32> = match &*self.health.borrow_and_update() {
+            Health::Ready => vec![],
+            Health::Partial { unverified, .. } => {
+                unverified.iter().map(|shard| shard.0.into()).collect()
+            }
+            Health::NotReady(_) => (0..).take(self.begin.len()).collect(),
+        };
+        let changed = unverified != self.unverified;
+        self.unverified = unverified;
+        changed
+    }
+
     fn heartbeat(&self) -> EncodedMessage {
-        EncodedMessage::response(Response::Heartbeat(messages::heartbeat(self.token())))
+        let heartbeat = messages::heartbeat(self.token(), self.unverified.clone());
+        EncodedMessage::response(Response::Heartbeat(heartbeat))
     }
 
     fn gap(&mut self, shard: ShardId, gap: &Missing) -> Result<EncodedMessage, Status> {

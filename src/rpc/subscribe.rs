@@ -143,7 +143,9 @@ impl Context {
                 replayed_events: opened.replayed,
                 heartbeat_interval: prost_types::Duration::try_from(request.heartbeat).ok(),
                 overflow: request.overflow.into(),
+                // The stream adds them when it sends the message.
                 resume_token: vec![],
+                unverified_shards: vec![],
             },
         };
         let held = (permit, caller.in_flight.clone());

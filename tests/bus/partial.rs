@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tonic::Code;
+use tokio::time::timeout;
+use tonic::{Code, Streaming};
 use tonic_health::pb::health_check_response::ServingStatus;
-use trunkline_proto::v1::GetStatusRequest;
+use trunkline_proto::v1::{
+    Event, GetStatusRequest, Heartbeat, SubscribeResponse, Subscribed, subscribe_response::Response,
+};
 
 use super::{
     ids,
@@ -69,6 +72,112 @@ async fn a_gateway_of_a_cluster_starts_while_one_master_is_down_and_serves_the_o
         let publisher = TestNode::connect(&gateway, "publisher").await;
         publisher.publish(events::numbered("e", 60, 30)).await.expect("published");
         stream.events(60, LIMIT).await;
+    }
+}
+
+/// Reads a stream until it has said that exactly these shards are not reached. The events that came
+/// before.
+async fn is_told(stream: &mut Streaming<SubscribeResponse>, shards: &[u32]) -> Vec<String> {
+    let mut events = Vec::new();
+    let told = async {
+        loop {
+            let message = stream.message().await.expect("a stream").expect("a message");
+            match message.response.expect("an arm") {
+                Response::Subscribed(Subscribed { unverified_shards, .. })
+                | Response::Heartbeat(Heartbeat { unverified_shards, .. })
+                    if unverified_shards == shards =>
+                {
+                    return;
+                }
+                Response::Events(batch) => {
+                    events.extend(batch.events.into_iter().map(|event| event.event_id));
+                }
+                Response::Gap(gap) => panic!("{gap:?}"),
+                _ => {}
+            }
+        }
+    };
+    timeout(LIMIT, told).await.unwrap_or_else(|_| panic!("told of {shards:?} in time"));
+    events
+}
+
+/// Reads a stream until it has brought so many events.
+async fn brings(stream: &mut Streaming<SubscribeResponse>, count: usize) -> Vec<String> {
+    let mut events = Vec::new();
+    let all = async {
+        while events.len() < count {
+            let message = stream.message().await.expect("a stream").expect("a message");
+            match message.response.expect("an arm") {
+                Response::Events(batch) => {
+                    events.extend(batch.events.into_iter().map(|event| event.event_id));
+                }
+                Response::Gap(gap) => panic!("{gap:?}"),
+                _ => {}
+            }
+        }
+    };
+    timeout(LIMIT, all).await.expect("all events in time");
+    events.sort_unstable();
+    events
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_shard_stops_what_concerns_it_and_nothing_else() {
+    let cluster = masters().await;
+    let prefix = shared::prefix();
+    let options = GatewayOptions::redis_cluster(&cluster.urls(), &prefix)
+        .set("shards", 6)
+        .set_bus("timeout", "2s");
+    let gateway = Gateway::start(options).await;
+    let mut owners = Vec::new();
+    for shard in 0..6_u32 {
+        owners.push(cluster.master_of_slot(slot(&format!("{prefix}:{{{shard}}}:state"))).await);
+    }
+    let down = owners[0];
+    let dead: Vec<u32> =
+        (0..).zip(&owners).filter(|(_, owner)| **owner == down).map(|(n, _)| n).collect();
+    assert!(dead.len() < 6, "one master has all shards");
+    let node = TestNode::connect(&gateway, "node").await;
+    let mut stream = node.stream(node.request()).await.expect("a stream");
+    assert!(is_told(&mut stream, &[]).await.is_empty());
+
+    cluster.kill_9(down);
+    is_told(&mut stream, &dead).await;
+    for service in ["", "trunkline.v1.CoordinationService/Publish"] {
+        assert_eq!(gateway.health(service).await.expect("an answer"), ServingStatus::Serving);
+    }
+    let (status, ready) = gateway.admin_answer("/readyz").await.expect("an answer");
+    assert!(status == 200 && ready.starts_with("ready but for shard "), "{status} {ready}");
+    // The other shards go on, on streams that were open and on new ones.
+    let mut second = node.stream(node.request()).await.expect("a stream");
+    is_told(&mut second, &dead).await;
+    let publisher = TestNode::connect(&gateway, "publisher").await;
+    let publish = async |number: usize| {
+        let event = events::mailbox_change(&format!("account-{number}"), 1);
+        let event = Event { event_id: format!("e-{number}"), ..event };
+        publisher.publish(vec![event]).await.map(|_| format!("e-{number}"))
+    };
+    let published = join_all((0..30).map(publish)).await;
+    let (accepted, failed): (Vec<_>, Vec<_>) = published.into_iter().partition(Result::is_ok);
+    assert!(!accepted.is_empty() && !failed.is_empty(), "{} accepted", accepted.len());
+    for failure in failed.into_iter().map(Result::unwrap_err) {
+        assert_eq!(failure.code(), Code::Unavailable, "{failure:?}");
+    }
+    let mut accepted: Vec<String> = accepted.into_iter().map(Result::unwrap).collect();
+    accepted.sort_unstable();
+    assert_eq!(brings(&mut stream, accepted.len()).await, accepted);
+    assert_eq!(brings(&mut second, accepted.len()).await, accepted);
+
+    // What is published when it is back arrives on both, of all shards.
+    cluster.restart(down, Data::Kept).await;
+    for stream in [&mut stream, &mut second] {
+        assert!(is_told(stream, &[]).await.is_empty());
+    }
+    publisher.publish(events::numbered("late", 60, 30)).await.expect("published");
+    let mut late = ids("late", 0..60);
+    late.sort_unstable();
+    for stream in [&mut stream, &mut second] {
+        assert_eq!(brings(stream, 60).await, late);
     }
 }
 

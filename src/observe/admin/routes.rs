@@ -35,7 +35,10 @@ pub fn router(admin: Arc<Admin>) -> Router {
 
 async fn ready(State(admin): State<Arc<Admin>>) -> Response {
     match admin.sources.gateway.why_not_serving() {
-        None => answer(StatusCode::OK, PLAIN, "ready\n"),
+        None => match admin.sources.gateway.why_partial() {
+            None => answer(StatusCode::OK, PLAIN, "ready\n"),
+            Some(why) => answer(StatusCode::OK, PLAIN, format!("ready but for {why}\n")),
+        },
         Some(why) => answer(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("not ready: {why}\n")),
     }
 }

@@ -1,8 +1,8 @@
 //! Supervision: deaf subscriptions, and the health of all shards.
 
-use std::time::Instant;
+use std::{mem, time::Instant};
 
-use super::Reader;
+use super::{Reader, ShardReader};
 use crate::{
     bus::{Health, ShardId, redis::liveness::Received},
     throttle::Throttle,
@@ -14,7 +14,7 @@ impl Reader {
     /// Records what arrived on the channel of a shard.
     pub(super) fn received(&self, shard: ShardId, received: Received) {
         let verified = self.parts.liveness[shard.index()].received(received);
-        if verified && matches!(&*self.parts.health.borrow(), Health::NotReady(_)) {
+        if verified && *self.parts.health.borrow() != Health::Ready {
             self.update_health();
         }
     }
@@ -60,21 +60,41 @@ impl Reader {
 
     /// Sets the health: ready if every shard is verified.
     fn update_health(&self) {
-        let problem = self.parts.liveness.iter().enumerate().find_map(|(shard, liveness)| {
-            let problem = if self.shards[shard].is_started() {
-                liveness.problem()
-            } else {
-                Some(liveness.problem().unwrap_or_else(|| "its position is not known yet".into()))
-            };
-            problem.map(|why| format!("shard {shard}: {why}"))
-        });
-        let health = problem.map_or(Health::Ready, Health::NotReady);
+        let all_started = self.shards.iter().all(ShardReader::is_started);
+        let mut problems =
+            self.parts.liveness.iter().enumerate().filter_map(|(shard, liveness)| {
+                let problem = if self.shards[shard].is_started() {
+                    liveness.problem()
+                } else {
+                    Some(
+                        liveness
+                            .problem()
+                            .unwrap_or_else(|| "its position is not known yet".into()),
+                    )
+                };
+                problem.map(|why| (ShardId::at_index(shard), format!("shard {shard}: {why}")))
+            });
+        let health = match problems.next() {
+            None => Health::Ready,
+            Some((first, why)) => {
+                let mut unverified = vec![first];
+                unverified.extend(problems.map(|(shard, _)| shard));
+                if all_started && unverified.len() < self.shards.len() {
+                    Health::Partial { unverified, why }
+                } else {
+                    Health::NotReady(why)
+                }
+            }
+        };
         self.parts.health.send_if_modified(|before| {
             // The reason contains a time: if only that changed, watchers are not woken.
-            let changed = matches!(
-                (&*before, &health),
-                (Health::Ready, Health::NotReady(_)) | (Health::NotReady(_), Health::Ready)
-            );
+            let changed = match (&*before, &health) {
+                (
+                    Health::Partial { unverified: before, .. },
+                    Health::Partial { unverified, .. },
+                ) => before != unverified,
+                (before, after) => mem::discriminant(before) != mem::discriminant(after),
+            };
             *before = health;
             changed
         });

@@ -53,7 +53,7 @@ function showState(view) {
   if (view.serving) {
     const shards = { 1: 'The shard is', 2: 'Both shards are' }[view.shards.length]
       ?? `All ${view.shards.length} shards are`;
-    const why = 'verified: what is published here comes back over the bus.';
+    const why = 'verified: Redis answers, and what it says was published arrives.';
     state('serving', 'Serving', `${shards} ${why}`);
   } else if (view.draining) {
     const why = 'The gateway is shutting down. '
