@@ -86,10 +86,10 @@ struct Used {
     at: Instant,
     cpu: f64,
     sent: f64,
-    calls: u64,
+    calls: f64,
     /// Microseconds in scripts.
     scripts: f64,
-    published: u64,
+    published: f64,
 }
 
 impl Used {
@@ -100,10 +100,14 @@ impl Used {
         };
         let cpu = number("cpu", "used_cpu_user").await + number("cpu", "used_cpu_sys").await;
         let sent = number("stats", "total_net_output_bytes").await;
-        let (calls, published) = (redis.calls("evalsha").await, redis.calls("publish").await);
-        let stats = redis.info("commandstats", "cmdstat_evalsha").await.expect("the scripts' time");
-        let scripts = stats.split(',').find_map(|part| part.strip_prefix("usec="));
-        let scripts = scripts.and_then(|usec| usec.parse().ok()).expect("a number");
+        let of = async |command: &str, field: &str| -> f64 {
+            let stats = redis.info("commandstats", &format!("cmdstat_{command}")).await;
+            let stats = stats.unwrap_or_default();
+            let value = stats.split(',').find_map(|part| part.strip_prefix(field));
+            value.map_or(0.0, |value| value.parse().expect("a number"))
+        };
+        let (calls, scripts) = (of("evalsha", "calls=").await, of("evalsha", "usec=").await);
+        let published = of("publish", "calls=").await;
         Used { at: Instant::now(), cpu, sent, calls, scripts, published }
     }
 
@@ -111,13 +115,13 @@ impl Used {
     /// microseconds for each call.
     fn since(&self, before: &Used) -> [f64; 5] {
         let seconds = self.at.duration_since(before.at).as_secs_f64();
-        let rate = |now: u64, before: u64| (now - before) as f64 / seconds;
+        let rate = |now: f64, before: f64| (now - before) / seconds;
         [
             (self.cpu - before.cpu) / seconds * 100.0,
             (self.sent - before.sent) / seconds / 1024.0,
             rate(self.calls, before.calls),
             rate(self.published, before.published),
-            (self.scripts - before.scripts) / (self.calls - before.calls) as f64,
+            (self.scripts - before.scripts) / (self.calls - before.calls),
         ]
     }
 }

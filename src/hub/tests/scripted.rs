@@ -6,7 +6,7 @@ use super::{
     bus::{TestBus, ends, frame, lost, note, start},
     *,
 };
-use crate::bus::{Delivery, Epoch, EpochStart, Frame, Name, Offset, Provenance};
+use crate::bus::{Delivery, Epoch, EpochStart, Frame, Gap, Name, Offset, Provenance};
 
 const ALL: usize = usize::MAX;
 
@@ -361,6 +361,33 @@ async fn a_log_that_begins_on_another_line_is_read_if_history_has_nothing() {
     events.extend(more_events);
     gaps.extend(more_gaps);
     assert_eq!(events, [41, 42]);
+    assert_eq!(gap_of(&gaps), [(position(2, 0), position(2, 1), Some(1))]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_older_than_a_log_that_changed_its_line_comes_before_what_the_log_begins_with() {
+    // The gateway began after 3-1. Then Redis lost everything; 5 has copies of 2 and 3, and history
+    // has lost its first entries.
+    let (hub, bus) = TestBus::without_start(1, ALL, LARGE);
+    let known = [position(1, 1), position(2, 3)];
+    bus.deliver(0, Delivery::Start(start(position(3, 1), Position::UNKNOWN, &known)));
+    let third = plain(3, 2, 32..=33);
+    bus.deliver(0, Delivery::Frame(third.clone()));
+    bus.deliver(0, first_epoch(5));
+    bus.deliver(0, Delivery::Frame(copy(&plain(2, 1, 21..=21), position(5, 1))));
+    let copies = [
+        copy(&plain(2, 2, 22..=23), position(5, 2)),
+        copy(&plain(3, 1, 31..=31), position(5, 4)),
+        copy(&third, position(5, 5)),
+    ];
+    let Delivery::Gap(gap) = note(position(5, 1), lost(2, 1, 1)) else { unreachable!() };
+    let expired = Delivery::Gap(Gap { reason: GapReason::HistoryExpired, ..gap });
+    bus.set_line(0, vec![expired]);
+    for copy in copies {
+        bus.append(0, Delivery::Frame(copy));
+    }
+    let (_, events, gaps) = resume(&hub, had(&[(1, 1)])).await;
+    assert_eq!(events, [22, 23, 31, 32, 33]);
     assert_eq!(gap_of(&gaps), [(position(2, 0), position(2, 1), Some(1))]);
 }
 
