@@ -15,7 +15,7 @@ const LIMITS: (usize, usize) = (8, 4096);
 ///
 /// The input is a sequence of acts: a byte that chooses one, a length, and so many bytes.
 pub fn recovery(bytes: &[u8]) {
-    let mut memory = Memory::new(1, LIMITS);
+    let mut memory = Memory::new(LIMITS);
     let mut now = Instant::now();
     let mut rest = bytes;
     while let [act, length, tail @ ..] = rest {
