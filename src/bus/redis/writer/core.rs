@@ -125,8 +125,8 @@ pub struct Core {
     /// they share what the network costs.
     started: Instant,
     next_probe: Instant,
-    /// True until a probe of this gateway is published, although others may be enough.
-    needs_probe: bool,
+    /// What is to be published soon.
+    wanted: Wanted,
     /// The wait of the next retry.
     wait: Duration,
     /// No call is made before.
@@ -156,6 +156,18 @@ struct Sending {
     /// How often its exact place was taken, or its epoch was over.
     beaten: u32,
     traced: Option<TracedAppend>,
+}
+
+/// The probe that is to be published soon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    /// None, if something else is.
+    Nothing,
+    /// One of any gateway, after the last one that there was when this gateway asked first; none:
+    /// it has not asked yet.
+    Any(Option<Option<(WriterId, u64)>>),
+    /// One of this gateway.
+    Own,
 }
 
 #[derive(Debug)]
@@ -193,7 +205,7 @@ impl Core {
             probes: 0,
             started: now,
             next_probe: now,
-            needs_probe: false,
+            wanted: Wanted::Nothing,
             wait: limits.retry_wait.0,
             paused: None,
             under_way: VecDeque::new(),
@@ -233,9 +245,11 @@ impl Core {
         self.under_way.len()
     }
 
-    /// Asks for a probe at once, of any gateway.
+    /// Asks for a probe at once.
     pub fn probe_now(&mut self, now: Instant) {
-        (self.next_probe, self.needs_probe) = (now, true);
+        self.next_probe = now;
+        // With a key, a gateway begins with a probe of its own: one of another may be a replay.
+        self.wanted = if self.auth.is_some() { Wanted::Own } else { Wanted::Any(None) };
     }
 
     /// The next step. A call may be sent behind those that are under way, before they are answered.
@@ -377,9 +391,9 @@ impl Core {
             }
             (UnderWay::Again(offer), status) => self.again_answered(now, &offer, status, memory),
             (UnderWay::Probe, Status::Probed(published)) => {
-                self.needs_probe &= published.probe != Some((self.id, self.probes));
+                let asks_again = self.still_wants(published.probe);
                 self.next_probe = self.probe_after(now);
-                if self.needs_probe {
+                if asks_again {
                     let wait = PROBE_SHARED.mul_f64(self.rng.random_range(0.5..=1.5));
                     self.next_probe = now + wait;
                 }
@@ -757,6 +771,20 @@ impl Core {
         Shown::Answered
     }
 
+    /// True if what is wanted is not among what was published until now; `last` is the last probe.
+    fn still_wants(&mut self, last: Option<(WriterId, u64)>) -> bool {
+        let is_own = last == Some((self.id, self.probes));
+        self.wanted = match self.wanted {
+            Wanted::Nothing => Wanted::Nothing,
+            Wanted::Any(_) | Wanted::Own if is_own => Wanted::Nothing,
+            // Published after this gateway asked first.
+            Wanted::Any(Some(before)) if last.is_some() && last != before => Wanted::Nothing,
+            Wanted::Any(None) => Wanted::Any(Some(last)),
+            wanted => wanted,
+        };
+        self.wanted != Wanted::Nothing
+    }
+
     /// When the next probe is made after one that was answered now: after half an interval at
     /// least.
     fn probe_after(&self, now: Instant) -> Instant {
@@ -768,10 +796,10 @@ impl Core {
 
     fn probe(&mut self, now: Instant, memory: &Memory) -> Step {
         self.probes += 1;
-        // Gateways of earlier versions know only those whose probes they receive.
-        self.needs_probe |= memory.receives_earlier(now);
-        // With a key, a gateway begins with a probe of its own: one of another may be a replay.
-        let within = if self.auth.is_some() { Duration::ZERO } else { PROBE_SHARED };
+        if memory.receives_earlier(now) {
+            // Gateways of earlier versions know only those whose probes they receive.
+            self.wanted = Wanted::Own;
+        }
         let time = self.auth.as_ref().map_or_else(unix_ms, |auth| auth.latest_time());
         let mut bytes = encode_probe(self.id, self.probes, time);
         let mut seen = memory.seen();
@@ -783,7 +811,11 @@ impl Core {
             }
         }
         let limit = PROBE_INTERVAL.min(self.limits.response_timeout);
-        let unless_within = self.needs_probe.then_some(within);
+        let unless_within = match self.wanted {
+            Wanted::Nothing => None,
+            Wanted::Any(_) => Some(PROBE_SHARED),
+            Wanted::Own => Some(Duration::ZERO),
+        };
         let probe = Probe { writer: self.id, number: self.probes, bytes, unless_within };
         Step::Call(self.call(Op::Probe(probe), UnderWay::Probe, memory, limit, seen))
     }
@@ -966,6 +998,11 @@ mod tests {
             writing
         }
 
+        fn probed(&mut self, probe: Option<(WriterId, u64)>) {
+            let published = Published { probe, ..Published::entry(Position::new(9, 50)) };
+            self.answer(9, Status::Probed(published));
+        }
+
         fn call(&mut self) -> Option<Box<Call>> {
             match self.core.step(self.now, &mut self.memory) {
                 Step::Call(call) => Some(call),
@@ -1027,6 +1064,35 @@ mod tests {
 
     fn appended(first: u64) -> Status {
         Status::Done(Some(Appended { epoch: Epoch(9), first: Offset(first) }))
+    }
+
+    /// The next probe, some time later: within which time another one is enough.
+    fn next_probe(writing: &mut Writing) -> Option<Duration> {
+        writing.now += PROBE_INTERVAL * 2;
+        let Op::Probe(probe) = writing.call().expect("a call").op else { panic!("no probe") };
+        probe.unless_within
+    }
+
+    #[test]
+    fn a_gateway_that_asks_for_a_probe_is_content_with_a_later_one_of_any_gateway() {
+        let mut writing = Writing::new();
+        assert_eq!(next_probe(&mut writing), None);
+        writing.probed(Some((7, 3)));
+        writing.core.probe_now(writing.now);
+        // One that was there before may have been published before this gateway subscribed.
+        for _ in 0..2 {
+            assert_eq!(next_probe(&mut writing), Some(PROBE_SHARED));
+            writing.probed(Some((7, 3)));
+        }
+        assert_eq!(next_probe(&mut writing), Some(PROBE_SHARED));
+        writing.probed(Some((8, 1)));
+        assert_eq!(next_probe(&mut writing), None);
+        writing.probed(Some((8, 2)));
+        // Its own is enough at once.
+        writing.core.probe_now(writing.now);
+        assert_eq!(next_probe(&mut writing), Some(PROBE_SHARED));
+        writing.probed(Some((1, writing.core.probes)));
+        assert_eq!(next_probe(&mut writing), None);
     }
 
     #[test]
