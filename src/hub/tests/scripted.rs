@@ -383,7 +383,9 @@ async fn what_is_older_than_a_log_that_changed_its_line_comes_before_what_the_lo
     let Delivery::Gap(gap) = note(position(5, 1), lost(2, 1, 1)) else { unreachable!() };
     let expired = Delivery::Gap(Gap { reason: GapReason::HistoryExpired, ..gap });
     bus.set_line(0, vec![expired]);
-    copies.into_iter().for_each(|copy| bus.append(0, Delivery::Frame(copy)));
+    for copy in copies {
+        bus.append(0, Delivery::Frame(copy));
+    }
     let (_, events, gaps) = resume(&hub, had(&[(1, 1)])).await;
     assert_eq!(events, [22, 23, 31, 32, 33]);
     assert_eq!(gap_of(&gaps), [(position(2, 0), position(2, 1), Some(1))]);
