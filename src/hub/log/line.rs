@@ -188,13 +188,14 @@ impl Line {
         })
     }
 
-    /// True if each segment goes on behind a place of the one before it. Otherwise the log has
-    /// changed its line, and copies of what lies before its first entry may come behind others.
+    /// True if each segment goes on behind a place that the one before it has. Otherwise the log
+    /// has changed its line, and copies of what lies before its first entry may come behind others.
     pub fn is_one(&self) -> bool {
-        let pairs = self.segments.iter().zip(self.segments.iter().skip(1));
-        pairs
-            .map(|(one, next)| (one, next.before()))
-            .all(|(one, place)| place.epoch == one.epoch && place.offset <= one.end)
+        let mut pairs = self.segments.iter().zip(self.segments.iter().skip(1));
+        pairs.all(|(one, next)| {
+            let place = next.before();
+            place.epoch == one.epoch && (one.start..=one.end).contains(&place.offset)
+        })
     }
 
     /// Where a stream continues that has had this.

@@ -266,6 +266,8 @@ pub struct World {
     next_event: u64,
     /// Steps until now.
     steps: u64,
+    /// Pages of history that streams got until now, and that had something.
+    pages: usize,
     pub trace: bool,
     pub history: Vec<String>,
     /// Faults that took a gateway or a server out of a recovery.
@@ -388,6 +390,7 @@ impl World {
             next_id: 1,
             next_event: 1,
             steps: 0,
+            pages: 0,
             trace,
             history: vec![],
             absences: false,
@@ -1399,6 +1402,7 @@ impl World {
                     {} deliveries",
                     taken.deliveries.len()
                 );
+                self.pages += usize::from(!taken.deliveries.is_empty());
                 if !after.is_known() {
                     let kept = self.stored(master);
                     let id = self.gateways[index].id;
@@ -1584,11 +1588,13 @@ impl World {
         Err(format!("it does not come to rest: {state:?}"))
     }
 
+    /// A stream that goes back through the epochs of its token does not rest either.
     fn fingerprint(&self) -> Vec<(usize, Position)> {
         let gateways = self.gateways.iter();
         let gateways = gateways.map(|gateway| (gateway.log.len(), gateway.reader.position()));
         let nodes = self.nodes.iter().map(|node| (node.got.len(), Position::UNKNOWN));
-        gateways.chain(nodes).collect()
+        let pages = std::iter::once((self.pages, Position::UNKNOWN));
+        gateways.chain(nodes).chain(pages).collect()
     }
 }
 
