@@ -74,8 +74,9 @@ pub struct Held {
 struct Identities {
     epoch: Epoch,
     sequences: HashMap<(WriterId, u64), Vec<Position>>,
-    /// Each with the index of its first event in that frame, and their number.
-    requests: HashMap<RequestId, Vec<(Position, u64, u64)>>,
+    /// The frames that have events of a request. Where in them is looked at when it is asked for: a
+    /// frame may be dropped, and come again without some of its events.
+    requests: HashMap<RequestId, Vec<Position>>,
     /// The frames that have events of a publisher.
     publishers: HashMap<PublisherId, Vec<Position>>,
 }
@@ -109,6 +110,10 @@ impl Held {
         if let Some(before) = self.frames.get_mut(&name) {
             if knowledge(before) <= knowledge(&frame) {
                 self.bytes = self.bytes - before.size() + size;
+                if before.stamped.requests != frame.stamped.requests {
+                    // Some were left out of one of them.
+                    self.elsewhere = None;
+                }
                 *before = frame;
             }
         } else {
@@ -228,8 +233,7 @@ impl Identities {
         let stamped = &frame.stamped;
         self.sequences.entry((stamped.writer, stamped.sequence)).or_default().push(name);
         for request in read_requests(&stamped.requests) {
-            let at = (name, request.first, request.count);
-            self.requests.entry(request.id).or_default().push(at);
+            self.requests.entry(request.id).or_default().push(name);
         }
         for at in stamped.runs() {
             let frames = self.publishers.entry(at.run.publisher).or_default();
@@ -268,10 +272,12 @@ impl Identities {
             }
         }
         for request in read_requests(&stamped.requests) {
-            for (name, first, count) in self.requests.get(&request.id).into_iter().flatten() {
-                let Some(other) = frames.get(name) else { continue };
-                for nth in 0..request.count.min(*count) {
-                    add(request.first + nth, other, first + nth);
+            let names = self.requests.get(&request.id).into_iter().flatten();
+            for other in names.filter_map(|name| frames.get(name)) {
+                let same = read_requests(&other.stamped.requests).find(|at| at.id == request.id);
+                let Some(there) = same else { continue };
+                for nth in 0..request.count.min(there.count) {
+                    add(request.first + nth, other, there.first + nth);
                 }
             }
         }
@@ -306,7 +312,7 @@ fn knowledge(frame: &HeldFrame) -> (u64, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::{Frame, put_event, redis::envelope::put_request};
+    use crate::bus::{Frame, Name, Provenance, put_event, redis::envelope::put_request};
 
     /// A frame of one event and one request.
     fn held(epoch: u64, writer: WriterId, request: u8) -> HeldFrame {
@@ -349,5 +355,46 @@ mod tests {
         assert_eq!(all.aliases(&second), [(0, Position::new(2, 1))]);
         let offered = all.first_beyond(Epoch(5), nothing_handled).unwrap();
         assert_eq!(offered.stamped.frame.provenance.as_ref().unwrap().aliases.len(), 1);
+    }
+
+    /// A frame of epoch 2 with these of three events and requests.
+    fn with_events(left: &[u64]) -> HeldFrame {
+        let (mut events, mut requests) = (Vec::new(), Vec::new());
+        for (index, nth) in (0..).zip(left) {
+            put_event(&mut events, format!("event {nth}").as_bytes());
+            put_request(&mut requests, &[u8::try_from(*nth).unwrap(); 16], index, 1);
+        }
+        let mut frame = held(2, 1, 0);
+        let whole = left.len() == 3;
+        let name = Name {
+            epoch: Epoch(2),
+            first: Offset(1),
+            count: 3,
+            left: if whole { vec![] } else { left.to_vec() },
+        };
+        frame.stamped.frame.count = left.len() as u64;
+        frame.stamped.frame.events = events.into();
+        frame.stamped.requests = requests.into();
+        if !whole {
+            let named = Provenance { name: Some(name), ..Provenance::default() };
+            frame.stamped.frame.provenance = Some(Box::new(named));
+        }
+        HeldFrame::new(frame.stamped)
+    }
+
+    #[test]
+    fn a_frame_that_was_dropped_and_comes_again_without_an_event_has_no_wrong_names() {
+        let mut all = Held::new((1, 1 << 20));
+        let copy = with_events(&[1, 2]);
+        all.keep(with_events(&[0, 1, 2]));
+        let mut later = held(4, 2, 7).stamped;
+        assert!(all.aliases(&later).is_empty());
+        // Another one takes its place, and it comes back as a copy.
+        all.keep(held(3, 1, 8));
+        all.keep(copy.clone());
+        later.requests = copy.stamped.requests.clone();
+        (later.frame.count, later.frame.events) = (2, copy.stamped.frame.events.clone());
+        let names = [(0, Position::new(2, 2)), (1, Position::new(2, 3))];
+        assert_eq!(all.aliases(&later), names);
     }
 }

@@ -163,9 +163,10 @@ struct Sending {
 enum Wanted {
     /// None, if something else is.
     Nothing,
-    /// One of any gateway, after the last one that there was when this gateway asked first; none:
-    /// it has not asked yet.
-    Any(Option<Option<(WriterId, u64)>>),
+    /// One of any gateway; this one has not asked yet.
+    Any,
+    /// One of any gateway after this one, which was the last when this gateway asked first.
+    After(Option<(WriterId, u64)>),
     /// One of this gateway.
     Own,
 }
@@ -249,7 +250,7 @@ impl Core {
     pub fn probe_now(&mut self, now: Instant) {
         self.next_probe = now;
         // With a key, a gateway begins with a probe of its own: one of another may be a replay.
-        self.wanted = if self.auth.is_some() { Wanted::Own } else { Wanted::Any(None) };
+        self.wanted = if self.auth.is_some() { Wanted::Own } else { Wanted::Any };
     }
 
     /// The next step. A call may be sent behind those that are under way, before they are answered.
@@ -775,11 +776,9 @@ impl Core {
     fn still_wants(&mut self, last: Option<(WriterId, u64)>) -> bool {
         let is_own = last == Some((self.id, self.probes));
         self.wanted = match self.wanted {
-            Wanted::Nothing => Wanted::Nothing,
-            Wanted::Any(_) | Wanted::Own if is_own => Wanted::Nothing,
-            // Published after this gateway asked first.
-            Wanted::Any(Some(before)) if last.is_some() && last != before => Wanted::Nothing,
-            Wanted::Any(None) => Wanted::Any(Some(last)),
+            _ if is_own => Wanted::Nothing,
+            Wanted::After(before) if last.is_some() && last != before => Wanted::Nothing,
+            Wanted::Any => Wanted::After(last),
             wanted => wanted,
         };
         self.wanted != Wanted::Nothing
@@ -813,7 +812,7 @@ impl Core {
         let limit = PROBE_INTERVAL.min(self.limits.response_timeout);
         let unless_within = match self.wanted {
             Wanted::Nothing => None,
-            Wanted::Any(_) => Some(PROBE_SHARED),
+            Wanted::Any | Wanted::After(_) => Some(PROBE_SHARED),
             Wanted::Own => Some(Duration::ZERO),
         };
         let probe = Probe { writer: self.id, number: self.probes, bytes, unless_within };
