@@ -417,13 +417,14 @@ local function recover()
   local fresh = before[1] ~= identity or behind
   local reported = merge_reported(parse_reported(before[2] or ''), parse_reported(ARGV[6]))
   recovery = {reported = reported, done = before[3] or '', since = tonumber(before[4])}
-  -- Those of a recovery that an earlier version began are not known.
-  recovery.waits = before[1] and string.match(before[5] or '', '^' .. before[1] .. '(.*)$') or '?'
+  -- Those of an epoch that an earlier version began are not known.
+  local begun, waits = string.match(before[5] or '', '^(%d+)(.*)$')
+  if not epoch or begun ~= num(epoch) then waits = '?' end
   local most = #reported > 0 and reported[#reported][1] or 0
   if fresh or not epoch or most > epoch then
     recovery.done, recovery.since = '', clock()
     -- Nothing is known where the state was lost: only time tells who takes part.
-    recovery.waits = not epoch and '?' or present(before[1] and recovery.waits or '')
+    waits = epoch and present(before[1] and waits or '') or '?'
     -- From now on, and not from the first probe on, another deployment is refused.
     redis.call('HSET', KEYS[1], 'mark_at', num(recovery.since))
     open_epoch(math.max(most, known < MAX_EPOCH and known or 0), reported)
@@ -431,10 +432,10 @@ local function recover()
     read_ends()
     if know_epochs(reported) then write_ends() end
   end
-  run = ''
+  run, recovery.waits = '', waits
   redis.call('HSET', KEYS[1], 'run', '', 'deployment', deployment, 'recovery', identity,
     'reported', reported_text(reported), 'done', recovery.done, 'since', num(recovery.since),
-    'waits', identity .. recovery.waits)
+    'waits', num(epoch) .. waits)
 end
 
 if not epoch or run ~= identity or known > epoch or (known == epoch and seen > offset) then
@@ -585,7 +586,7 @@ if op == 'release' then
   if not string.find(recovery.done, ARGV[12], 1, true) then
     recovery.done = recovery.done .. ' ' .. ARGV[12]
     recovery.waits = string.gsub(recovery.waits, ' ' .. ARGV[12], '')
-    redis.call('HSET', KEYS[1], 'done', recovery.done, 'waits', identity .. recovery.waits)
+    redis.call('HSET', KEYS[1], 'done', recovery.done, 'waits', num(epoch) .. recovery.waits)
   end
   if not settled(ARGV[13] ~= '') then return answer('wait') end
   -- History that named the last epochs in place of the state may be gone by now, too.
