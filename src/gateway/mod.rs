@@ -14,7 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::{drain::Closing, rooms::Rooms};
 use crate::{
     access::Access,
-    bus::{BusFactory, SharedBus, Sink, StartError, Starting},
+    bus::{BusFactory, Health, SharedBus, Sink, StartError, Starting},
     config::Config,
     hub::{Hub, log::Capacity},
     lifecycle::Lifecycle,
@@ -204,6 +204,9 @@ async fn start_bus(
 async fn keep_last_values(gateway: Arc<Lifecycle>, ended: CancellationToken) {
     let Some(hub) = gateway.hub.get() else { return };
     let keep = async {
+        // What comes after the beginning of a shard is received: only what was there before it is
+        // to be read. Read earlier, a value between the two would be missed.
+        let _ = hub.bus().health().wait_for(Health::serves).await;
         hub.complete_last_values(|error| gateway.set_last_values(error.to_string())).await;
         gateway.set_last_values(String::new());
         loop {

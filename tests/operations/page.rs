@@ -76,7 +76,10 @@ async fn the_page_shows_nodes_gateways_and_recent_events() {
     let browser = Browser::start(1360, 1000).await;
     browser.open(&page(&one)).await;
     let why = state(&browser, "Serving").await;
-    assert_eq!(why, "The shard is verified: what is published here comes back over the bus.");
+    assert_eq!(
+        why,
+        "The shard is verified: Redis answers, and what it says was published arrives."
+    );
     assert_eq!(browser.rows("#ended-table").await, [["None since the start."]]);
 
     // Nodes connect.

@@ -156,6 +156,12 @@ impl Authenticator {
         unix_ms().max(self.latest_ms.load(Ordering::Relaxed))
     }
 
+    /// True if a gateway that states this time knows of an earlier one than this gateway: it may
+    /// not be able to serve the shard's epoch before it knows.
+    pub(super) fn is_later_than(&self, time_ms: u64) -> bool {
+        self.latest_time() > time_ms.saturating_add(millis(SKEW))
+    }
+
     /// True if an epoch lies so far beyond the clocks of all gateways that no tag may be made for
     /// it yet.
     pub(super) fn is_beyond(&self, epoch: Epoch) -> bool {

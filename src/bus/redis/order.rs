@@ -684,7 +684,7 @@ mod tests {
             let view = Box::new(view(at(epoch, offset), &[]));
             Envelope {
                 position: at(epoch, offset),
-                body: Body::Probe { writer: 9, number: 1, shared: true, view },
+                body: Body::Probe { writer: 9, number: 1, shared: true, time_ms: 0, view },
             }
         };
         assert_eq!(offered(&mut order, &probe(5, 3)), "nothing");

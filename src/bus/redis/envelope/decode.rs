@@ -58,6 +58,7 @@ impl Body {
                 writer: header.writer,
                 number: header.probe,
                 shared: header.shared,
+                time_ms: header.time_ms,
                 view: Box::new(view),
             },
             Err(unusable) => unusable.into(),

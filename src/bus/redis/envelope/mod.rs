@@ -50,6 +50,8 @@ pub enum Body {
         /// Its gateway's probes are published only where nothing else was lately. False for those
         /// of earlier versions.
         shared: bool,
+        /// The latest time of which its gateway knew, in ms since 1970.
+        time_ms: u64,
         /// The shard at that time.
         view: Box<ShardView>,
     },

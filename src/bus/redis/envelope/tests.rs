@@ -169,7 +169,7 @@ fn a_note_names_what_is_lost() {
 fn a_probe_shows_the_shard() {
     let bytes = [b"P2 100-7 1-2|90 99:12|", &encode_probe(7, 3, 1)[..]].concat();
     let envelope = Envelope::parse(bytes.into()).unwrap();
-    let Body::Probe { writer, number, shared: true, view } = envelope.body else {
+    let Body::Probe { writer, number, shared: true, time_ms: 1, view } = envelope.body else {
         panic!("no probe")
     };
     assert_eq!((writer, number, view.tip), (7, 3, Position::new(100, 7)));
