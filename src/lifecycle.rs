@@ -131,14 +131,6 @@ impl Lifecycle {
         self.drain.borrow().is_some()
     }
 
-    /// The health of the bus, and its changes; without any before the bus has started.
-    pub fn health(&self) -> watch::Receiver<Health> {
-        match self.hub.get() {
-            Some(hub) => hub.bus().health(),
-            None => watch::channel(Health::NotReady("the bus has not started".into())).1,
-        }
-    }
-
     /// The delay before a reconnect that nodes are asked for.
     pub fn reconnect_delay(&self) -> Duration {
         self.reconnect_delay

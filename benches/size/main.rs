@@ -27,7 +27,7 @@ use futures_util::{StreamExt, stream};
 use serde_json::json;
 use trunkline::{
     bus::{Batch, Delivery, Health, Registry, ShardId, SharedBus, Sink, Starting},
-    config::{Config, Sources},
+    config::Config,
 };
 
 use self::support::{RedisOptions, RedisServer, shared};
@@ -101,13 +101,11 @@ impl Used {
         let cpu = number("cpu", "used_cpu_user").await + number("cpu", "used_cpu_sys").await;
         let sent = number("stats", "total_net_output_bytes").await;
         let of = async |command: &str, field: &str| -> f64 {
-            let stats = redis.info("commandstats", &format!("cmdstat_{command}")).await;
-            let stats = stats.unwrap_or_default();
-            let value = stats.split(',').find_map(|part| part.strip_prefix(field));
+            let value = redis.command_stat(command, field).await;
             value.map_or(0.0, |value| value.parse().expect("a number"))
         };
-        let (calls, scripts) = (of("evalsha", "calls=").await, of("evalsha", "usec=").await);
-        let published = of("publish", "calls=").await;
+        let (calls, scripts) = (of("evalsha", "calls").await, of("evalsha", "usec").await);
+        let published = of("publish", "calls").await;
         Used { at: Instant::now(), cpu, sent, calls, scripts, published }
     }
 
@@ -127,15 +125,11 @@ impl Used {
 }
 
 fn config(redis: &RedisServer, options: &Options) -> Config {
-    let content = json!({
+    support::config(&json!({
         "coordinator": {"@type": "Redis", "url": redis.url()},
         "prefix": shared::prefix(),
         "shards": options.shards,
-    });
-    let folder = support::folder::new();
-    let file = folder.path().join("trunkline.json");
-    std::fs::write(&file, content.to_string()).expect("a file");
-    Config::load(&Sources { file: Some(file), ..Sources::default() }).expect("a configuration")
+    }))
 }
 
 async fn gateway(config: &Config) -> (SharedBus, Arc<Count>) {
@@ -198,7 +192,7 @@ async fn measure(options: &Options, count: usize) {
 
     let before = Used::now(&redis).await;
     let mut tick = tokio::time::interval(Duration::from_secs(1) / options.frames);
-    let names = channels(&redis).await;
+    let names: Vec<String> = redis.command(&["PUBSUB", "CHANNELS"]).await.expect("the channels");
     for nth in 0..frames as usize {
         tick.tick().await;
         let message = "x".repeat(180);
@@ -230,10 +224,6 @@ async fn measure(options: &Options, count: usize) {
     for (bus, _) in &gateways {
         bus.close().await;
     }
-}
-
-async fn channels(redis: &RedisServer) -> Vec<String> {
-    redis.command(&["PUBSUB", "CHANNELS"]).await.expect("the channels")
 }
 
 fn main() {

@@ -25,14 +25,6 @@ impl Health {
     pub fn serves(&self) -> bool {
         !matches!(self, Health::NotReady(_))
     }
-
-    /// The reason why a shard is not verified, if one is not.
-    pub fn why(&self) -> Option<&str> {
-        match self {
-            Health::Ready => None,
-            Health::Partial { why, .. } | Health::NotReady(why) => Some(why),
-        }
-    }
 }
 
 /// The state of a bus.

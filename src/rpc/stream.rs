@@ -68,7 +68,7 @@ pub struct Subscription {
     options: StreamOptions,
     drain: watch::Receiver<Option<Drain>>,
     health: watch::Receiver<Health>,
-    /// The shards that are not verified, as the node was told last.
+    /// The shards that are not verified, as reported to the node last.
     unverified: Vec<u32>,
     /// The places at which the stream began.
     begin: Vec<Position>,
@@ -102,9 +102,10 @@ enum State {
 }
 
 impl Subscription {
-    /// The stream over a cursor.
+    /// The stream over a cursor, with the health of the bus that the cursor reads.
     pub fn new(
         context: Arc<Context>,
+        health: watch::Receiver<Health>,
         cursor: Cursor,
         listed: Listed,
         record: StreamRecord,
@@ -112,9 +113,6 @@ impl Subscription {
         held: (StreamPermit, Arc<InFlightRequest>),
     ) -> Subscription {
         let begin = cursor.positions();
-        let mut health = context.gateway.health();
-        // It is looked at when the stream opens.
-        health.mark_changed();
         Subscription {
             health,
             unverified: vec![],
@@ -346,7 +344,7 @@ impl Subscription {
         error.into()
     }
 
-    /// Takes in which shards are verified. True if others are not than the node was told.
+    /// Takes in which shards are verified. True if others are not than were reported to the node.
     fn look_at_shards(&mut self) -> bool {
         let unverified: Vec<u32> = match &*self.health.borrow_and_update() {
             Health::Ready => vec![],

@@ -149,7 +149,9 @@ impl Context {
             },
         };
         let held = (permit, caller.in_flight.clone());
-        let stream = Subscription::new(self.clone(), opened.cursor, listed, record, options, held);
+        let (context, health) = (self.clone(), hub.bus().health());
+        let stream =
+            Subscription::new(context, health, opened.cursor, listed, record, options, held);
         Ok(stream.beginning_with(gaps, watch))
     }
 }

@@ -27,16 +27,6 @@ mod tls;
 mod urls;
 
 use support::{Gateway, GatewayOptions, LIMIT, TestNode, events};
-use trunkline::config::{Config, Sources};
-
-/// The configuration of a file with this content.
-fn config(content: &serde_json::Value) -> Config {
-    let folder = support::folder::new();
-    let file = folder.path().join("trunkline.json");
-    std::fs::write(&file, content.to_string()).expect("a file");
-    let sources = Sources { file: Some(file), ..Sources::default() };
-    Config::load(&sources).expect("a configuration")
-}
 
 /// Two gateways, started at once.
 async fn two_gateways(options: impl Fn() -> GatewayOptions) -> (Gateway, Gateway) {

@@ -3,18 +3,15 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::time::timeout;
-use tonic::{Code, Streaming};
+use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
-use trunkline_proto::v1::{
-    Event, GetStatusRequest, Heartbeat, SubscribeResponse, Subscribed, subscribe_response::Response,
-};
+use trunkline_proto::v1::{Event, GetStatusRequest};
 
 use super::{
     ids,
     support::{
-        ClusterOptions, Data, Gateway, GatewayOptions, LIMIT, Ready, RedisCluster, RedisOptions,
-        TestNode, events, shared, view::slot,
+        ClusterOptions, Collector, Data, Gateway, GatewayOptions, LIMIT, Ready, RedisCluster,
+        RedisOptions, Seen, TestNode, events, shared, view::slot,
     },
     two_gateways,
 };
@@ -53,16 +50,7 @@ async fn a_gateway_of_a_cluster_starts_while_one_master_is_down_and_serves_the_o
         assert!((1..6).contains(&verified), "{status:?}");
         // And serves what it can.
         let node = TestNode::connect(&gateway, "node").await;
-        let publish = async |number: usize| {
-            let account = format!("account-{number}");
-            node.publish(vec![events::mailbox_change(&account, 1)]).await
-        };
-        let published = join_all((0..30).map(publish)).await;
-        let (accepted, failed): (Vec<_>, Vec<_>) = published.into_iter().partition(Result::is_ok);
-        assert!(!accepted.is_empty() && !failed.is_empty(), "{} accepted", accepted.len());
-        for failure in failed.into_iter().map(Result::unwrap_err) {
-            assert_eq!(failure.code(), Code::Unavailable, "{failure:?}");
-        }
+        publish_what_is_taken(&node).await;
         let refused = node.stream(node.request()).await.expect_err("not every shard is verified");
         assert!(refused.message().contains(&address), "{refused:?}");
         // With the master all of it.
@@ -75,50 +63,49 @@ async fn a_gateway_of_a_cluster_starts_while_one_master_is_down_and_serves_the_o
     }
 }
 
-/// Reads a stream until it has said that exactly these shards are not reached. The events that came
-/// before.
-async fn is_told(stream: &mut Streaming<SubscribeResponse>, shards: &[u32]) -> Vec<String> {
-    let mut events = Vec::new();
-    let told = async {
-        loop {
-            let message = stream.message().await.expect("a stream").expect("a message");
-            match message.response.expect("an arm") {
-                Response::Subscribed(Subscribed { unverified_shards, .. })
-                | Response::Heartbeat(Heartbeat { unverified_shards, .. })
-                    if unverified_shards == shards =>
-                {
-                    return;
-                }
-                Response::Events(batch) => {
-                    events.extend(batch.events.into_iter().map(|event| event.event_id));
-                }
-                Response::Gap(gap) => panic!("{gap:?}"),
-                _ => {}
-            }
-        }
+/// Publishes one event for each of thirty accounts, some of which concern shards that are away. The
+/// ids of those that were accepted.
+async fn publish_what_is_taken(publisher: &TestNode) -> Vec<String> {
+    let publish = async |number: usize| {
+        let event_id = format!("e-{number}");
+        let event = events::mailbox_change(&format!("account-{number}"), 1);
+        let event = Event { event_id: event_id.clone(), ..event };
+        publisher.publish(vec![event]).await.map(|_| event_id)
     };
-    timeout(LIMIT, told).await.unwrap_or_else(|_| panic!("told of {shards:?} in time"));
-    events
+    let published = join_all((0..30).map(publish)).await;
+    let (accepted, failed): (Vec<_>, Vec<_>) = published.into_iter().partition(Result::is_ok);
+    assert!(!accepted.is_empty() && !failed.is_empty(), "{} accepted", accepted.len());
+    for failure in failed.into_iter().map(Result::unwrap_err) {
+        assert_eq!(failure.code(), Code::Unavailable, "{failure:?}");
+    }
+    accepted.into_iter().map(Result::unwrap).collect()
 }
 
-/// Reads a stream until it has brought so many events.
-async fn brings(stream: &mut Streaming<SubscribeResponse>, count: usize) -> Vec<String> {
-    let mut events = Vec::new();
-    let all = async {
-        while events.len() < count {
-            let message = stream.message().await.expect("a stream").expect("a message");
-            match message.response.expect("an arm") {
-                Response::Events(batch) => {
-                    events.extend(batch.events.into_iter().map(|event| event.event_id));
-                }
-                Response::Gap(gap) => panic!("{gap:?}"),
-                _ => {}
-            }
-        }
-    };
-    timeout(LIMIT, all).await.expect("all events in time");
+/// Waits until a stream has said last that exactly these shards are not reached.
+async fn reports(stream: &Collector, shards: &[u32]) {
+    let what = format!("{shards:?} are not reached");
+    stream
+        .wait(LIMIT, &what, |recording| {
+            let unverified = recording.seen.iter().rev().find_map(|seen| match seen {
+                Seen::Subscribed(subscribed) => Some(&subscribed.unverified_shards),
+                Seen::Heartbeat(heartbeat) => Some(&heartbeat.unverified_shards),
+                _ => None,
+            });
+            unverified.is_some_and(|unverified| unverified == shards).then_some(())
+        })
+        .await;
+}
+
+/// Waits until a stream has brought these events behind the first ones, in any order, and nothing
+/// else.
+async fn brings(stream: &Collector, first: usize, events: &[String]) {
+    let recording = stream.events(first + events.len(), LIMIT).await;
+    let mut brought = recording.event_ids[first..].to_vec();
+    let mut events = events.to_vec();
+    brought.sort_unstable();
     events.sort_unstable();
-    events
+    assert_eq!(brought, events);
+    assert!(recording.gaps().is_empty(), "{:?}", recording.gaps());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,46 +125,33 @@ async fn a_dead_shard_stops_what_concerns_it_and_nothing_else() {
         (0..).zip(&owners).filter(|(_, owner)| **owner == down).map(|(n, _)| n).collect();
     assert!(dead.len() < 6, "one master has all shards");
     let node = TestNode::connect(&gateway, "node").await;
-    let mut stream = node.stream(node.request()).await.expect("a stream");
-    assert!(is_told(&mut stream, &[]).await.is_empty());
+    let first = node.subscribe(node.request()).await;
+    reports(&first, &[]).await;
 
     cluster.kill_9(down);
-    is_told(&mut stream, &dead).await;
+    reports(&first, &dead).await;
     for service in ["", "trunkline.v1.CoordinationService/Publish"] {
         assert_eq!(gateway.health(service).await.expect("an answer"), ServingStatus::Serving);
     }
     let (status, ready) = gateway.admin_answer("/readyz").await.expect("an answer");
     assert!(status == 200 && ready.starts_with("ready but for shard "), "{status} {ready}");
     // The other shards go on, on streams that were open and on new ones.
-    let mut second = node.stream(node.request()).await.expect("a stream");
-    is_told(&mut second, &dead).await;
+    let second = node.subscribe(node.request()).await;
+    assert_eq!(second.subscribed().await.unverified_shards, dead);
     let publisher = TestNode::connect(&gateway, "publisher").await;
-    let publish = async |number: usize| {
-        let event = events::mailbox_change(&format!("account-{number}"), 1);
-        let event = Event { event_id: format!("e-{number}"), ..event };
-        publisher.publish(vec![event]).await.map(|_| format!("e-{number}"))
-    };
-    let published = join_all((0..30).map(publish)).await;
-    let (accepted, failed): (Vec<_>, Vec<_>) = published.into_iter().partition(Result::is_ok);
-    assert!(!accepted.is_empty() && !failed.is_empty(), "{} accepted", accepted.len());
-    for failure in failed.into_iter().map(Result::unwrap_err) {
-        assert_eq!(failure.code(), Code::Unavailable, "{failure:?}");
+    let accepted = publish_what_is_taken(&publisher).await;
+    for stream in [&first, &second] {
+        brings(stream, 0, &accepted).await;
     }
-    let mut accepted: Vec<String> = accepted.into_iter().map(Result::unwrap).collect();
-    accepted.sort_unstable();
-    assert_eq!(brings(&mut stream, accepted.len()).await, accepted);
-    assert_eq!(brings(&mut second, accepted.len()).await, accepted);
 
     // What is published when it is back arrives on both, of all shards.
     cluster.restart(down, Data::Kept).await;
-    for stream in [&mut stream, &mut second] {
-        assert!(is_told(stream, &[]).await.is_empty());
+    for stream in [&first, &second] {
+        reports(stream, &[]).await;
     }
     publisher.publish(events::numbered("late", 60, 30)).await.expect("published");
-    let mut late = ids("late", 0..60);
-    late.sort_unstable();
-    for stream in [&mut stream, &mut second] {
-        assert_eq!(brings(stream, 60).await, late);
+    for stream in [&first, &second] {
+        brings(stream, accepted.len(), &ids("late", 0..60)).await;
     }
 }
 

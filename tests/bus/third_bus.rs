@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 use trunkline::{bus::Registry, gateway};
 
 use super::{
-    config, ids,
+    ids,
     memory::{Fault, MemoryFactory},
-    support::{LIMIT, TestNode, events, eventually},
+    support::{LIMIT, TestNode, config, events, eventually},
 };
 
 /// A gateway in this process.

@@ -37,3 +37,12 @@ pub use sentinel::{SentinelOptions, SentinelSet};
 pub use shared::{SharedCluster, SharedRedis};
 pub use wait::{LIMIT, eventually, until};
 pub use watch::Watch;
+
+/// The configuration of a file with this content.
+pub fn config(content: &serde_json::Value) -> trunkline::config::Config {
+    let folder = folder::new();
+    let file = folder.path().join("trunkline.json");
+    std::fs::write(&file, content.to_string()).expect("a file");
+    let sources = trunkline::config::Sources { file: Some(file), ..Default::default() };
+    trunkline::config::Config::load(&sources).expect("a configuration")
+}

@@ -228,10 +228,15 @@ impl RedisServer {
 
     /// How often it has executed a command, such as `xrange`.
     pub async fn calls(&self, command: &str) -> u64 {
-        let field = format!("cmdstat_{command}");
-        let Some(stats) = self.info("commandstats", &field).await else { return 0 };
-        let calls = stats.strip_prefix("calls=").and_then(|rest| rest.split(',').next());
-        calls.and_then(|calls| calls.parse().ok()).expect("the calls")
+        let calls = self.command_stat(command, "calls").await;
+        calls.map_or(0, |calls| calls.parse().expect("the calls"))
+    }
+
+    /// What it counts of a command, by its name in INFO: calls, usec. None: it has executed none.
+    pub async fn command_stat(&self, command: &str, name: &str) -> Option<String> {
+        let stats = self.info("commandstats", &format!("cmdstat_{command}")).await?;
+        let value = |part: &str| Some(part.strip_prefix(name)?.strip_prefix('=')?.to_owned());
+        stats.split(',').find_map(value)
     }
 
     /// Its connections, except the one that asks.

@@ -230,7 +230,7 @@ impl State {
         self.failure = None;
         if self.arrived.has(published) {
             self.expected.clear();
-            (self.verified, self.deaf) = (Some(now), None);
+            self.verify(now);
             return;
         }
         self.accepted = now.checked_sub(published.age.min(MAX_AGE)).max(self.accepted);
@@ -246,8 +246,12 @@ impl State {
             return false;
         };
         self.expected.drain(..=last);
-        (self.verified, self.deaf) = (Some(now), None);
+        self.verify(now);
         true
+    }
+
+    fn verify(&mut self, now: Instant) {
+        (self.verified, self.deaf) = (Some(now), None);
     }
 }
 

@@ -654,8 +654,8 @@ mod tests {
             assert_eq!(read(&mut served, &history), ["4..5-9", "epoch 9-0"]);
             order.begin_history(&known(false, 9), &[]);
             assert!(order.finish_history(&known(false, 9), &mut out));
-            let told: Vec<_> = out.iter().map(short).collect();
-            assert_eq!(told, ["lost 5:4-9 9:1-1 to 9-1"]);
+            let reported: Vec<_> = out.iter().map(short).collect();
+            assert_eq!(reported, ["lost 5:4-9 9:1-1 to 9-1"]);
         }
     }
 

@@ -94,6 +94,8 @@ local epoch, offset, run = tonumber(state[1]), tonumber(state[2]), state[3]
 local known, seen = tonumber(ARGV[10]), tonumber(ARGV[11])
 local exact = not seen
 if exact then seen = tonumber(string.sub(ARGV[11], 2)) end
+-- The server lacks what the caller has seen.
+local behind = epoch and (known > epoch or (known == epoch and seen > offset))
 
 local function clock()
   local time = redis.call('TIME')
@@ -108,8 +110,7 @@ if op == 'probe' then
   local age, least = now - (tonumber(probe[1]) or 0), tonumber(ARGV[15])
   local is_enough = math.abs(age) < (least or QUIET) and not (least and probe[3] == '')
   local is_last = epoch and probe[2] == num(epoch) .. '-' .. num(offset)
-  local is_behind = epoch and (known > epoch or known == epoch and seen > offset)
-  if is_enough and is_last and not is_behind and run ~= '' and state[4] == deployment then
+  if is_enough and is_last and not behind and run ~= '' and state[4] == deployment then
     -- Nothing is to be published, in most calls of many gateways: they cost next to nothing. One
     -- call in a second goes on, and looks at the server's identity.
     redis.call('HSET', KEYS[1], 'g:' .. ARGV[13], num(now))
@@ -413,8 +414,7 @@ local recovery
 -- Begins a recovery, or takes part in the one that is under way.
 local function recover()
   local before = redis.call('HMGET', KEYS[1], 'recovery', 'reported', 'done', 'since', 'waits')
-  local behind = not run or epoch and (known > epoch or (known == epoch and seen > offset))
-  local fresh = before[1] ~= identity or behind
+  local fresh = before[1] ~= identity or not run or behind
   local reported = merge_reported(parse_reported(before[2] or ''), parse_reported(ARGV[6]))
   recovery = {reported = reported, done = before[3] or '', since = tonumber(before[4])}
   -- Those of an epoch that an earlier version began are not known.
@@ -438,7 +438,7 @@ local function recover()
     'waits', num(epoch) .. waits)
 end
 
-if not epoch or run ~= identity or known > epoch or (known == epoch and seen > offset) then
+if not epoch or run ~= identity or behind then
   recover()
 end
 

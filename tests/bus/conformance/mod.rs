@@ -120,7 +120,7 @@ fn events(count: usize) -> Vec<Bytes> {
 }
 
 fn config(coordinator: &Value) -> Config {
-    super::config(&json!({
+    super::support::config(&json!({
         "coordinator": coordinator,
         "prefix": shared::prefix(),
         "shards": 2,

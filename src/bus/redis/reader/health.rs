@@ -63,16 +63,12 @@ impl Reader {
         let all_started = self.shards.iter().all(ShardReader::is_started);
         let mut problems =
             self.parts.liveness.iter().enumerate().filter_map(|(shard, liveness)| {
-                let problem = if self.shards[shard].is_started() {
-                    liveness.problem()
-                } else {
-                    Some(
-                        liveness
-                            .problem()
-                            .unwrap_or_else(|| "its position is not known yet".into()),
-                    )
-                };
-                problem.map(|why| (ShardId::at_index(shard), format!("shard {shard}: {why}")))
+                let waits = || !self.shards[shard].is_started();
+                let why = || waits().then(|| "its position is not known yet".to_owned());
+                liveness
+                    .problem()
+                    .or_else(why)
+                    .map(|why| (ShardId::at_index(shard), format!("shard {shard}: {why}")))
             });
         let health = match problems.next() {
             None => Health::Ready,

@@ -199,7 +199,9 @@ impl ShardReader {
             // One of an epoch that ended before this gateway came would be a replay.
             Body::Frame(_) => {
                 let later = self.first.is_some_and(|first| envelope.position.epoch >= first);
-                found.received = found.received.filter(|_| later);
+                if !later {
+                    found.received = None;
+                }
                 later
             }
             Body::Unreadable => true,
