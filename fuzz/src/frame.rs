@@ -38,9 +38,9 @@ fn round_trips(envelope: &Envelope) {
     let encoded = match &envelope.body {
         // Probes of earlier versions are made by nobody here.
         Body::Unreadable | Body::Forged | Body::Probe { shared: false, .. } => return,
-        Body::Probe { writer, number, view, .. } => {
+        Body::Probe { writer, number, time_ms, view, .. } => {
             let head = format!("P2 {position} {}|{}|", view.copies, ends(view.floor, &view.ends));
-            [head.as_bytes(), &encode_probe(*writer, *number, 2)].concat()
+            [head.as_bytes(), &encode_probe(*writer, *number, *time_ms)].concat()
         }
         Body::EpochStart { previous, floor, ends: known } => {
             format!("E2 {position} {previous} {}", ends(*floor, known)).into_bytes()
