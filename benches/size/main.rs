@@ -4,14 +4,17 @@
 //!     cargo bench --bench size                               10 to 1,000 gateways of 16 shards
 //!     cargo bench --bench size -- --gateways 10,40           a part
 //!
-//! The gateways are simulated: each is what a gateway has of the bus (its writers, its reader and
-//! its connections), all in this process, and speaks the real protocol to a real Redis. Two things
-//! are measured for each number of gateways: what Redis pays while nothing is published, and what a
-//! frame of one event costs it, beside a plain `PUBLISH` of as many bytes to as many subscribers.
-//! `docs/scaling.md` has the results.
+//! The gateways are simulated: each is what a gateway has of the bus (its writers, its reader, its
+//! connections and its membership), all in this process, and speaks the real protocol to a real
+//! Redis. Measured for each number of gateways: what Redis pays while nothing is published; what
+//! a frame of one event costs it, beside a plain `PUBLISH` of as many bytes to as many subscribers;
+//! what it pays when nodes come and go; and how long a real gateway that starts takes until it
+//! lists all nodes, and what memory they take there. `docs/scaling.md` has the results.
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
+
+mod members;
 
 use std::{
     sync::{
@@ -30,10 +33,13 @@ use trunkline::{
     config::Config,
 };
 
-use self::support::{RedisOptions, RedisServer, shared};
+use self::{
+    members::Members,
+    support::{RedisOptions, RedisServer, shared},
+};
 
 /// The columns of the table; the share of a core and the times are those of Redis.
-const COLUMNS: [&str; 12] = [
+const COLUMNS: [&str; 17] = [
     "gateways",
     "all ready after, s",
     "idle, % of a core",
@@ -46,6 +52,11 @@ const COLUMNS: [&str; 12] = [
     "accepted after, ms",
     "connections",
     "frames received by each",
+    "with nodes that change, % of a core",
+    "KB sent/s then",
+    "nodes",
+    "listed by a new gateway after, s",
+    "MB that they take there",
 ];
 
 /// Measures what gateways cost Redis.
@@ -63,6 +74,12 @@ struct Options {
     /// Frames of one event that are published in each second.
     #[arg(long, default_value_t = 100)]
     frames: u32,
+    /// Nodes of each gateway.
+    #[arg(long, default_value_t = 100)]
+    nodes: u32,
+    /// Nodes that come and go in each second, in all.
+    #[arg(long, default_value_t = 20)]
+    changes: u32,
     /// Passed by cargo to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
@@ -162,12 +179,19 @@ async fn measure(options: &Options, count: usize) {
         health.wait_for(|health| *health == Health::Ready).await.expect("a bus that runs");
     }
     let ready = started.elapsed();
+    let members = Members::start(gateways.iter().map(|(bus, _)| bus.clone()), options.nodes).await;
     tokio::time::sleep(Duration::from_secs(5)).await;
 
     let seconds = Duration::from_secs(options.seconds);
     let before = Used::now(&redis).await;
     tokio::time::sleep(seconds).await;
     let [idle, sent, calls, published, usec] = Used::now(&redis).await.since(&before);
+
+    let before = Used::now(&redis).await;
+    members.change(options.changes, seconds).await;
+    let [changing, sent_changing, ..] = Used::now(&redis).await.since(&before);
+    let nodes = count as u64 * u64::from(options.nodes);
+    let (listed, memory) = members::listed_at_a_new_gateway(&redis, &config.prefix, nodes).await;
 
     // One gateway publishes, to all shards in turn.
     let before = Used::now(&redis).await;
@@ -219,8 +243,14 @@ async fn measure(options: &Options, count: usize) {
         format!("{:.1}", waits.as_secs_f64() * 1000.0 / f64::from(frames)),
         connections.to_string(),
         (received / count as u64).to_string(),
+        format!("{changing:.1}"),
+        format!("{sent_changing:.0}"),
+        nodes.to_string(),
+        format!("{:.1}", listed.as_secs_f64()),
+        format!("{memory:.1}"),
     ];
     println!("| {} |", row.join(" | "));
+    members.stop().await;
     for (bus, _) in &gateways {
         bus.close().await;
     }

@@ -40,7 +40,7 @@ pub fn event(bytes: &[u8]) {
     let mut stamped = |view: &EventView<'_>| {
         let carried =
             IncomingTrace::new(TraceContext { trace_id: [7; 16], span_id: [7; 8], sampled: true });
-        stamp(&mut buffer, view, "node", UNIX_EPOCH, Some(&carried), || Uuid::from_u128(7))
+        stamp(&mut buffer, view, "node", UNIX_EPOCH, Some(&carried), None, || Uuid::from_u128(7))
     };
     let once = stamped(view);
     assert!(once.starts_with(bytes));

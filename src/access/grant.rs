@@ -87,6 +87,11 @@ impl Grant {
         Err(refused(Rule::Operations, vec![violation("explain", what)]))
     }
 
+    /// True if the caller may list nodes.
+    pub fn may_list_nodes(&self) -> bool {
+        self.rules.allows(Operation::ListNodes)
+    }
+
     /// The events that a stream may deliver.
     pub fn receive(&self) -> &Arc<Scope> {
         &self.rules.receive

@@ -1,9 +1,9 @@
 //! The store in which the gateways of a deployment publish their state to one another.
 //!
-//! Each gateway is a member. It has one record, which every exchange reads, and numbered member
-//! shards, which others read when the record says that they changed. The bus does not know the
-//! contents of either. What a member wrote is removed when it has not renewed it for its time to
-//! live.
+//! Each gateway is a member. It has one record, which the exchanges of others read when it changed,
+//! and numbered member shards, which others read when the record says that they changed. The bus
+//! does not know the contents of either. What a member wrote is removed when it has not renewed it
+//! for its time to live.
 
 use std::time::Duration;
 
@@ -34,6 +34,19 @@ pub struct MemberUpdate {
     pub record: Bytes,
     /// The member shards that changed, by number; None removes one.
     pub shards: Vec<(u32, Option<Bytes>)>,
+    /// The last change that the member knows, from the exchange before. None: it knows none.
+    pub known: Option<LastChange>,
+    /// The time without renewal after which a member is silent, which is a change of its own.
+    pub silent_after: Duration,
+}
+
+/// Names the last change of the records in a store, as the store says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastChange {
+    /// Its number.
+    pub number: u64,
+    /// What the store noted of it: another store, and one that lost its memory, has noted another.
+    pub content: Bytes,
 }
 
 /// The result of an exchange.
@@ -43,8 +56,16 @@ pub struct Exchange {
     /// remembers: the store lost its memory, an answer was lost, or the time to live is over. The
     /// member then begins anew, with `follows` None.
     pub taken: bool,
-    /// All members that are alive, the caller included if its update was taken.
+    /// True if `members` are all that are alive, the caller included if its update was taken.
+    /// False if they are those that changed since the last change that the caller knows: that came,
+    /// that wrote another record, that became silent or were renewed after that.
+    pub all: bool,
+    /// The members.
     pub members: Vec<MemberRecord>,
+    /// Of those that changed, the members that are gone.
+    pub gone: Vec<MemberId>,
+    /// What the caller knows now. None: the store gives no changes, only all members.
+    pub known: Option<LastChange>,
 }
 
 /// The record of one member, as an exchange read it.
@@ -60,9 +81,21 @@ pub struct MemberRecord {
 
 /// The store of all members.
 pub trait Members: Send + Sync {
-    /// Writes an update, renews everything of the member, and reads the records of all. All of it
-    /// or nothing; one attempt.
+    /// Writes an update, renews everything of the member, and reads the records that changed, or
+    /// all. All of it or nothing; one attempt.
     fn exchange(&self, update: MemberUpdate) -> BoxFuture<'_, Result<Exchange, AppendError>>;
+
+    /// Leaves messages for a member, which takes them with [`Members::take_messages`]. They are
+    /// kept for a minute at most. One attempt.
+    fn leave_messages(
+        &self,
+        to: MemberId,
+        messages: Vec<Bytes>,
+    ) -> BoxFuture<'_, Result<(), AppendError>>;
+
+    /// Takes the messages that were left for a member, in their order, but not all if they are
+    /// many. One attempt.
+    fn take_messages(&self, own: MemberId) -> BoxFuture<'_, Result<Vec<Bytes>, AppendError>>;
 
     /// Reads member shards by their numbers, in the order of the numbers; None for one that does
     /// not exist. One attempt.

@@ -34,7 +34,7 @@ pub use self::{
         Delivery, EpochStart, Frame, Gap, GapReason, HistoryPage, Lost, Name, Provenance, Sink,
     },
     examination::{Finding, Level, Progress},
-    members::{Exchange, MemberId, MemberRecord, MemberUpdate, Members},
+    members::{Exchange, LastChange, MemberId, MemberRecord, MemberUpdate, Members},
     position::{Epoch, Offset, Position, ShardId},
     registry::{BusFactory, Registry, StartError, Starting},
     run::{MAX_SEQUENCE, Numbering, PublisherId, Publishers, Run, StreamNumber},

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use serde_json::Value;
 use tokio::{
@@ -13,9 +13,11 @@ use tokio::{
     sync::mpsc,
 };
 use trunkline_client::{Client, Error, ErrorKind, PublisherOptions};
-use trunkline_proto::v1::{Event, Target};
+use trunkline_proto::v1::{DeliveryReport, Event, Target};
 
-use super::{Failure, GatewayArgs, NodeArgs, json, kinds::EventArgs};
+use super::{
+    Failure, GatewayArgs, NodeArgs, duration::parse_duration, json, kinds::EventArgs, visible,
+};
 
 /// Most events of one request.
 const MAX_BATCH: usize = 500;
@@ -37,6 +39,7 @@ Examples:
   trunkline publish blocked-ip 192.0.2.7 --reason 'too many failed logins' --expires-in 24h
   trunkline publish cache-invalidation role:7 domain
   trunkline publish --to-role mta queue-refresh
+  trunkline publish --wait-for delivered cache-invalidation role:7
   trunkline publish --json '{\"queueStatus\":{\"state\":\"STATE_PAUSED\"}}'
   cat events.jsonl | trunkline publish -
   trunkline subscribe --gateway a:7420 | trunkline publish --gateway b:7420 -
@@ -57,11 +60,33 @@ pub(super) struct Publish {
     /// Only for nodes with this role
     #[arg(long, value_name = "ROLE", global = true)]
     to_role: Vec<String>,
+    /// Wait until every node that the events concern has received them, or has acknowledged them on
+    /// its watch; fails with the nodes that have not
+    #[arg(long, value_name = "STAGE", value_enum, global = true)]
+    wait_for: Option<Stage>,
+    /// How long to wait, at most 60s
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "5s",
+        value_parser = parse_duration,
+        global = true
+    )]
+    wait_timeout: Duration,
     /// `-`: read events from standard input, one JSON object per line
     #[arg(value_parser = ["-"])]
     input: Option<String>,
     #[command(subcommand)]
     event: Option<EventArgs>,
+}
+
+/// How far events must have come.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Stage {
+    /// Handed to the connection of each node.
+    Delivered,
+    /// Acknowledged by each node, which needs a watch.
+    Acknowledged,
 }
 
 impl Publish {
@@ -77,6 +102,10 @@ impl Publish {
             let problem = "nothing to publish: name a kind, or give --json or -; see --help";
             return Err(Failure::Usage(problem.into()));
         }
+        if self.wait_for.is_some() && self.input.is_some() {
+            let problem = "--wait-for is for events of the command line, not for -";
+            return Err(Failure::Usage(problem.into()));
+        }
         // A missing gateway fails at once; only one that goes away later is waited for.
         self.gateway.connect().await?;
         let client = self
@@ -87,7 +116,13 @@ impl Publish {
             .map_err(|error| Failure::Usage(error.to_string()))?;
         for batch in events.chunks(MAX_BATCH) {
             let events = batch.iter().map(|event| self.targeted(event.clone()));
-            client.publish(events).await.map_err(|error| self.failure(&error))?;
+            let Some(stage) = self.wait_for else {
+                client.publish(events).await.map_err(|error| self.failure(&error))?;
+                continue;
+            };
+            let acknowledged = stage == Stage::Acknowledged;
+            let report = client.publish_and_wait(events, acknowledged, self.wait_timeout).await;
+            done(&report.map_err(|error| self.failure(&error))?)?;
         }
         if self.input.is_some() { self.publish_lines(&client).await } else { Ok(()) }
     }
@@ -181,6 +216,25 @@ impl Publish {
             None => Failure::Other(error.to_string()),
         }
     }
+}
+
+/// Fails with who has not what was waited for.
+fn done(report: &DeliveryReport) -> Result<(), Failure> {
+    if report.complete {
+        return Ok(());
+    }
+    let (done, all) = (report.done_nodes, report.concerned_nodes);
+    let mut text = format!("published; {done} of {all} nodes have it");
+    for (what, ids) in [
+        ("nodes that have not", &report.pending_node_ids),
+        ("gateways that did not say", &report.silent_gateway_ids),
+    ] {
+        if !ids.is_empty() {
+            let ids: Vec<_> = ids.iter().map(|id| visible(id)).collect();
+            text += &format!("; {what}: {}", ids.join(", "));
+        }
+    }
+    Err(Failure::Other(text))
 }
 
 /// What is wrong with the event of a line. The fields are those of its message on the stream:

@@ -19,7 +19,7 @@ use crate::{
     hub::{Hub, log::Capacity},
     lifecycle::Lifecycle,
     observe::{admin, streams, trace},
-    presence::membership,
+    presence::{delivery, membership},
     rpc::health::HealthState,
 };
 
@@ -128,6 +128,9 @@ pub async fn serve(
         ended.clone(),
     ));
     tasks.spawn(membership::run(rooms.nodes.clone(), bus.clone(), ended.clone()));
+    let hub = rooms.gateway.hub.get().expect("a bus that has started").clone();
+    tasks.spawn(delivery::follow(rooms.nodes.clone(), hub, bus.clone(), ended.clone()));
+    tasks.spawn(delivery::collect(rooms.nodes.clone(), bus.clone(), ended.clone()));
     tasks.spawn(streams::log_suppressed(ended.clone()));
     tasks.close();
 

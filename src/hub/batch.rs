@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::{
     bus::put_event,
-    hub::{event::EventMeta, explanation::Explanation, log::IndexedFrame},
+    hub::{event::EventMeta, explanation::Explanation, log::IndexedFrame, waits::WaitStamp},
     trace_context::TraceContext,
 };
 
@@ -29,6 +29,8 @@ pub struct Events {
     pub oldest_ms: Option<u64>,
     /// The events of recorded traces, if the cursor reports them.
     pub traced: Vec<TracedEvent>,
+    /// The stamps of the events that a publisher waits for.
+    pub waited: Vec<WaitStamp>,
     /// The filter's decisions about all events that were passed, if the cursor explains itself.
     pub explanation: Option<Box<Explanation>>,
     /// The limit of `traced`.
@@ -60,6 +62,7 @@ impl Events {
             bytes: 0,
             oldest_ms: None,
             traced: vec![],
+            waited: vec![],
             explanation: None,
             max_traced: 0,
             max_count: max_events,
@@ -94,11 +97,20 @@ impl Events {
         let time = frame.frame.time_ms;
         self.oldest_ms = Some(self.oldest_ms.map_or(time, |oldest| oldest.min(time)));
         self.chunks.push(frame.slice(&frame.events[first], &frame.events[last]));
+        if frame.waited {
+            self.push_waited(frame, (first, last));
+        }
         if let Some(received) = frame.traced {
             for event in &frame.events[first..=last] {
                 self.push_traced(&event.meta, &frame.frame.events, received);
             }
         }
+    }
+
+    /// The stamps of those events that a publisher waits for.
+    fn push_waited(&mut self, frame: &IndexedFrame, (first, last): (usize, usize)) {
+        let waiters = (first..=last).filter_map(|index| frame.view(index).waiter());
+        self.waited.extend(waiters.filter_map(WaitStamp::decode));
     }
 
     fn push_traced(&mut self, meta: &EventMeta, frame: &[u8], received: SystemTime) {

@@ -265,11 +265,18 @@ impl Cursor {
         if let Some(first) = self.first.take() {
             return Some(Item::Events(first));
         }
+        self.registration.interest.begin_read();
         let item = self.take_item();
+        if let Some(Item::Events(events)) = &item {
+            for stamp in &events.waited {
+                self.hub.waits.taken(stamp, &self.registration.interest);
+            }
+        }
         self.held.retain(|(shard, _)| self.shards[*shard].holds_history());
         for (index, shard) in self.shards.iter().enumerate() {
             self.registration.interest.report(index, shard.unread());
         }
+        self.registration.interest.end_read();
         item
     }
 
@@ -301,7 +308,12 @@ impl Cursor {
         }
         if merging {
             let merged = merge::merge(&events);
-            events = Events { traced: events.traced, explanation: events.explanation, ..merged };
+            events = Events {
+                traced: events.traced,
+                waited: events.waited,
+                explanation: events.explanation,
+                ..merged
+            };
         }
         (!events.is_empty()).then_some(Item::Events(events))
     }

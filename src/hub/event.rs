@@ -30,6 +30,7 @@ const PUBLISH_TIME: u32 = 3;
 const TARGET: u32 = 4;
 const TRACEPARENT: u32 = 6;
 const TRACESTATE: u32 = 7;
+const WAITER: u32 = 8;
 const TARGET_NODE_IDS: u32 = 1;
 const TARGET_ROLES: u32 = 2;
 /// `account_id` of the kinds that concern an account, and `type` of custom events.
@@ -62,6 +63,7 @@ impl Flags {
     const EVENT_ID: Flags = Flags(1);
     const PUBLISH_TIME: Flags = Flags(2);
     const SEVERAL_KINDS: Flags = Flags(4);
+    const WAITER: Flags = Flags(8);
 
     fn set(&mut self, flag: Flags, on: bool) {
         self.0 = if on { self.0 | flag.0 } else { self.0 & !flag.0 };
@@ -100,6 +102,7 @@ impl EventMeta {
                     meta.flags.set(Flags::PUBLISH_TIME, true);
                 }
                 TARGET => meta.take_target(frame, &field)?,
+                WAITER => meta.flags.set(Flags::WAITER, !field.content()?.is_empty()),
                 TRACEPARENT => meta.trace = Trace::of(field.text(frame)?.of(frame)),
                 #[allow(clippy::cast_possible_truncation)] // every number that matches has 7 bits
                 FIRST_KIND..=LAST_KIND => meta.take_kind(frame, &field, field.number as u8)?,
@@ -177,6 +180,11 @@ impl EventMeta {
     /// True if the event belongs to a trace that is recorded.
     pub fn is_sampled(&self) -> bool {
         self.trace == Trace::Sampled
+    }
+
+    /// True if a publisher waits for the event.
+    pub fn is_waited_for(&self) -> bool {
+        self.flags.has(Flags::WAITER)
     }
 
     /// The position of the event in the frame.
@@ -263,6 +271,11 @@ impl<'a> EventView<'a> {
     /// first.
     pub fn trace(&self) -> Option<TraceContext> {
         TraceContext::parse(self.find(TRACEPARENT))
+    }
+
+    /// Who waits for the event, as its gateway stamped it; `None` if nobody does.
+    pub fn waiter(&self) -> Option<&'a [u8]> {
+        self.meta.is_waited_for().then(|| self.find(WAITER))
     }
 
     /// The content of a field, the last one of its number; empty if there is none.

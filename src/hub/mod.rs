@@ -21,6 +21,7 @@ pub mod readers;
 mod router;
 pub mod scope;
 pub mod token;
+pub mod waits;
 
 use std::{
     sync::{Arc, OnceLock},
@@ -33,11 +34,12 @@ pub use self::{
 };
 use self::{
     last_values::LastValues,
-    log::{Capacity, Log},
+    log::{Capacity, Content, Entry, Log},
     pages::Pages,
     producers::Producers,
     readers::Readers,
     router::Router,
+    waits::{WaitStamp, Waits},
 };
 use crate::bus::{Delivery, PublisherId, ShardId, SharedBus, Sink, StreamNumber};
 
@@ -52,6 +54,7 @@ pub struct Hub {
     pages: Vec<Pages>,
     last_values: LastValues,
     producers: Arc<Producers>,
+    waits: Waits,
 }
 
 impl Hub {
@@ -65,6 +68,7 @@ impl Hub {
             pages: ShardId::all(shards).map(|_| Pages::default()).collect(),
             last_values: LastValues::new(shards),
             producers: Arc::default(),
+            waits: Waits::default(),
         }
     }
 
@@ -92,6 +96,11 @@ impl Hub {
         &self.producers
     }
 
+    /// The waits of publishers for events that came.
+    pub fn waits(&self) -> &Waits {
+        &self.waits
+    }
+
     /// Wakes every stream, even if it has nothing to read.
     pub fn wake_all(&self) {
         self.router.wake_all();
@@ -103,6 +112,23 @@ impl Hub {
     }
 }
 
+impl Hub {
+    /// Notes the events of an entry that a publisher waits for. Called where its streams are
+    /// notified: none of them has read it.
+    fn note_waits(&self, shard: ShardId, entry: &Entry, number: u64) {
+        let Content::Frame(frame) = &entry.content else { return };
+        if !frame.waited {
+            return;
+        }
+        let concerned = self.router.concerned(entry);
+        for index in 0..frame.events.len() {
+            if let Some(stamp) = frame.view(index).waiter().and_then(WaitStamp::decode) {
+                self.waits.arrived(stamp, (shard.index(), number), &concerned);
+            }
+        }
+    }
+}
+
 impl Sink for Hub {
     fn deliver(&self, shard: ShardId, delivery: Delivery) {
         if !matches!(delivery, Delivery::Frame(_)) {
@@ -110,7 +136,9 @@ impl Sink for Hub {
         }
         let concerned = self.logs[shard.index()].append(delivery, |entry, number| {
             self.last_values.take(shard, &entry.content);
-            self.router.notify(shard, entry, number)
+            let woken = self.router.notify(shard, entry, number);
+            self.note_waits(shard, entry, number);
+            woken
         });
         // Only after the lock of the log is released: they all read it next.
         concerned.into_iter().for_each(Waker::wake);

@@ -31,6 +31,11 @@ pub(super) struct Router {
     accounts: AccountIndex,
 }
 
+/// Takes the subscribers that an entry may concern, some of them more than once.
+trait Concerned {
+    fn take(&mut self, interest: &Arc<Interest>);
+}
+
 /// Sets the pending bits for one entry, and collects the tasks to wake.
 struct Pending {
     shard: usize,
@@ -38,9 +43,15 @@ struct Pending {
     tasks: Vec<Waker>,
 }
 
-impl Pending {
-    fn set(&mut self, interest: &Interest) {
+impl Concerned for Pending {
+    fn take(&mut self, interest: &Arc<Interest>) {
         self.tasks.extend(interest.set_pending(self.shard, self.number));
+    }
+}
+
+impl Concerned for Vec<Arc<Interest>> {
+    fn take(&mut self, interest: &Arc<Interest>) {
+        self.push(interest.clone());
     }
 }
 
@@ -58,12 +69,21 @@ impl Router {
         let index = self.index.read();
         match &entry.content {
             Content::Frame(frame) if entry.follows.is_none() => {
-                index.notify(frame, &self.accounts, &mut pending);
+                index.each_concerned(frame, &self.accounts, &mut pending);
             }
             // Every subscriber must read it.
-            _ => index.all().for_each(|interest| pending.set(interest)),
+            _ => index.all().for_each(|interest| pending.take(interest)),
         }
         pending.tasks
+    }
+
+    /// The subscribers that the events of an entry may concern, some of them more than once.
+    pub(super) fn concerned(&self, entry: &Entry) -> Vec<Arc<Interest>> {
+        let mut concerned = Vec::new();
+        if let Content::Frame(frame) = &entry.content {
+            self.index.read().each_concerned(frame, &self.accounts, &mut concerned);
+        }
+        concerned
     }
 
     /// Wakes the tasks of all subscribers.

@@ -25,7 +25,8 @@ const SEPARATOR: char = '\n';
 /// A gateway that has not renewed its record for this time is silent.
 pub const SILENT_AFTER: Duration = Duration::from_secs(6);
 
-/// Bytes of nodes on a page, whatever its size: clients read messages of 4 MiB unless constatsd.
+/// Bytes of nodes on a page, whatever its size: clients read messages of 4 MiB unless they are
+/// configured otherwise.
 const MAX_PAGE_BYTES: usize = 2 * 1024 * 1024;
 
 /// The last millisecond of the year 9999, after which protobuf has no times.
@@ -84,6 +85,7 @@ enum Found {
 impl Nodes {
     /// The nodes of all gateways that match the query, in the order of their ids, and the gateways.
     pub fn list(&self, query: &Query) -> v1::ListNodesResponse {
+        self.look();
         let (nodes, next_page_token) = self.page(query, self.gateway.state());
         v1::ListNodesResponse { nodes, next_page_token, gateways: self.gateways() }
     }
@@ -114,6 +116,7 @@ impl Nodes {
     /// Reads the streams of all gateways, this one's first, but at most `max`. Returns the number
     /// of all.
     pub fn each(&self, max: usize, mut see: impl FnMut(&ListedNode<'_>)) -> usize {
+        self.look();
         let own = self.gateway.state();
         let mut show = |node: &v1::Node,
                         gateway_id: &str,

@@ -1,8 +1,10 @@
 //! Publishes this gateway's state to the other gateways, and reads theirs.
 //!
-//! One call of the store every few seconds, whatever the number of nodes; and member shards, of
-//! which only those that changed are written and read. Changes are published at once, but not more
-//! often than twice a second.
+//! One call of the store every few seconds, whatever the number of nodes and gateways: it writes
+//! what changed here and reads what changed elsewhere. Changes are published at once, but not more
+//! often than twice a second. The stats of the streams change all the time, so those of other
+//! gateways are read at a pace of their own: a few gateways a second, or all as long as somebody
+//! looks at a list.
 
 use std::{
     sync::Arc,
@@ -10,15 +12,17 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use prost::Message;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Nodes,
+    others::STALE_AFTER,
     shards::{Draft, STATS_SHARD},
 };
 use crate::{
-    bus::{AppendError, MemberId, MemberUpdate, Members, SharedBus, unix_ms},
+    bus::{AppendError, LastChange, MemberId, MemberUpdate, Members, SharedBus, unix_ms},
     proto::bus_v1::{MemberRecord, MemberStats},
 };
 
@@ -31,8 +35,18 @@ const MIN_INTERVAL: Duration = Duration::from_millis(500);
 /// A gateway that has not renewed its record for this time is removed, with its nodes.
 pub const TTL: Duration = Duration::from_secs(10);
 
-/// The interval at which the stats of the nodes are published, if they changed.
+/// The interval at which the stats of the nodes are published, if they changed, and those of the
+/// others read.
 const STATS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The number of gateways whose stats are read in a second while nobody looks at a list.
+const STATS_PACE: u128 = 4;
+
+/// The time after somebody asked for a list in which all stats are read at their interval.
+const LOOKED: Duration = Duration::from_secs(30);
+
+/// The number of calls under way that read the stats of others.
+const STATS_CALLS: usize = 4;
 
 /// Bytes of member shards that one call writes.
 const MAX_CALL_BYTES: usize = 512 * 1024;
@@ -54,7 +68,11 @@ struct Membership {
     /// The number of the last exchange, and of the last one that was taken.
     number: u64,
     taken: Option<u64>,
+    /// The last change of all records that is known here.
+    known: Option<LastChange>,
     stats: OwnStats,
+    /// When stats of others were last read, which gives the number that may be read now.
+    paced: Instant,
     /// True if the last exchange failed: the first failure in a row is logged.
     failing: bool,
 }
@@ -75,16 +93,23 @@ pub async fn run(nodes: Arc<Nodes>, bus: SharedBus, stop: CancellationToken) {
     let mut membership = Membership {
         nodes: nodes.clone(),
         bus,
-        id: MemberId(rand::random()),
+        id: nodes.delivery.member,
         number: 0,
         taken: None,
+        known: None,
         stats: OwnStats::default(),
+        paced: Instant::now(),
         failing: false,
     };
     loop {
         let round = Instant::now();
+        let number = nodes.delivery.exchange_begins();
         tokio::select! {
-            () = membership.round() => {}
+            made = membership.round() => {
+                if made {
+                    nodes.delivery.exchange_made(number);
+                }
+            }
             () = stop.cancelled() => break,
         }
         nodes.find_duplicates();
@@ -92,11 +117,13 @@ pub async fn run(nodes: Arc<Nodes>, bus: SharedBus, stop: CancellationToken) {
         tokio::select! {
             () = tokio::time::sleep_until((round + INTERVAL).into()) => {}
             () = nodes.changed.notified() => {}
+            () = nodes.delivery.exchange_asked.notified() => continue,
             _ = drain.changed() => {}
             () = stop.cancelled() => break,
         }
         tokio::select! {
             () = tokio::time::sleep_until((round + MIN_INTERVAL).into()) => {}
+            () = nodes.delivery.exchange_asked.notified() => {}
             () = stop.cancelled() => break,
         }
     }
@@ -105,11 +132,12 @@ pub async fn run(nodes: Arc<Nodes>, bus: SharedBus, stop: CancellationToken) {
 }
 
 impl Membership {
-    /// One exchange. Does nothing on a bus that only one gateway can have.
-    async fn round(&mut self) {
+    /// One exchange; true if it succeeded. Does nothing on a bus that only one gateway can have.
+    async fn round(&mut self) -> bool {
         let bus = self.bus.clone();
-        let Some(members) = bus.members() else { return };
-        match self.exchange(members).await {
+        let Some(members) = bus.members() else { return true };
+        let result = self.exchange(members).await;
+        match &result {
             Ok(()) if self.failing => {
                 self.failing = false;
                 tracing::info!("gateways exchange their nodes again");
@@ -120,6 +148,7 @@ impl Membership {
             }
             _ => {}
         }
+        result.is_ok()
     }
 
     async fn exchange(&mut self, members: &dyn Members) -> Result<(), AppendError> {
@@ -131,6 +160,7 @@ impl Membership {
             let stats_revision = self.stats.stats.revision;
             let exchange = members.exchange(update).await?;
             let taken = exchange.taken;
+            self.known.clone_from(&exchange.known);
             if taken {
                 self.taken = Some(self.number);
                 self.stats.published = stats_revision;
@@ -142,7 +172,8 @@ impl Membership {
             }
             let outdated = nodes.others.apply(self.id, TTL, exchange, Instant::now());
             if taken && !draft.has_more {
-                return self.read(members, &outdated).await;
+                self.read(members, &outdated).await?;
+                return self.read_stats(members).await;
             }
         }
     }
@@ -154,14 +185,12 @@ impl Membership {
         if revision != self.stats.published {
             shards.push((STATS_SHARD, Some(self.stats.bytes.clone())));
         }
-        let stats = (STATS_SHARD, revision);
-        let readable = || [stats].into_iter().chain(draft.readable.iter().copied());
         let unlisted = self.nodes.local.lock().shards.unlisted();
         let record = MemberRecord {
             streams: u32::try_from(self.nodes.count()).unwrap_or(u32::MAX),
             unlisted_streams: u32::try_from(unlisted).unwrap_or(u32::MAX),
-            shards: readable().map(|(number, _)| number).collect(),
-            revisions: readable().map(|(_, revision)| revision).collect(),
+            shards: draft.readable.iter().map(|(number, _)| *number).collect(),
+            revisions: draft.readable.iter().map(|(_, revision)| *revision).collect(),
             ..self.record()
         };
         self.number += 1;
@@ -173,6 +202,8 @@ impl Membership {
             has_shards: self.taken.is_some(),
             record: record.encode_to_vec().into(),
             shards,
+            known: self.known.clone(),
+            silent_after: STALE_AFTER,
         }
     }
 
@@ -208,6 +239,26 @@ impl Membership {
         Ok(())
     }
 
+    /// Reads the stats of others that are due.
+    async fn read_stats(&mut self, members: &dyn Members) -> Result<(), AppendError> {
+        let now = Instant::now();
+        let may_read = now.duration_since(self.paced).as_millis() * STATS_PACE / 1000;
+        let looked = self.nodes.were_looked_at(LOOKED);
+        let max = if looked { usize::MAX } else { usize::try_from(may_read).unwrap_or(usize::MAX) };
+        if max == 0 {
+            return Ok(());
+        }
+        self.paced = now;
+        let due = self.nodes.others.stats_due(STATS_INTERVAL, max, now);
+        let nodes = &self.nodes;
+        let readings = due.into_iter().map(async |member| {
+            let read = members.member_shards(member, vec![STATS_SHARD]).await?;
+            nodes.apply_shard((member, STATS_SHARD), read.into_iter().next().flatten());
+            Ok(())
+        });
+        stream::iter(readings).buffer_unordered(STATS_CALLS).try_collect().await
+    }
+
     /// Publishes the last record: this gateway has no nodes any more.
     async fn leave(&mut self) {
         let Some(members) = self.bus.members() else { return };
@@ -221,6 +272,8 @@ impl Membership {
             has_shards: false,
             record: record.encode_to_vec().into(),
             shards: vec![],
+            known: self.known.clone(),
+            silent_after: STALE_AFTER,
         };
         if let Err(error) = members.exchange(update).await {
             tracing::debug!(%error, "the last member record was not written");

@@ -5,6 +5,7 @@
 //! request asks for it ([`list`]).
 
 mod agents;
+pub mod delivery;
 mod duplicates;
 pub mod list;
 pub mod membership;
@@ -29,8 +30,8 @@ use tokio::sync::Notify;
 use self::watch::WatchState;
 pub use self::watch::WatchStats;
 use self::{
-    agents::Agents, duplicates::Duplicates, notifications::Notifications, others::Others,
-    shards::OwnShards,
+    agents::Agents, delivery::Delivery, duplicates::Duplicates, notifications::Notifications,
+    others::Others, shards::OwnShards,
 };
 use crate::{hub::cursor::Progress, lifecycle::Lifecycle, proto::v1};
 
@@ -55,6 +56,9 @@ pub struct Nodes {
     agents: Agents,
     /// Notified when a stream opens or closes.
     changed: Notify,
+    /// When somebody last asked for a list.
+    looked: Mutex<Option<Instant>>,
+    delivery: Delivery,
 }
 
 /// The streams of this gateway.
@@ -114,6 +118,8 @@ impl Nodes {
             duplicates: Duplicates::new(takeover),
             agents: Agents::new(takeover),
             changed: Notify::new(),
+            looked: Mutex::new(None),
+            delivery: Delivery::new(),
         }
     }
 
@@ -149,6 +155,17 @@ impl Nodes {
         }
         self.changed.notify_one();
         Ok(Listed { nodes: self.clone(), key, entry })
+    }
+
+    /// Records that somebody looks at a list, which keeps the stats of other gateways' streams
+    /// young.
+    fn look(&self) {
+        *self.looked.lock() = Some(Instant::now());
+    }
+
+    /// True if somebody did so within this time.
+    fn were_looked_at(&self, within: Duration) -> bool {
+        self.looked.lock().is_some_and(|looked| looked.elapsed() < within)
     }
 
     /// The number of streams that may be open.

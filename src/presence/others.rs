@@ -15,7 +15,7 @@ use prost::Message;
 
 use super::{Key, StreamStats, WatchStats, shards::STATS_SHARD};
 use crate::{
-    bus::{Exchange, MemberId},
+    bus::{self, Exchange, MemberId},
     proto::{
         bus_v1::{MemberRecord, MemberShard, MemberStats},
         v1,
@@ -24,6 +24,10 @@ use crate::{
 
 /// Bytes of the texts in the record of a gateway.
 const MAX_TEXT_BYTES: usize = 256;
+
+/// A gateway that has not renewed its record for this time, in which it would have done so twice,
+/// is silent to the store: it says so once, and from then on its age is known exactly.
+pub const STALE_AFTER: Duration = Duration::from_secs(4);
 
 /// Gateways that are kept.
 const MAX_GATEWAYS: usize = 1024;
@@ -55,11 +59,14 @@ pub struct View {
 /// Another gateway.
 pub struct Member {
     pub record: MemberRecord,
-    /// When it last renewed its record.
+    /// When it last renewed its record, as far as is known: one that was not silent at the last
+    /// exchange counts as renewed then.
     pub renewed: Instant,
+    silent: bool,
     raw_record: Bytes,
     shards: HashMap<u32, Shard>,
-    stats_revision: u64,
+    /// When its stats were last read.
+    stats_read: Option<Instant>,
     pub stats: HashMap<u64, StreamStats>,
     /// What agents report of themselves, by the numbers of their streams.
     pub agents: HashMap<u64, Bytes>,
@@ -110,37 +117,48 @@ impl Others {
             view.keep_missing_until = Some(now + ttl);
         }
         let keep_missing = view.keep_missing_until.is_some_and(|until| now < until);
-        let mut missing: HashSet<MemberId> = view.members.keys().copied().collect();
+        let mut missing: HashSet<MemberId> = HashSet::new();
+        if exchange.all {
+            missing.extend(view.members.keys());
+        } else {
+            for member in view.members.values_mut().filter(|member| !member.silent) {
+                member.renewed = now;
+            }
+        }
         for found in exchange.members {
             let id = found.member;
             if id == own {
                 continue;
             }
-            let renewed = now.checked_sub(found.age).unwrap_or(now);
-            match view.members.get_mut(&id) {
-                Some(member) if member.raw_record == found.record => member.renewed = renewed,
-                // One that cannot be decoded is from a later version, or not from a gateway.
-                _ => match MemberRecord::decode(found.record.clone()) {
-                    Ok(record) if record.left => {
-                        view.remove(id);
-                        continue;
-                    }
-                    Ok(record) if is_readable(&record) => {
-                        view.apply_record(id, record, found.record, renewed);
-                    }
-                    Ok(_) | Err(_) => {}
-                },
+            if !view.apply_found(id, found, now) {
+                view.remove(id);
             }
             missing.remove(&id);
         }
         // A store that lost this gateway's record has lost those of others too: they have one time
         // to live to renew theirs.
         if !keep_missing {
+            missing.extend(exchange.gone);
             for id in missing {
                 view.remove(id);
             }
         }
         view.outdated()
+    }
+
+    /// The gateways whose stats were not read for `age`, those that wait longest first, but at most
+    /// `max`.
+    pub fn stats_due(&self, age: Duration, max: usize, now: Instant) -> Vec<MemberId> {
+        let view = self.0.read();
+        let age_of = |member: &Member| member.stats_read.map(|read| now.duration_since(read));
+        let mut due: Vec<_> = view
+            .members
+            .iter()
+            .filter(|(_, member)| age_of(member).is_none_or(|known| known >= age))
+            .map(|(id, member)| (member.stats_read, *id))
+            .collect();
+        due.sort();
+        due.into_iter().take(max).map(|(_, id)| id).collect()
     }
 
     /// Applies a member shard that was read; None: it does not exist, which the next record
@@ -152,12 +170,13 @@ impl Others {
         now: Instant,
         new: impl FnMut(&str),
     ) {
-        let Some(bytes) = bytes else { return };
         let view = &mut *self.0.write();
-        // One that cannot be decoded is from a later version, or not from a gateway.
         if number == STATS_SHARD {
-            view.apply_stats(id, bytes);
-        } else if bytes.len() <= MAX_SHARD_BYTES
+            return view.apply_stats(id, bytes, now);
+        }
+        // One that cannot be decoded is from a later version, or not from a gateway.
+        if let Some(bytes) = bytes
+            && bytes.len() <= MAX_SHARD_BYTES
             && let Ok(shard) = MemberShard::decode(bytes)
         {
             view.apply_shard(id, number, shard, now, new);
@@ -178,6 +197,26 @@ impl View {
         self.nodes.range(from..).take_while(move |(key, _)| key.0 == node_id)
     }
 
+    /// Applies the record of a gateway. Returns false if it has left.
+    fn apply_found(&mut self, id: MemberId, found: bus::MemberRecord, now: Instant) -> bool {
+        let renewed = now.checked_sub(found.age).unwrap_or(now);
+        let known = self.members.get(&id);
+        if known.is_none_or(|member| member.raw_record != found.record) {
+            // One that cannot be decoded is from a later version, or not from a gateway.
+            match MemberRecord::decode(found.record.clone()) {
+                Ok(record) if record.left => return false,
+                Ok(record) if is_readable(&record) => {
+                    self.apply_record(id, record, found.record, renewed);
+                }
+                Ok(_) | Err(_) => return true,
+            }
+        }
+        if let Some(member) = self.members.get_mut(&id) {
+            (member.renewed, member.silent) = (renewed, found.age >= STALE_AFTER);
+        }
+        true
+    }
+
     fn apply_record(
         &mut self,
         id: MemberId,
@@ -191,9 +230,10 @@ impl View {
         let member = self.members.entry(id).or_insert_with(|| Member {
             record: MemberRecord::default(),
             renewed,
+            silent: false,
             raw_record: Bytes::new(),
             shards: HashMap::new(),
-            stats_revision: 0,
+            stats_read: None,
             stats: HashMap::new(),
             agents: HashMap::new(),
         });
@@ -214,24 +254,24 @@ impl View {
         let mut outdated = Vec::new();
         for (id, member) in &self.members {
             let named = member.record.shards.iter().zip(&member.record.revisions);
-            let is_outdated = |(number, revision): &(&u32, &u64)| match **number {
-                STATS_SHARD => member.stats_revision < **revision,
-                number => {
-                    member.shards.get(&number).is_none_or(|known| known.revision < **revision)
-                }
+            let is_outdated = |(number, revision): &(&u32, &u64)| {
+                // Gateways of earlier versions name their stats too.
+                let known = member.shards.get(number);
+                **number != STATS_SHARD && known.is_none_or(|known| known.revision < **revision)
             };
             outdated.extend(named.filter(is_outdated).map(|(number, _)| (*id, *number)));
         }
         outdated
     }
 
-    fn apply_stats(&mut self, id: MemberId, bytes: Bytes) {
+    fn apply_stats(&mut self, id: MemberId, bytes: Option<Bytes>, now: Instant) {
         let Some(member) = self.members.get_mut(&id) else { return };
+        member.stats_read = Some(now);
+        let Some(bytes) = bytes else { return };
         if bytes.len() > MAX_STATS_BYTES {
             return;
         }
         let Ok(stats) = MemberStats::decode(bytes) else { return };
-        member.stats_revision = stats.revision;
         let mut number = 0_u64;
         let numbers = stats.numbers.iter().map(|difference| {
             number = number.wrapping_add(*difference);

@@ -18,8 +18,15 @@ use crate::proto::bus_v1::{MemberShard, NodeRecord};
 /// The number of the member shard with the stats of all streams; the others follow.
 pub const STATS_SHARD: u32 = 0;
 
-/// Streams, and approximate bytes, of a member shard.
-const SHARD_NODES: usize = 64;
+/// Streams of a member shard: the fewer, the less is read when one of them changes; and the more
+/// member shards does the record name, which is read then too. So it grows with the streams that
+/// there are, and stays between these.
+const SHARD_NODES: std::ops::RangeInclusive<usize> = 4..=64;
+
+/// For each so many streams of the gateway a member shard takes one more.
+const STREAMS_A_SHARD_NODE: usize = 64;
+
+/// Approximate bytes of a member shard.
 const SHARD_BYTES: usize = 32 * 1024;
 
 /// Approximate bytes that a gateway publishes about its streams: a hundred thousand usual ones.
@@ -70,7 +77,10 @@ impl OwnShards {
             self.unlisted.insert(entry.number, entry.clone());
             return;
         }
-        let index = self.with_space.first().copied().unwrap_or_else(|| {
+        let most = self.most_nodes();
+        let has_space = |index: &usize| self.shards[*index].has_space(most);
+        // Those that are filled were filled when there were more streams.
+        let index = self.with_space.iter().copied().find(has_space).unwrap_or_else(|| {
             self.shards.push(OwnShard::default());
             self.with_space.insert(self.shards.len() - 1);
             self.shards.len() - 1
@@ -80,7 +90,7 @@ impl OwnShards {
         shard.bytes += size;
         shard.revision += 1;
         self.bytes += size;
-        if !shard.has_space() {
+        if !shard.has_space(most) {
             self.with_space.remove(&index);
         }
         self.streams.insert(entry.number, (number(index), size));
@@ -98,13 +108,19 @@ impl OwnShards {
         shard.bytes -= size;
         shard.revision += 1;
         self.bytes -= size;
-        if shard.has_space() {
+        if shard.has_space(*SHARD_NODES.end()) {
             self.with_space.insert(index);
         }
         // One at a time: each stream that closes lets one in.
         if let Some((_, entry)) = self.unlisted.pop_first() {
             self.add(&entry);
         }
+    }
+
+    /// The number of streams that a member shard takes at most, now.
+    fn most_nodes(&self) -> usize {
+        let (least, most) = SHARD_NODES.into_inner();
+        (self.streams.len() / STREAMS_A_SHARD_NODE).clamp(least, most)
     }
 
     /// The number of streams that are in no member shard.
@@ -152,8 +168,8 @@ impl OwnShards {
 }
 
 impl OwnShard {
-    fn has_space(&self) -> bool {
-        self.nodes.len() < SHARD_NODES && self.bytes < SHARD_BYTES
+    fn has_space(&self, most_nodes: usize) -> bool {
+        self.nodes.len() < most_nodes && self.bytes < SHARD_BYTES
     }
 
     fn is_changed(&self) -> bool {

@@ -1,6 +1,7 @@
 //! What a `Watch` stream adds to the list: its updates, and what its node has acknowledged.
 
 use std::{
+    collections::HashMap,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -8,8 +9,14 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Listed, agents, timestamp};
-use crate::proto::{bus_v1, v1};
+use super::{Listed, NodeEntry, agents, timestamp};
+use crate::{
+    hub::waits::{WaitName, WaitStamp},
+    proto::{bus_v1, v1},
+};
+
+/// Waits whose events are remembered for a stream.
+const MAX_WAITED: usize = 4096;
 
 /// The last millisecond of the year 9999, after which protobuf has no times.
 const MAX_TIME_MS: u64 = 253_402_300_799_999;
@@ -18,6 +25,10 @@ const MAX_TIME_MS: u64 = 253_402_300_799_999;
 #[derive(Debug, Default)]
 pub(super) struct WatchState {
     unacknowledged: AtomicU64,
+    /// Of all events of the stream.
+    acknowledged: AtomicU64,
+    /// For each wait the number of the stream's events up to the last one that it waits for.
+    waited: Mutex<HashMap<WaitName, u64>>,
     acknowledge_ms: AtomicU64,
     updates: AtomicU32,
     accounts: AtomicU32,
@@ -48,6 +59,17 @@ impl WatchState {
             accounts: self.accounts.load(Ordering::Relaxed),
             custom_types: self.custom_types.load(Ordering::Relaxed),
         }
+    }
+
+    fn count(&self, sent: u64, acknowledged: u64) {
+        self.acknowledged.store(acknowledged, Ordering::Release);
+        self.unacknowledged.store(sent.saturating_sub(acknowledged), Ordering::Relaxed);
+    }
+
+    /// True if the node has acknowledged all events of a wait that were sent to it.
+    pub(super) fn has_acknowledged(&self, wait: WaitName) -> bool {
+        let acknowledged = self.acknowledged.load(Ordering::Acquire);
+        self.waited.lock().get(&wait).is_some_and(|events| *events <= acknowledged)
     }
 
     /// What its node reports of itself; empty if that is nothing.
@@ -96,6 +118,13 @@ impl WatchStats {
     }
 }
 
+impl NodeEntry {
+    /// True if its node has acknowledged all events of a wait that were sent to it.
+    pub(super) fn has_acknowledged(&self, wait: WaitName) -> bool {
+        self.watch.get().is_some_and(|watch| watch.has_acknowledged(wait))
+    }
+}
+
 impl Listed {
     /// Says what kind of stream it is.
     pub fn watches(&self, watches: bool) {
@@ -104,19 +133,29 @@ impl Listed {
         }
     }
 
-    /// Records how many events were sent and not acknowledged.
-    pub fn unacknowledged(&self, events: u64) {
-        if let Some(watch) = self.entry.watch.get() {
-            watch.unacknowledged.store(events, Ordering::Relaxed);
+    /// Records that events were sent, some of which publishers wait for: how many there are now,
+    /// and how many of them are acknowledged.
+    pub fn sent(&self, sent: u64, acknowledged: u64, waited: &[WaitStamp]) {
+        let Some(watch) = self.entry.watch.get() else { return };
+        watch.count(sent, acknowledged);
+        if waited.is_empty() {
+            return;
+        }
+        let mut known = watch.waited.lock();
+        if known.len() + waited.len() > MAX_WAITED {
+            known.retain(|_, events| *events > acknowledged);
+        }
+        if known.len() < MAX_WAITED {
+            known.extend(waited.iter().map(|stamp| (stamp.name, sent)));
         }
     }
 
-    /// Records an acknowledgement, after which so many events are left.
-    pub fn acknowledged(&self, left: u64, now: SystemTime) {
+    /// Records an acknowledgement: of how many events of all that were sent.
+    pub fn acknowledged(&self, sent: u64, acknowledged: u64, now: SystemTime) {
         let Some(watch) = self.entry.watch.get() else { return };
         let ms = now.duration_since(UNIX_EPOCH).map_or(1, |since| since.as_millis());
         watch.acknowledge_ms.store(u64::try_from(ms).unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.unacknowledged(left);
+        watch.count(sent, acknowledged);
     }
 
     /// Records what the node reports of itself.

@@ -10,8 +10,12 @@ use crate::{
     access::{Caller, Grant},
     bus::Bus,
     errors::{AcceptedEvents, Error},
-    hub::event::{EventView, Malformed, shard_of},
+    hub::{
+        Hub,
+        event::{EventView, Malformed, shard_of},
+    },
     observe::counters::KindCounts,
+    presence::delivery::Wait,
     proto::v1,
     rpc::{
         Context,
@@ -62,7 +66,8 @@ impl Context {
         if let Some(grant) = &caller.grant {
             grant.check_events(&views)?;
         }
-        let publish = validate::publish(request, &views, &self.limits, now, trace)?;
+        let begin_wait = |acknowledged, timeout| self.nodes.begin_wait(acknowledged, timeout);
+        let publish = validate::publish(request, &views, &self.limits, now, trace, begin_wait)?;
         publishing.join(&request.node_id, &publish);
         let hub = self.gateway.hub()?;
         let mut counts = KindCounts::default();
@@ -78,7 +83,30 @@ impl Context {
         let outcome = shard_batch::append(&self.gateway, batches, count).await?;
         let positions = positions(outcome)?;
         self.records.counters.published(&counts, begun.elapsed());
-        Ok(v1::PublishResponse { positions })
+        let delivery = match publish.wait {
+            None => None,
+            Some(wait) => Some(self.delivered(wait, hub, caller).await),
+        };
+        Ok(v1::PublishResponse { positions, delivery })
+    }
+}
+
+impl Context {
+    /// Waits until nodes have events that were accepted, or until the gateway stops. Names none to
+    /// a caller that may not list them.
+    async fn delivered(&self, wait: Wait, hub: &Hub, caller: &Caller) -> v1::DeliveryReport {
+        let others = hub.bus().members().is_some();
+        let mut report = tokio::select! {
+            report = wait.report(others) => report,
+            () = self.gateway.stopping() => v1::DeliveryReport {
+                silent_gateway_ids: vec![self.gateway.about.gateway_id.clone()],
+                ..Default::default()
+            },
+        };
+        if caller.grant.as_ref().is_some_and(|grant| !grant.may_list_nodes()) {
+            report.pending_node_ids.clear();
+        }
+        report
     }
 }
 

@@ -34,6 +34,12 @@ pub struct PublishRequest {
     /// The events, as the node encoded them.
     #[prost(bytes = "bytes", repeated, tag = "3")]
     pub events: Vec<Bytes>,
+    /// What the response waits for: a `trunkline.v1.WaitFor`.
+    #[prost(int32, tag = "4")]
+    pub wait_for: i32,
+    /// For how long.
+    #[prost(message, optional, tag = "5")]
+    pub wait_timeout: Option<prost_types::Duration>,
 }
 
 impl Lists for PublishRequest {

@@ -280,7 +280,8 @@ impl Subscription {
                 self.listed.delivered(events.count);
                 if let Some(watch) = &mut self.watch {
                     watch.sent(events.count, &self.cursor);
-                    self.listed.unacknowledged(watch.acknowledgements.pending());
+                    let (sent, acknowledged) = watch.acknowledgements.counts();
+                    self.listed.sent(sent, acknowledged, &events.waited);
                 }
                 let behind = self.watch.as_ref().and_then(|watch| watch.behind());
                 let (had, behind) = (self.cursor.had(), behind.map(Cursor::had_behind));

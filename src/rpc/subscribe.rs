@@ -85,6 +85,7 @@ impl Context {
     ) -> Result<Subscription, Error> {
         let grant = caller.grant.as_ref();
         let hub = self.gateway.verified_hub().await?;
+        self.nodes.announced().await;
         let request = &opening.request;
         let with_token = request.token.is_some();
         let behind = request.token.as_ref().and_then(|token| token.behind.clone());

@@ -46,6 +46,7 @@ async fn every_violation_of_a_request_is_reported_at_once() {
         node_id: long(),
         request_id: "not-a-uuid".into(),
         events: vec![events::queue_refresh(), Event::default(), events::mailbox_change("", 1)],
+        ..Default::default()
     };
     let status = refused(&deployment, request).await;
     assert_eq!(

@@ -80,7 +80,8 @@ fn framed(message: &impl Message) -> Vec<u8> {
 }
 
 fn publish_request(id: &str, name: &str) -> PublishRequest {
-    PublishRequest { node_id: "p".into(), request_id: id.into(), events: numbered(name, 2, 1) }
+    let events = numbered(name, 2, 1);
+    PublishRequest { node_id: "p".into(), request_id: id.into(), events, ..Default::default() }
 }
 
 #[tokio::test(flavor = "multi_thread")]

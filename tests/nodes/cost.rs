@@ -45,8 +45,8 @@ async fn a_thousand_nodes_cost_as_many_commands_as_two() {
     open(1000).await;
     let many = counted(&redis, [&a, &b], 1000).await;
     println!("in {COUNTED:?}: evalsha, hgetall, hmget with 2 nodes {few:?}, with 1000 {many:?}");
-    // One call of each gateway every 2 s.
-    assert!(few[1] >= 6, "{few:?}");
+    // One call of each gateway every 2 s, and once a second at most one of them looks at all.
+    assert!(few[0] >= 8 && (3..=11).contains(&few[1]), "{few:?}");
     for (few, many) in few.into_iter().zip(many) {
         assert!(many <= few + 8, "{few} with 2 nodes, {many} with 1000");
     }

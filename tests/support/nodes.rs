@@ -44,8 +44,12 @@ impl TestNode {
         request_id: impl Into<String>,
         events: Vec<Event>,
     ) -> Result<Vec<Position>, Status> {
-        let request =
-            PublishRequest { node_id: self.node_id.clone(), request_id: request_id.into(), events };
+        let request = PublishRequest {
+            node_id: self.node_id.clone(),
+            request_id: request_id.into(),
+            events,
+            ..Default::default()
+        };
         Ok(self.client.clone().publish(request).await?.into_inner().positions)
     }
 

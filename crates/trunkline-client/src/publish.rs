@@ -1,6 +1,6 @@
 //! Publishing with one request id over all attempts, so that a retry never publishes twice.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
@@ -11,7 +11,9 @@ use super::{
     backoff::{Backoff, retry_delay},
     error::{accepted_events, final_kind, nothing_published},
 };
-use trunkline_proto::v1::{Event, Position, PublishRequest};
+use trunkline_proto::v1::{
+    DeliveryReport, Event, Position, PublishRequest, PublishResponse, WaitFor,
+};
 
 impl Client {
     /// Publishes 1 to 1,000 events in one request, and returns their positions in the same order.
@@ -48,19 +50,63 @@ impl Client {
             node_id: self.node_id.clone(),
             request_id: request_id.to_owned(),
             events: events.into_iter().map(Into::into).collect(),
+            ..Default::default()
         };
-        let deadline = Instant::now() + self.publish_timeout;
+        Ok(self.publish_request(request, Duration::ZERO).await?.positions)
+    }
+
+    /// As [`Client::publish`], and then waits until every node that the events concern has received
+    /// them, or, with `acknowledged`, until it has acknowledged them on its watch; but no longer
+    /// than `timeout`, which is at most a minute. The report says whether all have, or who has not.
+    /// The events are published in any case.
+    ///
+    /// If the first attempt was accepted and its answer lost, the report of the next one knows
+    /// nothing of the nodes, and is not complete.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::publish`]. A gateway of an earlier version does not wait:
+    /// [`ErrorKind::Unsupported`], and the events are published.
+    pub async fn publish_and_wait<E: Into<Event>>(
+        &self,
+        events: impl IntoIterator<Item = E>,
+        acknowledged: bool,
+        timeout: Duration,
+    ) -> Result<DeliveryReport, Error> {
+        let wait_for = if acknowledged { WaitFor::Acknowledged } else { WaitFor::Delivered };
+        let invalid = |_| Error::new(ErrorKind::Invalid, Status::invalid_argument("timeout"));
+        let request = PublishRequest {
+            node_id: self.node_id.clone(),
+            request_id: Uuid::new_v4().to_string(),
+            events: events.into_iter().map(Into::into).collect(),
+            wait_for: wait_for.into(),
+            wait_timeout: Some(timeout.try_into().map_err(invalid)?),
+        };
+        let response = self.publish_request(request, timeout).await?;
+        response.delivery.ok_or_else(|| {
+            let text = "the events are published, and the gateway does not wait for nodes";
+            Error::new(ErrorKind::Unsupported, Status::unimplemented(text))
+        })
+    }
+
+    /// Publishes a request whose answers take `longer` than others.
+    async fn publish_request(
+        &self,
+        request: PublishRequest,
+        longer: Duration,
+    ) -> Result<PublishResponse, Error> {
+        let deadline = Instant::now() + self.publish_timeout + longer;
         let mut backoff = Backoff::new(self.reconnect_wait);
         let mut number = self.preferred();
         let mut kind = ErrorKind::Unavailable;
         let mut accepted = BTreeSet::new();
         loop {
-            let limit = deadline.min(Instant::now() + self.attempt_timeout);
+            let limit = deadline.min(Instant::now() + self.attempt_timeout + longer);
             let mut gateway = self.gateway(number);
             let status = match timeout_at(limit, gateway.publish(request.clone())).await {
                 Ok(Ok(response)) => {
                     self.works(number);
-                    return Ok(response.into_inner().positions);
+                    return Ok(response.into_inner());
                 }
                 Ok(Err(status)) => status,
                 Err(_) => Status::deadline_exceeded(format!(

@@ -1,5 +1,5 @@
-//! The member store in Redis: one hash of all records, and one hash of member shards for each
-//! gateway, all in one slot.
+//! The member store in Redis: one hash of all records, one of their last changes, and one hash of
+//! member shards for each gateway, all in one slot.
 //!
 //! A call does not use the connection that the writers share unless the pool has only one, and is
 //! made once: the caller repeats exchanges anyway.
@@ -18,13 +18,21 @@ use super::{
     server::Server,
     topology::Topology,
 };
-use crate::bus::{AppendError, Exchange, MemberId, MemberRecord, MemberUpdate, ShardId, millis};
+use crate::bus::{
+    AppendError, Exchange, LastChange, MemberId, MemberRecord, MemberUpdate, ShardId, millis,
+};
 
 static EXCHANGE: LazyLock<redis::Script> =
     LazyLock::new(|| redis::Script::new(include_str!("members.lua")));
 
 /// The time limit of one call.
 const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long messages for a member are kept.
+const KEPT_MESSAGES: Duration = Duration::from_mins(1);
+
+/// The number of messages that one call takes.
+const MAX_MESSAGES: usize = 256;
 
 /// The store of all members.
 pub(super) struct MemberStore {
@@ -37,16 +45,49 @@ pub(super) struct MemberStore {
 impl MemberStore {
     pub(super) async fn exchange(&self, update: &MemberUpdate) -> Result<Exchange, AppendError> {
         let mut call = redis::cmd("EVALSHA");
-        call.arg(EXCHANGE.get_hash()).arg(2);
+        call.arg(EXCHANGE.get_hash()).arg(3);
         call.arg(&self.names.records).arg(self.names.shards(update.member));
+        call.arg(&self.names.changes);
         call.arg(field(update.member)).arg(millis(update.ttl));
         call.arg(update.number).arg(update.follows.unwrap_or(0));
         call.arg(u8::from(update.has_shards)).arg(&update.record[..]);
+        call.arg(millis(update.silent_after));
+        let known = update.known.as_ref();
+        call.arg(known.map_or(0, |known| known.number));
+        call.arg(known.map_or(&[][..], |known| &known.content));
         for (number, shard) in &update.shards {
             call.arg(*number).arg(shard.as_deref().unwrap_or_default());
         }
         parse(self.ask(&call).await?)
             .ok_or_else(|| AppendError::Unavailable("an unknown form of the members script".into()))
+    }
+
+    pub(super) async fn leave_messages(
+        &self,
+        to: MemberId,
+        messages: &[Bytes],
+    ) -> Result<(), AppendError> {
+        let name = self.names.messages(to);
+        let mut call = redis::cmd("RPUSH");
+        call.arg(&name);
+        for message in messages {
+            call.arg(&message[..]);
+        }
+        self.ask(&call).await?;
+        let mut call = redis::cmd("PEXPIRE");
+        call.arg(&name).arg(millis(KEPT_MESSAGES));
+        self.ask(&call).await.map(|_| ())
+    }
+
+    pub(super) async fn take_messages(&self, own: MemberId) -> Result<Vec<Bytes>, AppendError> {
+        let mut call = redis::cmd("LPOP");
+        call.arg(self.names.messages(own)).arg(MAX_MESSAGES);
+        let Value::Array(messages) = self.ask(&call).await? else { return Ok(vec![]) };
+        let bytes = |message| match message {
+            Value::BulkString(bytes) => Some(Bytes::from(bytes)),
+            _ => None,
+        };
+        Ok(messages.into_iter().filter_map(bytes).collect())
     }
 
     pub(super) async fn shards(
@@ -114,7 +155,14 @@ pub fn parse(value: Value) -> Option<Exchange> {
     let Value::Array(parts) = value else { return None };
     let mut parts = parts.into_iter();
     let Some(Value::Int(taken)) = parts.next() else { return None };
-    let mut members = Vec::with_capacity(parts.len() / 3);
+    let Some(Value::Int(all)) = parts.next() else { return None };
+    let mut bytes = || match parts.next() {
+        Some(Value::BulkString(bytes)) => Some(bytes),
+        _ => None,
+    };
+    let number = std::str::from_utf8(&bytes()?).ok()?.parse().ok()?;
+    let known = LastChange { number, content: bytes()?.into() };
+    let (mut members, mut gone) = (Vec::with_capacity(parts.len() / 3), Vec::new());
     while let Some(member) = parts.next() {
         let (Value::BulkString(member), Value::BulkString(age), Value::BulkString(record)) =
             (member, parts.next()?, parts.next()?)
@@ -126,16 +174,18 @@ pub fn parse(value: Value) -> Option<Exchange> {
             .ok()
             .filter(|text| text.len() == 16)
             .and_then(|text| u64::from_str_radix(text, 16).ok())
+            .map(MemberId)
         else {
             continue;
         };
-        members.push(MemberRecord {
-            member: MemberId(member),
-            age: Duration::from_millis(age),
-            record: Bytes::from(record),
-        });
+        if record.is_empty() && all == 0 {
+            gone.push(member);
+            continue;
+        }
+        let (age, record) = (Duration::from_millis(age), Bytes::from(record));
+        members.push(MemberRecord { member, age, record });
     }
-    Some(Exchange { taken: taken == 1, members })
+    Some(Exchange { taken: taken == 1, all: all == 1, members, gone, known: Some(known) })
 }
 
 #[cfg(test)]
@@ -148,22 +198,47 @@ mod tests {
 
     #[test]
     fn an_exchange_is_parsed_and_unknown_fields_are_skipped() {
-        let value = Value::Array(vec![
-            Value::Int(1),
-            bulk("00000000000000ff"),
-            bulk("1500"),
-            bulk("record"),
-            bulk("not a member"),
-            bulk("0"),
-            bulk(""),
-        ]);
-        let exchange = parse(value).unwrap();
-        assert!(exchange.taken);
-        let members: Vec<_> =
-            exchange.members.iter().map(|m| (m.member, m.age, &m.record[..])).collect();
-        assert_eq!(members, [(MemberId(255), Duration::from_millis(1500), &b"record"[..])]);
-        assert!(parse(Value::Array(vec![])).is_none());
-        assert!(parse(Value::Array(vec![Value::Int(0), bulk("00000000000000ff")])).is_none());
-        assert!(parse(Value::Okay).is_none());
+        let parts = |all| {
+            Value::Array(vec![
+                Value::Int(1),
+                Value::Int(all),
+                bulk("1700"),
+                bulk("content"),
+                bulk("00000000000000ff"),
+                bulk("1500"),
+                bulk("record"),
+                bulk("not a member"),
+                bulk("0"),
+                bulk(""),
+                bulk("000000000000000a"),
+                bulk("0"),
+                bulk(""),
+            ])
+        };
+        let members = |exchange: &Exchange| {
+            exchange
+                .members
+                .iter()
+                .map(|member| (member.member.0, member.age.as_millis(), member.record.clone()))
+                .collect::<Vec<_>>()
+        };
+        let exchange = parse(parts(0)).unwrap();
+        assert!(exchange.taken && !exchange.all);
+        assert_eq!(members(&exchange), [(255, 1500, "record".into())]);
+        assert_eq!(exchange.gone, [MemberId(10)]);
+        let known = LastChange { number: 1700, content: "content".into() };
+        assert_eq!(exchange.known, Some(known));
+        // An empty record among all is one that says nothing.
+        let exchange = parse(parts(1)).unwrap();
+        assert!(exchange.all && exchange.gone.is_empty());
+        assert_eq!(members(&exchange)[1], (10, 0, "".into()));
+        for wrong in [
+            Value::Array(vec![]),
+            Value::Array(vec![Value::Int(0), Value::Int(1), bulk("x"), bulk("")]),
+            Value::Array(vec![Value::Int(0), Value::Int(1), bulk("1"), bulk(""), bulk("ff")]),
+            Value::Okay,
+        ] {
+            assert!(parse(wrong).is_none());
+        }
     }
 }

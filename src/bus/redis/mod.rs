@@ -456,6 +456,18 @@ impl Members for RedisBus {
         async move { self.members.exchange(&update).await }.boxed()
     }
 
+    fn leave_messages(
+        &self,
+        to: MemberId,
+        messages: Vec<Bytes>,
+    ) -> BoxFuture<'_, Result<(), AppendError>> {
+        async move { self.members.leave_messages(to, &messages).await }.boxed()
+    }
+
+    fn take_messages(&self, own: MemberId) -> BoxFuture<'_, Result<Vec<Bytes>, AppendError>> {
+        self.members.take_messages(own).boxed()
+    }
+
     fn member_shards(
         &self,
         member: MemberId,

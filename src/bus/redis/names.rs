@@ -109,12 +109,20 @@ pub(super) struct MemberNames {
     pub slot: u16,
     /// The records of all gateways (hash). The name in Redis is that of the first version.
     pub records: String,
+    /// The last changes of the records (hash).
+    pub changes: String,
 }
 
 impl MemberNames {
     pub(super) fn new(prefix: &str) -> MemberNames {
         let base = format!("{prefix}:{{members}}");
-        MemberNames { slot: slot_of("members"), records: format!("{base}:heads"), base }
+        let (records, changes) = (format!("{base}:heads"), format!("{base}:changes"));
+        MemberNames { slot: slot_of("members"), records, changes, base }
+    }
+
+    /// The messages for a gateway (list).
+    pub(super) fn messages(&self, member: MemberId) -> String {
+        format!("{}:messages:{:016x}", self.base, member.0)
     }
 
     /// The member shards of a gateway (hash). The name in Redis is that of the first version.

@@ -174,6 +174,7 @@ impl Progress {
             node_id: node.to_owned(),
             request_id: uuid::Uuid::new_v4().to_string(),
             events: vec![event; self.batch as usize],
+            ..Default::default()
         };
         let sent = clock::now();
         let late = |_| Err(Status::deadline_exceeded("no answer"));

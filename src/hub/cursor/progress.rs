@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::hub::{Hub, router::Interest};
+use crate::hub::{Hub, router::Interest, waits::StreamKey};
 
 /// How far a cursor is behind, for observers.
 #[derive(Clone)]
@@ -12,6 +12,11 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// Names the stream among those that waits note.
+    pub fn key(&self) -> StreamKey {
+        StreamKey::of(&self.interest)
+    }
+
     /// The number of events in the logs from the first that may concern the subscriber and was not
     /// offered to it yet.
     pub fn behind(&self) -> u64 {

@@ -26,6 +26,8 @@ pub struct IndexedFrame {
     /// The time at which this gateway received the frame, if one of the events belongs to a
     /// recorded trace. The reader looks up which.
     pub traced: Option<SystemTime>,
+    /// True if a publisher waits for one of the events.
+    pub waited: bool,
     /// What the events have in common.
     pub summary: Summary,
 }
@@ -68,7 +70,7 @@ impl IndexedFrame {
     /// matches no filter.
     pub fn new(frame: Frame) -> IndexedFrame {
         let mut events = Vec::with_capacity(usize::try_from(frame.count).unwrap_or(0));
-        let mut sampled = false;
+        let (mut sampled, mut waited) = (false, false);
         let mut summary = Summary::default();
         let mut rest = &frame.events[..];
         while !rest.is_empty() {
@@ -79,10 +81,11 @@ impl IndexedFrame {
             let meta = EventMeta::peek(&frame.events, at..end);
             let meta = meta.unwrap_or_else(|_| EventMeta::unreadable());
             sampled |= meta.is_sampled();
+            waited |= meta.is_waited_for();
             events.push(IndexedEvent { start: offset(start), end: offset(end), meta });
             summary.add(&frame.events, &events);
         }
-        IndexedFrame { frame, events, traced: sampled.then(SystemTime::now), summary }
+        IndexedFrame { frame, events, traced: sampled.then(SystemTime::now), waited, summary }
     }
 
     /// The event with this index.

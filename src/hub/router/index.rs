@@ -10,7 +10,7 @@ use std::{
 use trunkline_proto::kinds::CUSTOM;
 
 use super::{
-    Interest, Pending,
+    Concerned, Interest,
     accounts::{AccountIndex, Slot},
     prefixes::Prefixes,
     subscribers::Subscribers,
@@ -126,12 +126,12 @@ impl Index {
         }
     }
 
-    /// Sets the pending bit of all subscribers that the frame may concern.
-    pub(super) fn notify(
+    /// Hands on all subscribers that the frame may concern.
+    pub(super) fn each_concerned(
         &self,
         frame: &IndexedFrame,
         accounts: &AccountIndex,
-        pending: &mut Pending,
+        concerned: &mut impl Concerned,
     ) {
         let kinds = frame.summary.kinds;
         let targets = frame.summary.targeted.then(|| Targets::of(frame)).flatten();
@@ -140,7 +140,7 @@ impl Index {
         };
         for (wanted, subscribers) in &self.by_kinds {
             if wanted & kinds != 0 {
-                subscribers.iter().filter(is_target).for_each(|interest| pending.set(interest));
+                subscribers.iter().filter(is_target).for_each(|interest| concerned.take(interest));
             }
         }
         let by_account = !accounts.is_empty() && kinds & ACCOUNT_KINDS != 0;
@@ -164,15 +164,15 @@ impl Index {
                 accounts.each_of(account, |slot| {
                     let interest = self.slots.get(slot as usize).and_then(Option::as_ref);
                     if let Some(interest) = interest.filter(|interest| interest.wants(bit)) {
-                        pending.set(interest);
+                        concerned.take(interest);
                     }
                 });
             }
             if by_type && event.kind() == CUSTOM {
                 let name = event.custom_type_bytes();
-                set_of_kind(pending, self.by_type.get(name), CUSTOM);
+                take_of_kind(concerned, self.by_type.get(name), CUSTOM);
                 self.by_prefix.each_of(name, |subscribers| {
-                    set_of_kind(pending, Some(subscribers), CUSTOM);
+                    take_of_kind(concerned, Some(subscribers), CUSTOM);
                 });
             }
         }
@@ -188,11 +188,11 @@ impl Index {
     }
 }
 
-/// Sets the pending bit of those of the subscribers that want this kind.
-fn set_of_kind(pending: &mut Pending, subscribers: Option<&Subscribers>, kind: u8) {
+/// Hands on those of the subscribers that want this kind.
+fn take_of_kind(concerned: &mut impl Concerned, subscribers: Option<&Subscribers>, kind: u8) {
     for interest in subscribers.into_iter().flat_map(Subscribers::iter) {
         if interest.wants(kind_bit(kind)) {
-            pending.set(interest);
+            concerned.take(interest);
         }
     }
 }

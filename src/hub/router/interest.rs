@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering, fence},
     },
     task::{Context, Poll, Waker},
 };
@@ -28,17 +28,20 @@ pub(in crate::hub) struct Interest {
     /// By shard: the number of the first entry that the cursor is to read and has not read, or
     /// [`NONE`].
     unread: Vec<AtomicU64>,
+    /// Odd while the cursor reads: what it has passed is then not known.
+    reads: AtomicU64,
     task: AtomicWaker,
 }
 
 impl Interest {
-    pub(super) fn new(filter: &Filter, shards: usize) -> Interest {
+    pub(in crate::hub) fn new(filter: &Filter, shards: usize) -> Interest {
         let interest = Interest {
             audience: filter.audience().clone(),
             watching: filter.is_watching(),
             kinds: Default::default(),
             pending: (0..shards).map(|_| AtomicU64::new(NONE)).collect(),
             unread: (0..shards).map(|_| AtomicU64::new(NONE)).collect(),
+            reads: AtomicU64::new(0),
             task: AtomicWaker::new(),
         };
         interest.set_kinds(filter.kind_bits());
@@ -62,7 +65,7 @@ impl Interest {
     }
 
     /// Sets the pending bit of a shard for the entry with this number; returns the task to wake.
-    pub(super) fn set_pending(&self, shard: usize, number: u64) -> Option<Waker> {
+    pub(in crate::hub) fn set_pending(&self, shard: usize, number: u64) -> Option<Waker> {
         // Entries come in the order of the log, so the first number stays.
         let pending = &self.pending[shard];
         if pending.load(Ordering::Relaxed) != NONE {
@@ -96,6 +99,24 @@ impl Interest {
             return Poll::Ready(());
         }
         Poll::Pending
+    }
+
+    /// Records that the cursor begins to read, before it takes what is pending.
+    pub(in crate::hub) fn begin_read(&self) {
+        self.reads.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Records that it has read, and reported what it has not read.
+    pub(in crate::hub) fn end_read(&self) {
+        self.reads.fetch_add(1, Ordering::Release);
+    }
+
+    /// True if the cursor has certainly read past the entry with this number, or has no need to.
+    pub(in crate::hub) fn has_passed(&self, shard: usize, number: u64) -> bool {
+        let before = self.reads.load(Ordering::Acquire);
+        let passed = self.first_unread(shard) > number;
+        fence(Ordering::Acquire);
+        passed && before.is_multiple_of(2) && before == self.reads.load(Ordering::Relaxed)
     }
 
     /// Records the first entry that the cursor has not read.

@@ -77,8 +77,8 @@ impl Subscription {
             Request::Acknowledge { token, agent } => {
                 let deployment = self.context.deployment;
                 watch.acknowledgements.acknowledge(&token, deployment, &self.cursor)?;
-                let pending = watch.acknowledgements.pending();
-                self.listed.acknowledged(pending, SystemTime::now());
+                let (sent, acknowledged) = watch.acknowledgements.counts();
+                self.listed.acknowledged(sent, acknowledged, SystemTime::now());
                 if !agent.is_empty() {
                     let wrong = |why| Error::field("acknowledge.agent", why);
                     self.listed.reported(agent).map_err(wrong)?;

@@ -1,6 +1,6 @@
 //! Checks a `Publish` request, and stamps its events.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use prost::Message;
@@ -11,19 +11,27 @@ use super::{Check, path::Path};
 use crate::{
     config::Limits,
     errors::Error,
-    hub::event::{EventView, Malformed, routing_key_hash, stamp, stamped_len},
+    hub::{
+        event::{EventView, Malformed, routing_key_hash, stamp, stamped_len},
+        waits::{MAX_WAIT, WaitStamp},
+    },
+    presence::delivery::Wait,
     proto::v1,
     rpc::request::PublishRequest,
     trace_context::{IncomingTrace, TraceContext},
 };
 
+/// How long a response waits for nodes, unless the request says so.
+const DEFAULT_WAIT: Duration = Duration::from_secs(5);
+
 /// A valid request.
-#[derive(Debug)]
 pub struct ValidPublish {
     /// The request id, as the client chose it.
     pub request_id: Option<[u8; 16]>,
     /// The events, with the gateway's stamp.
     pub events: Vec<StampedEvent>,
+    /// The wait for their nodes, if the response waits for them.
+    pub wait: Option<Wait>,
 }
 
 /// An event with the gateway's stamp.
@@ -47,8 +55,9 @@ pub fn publish(
     limits: &Limits,
     now: SystemTime,
     trace: Option<&IncomingTrace>,
+    begin_wait: impl FnOnce(bool, Duration) -> Wait,
 ) -> Result<ValidPublish, Error> {
-    let PublishRequest { node_id, request_id, events } = request;
+    let PublishRequest { node_id, request_id, events, wait_for, wait_timeout } = request;
     let too_large = |event: &Bytes| event.len() > limits.max_event_bytes;
     if let Some(index) = events.iter().position(too_large) {
         return Err(Error::PayloadTooLarge {
@@ -60,6 +69,8 @@ pub fn publish(
     let mut check = Check::default();
     check.node_id(node_id);
     let request_id = check.uuid("request_id", request_id);
+    let wait = check.wait(*wait_for, wait_timeout.as_ref());
+    let wait = wait.map(|(acknowledged, timeout)| begin_wait(acknowledged, timeout));
     let max = limits.max_events_per_request;
     if events.is_empty() || events.len() > max {
         check.wrong("events", format!("has {}, must have 1 to {max}", events.len()));
@@ -78,11 +89,12 @@ pub fn publish(
             continue;
         };
         if check.violations.is_empty() {
-            stamped.push(from.stamp(&mut buffer, view, || ids.of_event(index)));
+            let waiter = wait.as_ref().map(|wait| wait.stamp(index, events.len()));
+            stamped.push(from.stamp(&mut buffer, view, waiter, || ids.of_event(index)));
         }
     }
     check.done()?;
-    Ok(ValidPublish { request_id, events: stamped })
+    Ok(ValidPublish { request_id, events: stamped, wait })
 }
 
 /// Checks one event of a stream, and stamps it. `event` is the room that it is decoded in, and
@@ -110,7 +122,7 @@ pub fn stream_event(
         return Err(check.done().err().unwrap_or_else(|| Error::field("events", "is malformed")));
     };
     buffer.reserve(stamped_len(bytes, from.node_id));
-    Ok(from.stamp(buffer, view, id))
+    Ok(from.stamp(buffer, view, None, id))
 }
 
 /// The first request of a `PublishStream`: its publisher id, if it has one.
@@ -138,6 +150,7 @@ impl Origin<'_> {
         &self,
         buffer: &mut BytesMut,
         view: &EventView<'_>,
+        waiter: Option<WaitStamp>,
         id: impl FnOnce() -> Uuid,
     ) -> StampedEvent {
         let Origin { node_id, now, trace } = *self;
@@ -145,7 +158,7 @@ impl Origin<'_> {
         let context =
             if view.meta().has_trace() { view.trace() } else { trace.map(|trace| trace.context) };
         let traced = context.filter(|context| context.sampled);
-        let bytes = stamp(buffer, view, node_id, now, trace, id);
+        let bytes = stamp(buffer, view, node_id, now, trace, waiter, id);
         StampedEvent { bytes, key_hash, kind, traced }
     }
 }
@@ -193,6 +206,36 @@ impl Check {
         };
         self.event(path, event, view);
         Some(view)
+    }
+
+    /// Reads what the response waits for: whether nodes must acknowledge, and for how long. None:
+    /// only for the bus.
+    fn wait(
+        &mut self,
+        wait_for: i32,
+        timeout: Option<&prost_types::Duration>,
+    ) -> Option<(bool, Duration)> {
+        let Ok(wait_for) = v1::WaitFor::try_from(wait_for) else {
+            let known = "WAIT_FOR_ACCEPTED, WAIT_FOR_DELIVERED or WAIT_FOR_ACKNOWLEDGED";
+            self.wrong("wait_for", format!("{wait_for} is not known here; give {known}"));
+            return None;
+        };
+        let waits = !matches!(wait_for, v1::WaitFor::Unspecified | v1::WaitFor::Accepted);
+        let timeout = match timeout {
+            None => DEFAULT_WAIT,
+            Some(_) if !waits => {
+                self.wrong("wait_timeout", "has no meaning without wait_for");
+                return None;
+            }
+            Some(timeout) => match Duration::try_from(*timeout) {
+                Ok(timeout) if !timeout.is_zero() && timeout <= MAX_WAIT => timeout,
+                _ => {
+                    self.wrong("wait_timeout", "must be longer than 0 s, and at most 60 s");
+                    return None;
+                }
+            },
+        };
+        waits.then_some((wait_for == v1::WaitFor::Acknowledged, timeout))
     }
 
     /// Reads the id of a request or a producer; none where it is empty or wrong.

@@ -50,9 +50,9 @@ impl Acknowledgements {
         self.sent.push_back((reach, self.events));
     }
 
-    /// The number of events that were sent and not acknowledged.
-    pub fn pending(&self) -> u64 {
-        self.events - self.acknowledged
+    /// The number of events that were sent, and of those that were acknowledged.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.events, self.acknowledged)
     }
 
     /// Records that a token is acknowledged on a stream whose cursor stands here.

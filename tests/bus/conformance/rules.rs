@@ -1,11 +1,16 @@
 //! The rules of `Bus` and `Members`, one function for each.
 
-use std::{collections::HashMap, ops::Range, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Range,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use trunkline::bus::{
-    AppendError, Appended, Batch, Health, MemberId, MemberUpdate, Members, Position, Run, ShardId,
+    AppendError, Appended, Batch, Health, LastChange, MemberId, MemberUpdate, Members, Position,
+    Run, ShardId,
 };
 use uuid::Uuid;
 
@@ -329,31 +334,65 @@ pub async fn a_retry_after_a_lost_answer_is_safe(member: &Member, memory: &Memor
     member.sink.assert_rules_kept();
 }
 
+/// What a caller of `Members` knows of the others: the rules hold for stores that answer with all
+/// members and for stores that answer with those that changed.
+#[derive(Default)]
+struct Seen {
+    number: u64,
+    known: Option<LastChange>,
+    records: BTreeMap<MemberId, Bytes>,
+}
+
+impl Seen {
+    /// The next update of a member.
+    fn update(&mut self, member: MemberId, follows: bool, record: &'static str) -> MemberUpdate {
+        self.number += 1;
+        let number = u32::try_from(self.number).expect("small");
+        MemberUpdate {
+            member,
+            ttl: Duration::from_secs(30),
+            number: self.number,
+            follows: follows.then(|| self.number - 1),
+            has_shards: follows,
+            record: Bytes::from(record),
+            shards: vec![(number, Some(Bytes::from(format!("shard {number}"))))],
+            known: self.known.clone(),
+            silent_after: Duration::from_secs(10),
+        }
+    }
+
+    /// Makes the exchange, and applies what it brings. Returns true if it was taken, and the number
+    /// of records that it brought.
+    async fn exchange(&mut self, members: &dyn Members, update: MemberUpdate) -> (bool, usize) {
+        let exchange = members.exchange(update).await.expect("an exchange");
+        if exchange.all {
+            self.records.clear();
+        }
+        let brought = exchange.members.len();
+        for found in exchange.members {
+            assert!(found.age < LIMIT);
+            self.records.insert(found.member, found.record);
+        }
+        for gone in &exchange.gone {
+            self.records.remove(gone);
+        }
+        self.known = exchange.known;
+        (exchange.taken, brought)
+    }
+}
+
 /// The rules of `Members`.
 pub async fn members_find_one_another(members: &dyn Members) {
     let ids = [MemberId(rand::random()), MemberId(rand::random())];
-    let update = |member, number, follows, record: &'static str| MemberUpdate {
-        member,
-        ttl: Duration::from_secs(30),
-        number,
-        follows,
-        has_shards: follows.is_some(),
-        record: Bytes::from(record),
-        shards: vec![(
-            u32::try_from(number).expect("small"),
-            Some(Bytes::from(format!("shard {number}"))),
-        )],
-    };
-    for id in ids {
-        let exchange = members.exchange(update(id, 1, None, "first")).await.expect("an exchange");
-        assert!(exchange.taken);
+    let [mut one, mut two] = [Seen::default(), Seen::default()];
+    for (seen, id) in [(&mut one, ids[0]), (&mut two, ids[1])] {
+        let update = seen.update(id, false, "first");
+        assert!(seen.exchange(members, update).await.0);
     }
-    let exchange = members.exchange(update(ids[0], 2, Some(1), "second")).await.expect("one");
-    assert!(exchange.taken);
-    let record = |id| exchange.members.iter().find(|member| member.member == id);
-    assert_eq!(record(ids[0]).expect("the caller").record, "second");
-    assert_eq!(record(ids[1]).expect("the other").record, "first");
-    assert!(exchange.members.iter().all(|member| member.age < LIMIT));
+    let update = one.update(ids[0], true, "second");
+    assert!(one.exchange(members, update).await.0);
+    assert_eq!(one.records.get(&ids[0]).expect("the caller"), "second");
+    assert_eq!(one.records.get(&ids[1]).expect("the other"), "first");
     let shards = members.member_shards(ids[0], vec![2, 9, 1]).await.expect("shards");
     let text = |shard: &Option<Bytes>| {
         shard.as_ref().map(|bytes| String::from_utf8_lossy(bytes).into_owned())
@@ -361,25 +400,49 @@ pub async fn members_find_one_another(members: &dyn Members) {
     let shards: Vec<_> = shards.iter().map(text).collect();
     assert_eq!(shards, [Some("shard 2".into()), None, Some("shard 1".into())]);
 
+    // Each change is brought once, if the store brings changes at all.
+    for (record, changes) in [("second", 1), ("third", 1), ("third", 0)] {
+        let update = two.update(ids[1], true, record);
+        two.exchange(members, update).await;
+        let update = one.update(ids[0], true, "second");
+        let (taken, brought) = one.exchange(members, update).await;
+        assert!(taken);
+        assert!(one.known.is_none() || brought <= changes, "{record}: {brought}");
+        assert_eq!(one.records.get(&ids[1]).expect("the other"), record);
+    }
+
+    // Messages for a member are taken once, in their order, by nobody else.
+    let message = |text: &'static str| vec![Bytes::from(text)];
+    members.leave_messages(ids[1], message("a")).await.expect("left");
+    members.leave_messages(ids[1], vec!["b".into(), "c".into()]).await.expect("left");
+    assert!(members.take_messages(ids[0]).await.expect("taken").is_empty());
+    assert_eq!(members.take_messages(ids[1]).await.expect("taken"), ["a", "b", "c"]);
+    assert!(members.take_messages(ids[1]).await.expect("taken").is_empty());
+
     // An exchange that does not follow the last one is not taken, and changes nothing.
-    let wrong = members.exchange(update(ids[0], 9, Some(7), "wrong")).await.expect("an exchange");
-    assert!(!wrong.taken);
+    let wrong = MemberUpdate { follows: Some(1), ..one.update(ids[0], true, "wrong") };
+    let number = wrong.number;
+    assert!(!one.exchange(members, wrong).await.0);
     // To begin anew removes the member shards of before.
-    let anew = members.exchange(update(ids[0], 10, None, "anew")).await.expect("an exchange");
-    assert!(anew.taken);
-    let shards = members.member_shards(ids[0], vec![1, 2, 10]).await.expect("shards");
+    let anew = one.update(ids[0], false, "anew");
+    assert!(one.exchange(members, anew).await.0);
+    assert_eq!(one.records.get(&ids[0]).expect("the caller"), "anew");
+    let numbers = [1, 2, number + 1].map(|number| u32::try_from(number).expect("small"));
+    let shards = members.member_shards(ids[0], numbers.to_vec()).await.expect("shards");
     assert_eq!(shards.iter().map(Option::is_some).collect::<Vec<_>>(), [false, false, true]);
 
-    // A member that is not renewed is removed.
-    let mut brief = update(ids[1], 2, Some(1), "brief");
-    brief.ttl = Duration::from_millis(50);
-    assert!(members.exchange(brief).await.expect("an exchange").taken);
-    let mut number = 10;
+    // A member that is not renewed is removed, for who knew it and for who comes anew.
+    let brief =
+        MemberUpdate { ttl: Duration::from_millis(50), ..two.update(ids[1], true, "brief") };
+    assert!(two.exchange(members, brief).await.0);
     until(LIMIT, "a member expires", async || {
-        number += 1;
-        let renewed = update(ids[0], number, Some(number - 1), "renewed");
-        let exchange = members.exchange(renewed).await.expect("an exchange");
-        exchange.members.iter().all(|member| member.member != ids[1])
+        let update = one.update(ids[0], true, "renewed");
+        one.exchange(members, update).await;
+        !one.records.contains_key(&ids[1])
     })
     .await;
+    one.known = None;
+    let update = one.update(ids[0], true, "renewed");
+    one.exchange(members, update).await;
+    assert_eq!(one.records.keys().filter(|id| ids.contains(id)).count(), 1);
 }

@@ -203,6 +203,19 @@ impl Members for MemoryBus {
         ready(self.unavailable().map(|()| self.shared.store.exchange(update))).boxed()
     }
 
+    fn leave_messages(
+        &self,
+        to: MemberId,
+        messages: Vec<Bytes>,
+    ) -> BoxFuture<'_, Result<(), AppendError>> {
+        let leave = || self.shared.store.leave_messages(to, messages);
+        ready(self.unavailable().map(|()| leave())).boxed()
+    }
+
+    fn take_messages(&self, own: MemberId) -> BoxFuture<'_, Result<Vec<Bytes>, AppendError>> {
+        ready(self.unavailable().map(|()| self.shared.store.take_messages(own))).boxed()
+    }
+
     fn member_shards(
         &self,
         member: MemberId,

@@ -28,6 +28,7 @@ const MAX_ENTRIES: usize = 100_000;
 pub struct Store {
     shards: Vec<Mutex<Shard>>,
     members: Mutex<HashMap<MemberId, Stored>>,
+    messages: Mutex<HashMap<MemberId, Vec<Bytes>>>,
     /// The streams that have published, in this order, and the number of the last that began.
     streams: Mutex<Vec<(PublisherId, StreamNumber)>>,
     last_stream: AtomicU64,
@@ -105,6 +106,7 @@ impl Store {
         Arc::new(Store {
             shards: (0..config.shards.unwrap_or(1)).map(|_| shard()).collect(),
             members: Mutex::default(),
+            messages: Mutex::default(),
             streams: Mutex::default(),
             last_stream: AtomicU64::new(0),
             version: watch::Sender::new(0),
@@ -259,7 +261,16 @@ impl Store {
             age: stored.written.elapsed(),
             record: stored.record.clone(),
         });
-        Exchange { taken, members: members.collect() }
+        let members = members.collect();
+        Exchange { taken, all: true, members, gone: vec![], known: None }
+    }
+
+    pub fn leave_messages(&self, to: MemberId, messages: Vec<Bytes>) {
+        self.messages.lock().entry(to).or_default().extend(messages);
+    }
+
+    pub fn take_messages(&self, own: MemberId) -> Vec<Bytes> {
+        self.messages.lock().remove(&own).unwrap_or_default()
     }
 
     pub fn member_shards(&self, member: MemberId, numbers: &[u32]) -> Vec<Option<Bytes>> {

@@ -48,6 +48,7 @@ async fn by_hand(shared: &Shared, node_id: &str, turn: &mut usize, batch: Vec<Ev
         node_id: node_id.to_owned(),
         request_id: uuid::Uuid::new_v4().to_string(),
         events: batch,
+        ..Default::default()
     };
     let begun = Instant::now();
     while begun.elapsed() < PATIENCE {

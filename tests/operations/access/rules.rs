@@ -290,6 +290,7 @@ async fn a_request_id_is_that_of_its_identity_and_node_alone() {
                 node_id: node_id.into(),
                 request_id: id.into(),
                 events: vec![events::custom(name)],
+                ..Default::default()
             };
             let published = node.clone().publish(request).await.expect("published");
             positions.push(published.into_inner().positions);
