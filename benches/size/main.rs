@@ -247,7 +247,7 @@ async fn measure(options: &Options, count: usize) {
         format!("{sent_changing:.0}"),
         nodes.to_string(),
         format!("{:.1}", listed.as_secs_f64()),
-        format!("{memory:.1}"),
+        memory.to_string(),
     ];
     println!("| {} |", row.join(" | "));
     members.stop().await;

@@ -214,7 +214,7 @@ pub async fn listed_at_a_new_gateway(
     redis: &RedisServer,
     prefix: &str,
     nodes: u64,
-) -> (Duration, f64) {
+) -> (Duration, u64) {
     let options = |prefix: &str| GatewayOptions::redis(&redis.url(), prefix).set("shards", 16);
     let other = Gateway::start(options("another-deployment")).await;
     let begun = Instant::now();
@@ -230,7 +230,7 @@ pub async fn listed_at_a_new_gateway(
     .await;
     let took = begun.elapsed();
     let beyond = gateway.rss_bytes().saturating_sub(other.rss_bytes());
-    (took, beyond as f64 / 1e6)
+    (took, beyond / 1_000_000)
 }
 
 /// The number of nodes that a gateway lists, page by page.

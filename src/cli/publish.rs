@@ -224,17 +224,17 @@ fn done(report: &DeliveryReport) -> Result<(), Failure> {
         return Ok(());
     }
     let (done, all) = (report.done_nodes, report.concerned_nodes);
-    let mut text = format!("published; {done} of {all} nodes have it");
+    let mut text = vec![format!("published; {done} of {all} nodes have it")];
     for (what, ids) in [
         ("nodes that have not", &report.pending_node_ids),
         ("gateways that did not say", &report.silent_gateway_ids),
     ] {
         if !ids.is_empty() {
             let ids: Vec<_> = ids.iter().map(|id| visible(id)).collect();
-            text += &format!("; {what}: {}", ids.join(", "));
+            text.push(format!("{what}: {}", ids.join(", ")));
         }
     }
-    Err(Failure::Other(text))
+    Err(Failure::Other(text.join("; ")))
 }
 
 /// What is wrong with the event of a line. The fields are those of its message on the stream:

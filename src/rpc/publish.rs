@@ -10,10 +10,7 @@ use crate::{
     access::{Caller, Grant},
     bus::Bus,
     errors::{AcceptedEvents, Error},
-    hub::{
-        Hub,
-        event::{EventView, Malformed, shard_of},
-    },
+    hub::event::{EventView, Malformed, shard_of},
     observe::counters::KindCounts,
     presence::delivery::Wait,
     proto::v1,
@@ -85,7 +82,7 @@ impl Context {
         self.records.counters.published(&counts, begun.elapsed());
         let delivery = match publish.wait {
             None => None,
-            Some(wait) => Some(self.delivered(wait, hub, caller).await),
+            Some(wait) => Some(self.delivered(wait, caller).await),
         };
         Ok(v1::PublishResponse { positions, delivery })
     }
@@ -94,8 +91,8 @@ impl Context {
 impl Context {
     /// Waits until nodes have events that were accepted, or until the gateway stops. Names none to
     /// a caller that may not list them.
-    async fn delivered(&self, wait: Wait, hub: &Hub, caller: &Caller) -> v1::DeliveryReport {
-        let others = hub.bus().members().is_some();
+    pub(super) async fn delivered(&self, wait: Wait, caller: &Caller) -> v1::DeliveryReport {
+        let others = self.gateway.hub().is_ok_and(|hub| hub.bus().members().is_some());
         let mut report = tokio::select! {
             report = wait.report(others) => report,
             () = self.gateway.stopping() => v1::DeliveryReport {

@@ -17,7 +17,9 @@ use crate::{
 
 pub use self::{
     list_nodes::list_nodes,
-    publish::{EventIds, Origin, StampedEvent, ValidPublish, publish, publish_open, stream_event},
+    publish::{
+        EventIds, Origin, StampedEvent, ValidPublish, publish, publish_open, stream_event, wait,
+    },
     subscribe::{ValidSubscribe, subscribe, token},
     watch::update,
 };

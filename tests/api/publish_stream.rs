@@ -105,7 +105,8 @@ async fn more_events_than_the_window_takes_are_published_without_a_pause(deploym
                 return;
             }
             let events = numbered("e", usize::try_from(size).unwrap(), 3);
-            let request = Request::Events(PublishEvents { first_sequence, events });
+            let request =
+                Request::Events(PublishEvents { first_sequence, events, ..Default::default() });
             let request = PublishStreamRequest { request: Some(request) };
             requests.send(request).await.unwrap();
             first_sequence += size;
@@ -321,7 +322,11 @@ async fn requests_that_break_the_order_end_their_stream_and_no_other() {
     let open = || Request::Open(node.producer_open(publisher()));
     let events = |first_sequence, count| {
         let events = numbered("e", count, 1);
-        Request::Events(trunkline_proto::v1::PublishEvents { first_sequence, events })
+        Request::Events(trunkline_proto::v1::PublishEvents {
+            first_sequence,
+            events,
+            ..Default::default()
+        })
     };
     let with_id = |publisher_id: &str| {
         Request::Open(PublishOpen { publisher_id: publisher_id.into(), ..node.producer_open("") })
@@ -375,7 +380,8 @@ async fn events_keep_their_order_in_each_of_many_shards() {
     let send = async move {
         for first_sequence in (1..=50_000).step_by(1000) {
             let events = numbered("e", 1000, 500);
-            let request = Request::Events(PublishEvents { first_sequence, events });
+            let request =
+                Request::Events(PublishEvents { first_sequence, events, ..Default::default() });
             let request = PublishStreamRequest { request: Some(request) };
             requests.send(request).await.unwrap();
         }

@@ -194,3 +194,26 @@ async fn publishing_waits_for_a_paused_bus_and_publishes_once() {
     publish("last").run(LIMIT).await.success();
     assert_eq!(collector.event("last", LIMIT).await.event_ids, ["once", "last"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publish_waits_for_nodes_and_names_who_has_not_the_event() {
+    let gateway = gateway().await;
+    let node = TestNode::connect(&gateway, "imap-1").await;
+    let _stream = node.subscribe(node.request()).await;
+    let publish = async |stage| {
+        let args = ["publish", "--wait-for", stage, "--wait-timeout", "1s", "queue-refresh"];
+        to(&gateway, args).run(LIMIT).await
+    };
+    let delivered = publish("delivered").await;
+    assert_eq!((code(&delivered), delivered.stdout.as_str()), (0, ""), "{}", delivered.stderr);
+    let pending = publish("acknowledged").await;
+    assert_ne!(code(&pending), 0);
+    let text = "published; 0 of 1 nodes have it; nodes that have not: imap-1";
+    assert!(pending.stderr.contains(text), "{}", pending.stderr);
+    let wrong = publish("heard").await;
+    assert_eq!(code(&wrong), 2);
+    assert!(wrong.stderr.contains("delivered, acknowledged"), "{}", wrong.stderr);
+    let lines = to(&gateway, ["publish", "--wait-for", "delivered", "-"]).run(LIMIT).await;
+    assert_eq!(code(&lines), 2);
+    assert!(lines.stderr.contains("--wait-for is for events of the command line"));
+}

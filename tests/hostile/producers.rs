@@ -31,7 +31,7 @@ async fn a_producer_that_reads_no_answers_is_held_back_and_affects_nobody() {
             let flood = async {
                 loop {
                     let events = vec![Event::default(); 500];
-                    let events = PublishEvents { first_sequence, events };
+                    let events = PublishEvents { first_sequence, events, ..Default::default() };
                     first_sequence += 500;
                     let request = publish_stream_request::Request::Events(events);
                     requests.send(PublishStreamRequest { request: Some(request) }).await.unwrap();

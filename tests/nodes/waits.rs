@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 use trunkline_proto::v1::{
-    DeliveryReport, Event, PublishRequest, Start, SubscribeRequest, WaitFor,
+    DeliveryReport, Event, PublishEvents, PublishRequest, Start, SubscribeRequest, WaitFor,
+    publish_stream_request::Request, publish_stream_response::Response,
 };
 
 use super::{
@@ -198,6 +199,54 @@ async fn a_gateway_that_is_frozen_is_named_and_one_that_is_gone_is_not_waited_fo
     let _held = node.subscribe(of(&node, &["a"])).await;
     let report = publish(&publisher, "new", WaitFor::Delivered, LIMIT).await.unwrap();
     assert_eq!(report, complete(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_says_of_each_event_when_its_nodes_have_it_and_holds_up_nothing_for_it() {
+    let redis = redis().await;
+    let (a, b) = two(&redis).await;
+    let publisher = TestNode::connect(&a, "publisher").await;
+    let node = TestNode::connect(&b, "node").await;
+    let watch = node.watch(node.open(accounts(["a"]))).await;
+    let mut stream = publisher.producer(uuid::Uuid::new_v4().to_string()).await.unwrap();
+    let waiting = |first_sequence, id: &str, wait_for: WaitFor, seconds| {
+        let wait_timeout = Some(prost_types::Duration { seconds, nanos: 0 });
+        let events = vec![with_id(id, mailbox_change("a", 1)), mailbox_change("b", 1)];
+        let wait_for = wait_for.into();
+        Request::Events(PublishEvents { first_sequence, events, wait_for, wait_timeout })
+    };
+    stream.send(waiting(1, "waits", WaitFor::Acknowledged, 30)).await;
+    // What comes behind it is accepted before the node has acknowledged.
+    stream.send(waiting(3, "more", WaitFor::Delivered, 30)).await;
+    let mut delivered = stream.until(4).await.delivered;
+    while delivered.len() < 3 {
+        match stream.next().await.unwrap() {
+            Some(Response::Delivery(report)) => delivered.push(report),
+            Some(Response::Accepted(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    // All but the first, whose node has not acknowledged it.
+    let mut known: Vec<_> = delivered.iter().map(|report| report.sequence).collect();
+    known.sort_unstable();
+    assert_eq!(known, [2, 3, 4]);
+    assert!(delivered.iter().all(|report| report.complete), "{delivered:?}");
+    watch.event("more", LIMIT).await;
+    watch.acknowledge(watch.last_token()).await;
+    let Some(Response::Delivery(report)) = stream.next().await.unwrap() else {
+        panic!("no report")
+    };
+    assert_eq!(report, DeliveryReport { sequence: 1, ..complete(1) });
+
+    // A stream that is closed still says what it waits for; what makes no sense is rejected.
+    stream.send(waiting(5, "last", WaitFor::Acknowledged, 1)).await;
+    stream.send(waiting(7, "wrong", WaitFor::Delivered, 61)).await;
+    let (answers, end) = stream.close().await;
+    end.unwrap();
+    let rejected: Vec<_> = answers.rejected.iter().map(|rejected| rejected.sequence).collect();
+    assert_eq!(rejected, [7, 8]);
+    let of_last = answers.delivered.iter().find(|report| report.sequence == 5).unwrap();
+    assert_eq!(of_last.pending_node_ids, ["node"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

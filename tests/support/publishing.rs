@@ -6,8 +6,8 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use trunkline_proto::v1::{
-    Event, PublishAccepted, PublishEvents, PublishOpen, PublishOpened, PublishRejected,
-    PublishStreamRequest, PublishStreamResponse, publish_stream_request::Request,
+    DeliveryReport, Event, PublishAccepted, PublishEvents, PublishOpen, PublishOpened,
+    PublishRejected, PublishStreamRequest, PublishStreamResponse, publish_stream_request::Request,
     publish_stream_response::Response,
 };
 
@@ -33,6 +33,8 @@ pub struct Answers {
     pub rejected: Vec<PublishRejected>,
     /// True if the gateway said that it drains.
     pub draining: bool,
+    /// How far events came that nodes were waited for.
+    pub delivered: Vec<DeliveryReport>,
 }
 
 impl TestNode {
@@ -87,7 +89,8 @@ impl TestProducer {
 
     /// Sends events.
     pub async fn events(&self, first_sequence: u64, events: Vec<Event>) {
-        self.send(Request::Events(PublishEvents { first_sequence, events })).await;
+        self.send(Request::Events(PublishEvents { first_sequence, events, ..Default::default() }))
+            .await;
     }
 
     /// The next response; none at the end of the stream.
@@ -131,6 +134,7 @@ impl Answers {
             Response::Accepted(accepted) => self.accepted.push(accepted),
             Response::Rejected(rejected) => self.rejected.push(rejected),
             Response::Draining(_) => self.draining = true,
+            Response::Delivery(report) => self.delivered.push(report),
             Response::Opened(opened) => panic!("opened twice: {opened:?}"),
         }
     }

@@ -17,6 +17,7 @@ use crate::{
     errors::Error,
     hub::event::{EventView, shard_of},
     observe::counters::KindCounts,
+    presence::delivery::Wait,
     proto::v1,
     rpc::{
         Context,
@@ -58,6 +59,8 @@ pub struct Gathered {
     counts: KindCounts,
     /// Accepted events, without those that were rejected.
     stamped: usize,
+    /// The sequences of the events that are waited for, and their waits.
+    pub waits: Vec<(u64, Wait)>,
 }
 
 /// Events under way, of all shards.
@@ -72,6 +75,8 @@ pub struct Group {
     pub counts: KindCounts,
     /// The time at which it was sent.
     pub begun: Instant,
+    /// The sequences of the events that are waited for, and their waits.
+    pub waits: Vec<(u64, Wait)>,
     answer: Pin<Box<dyn Future<Output = Answer> + Send>>,
     /// An answer that came before it was asked for.
     early: Option<Answer>,
@@ -93,7 +98,7 @@ impl Numbers {
 
     /// Checks that a request follows the one before.
     pub fn check(&mut self, request: &PublishEvents, max: usize) -> Result<(), Error> {
-        let PublishEvents { first_sequence: first, events } = request;
+        let PublishEvents { first_sequence: first, events, .. } = request;
         if events.is_empty() || events.len() > max {
             let why = format!("has {}, must have 1 to {max}", events.len());
             return Err(Error::field("events", why));
@@ -129,6 +134,7 @@ impl Numbers {
         let origin = Origin { node_id, now: SystemTime::now(), trace: None };
         let publishing = Publishing::of_stream(&context.tracer);
         let mut buffer = BytesMut::new();
+        let waits = || validate::wait(request.wait_for, request.wait_timeout.as_ref());
         for (sequence, (index, bytes)) in
             (request.first_sequence..).zip(request.events.iter().enumerate())
         {
@@ -136,16 +142,23 @@ impl Numbers {
             let allowed = caller.grant.as_ref().map_or(Ok(()), |grant| grant.check_events(&view));
             let ids = &self.ids;
             let number = usize::try_from(sequence).unwrap_or(usize::MAX);
-            let stamped = allowed.and_then(|()| {
-                validate::stream_event(
+            let wait = allowed.and_then(|()| waits());
+            let wait = wait.map(|wait| {
+                wait.map(|(acknowledged, time)| context.nodes.begin_wait(acknowledged, time))
+            });
+            let stamped = wait.and_then(|wait| {
+                let waiter = wait.as_ref().map(|wait| wait.stamp(0, 1));
+                let event = validate::stream_event(
                     (index, bytes),
                     &view[0],
                     &mut self.event,
                     &context.limits,
-                    &origin,
+                    (&origin, waiter),
                     &mut buffer,
                     || ids.of_event(number),
-                )
+                )?;
+                gathered.waits.extend(wait.map(|wait| (sequence, wait)));
+                Ok(event)
             });
             let stamped = stamped.and_then(|event| fits(context, event, index, self.shards));
             gathered.last = sequence;
@@ -209,13 +222,14 @@ impl Gathered {
     /// Sends it: it is in the queue of each shard before this returns, so that groups keep their
     /// order. For that it is polled without the budget of the task, which may be used up.
     pub fn send(self, context: Arc<Context>, cx: &mut TaskContext<'_>) -> Group {
-        let Gathered { events, bytes, last, batches, counts, stamped } = self;
+        let Gathered { events, bytes, last, batches, counts, stamped, waits } = self;
         let mut group = Group {
             last,
             events,
             bytes,
             counts,
             begun: Instant::now(),
+            waits,
             answer: Box::pin(unconstrained(append(context, batches, stamped))),
             early: None,
         };

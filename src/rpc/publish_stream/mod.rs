@@ -17,8 +17,9 @@ use std::{
 };
 
 use futures_util::{
-    Stream,
+    Stream, StreamExt,
     future::{BoxFuture, FutureExt},
+    stream::FuturesUnordered,
 };
 use tokio::{
     sync::watch,
@@ -50,6 +51,9 @@ pub use self::requests::Requests;
 const WINDOW_EVENTS: usize = 16_384;
 const WINDOW_BYTES: usize = 8 << 20;
 
+/// Events that nodes are waited for. With more, nothing is read until some have come.
+const MAX_WAITS: usize = 1024;
+
 /// Groups under way at a time. What arrives meanwhile makes the next one larger.
 const MAX_GROUPS: usize = 4;
 
@@ -73,6 +77,8 @@ pub struct PublishStream {
     /// A request that waits for the rate of its identity, and the events that are still to be paid.
     held: Option<(PublishEvents, usize)>,
     groups: VecDeque<Group>,
+    /// The waits for nodes of events that were accepted, with the sequences of these.
+    waits: FuturesUnordered<BoxFuture<'static, v1::DeliveryReport>>,
     window_bytes: usize,
     /// Responses to be sent.
     outbox: VecDeque<Response>,
@@ -134,6 +140,7 @@ impl PublishStream {
             gathered: Gathered::default(),
             held: None,
             groups: VecDeque::new(),
+            waits: FuturesUnordered::new(),
             outbox: VecDeque::new(),
             reads: true,
             end: None,
@@ -173,7 +180,8 @@ impl Stream for PublishStream {
             if !this.outbox.is_empty() {
                 continue;
             }
-            if !this.reads && this.groups.is_empty() {
+            let waits = this.end.is_none() && !this.waits.is_empty();
+            if !this.reads && this.groups.is_empty() && !waits {
                 this.finish();
                 return Poll::Ready(this.end.take().map(|error| Err(this.failed(error))));
             }
@@ -210,6 +218,9 @@ impl PublishStream {
         }
         // Some are answered at once.
         self.answered(cx);
+        while let Poll::Ready(Some(report)) = self.waits.poll_next_unpin(cx) {
+            self.outbox.push_back(Response::Delivery(report));
+        }
         Ok(())
     }
 
@@ -240,6 +251,13 @@ impl PublishStream {
             self.caller.in_flight.release(group.bytes);
             match answer {
                 Ok(theirs) => {
+                    for (sequence, wait) in group.waits {
+                        let (context, caller) = (self.context.clone(), self.caller.clone());
+                        self.waits.push(Box::pin(async move {
+                            let report = context.delivered(wait, &caller).await;
+                            v1::DeliveryReport { sequence, ..report }
+                        }));
+                    }
                     sequence = Some(group.last);
                     self.context.records.counters.published(&group.counts, group.begun.elapsed());
                     if open.positions {
@@ -295,6 +313,7 @@ impl PublishStream {
             .chain(here)
             .fold((0, 0), |sum, (events, bytes)| (sum.0 + events, sum.1 + bytes));
         events + self.context.limits.max_events_per_request <= WINDOW_EVENTS
+            && self.waits.len() < MAX_WAITS
             && bytes < self.window_bytes
     }
 
@@ -467,6 +486,7 @@ impl PublishStream {
     fn finish(&mut self) {
         self.ended = true;
         self.groups.clear();
+        self.waits.clear();
         self.open = None;
     }
 }

@@ -53,6 +53,12 @@ pub struct PublishEvents {
     /// The events, as the node encoded them.
     #[prost(bytes = "bytes", repeated, tag = "2")]
     pub events: Vec<Bytes>,
+    /// What is waited for: a `trunkline.v1.WaitFor`.
+    #[prost(int32, tag = "3")]
+    pub wait_for: i32,
+    /// For how long.
+    #[prost(message, optional, tag = "4")]
+    pub wait_timeout: Option<prost_types::Duration>,
 }
 
 /// `trunkline.v1.PublishStreamRequest` with its content left encoded.

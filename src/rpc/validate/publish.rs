@@ -104,7 +104,7 @@ pub fn stream_event(
     view: &Result<EventView<'_>, Malformed>,
     event: &mut v1::Event,
     limits: &Limits,
-    from: &Origin<'_>,
+    (from, waiter): (&Origin<'_>, Option<WaitStamp>),
     buffer: &mut BytesMut,
     id: impl FnOnce() -> Uuid,
 ) -> Result<StampedEvent, Error> {
@@ -122,7 +122,18 @@ pub fn stream_event(
         return Err(check.done().err().unwrap_or_else(|| Error::field("events", "is malformed")));
     };
     buffer.reserve(stamped_len(bytes, from.node_id));
-    Ok(from.stamp(buffer, view, None, id))
+    Ok(from.stamp(buffer, view, waiter, id))
+}
+
+/// What is waited for after events of a stream: whether nodes must acknowledge, and for how long.
+/// None: for nothing.
+pub fn wait(
+    wait_for: i32,
+    timeout: Option<&prost_types::Duration>,
+) -> Result<Option<(bool, Duration)>, Error> {
+    let mut check = Check::default();
+    let wait = check.wait(wait_for, timeout);
+    check.done().map(|()| wait)
 }
 
 /// The first request of a `PublishStream`: its publisher id, if it has one.

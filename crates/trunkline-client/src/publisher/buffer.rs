@@ -171,7 +171,7 @@ impl Buffer {
         }
         self.sent.0 += events.len();
         self.sent.1 += bytes;
-        Some(PublishEvents { first_sequence, events })
+        Some(PublishEvents { first_sequence, events, ..Default::default() })
     }
 
     /// Everything up to a sequence is accepted.

@@ -474,7 +474,8 @@ impl Stream<'_> {
                 self.shared.buffer.lock().rejected(rejected.sequence, error);
             }
             Some(Response::Draining(_)) => return true,
-            Some(Response::Opened(_)) | None => {}
+            // Nothing is waited for here.
+            Some(Response::Opened(_) | Response::Delivery(_)) | None => {}
         }
         false
     }
