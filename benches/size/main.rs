@@ -3,6 +3,7 @@
 //!
 //!     cargo bench --bench size                               10 to 1,000 gateways of 16 shards
 //!     cargo bench --bench size -- --gateways 10,40           a part
+//!     cargo bench --bench size -- --waits                    `wait_for` over ten gateways
 //!
 //! The gateways are simulated: each is what a gateway has of the bus (its writers, its reader, its
 //! connections and its membership), all in this process, and speaks the real protocol to a real
@@ -15,6 +16,7 @@
 mod support;
 
 mod members;
+mod waits;
 
 use std::{
     sync::{
@@ -80,6 +82,9 @@ struct Options {
     /// Nodes that come and go in each second, in all.
     #[arg(long, default_value_t = 20)]
     changes: u32,
+    /// Measures how long publishers wait for a thousand nodes of ten real gateways instead.
+    #[arg(long)]
+    waits: bool,
     /// Passed by cargo to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
@@ -259,6 +264,10 @@ async fn measure(options: &Options, count: usize) {
 fn main() {
     let options = Options::parse();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    if options.waits {
+        runtime.block_on(waits::measure(10, 1000));
+        return;
+    }
     println!("| {} |", COLUMNS.join(" | "));
     println!("|{}", "---|".repeat(COLUMNS.len()));
     for count in &options.gateways {

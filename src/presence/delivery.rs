@@ -2,9 +2,9 @@
 //!
 //! The gateway that is asked stamps the event with the name of its wait. Each gateway that receives
 //! it follows which of its streams have it ([`Waits`](crate::hub::waits::Waits)), and leaves one
-//! message for the gateway that was asked: when all have, or when the publisher is about to give up.
-//! The gateway that was asked knows the others from an exchange that it makes after the event was
-//! accepted: who had a stream before that is in it.
+//! message for the gateway that was asked: when all have, or when the publisher is about to give
+//! up. The gateway that was asked knows the others from an exchange that it makes after the event
+//! was accepted: who had a stream before that is in it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -270,7 +270,7 @@ pub async fn follow(nodes: Arc<Nodes>, hub: Arc<Hub>, bus: SharedBus, stop: Canc
                 if let Some(members) = bus.members().filter(|_| is_known)
                     && let Err(error) = members.leave_messages(asked, messages).await
                 {
-                    tracing::debug!(%error, "what nodes have was not said to the gateway that asks");
+                    tracing::debug!(%error, "the gateway that asks was not answered");
                 }
             }
             tokio::time::sleep(pause(youngest)).await;

@@ -210,7 +210,7 @@ async fn publish_waits_for_nodes_and_names_who_has_not_the_event() {
     assert_ne!(code(&pending), 0);
     let text = "published; 0 of 1 nodes have it; nodes that have not: imap-1";
     assert!(pending.stderr.contains(text), "{}", pending.stderr);
-    let wrong = publish("heard").await;
+    let wrong = publish("seen").await;
     assert_eq!(code(&wrong), 2);
     assert!(wrong.stderr.contains("delivered, acknowledged"), "{}", wrong.stderr);
     let lines = to(&gateway, ["publish", "--wait-for", "delivered", "-"]).run(LIMIT).await;
