@@ -16,7 +16,7 @@ use trunkline::{
     config::{Config, Sources},
     link::{self, Link as Running, LinkError},
 };
-use trunkline_client::{Client, Credentials, ErrorKind};
+use trunkline_client::{Builder, Client, Credentials, ErrorKind};
 use trunkline_proto::v1::EventKind;
 
 use super::{
@@ -63,6 +63,10 @@ pub(super) struct Link {
     /// Accounts to carry, of kinds that concern one [default: all]
     #[arg(long, value_name = "ACCOUNT", value_delimiter = ',')]
     accounts: Vec<String>,
+    /// Roles for which the link stands: events that are for one of them are carried too [default:
+    /// none, and events for certain nodes only are not carried]
+    #[arg(long, value_name = "ROLE", value_delimiter = ',')]
+    roles: Vec<String>,
     /// Also carry what other links have brought to the source. There must be one way from each
     /// deployment to each other one, or events come more than once
     #[arg(long)]
@@ -156,8 +160,13 @@ impl Link {
         // A quarter is enough for a round trip: the rest is for what the destination has not
         // answered.
         let window = in_flight / 4;
-        let from = client("--from", &self.from, from, window)?;
-        let link = Running::new(from, client("--to", &self.to, to, 0)?, options);
+        let from = builder("--from", &self.from, from)?.stream_window(window);
+        let from = self.roles.iter().fold(from, Builder::role);
+        let build = |side, builder: Builder| {
+            builder.build().map_err(|error| Failure::Usage(format!("{side}: {error}")))
+        };
+        let to = builder("--to", &self.to, to)?;
+        let link = Running::new(build("--from", from)?, build("--to", to)?, options);
         let stop = CancellationToken::new();
         let _ended = stop.clone().drop_guard();
         if let Some(address) = self.admin {
@@ -178,26 +187,18 @@ impl Link {
     }
 }
 
-/// A client of one side.
-fn client(
-    side: &str,
-    addresses: &[String],
-    credentials: Credentials,
-    window: u32,
-) -> Result<Client, Failure> {
+/// The client of one side.
+fn builder(side: &str, addresses: &[String], credentials: Credentials) -> Result<Builder, Failure> {
     let url = |address: &String| {
         let wrong = |why| Failure::Usage(format!("{side} {address}: {why}"));
         credentials.url(address).map_err(wrong)
     };
     let urls: Vec<String> = addresses.iter().map(url).collect::<Result<_, _>>()?;
-    Client::builder("link")
+    Ok(Client::builder("link")
         .gateways(urls)
         .in_order()
         .credentials(credentials)
-        .client_version(concat!("trunkline link ", env!("CARGO_PKG_VERSION")))
-        .stream_window(window)
-        .build()
-        .map_err(|error| Failure::Usage(format!("{side}: {error}")))
+        .client_version(concat!("trunkline link ", env!("CARGO_PKG_VERSION"))))
 }
 
 fn credentials(

@@ -1,10 +1,12 @@
 //! What is carried from one deployment to another.
 
 use trunkline_client::SubscribeOptions;
-use trunkline_proto::v1::{EventKind, QueueStatus, queue_status::State};
+use trunkline_proto::v1::{
+    BlockedIp, Event, EventKind, QueueStatus, Target, event::Kind, queue_status::State,
+};
 
 use crate::{
-    stage::{Link, Recorder, client, deployment, gaps, is_of},
+    stage::{Link, Recorder, client, client_with_role, deployment, gaps, is_of},
     support::{
         LIMIT,
         events::{email_delivery, event, mailbox_change, with_id},
@@ -156,13 +158,12 @@ async fn what_the_destination_rejects_is_a_gap_there_and_holds_up_nothing() {
     let link = Link::between(&a, &b, &[]);
     link.is_connected().await;
     let publisher = TestNode::connect(&a, "mx1").await;
-    let large = with_id("large", mailbox_change("a1", 1));
-    let large = trunkline_proto::v1::Event { tracestate: "x".repeat(500), ..large };
-    let target = trunkline_proto::v1::Target {
-        roles: (0..20).map(|n| format!("{n}{}", "r".repeat(60))).collect(),
+    let large = event(Kind::BlockedIp(BlockedIp {
+        address: "192.0.2.7".into(),
+        reason: "x".repeat(1000),
         ..Default::default()
-    };
-    let large = trunkline_proto::v1::Event { target: Some(target), ..large };
+    }));
+    let large = with_id("large", large);
     let small = |id: &str| with_id(id, mailbox_change("a1", 1));
     publisher.publish(vec![small("e1"), large, small("e2")]).await.expect("published");
     reader.event("e2").await;
@@ -178,7 +179,7 @@ async fn a_last_value_that_streams_begin_with_is_carried_once() {
     link.is_connected().await;
     let publisher = TestNode::connect(&a, "mx1").await;
     let status = QueueStatus { state: State::Paused.into() };
-    let status = event(trunkline_proto::v1::event::Kind::QueueStatus(status));
+    let status = event(Kind::QueueStatus(status));
     publisher.publish(vec![with_id("paused", status)]).await.expect("published");
     reader.event("paused").await;
     for round in 0..2 {
@@ -189,4 +190,26 @@ async fn a_last_value_that_streams_begin_with_is_carried_once() {
         reader.event(&id).await;
     }
     assert_eq!(reader.ids(), ["paused", "e0", "e1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_for_certain_roles_are_carried_by_links_with_one_of_them() {
+    let (a, b) = (deployment("a").await, deployment("b").await);
+    let mta = client_with_role("reader", &b.url(), "mta");
+    let (mta, other) =
+        (Recorder::start(&mta, SubscribeOptions::new()).await, Recorder::of(&b, "other").await);
+    let link = Link::between(&a, &b, &["--roles", "imap,mta"]);
+    link.is_connected().await;
+    let publisher = TestNode::connect(&a, "mx1").await;
+    let to_role = |id: &str, role: &str| {
+        let target = Some(Target { roles: vec![role.to_owned()], node_ids: vec![] });
+        Event { target, ..with_id(id, mailbox_change("a1", 1)) }
+    };
+    let last = with_id("last", mailbox_change("a1", 2));
+    let events = vec![to_role("to-mta", "mta"), to_role("to-none", "none"), last];
+    publisher.publish(events).await.expect("published");
+    for (reader, ids) in [(&mta, &["to-mta", "last"][..]), (&other, &["last"][..])] {
+        reader.event("last").await;
+        assert_eq!(reader.ids(), ids);
+    }
 }

@@ -8,7 +8,6 @@ use crate::{
         folder,
         gateway::{Gateway, GatewayOptions},
         nodes::TestNode,
-        ports::Port,
     },
 };
 
@@ -84,14 +83,12 @@ async fn a_copy_of_a_state_that_is_older_than_what_was_published_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_link_waits_for_a_side_that_cannot_be_reached_and_says_so() {
-    let (a, port) = (deployment("a").await, Port::free());
-    let nobody = format!("http://127.0.0.1:{}", port.number());
-    let link = Link::start(&[a.url()], std::slice::from_ref(&nobody), &[]);
+    let (a, b) = (deployment("a").await, deployment("b").await);
+    b.kill_9();
+    let link = Link::between(&a, &b, &[]);
     link.process().stderr_has("no gateway answers", LIMIT).await;
     assert!(link.process().stderr().contains("--to"), "{}", link.process().stderr());
-    let address = format!("127.0.0.1:{}", port.number());
-    let options = GatewayOptions::embedded().set("deployment", "b").set("listen", address);
-    let b = Gateway::start(options).await;
+    b.restart().await;
     link.is_connected().await;
     drop(b);
     // It goes on waiting, and says when it has ended.

@@ -101,6 +101,11 @@ pub fn client(node_id: &str, urls: &[String]) -> Client {
     Client::builder(node_id).gateways(urls).build().expect("addresses")
 }
 
+/// A client of a node with a role.
+pub fn client_with_role(node_id: &str, url: &str, role: &str) -> Client {
+    Client::builder(node_id).gateway(url).role(role).build().expect("an address")
+}
+
 /// One thing that a node received.
 #[derive(Clone, Debug)]
 pub enum Received {
