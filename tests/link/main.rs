@@ -15,5 +15,6 @@ mod promises;
 mod carried;
 mod faults;
 mod refused;
+mod secured;
 mod speed;
 mod stage;
