@@ -178,12 +178,12 @@ impl Link {
         let stopping = stop.child_token();
         let mut running = std::pin::pin!(link.run(stopping.clone()));
         tokio::select! {
-            ended = &mut running => return ended.map_err(failure),
+            ended = &mut running => return ended.map_err(|error| failure(&error)),
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
         stopping.cancel();
-        running.await.map_err(failure)
+        running.await.map_err(|error| failure(&error))
     }
 }
 
@@ -220,8 +220,8 @@ fn credentials(
     Ok(credentials)
 }
 
-fn failure(error: LinkError) -> Failure {
-    match &error {
+fn failure(error: &LinkError) -> Failure {
+    match error {
         LinkError::Refused { error: refused, .. } if refused.kind() == ErrorKind::Unavailable => {
             Failure::Other(error.to_string())
         }

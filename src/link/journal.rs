@@ -400,7 +400,7 @@ mod tests {
         Identity { from: "a".into(), to: "b".into(), node_id: "link".into() }
     }
 
-    fn event(id: impl ToString) -> Event {
+    fn event(id: u64) -> Event {
         let change = MailboxChange { account_id: id.to_string(), ..Default::default() };
         Event { event_id: id.to_string(), ..change.into() }
     }

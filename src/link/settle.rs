@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio::{sync::mpsc, time::timeout};
-use trunkline_client::{Acknowledgement, Error, ErrorKind};
+use trunkline_client::{Acknowledgement, Error, ErrorKind, Publisher};
 
 use super::{Shared, count};
 
@@ -49,7 +49,7 @@ pub(super) async fn run(
 async fn settle(shared: &Shared, answer: Acknowledgement) -> Result<(), Error> {
     let answer = patiently(shared, answer).await;
     if let Err(error) = &answer {
-        if let Some(error) = shared.publisher.get().and_then(|publisher| publisher.failure()) {
+        if let Some(error) = shared.publisher.get().and_then(Publisher::failure) {
             return Err(error);
         }
         if error.kind() == ErrorKind::OutcomeUnknown {

@@ -226,10 +226,10 @@ fn in_order(history: &History) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_or_repeated_where_the_source_is_far_away() {
-    faults(Far::Source).await;
+    Box::pin(faults(Far::Source)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_or_repeated_where_the_destination_is_far_away() {
-    faults(Far::Destination).await;
+    Box::pin(faults(Far::Destination)).await;
 }

@@ -12,6 +12,7 @@ mod history;
 #[path = "../faults/promises.rs"]
 mod promises;
 
+mod bounded;
 mod carried;
 mod faults;
 mod refused;

@@ -17,8 +17,8 @@ use crate::{
 };
 
 const DELAY: Duration = Duration::from_millis(100);
-const EVENTS: u64 = 1_000_000;
-const PUBLISHERS: u64 = 2;
+const EVENTS: u32 = 1_000_000;
+const PUBLISHERS: u32 = 2;
 
 /// Measures; the figure is in `docs/regions.md`. Half of it is asserted.
 #[tokio::test(flavor = "multi_thread")]
@@ -47,7 +47,7 @@ async fn fifty_thousand_events_a_second_over_a_line_of_100_ms() {
         let options = PublisherOptions::new().max_events(50_000);
         let publisher = client(&format!("mx{nth}"), &[a.url()]).publisher(options);
         for number in 0..EVENTS / PUBLISHERS {
-            let event = mailbox_change(&format!("account-{}", number % 1000), number);
+            let event = mailbox_change(&format!("account-{}", number % 1000), number.into());
             let event = with_id(format!("{nth}-{number}"), event);
             publisher.publish(event).await.expect("taken");
         }
@@ -73,7 +73,7 @@ async fn fifty_thousand_events_a_second_over_a_line_of_100_ms() {
         link.metric("link_waiting_events").await == Some(0.0)
     })
     .await;
-    let rate = EVENTS as f64 / took.as_secs_f64();
+    let rate = f64::from(EVENTS) / took.as_secs_f64();
     let (all, rss) = (begun.elapsed(), link.process().rss_bytes() >> 20);
     println!("{far} far: {rate:.0} events/s ({EVENTS} in {took:?}, {all:?}), {rss} MiB");
     assert!(rate > 25_000.0, "{rate} events/s");

@@ -111,7 +111,7 @@ pub fn client_with_role(node_id: &str, url: &str, role: &str) -> Client {
 pub enum Received {
     Subscribed,
     Event(Box<Event>),
-    Gap(Gap),
+    Gap(Box<Gap>),
 }
 
 /// A node that records what it receives, over all reconnects.
@@ -131,7 +131,7 @@ impl Recorder {
                 record.lock().extend(match next.expect("no final error") {
                     Notification::Subscribed(_) => Some(Received::Subscribed),
                     Notification::Event(event) => Some(Received::Event(event)),
-                    Notification::Gap(gap) => Some(Received::Gap(gap)),
+                    Notification::Gap(gap) => Some(Received::Gap(Box::new(gap))),
                     _ => None,
                 });
             }
@@ -190,7 +190,7 @@ impl Drop for Recorder {
 
 pub fn gaps(received: &[Received]) -> Vec<Gap> {
     let gap = |one: &Received| match one {
-        Received::Gap(gap) => Some(gap.clone()),
+        Received::Gap(gap) => Some((**gap).clone()),
         _ => None,
     };
     received.iter().filter_map(gap).collect()
