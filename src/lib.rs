@@ -14,6 +14,7 @@ mod errors;
 pub mod gateway;
 pub mod hub;
 mod lifecycle;
+pub mod link;
 pub mod log;
 mod observe;
 mod port;

@@ -23,6 +23,8 @@ const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(1);
 pub struct About {
     /// Identity of the gateway.
     pub gateway_id: String,
+    /// Name of the deployment; empty if it has none.
+    pub deployment: String,
     /// The listening address; empty if others could not use it.
     pub address: String,
     /// When the gateway started, by the clock of that time.

@@ -152,15 +152,18 @@ pub enum GapReason {
     UnknownEpoch,
     /// A frame could not be read.
     Unreadable,
+    /// A link lost events of another deployment, and reported it as an event.
+    Link,
 }
 
 impl GapReason {
     /// All reasons, each at its index.
-    pub const ALL: [GapReason; 4] = [
+    pub const ALL: [GapReason; 5] = [
         GapReason::HistoryExpired,
         GapReason::EpochChanged,
         GapReason::UnknownEpoch,
         GapReason::Unreadable,
+        GapReason::Link,
     ];
 
     /// The index in arrays of counters by reason.
@@ -176,6 +179,7 @@ impl fmt::Display for GapReason {
             GapReason::EpochChanged => "epoch changed",
             GapReason::UnknownEpoch => "unknown epoch",
             GapReason::Unreadable => "unreadable frame",
+            GapReason::Link => "lost by a link",
         })
     }
 }

@@ -150,7 +150,7 @@ impl CredentialArgs {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     std::fs::read(path).map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))
 }
 
@@ -168,7 +168,7 @@ async fn connect(url: String, credentials: &Credentials) -> Result<Client, Failu
 }
 
 /// The address of a gateway, if it is one.
-fn parse_address(text: &str) -> Result<String, String> {
+pub(super) fn parse_address(text: &str) -> Result<String, String> {
     let like = "like 10.0.0.1, 10.0.0.1:7420, http://10.0.0.1:7420 or https://gateway:7420";
     match Credentials::new().url(text) {
         Ok(_) => Ok(text.to_owned()),

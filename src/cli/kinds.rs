@@ -6,9 +6,12 @@
 use std::time::{Duration, SystemTime};
 
 use clap::{Subcommand, ValueEnum};
-use trunkline_proto::v1::{
-    self, ChangedType, blocked_ip, cache_invalidation, certificate_change, event::Kind,
-    queue_status, registry_change,
+use trunkline_proto::{
+    kinds,
+    v1::{
+        self, ChangedType, EventKind, blocked_ip, cache_invalidation, certificate_change,
+        event::Kind, queue_status, registry_change,
+    },
 };
 
 use super::duration::parse_duration;
@@ -127,6 +130,15 @@ pub(super) enum EventArgs {
         #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label)]
         label: Vec<(String, String)>,
     },
+    /// Events of another deployment are lost: nodes that they may concern get a gap
+    MissedEvents {
+        /// How many [default: unknown]
+        #[arg(long)]
+        count: Option<u64>,
+        /// Kinds that may be missing: blocked-ip, mailbox-change, ... [default: all]
+        #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = parse_kind)]
+        kinds: Vec<EventKind>,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -155,6 +167,16 @@ fn parse_type(text: &str) -> Result<i32, String> {
     ChangedType::from_str_name(&name).map(i32::from).ok_or_else(|| {
         "unknown type; try email, email-delivery, mailbox, thread, calendar-event, contact-card"
             .into()
+    })
+}
+
+/// A kind that events are sent of.
+pub(super) fn parse_kind(text: &str) -> Result<EventKind, String> {
+    let row = kinds::named(text).filter(|row| row.kind != EventKind::MissedEvents);
+    row.map(|row| row.kind).ok_or_else(|| {
+        let rows = kinds::TABLE.iter().filter(|row| row.kind != EventKind::MissedEvents);
+        let names: Vec<String> = rows.map(kinds::Row::cli_name).collect();
+        format!("unknown kind; the kinds are {}", names.join(", "))
     })
 }
 
@@ -248,6 +270,10 @@ impl EventArgs {
                 labels: label.into_iter().collect(),
                 payload: None,
             }),
+            EventArgs::MissedEvents { count, kinds } => Kind::MissedEvents(v1::MissedEvents {
+                missed_events: count,
+                kinds: kinds.into_iter().map(i32::from).collect(),
+            }),
         }
     }
 }
@@ -275,8 +301,6 @@ impl RegistryAction {
 
 #[cfg(test)]
 mod tests {
-    use trunkline_proto::kinds;
-
     use super::*;
 
     #[test]

@@ -15,6 +15,7 @@ mod failure;
 mod interest;
 mod json;
 mod kinds;
+mod link;
 mod log;
 mod man;
 mod nodes;
@@ -70,6 +71,8 @@ enum Command {
     Serve(serve::Serve),
     /// Connects a mail server that does not know Trunkline, in place of its Redis
     Agent(agent::Agent),
+    /// Carries events from one deployment to another
+    Link(link::Link),
     /// Reports all errors of a configuration, or prints the effective one, without secrets
     Check(check::Check),
     /// Prints the JSON Schema of the configuration, or the effective configuration
@@ -146,6 +149,7 @@ impl Command {
         let as_json = match self {
             Command::Serve(serve) => return serve.form(),
             Command::Agent(agent) => return agent.form(),
+            Command::Link(link) => return link.form(),
             Command::Doctor(doctor) => doctor.json,
             Command::Subscribe(subscribe) => subscribe.json,
             Command::Explain(explain) => explain.json,
@@ -167,6 +171,7 @@ async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(serve) => serve.run().await,
         Command::Agent(agent) => agent.run().await,
+        Command::Link(link) => link.run().await,
         Command::Check(check) => check.run(),
         Command::Config(config) => config.run(),
         Command::Doctor(doctor) => doctor.run().await,

@@ -19,6 +19,11 @@ settings! {
         /// Bytes of one encoded request; not less than `limits.maxEventBytes`.
         pub max_request_bytes: usize =
             key("maxRequestBytes", size(KIB..=64 * MIB), 4 * MIB),
+        /// Bytes that a client may have sent on one stream before the gateway has read them; four
+        /// times as many on one connection. A publisher sends no more in one round trip: links over
+        /// long lines want 4 MiB.
+        pub stream_window: usize =
+            key("streamWindow", size(64 * KIB..=16 * MIB), 256 * KIB),
         /// Events of one `Publish`.
         pub max_events_per_request: usize =
             key("maxEventsPerRequest", number(1..=10_000), 1000),

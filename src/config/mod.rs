@@ -73,7 +73,7 @@ use self::{
     frame_key::FrameKey,
     gateway_id::{IsRandom, gateway_id},
     keys::keys_of,
-    rules::{check_config, check_drain, check_log_level, check_prefix},
+    rules::{check_config, check_drain, check_id, check_log_level, check_prefix},
     settings::{Settings, group, group_if, key, nullable, optional, optional_group, settings},
     sources::Layers,
     types::{Address, Boolean, Choice, duration, number, short_text, size, text},
@@ -111,6 +111,10 @@ settings! {
         /// True when `gatewayId` was made up for this process. [`Config::effective`] leaves it out
         /// then.
         pub gateway_id_is_random: bool = IsRandom,
+        /// The name of this deployment, the same on all gateways of one bus and on those of no
+        /// other; without white space. Links know by it where an event has been: see
+        /// [regions](regions.md). `null`: none, and no link serves.
+        pub deployment: Option<String> = optional("deployment", short_text(128, check_id)),
         /// The bus between gateways. Without it: `{"@type": "Embedded"}`.
         pub bus: BusConfig = Bus,
         /// Keys that authenticate frames in a Redis that others use too, at least 32 bytes each,

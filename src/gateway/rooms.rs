@@ -38,6 +38,7 @@ impl Rooms {
     ) -> Rooms {
         let about = About {
             gateway_id: config.gateway_id.clone(),
+            deployment: config.deployment.clone().unwrap_or_default(),
             // Nobody can connect to "all addresses".
             address: if address.ip().is_unspecified() {
                 String::new()

@@ -5,7 +5,8 @@ mod update;
 
 use std::{collections::HashSet, ops::ControlFlow, sync::Arc};
 
-use trunkline_proto::kinds::{CUSTOM, concerns_account};
+use prost::Message;
+use trunkline_proto::kinds::{CUSTOM, MISSED_EVENTS, concerns_account};
 
 pub(super) use self::past::{Passed, Past};
 pub use self::update::Change;
@@ -27,7 +28,8 @@ const NAME_COST: usize = 160;
 /// An event is delivered if its kind is one of the kinds, its account (if its kind concerns one) is
 /// one of the accounts, its type (if it is custom) is one of the types, its target (if it has one)
 /// names the node or one of its roles, and its source is another node, unless the node asked for
-/// its own events.
+/// its own events. The report of a link is included if one of its kinds is, whatever else: it
+/// stands for events of any account.
 #[derive(Clone, Debug)]
 pub struct Filter {
     /// The included kinds: bit n for kind n.
@@ -189,6 +191,12 @@ impl Filter {
         mut exclude: impl FnMut(Exclusion) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
         let kind = event.kind();
+        if kind == MISSED_EVENTS {
+            if !self.includes_report(event) {
+                exclude(Exclusion::Kind)?;
+            }
+            return ControlFlow::Continue(());
+        }
         if self.kinds & kind_bit(kind) == 0 {
             exclude(Exclusion::Kind)?;
         }
@@ -216,6 +224,7 @@ impl Filter {
         let summary = &frame.summary;
         let narrowed = summary.kinds & !self.plain_kinds;
         self.scope.is_none()
+            && !frame.has_report()
             && (narrowed == 0 || narrowed == kind_bit(CUSTOM) & self.kinds && self.types_all(frame))
             && !summary.targeted
             && (self.include_own || !frame.may_be_from(&self.audience.node_id))
@@ -273,6 +282,17 @@ impl Filter {
             && self.accounts.is_none()
             && self.custom_types.is_none()
             && self.scope.is_none()
+    }
+
+    /// True if it includes one of the kinds of a report.
+    fn includes_report(&self, event: &EventView<'_>) -> bool {
+        let kinds = match v1::Event::decode(event.bytes()).map(|event| event.kind) {
+            Ok(Some(v1::event::Kind::MissedEvents(report))) => report.kinds,
+            // Nothing was sent that does not decode.
+            _ => vec![],
+        };
+        let reported = if kinds.is_empty() { all_kinds() } else { bits_of(&kinds) };
+        self.kinds & reported & !kind_bit(MISSED_EVENTS) != 0
     }
 
     fn matches_account(&self, kind: u8, event: &EventView<'_>) -> bool {

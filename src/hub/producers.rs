@@ -19,6 +19,10 @@ use crate::bus::{PublisherId, StreamNumber};
 const MAX_IDLE: usize = 10_000;
 const REMEMBER: Duration = Duration::from_mins(10);
 
+/// Events of which a producer may have no answer yet: the window of a stream, and the messages that
+/// it sends beyond.
+const UNANSWERED: u64 = 1 << 15;
+
 /// All producers that have, or had, a stream here.
 #[derive(Debug, Default)]
 pub struct Producers {
@@ -33,6 +37,8 @@ struct Producer {
     /// Its number on the bus; 0 until it is known.
     number: StreamNumber,
     accepted: u64,
+    /// The last sequence that was rejected; 0: none.
+    rejected: u64,
     /// Cancelled when another stream takes over.
     taken_over: CancellationToken,
     /// The time at which its last stream ended.
@@ -49,8 +55,10 @@ pub struct Claim {
 }
 
 impl Producers {
-    /// Gives a producer to a new stream, and ends the stream that has it. Returns the last
-    /// sequence that was accepted here.
+    /// Gives a producer to a new stream, and ends the stream that has it. Returns the last sequence
+    /// up to which all were accepted here. After a rejection it is an earlier one, since nobody
+    /// knows whether the producer had that answer: it sends again what it still has, and the bus
+    /// knows what of it is there.
     pub fn claim(self: &Arc<Self>, publisher: PublisherId) -> (Claim, u64) {
         let stream = self.streams.fetch_add(1, Ordering::Relaxed);
         let taken_over = CancellationToken::new();
@@ -59,11 +67,14 @@ impl Producers {
             producer.taken_over.cancel();
             producer.taken_over = taken_over.clone();
             (producer.stream, producer.number, producer.idle) = (stream, 0, None);
-            producer.accepted
+            let in_doubt = producer.rejected + UNANSWERED > producer.accepted;
+            let behind = if producer.rejected > 0 && in_doubt { UNANSWERED } else { 0 };
+            producer.accepted.saturating_sub(behind)
         } else {
             forget_idle(&mut known);
             let taken_over = taken_over.clone();
-            let producer = Producer { stream, number: 0, accepted: 0, taken_over, idle: None };
+            let producer =
+                Producer { stream, number: 0, accepted: 0, rejected: 0, taken_over, idle: None };
             known.insert(publisher, producer);
             0
         };
@@ -113,6 +124,14 @@ impl Claim {
         }
     }
 
+    /// The event with this sequence is rejected.
+    pub fn rejected(&self, sequence: u64) {
+        let mut known = self.producers.known.lock();
+        if let Some(producer) = known.get_mut(&self.publisher) {
+            producer.rejected = producer.rejected.max(sequence);
+        }
+    }
+
     /// Returns when another stream has taken over.
     pub fn taken_over(&self) -> impl Future<Output = ()> + Send + use<> {
         self.taken_over.clone().cancelled_owned()
@@ -152,6 +171,20 @@ mod tests {
         assert!(producers.known.lock()[&[1; 16]].idle.is_none());
         drop((second, other));
         assert!(producers.known.lock().values().all(|producer| producer.idle.is_some()));
+    }
+
+    #[test]
+    fn what_may_have_been_rejected_without_an_answer_is_not_taken_for_accepted() {
+        let producers = Arc::<Producers>::default();
+        let accepted = || producers.claim([1; 16]).1;
+        let (claim, _) = producers.claim([1; 16]);
+        claim.rejected(3);
+        claim.accepted(7);
+        assert_eq!(accepted(), 0);
+        claim.accepted(UNANSWERED + 2);
+        assert_eq!(accepted(), 2);
+        claim.accepted(UNANSWERED + 3);
+        assert_eq!(accepted(), UNANSWERED + 3);
     }
 
     #[test]

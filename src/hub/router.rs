@@ -68,7 +68,7 @@ impl Router {
         let mut pending = Pending { shard: shard.index(), number, tasks: vec![] };
         let index = self.index.read();
         match &entry.content {
-            Content::Frame(frame) if entry.follows.is_none() => {
+            Content::Frame(frame) if entry.follows.is_none() && !frame.has_report() => {
                 index.each_concerned(frame, &self.accounts, &mut pending);
             }
             // Every subscriber must read it.

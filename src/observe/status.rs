@@ -14,6 +14,7 @@ pub fn status(gateway: &Lifecycle, nodes: &Nodes, counters: &Counters) -> v1::Ge
     let gaps = counters.gaps_of_all_reasons();
     let mut response = v1::GetStatusResponse {
         gateway_id: gateway.about.gateway_id.clone(),
+        deployment: gateway.about.deployment.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
         start_time: Some(timestamp(gateway.about.started)),
         uptime: prost_types::Duration::try_from(gateway.about.uptime()).ok(),

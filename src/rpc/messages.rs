@@ -56,6 +56,7 @@ pub fn gap(shard: ShardId, gap: &Missing, kinds: &[i32], resume_token: Vec<u8>) 
         to_time: Some(milliseconds(gap.to_ms)),
         action: v1::GapAction::Resync.into(),
         resume_token,
+        origin: gap.origin.clone(),
     }
 }
 
@@ -78,6 +79,7 @@ fn gap_reason(reason: GapReason) -> v1::GapReason {
         GapReason::EpochChanged => v1::GapReason::EpochChanged,
         GapReason::UnknownEpoch => v1::GapReason::UnknownEpoch,
         GapReason::Unreadable => v1::GapReason::Unreadable,
+        GapReason::Link => v1::GapReason::Link,
     }
 }
 

@@ -147,6 +147,7 @@ impl Context {
                 // The stream adds them when it sends the message.
                 resume_token: vec![],
                 unverified_shards: vec![],
+                deployment: self.gateway.about.deployment.clone(),
             },
         };
         let held = (permit, caller.in_flight.clone());

@@ -14,6 +14,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod behind_haproxy;
 mod chaos;
 mod clocks;
 mod combinations;

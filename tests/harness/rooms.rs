@@ -17,8 +17,9 @@ const ROOMS: &[(&str, &str)] = &[
     ("trace_context", ""),
     ("config", ""),
     ("admin_port", "throttle"),
-    // It stands on `trunkline-client` and `trunkline-proto` alone, like any node.
+    // They stand on `trunkline-client` and `trunkline-proto` alone, like any node.
     ("agent", "throttle admin_port"),
+    ("link", "throttle admin_port"),
     ("bus", "proto throttle trace_context config"),
     ("hub", "proto throttle trace_context config bus"),
     ("errors", "config bus"),
@@ -33,7 +34,7 @@ const ROOMS: &[(&str, &str)] = &[
     ),
     ("rpc", "proto trace_context config bus hub errors access port lifecycle presence observe"),
     ("gateway", "proto config bus hub errors access port lifecycle presence observe rpc"),
-    ("cli", "log config admin_port agent bus hub gateway"),
+    ("cli", "log config admin_port agent link bus hub gateway"),
 ];
 
 /// A module: its path below the crate, such as `["hub", "cursor"]`.

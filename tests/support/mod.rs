@@ -15,6 +15,8 @@ pub mod cluster;
 pub mod events;
 pub mod folder;
 pub mod gateway;
+pub mod haproxy;
+pub mod long_line;
 pub mod nodes;
 pub mod ports;
 pub mod process;

@@ -139,6 +139,12 @@ pub fn nginx() -> PathBuf {
     TOOL.path()
 }
 
+/// `haproxy`; `TRUNKLINE_TEST_HAPROXY` names another.
+pub fn haproxy() -> PathBuf {
+    static TOOL: Tool = Tool::new("TRUNKLINE_TEST_HAPROXY", "haproxy", &["-v"], "haproxy");
+    TOOL.path()
+}
+
 impl Tool {
     const fn new(
         variable: &'static str,

@@ -15,6 +15,10 @@ const DEFAULT_GATEWAY: &str = "http://127.0.0.1:7420";
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 
+/// The largest flow-control window of a stream: that of the connection is twice as large at least,
+/// and HTTP/2 has none of 2 GiB.
+const MAX_WINDOW: u32 = 512 << 20;
+
 /// A connection without any answer is closed after these two together.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,6 +34,7 @@ pub struct Builder {
     attempt_timeout: Duration,
     reconnect_wait: Duration,
     connect_timeout: Duration,
+    stream_window: u32,
     addresses: Vec<String>,
     in_order: bool,
     credentials: Credentials,
@@ -46,6 +51,7 @@ impl Builder {
             attempt_timeout: Duration::from_secs(5),
             reconnect_wait: backoff::MAX,
             connect_timeout: Duration::from_secs(2),
+            stream_window: STREAM_WINDOW,
             addresses: vec![],
             in_order: false,
             credentials: Credentials::default(),
@@ -138,6 +144,14 @@ impl Builder {
         self
     }
 
+    /// Sets how many bytes a gateway may send on one stream before the node has read them. Over a
+    /// long line, no more than this comes in one round trip. Default: 1 MiB.
+    #[must_use]
+    pub fn stream_window(mut self, bytes: u32) -> Builder {
+        self.stream_window = bytes.clamp(STREAM_WINDOW, MAX_WINDOW);
+        self
+    }
+
     /// Builds the client. It connects when it is first used.
     ///
     /// # Errors
@@ -164,8 +178,8 @@ impl Builder {
             let channel = endpoint
                 .connect_timeout(self.connect_timeout)
                 .tcp_nodelay(true)
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
+                .initial_stream_window_size(self.stream_window)
+                .initial_connection_window_size(CONNECTION_WINDOW.max(2 * self.stream_window))
                 .http2_keep_alive_interval(PING_INTERVAL)
                 .keep_alive_timeout(PING_TIMEOUT)
                 .connect_lazy();

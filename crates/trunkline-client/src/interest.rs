@@ -44,6 +44,8 @@ pub struct Progress {
     /// The number of the stream on which the token came.
     pub(super) stream: u64,
     pub(super) token: Vec<u8>,
+    /// True if the token covers everything that was taken.
+    pub(super) whole: bool,
 }
 
 /// A change, and who waits for it.
@@ -350,7 +352,7 @@ impl Watching {
     }
 
     fn acknowledge(&mut self) {
-        let Progress { stream, token } = self.processed.borrow().clone();
+        let Progress { stream, token, .. } = self.processed.borrow().clone();
         if self.stream == Some(stream) {
             let acknowledge = Acknowledge { resume_token: token, agent: None };
             self.outgoing.push_back(request(Request::Acknowledge(acknowledge)));
@@ -668,7 +670,8 @@ mod tests {
         let (interest, changes) = Interest::new();
         let mut watching = Watching::new(Filter::default(), false, changes);
         let (requests, _receiver) = mpsc::channel(1);
-        let progress = |stream, token: &[u8]| Progress { stream, token: token.to_vec() };
+        let progress =
+            |stream, token: &[u8]| Progress { stream, token: token.to_vec(), whole: true };
         opened(&mut watching);
         interest.acknowledge(progress(0, b"of another process"));
         watching.work(&requests, &[]).await;

@@ -42,7 +42,7 @@ use std::{
     time::Duration,
 };
 
-use tonic::{service::interceptor::InterceptedService, transport::Channel};
+use tonic::{Status, service::interceptor::InterceptedService, transport::Channel};
 use trunkline_proto::v1::coordination_service_client::CoordinationServiceClient;
 
 pub use builder::Builder;
@@ -87,6 +87,34 @@ impl Client {
     /// same after a restart.
     pub fn builder(node_id: impl Into<String>) -> Builder {
         Builder::new(node_id.into())
+    }
+
+    /// The same connections, for another node.
+    #[must_use]
+    pub fn for_node(&self, node_id: impl Into<String>) -> Client {
+        Client { node_id: node_id.into(), ..self.clone() }
+    }
+
+    /// The status of a gateway: of the one that worked last, else of the next one that answers.
+    ///
+    /// # Errors
+    ///
+    /// That of the last gateway, if none answers.
+    pub async fn status(&self) -> Result<v1::GetStatusResponse, Error> {
+        let (first, mut last) = (self.preferred(), Status::unavailable("no gateway"));
+        for number in first..first + self.gateways.len() {
+            let mut gateway = self.gateway(number);
+            let asked = gateway.get_status(v1::GetStatusRequest {});
+            match tokio::time::timeout(self.attempt_timeout, asked).await {
+                Ok(Ok(status)) => {
+                    self.works(number);
+                    return Ok(status.into_inner());
+                }
+                Ok(Err(status)) => last = status,
+                Err(_) => last = Status::deadline_exceeded("no answer in time"),
+            }
+        }
+        Err(Error::new(error::final_kind(&last).unwrap_or(ErrorKind::Unavailable), last))
     }
 
     /// The node's id.

@@ -81,7 +81,11 @@ impl Session {
 
     /// Covers all events that were delivered, in whole batches.
     pub(super) fn progress(&self) -> Progress {
-        Progress { stream: self.subscribed, token: self.request.resume_token.clone() }
+        Progress {
+            stream: self.subscribed,
+            token: self.request.resume_token.clone(),
+            whole: self.events.is_empty(),
+        }
     }
 
     pub(super) async fn next(&mut self) -> Option<Result<Notification, Error>> {

@@ -235,7 +235,7 @@ impl Client {
             Some(((item, progress), session))
         });
         // Polling again after the end returns the end again.
-        let progress = Progress { stream: 0, token };
+        let progress = Progress { stream: 0, token, whole: true };
         Subscription { stream: Box::pin(stream.fuse()), progress }
     }
 }
@@ -251,6 +251,12 @@ impl Subscription {
     /// there. It repeats the events of the last batch if not all of them were taken.
     pub fn resume_token(&self) -> &[u8] {
         &self.progress.token
+    }
+
+    /// True between two batches: then [`Subscription::resume_token`] covers everything that was
+    /// taken, and a subscription that goes on there repeats nothing.
+    pub fn is_between_batches(&self) -> bool {
+        self.progress.whole
     }
 
     /// The same, for [`Interest::acknowledge`].

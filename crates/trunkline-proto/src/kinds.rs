@@ -36,6 +36,9 @@ pub const ACCOUNT_NUMBERS: RangeInclusive<u8> = 30..=49;
 /// The number of custom events, the one kind with [`Subject::CustomType`].
 pub const CUSTOM: u8 = EventKind::Custom as u8;
 
+/// The number of the reports of links, which streams get as gaps.
+pub const MISSED_EVENTS: u8 = EventKind::MissedEvents as u8;
+
 /// What an event of a kind is about. It decides the routing key and what filters and their index
 /// look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,6 +147,8 @@ kinds! {
     QueueRefresh(QueueRefresh) = 19, "queue_refresh", None,
         keep_last: false, merge: Some(replace);
     Custom(CustomEvent) = 20, "custom", CustomType,
+        keep_last: false, merge: None;
+    MissedEvents(MissedEvents) = 21, "missed_events", None,
         keep_last: false, merge: None;
 }
 
@@ -295,7 +300,7 @@ mod tests {
             assert_eq!(named(&row.cli_name()), Some(row));
             assert_eq!(name(row.number.into()), Some(row.name));
         }
-        for number in [-1, 0, 9, 21, 99, 128, 266] {
+        for number in [-1, 0, 9, 22, 99, 128, 266] {
             assert_eq!((name(number), label(number)), (None, format!("kind {number}")));
         }
         assert_eq!((named("mailbox"), named("")), (None, None));

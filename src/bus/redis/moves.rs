@@ -1,6 +1,7 @@
 //! Masters that move: to another address, which the sentinels know, or behind their address, where
 //! a DNS name gets other addresses, or a proxy leads to another server. The connections from before
-//! stay open, and would lead to the demoted master for good; they are closed.
+//! stay open, and would lead to the former master for good, be it a replica now (READONLY) or a
+//! master without replicas (NOREPLICAS); they are closed.
 
 use std::{
     sync::Arc,
@@ -21,6 +22,9 @@ const MIN_AGE: Duration = Duration::from_millis(100);
 
 /// The least time between two closings because a server is a replica: it may stay one.
 const REPLICA_PAUSE: Duration = Duration::from_secs(1);
+
+/// The time for which a server may lack replicas: one that restarts is back by then.
+const LACKS_REPLICAS: Duration = Duration::from_secs(2);
 
 static MOVED: Throttle = Throttle::repeated();
 
@@ -63,6 +67,8 @@ async fn look_for_ever(topology: &Topology) {
             } else if may_be_replica && server.is_replica().await {
                 replica_closed = Some(Instant::now());
                 "it is a replica"
+            } else if server.has_lacked_replicas(LACKS_REPLICAS) {
+                "it lacks replicas"
             } else {
                 continue;
             };

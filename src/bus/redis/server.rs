@@ -62,6 +62,8 @@ pub(super) struct Server {
     max_frame_bytes: AtomicUsize,
     /// When all connections were closed last. Those that are older are not used any more.
     closed: watch::Sender<Instant>,
+    /// Since when it refuses what is written, for want of replicas.
+    lacks_replicas: parking_lot::Mutex<Option<Instant>>,
 }
 
 /// How a server is connected to.
@@ -116,6 +118,7 @@ impl Server {
             resolver,
             max_frame_bytes: AtomicUsize::new(0),
             closed,
+            lacks_replicas: parking_lot::Mutex::default(),
             pool_is_shared: settings.pool.max_connections > 1,
             command: Mutex::new(None),
         })
@@ -312,6 +315,24 @@ impl Server {
             Some(name) => name.lost_an_address().await,
             None => false,
         }
+    }
+
+    /// A call was answered, with an error or without one.
+    pub(super) fn answered(&self, error: Option<&str>) {
+        let lacks = error.is_some_and(|error| error.contains("NOREPLICAS"));
+        let mut since = self.lacks_replicas.lock();
+        *since = lacks.then(|| since.unwrap_or_else(Instant::now));
+    }
+
+    /// True if it has refused everything for so long for want of replicas: another one may be the
+    /// master now. Then the time begins anew.
+    pub(super) fn has_lacked_replicas(&self, time: Duration) -> bool {
+        let mut since = self.lacks_replicas.lock();
+        let has = since.is_some_and(|since| since.elapsed() >= time);
+        if has {
+            *since = None;
+        }
+        has
     }
 
     /// True if the command connection leads to a replica. False if there is none.

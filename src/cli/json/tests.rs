@@ -24,6 +24,7 @@ fn every_kind_is_read_back_as_it_was_written() {
         {"queueRefresh": {}},
         {"custom": {"type": "x.y", "labels": {"k": "v"},
             "payload": {"@type": "type.example.com/x.Y", "value": "AQID"}}},
+        {"missedEvents": {"missedEvents": "7", "kinds": ["EVENT_KIND_BLOCKED_IP"]}},
     ]);
     let kinds = kinds.as_array().unwrap();
     let arms = descriptor("Event").oneofs().next().unwrap().fields().count();

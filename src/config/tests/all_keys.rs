@@ -38,6 +38,7 @@ fn an_empty_document_gives_the_defaults() {
         Limits {
             max_event_bytes: 65_536,
             max_request_bytes: 4_194_304,
+            stream_window: 262_144,
             max_events_per_request: 1000,
             max_accounts_per_filter: 10_000,
             max_accounts_per_stream: 1_000_000,
@@ -93,13 +94,15 @@ fn gateways_without_an_id_get_different_random_ones() {
 #[test]
 fn every_key_of_the_gateway_is_set() {
     let config = load(&json!({
-        "gatewayId": "mx1", "listen": "0.0.0.0:1", "admin": "[::1]:2", "prefix": "mail:eu",
+        "gatewayId": "mx1", "deployment": "eu-1", "prefix": "mail:eu",
+        "listen": "0.0.0.0:1", "admin": "[::1]:2",
         "shards": 7, "heartbeat": "2s", "requestIdWindow": 3000, "logFormat": "json",
         "logLevel": "warn,trunkline::bus=debug", "insecure": true, "reloadInterval": "16s",
         "history": { "maxAge": "1h", "maxBytes": "2GiB", "maxFrames": 3 },
         "log": { "maxBytes": 4096, "maxEvents": 5 },
         "limits": {
             "maxEventBytes": "6KiB", "maxRequestBytes": "7MiB", "maxEventsPerRequest": 8,
+            "streamWindow": "1792KiB",
             "maxAccountsPerFilter": 9, "maxAccountsPerStream": 12000,
             "maxConnections": 14, "maxConnectionsPerPeer": 13,
             "maxStreams": 10, "maxStreamsPerConnection": 15, "maxStreamsPerIdentity": 16,
@@ -117,6 +120,7 @@ fn every_key_of_the_gateway_is_set() {
     let expected = Config {
         gateway_id: "mx1".into(),
         gateway_id_is_random: false,
+        deployment: Some("eu-1".into()),
         listen: "0.0.0.0:1".parse().unwrap(),
         admin: Some("[::1]:2".parse().unwrap()),
         tls: None,
@@ -133,6 +137,7 @@ fn every_key_of_the_gateway_is_set() {
         limits: Limits {
             max_event_bytes: 6 << 10,
             max_request_bytes: 7 << 20,
+            stream_window: 28 << 16,
             max_events_per_request: 8,
             max_accounts_per_filter: 9,
             max_accounts_per_stream: 12_000,
@@ -433,6 +438,6 @@ fn every_range_holds_at_both_ends() {
             assert!(problem.starts_with(&start) && problem.ends_with(&limits), "{problem}");
         }
     }
-    // Thirty-seven of the gateway, and eleven of each of coordinator and inMemoryStore.
-    assert_eq!(ranges, 59);
+    // Thirty-eight of the gateway, and eleven of each of coordinator and inMemoryStore.
+    assert_eq!(ranges, 60);
 }

@@ -153,6 +153,7 @@ impl Missing {
             from_ms: None,
             to_ms: unix_ms(),
             place: to,
+            origin: None,
             names: vec![],
         }
     }

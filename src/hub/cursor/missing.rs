@@ -1,6 +1,14 @@
 //! Missing events, as a stream is told of them.
 
-use crate::bus::{Gap, GapReason, Lost, Offset, Position, unix_ms};
+use std::time::SystemTime;
+
+use prost::Message;
+
+use crate::{
+    bus::{Gap, GapReason, Lost, Offset, Position, unix_ms},
+    hub::event::EventView,
+    proto::v1::{self, event::Kind},
+};
 
 /// Events of a shard that a stream will not get: an unbroken run of names, or nobody knows what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +28,8 @@ pub struct Missing {
     pub to_ms: u64,
     /// The place at which the stream stands.
     pub place: Position,
+    /// The way of the report, if a link lost events of another deployment.
+    pub origin: Option<v1::Origin>,
     /// The names that count as had once this was reported.
     pub(super) names: Vec<Lost>,
 }
@@ -35,6 +45,7 @@ impl Missing {
             from_ms: gap.from_ms,
             to_ms: gap.to_ms,
             place,
+            origin: None,
             names: vec![lost],
         }
     }
@@ -53,6 +64,7 @@ impl Missing {
             from_ms: gap.from_ms,
             to_ms: gap.to_ms,
             place,
+            origin: None,
             names: names.chain(gap.lost.iter().copied()).collect(),
         }
     }
@@ -69,5 +81,24 @@ impl Missing {
             to_ms: unix_ms(),
         };
         Missing::run(&gap, lost, place)
+    }
+
+    /// The report of a link, which is an event with this name: a gap that stands in its place.
+    pub(super) fn report(event: &EventView<'_>, name: Position, place: Position) -> Missing {
+        let event = v1::Event::decode(event.bytes()).unwrap_or_default();
+        let missed = match event.kind {
+            Some(Kind::MissedEvents(report)) => report.missed_events,
+            _ => None,
+        };
+        let reported = event.publish_time.and_then(|time| SystemTime::try_from(time).ok());
+        let since = reported.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let to_ms = since.and_then(|since| u64::try_from(since.as_millis()).ok());
+        Missing {
+            reason: GapReason::Link,
+            missed,
+            to_ms: to_ms.unwrap_or_else(unix_ms),
+            origin: event.origin,
+            ..Missing::in_doubt(name, place)
+        }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
+use trunkline_proto::kinds::MISSED_EVENTS;
+
 use crate::{
     bus::{Epoch, Gap, GapReason, Lost, Offset, Position, Provenance, unix_ms},
     hub::{
@@ -344,7 +346,8 @@ impl ShardCursor {
     /// Records that missing events were reported.
     pub(super) fn reported(&mut self, missing: &Missing) {
         missing.names.iter().for_each(|lost| self.add(*lost));
-        if missing.missed.is_none() {
+        // The report of a link has a name, whatever it reports.
+        if missing.missed.is_none() && missing.reason != GapReason::Link {
             self.walk(missing.to);
         }
     }
@@ -454,6 +457,10 @@ impl ShardCursor {
             let view = event.meta.view(&frame.events);
             let place = Position { epoch: frame.epoch, offset: indexed.offset(index) };
             let matches = filter.includes(&view, place);
+            if matches && view.kind() == MISSED_EVENTS {
+                offered = Offered::Missing(Missing::report(&view, place, self.position));
+                break;
+            }
             if let Some(explanation) = &mut events.explanation {
                 explanation.record(place, &view, filter.filter, matches);
             }
@@ -505,6 +512,10 @@ impl ShardCursor {
                 }
                 let view = event.meta.view(&frame.events);
                 let matches = filter.includes(&view, name);
+                if matches && view.kind() == MISSED_EVENTS {
+                    offered = Offered::Missing(Missing::report(&view, name, self.position));
+                    break;
+                }
                 if let Some(explanation) = &mut events.explanation {
                     explanation.record(place, &view, filter.filter, matches);
                 }

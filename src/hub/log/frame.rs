@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use trunkline_proto::kinds::CUSTOM;
+use trunkline_proto::kinds::{CUSTOM, MISSED_EVENTS};
 
 use crate::{
     bus::{Frame, Offset},
@@ -86,6 +86,11 @@ impl IndexedFrame {
             summary.add(&frame.events, &events);
         }
         IndexedFrame { frame, events, traced: sampled.then(SystemTime::now), waited, summary }
+    }
+
+    /// True if one of the events is the report of a link, which every stream must read.
+    pub fn has_report(&self) -> bool {
+        self.summary.kinds & kind_bit(MISSED_EVENTS) != 0
     }
 
     /// The event with this index.

@@ -350,5 +350,6 @@ pub fn reason_name(reason: GapReason) -> &'static str {
         GapReason::EpochChanged => "epoch_changed",
         GapReason::UnknownEpoch => "unknown_epoch",
         GapReason::Unreadable => "unreadable",
+        GapReason::Link => "link",
     }
 }

@@ -23,9 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tower::{BoxError, Service};
 
-use super::{
-    CONNECTION_WINDOW, Connection, ConnectionLimits, MAX_RESETS, SEND_BUFFER, STREAM_WINDOW,
-};
+use super::{Connection, ConnectionLimits, MAX_RESETS, SEND_BUFFER};
 use crate::port::connections::{
     activity::{Activity, RequestExecutor},
     driver::{self, NewRequests},
@@ -208,8 +206,8 @@ fn http2(limits: &ConnectionLimits, executor: RequestExecutor) -> http2::Builder
     let mut builder = http2::Builder::new(executor);
     builder
         .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(limits.stream_window)
+        .initial_connection_window_size(limits.stream_window * 4)
         .max_concurrent_streams(limits.requests)
         .max_send_buf_size(SEND_BUFFER)
         .max_header_list_size(limits.header_bytes)

@@ -31,11 +31,6 @@ use crate::{
     port::counters::Counters,
 };
 
-/// The flow-control windows of a client: bytes that it may send on one stream, and on a whole
-/// connection, before the gateway has read them.
-const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
-
 /// Bytes that may wait on one stream until the client takes them; one message may wait besides. A
 /// slow reader is not noticed before this is full, and a client that never reads costs this much.
 const SEND_BUFFER: usize = 128 * 1024;
@@ -54,6 +49,8 @@ pub struct ConnectionLimits {
     /// Bytes of the header fields of a request that HTTP/2 takes: twice those that are allowed, so
     /// that a request with a little too many is answered and counted.
     pub header_bytes: u32,
+    /// Bytes that it may send on one stream before the gateway has read them.
+    pub stream_window: u32,
     /// Time until the client has sent its HTTP/2 connection preface.
     pub handshake_timeout: Duration,
     /// Time without a request.
@@ -69,6 +66,7 @@ impl ConnectionLimits {
         ConnectionLimits {
             requests: u32::try_from(requests).unwrap_or(u32::MAX),
             header_bytes: u32::try_from(2 * limits.max_header_bytes).unwrap_or(u32::MAX),
+            stream_window: u32::try_from(limits.stream_window).unwrap_or(u32::MAX / 8),
             handshake_timeout: limits.handshake_timeout,
             idle_timeout: limits.idle_timeout,
             keepalive: keepalive.clone(),

@@ -413,6 +413,7 @@ impl PublishStream {
             accepted_sequence,
             window_events: u32::try_from(WINDOW_EVENTS).unwrap_or(u32::MAX),
             window_bytes: self.window_bytes as u64,
+            deployment: self.context.gateway.about.deployment.clone(),
         })
     }
 
@@ -457,6 +458,9 @@ impl PublishStream {
             let requester = self.caller.requester().node(&open.node_id);
             for (sequence, error) in rejected {
                 self.context.records.refused(Method::PublishStream, &requester, &error);
+                if let Some(producer) = &open.producer {
+                    producer.rejected(sequence);
+                }
                 let status = Some(messages::status_of(error));
                 let rejected = v1::PublishRejected { sequence, status };
                 self.outbox.push_back(Response::Rejected(rejected));

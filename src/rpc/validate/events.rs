@@ -8,7 +8,7 @@ use super::{Check, Path};
 use crate::{
     hub::event::EventView,
     proto::v1::{self, event::Kind},
-    rpc::lists::MAX_NAMES,
+    rpc::lists::{MAX_KINDS, MAX_NAMES},
     trace_context::{MAX_TRACEPARENT, MAX_TRACESTATE},
 };
 
@@ -30,6 +30,11 @@ impl Check {
         if let Some(target) = &event.target {
             self.names(path.field("target").field("node_ids"), &target.node_ids);
             self.names(path.field("target").field("roles"), &target.roles);
+        }
+        if let Some(origin) = &event.origin {
+            let path = path.field("origin");
+            self.id(path.field("node_id"), &origin.node_id);
+            self.names(path.field("deployments"), &origin.deployments);
         }
         if view.kind() == 0 || view.meta().has_several_kinds() {
             self.wrong(path.field("kind"), "is required: exactly one kind");
@@ -109,6 +114,10 @@ impl Check {
                     self.required(path.field("labels"), key);
                     self.at_most(path.field("labels").key(key), value, MAX_LABEL_VALUE);
                 }
+            }
+            Kind::MissedEvents(e) => {
+                let path = path.field("missed_events");
+                self.count(path.field("kinds"), e.kinds.len(), MAX_KINDS);
             }
             // The other kinds have no fields to check.
             _ => {}

@@ -40,8 +40,8 @@ struct Waiting {
     event: Event,
     bytes: usize,
     since: Instant,
-    /// True if it was ever sent.
-    tried: bool,
+    /// When it was sent first, if it ever was.
+    tried: Option<Instant>,
     /// None once it was rejected.
     answer: Option<oneshot::Sender<Answer>>,
 }
@@ -72,7 +72,7 @@ impl Buffer {
         let push = |(event, waited)| self.push(event, since(waited));
         let answers = events.into_iter().map(push).collect();
         // Any of them may have been sent.
-        self.waiting.iter_mut().for_each(|waiting| waiting.tried = true);
+        self.waiting.iter_mut().for_each(|waiting| waiting.tried = Some(waiting.since));
         answers
     }
 
@@ -104,7 +104,7 @@ impl Buffer {
         self.bytes += bytes;
         self.next += 1;
         let answer = Some(answer);
-        self.waiting.push_back(Waiting { event, bytes, since: now, tried: false, answer });
+        self.waiting.push_back(Waiting { event, bytes, since: now, tried: None, answer });
         receiver
     }
 
@@ -128,7 +128,8 @@ impl Buffer {
     ///
     /// If the gateway has accepted what was never sent: somebody else publishes under this id.
     pub(super) fn opened(&mut self, opened: &PublishOpened) -> Result<(), Status> {
-        let tried = self.waiting.iter().take_while(|waiting| waiting.tried).count() as u64;
+        let tried =
+            self.waiting.iter().take_while(|waiting| waiting.tried.is_some()).count() as u64;
         if opened.accepted_sequence >= self.first() + tried {
             let why = "another process publishes under the id of this publisher";
             return Err(Status::already_exists(why));
@@ -155,7 +156,7 @@ impl Buffer {
     }
 
     /// The next message.
-    pub(super) fn next_message(&mut self) -> Option<PublishEvents> {
+    pub(super) fn next_message(&mut self, now: Instant) -> Option<PublishEvents> {
         if !self.has_next() {
             return None;
         }
@@ -165,7 +166,7 @@ impl Buffer {
             if bytes > 0 && bytes + waiting.bytes > MESSAGE_BYTES {
                 break;
             }
-            waiting.tried = true;
+            waiting.tried.get_or_insert(now);
             bytes += waiting.bytes;
             events.push(waiting.event.clone());
         }
@@ -191,11 +192,13 @@ impl Buffer {
         }
     }
 
-    /// Gives up the events that have waited for longer than `age`, while no stream is open.
-    pub(super) fn expire(&mut self, now: Instant, age: Duration) {
-        while self.window.is_none()
-            && self.waiting.front().is_some_and(|waiting| now - waiting.since >= age)
-        {
+    /// Gives up the events that have waited for longer than `age`, and those that were sent first
+    /// longer than `doubt` ago, while no stream is open.
+    pub(super) fn expire(&mut self, now: Instant, age: Duration, doubt: Duration) {
+        let is_over = |waiting: &Waiting| {
+            now - waiting.since >= age || waiting.tried.is_some_and(|at| now - at >= doubt)
+        };
+        while self.window.is_none() && self.waiting.front().is_some_and(is_over) {
             self.give_up_first("no gateway accepted the event in time");
         }
     }
@@ -211,7 +214,7 @@ impl Buffer {
     }
 
     fn give_up_first(&mut self, why: &str) {
-        let tried = self.waiting.front().is_some_and(|waiting| waiting.tried);
+        let tried = self.waiting.front().is_some_and(|waiting| waiting.tried.is_some());
         let kind = if tried { ErrorKind::OutcomeUnknown } else { ErrorKind::Unavailable };
         self.answer_first(Err(Error::new(kind, Status::unavailable(why))));
     }
@@ -259,7 +262,9 @@ mod tests {
     }
 
     fn next(buffer: &mut Buffer) -> Option<(u64, usize)> {
-        buffer.next_message().map(|message| (message.first_sequence, message.events.len()))
+        buffer
+            .next_message(Instant::now())
+            .map(|message| (message.first_sequence, message.events.len()))
     }
 
     #[test]
@@ -295,7 +300,7 @@ mod tests {
         second.opened(&opened(3, 100)).unwrap();
         assert_eq!(next(&mut second), Some((4, 3)));
         second.lost();
-        second.expire(later + Duration::from_secs(2), age);
+        second.expire(later + Duration::from_secs(2), age, Duration::MAX);
         assert!(answers[0].try_recv().unwrap().is_ok());
         let error = answers[2].try_recv().unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::OutcomeUnknown);
@@ -350,11 +355,11 @@ mod tests {
         let (age, later) = (Duration::from_secs(1), Instant::now() + Duration::from_secs(5));
         buffer.opened(&opened(0, 1)).unwrap();
         next(&mut buffer);
-        buffer.expire(later, age);
+        buffer.expire(later, age, Duration::MAX);
         assert!(!buffer.is_empty() && !buffer.drop_oldest());
         buffer.lost();
         let mut third = buffer.push(Event::default(), later);
-        buffer.expire(later, age);
+        buffer.expire(later, age, Duration::MAX);
         let kind =
             |answer: &mut oneshot::Receiver<Answer>| answer.try_recv().unwrap().unwrap_err().kind();
         assert_eq!(kind(&mut answers[0]), ErrorKind::OutcomeUnknown);
@@ -364,6 +369,24 @@ mod tests {
         buffer.push(Event::default(), later);
         buffer.opened(&opened(0, 100)).unwrap();
         assert_eq!(next(&mut buffer), Some((4, 1)));
+    }
+
+    #[test]
+    fn what_was_sent_too_long_ago_is_given_up_and_what_was_not_sent_waits() {
+        let (mut buffer, mut answers) = buffer(2);
+        buffer.opened(&opened(0, 1)).unwrap();
+        next(&mut buffer);
+        buffer.lost();
+        let mut third = buffer.push(Event::default(), Instant::now());
+        let (later, doubt) = (Instant::now() + Duration::from_secs(9), Duration::from_secs(8));
+        buffer.expire(later, Duration::MAX, doubt * 2);
+        assert!(answers[0].try_recv().is_err(), "it has no answer yet");
+        buffer.expire(later, Duration::MAX, doubt);
+        for answer in &mut answers {
+            let error = answer.try_recv().unwrap().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::OutcomeUnknown);
+        }
+        assert!(third.try_recv().is_err() && !buffer.is_empty());
     }
 
     #[test]

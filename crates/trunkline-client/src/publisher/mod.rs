@@ -39,6 +39,8 @@ pub struct PublisherOptions {
     max_events: usize,
     max_bytes: usize,
     max_age: Duration,
+    max_doubt: Duration,
+    deployment: Option<String>,
     when_full: WhenFull,
 }
 
@@ -62,6 +64,8 @@ impl Default for PublisherOptions {
             max_events: 10_000,
             max_bytes: 16 << 20,
             max_age: Duration::from_secs(30),
+            max_doubt: Duration::MAX,
+            deployment: None,
             when_full: WhenFull::Wait,
         }
     }
@@ -91,6 +95,24 @@ impl PublisherOptions {
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> PublisherOptions {
         self.max_age = age;
+        self
+    }
+
+    /// Sets for how long an event is kept that was sent and has no answer, while no gateway accepts
+    /// any: it may be published or not, and ten minutes later gateways have forgotten what the
+    /// publisher had published. Needed only where [`PublisherOptions::max_age`] is longer. Default:
+    /// no limit of its own.
+    #[must_use]
+    pub fn max_doubt(mut self, doubt: Duration) -> PublisherOptions {
+        self.max_doubt = doubt;
+        self
+    }
+
+    /// Publishes to gateways of the deployment with this name only; with another one the publisher
+    /// ends with [`ErrorKind::Invalid`]. Default: to any.
+    #[must_use]
+    pub fn deployment(mut self, name: impl Into<String>) -> PublisherOptions {
+        self.deployment = Some(name.into());
         self
     }
 
@@ -205,7 +227,7 @@ impl Client {
     /// Outside of a tokio runtime.
     pub fn publisher(&self, options: PublisherOptions) -> Publisher {
         let buffer = Buffer::new((options.max_events, options.max_bytes));
-        self.publisher_with(Uuid::new_v4().to_string(), buffer, options)
+        self.publisher_with(Uuid::new_v4().to_string(), buffer, options, Takeovers::default())
     }
 
     /// Opens the publisher that goes on in place of another one, after its
@@ -222,11 +244,19 @@ impl Client {
     ) -> (Publisher, Vec<Acknowledgement>) {
         let mut buffer = Buffer::new((options.max_events, options.max_bytes));
         let answers = buffer.restore(before.first_sequence, before.events, Instant::now());
-        let publisher = self.publisher_with(before.publisher_id, buffer, options);
+        // The stream of that one may be on its way.
+        let takeovers = Takeovers { delayed: 1 };
+        let publisher = self.publisher_with(before.publisher_id, buffer, options, takeovers);
         (publisher, answers.into_iter().map(Acknowledgement).collect())
     }
 
-    fn publisher_with(&self, id: String, buffer: Buffer, options: PublisherOptions) -> Publisher {
+    fn publisher_with(
+        &self,
+        id: String,
+        buffer: Buffer,
+        options: PublisherOptions,
+        takeovers: Takeovers,
+    ) -> Publisher {
         let shared = Arc::new(Shared {
             id,
             options,
@@ -234,7 +264,7 @@ impl Client {
             filled: Notify::new(),
             emptied: Notify::new(),
         });
-        let task = tokio::spawn(run(self.clone(), shared.clone()));
+        let task = tokio::spawn(run(self.clone(), shared.clone(), takeovers));
         Publisher { shared, task: Arc::new(Task(task.abort_handle())) }
     }
 }
@@ -280,6 +310,12 @@ impl Publisher {
         }
     }
 
+    /// The error that ended the publisher, if one has: every event that waits, and every later one,
+    /// fails with it.
+    pub fn failure(&self) -> Option<Error> {
+        self.shared.buffer.lock().failed.clone()
+    }
+
     /// What waits for its acknowledgement.
     pub fn waiting(&self) -> Waiting {
         self.shared.buffer.lock().waiting(Instant::now())
@@ -317,12 +353,13 @@ impl Publisher {
 }
 
 /// Opens streams, one after the other.
-async fn run(client: Client, shared: Arc<Shared>) {
+async fn run(client: Client, shared: Arc<Shared>, mut takeovers: Takeovers) {
     let mut backoff = Backoff::new(client.reconnect_wait);
     let mut number = client.preferred();
-    let mut takeovers = Takeovers::default();
     loop {
         shared.is_filled().await;
+        // What another process had sent may be in doubt for longer.
+        shared.expire(Duration::MAX);
         let status = Stream { client: &client, shared: &shared, number, backoff: &mut backoff }
             .run(&shared.id)
             .await;
@@ -342,10 +379,10 @@ async fn run(client: Client, shared: Arc<Shared>) {
         number += 1;
         let until = Instant::now() + wait;
         while Instant::now() < until {
-            shared.expire();
+            shared.expire(shared.options.max_age);
             sleep_until(until.min(Instant::now() + EXPIRY)).await;
         }
-        shared.expire();
+        shared.expire(shared.options.max_age);
     }
 }
 
@@ -387,8 +424,8 @@ impl Shared {
         }
     }
 
-    fn expire(&self) {
-        self.buffer.lock().expire(Instant::now(), self.options.max_age);
+    fn expire(&self, max_age: Duration) {
+        self.buffer.lock().expire(Instant::now(), max_age, self.options.max_doubt);
         self.emptied.notify_waiters();
     }
 }
@@ -426,7 +463,10 @@ impl Stream<'_> {
         let mut responses = timeout(limit, opening).await.map_err(late)??.into_inner();
         let first = timeout(limit, responses.message()).await.map_err(late)??;
         match first.and_then(|first| first.response) {
-            Some(Response::Opened(opened)) => self.shared.buffer.lock().opened(&opened)?,
+            Some(Response::Opened(opened)) => {
+                self.check_deployment(&opened.deployment)?;
+                self.shared.buffer.lock().opened(&opened)?;
+            }
             other => return Err(Status::unavailable(format!("not opened: {other:?}"))),
         }
         self.client.works(self.number);
@@ -447,7 +487,7 @@ impl Stream<'_> {
                     draining |= self.answered(response);
                 }
                 permit = requests.reserve(), if has_next => {
-                    let next = self.shared.buffer.lock().next_message();
+                    let next = self.shared.buffer.lock().next_message(Instant::now());
                     if let (Ok(permit), Some(next)) = (permit, next) {
                         permit.send(message(Request::Events(next)));
                     }
@@ -458,6 +498,16 @@ impl Stream<'_> {
                 }
             }
         }
+    }
+
+    fn check_deployment(&self, name: &str) -> Result<(), Status> {
+        let expected = self.shared.options.deployment.as_deref();
+        if expected.is_none_or(|expected| expected == name) {
+            return Ok(());
+        }
+        let (address, expected) = (self.client.address(self.number), expected.unwrap_or_default());
+        let why = format!("{address} is of the deployment {name:?}, not of {expected:?}");
+        Err(Status::failed_precondition(why))
     }
 
     /// Takes a response. True if the gateway drains.

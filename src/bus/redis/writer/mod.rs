@@ -247,7 +247,13 @@ impl Caller {
             {
                 return Err(Failure::TooLarge { limit, actual: framed.bytes.len() });
             }
-            match call.send(&self.target, &server, asking).await {
+            let answer = call.send(&self.target, &server, asking).await;
+            match &answer {
+                Ok(_) => server.answered(None),
+                Err(Failure::Refused(why) | Failure::Unknown(why)) => server.answered(Some(why)),
+                Err(_) => {}
+            }
+            match answer {
                 Err(Failure::AskAt(address)) if redirects > 0 => {
                     redirects -= 1;
                     asked = self.topology.server(&address);

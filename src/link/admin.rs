@@ -1,0 +1,94 @@
+//! What the link's own admin port shows: plain HTTP for probes and for Prometheus.
+//!
+//! | path | answer |
+//! |---|---|
+//! | `/livez` | 200 while the process answers |
+//! | `/readyz` | 200 while the source delivers and the destination accepts; otherwise 503 |
+//! | `/metrics` | all metrics, in the text format of Prometheus |
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::SystemTime,
+};
+
+use axum::{
+    Router, extract::State, http::StatusCode, middleware, response::Response, routing::get,
+};
+use trunkline_client::Publisher;
+
+use super::{Link, Shared, carry::LeftOut};
+use crate::admin_port::{
+    PLAIN, answer, read_only,
+    text::{MEDIA_TYPE, Text},
+};
+
+impl Link {
+    /// The routes of an admin port: see [`crate::admin_port::serve`].
+    pub fn admin(&self) -> Router {
+        Router::new()
+            .route("/livez", get(async || answer(StatusCode::OK, PLAIN, "live\n")))
+            .route("/readyz", get(ready))
+            .route("/metrics", get(metrics))
+            .layer(middleware::from_fn(read_only))
+            .with_state(self.shared.clone())
+    }
+}
+
+async fn ready(State(shared): State<Arc<Shared>>) -> Response {
+    let why = if !shared.is_connected.load(Ordering::Relaxed) {
+        "not ready: the source delivers no events\n"
+    } else if !shared.is_accepting.load(Ordering::Relaxed) {
+        "not ready: the destination accepts no events\n"
+    } else {
+        return answer(StatusCode::OK, PLAIN, "ready\n");
+    };
+    answer(StatusCode::SERVICE_UNAVAILABLE, PLAIN, why)
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    answer(StatusCode::OK, MEDIA_TYPE, render(&shared))
+}
+
+fn render(shared: &Shared) -> String {
+    let mut text = Text::default();
+    let since = shared.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let waiting = shared.publisher.get().map(Publisher::waiting).unwrap_or_default();
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let counters = &shared.counters;
+    text.gauge("link_start_time_seconds", "When the link started, in seconds since 1970.")
+        .sample(&[], since.as_secs_f64());
+    text.gauge("link_connected", "1 while the source delivers events, otherwise 0.")
+        .sample(&[], u8::from(shared.is_connected.load(Ordering::Relaxed)));
+    text.gauge("link_waiting_events", "Events that wait for the destination.")
+        .sample(&[], waiting.events);
+    text.gauge("link_waiting_bytes", "Bytes of memory of these events.").sample(&[], waiting.bytes);
+    text.gauge("link_waiting_age_seconds", "Age of the oldest of them; 0 if there is none.")
+        .sample(&[], waiting.age.unwrap_or_default().as_secs_f64());
+    for (name, help, counter) in [
+        ("link_received_events_total", "Events from the source.", &counters.received),
+        ("link_carried_events_total", "Events that the destination accepted.", &counters.carried),
+        ("link_gaps_total", "Gaps of the source that were passed on.", &counters.gaps),
+        (
+            "link_rejected_events_total",
+            "Events that the destination rejected, reported there as a gap.",
+            &counters.rejected,
+        ),
+        (
+            "link_doubtful_events_total",
+            "Events that the destination may lack, reported there as a gap.",
+            &counters.in_doubt,
+        ),
+        ("link_streams_total", "Streams that the source opened.", &counters.streams),
+    ] {
+        text.counter(name, help).sample(&[], read(counter));
+    }
+    let mut left_out =
+        text.counter("link_left_out_events_total", "Events that were left out, by reason.");
+    for (reason, counter) in LeftOut::ALL.iter().zip(&counters.left_out) {
+        left_out.sample(&[("reason", reason.label())], read(counter));
+    }
+    text.finish()
+}
