@@ -230,6 +230,7 @@ mod kept {
         a_later_stream_has_a_greater_number_after_a_flush 83_364,
         a_later_stream_has_a_greater_number_after_flushes_and_evictions 113_207,
         a_log_that_went_back_behind_its_beginning_is_entered_at_no_older_place 277_401,
+        an_event_of_both_sides_of_a_split_is_one_when_the_shard_forgot_an_epoch 332_883,
         a_copy_that_lacks_an_event_gives_the_others_no_wrong_names 367_634,
         an_epoch_is_younger_than_all_that_is_left_of_its_shard 62_993,
         two_sides_of_a_split_begin_different_epochs 97_686,
