@@ -159,7 +159,7 @@ if redis.acl_check_cmd then
       {'HDEL', KEYS[1], 'f'}, {'HGETALL', KEYS[1]}, {'XADD', KEYS[2], '1-1', 'f', ''},
       {'XRANGE', KEYS[2], '-', '+'}, {'XINFO', 'STREAM', KEYS[2]}, {'DEL', KEYS[2], KEYS[3]},
       {'XTRIM', KEYS[2], 'MINID', '1'}, {'RPUSH', KEYS[3], ''}, {'LINDEX', KEYS[3], '0'},
-      {'LPOP', KEYS[3]},
+      {'LPOP', KEYS[3]}, {'HGETALL', KEYS[4]},
     }) do commands[#commands + 1] = more end
   end
   for _, command in ipairs(commands) do
@@ -324,10 +324,6 @@ end
 -- random low bits, since another server may open one at the same time.
 local function open_epoch(most, reported)
   local highest, highest_offset = top()
-  -- Where state and history are gone, the trim index may still name the last epoch.
-  local mark = redis.call('LINDEX', KEYS[3], -1) or ''
-  local marked = tonumber(string.match(mark, '(%d+)%-%d+$')) or 0
-  if marked < MAX_EPOCH then most = math.max(most, marked) end
   local past = {}
   if highest >= MAX_EPOCH then
     -- No entry of a gateway can be added after it: history is given up.
@@ -353,6 +349,12 @@ local function open_epoch(most, reported)
     end
     ends = ends or '0'
     past = merge_reported(parse_reported(existed), {})
+    -- History may be gone, too. The values of keys are left: newer ones have greater positions.
+    local values = redis.pcall('HGETALL', KEYS[4])
+    for i = 2, #values, 2 do
+      local of = tonumber(string.match(values[i], '^(%d+)%-')) or 0
+      if of < MAX_EPOCH then most = math.max(most, of) end
+    end
     redis.call('HSET', KEYS[1], 'past', reported_text(past))
   end
   if epoch >= MAX_EPOCH or offset >= MAX_EPOCH then epoch, offset = 0, 0 end

@@ -232,7 +232,7 @@ mod kept {
         a_log_that_went_back_behind_its_beginning_is_entered_at_no_older_place 277_401,
         an_event_of_both_sides_of_a_split_is_one_when_the_shard_forgot_an_epoch 332_883,
         a_copy_that_lacks_an_event_gives_the_others_no_wrong_names 367_634,
-        an_epoch_is_younger_than_all_that_is_left_of_its_shard 62_993,
+        an_epoch_is_younger_than_all_that_is_left_of_its_shard 49_849,
         two_sides_of_a_split_begin_different_epochs 97_686,
         a_token_leaves_out_an_epoch_that_ended_nine_days_ago 148_237,
     }

@@ -357,7 +357,7 @@ impl Gateway {
 impl World {
     pub fn new(seed: u64, setting: &Setting, gateways: usize, more: More, trace: bool) -> World {
         // A mistake in what a frame says must not be found by its tag.
-        let more = More { key: more.key && setting.mistake.is_none(), ..more };
+        let more = More { key: more.key && setting.mistake.is_none_or(Mistake::is_tagged), ..more };
         let with_key = if more.key { HISTORIES.len() } else { 0 };
         let settings = setting.settings[with_key + more.history].clone();
         // Also small frames leave behind others.
