@@ -231,6 +231,8 @@ mod kept {
         a_later_stream_has_a_greater_number_after_flushes_and_evictions 113_207,
         a_log_that_went_back_behind_its_beginning_is_entered_at_no_older_place 277_401,
         an_event_of_both_sides_of_a_split_is_one_when_the_shard_forgot_an_epoch 332_883,
+        who_called_by_another_clock_need_not_be_waited_for 25_451,
+        who_called_before_the_clock_jumped_need_not_be_waited_for 19_380,
         a_copy_that_lacks_an_event_gives_the_others_no_wrong_names 367_634,
         an_epoch_is_younger_than_all_that_is_left_of_its_shard 49_849,
         two_sides_of_a_split_begin_different_epochs 97_686,

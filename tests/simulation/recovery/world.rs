@@ -570,10 +570,12 @@ impl World {
         if let Answer::Shard(view, status) = &answer {
             self.events.floor = self.events.floor.max(view.floor.0);
             let probed = matches!(status, Status::Probed(_));
-            let line = &mut self.masters[master].line;
+            let state = &mut self.masters[master];
+            let line = &mut state.line;
             let takes_part = probed || matches!(call.op, Op::Release { .. });
             if takes_part && sent.sha == self.sha {
-                Rc::make_mut(&mut line.called_by).insert(sent.gateway, now);
+                let called = (now, state.skew_ms);
+                Rc::make_mut(&mut line.called_by).insert(sent.gateway, called);
             }
             if probed || line.called.is_none() {
                 line.called = Some(now);
@@ -809,7 +811,6 @@ impl World {
                 let jump = self.rng.below(20_000);
                 let jump = i64::try_from(jump).expect("small") - 10_000;
                 self.masters[master].skew_ms += jump;
-                self.masters[master].line.jumped = Some(self.elapsed.as_millis());
                 note!(self, "the clock of master {master} jumps {jump} ms");
                 self.count("clock jumps");
             }
