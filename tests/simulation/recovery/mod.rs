@@ -233,6 +233,8 @@ mod kept {
         an_event_of_both_sides_of_a_split_is_one_when_the_shard_forgot_an_epoch 332_883,
         who_called_by_another_clock_need_not_be_waited_for 25_451,
         who_called_before_the_clock_jumped_need_not_be_waited_for 19_380,
+        what_comes_as_a_copy_in_a_later_reading_is_not_reported_as_missing 907,
+        nothing_is_missing_while_a_shard_has_no_state 13_984,
         a_copy_that_lacks_an_event_gives_the_others_no_wrong_names 367_634,
         an_epoch_is_younger_than_all_that_is_left_of_its_shard 49_849,
         two_sides_of_a_split_begin_different_epochs 97_686,

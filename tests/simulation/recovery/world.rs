@@ -10,7 +10,8 @@ use std::{
 use tokio::sync::oneshot;
 use trunkline::{
     bus::{
-        AppendError, Appended, Batch, Delivery, GapReason, Position, ShardId, Sink, StreamNumber,
+        AppendError, Appended, Batch, Delivery, GapReason, Lost, Position, ShardId, Sink,
+        StreamNumber,
         redis::{
             CallLimits,
             envelope::{Body, Envelope, Header, encode_frame, encode_probe},
@@ -1283,6 +1284,7 @@ impl World {
         let gateway = &mut self.gateways[index];
         gateway.wants_history = false;
         let found = gateway.reader.repaired(reading, &mut gateway.memory, now);
+        self.check_gaps(index, master, &found.deliveries);
         self.found(index, found);
     }
 
@@ -1393,6 +1395,7 @@ impl World {
                         break taken;
                     }
                 };
+                self.check_gaps(index, master, &taken.deliveries);
                 let mut taken = taken;
                 if let Some(mistake) = self.mistake {
                     taken.deliveries.iter_mut().for_each(|item| spoil_delivery(mistake, item));
@@ -1472,25 +1475,72 @@ impl World {
         self.floor = self.reading(master, end).view.floor.0;
     }
 
-    /// The events that the history of a master has.
-    fn stored(&mut self, master: usize) -> BTreeSet<u64> {
+    /// The entries that the history of a master has.
+    fn entries(&mut self, master: usize) -> Vec<Envelope> {
         let names = self.masters[master].server.key_names();
         let Some(history) = names.into_iter().find(|name| name.ends_with(b":history")) else {
-            return BTreeSet::new();
+            return vec![];
         };
         let range = self.masters[master].server.call(&[b"XRANGE", &history[..], b"-", b"+"]);
-        let mut events = BTreeSet::new();
         let Reply::Array(entries) = range else { panic!("no entries: {range:?}") };
-        for entry in entries {
-            let Reply::Array(parts) = entry else { continue };
-            let [Reply::Bulk(id), Reply::Array(fields)] = &parts[..] else { continue };
-            let [Reply::Bulk(field), Reply::Bulk(value)] = &fields[..] else { continue };
-            let parsed = Envelope::parse_history(id, field, &value.to_vec().into());
-            if let Some(Envelope { body: Body::Frame(stamped), .. }) = parsed {
-                events.extend(line::numbers(&stamped));
+        let parsed = entries.into_iter().filter_map(|entry| {
+            let Reply::Array(parts) = entry else { return None };
+            let [Reply::Bulk(id), Reply::Array(fields)] = &parts[..] else { return None };
+            let [Reply::Bulk(field), Reply::Bulk(value)] = &fields[..] else { return None };
+            Envelope::parse_history(id, field, &value.to_vec().into())
+        });
+        parsed.collect()
+    }
+
+    /// The events that the history of a master has.
+    fn stored(&mut self, master: usize) -> BTreeSet<u64> {
+        let entries = self.entries(master).into_iter();
+        let events = entries.filter_map(|entry| match entry.body {
+            Body::Frame(stamped) => Some(line::numbers(&stamped)),
+            _ => None,
+        });
+        events.flatten().collect()
+    }
+
+    /// What a reading does not bring is not missing if history brings it as a copy further on.
+    fn check_gaps(&mut self, index: usize, master: usize, deliveries: &[Delivery]) {
+        let gaps = deliveries.iter().filter_map(|delivery| match delivery {
+            Delivery::Gap(gap) if !gap.lost.is_empty() => Some(gap),
+            _ => None,
+        });
+        let gaps: Vec<_> = gaps.collect();
+        if gaps.is_empty() {
+            return;
+        }
+        let entries = self.entries(master);
+        for gap in gaps {
+            // What a note reports may come again after all, once the state was lost.
+            let is_note = |entry: &Envelope| {
+                matches!(entry.body, Body::Note(_)) && entry.position == gap.position
+            };
+            if entries.iter().any(is_note) {
+                continue;
+            }
+            for entry in entries.iter().filter(|entry| entry.position > gap.position) {
+                let Body::Frame(stamped) = &entry.body else { continue };
+                let frame = &stamped.frame;
+                for name in (0..frame.count).map(|nth| frame.name_of(nth)) {
+                    let is_in = |lost: &Lost| {
+                        let offsets = lost.first..=lost.last;
+                        lost.epoch == name.epoch && offsets.contains(&name.offset)
+                    };
+                    // Whoever goes on behind a place has had all names of its epoch before it.
+                    let passed = name.epoch == gap.position.epoch;
+                    if !passed && gap.lost.iter().any(is_in) {
+                        self.events.broken.push(format!(
+                            "NoFalseGap: gateway {index} reports {name} as missing up to {}, and \
+                             history has it at {}",
+                            gap.position, entry.position
+                        ));
+                    }
+                }
             }
         }
-        events
     }
 
     /// What a gateway reads.
