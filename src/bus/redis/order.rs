@@ -661,9 +661,9 @@ mod tests {
             frame(9, 9, 1),
         ];
         let mut known = view(at(9, 9), &[at(5, 9)]);
-        [(1, 1), (4, 5), (7, 7)]
-            .into_iter()
-            .for_each(|(first, last)| known.copies.add(first, last));
+        for (first, last) in [(1, 1), (4, 5), (7, 7)] {
+            known.copies.add(first, last);
+        }
         let found =
             "lost 5:6-6 5:8-9 to 9-1, 2..9-2, 3..9-3, 4..9-5, 6..9-6, 7..9-7, 8..9-8, 9..9-9";
         for asked in 1..=7 {
