@@ -235,6 +235,7 @@ mod kept {
         who_called_before_the_clock_jumped_need_not_be_waited_for 19_380,
         what_comes_as_a_copy_in_a_later_reading_is_not_reported_as_missing 907,
         nothing_is_missing_while_a_shard_has_no_state 13_984,
+        who_called_before_an_earlier_version_began_an_epoch_is_waited_for 143_453,
         a_copy_that_lacks_an_event_gives_the_others_no_wrong_names 367_634,
         an_epoch_is_younger_than_all_that_is_left_of_its_shard 49_849,
         two_sides_of_a_split_begin_different_epochs 97_686,

@@ -552,7 +552,12 @@ impl World {
             let line = &mut self.masters[master].line;
             Rc::make_mut(&mut line.took_part).insert(sent.gateway, sent.held.clone());
         }
+        let called_by = self.masters[master].line.called_by.clone();
         let reply = self.execute(master, &args);
+        if sent.sha != self.sha {
+            // An epoch that the script of an earlier version begins leaves these records alone.
+            self.masters[master].line.called_by = called_by;
+        }
         if let Reply::Error(text) = &reply {
             // Nothing in a simulation makes the script fail: it is a mistake in it.
             self.events.broken.push(format!("Script: it failed: {text}"));
