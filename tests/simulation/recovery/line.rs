@@ -42,6 +42,9 @@ pub struct Line {
     /// The gateways that took part in the last recovery: they knew of it, and had appended again
     /// all that they held, these names.
     pub took_part: Rc<BTreeMap<u64, BTreeSet<At>>>,
+    /// The gateway among these whose call is executed now. It takes no part after all if that finds
+    /// another server, and begins an epoch.
+    pub joins: Option<u64>,
     /// The greatest epoch in which something was accepted.
     pub accepted: u64,
     pub recovering: bool,
@@ -190,6 +193,9 @@ impl Line {
                     self.unsure = false;
                 }
                 self.unsure |= clocks.len() > 1;
+                if let Some(gateway) = self.joins.take() {
+                    Rc::make_mut(&mut self.took_part).remove(&gateway);
+                }
                 waits.retain(|gateway| !self.took_part.contains_key(gateway));
                 if !self.stateless {
                     waits.extend(present.map(|(gateway, _)| *gateway));

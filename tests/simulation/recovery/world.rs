@@ -248,6 +248,9 @@ pub struct World {
     pub events: Events,
     /// The events that the shard had when each probe was published.
     probed: BTreeMap<(u64, u64), Rc<BTreeSet<u64>>>,
+    /// Numbers of streams that were given after a recovery in which a gateway took no part that was
+    /// frozen or cut off: it may know of greater ones.
+    pub unsure_streams: BTreeSet<StreamNumber>,
     /// Gateways that have an earlier version.
     earlier: BTreeSet<u64>,
     runtime: Rc<tokio::runtime::Runtime>,
@@ -376,6 +379,7 @@ impl World {
             publishers: (1..=2).map(Publisher::new).collect(),
             events: Events::default(),
             probed: BTreeMap::new(),
+            unsure_streams: BTreeSet::new(),
             earlier: BTreeSet::new(),
             runtime: setting.runtime.clone(),
             mistake: setting.mistake,
@@ -550,10 +554,12 @@ impl World {
             && epoch == call.seen.epoch.0
         {
             let line = &mut self.masters[master].line;
-            Rc::make_mut(&mut line.took_part).insert(sent.gateway, sent.held.clone());
+            let before = Rc::make_mut(&mut line.took_part).insert(sent.gateway, sent.held.clone());
+            line.joins = before.is_none().then_some(sent.gateway);
         }
         let called_by = self.masters[master].line.called_by.clone();
         let reply = self.execute(master, &args);
+        self.masters[master].line.joins = None;
         if sent.sha != self.sha {
             // An epoch that the script of an earlier version begins leaves these records alone.
             self.masters[master].line.called_by = called_by;
@@ -588,6 +594,14 @@ impl World {
             }
             if line.recovering || matches!(call.op, Op::Release { .. }) {
                 line.report(&call.reported);
+            }
+        }
+        if let (Op::Number(count), Answer::Shard(_, Status::Numbered(last))) = (&call.op, &answer) {
+            let took_part = &self.masters[master].line.took_part;
+            let is_away =
+                |gateway: &Gateway| gateway.absent && !took_part.contains_key(&gateway.id);
+            if self.gateways.iter().any(is_away) {
+                self.unsure_streams.extend(last + 1 - *count as StreamNumber..=*last);
             }
         }
         if let (Op::Release { .. }, Answer::Shard(view, Status::Done(_))) = (&call.op, &answer)
