@@ -194,6 +194,7 @@ pub const MISTAKES: &[(&str, Mistake)] = &[
             "if false",
         ),
     ),
+    ("what went on on another line stays forgotten", Script("if forgot then", "if false then")),
     ("epochs below those of last values", Script("if of < MAX_EPOCH then", "if false then")),
     (
         "streams in the record that earlier versions read",

@@ -1823,6 +1823,14 @@ mod tests {
             let third = probe(&mut world, second, &reported);
             assert_eq!(third.floor == first.epoch, forgotten);
             assert_eq!(third.ends.contains(&first), !forgotten);
+            // A gateway of the other side comes now.
+            for (last, forgotten) in [(0, forgotten), (5, false), (5, false)] {
+                let later = probe(&mut world, third.tip, &format!("{}:{last}", first.epoch.0));
+                assert_eq!((later.tip, later.recovering), (third.tip, true));
+                assert_eq!(later.floor == first.epoch, forgotten);
+                assert_eq!(later.ends.contains(&first), !forgotten);
+                assert!(later.ends.contains(&second));
+            }
         }
     }
 }
