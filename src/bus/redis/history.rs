@@ -90,7 +90,7 @@ impl Page {
 
     /// The position after which the next reading is to be made.
     pub fn read_from(&self) -> Position {
-        self.order.position()
+        self.order.read_from()
     }
 
     /// Bytes of events that it may still take.
@@ -101,7 +101,9 @@ impl Page {
     /// Takes the next reading. Returns the page when it is complete.
     pub fn take(&mut self, reading: Reading, memory: &mut Memory) -> Option<HistoryPage> {
         memory.report_view(&reading.view);
-        self.order.begin_history(&reading.view, &reading.entries);
+        if !self.order.begin_history(&reading.view, &reading.entries, reading.more) {
+            return None;
+        }
         // What comes next is for another page, after the recovery.
         let mut early = false;
         for mut entry in reading.entries {
@@ -118,6 +120,10 @@ impl Page {
         if !early && !reading.more {
             early = !self.order.finish_history(&reading.view, &mut self.deliveries);
         } else if !early && self.bytes < self.max_bytes {
+            return None;
+        }
+        // Another page has room for more readings.
+        if self.order.looks_ahead() && self.deliveries.is_empty() {
             return None;
         }
         let mut deliveries = std::mem::take(&mut self.deliveries);

@@ -35,9 +35,13 @@ pub struct Order {
     floor: Epoch,
     /// True while the shard recovers: `ends` may not say yet how far earlier epochs went.
     recovering: bool,
-    /// The names that the entries of the reading which is being taken bring as copies, or report
-    /// as lost: what of them history no longer has at its own place is not missing.
+    /// The names that the entries of the reading which is being taken, and those behind it, bring
+    /// as copies, or report as lost: what of them history no longer has at its own place is not
+    /// missing.
     coming: Vec<Lost>,
+    /// How far `coming` goes, if the shard has copies or notes behind that.
+    coming_to: Option<Position>,
+    ahead: Ahead,
     /// The places of the shard's epoch that hold copies or notes: none of them is an event.
     copies: Vec<Lost>,
     /// The time of the last frame, in milliseconds since 1970.
@@ -56,6 +60,19 @@ struct ReadAgain {
     from: Position,
     /// The last entry that was taken: the next reading goes on there.
     to: Position,
+}
+
+/// Readings of history that are only looked at: a copy of what history no longer has at its own
+/// place may stand behind the reading in which that is found to be missing.
+#[derive(Clone, Copy, Debug, Default)]
+enum Ahead {
+    /// None.
+    #[default]
+    Nothing,
+    /// The next reading begins here.
+    Looking(Position),
+    /// Everything was looked at up to here. The next reading is to be taken.
+    Known(Position),
 }
 
 /// Meaning of an envelope that arrived.
@@ -90,7 +107,15 @@ impl Order {
 
     /// The position after which history is to be read.
     pub fn read_from(&self) -> Position {
-        self.read_again.map_or(self.position, |again| again.to)
+        match self.ahead {
+            Ahead::Looking(from) => from,
+            _ => self.read_again.map_or(self.position, |again| again.to),
+        }
+    }
+
+    /// True if the next reading is only looked at.
+    pub(super) fn looks_ahead(&self) -> bool {
+        matches!(self.ahead, Ahead::Looking(_))
     }
 
     /// Takes an envelope from the channel.
@@ -118,16 +143,38 @@ impl Order {
         }
     }
 
-    /// Begins to take a reading of history, of which these are the entries.
-    pub fn begin_history(&mut self, view: &ShardView, entries: &[Envelope]) {
+    /// Begins to take a reading of history, of which these are the entries; `more`: there may be
+    /// others behind them. False: its entries are not to be taken, and history is to be read again,
+    /// after [`Order::read_from`].
+    pub fn begin_history(&mut self, view: &ShardView, entries: &[Envelope], more: bool) -> bool {
         self.learn(view.floor, &view.ends);
-        self.recovering = view.recovering;
-        self.coming = entries.iter().filter_map(names_again).collect();
+        // Without a state it is about to.
+        self.recovering = view.recovering || !view.tip.is_known();
         let epoch = view.tip.epoch;
         let copies = view.copies.iter();
         self.copies = copies
             .map(|(first, last)| Lost { epoch, first: Offset(first), last: Offset(last) })
             .collect();
+        let end = entries.last().map(|entry| entry.position);
+        let seen = match self.ahead {
+            Ahead::Nothing => {
+                self.coming.clear();
+                end
+            }
+            Ahead::Looking(before) | Ahead::Known(before) => Some(before).max(end),
+        };
+        entries.iter().filter_map(names_again).for_each(|names| join(&mut self.coming, names));
+        let last = self.copies.last().map(|copies| Position { epoch, offset: copies.last });
+        let beyond =
+            |seen: Position| !view.tip.is_known() || Some(seen) < last || seen.epoch < epoch;
+        self.coming_to = seen.filter(|seen| more && beyond(*seen));
+        let looked = self.looks_ahead();
+        self.ahead = match (looked, self.coming_to, seen) {
+            (true, Some(to), _) => Ahead::Looking(to),
+            (true, None, Some(seen)) => Ahead::Known(seen),
+            _ => Ahead::Nothing,
+        };
+        !looked
     }
 
     /// Takes the next entry of history. Positions between are lost. False: an epoch before it was
@@ -156,20 +203,23 @@ impl Order {
                 let walked = self.walked.get(&at.epoch).copied();
                 if walked.is_some_and(|walked| walked >= first) && !self.page {
                     // Part of its positions was delivered with other events.
-                    self.skip(at, GapReason::Unreadable, out);
-                    return true;
+                    return self.skip(at, GapReason::Unreadable, out);
                 }
-                self.skip_before(at.epoch, first, out);
+                if !self.skip_before(at.epoch, first, out) {
+                    return false;
+                }
                 out.push(self.take(stamped));
             }
             Body::Note(lost) => {
-                self.skip_before(at.epoch, at.offset, out);
+                if !self.skip_before(at.epoch, at.offset, out) {
+                    return false;
+                }
                 out.push(self.note(at, *lost));
             }
             Body::EpochStart { previous, floor, ends } => {
                 return self.take_start(at, *previous, (*floor, ends), out);
             }
-            Body::Unreadable | Body::Forged => self.skip(at, GapReason::Unreadable, out),
+            Body::Unreadable | Body::Forged => return self.skip(at, GapReason::Unreadable, out),
             Body::Probe { .. } => {}
         }
         true
@@ -215,7 +265,9 @@ impl Order {
         if !(follows || elsewhere) {
             let end = self.ends.entry(previous.epoch).or_default();
             *end = (*end).max(previous.offset);
-            self.skip(previous, GapReason::HistoryExpired, out);
+            if !self.skip(previous, GapReason::HistoryExpired, out) {
+                return false;
+            }
         }
         out.push(self.begin(at, previous, ends));
         true
@@ -237,7 +289,7 @@ impl Order {
             } else {
                 GapReason::EpochChanged
             };
-            self.skip(view.tip, reason, out);
+            return self.skip(view.tip, reason, out);
         }
         true
     }
@@ -313,24 +365,23 @@ impl Order {
         Gap { reason, lost, more, position: self.position, from_ms, to_ms }
     }
 
-    /// Tells what is missing before the entry at `next`.
-    fn skip_before(&mut self, epoch: Epoch, next: Offset, out: &mut Vec<Delivery>) {
+    /// Reports what is missing before the entry at `next`; false: see [`Order::skip`].
+    fn skip_before(&mut self, epoch: Epoch, next: Offset, out: &mut Vec<Delivery>) -> bool {
         let before = Position { epoch, offset: Offset(next.0.saturating_sub(1)) };
-        if self.position.is_known() {
-            if !self.has(before) {
-                self.skip(before, GapReason::HistoryExpired, out);
-            }
-        } else {
+        if !self.position.is_known() {
             // The oldest entry that is kept; its epoch began earlier.
             out.push(self.begin(before, before, &[]));
+            return true;
         }
+        self.has(before) || self.skip(before, GapReason::HistoryExpired, out)
     }
 
-    /// Tells as missing what lies before `to`, and `to` itself.
-    fn skip(&mut self, to: Position, mut reason: GapReason, out: &mut Vec<Delivery>) {
+    /// Reports as missing what lies before `to`, and `to` itself. False: copies that are not known
+    /// yet may bring it; they are looked for first.
+    fn skip(&mut self, to: Position, mut reason: GapReason, out: &mut Vec<Delivery>) -> bool {
         if !self.position.is_known() {
             self.walk(to);
-            return;
+            return true;
         }
         let mut lost = Vec::new();
         let mut more = false;
@@ -355,6 +406,10 @@ impl Order {
             let after = after.copied().unwrap_or_default();
             lose(&mut lost, *epoch, after, *end, &self.coming);
         }
+        if let Some(to) = self.coming_to.filter(|_| !lost.is_empty()) {
+            self.ahead = Ahead::Looking(to);
+            return false;
+        }
         let after = self.walked.get(&to.epoch).copied().unwrap_or_default();
         // Whoever goes on behind a place has had all names before it.
         lose(&mut lost, to.epoch, after, to.offset, &self.copies);
@@ -365,6 +420,7 @@ impl Order {
         if more || !lost.is_empty() {
             out.push(Delivery::Gap(self.gap(reason, lost, more)));
         }
+        true
     }
 }
 
@@ -377,6 +433,16 @@ fn names_again(entry: &Envelope) -> Option<Lost> {
         }
         Body::Note(lost) => Some(*lost),
         _ => None,
+    }
+}
+
+/// Adds names, as a rule those behind the last ones.
+fn join(all: &mut Vec<Lost>, names: Lost) {
+    match all.last_mut() {
+        Some(last) if last.epoch == names.epoch && last.last.plus(1) == names.first => {
+            last.last = names.last;
+        }
+        _ => all.push(names),
     }
 }
 
@@ -551,13 +617,70 @@ mod tests {
         // History lost everything up to the beginning of epoch 9.
         let mut order = after(5, 3);
         let entries = [copy(9, 1, 2, at(5, 7)), frame(9, 3, 1)];
-        order.begin_history(&view(at(9, 3), &[at(5, 9)]), &entries);
+        assert!(order.begin_history(&view(at(9, 3), &[at(5, 9)]), &entries, false));
         let found = ["lost 5:4-6 5:9-9 to 9-0", "1..9-2", "3..9-3"];
         assert_eq!(read(&mut order, &entries), found);
         let mut order = after(5, 3);
         let entries = [frame(9, 1, 1)];
-        order.begin_history(&view(at(9, 1), &[at(5, 3)]), &entries);
+        assert!(order.begin_history(&view(at(9, 1), &[at(5, 3)]), &entries, false));
         assert_eq!(read(&mut order, &entries), ["1..9-1"], "nothing was lost");
+    }
+
+    /// Takes readings of so many entries, as a reader does, until there are no more.
+    fn read_in_parts(
+        order: &mut Order,
+        view: &ShardView,
+        all: &[Envelope],
+        asked: usize,
+    ) -> String {
+        let mut out = Vec::new();
+        for _ in 0..100 {
+            let from = order.read_from();
+            let rest: Vec<_> = all.iter().filter(|entry| entry.position > from).cloned().collect();
+            let more = rest.len() > asked;
+            let entries = &rest[..asked.min(rest.len())];
+            let takes = order.begin_history(view, entries, more);
+            let taken = takes && entries.iter().all(|entry| order.take_history(entry, &mut out));
+            if taken && !more && order.finish_history(view, &mut out) {
+                return out.iter().map(short).collect::<Vec<_>>().join(", ");
+            }
+        }
+        panic!("it does not end, after {out:?}");
+    }
+
+    #[test]
+    fn what_comes_as_a_copy_in_a_later_reading_is_not_missing_at_its_own_place() {
+        // History lost everything up to the beginning of epoch 9, in which copies come late.
+        let entries = [
+            frame(9, 2, 1),
+            frame(9, 3, 1),
+            copy(9, 4, 2, at(5, 4)),
+            frame(9, 6, 1),
+            copy(9, 7, 1, at(5, 7)),
+            frame(9, 8, 1),
+            frame(9, 9, 1),
+        ];
+        let mut known = view(at(9, 9), &[at(5, 9)]);
+        for (first, last) in [(1, 1), (4, 5), (7, 7)] {
+            known.copies.add(first, last);
+        }
+        let found =
+            "lost 5:6-6 5:8-9 to 9-1, 2..9-2, 3..9-3, 4..9-5, 6..9-6, 7..9-7, 8..9-8, 9..9-9";
+        for asked in 1..=7 {
+            for order in [after(5, 3), Order::page(at(5, 3))] {
+                assert_eq!(read_in_parts(&mut order.clone(), &known, &entries, asked), found);
+            }
+        }
+    }
+
+    #[test]
+    fn copies_of_an_epoch_are_looked_for_no_further_than_the_shard_has_any() {
+        let mut order = after(5, 3);
+        let entries = [frame(9, 2, 1), frame(9, 3, 1)];
+        let mut known = view(at(9, 1000), &[at(5, 9)]);
+        known.copies.add(1, 1);
+        assert!(order.begin_history(&known, &entries, true));
+        assert_eq!(read(&mut order, &entries), ["lost 5:4-9 to 9-1", "2..9-2", "3..9-3"]);
     }
 
     #[test]
@@ -575,7 +698,7 @@ mod tests {
         let entries = [epoch(9, at(7, 0), &[at(5, 3)]), frame(9, 1, 1)];
         let found = ["lost 5:4-8 to 7-0", "epoch 9-0", "1..9-1"];
         for mut order in [after(5, 3), Order::page(at(5, 3))] {
-            order.begin_history(&view(at(9, 1), &[at(5, 8), at(7, 0)]), &entries);
+            assert!(order.begin_history(&view(at(9, 1), &[at(5, 8), at(7, 0)]), &entries, false));
             assert_eq!(read(&mut order, &entries), found);
         }
     }
@@ -590,12 +713,12 @@ mod tests {
         let entries = [frame(9, 2, 1)];
         let mut known = view(at(9, 2), &[at(5, 26)]);
         known.copies.add(1, 1);
-        order.begin_history(&known, &entries);
+        assert!(order.begin_history(&known, &entries, false));
         assert_eq!(read(&mut order, &entries), ["lost 5:4-26 to 9-1", "2..9-2"]);
         // Once: another one that is gone says nothing of it.
         let entries = [frame(9, 4, 1)];
         known.tip = at(9, 4);
-        order.begin_history(&known, &entries);
+        assert!(order.begin_history(&known, &entries, false));
         assert_eq!(read(&mut order, &entries), ["lost 9:3-3 to 9-3", "4..9-4"]);
     }
 
@@ -643,16 +766,16 @@ mod tests {
         for mut order in [after(5, 3), Order::page(at(5, 3))] {
             let mut out = vec![];
             for entries in [vec![], vec![copy(9, 1, 1, at(5, 1))]] {
-                order.begin_history(&known(true, 1), &entries);
+                assert!(order.begin_history(&known(true, 1), &entries, false));
                 assert!(entries.iter().all(|entry| !order.take_history(entry, &mut out)));
                 assert!(!order.finish_history(&known(true, 1), &mut out));
                 assert!(out.is_empty() && order.read_from() == at(5, 3));
             }
             let mut served = order.clone();
             let history = [frame(5, 4, 6), epoch(9, at(5, 9), &[at(5, 1)])];
-            served.begin_history(&known(true, 1), &history);
+            assert!(served.begin_history(&known(true, 1), &history, false));
             assert_eq!(read(&mut served, &history), ["4..5-9", "epoch 9-0"]);
-            order.begin_history(&known(false, 9), &[]);
+            assert!(order.begin_history(&known(false, 9), &[], false));
             assert!(order.finish_history(&known(false, 9), &mut out));
             let reported: Vec<_> = out.iter().map(short).collect();
             assert_eq!(reported, ["lost 5:4-9 9:1-1 to 9-1"]);

@@ -94,6 +94,10 @@ local epoch, offset, run = tonumber(state[1]), tonumber(state[2]), state[3]
 local known, seen = tonumber(ARGV[10]), tonumber(ARGV[11])
 local exact = not seen
 if exact then seen = tonumber(string.sub(ARGV[11], 2)) end
+-- The caller knows of an epoch that is forgotten.
+local floor = tonumber(string.match(state[6] or '', '^%d+')) or 0
+local lowest = tonumber(string.match(ARGV[6], '^%d+'))
+local forgot = lowest and lowest <= floor
 -- The server lacks what the caller has seen.
 local behind = epoch and (known > epoch or (known == epoch and seen > offset))
 
@@ -110,7 +114,8 @@ if op == 'probe' then
   local age, least = now - (tonumber(probe[1]) or 0), tonumber(ARGV[15])
   local is_enough = math.abs(age) < (least or QUIET) and not (least and probe[3] == '')
   local is_last = epoch and probe[2] == num(epoch) .. '-' .. num(offset)
-  if is_enough and is_last and not behind and run ~= '' and state[4] == deployment then
+  local is_known = not behind and not forgot and run ~= '' and state[4] == deployment
+  if is_enough and is_last and is_known then
     -- Nothing is to be published, in most calls of many gateways: they cost next to nothing. One
     -- call in a second goes on, and looks at the server's identity.
     redis.call('HSET', KEYS[1], 'g:' .. ARGV[13], num(now))
@@ -159,7 +164,7 @@ if redis.acl_check_cmd then
       {'HDEL', KEYS[1], 'f'}, {'HGETALL', KEYS[1]}, {'XADD', KEYS[2], '1-1', 'f', ''},
       {'XRANGE', KEYS[2], '-', '+'}, {'XINFO', 'STREAM', KEYS[2]}, {'DEL', KEYS[2], KEYS[3]},
       {'XTRIM', KEYS[2], 'MINID', '1'}, {'RPUSH', KEYS[3], ''}, {'LINDEX', KEYS[3], '0'},
-      {'LPOP', KEYS[3]},
+      {'LPOP', KEYS[3]}, {'HGETALL', KEYS[4]},
     }) do commands[#commands + 1] = more end
   end
   for _, command in ipairs(commands) do
@@ -264,7 +269,7 @@ local function reported_text(list)
 end
 
 -- The ends of earlier epochs: read where they are needed.
-local floor, ended, order
+local ended, order
 local function read_ends()
   floor, ended, order = tonumber(string.match(ends, '^%d+')), {}, {}
   for e, o in string.gmatch(ends, '(%d+):(%d+)') do
@@ -291,6 +296,57 @@ local function set_end(e, o)
   if e == epoch or e <= floor then return end
   if not ended[e] then order[#order + 1] = e end
   ended[e] = math.max(ended[e] or 0, o)
+  write_ends()
+end
+
+-- Keeps the ends of epochs that are forgotten, as "floor|epoch:offset ..".
+local function keep_forgotten(list)
+  local from = math.max(1, #list - MAX_ENDS + 1)
+  local text = num(floor) .. '|' .. table.concat(list, ' ', from)
+  redis.call('HSET', KEYS[1], 'forgotten', text)
+end
+
+-- The ends of epochs that are forgotten; none if an earlier version has forgotten others since.
+local function read_forgotten()
+  local text = redis.call('HMGET', KEYS[1], 'forgotten')[1] or ''
+  local upto, rest = string.match(text, '^(%d+)|(.*)$')
+  local list = {}
+  if upto == num(floor) then
+    for entry in string.gmatch(rest, '%S+') do list[#list + 1] = entry end
+  end
+  return list
+end
+
+-- Knows epochs again that were forgotten, if callers know that they went on, on another line.
+local function remember(reported)
+  read_ends()
+  local list, last, first = read_forgotten(), {}, nil
+  if #list == 0 then return end
+  for i, entry in ipairs(list) do
+    local e, o = string.match(entry, '^(%d+):(%d+)$')
+    list[i] = {tonumber(e), tonumber(o), entry}
+    last[list[i][1]] = list[i][2]
+  end
+  for _, entry in ipairs(reported) do
+    local e, o = entry[1], entry[2]
+    if not first and e <= floor and e >= list[1][1] and o > (last[e] or 0) then first = e end
+  end
+  if not first then return end
+  floor = first - 1
+  local rest = {}
+  for _, entry in ipairs(list) do
+    if entry[1] < first then
+      rest[#rest + 1] = entry[3]
+    else
+      ended[entry[1]] = entry[2]
+      order[#order + 1] = entry[1]
+    end
+  end
+  if not ended[first] then
+    ended[first] = 0
+    order[#order + 1] = first
+  end
+  keep_forgotten(rest)
   write_ends()
 end
 
@@ -324,10 +380,6 @@ end
 -- random low bits, since another server may open one at the same time.
 local function open_epoch(most, reported)
   local highest, highest_offset = top()
-  -- Where state and history are gone, the trim index may still name the last epoch.
-  local mark = redis.call('LINDEX', KEYS[3], -1) or ''
-  local marked = tonumber(string.match(mark, '(%d+)%-%d+$')) or 0
-  if marked < MAX_EPOCH then most = math.max(most, marked) end
   local past = {}
   if highest >= MAX_EPOCH then
     -- No entry of a gateway can be added after it: history is given up.
@@ -353,6 +405,12 @@ local function open_epoch(most, reported)
     end
     ends = ends or '0'
     past = merge_reported(parse_reported(existed), {})
+    -- History may be gone, too. The values of keys are left: newer ones have greater positions.
+    local values = redis.pcall('HGETALL', KEYS[4])
+    for i = 2, #values, 2 do
+      local of = tonumber(string.match(values[i], '^(%d+)%-')) or 0
+      if of < MAX_EPOCH then most = math.max(most, of) end
+    end
     redis.call('HSET', KEYS[1], 'past', reported_text(past))
   end
   if epoch >= MAX_EPOCH or offset >= MAX_EPOCH then epoch, offset = 0, 0 end
@@ -370,7 +428,8 @@ local function open_epoch(most, reported)
   end
   know_epochs(reported)
   table.sort(order)
-  local existed = {}
+  local existed, forgotten = {}, read_forgotten()
+  local before_floor = floor
   for _, entry in ipairs(reported) do existed[entry[1]] = entry[2] end
   while #order > 0 do
     -- Those of other lines do not say when the one before ended here: just now. One that callers
@@ -380,8 +439,10 @@ local function open_epoch(most, reported)
     is_old = is_old and (existed[order[1]] or 0) <= ended[order[1]]
     if #order <= MAX_ENDS and not is_old then break end
     floor = table.remove(order, 1)
+    forgotten[#forgotten + 1] = num(floor) .. ':' .. num(ended[floor])
     ended[floor] = nil
   end
+  if floor > before_floor then keep_forgotten(forgotten) end
   write_ends()
   redis.call('HSET', KEYS[1], 'epoch', num(epoch), 'offset', '0', 'copies', '')
   local start = num(before) .. '-' .. num(last) .. ' ' .. ends
@@ -438,6 +499,7 @@ local function recover()
     'waits', num(epoch) .. waits)
 end
 
+if forgot then remember(parse_reported(ARGV[6])) end
 if not epoch or run ~= identity or behind then
   recover()
 end
@@ -573,7 +635,7 @@ end
 
 if op == 'release' then
   redis.call('HSET', KEYS[1], 'g:' .. ARGV[12], num(clock()))
-  if not floor then read_ends() end
+  if not ended then read_ends() end
   if not recovery then
     -- The caller reports something that nobody appended again, and has waited.
     local reported = parse_reported(ARGV[6])
@@ -665,7 +727,7 @@ if op == 'append' then
     if holder == ARGV[12] then redis.call('HSET', KEYS[1], 'turn', '') end
   end
 else
-  if not floor then read_ends() end
+  if not ended then read_ends() end
   name_epoch, name_first, name_last = string.match(ARGV[16], '^(%d+):(%d+)-(%d+)$')
   name_epoch, name_first = tonumber(name_epoch), tonumber(name_first)
   name_last = tonumber(name_last)
@@ -700,7 +762,7 @@ local function is_here(record)
   local e, o = string.match(record, '^(%d+) (%d+)$')
   e, o = tonumber(e), tonumber(o)
   if e == epoch then return o <= offset end
-  if not floor then read_ends() end
+  if not ended then read_ends() end
   return e and o <= end_of(e)
 end
 for i = 1, #KEYS - 4 do

@@ -17,6 +17,9 @@ use super::{
 /// The number of events that the client libraries remember.
 const CLIENT_IDS: usize = 1024;
 
+/// The age from which epochs are forgotten, less what clocks jump.
+const FORGET_MS: u128 = (3600 - 60) * 1000;
+
 pub fn judge(world: &mut World) -> Result<(), String> {
     if let Some(why) = world.events.broken.first() {
         return Err(why.clone());
@@ -212,8 +215,9 @@ impl Seen {
             }
             // What nobody holds, and of which nobody told the line, is lost without a trace (X1).
             let names = &events.names[event];
-            // Nor is what was lost with an epoch that is forgotten by its age.
-            if world.forgets && names.iter().all(|(epoch, _)| *epoch <= world.floor) {
+            // Nor is what was lost with an epoch that is forgotten by its age, and is that old.
+            let is_old = events.recorded[event] + FORGET_MS < world.elapsed.as_millis();
+            if is_old && names.iter().all(|(epoch, _)| *epoch <= world.floor) {
                 continue;
             }
             let traced = names

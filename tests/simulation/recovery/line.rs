@@ -42,6 +42,9 @@ pub struct Line {
     /// The gateways that took part in the last recovery: they knew of it, and had appended again
     /// all that they held, these names.
     pub took_part: Rc<BTreeMap<u64, BTreeSet<At>>>,
+    /// The gateway among these whose call is executed now. It takes no part after all if that finds
+    /// another server, and begins an epoch.
+    pub joins: Option<u64>,
     /// The greatest epoch in which something was accepted.
     pub accepted: u64,
     pub recovering: bool,
@@ -72,14 +75,14 @@ pub struct Line {
     pub streams: Rc<BTreeMap<PublisherId, (StreamNumber, u128)>>,
     /// For each writer the greatest sequence that was accepted here.
     pub sequences: Rc<BTreeMap<u64, u64>>,
-    /// When each gateway called last that was in step with the shard, in ms.
-    pub called_by: Rc<BTreeMap<u64, u128>>,
+    /// When each gateway called last that was in step with the shard, in ms, and how far ahead the
+    /// server's clock was then.
+    pub called_by: Rc<BTreeMap<u64, (u128, i64)>>,
     /// The gateways that had called until the recovery began: it waits for them. Empty where the
     /// state with their records was lost.
     pub waits: Rc<BTreeSet<u64>>,
-    /// When the clock jumped last, in ms.
-    pub jumped: Option<u128>,
-    /// True if it did shortly before the recovery began: nobody can tell who called until then.
+    /// True if gateways called by different clocks until then, since it jumped or another server
+    /// took over: nobody can say which of them called at about the same time.
     pub unsure: bool,
     /// When a gateway's probe was accepted last, or the first call after the state was lost.
     pub called: Option<u128>,
@@ -181,14 +184,18 @@ impl Line {
                 events.opened.insert(message.position.epoch.0, now);
                 self.handled = Rc::new(ends.iter().copied().map(at).collect());
                 let called = std::mem::take(&mut self.called_by);
-                let last = called.values().max().copied().unwrap_or_default();
-                let present = called.iter().filter(|(_, at)| **at + PRESENT_MS > last + 100);
+                let last = called.values().map(|(at, _)| *at).max().unwrap_or_default();
+                let present = called.iter().filter(|(_, (at, _))| at + PRESENT_MS > last + 100);
+                let clocks: BTreeSet<i64> = called.values().map(|(_, ahead)| *ahead).collect();
                 let waits = Rc::make_mut(&mut self.waits);
                 if !self.recovering || self.stateless {
                     waits.clear();
                     self.unsure = false;
                 }
-                self.unsure |= self.jumped.is_some_and(|at| at + PRESENT_MS > now);
+                self.unsure |= clocks.len() > 1;
+                if let Some(gateway) = self.joins.take() {
+                    Rc::make_mut(&mut self.took_part).remove(&gateway);
+                }
                 waits.retain(|gateway| !self.took_part.contains_key(gateway));
                 if !self.stateless {
                     waits.extend(present.map(|(gateway, _)| *gateway));

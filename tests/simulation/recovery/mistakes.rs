@@ -25,6 +25,11 @@ pub enum Mistake {
 }
 
 impl Mistake {
+    /// True if frames are as their tags say.
+    pub fn is_tagged(self) -> bool {
+        matches!(self, Mistake::Script(..) | Mistake::Mixed(_))
+    }
+
     /// The script of gateways that make this mistake.
     pub fn script(mistake: Option<Mistake>) -> Cow<'static, str> {
         let changes = match mistake {
@@ -189,7 +194,8 @@ pub const MISTAKES: &[(&str, Mistake)] = &[
             "if false",
         ),
     ),
-    ("epochs below that of the trim index", Script("if marked < MAX_EPOCH then", "if false then")),
+    ("what went on on another line stays forgotten", Script("if forgot then", "if false then")),
+    ("epochs below those of last values", Script("if of < MAX_EPOCH then", "if false then")),
     (
         "streams in the record that earlier versions read",
         Mistake::Mixed(&[

@@ -46,6 +46,8 @@ struct Stream {
     number: Option<oneshot::Receiver<StreamNumber>>,
     /// No other one of the publisher can get a number after it.
     is_last: bool,
+    /// The shard gave its number without a gateway that may know of greater ones.
+    is_unsure: bool,
     numbering: Numbering,
     /// The last sequence that was sent on it.
     sent: u64,
@@ -167,6 +169,7 @@ impl World {
             number: Some(numbered),
             numbering: Numbering::new(publisher.id, 0, first, 1),
             is_last,
+            is_unsure: false,
             sent: first - 1,
             late: vec![],
         };
@@ -184,7 +187,10 @@ impl World {
         }
         let Some(number) = &mut stream.number else { return true };
         match number.try_recv() {
-            Ok(number) => stream.numbering.set_stream(number),
+            Ok(number) => {
+                stream.is_unsure = self.unsure_streams.contains(&number);
+                stream.numbering.set_stream(number);
+            }
             Err(oneshot::error::TryRecvError::Empty) if !self.rng.percent(3) => return false,
             Err(_) => self.count("streams without a number"),
         }
@@ -241,7 +247,8 @@ impl World {
             return;
         }
         if answer.is_err() {
-            let is_last = publisher.stream.take().is_some_and(|stream| stream.is_last);
+            let stream = publisher.stream.take();
+            let is_last = stream.is_some_and(|stream| stream.is_last && !stream.is_unsure);
             if taken_over {
                 self.count("last streams taken over");
                 // On two masters numbers do not rise together.

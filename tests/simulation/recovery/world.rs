@@ -10,7 +10,8 @@ use std::{
 use tokio::sync::oneshot;
 use trunkline::{
     bus::{
-        AppendError, Appended, Batch, Delivery, GapReason, Position, ShardId, Sink, StreamNumber,
+        AppendError, Appended, Batch, Delivery, GapReason, Lost, Position, ShardId, Sink,
+        StreamNumber,
         redis::{
             CallLimits,
             envelope::{Body, Envelope, Header, encode_frame, encode_probe},
@@ -247,6 +248,9 @@ pub struct World {
     pub events: Events,
     /// The events that the shard had when each probe was published.
     probed: BTreeMap<(u64, u64), Rc<BTreeSet<u64>>>,
+    /// Numbers of streams that were given after a recovery in which a gateway took no part that was
+    /// frozen or cut off: it may know of greater ones.
+    pub unsure_streams: BTreeSet<StreamNumber>,
     /// Gateways that have an earlier version.
     earlier: BTreeSet<u64>,
     runtime: Rc<tokio::runtime::Runtime>,
@@ -357,7 +361,7 @@ impl Gateway {
 impl World {
     pub fn new(seed: u64, setting: &Setting, gateways: usize, more: More, trace: bool) -> World {
         // A mistake in what a frame says must not be found by its tag.
-        let more = More { key: more.key && setting.mistake.is_none(), ..more };
+        let more = More { key: more.key && setting.mistake.is_none_or(Mistake::is_tagged), ..more };
         let with_key = if more.key { HISTORIES.len() } else { 0 };
         let settings = setting.settings[with_key + more.history].clone();
         // Also small frames leave behind others.
@@ -375,6 +379,7 @@ impl World {
             publishers: (1..=2).map(Publisher::new).collect(),
             events: Events::default(),
             probed: BTreeMap::new(),
+            unsure_streams: BTreeSet::new(),
             earlier: BTreeSet::new(),
             runtime: setting.runtime.clone(),
             mistake: setting.mistake,
@@ -549,9 +554,16 @@ impl World {
             && epoch == call.seen.epoch.0
         {
             let line = &mut self.masters[master].line;
-            Rc::make_mut(&mut line.took_part).insert(sent.gateway, sent.held.clone());
+            let before = Rc::make_mut(&mut line.took_part).insert(sent.gateway, sent.held.clone());
+            line.joins = before.is_none().then_some(sent.gateway);
         }
+        let called_by = self.masters[master].line.called_by.clone();
         let reply = self.execute(master, &args);
+        self.masters[master].line.joins = None;
+        if sent.sha != self.sha {
+            // An epoch that the script of an earlier version begins leaves these records alone.
+            self.masters[master].line.called_by = called_by;
+        }
         if let Reply::Error(text) = &reply {
             // Nothing in a simulation makes the script fail: it is a mistake in it.
             self.events.broken.push(format!("Script: it failed: {text}"));
@@ -570,16 +582,26 @@ impl World {
         if let Answer::Shard(view, status) = &answer {
             self.events.floor = self.events.floor.max(view.floor.0);
             let probed = matches!(status, Status::Probed(_));
-            let line = &mut self.masters[master].line;
+            let state = &mut self.masters[master];
+            let line = &mut state.line;
             let takes_part = probed || matches!(call.op, Op::Release { .. });
             if takes_part && sent.sha == self.sha {
-                Rc::make_mut(&mut line.called_by).insert(sent.gateway, now);
+                let called = (now, state.skew_ms);
+                Rc::make_mut(&mut line.called_by).insert(sent.gateway, called);
             }
             if probed || line.called.is_none() {
                 line.called = Some(now);
             }
             if line.recovering || matches!(call.op, Op::Release { .. }) {
                 line.report(&call.reported);
+            }
+        }
+        if let (Op::Number(count), Answer::Shard(_, Status::Numbered(last))) = (&call.op, &answer) {
+            let took_part = &self.masters[master].line.took_part;
+            let is_away =
+                |gateway: &Gateway| gateway.absent && !took_part.contains_key(&gateway.id);
+            if self.gateways.iter().any(is_away) {
+                self.unsure_streams.extend(last + 1 - *count as StreamNumber..=*last);
             }
         }
         if let (Op::Release { .. }, Answer::Shard(view, Status::Done(_))) = (&call.op, &answer)
@@ -809,7 +831,6 @@ impl World {
                 let jump = self.rng.below(20_000);
                 let jump = i64::try_from(jump).expect("small") - 10_000;
                 self.masters[master].skew_ms += jump;
-                self.masters[master].line.jumped = Some(self.elapsed.as_millis());
                 note!(self, "the clock of master {master} jumps {jump} ms");
                 self.count("clock jumps");
             }
@@ -1282,6 +1303,7 @@ impl World {
         let gateway = &mut self.gateways[index];
         gateway.wants_history = false;
         let found = gateway.reader.repaired(reading, &mut gateway.memory, now);
+        self.check_gaps(index, master, &found.deliveries);
         self.found(index, found);
     }
 
@@ -1392,6 +1414,7 @@ impl World {
                         break taken;
                     }
                 };
+                self.check_gaps(index, master, &taken.deliveries);
                 let mut taken = taken;
                 if let Some(mistake) = self.mistake {
                     taken.deliveries.iter_mut().for_each(|item| spoil_delivery(mistake, item));
@@ -1471,25 +1494,72 @@ impl World {
         self.floor = self.reading(master, end).view.floor.0;
     }
 
-    /// The events that the history of a master has.
-    fn stored(&mut self, master: usize) -> BTreeSet<u64> {
+    /// The entries that the history of a master has.
+    fn entries(&mut self, master: usize) -> Vec<Envelope> {
         let names = self.masters[master].server.key_names();
         let Some(history) = names.into_iter().find(|name| name.ends_with(b":history")) else {
-            return BTreeSet::new();
+            return vec![];
         };
         let range = self.masters[master].server.call(&[b"XRANGE", &history[..], b"-", b"+"]);
-        let mut events = BTreeSet::new();
         let Reply::Array(entries) = range else { panic!("no entries: {range:?}") };
-        for entry in entries {
-            let Reply::Array(parts) = entry else { continue };
-            let [Reply::Bulk(id), Reply::Array(fields)] = &parts[..] else { continue };
-            let [Reply::Bulk(field), Reply::Bulk(value)] = &fields[..] else { continue };
-            let parsed = Envelope::parse_history(id, field, &value.to_vec().into());
-            if let Some(Envelope { body: Body::Frame(stamped), .. }) = parsed {
-                events.extend(line::numbers(&stamped));
+        let parsed = entries.into_iter().filter_map(|entry| {
+            let Reply::Array(parts) = entry else { return None };
+            let [Reply::Bulk(id), Reply::Array(fields)] = &parts[..] else { return None };
+            let [Reply::Bulk(field), Reply::Bulk(value)] = &fields[..] else { return None };
+            Envelope::parse_history(id, field, &value.to_vec().into())
+        });
+        parsed.collect()
+    }
+
+    /// The events that the history of a master has.
+    fn stored(&mut self, master: usize) -> BTreeSet<u64> {
+        let entries = self.entries(master).into_iter();
+        let events = entries.filter_map(|entry| match entry.body {
+            Body::Frame(stamped) => Some(line::numbers(&stamped)),
+            _ => None,
+        });
+        events.flatten().collect()
+    }
+
+    /// What a reading does not bring is not missing if history brings it as a copy further on.
+    fn check_gaps(&mut self, index: usize, master: usize, deliveries: &[Delivery]) {
+        let gaps = deliveries.iter().filter_map(|delivery| match delivery {
+            Delivery::Gap(gap) if !gap.lost.is_empty() => Some(gap),
+            _ => None,
+        });
+        let gaps: Vec<_> = gaps.collect();
+        if gaps.is_empty() {
+            return;
+        }
+        let entries = self.entries(master);
+        for gap in gaps {
+            // What a note reports may come again after all, once the state was lost.
+            let is_note = |entry: &Envelope| {
+                matches!(entry.body, Body::Note(_)) && entry.position == gap.position
+            };
+            if entries.iter().any(is_note) {
+                continue;
+            }
+            for entry in entries.iter().filter(|entry| entry.position > gap.position) {
+                let Body::Frame(stamped) = &entry.body else { continue };
+                let frame = &stamped.frame;
+                for name in (0..frame.count).map(|nth| frame.name_of(nth)) {
+                    let is_in = |lost: &Lost| {
+                        let offsets = lost.first..=lost.last;
+                        lost.epoch == name.epoch && offsets.contains(&name.offset)
+                    };
+                    // Whoever goes on behind a place has had all names of its epoch before it.
+                    let passed = name.epoch == gap.position.epoch;
+                    if !passed && gap.lost.iter().any(is_in) {
+                        self.events.broken.push(format!(
+                            "NoFalseGap: gateway {index} reports {name} as missing up to {}, and \
+                             history has it at {}",
+                            gap.position, entry.position
+                        ));
+                    }
+                }
             }
         }
-        events
     }
 
     /// What a gateway reads.
@@ -1753,6 +1823,14 @@ mod tests {
             let third = probe(&mut world, second, &reported);
             assert_eq!(third.floor == first.epoch, forgotten);
             assert_eq!(third.ends.contains(&first), !forgotten);
+            // A gateway of the other side comes now.
+            for (last, forgotten) in [(0, forgotten), (5, false), (5, false)] {
+                let later = probe(&mut world, third.tip, &format!("{}:{last}", first.epoch.0));
+                assert_eq!((later.tip, later.recovering), (third.tip, true));
+                assert_eq!(later.floor == first.epoch, forgotten);
+                assert_eq!(later.ends.contains(&first), !forgotten);
+                assert!(later.ends.contains(&second));
+            }
         }
     }
 }

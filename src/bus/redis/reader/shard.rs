@@ -225,26 +225,27 @@ impl ShardReader {
     /// Takes what a reading brought, then the envelopes that waited for it.
     pub fn repaired(&mut self, reading: Reading, memory: &mut Memory, now: Instant) -> Found {
         let mut found = Found { forged: reading.forged(), ..Found::default() };
-        let (more, from) = (reading.more, self.read_from());
-        let mut read_again = more;
+        let from = self.read_from();
+        let mut read_again = reading.more;
         memory.report_view(&reading.view);
-        self.order.begin_history(&reading.view, &reading.entries);
+        let takes = self.order.begin_history(&reading.view, &reading.entries, reading.more);
         for mut entry in reading.entries {
             memory.learn(&mut entry, now);
             found.publishes(&entry);
             found.recover |= matches!(entry.body, Body::EpochStart { .. });
-            if !self.order.take_history(&entry, &mut found.deliveries) {
+            if takes && !self.order.take_history(&entry, &mut found.deliveries) {
                 read_again = true;
                 break;
             }
         }
-        if !read_again {
+        if takes && !read_again {
             read_again = !self.order.finish_history(&reading.view, &mut found.deliveries);
         }
+        let goes_on = (reading.more || !takes) && self.read_from() != from;
         let pending = self.pending.take().unwrap_or_default();
-        if read_again || pending.overflowed {
+        if read_again || !takes || pending.overflowed {
             self.pending = Some(Pending { overflowed: false, ..pending });
-            let is_new = !found.deliveries.is_empty() || more && self.read_from() != from;
+            let is_new = !found.deliveries.is_empty() || goes_on;
             found.read_history = Some(if is_new { Duration::ZERO } else { PAUSE });
             return found;
         }

@@ -132,28 +132,16 @@ impl Held {
         }
     }
 
-    /// Drops the frames of epochs up to `floor`: the bus has forgotten these.
-    pub fn forget(&mut self, floor: Epoch) {
-        // As a rule there are none: every answer of the script asks.
-        let before = self.frames.len();
-        while let Some(entry) = self.frames.first_entry()
-            && entry.key().epoch <= floor
-        {
-            self.bytes -= entry.remove().size();
-        }
-        if self.frames.len() < before {
-            self.arrivals.retain(|name| name.epoch > floor);
-        }
-    }
-
-    /// The frame with the lowest name that lies beyond `end_of` its epoch, of the epochs before
-    /// `before`.
+    /// The frame with the lowest name that lies beyond `end_of` its epoch, of the epochs after
+    /// `floor` and before `before`.
     pub fn first_beyond(
         &self,
-        before: Epoch,
+        (floor, before): (Epoch, Epoch),
         end_of: impl Fn(Epoch) -> Offset,
     ) -> Option<&HeldFrame> {
-        let mut from = Position::UNKNOWN;
+        let next =
+            |epoch: Epoch| Position { epoch: Epoch(epoch.0.saturating_add(1)), offset: Offset(0) };
+        let mut from = next(floor);
         loop {
             let (name, _) = self.frames.range(from..).next()?;
             let epoch = name.epoch;
@@ -170,7 +158,7 @@ impl Held {
             if let Some(found) = within.or(after) {
                 return Some(found);
             }
-            from = Position { epoch: Epoch(epoch.0.saturating_add(1)), offset: Offset(0) };
+            from = next(epoch);
         }
     }
 
@@ -348,12 +336,12 @@ mod tests {
         assert_eq!(all.aliases(&second), [(0, Position::new(2, 1))]);
         // The first is appended again with the name of the second, for who had that.
         let nothing_handled = |_| Offset(0);
-        let offered = all.first_beyond(Epoch(5), nothing_handled).unwrap();
+        let offered = all.first_beyond((Epoch::NONE, Epoch(5)), nothing_handled).unwrap();
         let known = offered.stamped.frame.provenance.clone().unwrap();
         assert_eq!(known.aliases, [(0, Position::new(4, 1))]);
         // Reading it again changes nothing.
         assert_eq!(all.aliases(&second), [(0, Position::new(2, 1))]);
-        let offered = all.first_beyond(Epoch(5), nothing_handled).unwrap();
+        let offered = all.first_beyond((Epoch::NONE, Epoch(5)), nothing_handled).unwrap();
         assert_eq!(offered.stamped.frame.provenance.as_ref().unwrap().aliases.len(), 1);
     }
 

@@ -95,7 +95,9 @@ impl Memory {
         self.recovering = view.recovering;
         self.ends = view.ends.iter().map(|end| (end.epoch, end.offset)).collect();
         self.floor = self.floor.max(view.floor);
-        self.forget();
+        // Frames of these epochs are not offered any more. They are held on, as long as there is
+        // room: they show which events of a split brain's other side are the same.
+        self.reported.forget(self.floor);
     }
 
     /// Learns which positions a message or an entry of history names.
@@ -194,11 +196,6 @@ impl Memory {
         view.ends.iter().for_each(|end| self.reported.add(*end));
     }
 
-    fn forget(&mut self) {
-        self.reported.forget(self.floor);
-        self.held.forget(self.floor);
-    }
-
     /// Holds a frame that this gateway appended.
     pub fn keep_own(&mut self, stamped: StampedFrame) {
         self.reported.add(stamped.frame.last());
@@ -256,9 +253,9 @@ impl Memory {
         self.reported.text()
     }
 
-    /// True if an event of this name is held.
+    /// True if an event of this name is held, and is offered if the bus loses it.
     pub fn holds(&self, name: Position) -> bool {
-        self.held.names(name)
+        name.epoch > self.floor && self.held.names(name)
     }
 
     /// True if a position of this name is known to have existed.
@@ -295,9 +292,9 @@ impl Memory {
         if self.tip == Position::UNKNOWN {
             return Task::Nothing;
         }
-        if let Some(held) = self.held.first_beyond(self.tip.epoch, |epoch| self.end_of(epoch)) {
+        if let Some(held) = self.first_beyond(|epoch| self.end_of(epoch)).cloned() {
             let cut = self.cut.take().filter(|cut| cut.first() == held.first());
-            return Task::Again(Offer::of(cut.unwrap_or_else(|| held.clone())));
+            return Task::Again(Offer::of(cut.unwrap_or(held)));
         }
         if self.recovering {
             return Task::Release;
@@ -318,7 +315,7 @@ impl Memory {
     /// True if there is something to be done for the shard's recovery now.
     pub fn has_task(&self, now: Instant) -> bool {
         self.recovering
-            || self.held.first_beyond(self.tip.epoch, |epoch| self.end_of(epoch)).is_some()
+            || self.first_beyond(|epoch| self.end_of(epoch)).is_some()
             || self.is_unaccounted() && self.unaccounted.is_none_or(|since| since + SETTLE <= now)
     }
 
@@ -335,8 +332,12 @@ impl Memory {
             Ordering::Equal => self.end_of(epoch).max(last.offset),
             Ordering::Greater => self.end_of(epoch),
         };
-        let held = self.held.first_beyond(self.tip.epoch, end_of)?;
-        Some(Offer::of(held.clone()))
+        Some(Offer::of(self.first_beyond(end_of)?.clone()))
+    }
+
+    /// The first frame that is held beyond these ends.
+    fn first_beyond(&self, end_of: impl Fn(Epoch) -> Offset) -> Option<&HeldFrame> {
+        self.held.first_beyond((self.floor, self.tip.epoch), end_of)
     }
 
     fn end_of(&self, epoch: Epoch) -> Offset {
@@ -435,4 +436,56 @@ pub fn encode_copy(held: &HeldFrame) -> Vec<u8> {
         streams: &stamped.streams,
     };
     encode_frame(&header, &stamped.frame.events)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn frame(epoch: u64, sequence: u64) -> Envelope {
+        let mut events = Vec::new();
+        put_event(&mut events, b"event");
+        let frame = Frame {
+            epoch: Epoch(epoch),
+            first: Offset(1),
+            count: 1,
+            time_ms: 0,
+            provenance: None,
+            events: events.into(),
+        };
+        let stamped = StampedFrame {
+            frame,
+            writer: 1,
+            sequence,
+            requests: Bytes::new(),
+            retain: Bytes::new(),
+            runs: Bytes::new(),
+            streams: Bytes::new(),
+        };
+        Envelope { position: stamped.frame.last(), body: Body::Frame(stamped) }
+    }
+
+    #[test]
+    fn an_event_of_an_epoch_that_the_shard_forgot_is_known_when_it_comes_under_another_name() {
+        let (mut memory, now) = (Memory::new((100, 1 << 20)), Instant::now());
+        let view = |epoch, floor| ShardView {
+            tip: Position::new(epoch, 1),
+            floor: Epoch(floor),
+            ..ShardView::default()
+        };
+        memory.learn_view(&view(5, 0));
+        memory.learn(&mut frame(5, 1), now);
+        // The other side of a split brain stays: epoch 5 is over there since long.
+        memory.learn_view(&view(9, 5));
+        assert!(!memory.holds(Position::new(5, 1)));
+        assert!(matches!(memory.task(now), Task::Nothing), "it is not offered any more");
+        let mut again = frame(9, 1);
+        memory.learn(&mut again, now);
+        let Body::Frame(stamped) = again.body else { panic!("no frame") };
+        let aliases = stamped.frame.provenance.map(|added| added.aliases);
+        assert_eq!(aliases, Some(vec![(0, Position::new(5, 1))]));
+        assert_eq!(memory.reported(), "9:1");
+    }
 }

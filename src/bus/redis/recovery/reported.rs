@@ -12,6 +12,8 @@ const MAX_EPOCHS: usize = 64;
 #[derive(Clone, Debug, Default)]
 pub struct Reported {
     epochs: BTreeMap<Epoch, Known>,
+    /// Epochs up to this one are forgotten, whatever still names them.
+    floor: Epoch,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -24,23 +26,26 @@ struct Known {
 impl Reported {
     /// Learns that a position existed.
     pub fn add(&mut self, position: Position) {
-        if position.is_known() {
-            let known = self.entry(position.epoch);
+        if let Some(known) = self.entry(position.epoch) {
             known.last = known.last.max(position.offset);
         }
     }
 
     /// Learns that positions of an epoch hold copies or notes.
     pub fn add_copies(&mut self, epoch: Epoch, copies: &Ranges) {
-        if epoch != Epoch::NONE && !copies.is_empty() {
-            self.entry(epoch).copies.add_all(copies);
+        if !copies.is_empty()
+            && let Some(known) = self.entry(epoch)
+        {
+            known.copies.add_all(copies);
         }
     }
 
     /// Learns that the positions from `first` to `last` hold copies or notes.
     pub fn add_copy(&mut self, epoch: Epoch, first: Offset, last: Offset) {
-        self.add(Position { epoch, offset: last });
-        self.entry(epoch).copies.add(first.0, last.0);
+        if let Some(known) = self.entry(epoch) {
+            known.last = known.last.max(last);
+            known.copies.add(first.0, last.0);
+        }
     }
 
     /// The last position of an epoch.
@@ -61,8 +66,9 @@ impl Reported {
 
     /// Forgets epochs up to `floor`.
     pub fn forget(&mut self, floor: Epoch) {
+        self.floor = self.floor.max(floor);
         while let Some(first) = self.epochs.first_entry()
-            && *first.key() <= floor
+            && *first.key() <= self.floor
         {
             first.remove();
         }
@@ -82,11 +88,14 @@ impl Reported {
         text
     }
 
-    fn entry(&mut self, epoch: Epoch) -> &mut Known {
+    fn entry(&mut self, epoch: Epoch) -> Option<&mut Known> {
+        if epoch <= self.floor {
+            return None;
+        }
         if self.epochs.len() >= MAX_EPOCHS && !self.epochs.contains_key(&epoch) {
             self.epochs.pop_first();
         }
-        self.epochs.entry(epoch).or_default()
+        Some(self.epochs.entry(epoch).or_default())
     }
 }
 
@@ -106,6 +115,9 @@ mod tests {
         reported.add(Position::new(12, 6));
         assert_eq!(reported.text(), "7:1 9:3 12:6:1-4");
         reported.forget(Epoch(7));
+        assert_eq!(reported.text(), "9:3 12:6:1-4");
+        // A copy may still name it.
+        reported.add(Position::new(7, 1));
         assert_eq!(reported.text(), "9:3 12:6:1-4");
     }
 
