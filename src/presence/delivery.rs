@@ -7,7 +7,8 @@
 //! was accepted: who had a stream before that is in it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    cell::LazyCell,
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -241,29 +242,7 @@ pub async fn follow(nodes: Arc<Nodes>, hub: Arc<Hub>, bus: SharedBus, stop: Canc
                 followed.clear();
                 hub.waits().begun().await;
             }
-            let mut messages: BTreeMap<MemberId, Vec<Bytes>> = BTreeMap::new();
-            let looked = hub.waits().look();
-            let youngest = looked.iter().map(|wait| wait.age).min().unwrap_or_default();
-            let streams = nodes.by_key();
-            for wait in looked {
-                let name = wait.stamp.name;
-                let of_wait = followed.entry(name).or_default();
-                let state = of_wait.state(&nodes, &streams, &wait);
-                let gives_up = wait.age >= wait.stamp.timeout.mul_f64(GIVES_UP);
-                if state.complete || gives_up && !of_wait.gave_up {
-                    of_wait.gave_up = true;
-                    if name.asked == nodes.delivery.member {
-                        nodes.delivery.take(state.clone());
-                    } else {
-                        let message = state.encode_to_vec().into();
-                        messages.entry(name.asked).or_default().push(message);
-                    }
-                }
-                if state.complete || wait.age > wait.stamp.timeout + GRACE {
-                    hub.waits().forget(name);
-                    followed.remove(&name);
-                }
-            }
+            let (youngest, messages) = nodes.look_at_waits(&hub, &mut followed);
             for (asked, messages) in messages {
                 // Names come with events, which are input like any other.
                 let is_known = nodes.others.view(|view| view.members.contains_key(&asked));
@@ -273,7 +252,10 @@ pub async fn follow(nodes: Arc<Nodes>, hub: Arc<Hub>, bus: SharedBus, stop: Canc
                     tracing::debug!(%error, "the gateway that asks was not answered");
                 }
             }
-            tokio::time::sleep(pause(youngest)).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause(youngest)) => {}
+                () = hub.waits().begun() => {}
+            }
         }
     };
     stop.run_until_cancelled(follow).await;
@@ -297,7 +279,10 @@ pub async fn collect(nodes: Arc<Nodes>, bus: SharedBus, stop: CancellationToken)
                 }
                 Err(error) => tracing::debug!(%error, "what other gateways say was not read"),
             }
-            tokio::time::sleep(pause(youngest)).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause(youngest)) => {}
+                () = delivery.begun.notified() => {}
+            }
         }
     };
     stop.run_until_cancelled(collect).await;
@@ -316,6 +301,40 @@ fn pause(age: Duration) -> Duration {
 }
 
 impl Nodes {
+    /// Looks at all waits: the age of the youngest, and what is to be said to other gateways.
+    fn look_at_waits(
+        &self,
+        hub: &Hub,
+        followed: &mut HashMap<WaitName, Followed>,
+    ) -> (Duration, BTreeMap<MemberId, Vec<Bytes>>) {
+        let mut messages: BTreeMap<MemberId, Vec<Bytes>> = BTreeMap::new();
+        let looked = hub.waits().look();
+        let youngest = looked.iter().map(|wait| wait.age).min().unwrap_or_default();
+        // Made where a stream is seen for the first time.
+        let streams = LazyCell::new(|| self.by_key());
+        let own = self.delivery.member;
+        for wait in looked {
+            let name = wait.stamp.name;
+            let of_wait = followed.entry(name).or_default();
+            let state = of_wait.state(own, |key| streams.get(key), &wait);
+            let gives_up = wait.age >= wait.stamp.timeout.mul_f64(GIVES_UP);
+            if state.complete || gives_up && !of_wait.gave_up {
+                of_wait.gave_up = true;
+                if name.asked == own {
+                    self.delivery.take(state.clone());
+                } else {
+                    let message = state.encode_to_vec().into();
+                    messages.entry(name.asked).or_default().push(message);
+                }
+            }
+            if state.complete || wait.age > wait.stamp.timeout + GRACE {
+                hub.waits().forget(name);
+                followed.remove(&name);
+            }
+        }
+        (youngest, messages)
+    }
+
     /// The streams by the keys under which waits note them.
     fn by_key(&self) -> HashMap<StreamKey, Arc<NodeEntry>> {
         self.all().into_iter().map(|entry| (entry.progress.key(), entry)).collect()
@@ -324,18 +343,20 @@ impl Nodes {
 
 impl Followed {
     /// How far the nodes of this gateway have come.
-    fn state(
+    fn state<'s>(
         &mut self,
-        nodes: &Nodes,
-        streams: &HashMap<StreamKey, Arc<NodeEntry>>,
+        member: MemberId,
+        stream: impl Fn(&StreamKey) -> Option<&'s Arc<NodeEntry>>,
         wait: &Looked,
     ) -> DeliveryState {
         // Whether each node has it with all of its streams.
         let mut done: BTreeMap<String, bool> = BTreeMap::new();
         let mut unnamed = false;
         for key in wait.pending.keys().chain(&wait.taken) {
-            if let Some(entry) = streams.get(key) {
-                self.entries.entry(*key).or_insert_with(|| entry.clone());
+            if let Entry::Vacant(vacant) = self.entries.entry(*key)
+                && let Some(entry) = stream(key)
+            {
+                vacant.insert(entry.clone());
             }
             let is_there = wait.pending.get(key);
             let Some(entry) = self.entries.get(key) else {
@@ -353,7 +374,7 @@ impl Followed {
             done.iter().filter(|(_, has)| !**has).map(|(id, _)| id).collect();
         DeliveryState {
             wait: wait.stamp.name.number,
-            member: nodes.delivery.member.0,
+            member: member.0,
             complete: wait.whole && pending.is_empty() && !unnamed,
             concerned_nodes: count(done.len()),
             done_nodes: count(done.len() - pending.len()),

@@ -4,7 +4,7 @@ use serde_json::json;
 use tonic::Code;
 use trunkline_proto::v1::{
     Event, EventKind, Exclusion, Filter, GetStatusRequest, ListNodesRequest, PublishRequest, Start,
-    SubscribeRequest, Target, event::Kind, subscribe_response::Response,
+    SubscribeRequest, Target, WaitFor, event::Kind, subscribe_response::Response,
 };
 
 use super::{
@@ -303,4 +303,26 @@ async fn a_request_id_is_that_of_its_identity_and_node_alone() {
     let mut types: Vec<_> = seen.iter().map(custom_type).collect();
     types.sort();
     assert_eq!(types, ["org.web.mx", "org.web.other", "org.web.web"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_are_waited_for_are_named_to_who_may_list_nodes() {
+    let (files, gateway) = Files::with_gateway("optional").await;
+    let mx = connect(&gateway, &files.token(MX_TOKEN)).await;
+    let web = connect(&gateway, &files.token(WEB_TOKEN)).await;
+    // A Subscribe cannot acknowledge.
+    let _stream = subscribe(&mx, request("mx-9", Filter::default())).await.expect("a stream");
+    for (node, node_id, named) in [(&mx, "mx-1", vec!["mx-9".to_owned()]), (&web, "web", vec![])] {
+        let request = PublishRequest {
+            node_id: node_id.into(),
+            events: vec![events::custom("org.web.a")],
+            wait_for: WaitFor::Acknowledged.into(),
+            wait_timeout: Some(prost_types::Duration { seconds: 0, nanos: 300_000_000 }),
+            ..Default::default()
+        };
+        let published = node.clone().publish(request).await.expect("published").into_inner();
+        let report = published.delivery.expect("a report");
+        assert_eq!((report.complete, report.concerned_nodes, report.done_nodes), (false, 1, 0));
+        assert_eq!(report.pending_node_ids, named);
+    }
 }
