@@ -52,9 +52,10 @@ fn ids(chunks: &[Bytes]) -> Vec<u64> {
     batch.events.iter().map(|event| event.event_id.parse().unwrap()).collect()
 }
 
-/// Polls a cursor until it has an item, or waits for more than what tasks have ready.
+/// Polls a cursor until it has an item, or waits for more than what tasks have ready: it may turn
+/// many pages that have nothing for it, and waits for each of them.
 async fn next_now(cursor: &mut Cursor) -> Option<Result<Item, AppendError>> {
-    for _ in 0..4 {
+    for _ in 0..100 {
         if let Some(item) = cursor.next().now_or_never() {
             return Some(item);
         }

@@ -22,7 +22,7 @@ use prost::Message;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{NodeEntry, Nodes};
+use super::{NodeEntry, Nodes, others::Member};
 use crate::{
     bus::{MemberId, SharedBus},
     hub::{
@@ -153,54 +153,47 @@ impl Wait {
     /// Waits for the nodes, after the events were accepted. `others`: there can be other gateways.
     pub async fn report(self, others: bool) -> v1::DeliveryReport {
         let until = tokio::time::Instant::now() + self.timeout;
-        let own = self.nodes.delivery.member;
+        let mut expected = None;
         let all = async {
             if others {
                 self.nodes.delivery.exchanged().await;
             }
-            while !self.expected().iter().all(|member| self.is_complete(*member)) {
+            // Those that come later have no node that had a stream before.
+            let expected = expected.insert(self.gateways());
+            while !expected.keys().all(|member| self.state(*member).is_some_and(|s| s.complete)) {
                 self.changed.notified().await;
             }
         };
         let complete = tokio::time::timeout_at(until, all).await.is_ok();
         let mut report = v1::DeliveryReport { complete, ..Default::default() };
-        let asked = self.nodes.delivery.asked.lock();
-        let states = asked.get(&self.name.number).map(|asked| &asked.states);
         let mut pending = BTreeSet::new();
-        for member in self.expected() {
-            let Some(state) = states.and_then(|states| states.get(&member)) else {
-                let of_other = self.nodes.others.view(|view| {
-                    view.members.get(&member).map(|other| other.record.gateway_id.clone())
-                });
-                let name = if member == own {
-                    Some(self.nodes.gateway.about.gateway_id.clone())
-                } else {
-                    of_other
-                };
-                report.silent_gateway_ids.extend(name);
+        for (member, gateway_id) in expected.unwrap_or_else(|| self.gateways()) {
+            let Some(state) = self.state(member) else {
+                report.silent_gateway_ids.push(gateway_id);
                 continue;
             };
             report.concerned_nodes = report.concerned_nodes.saturating_add(state.concerned_nodes);
             report.done_nodes = report.done_nodes.saturating_add(state.done_nodes);
-            pending.extend(state.pending_node_ids.iter().cloned());
+            pending.extend(state.pending_node_ids);
         }
         report.silent_gateway_ids.sort();
         report.pending_node_ids = pending.into_iter().take(MAX_NAMED).collect();
         report
     }
 
-    /// The gateways that must say something.
-    fn expected(&self) -> Vec<MemberId> {
-        let own = self.nodes.delivery.member;
-        self.nodes
-            .others
-            .view(|view| [own].into_iter().chain(view.members.keys().copied()).collect())
+    /// The gateways that are known now, which must say something, with their ids.
+    fn gateways(&self) -> BTreeMap<MemberId, String> {
+        let own = (self.nodes.delivery.member, self.nodes.gateway.about.gateway_id.clone());
+        self.nodes.others.view(|view| {
+            let id = |(id, other): (&MemberId, &Member)| (*id, other.record.gateway_id.clone());
+            view.members.iter().map(id).chain([own]).collect()
+        })
     }
 
-    fn is_complete(&self, member: MemberId) -> bool {
+    /// What a gateway has said.
+    fn state(&self, member: MemberId) -> Option<DeliveryState> {
         let asked = self.nodes.delivery.asked.lock();
-        let states = asked.get(&self.name.number).map(|asked| &asked.states);
-        states.and_then(|states| states.get(&member)).is_some_and(|state| state.complete)
+        asked.get(&self.name.number)?.states.get(&member).cloned()
     }
 }
 
