@@ -3,10 +3,10 @@
 //!
 //! It is a node of both: it subscribes at the source with a resume token, and publishes at the
 //! destination with a publisher id, so that neither side loses or repeats anything. Between the two
-//! lies its state file ([`journal`]), and with that the promise holds over a link that is killed.
+//! lies its state file (`journal.rs`), and with that the promise holds over a link that is killed.
 //! What the source reports as a gap is published at the destination as an event that streams there
-//! get as a gap ([`carry`]); so is what the destination rejects, and what was sent so long ago that
-//! the destination may have forgotten it.
+//! get as a gap (`carry.rs`); so is what the destination rejects, and what was sent so long ago
+//! that the destination may have forgotten it.
 //!
 //! It stands on `trunkline-client` alone, like any node.
 

@@ -22,6 +22,7 @@ mod garbage;
 mod health;
 mod last_value;
 mod limits;
+mod missed_events;
 mod not_grpc;
 mod passthrough;
 mod protocol;
