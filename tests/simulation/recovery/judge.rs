@@ -216,7 +216,9 @@ impl Seen {
             // What nobody holds, and of which nobody told the line, is lost without a trace (X1).
             let names = &events.names[event];
             // Nor is what was lost with an epoch that is forgotten by its age, and is that old.
+            // Earlier versions do not know again what they have forgotten.
             let is_old = events.recorded[event] + FORGET_MS < world.elapsed.as_millis();
+            let is_old = is_old || world.forgets && world.is_mixed();
             if is_old && names.iter().all(|(epoch, _)| *epoch <= world.floor) {
                 continue;
             }

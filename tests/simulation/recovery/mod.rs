@@ -239,6 +239,7 @@ mod kept {
         who_releases_a_shard_on_another_server_takes_no_part_yet 186_529,
         a_stream_that_was_numbered_without_a_frozen_gateway_may_be_taken_over 154_653,
         what_the_losing_side_of_a_long_split_accepted_comes_or_is_reported 18_485,
+        an_earlier_version_does_not_know_again_what_it_forgot 224_466,
         a_copy_that_lacks_an_event_gives_the_others_no_wrong_names 367_634,
         an_epoch_is_younger_than_all_that_is_left_of_its_shard 49_849,
         two_sides_of_a_split_begin_different_epochs 97_686,

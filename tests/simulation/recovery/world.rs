@@ -1081,6 +1081,11 @@ impl World {
         self.requests.push(Request { id, events, answers: BTreeSet::new(), answered: None });
     }
 
+    /// True if some gateways have, or had, an earlier version.
+    pub fn is_mixed(&self) -> bool {
+        !self.earlier.is_empty()
+    }
+
     pub fn steps(&self) -> u64 {
         self.steps
     }
