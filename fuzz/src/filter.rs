@@ -1,6 +1,9 @@
 use prost::Message;
 use trunkline::hub::{event::EventView, filter::Filter};
-use trunkline_proto::v1::{self, event::Kind};
+use trunkline_proto::{
+    kinds::{MISSED_EVENTS, NUMBERS},
+    v1::{self, event::Kind},
+};
 
 use super::event::{account, custom_type, has_known_kinds_only};
 
@@ -24,6 +27,15 @@ pub fn filter(bytes: &[u8]) {
 /// The comments of `Filter`, `Target` and `SubscribeRequest`, word by word, on the decoded event.
 fn is_included(request: &v1::SubscribeRequest, filter: &v1::Filter, event: &v1::Event) -> bool {
     let Some(kind) = event.kind.as_ref().map(Kind::number) else { return false };
+    if let Some(Kind::MissedEvents(report)) = &event.kind {
+        // It stands for events of its kinds, whatever else.
+        let is_one_of = |kinds: &[i32], kind| kinds.is_empty() || kinds.contains(&kind);
+        return NUMBERS.map(i32::from).any(|kind| {
+            kind != i32::from(MISSED_EVENTS)
+                && is_one_of(&filter.kinds, kind)
+                && is_one_of(&report.kinds, kind)
+        });
+    }
     let contains = |names: &[String], name: &str| names.iter().any(|other| other == name);
     if !filter.kinds.is_empty() && !filter.kinds.contains(&kind.into()) {
         return false;
