@@ -30,7 +30,7 @@ const PUBLISH_TIME: u32 = 3;
 const TARGET: u32 = 4;
 const TRACEPARENT: u32 = 6;
 const TRACESTATE: u32 = 7;
-const WAITER: u32 = 8;
+const WAITER: u32 = 101;
 const TARGET_NODE_IDS: u32 = 1;
 const TARGET_ROLES: u32 = 2;
 /// `account_id` of the kinds that concern an account, and `type` of custom events.

@@ -201,7 +201,7 @@ async fn publish_waits_for_nodes_and_names_who_has_not_the_event() {
     let node = TestNode::connect(&gateway, "imap-1").await;
     let _stream = node.subscribe(node.request()).await;
     let publish = async |stage| {
-        let args = ["publish", "--wait-for", stage, "--wait-timeout", "1s", "queue-refresh"];
+        let args = ["publish", "--wait-for", stage, "--wait-timeout", "3s", "queue-refresh"];
         to(&gateway, args).run(LIMIT).await
     };
     let delivered = publish("delivered").await;

@@ -317,7 +317,7 @@ async fn nodes_that_are_waited_for_are_named_to_who_may_list_nodes() {
             node_id: node_id.into(),
             events: vec![events::custom("org.web.a")],
             wait_for: WaitFor::Acknowledged.into(),
-            wait_timeout: Some(prost_types::Duration { seconds: 0, nanos: 300_000_000 }),
+            wait_timeout: Some(prost_types::Duration { seconds: 3, nanos: 0 }),
             ..Default::default()
         };
         let published = node.clone().publish(request).await.expect("published").into_inner();
