@@ -6,7 +6,11 @@ use bytes::Bytes;
 
 use crate::{
     bus::put_event,
-    hub::{event::EventMeta, explanation::Explanation, log::IndexedFrame, waits::WaitStamp},
+    hub::{
+        event::{EventMeta, WaitStamp},
+        explanation::Explanation,
+        log::IndexedFrame,
+    },
     trace_context::TraceContext,
 };
 

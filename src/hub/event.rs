@@ -8,6 +8,7 @@
 mod routing;
 mod stamp;
 mod target;
+mod waiter;
 pub(crate) mod wire;
 
 use std::{fmt, ops::Range};
@@ -17,6 +18,7 @@ pub use routing::{routing_key_hash, shard_of};
 pub use stamp::{stamp, stamped_len};
 pub use target::{TargetName, TargetNames};
 use trunkline_proto::kinds::{self, Subject};
+pub use waiter::{MAX_WAIT, WaitName, WaitStamp};
 pub use wire::Malformed;
 use wire::{Field, Fields, Span};
 

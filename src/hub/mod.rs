@@ -39,7 +39,7 @@ use self::{
     producers::Producers,
     readers::Readers,
     router::Router,
-    waits::{WaitStamp, Waits},
+    waits::Waits,
 };
 use crate::bus::{Delivery, PublisherId, ShardId, SharedBus, Sink, StreamNumber};
 
@@ -122,7 +122,7 @@ impl Hub {
         }
         let concerned = self.router.concerned(entry);
         for index in 0..frame.events.len() {
-            if let Some(stamp) = frame.view(index).waiter().and_then(WaitStamp::decode) {
+            if let Some(stamp) = frame.view(index).waiter().and_then(event::WaitStamp::decode) {
                 self.waits.arrived(stamp, (shard.index(), number), &concerned);
             }
         }

@@ -13,78 +13,15 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::router::Interest;
-use crate::bus::MemberId;
+use super::{
+    event::{WaitName, WaitStamp},
+    router::Interest,
+};
 
 /// Waits that are followed, and streams in all of them together. More are not followed: their
 /// publishers are answered that nothing is known of this gateway.
 const MAX_WAITS: usize = 4096;
 const MAX_STREAMS: usize = 1 << 20;
-
-/// The longest time for which a publisher waits.
-pub const MAX_WAIT: Duration = Duration::from_mins(1);
-
-/// Bytes of an encoded stamp.
-const STAMP_BYTES: usize = 25;
-
-/// Names a publisher's wait: the gateway that was asked, and its number there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct WaitName {
-    /// The gateway.
-    pub asked: MemberId,
-    /// The number of the wait.
-    pub number: u64,
-}
-
-/// What an event says of the wait for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WaitStamp {
-    /// The wait.
-    pub name: WaitName,
-    /// True if nodes must acknowledge the event, not only receive it.
-    pub acknowledged: bool,
-    /// The place of the event among those of the wait, and the number of these.
-    pub index: u16,
-    /// See `index`.
-    pub count: u16,
-    /// The time for which the publisher waits.
-    pub timeout: Duration,
-}
-
-impl WaitStamp {
-    /// The content of the field.
-    pub fn encode(&self) -> [u8; STAMP_BYTES] {
-        let mut bytes = [0; STAMP_BYTES];
-        bytes[..8].copy_from_slice(&self.name.asked.0.to_be_bytes());
-        bytes[8..16].copy_from_slice(&self.name.number.to_be_bytes());
-        bytes[16] = u8::from(self.acknowledged);
-        bytes[17..19].copy_from_slice(&self.index.to_be_bytes());
-        bytes[19..21].copy_from_slice(&self.count.to_be_bytes());
-        let ms = u32::try_from(self.timeout.as_millis()).unwrap_or(u32::MAX);
-        bytes[21..].copy_from_slice(&ms.to_be_bytes());
-        bytes
-    }
-
-    /// Reads the content of the field. None: no gateway of this version wrote it.
-    pub fn decode(bytes: &[u8]) -> Option<WaitStamp> {
-        let bytes: &[u8; STAMP_BYTES] = bytes.try_into().ok()?;
-        let number = |range: std::ops::Range<usize>| {
-            bytes[range].iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte))
-        };
-        let [index, count] = [17..19, 19..21].map(|range| u16::try_from(number(range)));
-        let (index, count) = (index.ok()?, count.ok()?);
-        if bytes[16] > 1 || index >= count {
-            return None;
-        }
-        Some(WaitStamp {
-            name: WaitName { asked: MemberId(number(0..8)), number: number(8..16) },
-            acknowledged: bytes[16] == 1,
-            index,
-            count,
-            timeout: Duration::from_millis(number(21..25)).min(MAX_WAIT),
-        })
-    }
-}
 
 /// A stream, for as long as one of its entries here is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -233,8 +170,7 @@ impl Wait {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::filter::Filter;
-    use crate::proto::v1;
+    use crate::{bus::MemberId, hub::filter::Filter, proto::v1};
 
     fn stamp(index: u16, count: u16) -> WaitStamp {
         WaitStamp {
@@ -248,19 +184,6 @@ mod tests {
 
     fn interest() -> Arc<Interest> {
         Arc::new(Interest::new(&Filter::new(&v1::Filter::default(), "n", &[], false), 2))
-    }
-
-    #[test]
-    fn a_stamp_is_read_as_it_was_written_and_nothing_else_is_one() {
-        let whole = stamp(3, 4);
-        assert_eq!(WaitStamp::decode(&whole.encode()), Some(whole));
-        assert_eq!(WaitStamp::decode(&whole.encode()[1..]), None);
-        assert_eq!(WaitStamp::decode(&stamp(4, 4).encode()), None);
-        let mut wrong = whole.encode();
-        wrong[16] = 2;
-        assert_eq!(WaitStamp::decode(&wrong), None);
-        let long = WaitStamp { timeout: Duration::from_hours(1), ..whole };
-        assert_eq!(WaitStamp::decode(&long.encode()).unwrap().timeout, MAX_WAIT);
     }
 
     #[test]

@@ -27,7 +27,8 @@ use crate::{
     bus::{MemberId, SharedBus},
     hub::{
         Hub,
-        waits::{Looked, StreamKey, WaitName, WaitStamp},
+        event::{WaitName, WaitStamp},
+        waits::{Looked, StreamKey},
     },
     proto::{bus_v1::DeliveryState, v1},
 };
@@ -51,6 +52,9 @@ const GIVES_UP: f64 = 0.8;
 
 /// The time after the start in which a stream is not opened before other gateways know this one.
 const ANNOUNCE: Duration = Duration::from_secs(3);
+
+/// The time in which a gateway that asks is looked up.
+const LOOK_UP: Duration = Duration::from_secs(1);
 
 /// How long a wait is followed after its publisher's time is over.
 const GRACE: Duration = Duration::from_secs(1);
@@ -237,8 +241,13 @@ pub async fn follow(nodes: Arc<Nodes>, hub: Arc<Hub>, bus: SharedBus, stop: Canc
             }
             let (youngest, messages) = nodes.look_at_waits(&hub, &mut followed);
             for (asked, messages) in messages {
-                // Names come with events, which are input like any other.
-                let is_known = nodes.others.view(|view| view.members.contains_key(&asked));
+                // Names come with events, which are input like any other. One that is not known has
+                // just started, if it is one.
+                let is_known = || nodes.others.view(|view| view.members.contains_key(&asked));
+                if !is_known() {
+                    let _ = tokio::time::timeout(LOOK_UP, nodes.delivery.exchanged()).await;
+                }
+                let is_known = is_known();
                 if let Some(members) = bus.members().filter(|_| is_known)
                     && let Err(error) = members.leave_messages(asked, messages).await
                 {

@@ -57,6 +57,10 @@ const MAX_CALL_SHARDS: usize = 32;
 /// Bytes of what the agents among its nodes report of themselves.
 const MAX_AGENT_BYTES: usize = 1 << 20;
 
+/// The time after which all records are read in place of those that changed, as they are while
+/// others write anew what the store has lost: what is lost without a trace is found so.
+const READ_ALL: Duration = Duration::from_mins(5);
+
 /// The time limit of a gateway's last record.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -70,6 +74,9 @@ struct Membership {
     taken: Option<u64>,
     /// The last change of all records that is known here.
     known: Option<LastChange>,
+    /// When all records were last read, and when the store was last seen to have lost this one's.
+    read_all: Option<Instant>,
+    lost: Option<Instant>,
     stats: OwnStats,
     /// When stats of others were last read, which gives the number that may be read now.
     paced: Instant,
@@ -97,6 +104,8 @@ pub async fn run(nodes: Arc<Nodes>, bus: SharedBus, stop: CancellationToken) {
         number: 0,
         taken: None,
         known: None,
+        read_all: None,
+        lost: None,
         stats: OwnStats::default(),
         paced: Instant::now(),
         failing: false,
@@ -161,6 +170,12 @@ impl Membership {
             let exchange = members.exchange(update).await?;
             let taken = exchange.taken;
             self.known.clone_from(&exchange.known);
+            if exchange.all {
+                self.read_all = Some(Instant::now());
+            }
+            if !taken {
+                self.lost = Some(Instant::now());
+            }
             if taken {
                 self.taken = Some(self.number);
                 self.stats.published = stats_revision;
@@ -202,9 +217,16 @@ impl Membership {
             has_shards: self.taken.is_some(),
             record: record.encode_to_vec().into(),
             shards,
-            known: self.known.clone(),
+            known: self.known.clone().filter(|_| !self.wants_all()),
             silent_after: STALE_AFTER,
         }
+    }
+
+    /// True if this exchange is to read all records.
+    fn wants_all(&self) -> bool {
+        // In this time the others have written theirs again; who has not is gone.
+        let lost = self.lost.is_some_and(|lost| lost.elapsed() < TTL + 2 * INTERVAL);
+        lost || self.read_all.is_none_or(|read| read.elapsed() >= READ_ALL)
     }
 
     /// The record of this gateway, without its nodes.

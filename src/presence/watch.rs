@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use super::{Listed, NodeEntry, agents, timestamp};
 use crate::{
-    hub::waits::{WaitName, WaitStamp},
+    hub::event::{WaitName, WaitStamp},
     proto::{bus_v1, v1},
 };
 

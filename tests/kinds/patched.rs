@@ -25,7 +25,7 @@ const ARM: (&str, &str) = (
 const VALUE: (&str, &str) =
     ("  EVENT_KIND_CUSTOM = 20;\n", "  // `Event.quota_change`\n  EVENT_KIND_QUOTA_CHANGE = 30;\n");
 const ROW: (&str, &str) = (
-    "    Custom(CustomEvent) = 20, \"custom\", CustomType,
+    "    MissedEvents(MissedEvents) = 21, \"missed_events\", None,
         keep_last: false, merge: None;\n",
     "    QuotaChange(QuotaChange) = 30, \"quota_change\", Account, keep_last: false,
         merge: Some(|earlier, later| {

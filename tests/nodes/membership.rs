@@ -167,3 +167,39 @@ async fn member_records_that_redis_lost_are_written_again() {
     until(LIMIT, "both nodes", async || node_ids(&c).await == ["node-a", "node-b"]).await;
     assert_eq!(gateway_ids(&c).await, ["gw-a", "gw-b", "gw-c"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_dies_while_redis_loses_all_is_forgotten() {
+    let redis = redis().await;
+    let (a, b) = two(&redis).await;
+    let c = one_more(&redis, "gw-c").await;
+    for gateway in [&a, &b] {
+        until(LIMIT, "all", async || gateway_ids(gateway).await.len() == 3).await;
+    }
+    c.kill_9();
+    redis.cli(&["FLUSHALL"]).await;
+    for gateway in [&a, &b] {
+        until(2 * FORGOTTEN, "it is gone", async || gateway_ids(gateway).await == ["gw-a", "gw-b"])
+            .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gateways_of_earlier_versions_are_listed_and_forgotten() {
+    let redis = redis().await;
+    let (a, b) = two(&redis).await;
+    // Its number has no mark: it writes no changes, and removes what is over without a trace.
+    let now = redis.command::<Vec<u64>>(&["TIME"]).await.unwrap()[0] * 1000;
+    // `gateway_id`, the first field of its record.
+    let record = format!("{} {now} 7 \n\u{6}gw-old", now + 60_000);
+    let (heads, member) = ("nodes:{members}:heads", "00000000000000aa");
+    let _: u32 = redis.command(&["HSET", heads, member, &record]).await.unwrap();
+    for gateway in [&a, &b] {
+        let all = ["gw-a", "gw-b", "gw-old"];
+        until(LIMIT, "it is listed", async || gateway_ids(gateway).await == all).await;
+    }
+    let _: u32 = redis.command(&["HDEL", heads, member]).await.unwrap();
+    for gateway in [&a, &b] {
+        until(LIMIT, "it is gone", async || gateway_ids(gateway).await == ["gw-a", "gw-b"]).await;
+    }
+}

@@ -85,22 +85,29 @@ end
 -- Everybody's records, without those that are over. These and those that became silent since the
 -- last sweep are changes.
 local function sweep()
-  local alive, sees_earlier = {}, '0'
+  local alive, over, sees_earlier = {}, {}, '0'
   local records = redis.call('HGETALL', KEYS[1])
   for i = 1, #records, 2 do
     local member = records[i]
     local deadline, written, number, record = parse(records[i + 1])
     if deadline == nil or deadline < now then
       redis.call('HDEL', KEYS[1], member)
-      change(member)
+      over[#over + 1] = member
     else
       if string.sub(number, 1, 1) ~= '0' then sees_earlier = '1' end
       local silent = written + silent_after
-      if silent <= now and silent > swept then change(member) end
+      if silent <= now and silent > swept then over[#over + 1] = member end
       alive[#alive + 1] = member
       alive[#alive + 1] = num(math.max(now - written, 0))
       alive[#alive + 1] = record
     end
+  end
+  table.sort(over)
+  for i = 1, #over do change(over[i]) end
+  -- What gateways of earlier versions removed is no change: everybody looks at all once more.
+  if earlier == '1' and sees_earlier == '0' then
+    last = last + KEPT
+    change(ARGV[1])
   end
   earlier, swept = sees_earlier, now
   fields[#fields + 1] = 'earlier'

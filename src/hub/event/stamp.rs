@@ -7,10 +7,10 @@ use prost::Message;
 use prost_types::Timestamp;
 use uuid::Uuid;
 
-use crate::{hub::waits::WaitStamp, trace_context::IncomingTrace};
+use crate::trace_context::IncomingTrace;
 
 use super::{
-    EVENT_ID, EventView, PUBLISH_TIME, SOURCE, TRACEPARENT, TRACESTATE, WAITER,
+    EVENT_ID, EventView, PUBLISH_TIME, SOURCE, TRACEPARENT, TRACESTATE, WAITER, WaitStamp,
     wire::{put_field, put_varint},
 };
 

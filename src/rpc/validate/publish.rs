@@ -11,10 +11,7 @@ use super::{Check, path::Path};
 use crate::{
     config::Limits,
     errors::Error,
-    hub::{
-        event::{EventView, Malformed, routing_key_hash, stamp, stamped_len},
-        waits::{MAX_WAIT, WaitStamp},
-    },
+    hub::event::{EventView, MAX_WAIT, Malformed, WaitStamp, routing_key_hash, stamp, stamped_len},
     presence::delivery::Wait,
     proto::v1,
     rpc::request::PublishRequest,
