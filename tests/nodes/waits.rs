@@ -167,6 +167,7 @@ async fn who_leaves_without_the_event_and_who_does_not_read_are_named() {
     let report = publish(&publisher, "late", WaitFor::Delivered, SHORT).await.unwrap();
     assert_eq!((report.complete, report.pending_node_ids), (false, vec!["slow".to_owned()]));
     drop(stream);
+    until(LIMIT, "it is gone", async || node_ids(&b).await.is_empty()).await;
     let report = publish(&publisher, "gone", WaitFor::Delivered, LIMIT).await.unwrap();
     assert!(report.complete, "{report:?}");
 }
