@@ -14,6 +14,7 @@ Values that are wrong must be refused, with what is wrong and what to do.
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import tempfile
@@ -77,7 +78,9 @@ WRONG_CONFIG = [
 
 def run(*command: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
     texts = [str(one) for one in command]
-    return subprocess.run(texts, input=stdin, capture_output=True, text=True, timeout=120)
+    # The command line takes such variables for settings.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("TRUNKLINE_")}
+    return subprocess.run(texts, input=stdin, capture_output=True, text=True, timeout=120, env=env)
 
 
 def success(*command: str | Path, stdin: str = "") -> str:
