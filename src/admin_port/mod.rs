@@ -5,14 +5,15 @@
 
 pub mod text;
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use axum::{
     Router,
     extract::Request,
     http::{HeaderValue, Method, StatusCode, header},
-    middleware::Next,
+    middleware::{self, Next},
     response::{IntoResponse, Response},
+    routing::get,
 };
 use bytes::Bytes;
 use hyper::server::conn::http1;
@@ -112,6 +113,26 @@ async fn connection(stream: TcpStream, router: Router, close: CancellationToken)
     }
     served.as_mut().graceful_shutdown();
     let _ = tokio::time::timeout(CLOSE_TIMEOUT, served).await;
+}
+
+/// The routes of a process that is no gateway: `/livez`; `/readyz`, with the reason why it is not
+/// ready; and `/metrics`.
+pub fn probes<S: Send + Sync + 'static>(
+    shared: Arc<S>,
+    ready: fn(&S) -> Result<(), &'static str>,
+    metrics: fn(&S) -> String,
+) -> Router {
+    let of_ready = shared.clone();
+    let readyz = async move || match ready(&of_ready) {
+        Ok(()) => answer(StatusCode::OK, PLAIN, "ready\n"),
+        Err(why) => answer(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("not ready: {why}\n")),
+    };
+    let metrics = async move || answer(StatusCode::OK, text::MEDIA_TYPE, metrics(&shared));
+    Router::new()
+        .route("/livez", get(async || answer(StatusCode::OK, PLAIN, "live\n")))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .layer(middleware::from_fn(read_only))
 }
 
 /// Refuses methods that could mean a change, whatever the path.

@@ -21,11 +21,11 @@ use trunkline::{
         serve::{self, Address, Join, Listener, StateFolder},
         session::Credentials,
     },
-    config::{Config, RedisUrl, Sources},
+    config::RedisUrl,
 };
 
 pub(super) use self::file::with_file;
-use super::{Failure, Form, GatewayArgs, log::Log, serve::secret_url};
+use super::{Failure, Form, GatewayArgs, log::LogArgs, serve::secret_url};
 
 /// The longest wait before an agent looks for a gateway again: a mail server hears nothing until
 /// then, and there is one agent on each of its hosts.
@@ -97,32 +97,17 @@ pub(super) struct Agent {
     /// Address of the agent's admin port, with /livez, /readyz and /metrics [default: none]
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<SocketAddr>,
-    /// Format of the log: text or json
-    #[arg(long, value_name = "FORMAT")]
-    log_format: Option<String>,
-    /// Level of the log: error, warn, info, debug
-    #[arg(long, value_name = "LEVEL")]
-    log_level: Option<String>,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 impl Agent {
     pub(super) fn form(&self) -> Form {
-        if self.log_format.as_deref() == Some("json") { Form::Log } else { Form::Text }
+        self.log.form()
     }
 
     pub(super) async fn run(&self) -> Result<(), Failure> {
-        let mut sources = Sources::default();
-        for (key, value) in [("logFormat", &self.log_format), ("logLevel", &self.log_level)] {
-            if let Some(value) = value {
-                sources.set(key, value);
-            }
-        }
-        let config = Config::load(&sources);
-        let config = config.map_err(|error| Failure::Configuration(error.to_string()))?;
-        let log = Log::start(&config)?;
-        let result = self.serve().await;
-        log.flush();
-        result
+        self.log.around(self.serve()).await
     }
 
     async fn serve(&self) -> Result<(), Failure> {

@@ -13,7 +13,6 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use trunkline::{
     admin_port,
-    config::{Config, Sources},
     link::{self, Link as Running, LinkError},
 };
 use trunkline_client::{Builder, Client, Credentials, ErrorKind};
@@ -23,7 +22,7 @@ use super::{
     Failure, Form,
     connection::{parse_address, read},
     kinds::parse_kind,
-    log::Log,
+    log::LogArgs,
 };
 
 /// Megabytes that may be in flight, at most.
@@ -107,32 +106,17 @@ pub(super) struct Link {
     /// Address of the link's admin port, with /livez, /readyz and /metrics [default: none]
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<SocketAddr>,
-    /// Format of the log: text or json
-    #[arg(long, value_name = "FORMAT")]
-    log_format: Option<String>,
-    /// Level of the log: error, warn, info, debug
-    #[arg(long, value_name = "LEVEL")]
-    log_level: Option<String>,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 impl Link {
     pub(super) fn form(&self) -> Form {
-        if self.log_format.as_deref() == Some("json") { Form::Log } else { Form::Text }
+        self.log.form()
     }
 
     pub(super) async fn run(&self) -> Result<(), Failure> {
-        let mut sources = Sources::default();
-        for (key, value) in [("logFormat", &self.log_format), ("logLevel", &self.log_level)] {
-            if let Some(value) = value {
-                sources.set(key, value);
-            }
-        }
-        let config = Config::load(&sources);
-        let config = config.map_err(|error| Failure::Configuration(error.to_string()))?;
-        let log = Log::start(&config)?;
-        let result = self.serve().await;
-        log.flush();
-        result
+        self.log.around(self.serve()).await
     }
 
     async fn serve(&self) -> Result<(), Failure> {

@@ -8,9 +8,10 @@ use std::{
     time::Duration,
 };
 
+use clap::Args;
 use tracing_subscriber::{EnvFilter, Registry, fmt, layer::SubscriberExt, reload};
 use trunkline::{
-    config::{Config, LogFormat},
+    config::{Config, LogFormat, Sources},
     log::LogQueue,
 };
 
@@ -18,6 +19,43 @@ use super::{Failure, Form};
 
 /// The time that the last lines are given when the process ends.
 const FLUSH: Duration = Duration::from_secs(1);
+
+/// How a process logs that has no configuration of a gateway.
+#[derive(Args)]
+pub(super) struct LogArgs {
+    /// Format of the log: text or json
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+    /// Level of the log: error, warn, info, debug
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+}
+
+impl LogArgs {
+    /// The form of its failures.
+    pub(super) fn form(&self) -> Form {
+        if self.log_format.as_deref() == Some("json") { Form::Log } else { Form::Text }
+    }
+
+    /// Logs while the process runs.
+    pub(super) async fn around(
+        &self,
+        process: impl Future<Output = Result<(), Failure>>,
+    ) -> Result<(), Failure> {
+        let mut sources = Sources::default();
+        for (key, value) in [("logFormat", &self.log_format), ("logLevel", &self.log_level)] {
+            if let Some(value) = value {
+                sources.set(key, value);
+            }
+        }
+        let config = Config::load(&sources);
+        let config = config.map_err(|error| Failure::Configuration(error.to_string()))?;
+        let log = Log::start(&config)?;
+        let result = process.await;
+        log.flush();
+        result
+    }
+}
 
 /// The log of this process.
 #[derive(Clone)]

@@ -7,49 +7,32 @@
 //! | `/metrics` | all metrics, in the text format of Prometheus |
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::SystemTime,
 };
 
-use axum::{
-    Router, extract::State, http::StatusCode, middleware, response::Response, routing::get,
-};
+use axum::Router;
 use trunkline_client::Publisher;
 
 use super::{Link, Shared, carry::LeftOut};
-use crate::admin_port::{
-    PLAIN, answer, read_only,
-    text::{MEDIA_TYPE, Text},
-};
+use crate::admin_port::{probes, text::Text};
 
 impl Link {
     /// The routes of an admin port: see [`crate::admin_port::serve`].
     pub fn admin(&self) -> Router {
-        Router::new()
-            .route("/livez", get(async || answer(StatusCode::OK, PLAIN, "live\n")))
-            .route("/readyz", get(ready))
-            .route("/metrics", get(metrics))
-            .layer(middleware::from_fn(read_only))
-            .with_state(self.shared.clone())
+        probes(self.shared.clone(), ready, render)
     }
 }
 
-async fn ready(State(shared): State<Arc<Shared>>) -> Response {
-    let why = if !shared.is_connected.load(Ordering::Relaxed) {
-        "not ready: the source delivers no events\n"
+/// The reason why it is not ready.
+fn ready(shared: &Shared) -> Result<(), &'static str> {
+    if !shared.is_connected.load(Ordering::Relaxed) {
+        Err("the source delivers no events")
     } else if !shared.is_accepting.load(Ordering::Relaxed) {
-        "not ready: the destination accepts no events\n"
+        Err("the destination accepts no events")
     } else {
-        return answer(StatusCode::OK, PLAIN, "ready\n");
-    };
-    answer(StatusCode::SERVICE_UNAVAILABLE, PLAIN, why)
-}
-
-async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
-    answer(StatusCode::OK, MEDIA_TYPE, render(&shared))
+        Ok(())
+    }
 }
 
 fn render(shared: &Shared) -> String {

@@ -7,46 +7,26 @@
 //! | `/metrics` | all metrics, in the text format of Prometheus |
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, SystemTime},
 };
 
-use axum::{
-    Router, extract::State, http::StatusCode, middleware, response::Response, routing::get,
-};
+use axum::Router;
 
 use super::{Agent, Shared};
-use crate::admin_port::{
-    PLAIN, answer, read_only,
-    text::{MEDIA_TYPE, Text},
-};
+use crate::admin_port::{probes, text::Text};
 
 impl Agent {
     /// The routes of an admin port: see [`crate::admin_port::serve`].
     pub fn admin(&self) -> Router {
-        Router::new()
-            .route("/livez", get(async || answer(StatusCode::OK, PLAIN, "live\n")))
-            .route("/readyz", get(ready))
-            .route("/metrics", get(metrics))
-            .layer(middleware::from_fn(read_only))
-            .with_state(self.shared.clone())
+        probes(self.shared.clone(), ready, render)
     }
 }
 
-async fn ready(State(shared): State<Arc<Shared>>) -> Response {
-    if shared.is_connected.load(Ordering::Relaxed) {
-        answer(StatusCode::OK, PLAIN, "ready\n")
-    } else {
-        let why = "not ready: no gateway delivers events\n";
-        answer(StatusCode::SERVICE_UNAVAILABLE, PLAIN, why)
-    }
-}
-
-async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
-    answer(StatusCode::OK, MEDIA_TYPE, render(&shared))
+/// The reason why it is not ready.
+fn ready(shared: &Shared) -> Result<(), &'static str> {
+    let is_connected = shared.is_connected.load(Ordering::Relaxed);
+    is_connected.then_some(()).ok_or("no gateway delivers events")
 }
 
 fn render(shared: &Shared) -> String {
