@@ -118,9 +118,10 @@ pub async fn serve(
         () = &mut server => return Ok(()),
         () = &mut shutdown => return Ok(()),
     };
+    let hub = rooms.gateway.hub.get().expect("a bus that has started").clone();
     tasks.spawn(keep_last_values(rooms.gateway.clone(), ended.clone()));
     tasks.spawn(drain::report_health(
-        rooms.gateway.hub.get().expect("a bus that has started").clone(),
+        hub.clone(),
         bus.health(),
         rooms.gateway.last_values(),
         rooms.gateway.drain(),
@@ -128,7 +129,6 @@ pub async fn serve(
         ended.clone(),
     ));
     tasks.spawn(membership::run(rooms.nodes.clone(), bus.clone(), ended.clone()));
-    let hub = rooms.gateway.hub.get().expect("a bus that has started").clone();
     tasks.spawn(delivery::follow(rooms.nodes.clone(), hub, bus.clone(), ended.clone()));
     tasks.spawn(delivery::collect(rooms.nodes.clone(), bus.clone(), ended.clone()));
     tasks.spawn(streams::log_suppressed(ended.clone()));

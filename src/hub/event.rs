@@ -8,7 +8,7 @@
 mod routing;
 mod stamp;
 mod target;
-mod waiter;
+pub(super) mod waiter;
 pub(crate) mod wire;
 
 use std::{fmt, ops::Range};

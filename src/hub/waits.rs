@@ -170,17 +170,10 @@ impl Wait {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{bus::MemberId, hub::filter::Filter, proto::v1};
-
-    fn stamp(index: u16, count: u16) -> WaitStamp {
-        WaitStamp {
-            name: WaitName { asked: MemberId(7), number: 1 << 40 },
-            acknowledged: true,
-            index,
-            count,
-            timeout: Duration::from_secs(5),
-        }
-    }
+    use crate::{
+        hub::{event::waiter::stamp, filter::Filter},
+        proto::v1,
+    };
 
     fn interest() -> Arc<Interest> {
         Arc::new(Interest::new(&Filter::new(&v1::Filter::default(), "n", &[], false), 2))

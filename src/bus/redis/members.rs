@@ -83,11 +83,7 @@ impl MemberStore {
         let mut call = redis::cmd("LPOP");
         call.arg(self.names.messages(own)).arg(MAX_MESSAGES);
         let Value::Array(messages) = self.ask(&call).await? else { return Ok(vec![]) };
-        let bytes = |message| match message {
-            Value::BulkString(bytes) => Some(Bytes::from(bytes)),
-            _ => None,
-        };
-        Ok(messages.into_iter().filter_map(bytes).collect())
+        Ok(messages.into_iter().filter_map(bulk).collect())
     }
 
     pub(super) async fn shards(
@@ -100,11 +96,7 @@ impl MemberStore {
         let Value::Array(shards) = self.ask(&call).await? else {
             return Err(AppendError::Unavailable("an unknown form of HMGET".into()));
         };
-        let bytes = |shard| match shard {
-            Value::BulkString(bytes) => Some(Bytes::from(bytes)),
-            _ => None,
-        };
-        Ok(shards.into_iter().map(bytes).collect())
+        Ok(shards.into_iter().map(bulk).collect())
     }
 
     /// Calls the slot's master. After a failure the topology is read again for the next call.
@@ -145,6 +137,14 @@ async fn ask(server: &Server, call: &redis::Cmd) -> Result<Value, Failure> {
     reply.map_err(|error| classify(&error))
 }
 
+/// The bytes of a value; none if it is nil, or another one.
+fn bulk(value: Value) -> Option<Bytes> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes.into()),
+        _ => None,
+    }
+}
+
 /// The field of a member in the hash of records.
 fn field(member: MemberId) -> String {
     format!("{:016x}", member.0)
@@ -156,12 +156,9 @@ pub fn parse(value: Value) -> Option<Exchange> {
     let mut parts = parts.into_iter();
     let Some(Value::Int(taken)) = parts.next() else { return None };
     let Some(Value::Int(all)) = parts.next() else { return None };
-    let mut bytes = || match parts.next() {
-        Some(Value::BulkString(bytes)) => Some(bytes),
-        _ => None,
-    };
-    let number = std::str::from_utf8(&bytes()?).ok()?.parse().ok()?;
-    let known = LastChange { number, content: bytes()?.into() };
+    let mut next = || parts.next().and_then(bulk);
+    let number = std::str::from_utf8(&next()?).ok()?.parse().ok()?;
+    let known = LastChange { number, content: next()? };
     let (mut members, mut gone) = (Vec::with_capacity(parts.len() / 3), Vec::new());
     while let Some(member) = parts.next() {
         let (Value::BulkString(member), Value::BulkString(age), Value::BulkString(record)) =
@@ -192,7 +189,7 @@ pub fn parse(value: Value) -> Option<Exchange> {
 mod tests {
     use super::*;
 
-    fn bulk(text: &str) -> Value {
+    fn text(text: &str) -> Value {
         Value::BulkString(text.as_bytes().to_vec())
     }
 
@@ -202,17 +199,17 @@ mod tests {
             Value::Array(vec![
                 Value::Int(1),
                 Value::Int(all),
-                bulk("1700"),
-                bulk("content"),
-                bulk("00000000000000ff"),
-                bulk("1500"),
-                bulk("record"),
-                bulk("not a member"),
-                bulk("0"),
-                bulk(""),
-                bulk("000000000000000a"),
-                bulk("0"),
-                bulk(""),
+                text("1700"),
+                text("content"),
+                text("00000000000000ff"),
+                text("1500"),
+                text("record"),
+                text("not a member"),
+                text("0"),
+                text(""),
+                text("000000000000000a"),
+                text("0"),
+                text(""),
             ])
         };
         let members = |exchange: &Exchange| {
@@ -234,8 +231,8 @@ mod tests {
         assert_eq!(members(&exchange)[1], (10, 0, "".into()));
         for wrong in [
             Value::Array(vec![]),
-            Value::Array(vec![Value::Int(0), Value::Int(1), bulk("x"), bulk("")]),
-            Value::Array(vec![Value::Int(0), Value::Int(1), bulk("1"), bulk(""), bulk("ff")]),
+            Value::Array(vec![Value::Int(0), Value::Int(1), text("x"), text("")]),
+            Value::Array(vec![Value::Int(0), Value::Int(1), text("1"), text(""), text("ff")]),
             Value::Okay,
         ] {
             assert!(parse(wrong).is_none());

@@ -69,19 +69,21 @@ impl WaitStamp {
     }
 }
 
+/// A stamp for tests: of one of `count` events.
+#[cfg(test)]
+pub fn stamp(index: u16, count: u16) -> WaitStamp {
+    WaitStamp {
+        name: WaitName { asked: MemberId(7), number: 1 << 40 },
+        acknowledged: true,
+        index,
+        count,
+        timeout: Duration::from_secs(5),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn stamp(index: u16, count: u16) -> WaitStamp {
-        WaitStamp {
-            name: WaitName { asked: MemberId(7), number: 1 << 40 },
-            acknowledged: true,
-            index,
-            count,
-            timeout: Duration::from_secs(5),
-        }
-    }
 
     #[test]
     fn a_stamp_is_read_as_it_was_written_and_nothing_else_is_one() {
