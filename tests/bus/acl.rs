@@ -9,12 +9,8 @@ use trunkline_proto::v1::{Event, QueueStatus, event::Kind, queue_status::State};
 use super::{
     crosses, ids,
     support::{
-        ClusterOptions, Gateway, GatewayOptions, LIMIT, RedisCluster, RedisOptions, RedisServer,
-        TestNode, events,
-        gateway::Ready,
-        shared,
-        view::slot,
-        wait::{eventually, until},
+        ClusterOptions, Gateway, GatewayOptions, LIMIT, RedisCluster, RedisServer, TestNode,
+        events, gateway::Ready, shared, view::slot, wait::eventually,
     },
 };
 
@@ -114,18 +110,6 @@ async fn everything(options: &GatewayOptions, server: &RedisServer, key: &str) {
     first.with(|recording| assert!(recording.gaps().is_empty(), "{:?}", recording.gaps()));
 }
 
-/// A server and its replica.
-pub async fn with_replica() -> (RedisServer, RedisServer) {
-    let redis = RedisServer::start(RedisOptions::default()).await;
-    let args = ["--replicaof", "127.0.0.1", &redis.port().to_string()].map(str::to_owned).to_vec();
-    let replica = RedisServer::start(RedisOptions { args, ..RedisOptions::default() }).await;
-    until(LIMIT, "the replica is in sync", async || {
-        replica.info("replication", "master_link_status").await.as_deref() == Some("up")
-    })
-    .await;
-    (redis, replica)
-}
-
 fn as_user(redis: &RedisServer, user: &str, prefix: &str) -> GatewayOptions {
     let url = format!("redis://{user}:change-me@127.0.0.1:{}", redis.port());
     small_limits(GatewayOptions::redis(&url, prefix))
@@ -133,7 +117,7 @@ fn as_user(redis: &RedisServer, user: &str, prefix: &str) -> GatewayOptions {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_rights_of_the_acl_file_are_enough() {
-    let (redis, _replica) = with_replica().await;
+    let (redis, _replica) = RedisServer::with_replica().await;
     let prefix = shared::prefix();
     make_user(&redis, "gateway", &rights(STANDALONE, &prefix)).await;
     let state = format!("{prefix}:{{0}}:state");
@@ -149,7 +133,7 @@ async fn the_rights_of_the_acl_file_are_enough() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_right_of_the_acl_file_is_needed() {
-    let (redis, _replica) = with_replica().await;
+    let (redis, _replica) = RedisServer::with_replica().await;
     let all = rights(STANDALONE, "p");
     let commands: Vec<String> =
         all.iter().filter(|right| right.starts_with('+')).cloned().collect();

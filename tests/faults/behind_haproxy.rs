@@ -8,12 +8,7 @@ use crate::{
     redis::serving,
     report::Report,
     support::{
-        LIMIT,
-        gateway::GatewayOptions,
-        haproxy::Haproxy,
-        redis::{RedisOptions, RedisServer},
-        shared,
-        wait::until,
+        LIMIT, gateway::GatewayOptions, haproxy::Haproxy, redis::RedisServer, shared, wait::until,
     },
 };
 
@@ -33,14 +28,7 @@ enum Move {
 }
 
 async fn moves(how: Move, fault: &str, within: Duration, seen: Option<&str>) {
-    let master = RedisServer::start(RedisOptions::default()).await;
-    let port = master.port().to_string();
-    let args = ["--replicaof", "127.0.0.1", &port].map(str::to_owned).to_vec();
-    let replica = RedisServer::start(RedisOptions { args, ..Default::default() }).await;
-    until(LIMIT, "the replica is in sync", async || {
-        replica.info("replication", "master_link_status").await.as_deref() == Some("up")
-    })
-    .await;
+    let (master, replica) = RedisServer::with_replica().await;
     if how == Move::Promotion {
         master.cli(&["CONFIG", "SET", "min-replicas-to-write", "1"]).await;
         // It counts replicas that have acknowledged within ten seconds.

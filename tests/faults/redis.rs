@@ -199,14 +199,7 @@ async fn a_deaf_subscription_is_found_and_renewed_without_a_gap() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_master_that_moved_behind_its_address_is_followed_while_its_connections_stay_open() {
-    let master = RedisServer::start(RedisOptions::default()).await;
-    let port = master.port().to_string();
-    let args = ["--replicaof", "127.0.0.1", &port].map(str::to_owned).to_vec();
-    let replica = RedisServer::start(RedisOptions { args, ..Default::default() }).await;
-    until(LIMIT, "the replica is in sync", async || {
-        replica.info("replication", "master_link_status").await.as_deref() == Some("up")
-    })
-    .await;
+    let (master, replica) = RedisServer::with_replica().await;
     let proxy = Proxy::start(master.port()).await;
     let (one, two) = pair(GatewayOptions::redis(&proxy.url(), &shared::prefix())).await;
     let load = Load::start(&[&one, &two], Shape::default()).await;

@@ -16,7 +16,7 @@ use super::{
     ports::Port,
     process::{Process, Program},
     tools,
-    wait::attempt,
+    wait::{LIMIT, attempt, until},
 };
 
 /// How long a server may take to answer PING after its start.
@@ -82,6 +82,19 @@ impl RedisServer {
         let server = RedisServer::launch(options, Port::free());
         server.answers().await;
         server
+    }
+
+    /// Starts a server and its replica, and returns when the replica is in sync.
+    pub async fn with_replica() -> (RedisServer, RedisServer) {
+        let master = RedisServer::start(RedisOptions::default()).await;
+        let port = master.port().to_string();
+        let args = ["--replicaof", "127.0.0.1", &port].map(str::to_owned).to_vec();
+        let replica = RedisServer::start(RedisOptions { args, ..RedisOptions::default() }).await;
+        until(LIMIT, "the replica is in sync", async || {
+            replica.info("replication", "master_link_status").await.as_deref() == Some("up")
+        })
+        .await;
+        (master, replica)
     }
 
     /// Starts a server on `port` without waiting for it.

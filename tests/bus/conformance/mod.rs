@@ -20,7 +20,6 @@ use trunkline::{
 
 use self::recorder::Recorder;
 use super::{
-    acl::with_replica,
     memory::{Fault, MemoryFactory},
     support::{
         ClusterOptions, LIMIT, RedisCluster, RedisOptions, RedisServer, SentinelSet, eventually,
@@ -217,7 +216,7 @@ async fn the_redis_cluster_bus_conforms() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn frames_go_on_while_acknowledgements_wait_for_a_replica() {
-    let (redis, replica) = with_replica().await;
+    let (redis, replica) = RedisServer::with_replica().await;
     let coordinator = json!({"@type": "Redis", "url": redis.url(), "minReplicas": 1});
     let member = Deployment::of(&coordinator).member().await;
     let shard = ShardId(0);
