@@ -22,8 +22,9 @@ use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude
 
 use crate::config::ServerTls;
 
-/// The protocol that TLS negotiates.
-const ALPN: &[u8] = b"h2";
+/// The protocols that TLS negotiates. The port for nodes answers the second one with the reason why
+/// it does not serve it.
+const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// Stands before a common name where rules name it.
 const COMMON_NAME: &str = "CN=";
@@ -72,7 +73,7 @@ impl Certificates {
         let mut config = builder
             .with_single_cert(chain, key)
             .map_err(|error| format!("tls.certificate does not go with tls.privateKey: {error}"))?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
         // Connections are few and long: each verifies its certificate anew, without resumption.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;

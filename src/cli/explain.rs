@@ -4,13 +4,16 @@ use std::io::{self, Write};
 
 use clap::Args;
 use prost::Message;
-use trunkline::hub::{event::EventView, filter};
+use trunkline::{
+    hub::{event::EventView, filter},
+    json,
+};
 use trunkline_proto::{
     kinds,
     v1::{Exclusion, Explanation, Position, Verdict},
 };
 
-use super::{Failure, NodeArgs, interest::InterestArgs, json, visible, visible_json};
+use super::{Failure, NodeArgs, interest::InterestArgs, visible, visible_json};
 
 #[derive(Args)]
 #[command(after_help = "\

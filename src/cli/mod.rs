@@ -13,7 +13,6 @@ mod duration;
 mod explain;
 mod failure;
 mod interest;
-mod json;
 mod kinds;
 mod link;
 mod log;

@@ -7,9 +7,10 @@ use std::{
 };
 
 use clap::Args;
+use trunkline::json;
 use trunkline_proto::v1::{self, GatewayState, ListNodesRequest, NodeState};
 
-use super::{Failure, GatewayArgs, duration::two_units, json, visible, visible_json};
+use super::{Failure, GatewayArgs, duration::two_units, visible, visible_json};
 
 #[derive(Args)]
 #[command(after_help = "\

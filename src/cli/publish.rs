@@ -12,12 +12,11 @@ use tokio::{
     io::{AsyncBufReadExt, BufReader},
     sync::mpsc,
 };
+use trunkline::json;
 use trunkline_client::{Client, Error, ErrorKind, PublisherOptions};
 use trunkline_proto::v1::{DeliveryReport, Event, Target};
 
-use super::{
-    Failure, GatewayArgs, NodeArgs, duration::parse_duration, json, kinds::EventArgs, visible,
-};
+use super::{Failure, GatewayArgs, NodeArgs, duration::parse_duration, kinds::EventArgs, visible};
 
 /// Most events of one request.
 const MAX_BATCH: usize = 500;

@@ -3,9 +3,10 @@
 use std::{io::Write, time::Duration};
 
 use clap::Args;
+use trunkline::json;
 use trunkline_proto::v1::GetStatusRequest;
 
-use super::{Failure, GatewayArgs, agents, json, visible, visible_json};
+use super::{Failure, GatewayArgs, agents, visible, visible_json};
 
 #[derive(Args)]
 #[command(after_help = "\

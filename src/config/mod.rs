@@ -17,6 +17,7 @@ mod error;
 mod fields;
 mod frame_key;
 mod gateway_id;
+mod http;
 mod json;
 mod keys;
 mod limits;
@@ -56,6 +57,7 @@ pub use self::{
         Retries, Tls,
     },
     error::{ConfigErrors, Origin, Problem, Violation},
+    http::Http,
     keys::Key,
     limits::{Keepalive, Limits},
     otlp::Otlp,
@@ -92,7 +94,9 @@ settings! {
         /// The address for operators: [a page, metrics and probes](operations.md). `null`: none.
         /// Must not have the port of `listen`.
         pub admin: Option<SocketAddr> = nullable("admin", Address, ADMIN),
-        /// TLS of the port for nodes. All are PEM files.
+        /// The port for browsers and scripts: see [HTTP](http.md).
+        pub http: Option<Http> = optional_group("http"),
+        /// TLS of the ports for nodes and for HTTP. All are PEM files.
         pub tls: Option<ServerTls> = group_if("tls", ServerTls::is_set),
         /// The rights of each identity. With it all requests but those of the health service need
         /// credentials, and nothing is allowed that is not named here. `null`: everything is

@@ -13,34 +13,45 @@ const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"]
 
 pub(super) fn check_config(config: &mut Config, fields: &mut Fields<'_>) {
     fields.value(SCHEMA);
-    if fields.sound(&["listen", "admin"]) {
-        check_addresses(fields, config.listen, config.admin);
+    let http = config.http.as_ref().map(|http| http.listen);
+    if fields.sound(&["listen", "admin", "http.listen"]) {
+        let (listen, admin) = (Some(config.listen), config.admin);
+        check_addresses(fields, ("listen", listen), ("admin", admin));
+        check_addresses(fields, ("listen", listen), ("http.listen", http));
+        check_addresses(fields, ("admin", admin), ("http.listen", http));
     }
-    check_plain_text(config, fields);
+    check_plain_text(config, fields, "listen", config.listen);
+    if let Some(http) = http {
+        check_plain_text(config, fields, "http.listen", http);
+    }
     check_credentials(config, fields);
 }
 
 /// Two listeners cannot have one port of one address; a wildcard is every address.
-fn check_addresses(fields: &Fields<'_>, listen: SocketAddr, admin: Option<SocketAddr>) {
-    let Some(admin) = admin else { return };
+fn check_addresses(
+    fields: &Fields<'_>,
+    (key, one): (&str, Option<SocketAddr>),
+    (other_key, other): (&str, Option<SocketAddr>),
+) {
+    let Some((one, other)) = one.zip(other) else { return };
     let covers = |one: SocketAddr, other: SocketAddr| {
         // A wildcard of IPv6 includes IPv4.
         one.ip().is_unspecified() && (one.is_ipv6() || other.is_ipv4())
     };
-    let clash = listen.ip() == admin.ip() || covers(listen, admin) || covers(admin, listen);
+    let clash = one.ip() == other.ip() || covers(one, other) || covers(other, one);
     // Port 0 is a different one each time.
-    if clash && listen.port() == admin.port() && listen.port() != 0 {
-        let problem = format!("{admin} is taken by listen, which is {listen}");
-        fields.fail("admin", Problem::Invalid(problem));
+    if clash && one.port() == other.port() && one.port() != 0 {
+        let problem = format!("{other} is taken by {key}, which is {one}");
+        fields.fail(other_key, Problem::Invalid(problem));
     }
 }
 
 /// A port in plain text is reachable from this machine only, unless that was asked for.
-fn check_plain_text(config: &Config, fields: &Fields<'_>) {
-    let Config { listen, tls, insecure, .. } = config;
+fn check_plain_text(config: &Config, fields: &Fields<'_>, key: &str, listen: SocketAddr) {
+    let Config { tls, insecure, .. } = config;
     // Without a certificate in `tls`, a violation there says so.
     let plain_text = tls.is_none() && fields.all_sound("tls");
-    if !fields.sound(&["listen"]) || !plain_text || *insecure || listen.ip().is_loopback() {
+    if !fields.sound(&[key]) || !plain_text || *insecure || listen.ip().is_loopback() {
         return;
     }
     let danger = if fields.has("auth") {
@@ -52,7 +63,7 @@ fn check_plain_text(config: &Config, fields: &Fields<'_>) {
         "{listen} can be reached from other machines: {danger}. Set tls, listen on 127.0.0.1, or \
          set \"insecure\": true"
     );
-    fields.fail("listen", Problem::Invalid(problem));
+    fields.fail(key, Problem::Invalid(problem));
 }
 
 /// Certificates of nodes need rules, and rules need certificates or tokens.

@@ -1,7 +1,7 @@
 //! The gateway: starts the rooms, connects them, serves, and drains.
 
 mod drain;
-mod grpc;
+mod ports;
 mod reload;
 mod rooms;
 
@@ -11,7 +11,7 @@ use futures_util::future::{FusedFuture, FutureExt};
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{drain::Closing, rooms::Rooms};
+use self::{drain::Closing, ports::Listeners, rooms::Rooms};
 use crate::{
     access::Access,
     bus::{BusFactory, Health, SharedBus, Sink, StartError, Starting},
@@ -29,9 +29,11 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The reason why a gateway cannot serve.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The address of the gRPC port cannot be listened on.
-    #[error("listen: cannot listen on {address}: {error}")]
+    /// The address of a port cannot be listened on.
+    #[error("{key}: cannot listen on {address}: {error}")]
     Listen {
+        /// The key that sets the address.
+        key: &'static str,
         /// The address.
         address: SocketAddr,
         /// The error of the system.
@@ -40,14 +42,6 @@ pub enum ServeError {
     /// The certificates cannot be used.
     #[error("{0}")]
     Access(String),
-    /// The address of the admin port cannot be listened on.
-    #[error("admin: cannot listen on {address}: {error}")]
-    Admin {
-        /// The address.
-        address: SocketAddr,
-        /// The error of the system.
-        error: std::io::Error,
-    },
     /// The bus cannot be used as it is configured.
     #[error("{0}")]
     Bus(#[from] StartError),
@@ -68,19 +62,17 @@ pub async fn serve(
     reloads: mpsc::Receiver<Config>,
 ) -> Result<(), ServeError> {
     let access = Arc::new(Access::new(&config).map_err(ServeError::Access)?);
-    grpc::warn_if_open(&config);
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .map_err(|error| ServeError::Listen { address: config.listen, error })?;
+    ports::warn_if_open(&config);
+    let grpc = listen("listen", config.listen).await?;
     let admin = match config.admin {
-        Some(address) => Some(
-            TcpListener::bind(address)
-                .await
-                .map_err(|error| ServeError::Admin { address, error })?,
-        ),
+        Some(address) => Some(listen("admin", address).await?),
         None => None,
     };
-    let address = listener.local_addr().unwrap_or(config.listen);
+    let http = match &config.http {
+        Some(http) => Some(listen("http.listen", http.listen).await?),
+        None => None,
+    };
+    let address = grpc.local_addr().unwrap_or(config.listen);
     listening(address);
 
     tracing::info!(
@@ -90,8 +82,11 @@ pub async fn serve(
         "starting"
     );
     tracing::info!(%address, "listening");
+    if let Some(Ok(address)) = http.as_ref().map(TcpListener::local_addr) {
+        tracing::info!(%address, "the HTTP port listens");
+    }
     let (tracer, exporting) = trace::start(config.otlp.as_ref(), &config.gateway_id);
-    let connections = grpc::max_connections(&config);
+    let connections = ports::max_connections(&config);
     let rooms = Rooms::new(&config, address, connections, access.clone(), tracer);
     // The admin port shows all of it: from before the bus has started until after it is closed.
     let closed = CancellationToken::new();
@@ -107,8 +102,9 @@ pub async fn serve(
     tasks.spawn(access.watch(config.reload_interval, rereads, ended.clone()));
     tasks.spawn(reload::follow(config.clone(), reloads, reread, ended.clone()));
     let health = HealthState::new(ended.clone());
+    let listeners = Listeners { grpc, http };
     let mut server =
-        std::pin::pin!(grpc::serve(listener, &config, &rooms, &health, ended.clone()).fuse());
+        std::pin::pin!(ports::serve(listeners, &config, &rooms, &health, ended.clone()).fuse());
     let mut start = std::pin::pin!(start_bus(bus, &config, &rooms.gateway));
     let mut shutdown = std::pin::pin!(shutdown);
 
@@ -175,6 +171,11 @@ pub async fn serve(
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
+    let listening = TcpListener::bind(address).await;
+    listening.map_err(|error| ServeError::Listen { key, address, error })
 }
 
 /// Starts the bus, and gives it to the service.

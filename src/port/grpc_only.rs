@@ -15,11 +15,11 @@ const NO_GRPC: &str = "This is a Trunkline gateway. It speaks gRPC, which needs 
 
 /// The answers to clients of protocols that resemble gRPC. Nothing of their requests was done.
 const GRPC_WEB: &str = "This is a Trunkline gateway. It speaks gRPC and not gRPC-Web: nothing was \
-    done.\nPut a proxy before it that translates, such as Envoy with its filter grpc_web.\n";
+    done.\nIts HTTP port (http.listen) speaks gRPC-Web, where it is configured.\n";
 const CODEC: &str = "This is a Trunkline gateway. It speaks gRPC with protobuf, and no other \
     coding of messages: nothing was done.\nSend application/grpc or application/grpc+proto.\n";
 const JSON: &str = "This is a Trunkline gateway. It speaks gRPC, and neither JSON over HTTP nor \
-    Connect: nothing was done.\nTry: trunkline publish --help, or grpcurl, which takes JSON.\n";
+    Connect: nothing was done.\nIts HTTP port (http.listen) takes JSON, where it is configured. Or try grpcurl.\n";
 
 /// Wraps the gRPC services of a port in [`GrpcOnly`].
 #[derive(Clone, Copy, Debug, Default)]

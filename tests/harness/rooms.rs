@@ -12,6 +12,7 @@ use std::{
 /// table. A room that is not imported any more must be taken out.
 const ROOMS: &[(&str, &str)] = &[
     ("proto", ""),
+    ("json", "proto"),
     ("log", ""),
     ("throttle", ""),
     ("trace_context", ""),
@@ -33,8 +34,9 @@ const ROOMS: &[(&str, &str)] = &[
          presence",
     ),
     ("rpc", "proto trace_context config bus hub errors access port lifecycle presence observe"),
-    ("gateway", "proto config bus hub errors access port lifecycle presence observe rpc"),
-    ("cli", "log config admin_port agent link bus hub gateway"),
+    ("web", "proto json errors access"),
+    ("gateway", "proto config bus hub errors access port lifecycle presence observe rpc web"),
+    ("cli", "log json config admin_port agent link bus hub gateway"),
 ];
 
 /// A module: its path below the crate, such as `["hub", "cursor"]`.

@@ -8,6 +8,7 @@ mod access;
 mod admin;
 mod clock;
 mod envoy;
+mod http;
 mod kubernetes;
 mod logs;
 mod nginx;

@@ -38,6 +38,12 @@ pub fn redis_server() -> PathBuf {
     TOOL.path()
 }
 
+/// `curl`; `TRUNKLINE_TEST_CURL` names another.
+pub fn curl() -> PathBuf {
+    static TOOL: Tool = Tool::new("TRUNKLINE_TEST_CURL", "curl", &["--version"], "curl");
+    TOOL.path()
+}
+
 /// `grpcurl`; `TRUNKLINE_TEST_GRPCURL` names another.
 pub fn grpcurl() -> PathBuf {
     static TOOL: Tool = Tool::new("TRUNKLINE_TEST_GRPCURL", "grpcurl", &["-version"], "grpcurl");

@@ -6,11 +6,12 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use trunkline::json;
 use trunkline_client::Notification;
 use trunkline_proto::v1::{Event, EventBatch, SubscribeResponse, subscribe_response::Response};
 
 use super::Subscribe;
-use crate::cli::{Failure, explain, json, visible_json};
+use crate::cli::{Failure, explain, visible_json};
 
 /// While no gateway is reached, the same reason is printed once in this time.
 const REPEATED: Duration = Duration::from_secs(10);

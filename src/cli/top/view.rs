@@ -10,10 +10,10 @@ use clap::ValueEnum;
 use ratatui::crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers};
 use serde_json::{Value, json};
 use tokio::time::Instant;
+use trunkline::json;
 use trunkline_proto::v1::{AgentReport, Gateway, GatewayState, GetStatusResponse, Node};
 
 use super::poll::Snapshot;
-use crate::cli::json;
 
 /// Most rates that are kept for the plots.
 const MAX_RATES: usize = 600;

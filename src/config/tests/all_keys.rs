@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::{cluster, load, redis, sentinel, with};
 use crate::config::{
-    BusConfig, Config, Drain, History, Keepalive, Key, Limits, Log, LogFormat, MasterTls, Otlp,
-    Password, Pool, Problem, Protocol, Redis, RedisCluster, RedisSentinel, RedisUrl, Retries,
+    BusConfig, Config, Drain, History, Http, Keepalive, Key, Limits, Log, LogFormat, MasterTls,
+    Otlp, Password, Pool, Problem, Protocol, Redis, RedisCluster, RedisSentinel, RedisUrl, Retries,
     Secret, Sources, Tls, keys,
 };
 
@@ -96,6 +96,7 @@ fn every_key_of_the_gateway_is_set() {
     let config = load(&json!({
         "gatewayId": "mx1", "deployment": "eu-1", "prefix": "mail:eu",
         "listen": "0.0.0.0:1", "admin": "[::1]:2",
+        "http": { "listen": "127.0.0.1:3", "allowedOrigins": ["https://a.example", "http://b:8"] },
         "shards": 7, "heartbeat": "2s", "requestIdWindow": 3000, "logFormat": "json",
         "logLevel": "warn,trunkline::bus=debug", "insecure": true, "reloadInterval": "16s",
         "history": { "maxAge": "1h", "maxBytes": "2GiB", "maxFrames": 3 },
@@ -123,6 +124,10 @@ fn every_key_of_the_gateway_is_set() {
         deployment: Some("eu-1".into()),
         listen: "0.0.0.0:1".parse().unwrap(),
         admin: Some("[::1]:2".parse().unwrap()),
+        http: Some(Http {
+            listen: "127.0.0.1:3".parse().unwrap(),
+            allowed_origins: vec!["https://a.example".into(), "http://b:8".into()],
+        }),
         tls: None,
         auth: None,
         insecure: true,

@@ -127,6 +127,42 @@ fn the_two_listeners_need_different_ports() {
     }
     let line = error(&json!({ "listen": "0.0.0.0:7421", "insecure": true }));
     assert!(line.starts_with("admin: 127.0.0.1:7421 is taken by listen"), "{line}");
+    for (http, taken) in [
+        (
+            "127.0.0.1:7420",
+            "http.listen: 127.0.0.1:7420 is taken by listen, which is 127.0.0.1:7420",
+        ),
+        (
+            "127.0.0.1:7421",
+            "http.listen: 127.0.0.1:7421 is taken by admin, which is 127.0.0.1:7421",
+        ),
+    ] {
+        assert_eq!(error(&json!({ "http": { "listen": http } })), taken);
+    }
+    assert!(load(&json!({ "http": {} })).http.is_some());
+    assert!(load(&json!({ "http": null })).http.is_none());
+}
+
+#[test]
+fn origins_are_those_that_browsers_send() {
+    for origin in ["https://mail.example.org", "http://localhost:8080", "http://[::1]:1"] {
+        load(&json!({ "http": { "allowedOrigins": [origin] } }));
+    }
+    for origin in [
+        "mail.example.org",
+        "https://mail.example.org/",
+        "https://Mail.example.org",
+        "https://mail.example.org:443",
+        "https://user@mail.example.org",
+        "file:///page",
+        "null",
+        "*",
+        "",
+    ] {
+        let line = error(&json!({ "http": { "allowedOrigins": [origin] } }));
+        assert!(line.starts_with("http.allowedOrigins[0]: "), "{origin}: {line}");
+        assert!(line.contains("is not an origin such as"), "{origin}: {line}");
+    }
 }
 
 /// An object without a certificate sets no TLS: `"tls": {}` must not open a port in plain text.

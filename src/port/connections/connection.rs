@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tower::{BoxError, Service};
 
-use super::{Connection, ConnectionLimits, MAX_RESETS, SEND_BUFFER};
+use super::{Connection, ConnectionLimits, Http1, MAX_RESETS, SEND_BUFFER};
 use crate::port::connections::{
     activity::{Activity, RequestExecutor},
     driver::{self, NewRequests},
@@ -101,14 +101,41 @@ where
         }
         Protocol::Other => {
             let builder = http1(&shared.limits);
-            let connection = Box::pin(builder.serve_connection(TokioIo::new(io), service));
-            tokio::select! {
-                answered = timeout_at(deadline, connection) => if answered.is_err() {
-                    shared.counters.refused(Limit::HandshakeTimeout);
-                },
-                () = shared.abort.cancelled() => {}
+            let connection = builder.serve_connection(TokioIo::new(io), service);
+            match shared.limits.http1 {
+                Http1::Served => serve_http1(Box::pin(connection), &shared).await,
+                Http1::Refused => refuse_http1(Box::pin(connection), deadline, &shared).await,
             }
         }
+    }
+}
+
+/// Serves the requests of a client of HTTP/1.1 until it closes the connection or is idle.
+async fn serve_http1<C: GracefulConnection, S>(mut connection: Pin<Box<C>>, shared: &Shared<S>) {
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            _ = &mut connection => return,
+            () = shared.abort.cancelled() => return,
+            () = shared.shutdown.cancelled(), if !stopping => {
+                stopping = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}
+
+/// Waits until a client of HTTP/1.1 has its one answer.
+async fn refuse_http1<C: GracefulConnection, S>(
+    connection: Pin<Box<C>>,
+    deadline: Instant,
+    shared: &Shared<S>,
+) {
+    tokio::select! {
+        answered = timeout_at(deadline, connection) => if answered.is_err() {
+            shared.counters.refused(Limit::HandshakeTimeout);
+        },
+        () = shared.abort.cancelled() => {}
     }
 }
 
@@ -218,13 +245,18 @@ fn http2(limits: &ConnectionLimits, executor: RequestExecutor) -> http2::Builder
     builder
 }
 
-/// A client of HTTP/1 gets one answer, which says that gRPC needs HTTP/2.
+/// Where they are refused, clients get one answer. A client that is served has the time of an idle
+/// connection for the headers of its next request.
 fn http1(limits: &ConnectionLimits) -> http1::Builder {
+    let (keep_alive, timeout) = match limits.http1 {
+        Http1::Served => (true, limits.idle_timeout),
+        Http1::Refused => (false, limits.handshake_timeout),
+    };
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.handshake_timeout)
+        .header_read_timeout(timeout)
         .max_buf_size(limits.header_bytes.max(8192) as usize)
-        .keep_alive(false);
+        .keep_alive(keep_alive);
     builder
 }

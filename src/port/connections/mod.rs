@@ -57,11 +57,22 @@ pub struct ConnectionLimits {
     pub idle_timeout: Duration,
     /// HTTP/2 PINGs, which find dead connections.
     pub keepalive: Keepalive,
+    /// Whether clients of HTTP/1.1 are served.
+    pub http1: Http1,
+}
+
+/// What is done for clients of HTTP/1.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Http1 {
+    /// One answer, which says that gRPC needs HTTP/2.
+    Refused,
+    /// Their requests are served, one after the other.
+    Served,
 }
 
 impl ConnectionLimits {
     /// The limits of a configuration.
-    pub fn new(limits: &Limits, keepalive: &Keepalive) -> ConnectionLimits {
+    pub fn new(limits: &Limits, keepalive: &Keepalive, http1: Http1) -> ConnectionLimits {
         let requests = limits.max_streams_per_connection + limits.max_requests_per_connection;
         ConnectionLimits {
             requests: u32::try_from(requests).unwrap_or(u32::MAX),
@@ -70,6 +81,7 @@ impl ConnectionLimits {
             handshake_timeout: limits.handshake_timeout,
             idle_timeout: limits.idle_timeout,
             keepalive: keepalive.clone(),
+            http1,
         }
     }
 }

@@ -21,8 +21,8 @@ use trunkline_proto::v1::{
 
 use super::support::{Gateway, LIMIT};
 
-const MX_TOKEN: &str = "token-of-the-mail-exchangers";
-const WEB_TOKEN: &str = "token-of-the-web-servers";
+pub const MX_TOKEN: &str = "token-of-the-mail-exchangers";
+pub const WEB_TOKEN: &str = "token-of-the-web-servers";
 const SUPPORT_TOKEN: &str = "token-of-the-support-team";
 
 type Node = CoordinationServiceClient<InterceptedService<Channel, Bearer>>;

@@ -1,7 +1,7 @@
 //! JSON of events, and back.
 
+use crate::proto::v1::{CustomEvent, EventBatch};
 use prost_types::Any;
-use trunkline_proto::v1::{CustomEvent, EventBatch};
 
 use super::*;
 

@@ -4,6 +4,7 @@
 //! be read back from that: its fields may be in another order, or of a later version, and JSON has
 //! no infinity. Such a payload has its bytes too, as `@bytes`; no field has that name.
 
+use crate::proto::v1::CustomEvent;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use prost::{
     Message,
@@ -12,7 +13,6 @@ use prost::{
 use prost_reflect::{DeserializeOptions, DynamicMessage, Kind, MessageDescriptor};
 use prost_types::Any;
 use serde_json::{Map, Value, json};
-use trunkline_proto::v1::CustomEvent;
 
 use super::{POOL, descriptor, to_json as message_to_json};
 

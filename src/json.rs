@@ -1,4 +1,5 @@
-//! proto3 JSON, with the descriptors that reflection serves.
+//! proto3 JSON of the wire API, for the command line and for HTTP, with the descriptors that
+//! reflection serves.
 
 mod payload;
 #[cfg(test)]
@@ -6,15 +7,15 @@ mod tests;
 
 use std::sync::LazyLock;
 
+use crate::proto::v1::{
+    DESCRIPTORS, Event, SubscribeResponse, event::Kind, subscribe_response::Response,
+};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use prost::Message;
 use prost_reflect::{
     DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions,
 };
 use serde_json::{Value, json};
-use trunkline_proto::v1::{
-    DESCRIPTORS, Event, SubscribeResponse, event::Kind, subscribe_response::Response,
-};
 
 /// The types of the API, and those that protobuf itself defines, such as `Struct`.
 static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
@@ -31,13 +32,18 @@ static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
 /// The key of an encoded event that JSON cannot hold, in base64.
 const BYTES: &str = "@bytes";
 
-fn descriptor(name: &str) -> MessageDescriptor {
+/// The descriptor of a message of `trunkline.v1`.
+///
+/// # Panics
+///
+/// If there is none of this name.
+pub fn descriptor(name: &str) -> MessageDescriptor {
     let full = format!("trunkline.v1.{name}");
     POOL.get_message_by_name(&full).expect("a message of the API")
 }
 
-/// Writes a message of `trunkline.v1` as JSON.
-pub(super) fn to_json(name: &str, message: &impl Message) -> Result<Value, String> {
+/// Writes a message of `trunkline.v1` as JSON. The error is text.
+pub fn to_json(name: &str, message: &impl Message) -> Result<Value, String> {
     let bytes = message.encode_to_vec();
     let dynamic = DynamicMessage::decode(descriptor(name), &bytes[..])
         .map_err(|error| format!("{name}: {error}"))?;
@@ -47,8 +53,17 @@ pub(super) fn to_json(name: &str, message: &impl Message) -> Result<Value, Strin
         .map_err(|error| format!("{name}: {error}"))
 }
 
+/// Reads a message of `trunkline.v1` from JSON, and encodes it. Fields that are not known are an
+/// error, which is text.
+pub fn from_json(name: &str, json: Value) -> Result<Vec<u8>, String> {
+    let options = DeserializeOptions::new().deny_unknown_fields(true);
+    let dynamic = DynamicMessage::deserialize_with_options(descriptor(name), json, &options)
+        .map_err(|error| error.to_string())?;
+    Ok(dynamic.encode_to_vec())
+}
+
 /// Writes a response of a subscription as JSON, its events as [`event_to_json`] does.
-pub(super) fn response_to_json(response: &SubscribeResponse) -> Result<Value, String> {
+pub fn response_to_json(response: &SubscribeResponse) -> Result<Value, String> {
     let mut response = response.clone();
     let events = match &mut response.response {
         Some(Response::Events(batch)) => std::mem::take(&mut batch.events),
@@ -65,7 +80,7 @@ pub(super) fn response_to_json(response: &SubscribeResponse) -> Result<Value, St
 ///
 /// An event that its JSON does not give back, such as one with a time beyond the year 9999, has its
 /// bytes too: nothing that a publisher sends is lost, or ends the stream of a subscriber.
-pub(super) fn event_to_json(event: &Event) -> Value {
+pub fn event_to_json(event: &Event) -> Value {
     let mut plain = event.clone();
     let payload = match &mut plain.kind {
         Some(Kind::Custom(custom)) => custom.payload.take(),
@@ -99,7 +114,7 @@ fn encoded(event: &Event) -> String {
 
 /// Reads the events of JSON that was written by [`event_to_json`] or [`response_to_json`]. A
 /// response of another sort has none.
-pub(super) fn events_from_json(mut json: Value) -> Result<Vec<Event>, String> {
+pub fn events_from_json(mut json: Value) -> Result<Vec<Event>, String> {
     let responses = descriptor("SubscribeResponse");
     let is_response = json.as_object().is_some_and(|object| {
         object.len() == 1
@@ -116,7 +131,7 @@ pub(super) fn events_from_json(mut json: Value) -> Result<Vec<Event>, String> {
 }
 
 /// Reads an event from JSON, written by [`event_to_json`] or by a person.
-pub(super) fn event_from_json(json: Value) -> Result<Event, String> {
+pub fn event_from_json(json: Value) -> Result<Event, String> {
     match json.get(BYTES) {
         Some(bytes) => event_from_bytes(&json, bytes),
         None => plain_event_from_json(json),
@@ -133,11 +148,8 @@ fn plain_event_from_json(mut json: Value) -> Result<Event, String> {
             Some(read.map_err(|error| format!("custom.payload{error}"))?)
         }
     };
-    let options = DeserializeOptions::new().deny_unknown_fields(true);
-    let dynamic = DynamicMessage::deserialize_with_options(descriptor("Event"), json, &options)
-        .map_err(|error| error.to_string())?;
-    let mut event =
-        Event::decode(&dynamic.encode_to_vec()[..]).map_err(|error| error.to_string())?;
+    let bytes = from_json("Event", json)?;
+    let mut event = Event::decode(&bytes[..]).map_err(|error| error.to_string())?;
     if let Some(Kind::Custom(custom)) = &mut event.kind {
         custom.payload = payload;
     }

@@ -1,7 +1,8 @@
-//! The gRPC port: its services, and the layers around them.
+//! The ports for nodes: that of gRPC, and that of HTTP; their services, and the layers around them.
 
 use std::{
     convert::Infallible,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -21,7 +22,7 @@ use crate::{
     config::Config,
     observe::counters::Method,
     port::{
-        connections::{self, ConnectionLimits, GoawaySender},
+        connections::{self, ConnectionLimits, GoawaySender, Http1},
         deadline::DeadlineBody,
         grpc_only::GrpcOnlyLayer,
         headers::HeaderLimitLayer,
@@ -34,6 +35,7 @@ use crate::{
         health::HealthState,
         reflection::{self, Reflection},
     },
+    web::{self, JsonRequestsLayer},
 };
 
 /// Bytes of a request to the health and reflection services: a name and little else.
@@ -43,9 +45,17 @@ const SMALL_REQUEST: usize = 4096;
 /// runtime.
 const OTHER_FILES: usize = 100;
 
-/// Serves the gRPC port until `ended`.
+/// The listeners of the ports.
+pub struct Listeners {
+    /// That of gRPC.
+    pub grpc: TcpListener,
+    /// That of HTTP, where it is configured.
+    pub http: Option<TcpListener>,
+}
+
+/// Serves the ports until `ended`.
 pub async fn serve(
-    listener: TcpListener,
+    listeners: Listeners,
     config: &Config,
     rooms: &Rooms,
     health: &HealthState,
@@ -59,24 +69,41 @@ pub async fn serve(
         streams: |path| matches!(Method::of(path), Method::PublishStream | Method::Watch),
         on_expired: rooms.on_refused(),
     };
+    let headers =
+        HeaderLimitLayer { max: config.limits.max_header_bytes, counters: rooms.port.clone() };
     let services = Services {
         coordination: requests(config.limits.max_request_bytes)
             .layer(rpc::Server::new(rooms.rpc_context(config))),
         others: requests(SMALL_REQUEST).layer(Others(health_and_reflection(health, rooms))),
     };
-    let headers =
-        HeaderLimitLayer { max: config.limits.max_header_bytes, counters: rooms.port.clone() };
-    let service = GrpcOnlyLayer.layer(headers.layer(rooms.access_layer().layer(services)));
-    let admission = Admission {
-        access: rooms.access.clone(),
-        handshake_timeout: config.limits.handshake_timeout,
-        slots: rooms.slots.clone(),
-        goaway: GoawaySender::new(config.tls.is_none()),
-        counters: rooms.port.clone(),
+    let incoming = |listener, goaway| {
+        let admission = Admission {
+            access: rooms.access.clone(),
+            handshake_timeout: config.limits.handshake_timeout,
+            slots: rooms.slots.clone(),
+            goaway,
+            counters: rooms.port.clone(),
+        };
+        listener::incoming(listener, admission)
     };
-    let incoming = listener::incoming(listener, admission);
-    let limits = ConnectionLimits::new(&config.limits, &config.keepalive);
-    connections::serve(incoming, service, limits, rooms.port.clone(), ended).await;
+    let limits = |http1| ConnectionLimits::new(&config.limits, &config.keepalive, http1);
+    let access = rooms.access_layer();
+
+    let http = async {
+        let Some((listener, http)) = listeners.http.zip(config.http.as_ref()) else { return };
+        let layers = access.layer(JsonRequestsLayer.layer(services.clone()));
+        let service = web::router(headers.layer(layers), &http.allowed_origins);
+        let incoming = incoming(listener, GoawaySender::new(false));
+        let (limits, counters) = (limits(Http1::Served), rooms.port.clone());
+        connections::serve(incoming, service, limits, counters, ended.clone()).await;
+    };
+    let grpc = async {
+        let service = GrpcOnlyLayer.layer(headers.layer(access.layer(services.clone())));
+        let incoming = incoming(listeners.grpc, GoawaySender::new(config.tls.is_none()));
+        let (limits, counters) = (limits(Http1::Refused), rooms.port.clone());
+        connections::serve(incoming, service, limits, counters, ended.clone()).await;
+    };
+    futures_util::join!(grpc, http);
 }
 
 fn health_and_reflection(health: &HealthState, rooms: &Rooms) -> Routes {
@@ -154,9 +181,15 @@ where
     }
 }
 
-/// Warns of a port that is open to every client that reaches it.
+/// Warns of ports that are open to every client that reaches them.
 pub fn warn_if_open(config: &Config) {
-    let listen = config.listen;
+    warn_if_port_is_open(config, config.listen);
+    if let Some(http) = &config.http {
+        warn_if_port_is_open(config, http.listen);
+    }
+}
+
+fn warn_if_port_is_open(config: &Config, listen: SocketAddr) {
     if listen.ip().is_loopback() {
         return;
     }
