@@ -29,6 +29,26 @@ apt() {
         apt-get install -q -y --no-install-recommends "$@" >&2
 }
 
+# deb PACKAGE FILE: takes a program out of a Debian package that has more: a service, for example,
+# which is not installed.
+deb() {
+    works command -v apt-get || return 1
+    local folder bin=.venv/bin
+    [[ -d $bin ]] || bin=${HOME:-/root}/.local/bin
+    mkdir -p "$bin"
+    folder=$(mktemp -d)
+    say "taking $2 out of the package $1"
+    if ! (cd "$folder" && apt-get download -q "$1" >&2); then
+        # Its list of packages may be an old one, or none.
+        apt_updated=
+        apt || true
+        (cd "$folder" && apt-get download -q "$1" >&2) || { rm -rf "$folder"; return 1; }
+    fi
+    dpkg-deb --fsys-tarfile "$folder"/*.deb | tar --extract --to-stdout "./$2" >"$bin/${2##*/}"
+    chmod +x "$bin/${2##*/}"
+    rm -rf "$folder"
+}
+
 # pip PACKAGES...: installs Python packages into .venv, or for this user where venv does not work.
 pip() {
     works python3 --version || apt python3 python3-venv ||

@@ -3,6 +3,7 @@
 //! The connections are served here and not by `axum::serve`, which has no limit on connections,
 //! none on their age, and fixes the time for a request's headers.
 
+pub mod process;
 pub mod text;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -10,7 +11,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use axum::{
     Router,
     extract::Request,
-    http::{HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
@@ -27,6 +28,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::text::{Form, Text};
 use crate::throttle::Throttle;
 
 /// The media type of plain text.
@@ -120,19 +122,31 @@ async fn connection(stream: TcpStream, router: Router, close: CancellationToken)
 pub fn probes<S: Send + Sync + 'static>(
     shared: Arc<S>,
     ready: fn(&S) -> Result<(), &'static str>,
-    metrics: fn(&S) -> String,
+    metrics: fn(&S, &mut Text),
 ) -> Router {
     let of_ready = shared.clone();
     let readyz = async move || match ready(&of_ready) {
         Ok(()) => answer(StatusCode::OK, PLAIN, "ready\n"),
         Err(why) => answer(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("not ready: {why}\n")),
     };
-    let metrics = async move || answer(StatusCode::OK, text::MEDIA_TYPE, metrics(&shared));
+    let metrics = async move |headers: HeaderMap| {
+        let form = form_of(&headers);
+        let mut text = Text::new(form);
+        metrics(&shared, &mut text);
+        process::add(&mut text);
+        answer(StatusCode::OK, form.media_type(), text.finish())
+    };
     Router::new()
         .route("/livez", get(async || answer(StatusCode::OK, PLAIN, "live\n")))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .layer(middleware::from_fn(read_only))
+}
+
+/// The form of metrics that a scraper asks for.
+pub fn form_of(headers: &HeaderMap) -> Form {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    Form::accepted(accept.unwrap_or_default())
 }
 
 /// Refuses methods that could mean a change, whatever the path.

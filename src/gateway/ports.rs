@@ -20,7 +20,7 @@ use tower::{BoxError, Layer, Service};
 use super::rooms::Rooms;
 use crate::{
     config::Config,
-    observe::counters::Method,
+    observe::{counters::Method, handled::HandledLayer},
     port::{
         connections::{self, ConnectionLimits, GoawaySender, Http1},
         deadline::DeadlineBody,
@@ -88,17 +88,20 @@ pub async fn serve(
     };
     let limits = |http1| ConnectionLimits::new(&config.limits, &config.keepalive, http1);
     let access = rooms.access_layer();
+    // Outside of all that refuses a request, and so counts what each client gets.
+    let handled = HandledLayer(rooms.records.handled.clone());
 
     let http = async {
         let Some((listener, http)) = listeners.http.zip(config.http.as_ref()) else { return };
         let layers = access.layer(JsonRequestsLayer.layer(services.clone()));
-        let service = web::router(headers.layer(layers), &http.allowed_origins);
+        let service = web::router(handled.layer(headers.layer(layers)), &http.allowed_origins);
         let incoming = incoming(listener, GoawaySender::new(false));
         let (limits, counters) = (limits(Http1::Served), rooms.port.clone());
         connections::serve(incoming, service, limits, counters, ended.clone()).await;
     };
     let grpc = async {
-        let service = GrpcOnlyLayer.layer(headers.layer(access.layer(services.clone())));
+        let layers = access.layer(services.clone());
+        let service = GrpcOnlyLayer.layer(handled.layer(headers.layer(layers)));
         let incoming = incoming(listeners.grpc, GoawaySender::new(config.tls.is_none()));
         let (limits, counters) = (limits(Http1::Refused), rooms.port.clone());
         connections::serve(incoming, service, limits, counters, ended.clone()).await;

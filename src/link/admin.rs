@@ -35,8 +35,7 @@ fn ready(shared: &Shared) -> Result<(), &'static str> {
     }
 }
 
-fn render(shared: &Shared) -> String {
-    let mut text = Text::default();
+fn render(shared: &Shared, text: &mut Text) {
     let since = shared.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let waiting = shared.publisher.get().map(Publisher::waiting).unwrap_or_default();
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -73,5 +72,4 @@ fn render(shared: &Shared) -> String {
     for (reason, counter) in LeftOut::ALL.iter().zip(&counters.left_out) {
         left_out.sample(&[("reason", reason.label())], read(counter));
     }
-    text.finish()
 }

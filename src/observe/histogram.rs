@@ -23,11 +23,17 @@ pub struct Histogram {
     microseconds: AtomicU64,
 }
 
+/// The number of the bucket of a duration.
+pub fn bucket_of(duration: Duration) -> usize {
+    let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    BUCKETS.partition_point(|bound| *bound < micros)
+}
+
 impl Histogram {
     /// Counts one duration.
     pub fn observe(&self, duration: Duration) {
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        self.counts.add(BUCKETS.partition_point(|bound| *bound < micros), 1);
+        self.counts.add(bucket_of(duration), 1);
         self.microseconds.fetch_add(micros, Ordering::Relaxed);
     }
 

@@ -3,16 +3,20 @@
 
 pub mod admin;
 pub mod counters;
+pub mod handled;
 pub mod histogram;
 pub mod recent;
 pub mod status;
 pub mod streams;
 pub mod trace;
 
+use std::sync::Arc;
+
 use crate::errors::{Error, Requester};
 
 use self::{
     counters::{Counters, Method},
+    handled::Handled,
     recent::Recent,
 };
 
@@ -23,6 +27,8 @@ pub struct Records {
     pub counters: Counters,
     /// The last failures.
     pub recent: Recent,
+    /// What became of every request.
+    pub handled: Arc<Handled>,
 }
 
 impl Records {

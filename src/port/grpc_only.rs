@@ -19,7 +19,8 @@ const GRPC_WEB: &str = "This is a Trunkline gateway. It speaks gRPC and not gRPC
 const CODEC: &str = "This is a Trunkline gateway. It speaks gRPC with protobuf, and no other \
     coding of messages: nothing was done.\nSend application/grpc or application/grpc+proto.\n";
 const JSON: &str = "This is a Trunkline gateway. It speaks gRPC, and neither JSON over HTTP nor \
-    Connect: nothing was done.\nIts HTTP port (http.listen) takes JSON, where it is configured. Or try grpcurl.\n";
+    Connect: nothing was done.\nIts HTTP port (http.listen) takes JSON, where it is configured. \
+    Or try grpcurl, which takes JSON too.\n";
 
 /// Wraps the gRPC services of a port in [`GrpcOnly`].
 #[derive(Clone, Copy, Debug, Default)]

@@ -175,8 +175,8 @@ async fn other_content_types_are_refused_with_a_hint_and_nothing_is_done() {
     };
     for (wrong, hint) in [
         ("application/grpc-web", "gRPC-Web"),
-        ("application/grpc-web+proto", "grpc_web"),
-        ("application/grpc-web-text", "grpc_web"),
+        ("application/grpc-web+proto", "http.listen"),
+        ("application/grpc-web-text", "http.listen"),
         ("application/grpc+json", "application/grpc+proto"),
         ("application/json", "grpcurl"),
         ("application/connect+proto", "Connect"),

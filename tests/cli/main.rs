@@ -5,6 +5,7 @@ mod support;
 
 mod bench;
 mod check;
+mod cookbook;
 mod publish;
 mod serve;
 mod status;

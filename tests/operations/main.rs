@@ -6,11 +6,13 @@ mod support;
 
 mod access;
 mod admin;
+mod alerts;
 mod clock;
 mod envoy;
 mod http;
 mod kubernetes;
 mod logs;
+mod metrics;
 mod nginx;
 mod page;
 mod signals;

@@ -50,7 +50,8 @@ pub fn grpcurl() -> PathBuf {
     TOOL.path()
 }
 
-/// A Python 3 with the packages of `clients/python/requirements.txt` and grpcio-health-checking;
+/// A Python 3 with the packages of `clients/python/requirements.txt`, grpcio-health-checking and
+/// prometheus_client;
 /// `TRUNKLINE_TEST_PYTHON` names another.
 pub fn python() -> PathBuf {
     static TOOL: Tool = Tool::new(
@@ -59,10 +60,10 @@ pub fn python() -> PathBuf {
         &[
             "-c",
             "import grpc, google.rpc.status_pb2, grpc_tools.protoc, setuptools.build_meta\n\
-             import grpc_health.v1.health_pb2_grpc",
+             import grpc_health.v1.health_pb2_grpc, prometheus_client.openmetrics.parser",
         ],
-        "Python 3 with grpcio, googleapis-common-protos, grpcio-tools, setuptools and \
-         grpcio-health-checking",
+        "Python 3 with grpcio, googleapis-common-protos, grpcio-tools, setuptools, \
+         grpcio-health-checking and prometheus_client",
     );
     TOOL.path()
 }
@@ -148,6 +149,13 @@ pub fn nginx() -> PathBuf {
 /// `haproxy`; `TRUNKLINE_TEST_HAPROXY` names another.
 pub fn haproxy() -> PathBuf {
     static TOOL: Tool = Tool::new("TRUNKLINE_TEST_HAPROXY", "haproxy", &["-v"], "haproxy");
+    TOOL.path()
+}
+
+/// `promtool`, of Prometheus; `TRUNKLINE_TEST_PROMTOOL` names another.
+pub fn promtool() -> PathBuf {
+    static TOOL: Tool =
+        Tool::new("TRUNKLINE_TEST_PROMTOOL", "promtool", &["--version"], "promtool");
     TOOL.path()
 }
 

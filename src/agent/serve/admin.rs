@@ -29,9 +29,8 @@ fn ready(shared: &Shared) -> Result<(), &'static str> {
     is_connected.then_some(()).ok_or("no gateway delivers events")
 }
 
-fn render(shared: &Shared) -> String {
+fn render(shared: &Shared, text: &mut Text) {
     let report = shared.report();
-    let mut text = Text::default();
     let since = shared.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let age = report.waiting_age.and_then(|age| Duration::try_from(age).ok()).unwrap_or_default();
     let duplicates = report.programs.iter().filter(|program| program.duplicate).count();
@@ -103,5 +102,4 @@ fn render(shared: &Shared) -> String {
     ] {
         text.counter(name, help).sample(&[], value);
     }
-    text.finish()
 }

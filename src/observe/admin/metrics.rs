@@ -5,18 +5,23 @@
 
 use std::time::{Duration, SystemTime};
 
+use tonic::Code;
 use trunkline_proto::kinds;
 
 use super::Sources;
 use crate::{
     access::Rule,
-    admin_port::text::{Durations, Text},
+    admin_port::{
+        process,
+        text::{Durations, Exemplar, Form, Text},
+    },
     bus::{BusStatus, GapReason, ShardBusStatus},
     errors::Limit,
     hub::log::{Capacity, Extent},
     log,
     observe::{
         counters::{Counters, Method},
+        handled::{Handled, MethodName},
         histogram::{BUCKETS, Histogram},
         trace::Tracer,
     },
@@ -31,8 +36,8 @@ struct Shard {
 }
 
 /// The current values of all metrics.
-pub fn render(sources: &Sources) -> String {
-    let mut text = Text::default();
+pub fn render(sources: &Sources, form: Form) -> String {
+    let mut text = Text::new(form);
     let hub = sources.gateway.hub.get();
     let status = hub.map(|hub| hub.bus().status()).unwrap_or_default();
     let shards: Vec<Shard> = hub.map_or_else(Vec::new, |hub| {
@@ -54,6 +59,8 @@ pub fn render(sources: &Sources) -> String {
     bus(&mut text, &status);
     liveness(&mut text, &shards);
     logs(&mut text, &shards);
+    requests(&mut text, &sources.records.handled);
+    process::add(&mut text);
     text.finish()
 }
 
@@ -130,8 +137,73 @@ fn events(text: &mut Text, counters: &Counters) {
 }
 
 fn histogram(text: &mut Text, name: &'static str, help: &str, of: &Histogram) {
-    let durations = Durations { ends: &BUCKETS, cumulative: &of.cumulative(), sum: of.sum() };
-    text.histogram(name, help, &durations);
+    text.histogram(name, help).sample(&[], &durations(of, &of.cumulative(), &[]));
+}
+
+fn durations<'a>(
+    of: &Histogram,
+    cumulative: &'a [u64],
+    exemplars: &'a [Option<Exemplar>],
+) -> Durations<'a> {
+    Durations { ends: &BUCKETS, cumulative, sum: of.sum(), exemplars }
+}
+
+/// All requests, under the names that gRPC servers have in Prometheus.
+fn requests(text: &mut Text, handled: &Handled) {
+    let all: Vec<_> = handled.all().collect();
+    let labels = |name: &MethodName| {
+        [("grpc_type", name.kind), ("grpc_service", name.service), ("grpc_method", name.method)]
+    };
+    let mut text = text.standard();
+    let mut family = text.counter("grpc_server_started_total", "Requests that have begun.");
+    for shown in &all {
+        family.sample(&labels(&shown.name), shown.started);
+    }
+    let mut family = text.counter(
+        "grpc_server_handled_total",
+        "Requests that have ended, by the code that their client got.",
+    );
+    for shown in &all {
+        for (code, count) in &shown.codes {
+            // All codes of all methods would be two hundred samples: OK is there from the start.
+            if *count > 0 || *code == Code::Ok {
+                let code = [("grpc_code", code_name(*code))];
+                family.sample(&[&labels(&shown.name)[..], &code].concat(), count);
+            }
+        }
+    }
+    let mut family = text.histogram(
+        "grpc_server_handling_seconds",
+        "Time until a request has ended; of a stream, how long it was open.",
+    );
+    for shown in all.iter().filter(|shown| shown.started > 0) {
+        let cumulative = shown.durations.cumulative();
+        let durations = durations(shown.durations, &cumulative, &shown.exemplars);
+        family.sample(&labels(&shown.name), &durations);
+    }
+}
+
+/// The name of a code in the labels of these metrics.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "Canceled",
+        Code::Unknown => "Unknown",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Aborted => "Aborted",
+        Code::OutOfRange => "OutOfRange",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Unavailable => "Unavailable",
+        Code::DataLoss => "DataLoss",
+        Code::Unauthenticated => "Unauthenticated",
+    }
 }
 
 fn denied(text: &mut Text, sources: &Sources) {

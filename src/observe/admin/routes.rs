@@ -12,7 +12,7 @@ use axum::{
 };
 
 use super::{Admin, host, metrics, nodes::Query, page, view};
-use crate::admin_port::{PLAIN, answer, read_only, text};
+use crate::admin_port::{PLAIN, answer, form_of, read_only};
 
 const JSON: &str = "application/json";
 
@@ -43,8 +43,9 @@ async fn ready(State(admin): State<Arc<Admin>>) -> Response {
     }
 }
 
-async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
-    answer(StatusCode::OK, text::MEDIA_TYPE, metrics::render(&admin.sources))
+async fn metrics(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
+    let form = form_of(&headers);
+    answer(StatusCode::OK, form.media_type(), metrics::render(&admin.sources, form))
 }
 
 async fn status(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Response {

@@ -2,7 +2,7 @@
 
 mod bad_requests;
 mod browser;
-mod curl;
+pub mod curl;
 mod events;
 
 use serde_json::{Value, json};
