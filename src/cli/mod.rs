@@ -12,6 +12,7 @@ mod doctor;
 mod duration;
 mod explain;
 mod failure;
+mod init;
 mod interest;
 mod kinds;
 mod link;
@@ -40,6 +41,7 @@ const EXAMPLES: &str = "\
 Examples:
   trunkline                                          serve on 127.0.0.1:7420 with the embedded bus
   trunkline serve --redis redis://127.0.0.1:6379     serve, with other gateways, over Redis
+  trunkline init                                     write a configuration: asks, or takes flags
   trunkline check --config trunkline.json            report all errors of a configuration
   trunkline doctor --config trunkline.json           check a deployment, Redis included
   trunkline subscribe | jq .mailboxChange            watch events, one JSON object per line
@@ -72,6 +74,8 @@ enum Command {
     Agent(agent::Agent),
     /// Carries events from one deployment to another
     Link(link::Link),
+    /// Writes a configuration: asks, or takes flags
+    Init(init::Init),
     /// Reports all errors of a configuration, or prints the effective one, without secrets
     Check(check::Check),
     /// Prints the JSON Schema of the configuration, or the effective configuration
@@ -156,7 +160,8 @@ impl Command {
             Command::Nodes(nodes) => nodes.json,
             Command::Top(top) => top.json,
             Command::Bench(bench) => bench.json,
-            Command::Check(_)
+            Command::Init(_)
+            | Command::Check(_)
             | Command::Config(_)
             | Command::Publish(_)
             | Command::Completions(_)
@@ -171,6 +176,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Serve(serve) => serve.run().await,
         Command::Agent(agent) => agent.run().await,
         Command::Link(link) => link.run().await,
+        Command::Init(init) => init.run(),
         Command::Check(check) => check.run(),
         Command::Config(config) => config.run(),
         Command::Doctor(doctor) => doctor.run().await,

@@ -6,6 +6,7 @@ mod support;
 mod bench;
 mod check;
 mod cookbook;
+mod init;
 mod publish;
 mod serve;
 mod status;
