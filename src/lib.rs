@@ -13,6 +13,7 @@ pub mod config;
 mod errors;
 pub mod gateway;
 pub mod hub;
+mod leave;
 mod lifecycle;
 pub mod link;
 pub mod log;

@@ -20,6 +20,8 @@ mod watch;
 
 use std::{sync::Arc, time::Duration};
 
+use rand::Rng;
+
 use crate::{
     access::quota::Quotas,
     config::Limits,
@@ -48,4 +50,13 @@ pub struct Context {
     pub records: Arc<Records>,
     /// Makes the spans of recorded traces.
     pub tracer: Tracer,
+}
+
+impl Context {
+    /// The age at which a stream that opens now is asked to leave, if there is a limit: a random
+    /// one within a tenth of it, so that streams that were opened at one time leave at several.
+    fn max_age(&self) -> Option<Duration> {
+        let age = self.limits.max_stream_age?;
+        Some(age.mul_f64(rand::rng().random_range(0.9..1.1)))
+    }
 }
