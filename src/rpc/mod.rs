@@ -6,6 +6,7 @@ mod explain;
 pub mod health;
 mod lists;
 mod messages;
+pub mod orca;
 mod publish;
 mod publish_stream;
 pub mod reflection;
@@ -26,7 +27,7 @@ use crate::{
     access::quota::Quotas,
     config::Limits,
     lifecycle::Lifecycle,
-    observe::{Records, trace::Tracer},
+    observe::{Records, load::LoadReports, trace::Tracer},
     presence::Nodes,
 };
 
@@ -48,6 +49,8 @@ pub struct Context {
     pub deployment: u32,
     /// Records requests, streams and failures.
     pub records: Arc<Records>,
+    /// Makes the load reports that responses carry.
+    pub load: Arc<LoadReports>,
     /// Makes the spans of recorded traces.
     pub tracer: Tracer,
 }
