@@ -167,7 +167,7 @@ fn memory_limit() -> Option<f64> {
 
 /// Version 1 names a number near 2^63 where there is no limit, version 2 the word `max`.
 fn limit_in(text: &str) -> Option<f64> {
-    const NO_LIMIT: f64 = (1_u64 << 60) as f64;
+    const NO_LIMIT: f64 = 1e18;
     text.trim().parse().ok().filter(|limit: &f64| *limit > 0.0 && *limit < NO_LIMIT)
 }
 

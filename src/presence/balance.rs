@@ -25,7 +25,7 @@ use crate::bus::MemberId;
 /// A gateway has many more streams than the mean if it has this part of the mean more, and as many
 /// more as the least surplus.
 const SURPLUS: u64 = 10;
-const LEAST_SURPLUS: u64 = 5;
+const MIN_SURPLUS: u64 = 5;
 
 /// The same where another gateway has less than half of the mean: with ten gateways and more, one
 /// that is empty does not lift the others above the first limit.
@@ -224,7 +224,7 @@ impl Balance {
         } else {
             SURPLUS
         };
-        if figures.own <= mean + (mean / part).max(LEAST_SURPLUS) {
+        if figures.own <= mean + (mean / part).max(MIN_SURPLUS) {
             return (0, None);
         }
         let surplus = (figures.own - mean).min(figures.own / 2);

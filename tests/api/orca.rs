@@ -110,7 +110,10 @@ async fn streams_of_reports_are_limited_and_end_when_the_gateway_drains() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reports_need_the_right_to_the_status() {
-    let identity = |name: &str, operations: &[&str]| json!({"name": name, "operations": operations, "tokens": [token_of(name)]});
+    let identity = |name: &str, operations: &[&str]| {
+        let tokens = [token_of(name)];
+        json!({"name": name, "operations": operations, "tokens": tokens})
+    };
     let auth = json!({"identities": [
         identity("monitor", &["getStatus"]), identity("other", &["listNodes"]),
     ]});

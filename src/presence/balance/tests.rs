@@ -183,7 +183,7 @@ impl Cluster {
 
     fn is_even(&self) -> bool {
         let mean = self.mean();
-        let most = mean + (mean / SURPLUS).max(LEAST_SURPLUS);
+        let most = mean + (mean / SURPLUS).max(MIN_SURPLUS);
         self.gateways.iter().all(|gateway| gateway.own <= most)
     }
 }
