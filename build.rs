@@ -1,6 +1,6 @@
-//! Generates the messages of the bus.
+//! Generates the messages of the bus, and the service of load reports.
 
-use std::error::Error;
+use std::{env, error::Error, fs, path::PathBuf};
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
@@ -16,5 +16,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".trunkline.bus.v1.NodeRecord.node")
         .bytes(".trunkline.bus.v1.WatchStats.agent")
         .compile_fds(bus)?;
+
+    let mut orca = protox::Compiler::new(["proto"])?;
+    orca.include_imports(true).open_file("xds/service/orca/v3/orca.proto")?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("orca.descriptor.bin"), orca.encode_file_descriptor_set())?;
+    tonic_prost_build::configure().build_client(false).compile_fds(orca.file_descriptor_set())?;
     Ok(())
 }

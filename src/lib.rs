@@ -14,6 +14,7 @@ mod errors;
 pub mod gateway;
 pub mod hub;
 pub mod json;
+mod leave;
 mod lifecycle;
 pub mod link;
 pub mod log;

@@ -10,7 +10,13 @@ use rand::Rng;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::{bus::Health, errors::Error, hub::Hub, proto::v1::GatewayState};
+use crate::{
+    bus::Health,
+    errors::Error,
+    hub::Hub,
+    leave::{Leave, LeaveReason},
+    proto::v1::GatewayState,
+};
 
 /// The time that a new stream waits for a bus that is not verified, before it is refused.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -131,6 +137,12 @@ impl Lifecycle {
     /// True once the gateway drains.
     pub fn is_draining(&self) -> bool {
         self.drain.borrow().is_some()
+    }
+
+    /// What a drain asks a stream for.
+    pub fn stopping_by(&self, drain: Drain) -> Leave {
+        let (deadline, reconnect_delay) = (drain.deadline, self.reconnect_delay);
+        Leave { reason: LeaveReason::Stopping, deadline, reconnect_delay, to: None }
     }
 
     /// The delay before a reconnect that nodes are asked for.

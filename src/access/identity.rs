@@ -14,7 +14,7 @@ use super::{
     Grant, PeerCertificate,
     quota::{ConnectionStreams, InFlightRequest},
 };
-use crate::errors::Requester;
+use crate::{errors::Requester, leave::ConnectionLeave};
 
 /// The identity of a caller.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -32,6 +32,8 @@ pub struct Peer {
     pub address: SocketAddr,
     /// Counts the streams that are open on the connection.
     pub streams: Arc<ConnectionStreams>,
+    /// Asks its streams to leave, and the connection with them.
+    pub leaving: Arc<ConnectionLeave>,
     /// The client certificate of the TLS handshake, where a valid one was presented.
     pub certificate: Option<Arc<PeerCertificate>>,
 }

@@ -203,7 +203,9 @@ impl RequiredPermission {
                 RequiredPermission::CheckedByService
             }
             (SERVICE, "ListNodes") => RequiredPermission::Operation(Operation::ListNodes),
-            (SERVICE, "GetStatus") => RequiredPermission::Operation(Operation::GetStatus),
+            (SERVICE, "GetStatus") | ("xds.service.orca.v3.OpenRcaService", _) => {
+                RequiredPermission::Operation(Operation::GetStatus)
+            }
             _ => RequiredPermission::Denied,
         }
     }

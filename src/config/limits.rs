@@ -52,6 +52,11 @@ settings! {
         /// Open `Subscribe` and `Watch` streams of one identity.
         pub max_streams_per_identity: usize =
             key("maxStreamsPerIdentity", number(1..=10_000_000), 20_000),
+        /// `Subscribe`, `Watch` and `PublishStream` streams that are older are asked to go on at
+        /// another gateway, each at a random time within a tenth of it before or after. Load
+        /// balancers that spread connections get them anew this way. `null`: never.
+        pub max_stream_age: Option<Duration> =
+            optional("maxStreamAge", duration(SECOND..=30 * DAY)),
         /// Open `Watch` streams of the health protocol, which needs no credential. A tenth of them
         /// may come from one address.
         pub max_health_streams: usize =

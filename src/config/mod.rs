@@ -144,6 +144,9 @@ settings! {
         pub keepalive: Keepalive = group("keepalive"),
         /// The steps in which a gateway stops.
         pub drain: Drain = group("drain"),
+        /// How gateways even out their streams: one that has many more than its share asks some of
+        /// its nodes to go on at another one.
+        pub rebalance: Rebalance = group("rebalance"),
         /// A repeated `request_id` is recognised for this time, so that a retried `Publish` does
         /// not publish twice.
         pub request_id_window: Duration =
@@ -194,6 +197,21 @@ settings! {
         /// The gateway ends within this time, counted from the end of the delay. Streams that are
         /// still open are ended before, so that a quarter of it, at most 2 s, is left for the rest.
         pub timeout: Duration = key("timeout", duration(SECOND..=HOUR), 10 * SECOND),
+    }
+}
+
+settings! {
+    /// How gateways even out their streams.
+    pub struct Rebalance {
+        /// False: this gateway asks no stream to leave because others have fewer.
+        pub enabled: bool = key("enabled", Boolean, true),
+        /// The number of streams that are asked to leave in a second, at most.
+        pub streams_per_second: u32 = key("streamsPerSecond", number(1..=10_000), 10),
+        /// Streams are moved only when the same gateways have served for this time: after a restart
+        /// nodes find their places by themselves first.
+        pub after: Duration = key("after", duration(SECOND..=HOUR), 30 * SECOND),
+        /// A stream that is younger is not asked.
+        pub min_age: Duration = key("minAge", duration(0..=DAY), 2 * MINUTE),
     }
 }
 

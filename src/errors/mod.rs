@@ -106,8 +106,8 @@ pub enum Error {
     /// The publisher has opened another stream.
     #[error("the publisher has opened another stream, which takes over from this one")]
     TakenOver,
-    /// The gateway is draining.
-    #[error("the gateway is going away; connect again")]
+    /// The gateway is draining, or the stream goes on at another one for another reason.
+    #[error("the stream has to go on at another gateway; connect again")]
     Draining {
         /// The delay before the node connects again.
         retry_after: Duration,

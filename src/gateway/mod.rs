@@ -19,7 +19,7 @@ use crate::{
     hub::{Hub, log::Capacity},
     lifecycle::Lifecycle,
     observe::{admin, streams, trace},
-    presence::{delivery, membership},
+    presence::{delivery, membership, moves},
     rpc::health::HealthState,
 };
 
@@ -125,6 +125,7 @@ pub async fn serve(
         ended.clone(),
     ));
     tasks.spawn(membership::run(rooms.nodes.clone(), bus.clone(), ended.clone()));
+    tasks.spawn(moves::run(rooms.nodes.clone(), config.rebalance.clone(), ended.clone()));
     tasks.spawn(delivery::follow(rooms.nodes.clone(), hub, bus.clone(), ended.clone()));
     tasks.spawn(delivery::collect(rooms.nodes.clone(), bus.clone(), ended.clone()));
     tasks.spawn(streams::log_suppressed(ended.clone()));

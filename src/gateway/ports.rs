@@ -20,6 +20,7 @@ use tower::{BoxError, Layer, Service};
 use super::rooms::Rooms;
 use crate::{
     config::Config,
+    errors::{Error, Requester},
     observe::{counters::Method, handled::HandledLayer},
     port::{
         connections::{self, ConnectionLimits, GoawaySender, Http1},
@@ -29,16 +30,21 @@ use crate::{
         listener::{self, Admission},
         requests::{RequestLimits, RequestLimitsLayer},
     },
-    proto::v1::{self, SERVICE},
+    proto::{
+        v1::{self, SERVICE},
+        xds,
+    },
     rpc::{
         self, ResponseBody,
         health::HealthState,
+        orca::OrcaService,
         reflection::{self, Reflection},
     },
     web::{self, JsonRequestsLayer},
 };
 
-/// Bytes of a request to the health and reflection services: a name and little else.
+/// Bytes of a request to the services of health, load reports and reflection: a name and little
+/// else.
 const SMALL_REQUEST: usize = 4096;
 
 /// Files that a process needs besides its connections: for the bus, the admin port, logs and the
@@ -115,6 +121,7 @@ fn health_and_reflection(health: &HealthState, rooms: &Rooms) -> Routes {
         tonic_health::pb::FILE_DESCRIPTOR_SET,
         // So that grpcurl shows the details of errors.
         tonic_types::pb::FILE_DESCRIPTOR_SET,
+        xds::DESCRIPTORS,
         tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
         tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
     ];
@@ -122,10 +129,14 @@ fn health_and_reflection(health: &HealthState, rooms: &Rooms) -> Routes {
     let v1 = reflection::v1::server(api.clone());
     let v1alpha = reflection::v1alpha::server(api);
     let records = rooms.records.clone();
-    let on_refused =
-        Arc::new(move |requester: &_, error: &_| records.refused(Method::Other, requester, error));
-    let health = health.service(rooms.quotas.clone(), on_refused);
+    let on_refused: Arc<dyn Fn(&Requester, &Error) + Send + Sync> =
+        Arc::new(move |requester, error| records.refused(Method::Other, requester, error));
+    let (quotas, gateway) = (rooms.quotas.clone(), rooms.gateway.clone());
+    let load = rooms.load.clone();
+    let load = OrcaService::server(load, gateway, quotas.clone(), on_refused.clone());
+    let health = health.service(quotas, on_refused);
     Routes::new(health.max_decoding_message_size(SMALL_REQUEST))
+        .add_service(load.max_decoding_message_size(SMALL_REQUEST))
         .add_service(v1.max_decoding_message_size(SMALL_REQUEST))
         .add_service(v1alpha.max_decoding_message_size(SMALL_REQUEST))
         .prepare()

@@ -8,7 +8,7 @@ use crate::{
     errors::{Error, Requester},
     hub::token::deployment_tag,
     lifecycle::{About, Lifecycle},
-    observe::{Records, admin, counters::Method, trace::Tracer},
+    observe::{Records, admin, counters::Method, load::LoadReports, trace::Tracer},
     port::{connections::ConnectionSlots, counters::Counters},
     presence::Nodes,
     rpc,
@@ -23,6 +23,7 @@ pub struct Rooms {
     pub port: Arc<Counters>,
     pub nodes: Arc<Nodes>,
     pub records: Arc<Records>,
+    pub load: Arc<LoadReports>,
     pub tracer: Tracer,
 }
 
@@ -51,14 +52,18 @@ impl Rooms {
         let gateway = Arc::new(Lifecycle::new(about, config.drain.spread));
         let max_streams = config.limits.max_streams;
         let nodes = Nodes::new(gateway.clone(), max_streams, takeover(&config.keepalive));
+        let (nodes, quotas) = (Arc::new(nodes), Arc::new(Quotas::new(&config.limits)));
+        let (records, port) = (Arc::<Records>::default(), Arc::<Counters>::default());
+        let of_load = (nodes.clone(), quotas.clone(), records.clone(), port.clone());
         Rooms {
             access,
-            quotas: Arc::new(Quotas::new(&config.limits)),
+            quotas,
             slots: Arc::new(ConnectionSlots::new(connections.0, connections.1)),
-            port: Arc::default(),
-            nodes: Arc::new(nodes),
+            port,
+            nodes,
             gateway,
-            records: Arc::default(),
+            records,
+            load: Arc::new(LoadReports::new(of_load.0, of_load.1, of_load.2, of_load.3)),
             tracer,
         }
     }
@@ -86,6 +91,7 @@ impl Rooms {
             heartbeat: config.heartbeat,
             deployment: deployment_tag(&config.prefix),
             records: self.records.clone(),
+            load: self.load.clone(),
             tracer: self.tracer.clone(),
         }
     }

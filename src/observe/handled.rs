@@ -47,7 +47,7 @@ const fn method(service: &'static str, method: &'static str, kind: &'static str)
 const HEALTH: &str = "grpc.health.v1.Health";
 
 /// The number of methods.
-const COUNT: usize = 11;
+const COUNT: usize = 12;
 
 /// All methods. The last one stands for those that do not exist: clients choose their names.
 const METHODS: [MethodName; COUNT] = [
@@ -61,6 +61,7 @@ const METHODS: [MethodName; COUNT] = [
     method(HEALTH, "Watch", "server_stream"),
     method("grpc.reflection.v1.ServerReflection", "ServerReflectionInfo", "bidi_stream"),
     method("grpc.reflection.v1alpha.ServerReflection", "ServerReflectionInfo", "bidi_stream"),
+    method("xds.service.orca.v3.OpenRcaService", "StreamCoreMetrics", "server_stream"),
     method("unknown", "unknown", "unary"),
 ];
 

@@ -5,6 +5,7 @@ pub mod admin;
 pub mod counters;
 pub mod handled;
 pub mod histogram;
+pub mod load;
 pub mod recent;
 pub mod status;
 pub mod streams;

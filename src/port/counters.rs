@@ -11,6 +11,8 @@ pub struct Counters {
     connections: AtomicU64,
     /// Of these, the ones that were closed before they sent anything.
     unused: AtomicU64,
+    /// Requests that have arrived.
+    requests: AtomicU64,
     /// Requests in flight: not completely answered yet.
     in_flight: AtomicUsize,
     /// Connections and requests that were refused or ended because of a limit.
@@ -36,6 +38,7 @@ impl Counters {
 
     /// Records a request that has arrived.
     pub fn request_started(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         self.in_flight.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -52,6 +55,11 @@ impl Counters {
     /// The number of connections that were accepted.
     pub fn connections(&self) -> u64 {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// The number of requests that have arrived.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
     }
 
     /// The number of requests in flight.

@@ -123,7 +123,8 @@ impl Acceptor {
         // Small urgent messages must not wait for more bytes. An error means that the client has
         // closed the connection.
         stream.set_nodelay(true).ok()?;
-        let peer = Peer { address, streams: Arc::default(), certificate: None };
+        let peer =
+            Peer { address, streams: Arc::default(), leaving: Arc::default(), certificate: None };
         let Some((acceptor, generation)) = self.access.acceptor() else {
             return Some(Connection { io: Either::Left(stream), peer, slot });
         };

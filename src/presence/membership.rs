@@ -117,6 +117,7 @@ pub async fn run(nodes: Arc<Nodes>, bus: SharedBus, stop: CancellationToken) {
             made = membership.round() => {
                 if made {
                     nodes.delivery.exchange_made(number);
+                    nodes.moves.exchanged(round);
                 }
             }
             () = stop.cancelled() => break,

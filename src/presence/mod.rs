@@ -5,10 +5,12 @@
 //! request asks for it ([`list`]).
 
 mod agents;
+mod balance;
 pub mod delivery;
 mod duplicates;
 pub mod list;
 pub mod membership;
+pub mod moves;
 mod notifications;
 mod others;
 mod shards;
@@ -30,12 +32,26 @@ use tokio::sync::Notify;
 use self::watch::WatchState;
 pub use self::watch::WatchStats;
 use self::{
-    agents::Agents, delivery::Delivery, duplicates::Duplicates, notifications::Notifications,
-    others::Others, shards::OwnShards,
+    agents::Agents,
+    delivery::Delivery,
+    duplicates::Duplicates,
+    moves::{Asked, Moves},
+    notifications::Notifications,
+    others::Others,
+    shards::OwnShards,
 };
-use crate::{hub::cursor::Progress, lifecycle::Lifecycle, proto::v1};
+use crate::{
+    bus::MemberId,
+    hub::cursor::Progress,
+    leave::{ConnectionLeave, Leave, LeaveReason, StreamOnConnection},
+    lifecycle::Lifecycle,
+    proto::v1,
+};
 
-pub use self::list::{PageStart, Query};
+pub use self::{
+    list::{PageStart, Query},
+    notifications::Notification,
+};
 
 /// Node id and subscription id: the order in which nodes are listed.
 type Key = (String, String);
@@ -59,6 +75,8 @@ pub struct Nodes {
     /// When somebody last asked for a list.
     looked: Mutex<Option<Instant>>,
     delivery: Delivery,
+    /// Streams that were asked to leave.
+    pub moves: Moves,
 }
 
 /// The streams of this gateway.
@@ -83,6 +101,9 @@ pub struct NodeEntry {
     watch: OnceLock<WatchState>,
     progress: Progress,
     notifications: Notifications,
+    /// Its connection, and whether it was asked to leave.
+    connection: Arc<ConnectionLeave>,
+    asked: Asked,
 }
 
 /// The values of a stream that change all the time.
@@ -100,6 +121,7 @@ pub struct Listed {
     nodes: Arc<Nodes>,
     key: Key,
     entry: Arc<NodeEntry>,
+    on_connection: StreamOnConnection,
 }
 
 /// As many streams are open as may be.
@@ -120,14 +142,16 @@ impl Nodes {
             changed: Notify::new(),
             looked: Mutex::new(None),
             delivery: Delivery::new(),
+            moves: Moves::default(),
         }
     }
 
-    /// Lists a stream, unless as many as may be open are listed.
+    /// Lists a stream of a connection, unless as many as may be open are listed.
     pub fn enter(
         self: &Arc<Self>,
         mut node: v1::Node,
         progress: Progress,
+        connection: &Arc<ConnectionLeave>,
     ) -> Result<Listed, TooMany> {
         show_part(&mut node);
         let key = (node.node_id.clone(), node.subscription_id.clone());
@@ -144,6 +168,8 @@ impl Nodes {
             watch: OnceLock::new(),
             progress,
             notifications: Notifications::default(),
+            connection: connection.clone(),
+            asked: Asked::default(),
         });
         local.entries.insert(key.clone(), entry.clone());
         local.shards.add(&entry);
@@ -154,7 +180,8 @@ impl Nodes {
             self.duplicates.suspect(&key.0);
         }
         self.changed.notify_one();
-        Ok(Listed { nodes: self.clone(), key, entry })
+        let on_connection = connection.enter(&key.0);
+        Ok(Listed { nodes: self.clone(), key, entry, on_connection })
     }
 
     /// Records that somebody looks at a list, which keeps the stats of other gateways' streams
@@ -201,6 +228,34 @@ impl Nodes {
     /// The number of node ids that several live processes use, on all gateways.
     pub fn duplicate_ids(&self) -> usize {
         self.duplicates.count()
+    }
+
+    /// The gateway that a stream should go to which is asked to leave, if one is named.
+    pub fn gateway_to(&self, leave: Leave) -> Option<v1::OtherGateway> {
+        let id = MemberId(leave.to?);
+        self.others.view(|view| {
+            let record = &view.members.get(&id)?.record;
+            let (gateway_id, address) = (record.gateway_id.clone(), record.address.clone());
+            Some(v1::OtherGateway { gateway_id, address })
+        })
+    }
+
+    /// Asks a stream to leave, and those of its node on the same connection with it, unless several
+    /// nodes use that. Returns how many were asked: none where it has ended.
+    fn ask(&self, entry: &Arc<NodeEntry>, leave: Leave) -> u64 {
+        // One that ends leaves the list first: none is asked whose end was counted.
+        let local = self.local.lock();
+        let together = |other: &&Arc<NodeEntry>| {
+            Arc::ptr_eq(other, entry)
+                || Arc::ptr_eq(&other.connection, &entry.connection)
+                    && entry.connection.is_of_one_node()
+        };
+        let of_node: Vec<_> = local.with_id(&entry.node.node_id).filter(together).collect();
+        if !of_node.iter().any(|other| Arc::ptr_eq(other, entry)) {
+            return 0;
+        }
+        let asked = of_node.into_iter().filter(|stream| self.moves.ask(stream, leave));
+        asked.count() as u64
     }
 
     /// The streams of this gateway, in the order of their keys.
@@ -257,6 +312,14 @@ impl Listed {
         &self.entry.node
     }
 
+    /// Records that its node is asked to go on elsewhere, which the stream has begun to do.
+    pub fn leaves(&mut self, leave: Leave) {
+        self.nodes.moves.leaves(&self.entry.asked, leave.reason);
+        if leave.reason != LeaveReason::Stopping {
+            self.on_connection.leaves(leave);
+        }
+    }
+
     /// Notifications to its node.
     pub fn notifications(&self) -> &Notifications {
         &self.entry.notifications
@@ -269,6 +332,7 @@ impl Drop for Listed {
         local.entries.remove(&self.key);
         local.shards.remove(self.entry.number);
         drop(local);
+        self.nodes.moves.ended(&self.entry.asked);
         self.nodes.changed.notify_one();
     }
 }

@@ -8,7 +8,16 @@ use std::{
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 
-use crate::proto::v1;
+use crate::{leave::Leave, proto::v1};
+
+/// What the task of a stream is notified of.
+#[derive(Clone, Debug)]
+pub enum Notification {
+    /// To be passed on to the node.
+    Notice(v1::Notice),
+    /// The stream is asked to leave.
+    Leave(Leave),
+}
 
 /// The latest notification that a stream has not sent yet. A stream whose client does not read
 /// holds one, however many there were.
@@ -26,6 +35,7 @@ struct Latest {
     pending: Option<Box<v1::Notice>>,
     /// A hash of the processes that the last notification named. Zero: of none.
     processes: u64,
+    leave: Option<Box<Leave>>,
 }
 
 impl Notifications {
@@ -43,18 +53,28 @@ impl Notifications {
         self.waker.wake();
     }
 
+    /// Asks the stream to leave.
+    pub(super) fn leave(&self, leave: Leave) {
+        self.latest.lock().leave = Some(Box::new(leave));
+        self.is_pending.store(true, Ordering::Relaxed);
+        self.waker.wake();
+    }
+
     /// True if a notification may be pending. Cheap, and may be late.
     pub fn is_pending(&self) -> bool {
         self.is_pending.load(Ordering::Relaxed)
     }
 
     /// Takes the pending notification. If there is none, the task is woken by the next one.
-    pub fn poll_take(&self, cx: &mut Context<'_>) -> Poll<v1::Notice> {
+    pub fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Notification> {
         self.waker.register(cx.waker());
         let mut latest = self.latest.lock();
         self.is_pending.store(false, Ordering::Relaxed);
+        if let Some(leave) = latest.leave.take() {
+            return Poll::Ready(Notification::Leave(*leave));
+        }
         match latest.pending.take() {
-            Some(notice) => Poll::Ready(*notice),
+            Some(notice) => Poll::Ready(Notification::Notice(*notice)),
             None => Poll::Pending,
         }
     }

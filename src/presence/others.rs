@@ -99,6 +99,15 @@ impl Others {
         self.0.read().with_id(node_id).next().is_some()
     }
 
+    /// The gateways that serve, in the order of their ids, with the streams that they have.
+    pub fn serving(&self) -> Vec<(MemberId, u64)> {
+        let view = self.0.read();
+        let serving = view.members.iter().filter(|(_, member)| {
+            member.record.state() == v1::GatewayState::Serving && !member.silent
+        });
+        serving.map(|(id, member)| (*id, u64::from(member.record.streams))).collect()
+    }
+
     /// Reads the current view.
     pub fn view<T>(&self, look: impl FnOnce(&View) -> T) -> T {
         look(&self.0.read())

@@ -9,11 +9,14 @@ use std::{
 };
 
 use futures_util::{Stream, future::BoxFuture};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use tonic::{Code, Status};
 
 use crate::rpc::{encoded::EncodedMessage, publish_stream::PublishStream, stream::Subscription};
+
+/// The trailer of a load report (ORCA).
+const LOAD: &str = "endpoint-load-metrics-bin";
 
 /// The body of a response.
 pub enum ResponseBody {
@@ -25,8 +28,8 @@ pub enum ResponseBody {
 
 /// Encoded messages to be sent.
 pub enum Messages {
-    /// The response of a unary method; none once it was sent.
-    Unary(Option<EncodedMessage>),
+    /// The response of a unary method, none once it was sent, and the load of the gateway.
+    Unary(Option<EncodedMessage>, Option<HeaderValue>),
     /// The responses of a stream.
     Stream(Box<Subscription>),
     /// The answers to published events.
@@ -36,9 +39,10 @@ pub enum Messages {
 }
 
 impl ResponseBody {
-    /// The body of a unary method's response.
-    pub fn unary(message: &impl prost::Message) -> ResponseBody {
-        ResponseBody::Messages(Some(Messages::Unary(Some(EncodedMessage::message(message)))))
+    /// The body of a unary method's response, with a load report as
+    /// [`LoadReports::trailer`](crate::observe::load::LoadReports::trailer) gives it.
+    pub fn unary(message: &impl prost::Message, load: Option<HeaderValue>) -> ResponseBody {
+        ResponseBody::Messages(Some(Messages::Unary(Some(EncodedMessage::message(message)), load)))
     }
 
     /// The body of a stream that is being opened.
@@ -84,7 +88,7 @@ impl Messages {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<EncodedMessage, Status>>> {
         loop {
             match self {
-                Messages::Unary(message) => return Poll::Ready(message.take().map(Ok)),
+                Messages::Unary(message, _) => return Poll::Ready(message.take().map(Ok)),
                 Messages::Stream(stream) => return Pin::new(&mut **stream).poll_next(cx),
                 Messages::Publishing(stream) => return Pin::new(&mut **stream).poll_next(cx),
                 Messages::Opening(opening) => match ready!(opening.as_mut().poll(cx)) {
@@ -116,8 +120,10 @@ impl Body for ResponseBody {
                     Some(Err(status)) => status,
                     None => Status::new(Code::Ok, ""),
                 };
-                *messages = None;
                 let mut trailers = HeaderMap::new();
+                if let Some(Messages::Unary(_, Some(load))) = messages.take() {
+                    trailers.insert(LOAD, load);
+                }
                 status.add_header(&mut trailers)?;
                 Poll::Ready(Some(Ok(Frame::trailers(trailers))))
             }

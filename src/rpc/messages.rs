@@ -11,7 +11,7 @@ use crate::{
         cursor::{Cursor, Missing},
         token,
     },
-    lifecycle::Drain,
+    leave::Leave,
     presence::timestamp,
     proto::v1,
 };
@@ -34,12 +34,13 @@ pub fn heartbeat(resume_token: Vec<u8>, unverified_shards: Vec<u32>) -> v1::Hear
     v1::Heartbeat { resume_token, gateway_time, unverified_shards }
 }
 
-/// Asks a node to connect to another gateway.
-pub fn draining(drain: Drain, reconnect_delay: Duration) -> v1::Draining {
+/// Asks a node to connect to another gateway: to this one, if it knows it.
+pub fn draining(leave: Leave, gateway: Option<v1::OtherGateway>) -> v1::Draining {
     v1::Draining {
-        reason: "the gateway is being stopped".into(),
-        deadline: Some(timestamp(drain.deadline)),
-        reconnect_delay: prost_types::Duration::try_from(reconnect_delay).ok(),
+        reason: leave.reason.text().into(),
+        deadline: Some(timestamp(leave.deadline)),
+        reconnect_delay: prost_types::Duration::try_from(leave.reconnect_delay).ok(),
+        gateway,
     }
 }
 

@@ -6,6 +6,7 @@ mod explain;
 pub mod health;
 mod lists;
 mod messages;
+pub mod orca;
 mod publish;
 mod publish_stream;
 pub mod reflection;
@@ -20,11 +21,13 @@ mod watch;
 
 use std::{sync::Arc, time::Duration};
 
+use rand::Rng;
+
 use crate::{
     access::quota::Quotas,
     config::Limits,
     lifecycle::Lifecycle,
-    observe::{Records, trace::Tracer},
+    observe::{Records, load::LoadReports, trace::Tracer},
     presence::Nodes,
 };
 
@@ -46,6 +49,17 @@ pub struct Context {
     pub deployment: u32,
     /// Records requests, streams and failures.
     pub records: Arc<Records>,
+    /// Makes the load reports that responses carry.
+    pub load: Arc<LoadReports>,
     /// Makes the spans of recorded traces.
     pub tracer: Tracer,
+}
+
+impl Context {
+    /// The age at which a stream that opens now is asked to leave, if there is a limit: a random
+    /// one within a tenth of it, so that streams that were opened at one time leave at several.
+    fn max_age(&self) -> Option<Duration> {
+        let age = self.limits.max_stream_age?;
+        Some(age.mul_f64(rand::rng().random_range(0.9..1.1)))
+    }
 }

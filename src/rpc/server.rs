@@ -56,7 +56,8 @@ impl Server {
                 let request: PublishRequest = read(headers, body, limits).await?;
                 let published = context.publish(&request, caller, trace_of(headers)).await;
                 let requester = || caller.requester().node(&request.node_id);
-                ResponseBody::unary(&self.recorded(method, requester, published)?)
+                let response = self.recorded(method, requester, published)?;
+                ResponseBody::unary(&response, context.load.trailer())
             }
             Method::PublishStream => {
                 let requests = publish_stream::Requests::new(headers, body, limits)?;
@@ -79,12 +80,13 @@ impl Server {
                 let request: v1::ListNodesRequest = read(headers, body, limits).await?;
                 let query = validate::list_nodes(&request);
                 let query = self.recorded(method, || caller.requester(), query)?;
-                ResponseBody::unary(&context.nodes.list(&query))
+                ResponseBody::unary(&context.nodes.list(&query), context.load.trailer())
             }
             Method::GetStatus => {
                 let v1::GetStatusRequest {} = read(headers, body, limits).await?;
                 let Context { gateway, nodes, records, .. } = &**context;
-                ResponseBody::unary(&status(gateway, nodes, &records.counters))
+                let status = status(gateway, nodes, &records.counters);
+                ResponseBody::unary(&status, context.load.trailer())
             }
             Method::Other => return Err(Status::unimplemented("")),
         };

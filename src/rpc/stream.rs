@@ -29,9 +29,10 @@ use crate::{
         cursor::{Cursor, Item, Missing},
         explanation::Explanation,
     },
+    leave::{Leave, LeaveReason},
     lifecycle::Drain,
     observe::{recent::Ending, streams::StreamRecord},
-    presence::Listed,
+    presence::{Listed, Notification},
     proto::v1::{self, subscribe_response::Response},
     rpc::{Context, encoded::EncodedMessage, explain::Explainer, messages, traces, watch::Watch},
 };
@@ -42,6 +43,8 @@ pub struct StreamOptions {
     pub heartbeat: Duration,
     /// The stream ends at this time.
     pub end: Option<Instant>,
+    /// The stream is asked to go on elsewhere after this age.
+    pub max_age: Option<Duration>,
     /// The treatment of a client that is too slow.
     pub overflow: v1::Overflow,
     /// Ready when the credential of the caller is revoked; none where authentication is off.
@@ -72,8 +75,8 @@ pub struct Subscription {
     unverified: Vec<u32>,
     /// The places at which the stream began.
     begin: Vec<Position>,
-    /// The time at which a drain asks this stream to leave.
-    leave: Option<(Instant, Drain)>,
+    /// The time at which this stream is asked to leave, and what for.
+    leave: Option<(Instant, Leave)>,
     last_sent: Instant,
     /// Fires when something may be due that no event wakes the stream for. It is not reset with
     /// each message: when it fires, the stream looks at what is due.
@@ -95,8 +98,8 @@ enum State {
     Opening,
     /// Whatever is due.
     Open,
-    /// The client was asked to leave: the stream ends with an error.
-    Drained,
+    /// The client was asked to leave: the stream ends with an error, which names this delay.
+    Drained(Duration),
     /// None: the stream has ended.
     Ended,
 }
@@ -113,6 +116,9 @@ impl Subscription {
         held: (StreamPermit, Arc<InFlightRequest>),
     ) -> Subscription {
         let begin = cursor.positions();
+        let leave = options
+            .max_age
+            .map(|age| (Instant::now() + age, Leave::now(LeaveReason::MaxAge, Duration::ZERO)));
         Subscription {
             health,
             unverified: vec![],
@@ -125,7 +131,7 @@ impl Subscription {
             record,
             options,
             begin,
-            leave: None,
+            leave,
             last_sent: Instant::now(),
             gaps: VecDeque::new(),
             watch: None,
@@ -170,8 +176,7 @@ impl Stream for Subscription {
                 Poll::Ready(Some(Ok(EncodedMessage::response(first))))
             }
             State::Open => this.poll_open(cx),
-            State::Drained => {
-                let retry_after = this.context.gateway.reconnect_delay();
+            State::Drained(retry_after) => {
                 Poll::Ready(Some(Err(this.fail(Error::Draining { retry_after }))))
             }
             State::Ended => Poll::Ready(None),
@@ -203,11 +208,9 @@ impl Subscription {
                 return Poll::Ready(Some(Ok(explanation)));
             }
             if self.listed.notifications().is_pending()
-                && let Poll::Ready(notice) = self.listed.notifications().poll_take(cx)
+                && let Poll::Ready(notification) = self.listed.notifications().poll_take(cx)
             {
-                self.last_sent = now;
-                let notice = EncodedMessage::response(Response::Notice(notice));
-                return Poll::Ready(Some(Ok(notice)));
+                return Poll::Ready(Some(Ok(self.notified(notification, now))));
             }
             if self.health.has_changed().unwrap_or(false) && self.look_at_shards() {
                 self.last_sent = now;
@@ -238,10 +241,8 @@ impl Subscription {
                 return Poll::Ready(Some(Ok(self.heartbeat())));
             }
             // After the events, so that they do not pay for registering this waker.
-            if let Poll::Ready(notice) = self.listed.notifications().poll_take(cx) {
-                self.last_sent = now;
-                let notice = EncodedMessage::response(Response::Notice(notice));
-                return Poll::Ready(Some(Ok(notice)));
+            if let Poll::Ready(notification) = self.listed.notifications().poll_take(cx) {
+                return Poll::Ready(Some(Ok(self.notified(notification, now))));
             }
             if self.timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
@@ -256,10 +257,30 @@ impl Subscription {
         if self.drain.has_changed().unwrap_or(false) {
             self.plan_leave();
         }
-        let (_, drain) = self.leave.filter(|(at, _)| *at <= now)?;
-        self.state = State::Drained;
-        let draining = messages::draining(drain, self.context.gateway.reconnect_delay());
-        Some(EncodedMessage::response(Response::Draining(draining)))
+        let (_, leave) = self.leave.filter(|(at, _)| *at <= now)?;
+        // The deadline of an age counts from now.
+        let leave = match leave.reason {
+            LeaveReason::MaxAge => Leave::now(leave.reason, leave.reconnect_delay),
+            LeaveReason::Stopping | LeaveReason::Rebalance => leave,
+        };
+        Some(self.leave_now(leave))
+    }
+
+    /// `Draining`: the last message before the end of the stream.
+    fn leave_now(&mut self, leave: Leave) -> EncodedMessage {
+        self.state = State::Drained(leave.reconnect_delay);
+        self.listed.leaves(leave);
+        let gateway = self.context.nodes.gateway_to(leave);
+        EncodedMessage::response(Response::Draining(messages::draining(leave, gateway)))
+    }
+
+    /// The message for a notification.
+    fn notified(&mut self, notification: Notification, now: Instant) -> EncodedMessage {
+        self.last_sent = now;
+        match notification {
+            Notification::Notice(notice) => EncodedMessage::response(Response::Notice(notice)),
+            Notification::Leave(leave) => self.leave_now(leave),
+        }
     }
 
     /// The message of an item of the cursor.
@@ -328,7 +349,10 @@ impl Subscription {
 
     fn plan_leave(&mut self) {
         let Some(drain) = *self.drain.borrow_and_update() else { return };
-        self.leave = Some((drain.leave_at(), drain));
+        let at = drain.leave_at();
+        if self.leave.is_none_or(|(earlier, _)| at < earlier) {
+            self.leave = Some((at, self.context.gateway.stopping_by(drain)));
+        }
         let next = self.next_deadline();
         self.timer.as_mut().reset(next);
     }

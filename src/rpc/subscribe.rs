@@ -124,7 +124,7 @@ impl Context {
             ..Default::default()
         };
         let listed = (self.nodes)
-            .enter(node, opened.cursor.progress())
+            .enter(node, opened.cursor.progress(), &caller.peer.leaving)
             .map_err(|_| Error::limit(Limit::Streams, self.nodes.max_streams()))?;
         let records = self.records.clone();
         let resumed = opened.resumed && gaps.is_empty();
@@ -132,6 +132,7 @@ impl Context {
         let options = StreamOptions {
             heartbeat: request.heartbeat,
             end: request.max_duration.map(|duration| Instant::now() + duration),
+            max_age: self.max_age(),
             overflow: request.overflow,
             revoked: grant.map(|grant| -> Revoked { Box::pin(grant.clone().revoked()) }),
             explain: request.explain,

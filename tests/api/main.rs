@@ -24,6 +24,7 @@ mod last_value;
 mod limits;
 mod missed_events;
 mod not_grpc;
+mod orca;
 mod passthrough;
 mod protocol;
 mod publish_stream;

@@ -10,6 +10,7 @@ use super::support::{
 use serde_json::{Value, json};
 
 const SERVICE: &str = "trunkline.v1.CoordinationService";
+const ORCA: &str = "xds.service.orca.v3.OpenRcaService";
 
 /// A grpcurl command for a gateway: options, the address, and the symbol or method.
 fn command(gateway: &Gateway, options: &[&str], symbol: &[&str]) -> Program {
@@ -94,7 +95,7 @@ async fn list_shows_the_services() {
     let listed = run(&gateway, &[], &["list"]).await.success();
     let mut services: Vec<_> = listed.lines().collect();
     services.retain(|service| !service.starts_with("grpc.reflection."));
-    assert_eq!(services, ["grpc.health.v1.Health", SERVICE]);
+    assert_eq!(services, ["grpc.health.v1.Health", SERVICE, ORCA]);
 
     let listed = run(&gateway, &[], &["list", SERVICE]).await.success();
     let methods: Vec<_> = listed.lines().filter_map(|line| line.rsplit('.').next()).collect();

@@ -16,6 +16,7 @@ const ROOMS: &[(&str, &str)] = &[
     ("log", ""),
     ("throttle", ""),
     ("trace_context", ""),
+    ("leave", ""),
     ("config", ""),
     ("admin_port", "throttle"),
     // They stand on `trunkline-client` and `trunkline-proto` alone, like any node.
@@ -24,16 +25,19 @@ const ROOMS: &[(&str, &str)] = &[
     ("bus", "proto throttle trace_context config"),
     ("hub", "proto throttle trace_context config bus"),
     ("errors", "config bus"),
-    ("access", "proto config hub errors"),
+    ("access", "proto config hub errors leave"),
     ("port", "config errors access"),
-    ("lifecycle", "proto bus hub errors"),
-    ("presence", "proto bus hub lifecycle"),
+    ("lifecycle", "proto bus hub errors leave"),
+    ("presence", "proto leave config bus hub lifecycle"),
     (
         "observe",
-        "proto log throttle trace_context config admin_port bus hub errors access port lifecycle \
-         presence",
+        "proto log throttle trace_context leave config admin_port bus hub errors access port \
+         lifecycle presence",
     ),
-    ("rpc", "proto trace_context config bus hub errors access port lifecycle presence observe"),
+    (
+        "rpc",
+        "proto trace_context leave config bus hub errors access port lifecycle presence observe",
+    ),
     ("web", "proto json errors access"),
     ("gateway", "proto config bus hub errors access port lifecycle presence observe rpc web"),
     ("cli", "log json config admin_port agent link bus hub gateway"),

@@ -175,6 +175,7 @@ impl Builder {
                 .and_then(|url| Endpoint::from_shared(url).map_err(|error| error.to_string()))
                 .and_then(|endpoint| self.credentials.apply(endpoint))
                 .map_err(|why| Error::address(address, &why))?;
+            let authority = endpoint.uri().authority().map(ToString::to_string);
             let channel = endpoint
                 .connect_timeout(self.connect_timeout)
                 .tcp_nodelay(true)
@@ -184,7 +185,8 @@ impl Builder {
                 .keep_alive_timeout(PING_TIMEOUT)
                 .connect_lazy();
             let channel = InterceptedService::new(channel, self.credentials.bearer());
-            Ok(Gateway { address: address.clone(), channel })
+            let (address, authority) = (address.clone(), authority.unwrap_or_default());
+            Ok(Gateway { address, authority, id: Arc::default(), channel })
         };
         Ok(Client {
             gateways: self.addresses.iter().map(connect).collect::<Result<_, Error>>()?,

@@ -36,7 +36,7 @@ mod subscribe;
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -79,7 +79,19 @@ pub struct Client {
 #[derive(Clone, Debug)]
 struct Gateway {
     address: String,
+    /// Host and port, as gateways name one another.
+    authority: String,
+    /// Its id, once it has said it. Clones share it.
+    id: Arc<Mutex<Option<String>>>,
     channel: InterceptedService<Channel, Bearer>,
+}
+
+impl Gateway {
+    /// Its id, once it has said it.
+    fn id(&self) -> MutexGuard<'_, Option<String>> {
+        // Nothing panics while it is locked.
+        self.id.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Client {
@@ -145,8 +157,33 @@ impl Client {
         self.preferred.load(Ordering::Relaxed)
     }
 
+    /// A gateway has opened a stream, and said its id.
+    fn works_as(&self, number: usize, gateway_id: &str) {
+        self.works(number);
+        let mut id = self.gateways[number % self.gateways.len()].id();
+        if id.as_deref() != Some(gateway_id) {
+            *id = Some(gateway_id.to_owned());
+        }
+    }
+
     fn works(&self, number: usize) {
         self.preferred.store(number % self.gateways.len(), Ordering::Relaxed);
+    }
+
+    /// The number of the gateway to try after this one: the one that it named, else one that this
+    /// client has not used yet, which may be it, and without a name the next one.
+    fn after(&self, number: usize, named: Option<&v1::OtherGateway>) -> usize {
+        let next = number + 1;
+        let Some(named) = named else { return next };
+        let mut others = next..next + self.gateways.len() - 1;
+        let at = |number: usize| &self.gateways[number % self.gateways.len()];
+        let is_named = |number: &usize| {
+            let gateway = at(*number);
+            (!named.address.is_empty() && gateway.authority == named.address)
+                || gateway.id().as_ref() == Some(&named.gateway_id)
+        };
+        let is_unknown = |number: &usize| at(*number).id().is_none();
+        others.clone().find(is_named).or_else(|| others.find(is_unknown)).unwrap_or(next)
     }
 }
 
@@ -161,5 +198,34 @@ mod tests {
         assert_eq!((client.address(client.preferred()), client.address(4)), ("a:1", "b:2"));
         client.works(5);
         assert_eq!(client.clone().address(client.preferred()), "c:3");
+    }
+
+    #[tokio::test]
+    async fn the_gateway_that_another_one_names_is_next_if_the_client_knows_it() {
+        let client = Client::builder("n")
+            .gateways(["10.0.0.1:1", "10.0.0.2:2", "10.0.0.3:3"])
+            .in_order()
+            .build()
+            .expect("built");
+        let named = |gateway_id: &str, address: &str| v1::OtherGateway {
+            gateway_id: gateway_id.into(),
+            address: address.into(),
+        };
+        let after = |number, named: &v1::OtherGateway| {
+            client.address(client.after(number, Some(named))).to_owned()
+        };
+        assert_eq!(client.address(client.after(3, None)), "10.0.0.2:2");
+        assert_eq!(after(3, &named("", "10.0.0.3:3")), "10.0.0.3:3");
+        // One that it does not know may be any that it has not used.
+        client.works_as(0, "a");
+        client.works_as(1, "b");
+        assert_eq!(after(3, &named("x", "192.0.2.1:1")), "10.0.0.3:3");
+        client.works_as(2, "c");
+        assert_eq!(after(3, &named("c", "")), "10.0.0.3:3");
+        assert_eq!(after(3, &named("x", "192.0.2.1:1")), "10.0.0.2:2");
+        // Never itself, unless it is the only one.
+        assert_eq!(after(3, &named("a", "")), "10.0.0.2:2");
+        let one = Client::builder("n").gateway("10.0.0.1:1").build().expect("built");
+        assert_eq!(one.after(5, Some(&named("a", "10.0.0.1:1"))), 6);
     }
 }

@@ -13,8 +13,8 @@ use super::{
     interest::{Progress, Watching},
 };
 use trunkline_proto::v1::{
-    Event, Gap, GapAction, GapReason, SubscribeRequest, SubscribeResponse, WatchRequest,
-    subscribe_response::Response,
+    Event, Gap, GapAction, GapReason, OtherGateway, SubscribeRequest, SubscribeResponse,
+    WatchRequest, subscribe_response::Response,
 };
 
 /// The number of missed heartbeats after which a connection counts as dead.
@@ -44,6 +44,8 @@ pub(super) struct Session {
     wait: Option<Duration>,
     /// The wait that a draining gateway asked for.
     requested_wait: Option<Duration>,
+    /// The gateway that it named to go on at.
+    named: Option<OtherGateway>,
     /// The heartbeat interval of the stream.
     heartbeat: Duration,
     /// The number of streams that were confirmed.
@@ -73,6 +75,7 @@ impl Session {
             backoff,
             wait: None,
             requested_wait: None,
+            named: None,
             heartbeat,
             subscribed: 0,
             ended: false,
@@ -152,7 +155,7 @@ impl Session {
             .await
             .map_err(|_| Status::unavailable("no answer in time"))??;
         self.stream = Some(response.into_inner());
-        self.requested_wait = None;
+        (self.requested_wait, self.named) = (None, None);
         Ok(())
     }
 
@@ -178,7 +181,7 @@ impl Session {
         }
         match response {
             Response::Subscribed(subscribed) => {
-                self.client.works(self.number);
+                self.client.works_as(self.number, &subscribed.gateway_id);
                 self.request.resume_token.clone_from(&subscribed.resume_token);
                 let interval =
                     subscribed.heartbeat_interval.and_then(|i| Duration::try_from(i).ok());
@@ -227,6 +230,7 @@ impl Session {
             Response::Draining(draining) => {
                 self.requested_wait =
                     draining.reconnect_delay.and_then(|d| Duration::try_from(d).ok());
+                self.named.clone_from(&draining.gateway);
                 Some(Notification::Draining(draining))
             }
         }
@@ -254,7 +258,7 @@ impl Session {
         }
         let address = self.client.address(self.number);
         let reason = format!("{address}: {}", describe(&status));
-        self.number += 1;
+        self.number = self.client.after(self.number, self.named.take().as_ref());
         let requested = self.requested_wait.take().max(retry_delay(&status));
         let wait = self.backoff.next(requested);
         self.wait = Some(wait);

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::{cluster, load, redis, sentinel, with};
 use crate::config::{
     BusConfig, Config, Drain, History, Http, Keepalive, Key, Limits, Log, LogFormat, MasterTls,
-    Otlp, Password, Pool, Problem, Protocol, Redis, RedisCluster, RedisSentinel, RedisUrl, Retries,
-    Secret, Sources, Tls, keys,
+    Otlp, Password, Pool, Problem, Protocol, Rebalance, Redis, RedisCluster, RedisSentinel,
+    RedisUrl, Retries, Secret, Sources, Tls, keys,
 };
 
 fn secs(secs: u64) -> Duration {
@@ -47,6 +47,7 @@ fn an_empty_document_gives_the_defaults() {
             max_streams: 100_000,
             max_streams_per_connection: 1000,
             max_streams_per_identity: 20_000,
+            max_stream_age: None,
             max_health_streams: 10_000,
             max_requests_per_connection: 256,
             max_pending_bytes: 536_870_912,
@@ -62,6 +63,9 @@ fn an_empty_document_gives_the_defaults() {
     );
     assert_eq!(config.keepalive, Keepalive { interval: Some(secs(30)), timeout: secs(20) });
     assert_eq!(config.drain, Drain { delay: secs(0), spread: secs(1), timeout: secs(10) });
+    let rebalance =
+        Rebalance { enabled: true, streams_per_second: 10, after: secs(30), min_age: secs(120) };
+    assert_eq!(config.rebalance, rebalance);
     assert_eq!(config.request_id_window, secs(60));
     assert_eq!(config.log_format, LogFormat::Text);
     assert_eq!(config.log_level, "info");
@@ -107,6 +111,7 @@ fn every_key_of_the_gateway_is_set() {
             "maxAccountsPerFilter": 9, "maxAccountsPerStream": 12000,
             "maxConnections": 14, "maxConnectionsPerPeer": 13,
             "maxStreams": 10, "maxStreamsPerConnection": 15, "maxStreamsPerIdentity": 16,
+            "maxStreamAge": "31s",
             "maxHealthStreams": 27, "maxRequestsPerConnection": 17, "maxPendingBytes": "19MiB",
             "maxPendingBytesPerIdentity": "18MiB", "maxHistoryBytesPerIdentity": "26MiB",
             "maxHeaderBytes": "20KiB", "eventsPerSecond": 21,
@@ -115,6 +120,9 @@ fn every_key_of_the_gateway_is_set() {
         },
         "keepalive": { "interval": "26s", "timeout": "27s" },
         "drain": { "delay": "11s", "spread": 12, "timeout": "13s" },
+        "rebalance": {
+            "enabled": false, "streamsPerSecond": 28, "after": "29s", "minAge": "30s",
+        },
         "otlp": { "endpoint": "http://[::1]:4317", "timeout": "14s", "sampleOneIn": 15,
             "header": "x-key", "headerSecret": { "@type": "Value", "secret": "hunter2" } },
     }));
@@ -151,6 +159,7 @@ fn every_key_of_the_gateway_is_set() {
             max_streams: 10,
             max_streams_per_connection: 15,
             max_streams_per_identity: 16,
+            max_stream_age: Some(secs(31)),
             max_health_streams: 27,
             max_requests_per_connection: 17,
             max_pending_bytes: 19 << 20,
@@ -165,6 +174,12 @@ fn every_key_of_the_gateway_is_set() {
         },
         keepalive: Keepalive { interval: Some(secs(26)), timeout: secs(27) },
         drain: Drain { delay: secs(11), spread: millis(12), timeout: secs(13) },
+        rebalance: Rebalance {
+            enabled: false,
+            streams_per_second: 28,
+            after: secs(29),
+            min_age: secs(30),
+        },
         request_id_window: secs(3),
         otlp: Some(Otlp {
             endpoint: "http://[::1]:4317".into(),
@@ -443,6 +458,6 @@ fn every_range_holds_at_both_ends() {
             assert!(problem.starts_with(&start) && problem.ends_with(&limits), "{problem}");
         }
     }
-    // Thirty-eight of the gateway, and eleven of each of coordinator and inMemoryStore.
-    assert_eq!(ranges, 60);
+    // Forty-two of the gateway, and eleven of each of coordinator and inMemoryStore.
+    assert_eq!(ranges, 64);
 }

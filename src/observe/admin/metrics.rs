@@ -18,6 +18,7 @@ use crate::{
     bus::{BusStatus, GapReason, ShardBusStatus},
     errors::Limit,
     hub::log::{Capacity, Extent},
+    leave::LeaveReason,
     log,
     observe::{
         counters::{Counters, Method},
@@ -227,6 +228,21 @@ fn streams(text: &mut Text, sources: &Sources) {
     text.gauge("watch_streams", "Those of them that are Watch streams.").sample(&[], watches);
     text.gauge("streams_limit", "Limit of open streams: limits.maxStreams.")
         .sample(&[], sources.nodes.max_streams());
+    let moves = &sources.nodes.moves;
+    let mut family = text.counter(
+        "streams_asked_to_leave_total",
+        "Subscribe and Watch streams that were asked to go on elsewhere, by reason.",
+    );
+    for reason in LeaveReason::ALL {
+        family.sample(&[("reason", reason.name())], moves.asked(reason));
+    }
+    let mut family = text
+        .counter("streams_left_total", "Those of them that have ended since, by the same reason.");
+    for reason in LeaveReason::ALL {
+        family.sample(&[("reason", reason.name())], moves.ended_after(reason));
+    }
+    text.gauge("rebalancing", "1 while streams are moved because other gateways have fewer.")
+        .sample(&[], u8::from(moves.is_moving()));
     text.gauge("gateways", "Gateways that this gateway knows, itself included.")
         .sample(&[], sources.nodes.gateways().len());
     text.gauge(

@@ -57,7 +57,8 @@ enum Stage {
     /// Serves requests: how many there were at the last check, if none was in flight then, and how
     /// many checks in a row have found the same.
     Open { requests: Option<u64>, checks: u32 },
-    /// Has sent GOAWAY for the gateway's shutdown; ends with its last request.
+    /// Has sent GOAWAY, since the gateway stops or the connection was asked to leave; ends with its
+    /// last request.
     ShuttingDown,
     /// Has sent GOAWAY because it is idle.
     ClosingIdle,
@@ -82,6 +83,7 @@ where
     let detecting = detect_protocol(PrefaceIo::new(io, activity.clone()), deadline, &shared);
     let Some((mut io, protocol)) = Box::pin(detecting).await else { return };
     let of_all = shared.clone();
+    let leaving = peer.leaving.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
         of_all.service.clone().call(request)
@@ -97,7 +99,8 @@ where
             io.limit_reading(Arc::downgrade(&new_requests), shared.limits.requests as usize);
             let builder = http2(&shared.limits, executor);
             let connection = Box::pin(builder.serve_connection(TokioIo::new(io), service));
-            serve_http2(connection, new_requests, &activity, deadline, &shared).await;
+            let leaving = leaving.all_asked();
+            serve_http2(connection, new_requests, &activity, deadline, &shared, leaving).await;
         }
         Protocol::Other => {
             let builder = http1(&shared.limits);
@@ -169,16 +172,21 @@ async fn serve_http2<C: GracefulConnection, S>(
     activity: &Activity,
     deadline: Instant,
     shared: &Shared<S>,
+    leaving: &CancellationToken,
 ) {
     let mut stage = Stage::Preface;
     let mut timer = pin!(sleep_until(deadline));
     let mut abort = pin!(shared.abort.cancelled());
     let mut shutdown = pin!(shared.shutdown.cancelled());
+    // What its client opens next is to be on a new connection, which may lead elsewhere.
+    let mut leaving = pin!(leaving.cancelled());
     driver::run(connection.as_mut(), new_requests, |mut connection, cx| {
         if abort.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        if !stage.is_shutting_down() && shutdown.as_mut().poll(cx).is_ready() {
+        if !stage.is_shutting_down()
+            && (shutdown.as_mut().poll(cx).is_ready() || leaving.as_mut().poll(cx).is_ready())
+        {
             connection.as_mut().graceful_shutdown();
             stage = Stage::ShuttingDown;
         }

@@ -21,10 +21,7 @@ use futures_util::{
     future::{BoxFuture, FutureExt},
     stream::FuturesUnordered,
 };
-use tokio::{
-    sync::watch,
-    time::{Instant, Sleep, sleep_until, timeout},
-};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tonic::Status;
 
 use self::{
@@ -36,7 +33,8 @@ use crate::{
     bus::{PublisherId, SharedBus, StreamNumber},
     errors::{CredentialError, Error},
     hub::producers::Claim,
-    lifecycle::Drain,
+    leave::{ConnectionLeave, Leave, LeaveReason, StreamOnConnection},
+    lifecycle::{Drain, Lifecycle},
     observe::counters::Method,
     proto::v1::{self, publish_stream_response::Response},
     rpc::{
@@ -88,9 +86,9 @@ pub struct PublishStream {
     end: Option<Error>,
     ended: bool,
     revoked: Option<Revoked>,
-    /// Ready when the gateway drains; none after that.
-    drain: Option<Pin<Box<dyn Future<Output = Option<Drain>> + Send>>>,
-    leave: Option<(Instant, Drain)>,
+    /// Ready when the gateway drains, or the connection is asked to leave; none after that.
+    asked: Option<BoxFuture<'static, Option<(Instant, Leave)>>>,
+    leave: Option<(Instant, Leave)>,
     timer: Pin<Box<Sleep>>,
 }
 
@@ -103,6 +101,7 @@ struct Open {
     unnumbered: Option<BoxFuture<'static, Option<StreamNumber>>>,
     producer: Option<Claim>,
     taken_over: Option<Revoked>,
+    on_connection: StreamOnConnection,
     _permit: StreamPermit,
     _counted: Counted,
 }
@@ -127,11 +126,14 @@ impl PublishStream {
     /// A stream over its requests.
     pub fn new(context: Arc<Context>, caller: Caller, requests: Requests) -> PublishStream {
         let limits = &context.limits;
+        let leave = context
+            .max_age()
+            .map(|age| (Instant::now() + age, Leave::now(LeaveReason::MaxAge, Duration::ZERO)));
         let revoked = caller.grant.as_ref();
         PublishStream {
             window_bytes: WINDOW_BYTES.min(limits.max_pending_bytes_per_identity / 2),
             revoked: revoked.map(|grant| -> Revoked { Box::pin(grant.clone().revoked()) }),
-            drain: Some(Box::pin(draining(context.gateway.drain()))),
+            asked: Some(Box::pin(asked(context.gateway.clone(), caller.peer.leaving.clone()))),
             timer: Box::pin(sleep_until(Instant::now())),
             context,
             caller,
@@ -145,14 +147,25 @@ impl PublishStream {
             reads: true,
             end: None,
             ended: false,
-            leave: None,
+            leave,
         }
     }
 }
 
-/// Returns the schedule of the drain, once there is one.
-async fn draining(mut drain: watch::Receiver<Option<Drain>>) -> Option<Drain> {
-    drain.wait_for(Option::is_some).await.ok().and_then(|drain| *drain)
+/// Returns when the stream is asked to leave, once that is known: by a drain, or with its
+/// connection.
+async fn asked(
+    gateway: Arc<Lifecycle>,
+    connection: Arc<ConnectionLeave>,
+) -> Option<(Instant, Leave)> {
+    let mut drain = gateway.drain();
+    tokio::select! {
+        drain = drain.wait_for(Option::is_some) => {
+            let drain: Drain = (*drain.ok()?)?;
+            Some((drain.leave_at(), gateway.stopping_by(drain)))
+        }
+        () = connection.all_asked().cancelled() => Some((Instant::now(), connection.asked()?)),
+    }
 }
 
 /// Has the stream of a publisher numbered.
@@ -280,21 +293,31 @@ impl PublishStream {
 
     /// Stops reading once this stream is asked to leave.
     fn leave_if_due(&mut self, cx: &mut TaskContext<'_>) {
-        if let Some(drain) = &mut self.drain
-            && let Poll::Ready(drain) = drain.as_mut().poll(cx)
+        if let Some(asked) = &mut self.asked
+            && let Poll::Ready(asked) = asked.as_mut().poll(cx)
         {
-            self.drain = None;
-            self.leave = drain.map(|drain| (drain.leave_at(), drain));
+            self.asked = None;
+            // What comes first counts: this, or the limit of its age.
+            let both = [self.leave, asked].into_iter().flatten();
+            self.leave = both.min_by_key(|(at, _)| *at);
         }
-        let Some((at, drain)) = self.leave.filter(|_| self.reads) else { return };
+        let Some((at, leave)) = self.leave.filter(|_| self.reads) else { return };
         if at > Instant::now() {
-            self.timer.as_mut().reset(at);
+            if self.timer.deadline() != at {
+                self.timer.as_mut().reset(at);
+            }
             if self.timer.as_mut().poll(cx).is_pending() {
                 return;
             }
         }
-        let retry_after = self.context.gateway.reconnect_delay();
-        self.outbox.push_back(Response::Draining(messages::draining(drain, retry_after)));
+        if let Some(open) = &mut self.open
+            && leave.reason != LeaveReason::Stopping
+        {
+            open.on_connection.leaves(leave);
+        }
+        let retry_after = leave.reconnect_delay;
+        let gateway = self.context.nodes.gateway_to(leave);
+        self.outbox.push_back(Response::Draining(messages::draining(leave, gateway)));
         self.reads = false;
         self.end = Some(Error::Draining { retry_after });
     }
@@ -396,6 +419,7 @@ impl PublishStream {
         let claimed = publisher.map(|publisher| hub.producers().claim(publisher));
         let accepted_sequence = claimed.as_ref().map_or(0, |(_, accepted)| *accepted);
         let producer = claimed.map(|(producer, _)| producer);
+        let on_connection = self.caller.peer.leaving.enter(&open.node_id);
         self.open = Some(Open {
             numbers: Numbers::new(publisher, bus.shards()),
             unnumbered: publisher.map(|publisher| number(bus.clone(), publisher).boxed()),
@@ -405,6 +429,7 @@ impl PublishStream {
                 .as_ref()
                 .map(|producer| -> Revoked { Box::pin(producer.taken_over()) }),
             producer,
+            on_connection,
             _permit: permit,
             _counted: Counted::new(&self.context),
         });

@@ -27,7 +27,7 @@ from ._publisher import Publisher, PublisherOptions
 from ._rpc import Gateway
 from ._subscription import SubscribeOptions, Subscription
 from ._watch import Watch
-from .v1 import Event, Position, PublishRequest
+from .v1 import Event, OtherGateway, Position, PublishRequest
 
 log = logging.getLogger("trunkline")
 
@@ -117,8 +117,24 @@ class Client:
         """The gateway with this number. Attempts count up through the gateways, round and round."""
         return self._gateways[number % len(self._gateways)]
 
-    def _works(self, number: int) -> None:
+    def _works(self, number: int, gateway_id: str | None = None) -> None:
         self._preferred = number % len(self._gateways)
+        if gateway_id is not None:
+            self._gateway(number).gateway_id = gateway_id
+
+    def _after(self, number: int, named: OtherGateway | None) -> int:
+        """The number of the gateway to try after this one: the one that it named, else one that
+        this client has not used yet, which may be it, and without a name the next one."""
+        after = range(number + 1, number + len(self._gateways))
+        if named:
+            for other in after:
+                gateway = self._gateway(other)
+                if gateway.gateway_id == named.gateway_id or gateway.is_at(named.address):
+                    return other
+            for other in after:
+                if self._gateway(other).gateway_id is None:
+                    return other
+        return number + 1
 
     async def publish(self, *events: Event, request_id: str | None = None) -> list[Position]:
         """Publishes 1 to 1,000 events in one request, and returns their positions in the same

@@ -25,7 +25,7 @@ from ._errors import (
     unavailable,
 )
 from ._rpc import Late, Lost, PublishCall, abandon, within
-from .v1 import Event, PublishOpen, PublishStreamRequest, PublishStreamResponse
+from .v1 import Event, OtherGateway, PublishOpen, PublishStreamRequest, PublishStreamResponse
 
 if TYPE_CHECKING:
     from ._client import Client
@@ -102,6 +102,8 @@ class Publisher:
         # Since when the open stream has given no answer that it owes.
         self._answered_at = 0.0
         self._draining = False
+        # The gateway that it named to go on at.
+        self._named: OtherGateway | None = None
 
     async def __aenter__(self) -> Publisher:
         return self
@@ -189,7 +191,7 @@ class Publisher:
             wait = self._backoff.next(status.retry_delay)
             address = self._client._gateway(number).address
             log.info("%s: %s; publishing elsewhere in %.2f s", address, status, wait)
-            number += 1
+            number = self._client._after(number, self._named)
             until = time.monotonic() + wait
             while True:
                 self._buffer.expire(time.monotonic(), self._options.max_age)
@@ -206,13 +208,14 @@ class Publisher:
         reading: asyncio.Future[object] = asyncio.ensure_future(self._open(call))
         writing: asyncio.Future[None] | None = None
         self._draining = False
+        self._named = None
         try:
             first = await within(limit, reading, "no answer in time")
             if not isinstance(first, PublishStreamResponse) or not first.HasField("opened"):
                 return unavailable(f"not opened: {first}")
             self._buffer.opened(first.opened)
             self._emptied.notify()
-            self._client._works(number)
+            self._client._works(number, first.opened.gateway_id)
             self._answered_at = time.monotonic()
             writing = asyncio.ensure_future(self._write(call))
             while True:
@@ -273,6 +276,8 @@ class Publisher:
             self._buffer.rejected(response.rejected.sequence, error)
         elif arm == "draining":
             self._draining = True
+            if response.draining.HasField("gateway"):
+                self._named = response.draining.gateway
 
 
 class Takeovers:

@@ -53,6 +53,12 @@ class Gateway:
         self._credentials = credentials
         self._options = _options(connect_timeout)
         self._channel: Channel | None = None
+        # Its id, once it has said it.
+        self.gateway_id: str | None = None
+
+    def is_at(self, address: str) -> bool:
+        """True if this is how gateways name the one at this address."""
+        return bool(address) and self._target == address
 
     def _connection(self) -> Channel:
         # A channel belongs to the event loop that runs when it is made.

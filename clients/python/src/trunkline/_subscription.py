@@ -32,6 +32,7 @@ from .v1 import (
     Gap,
     Heartbeat,
     Notice,
+    OtherGateway,
     Overflow,
     Start,
     Subscribed,
@@ -206,6 +207,8 @@ class Subscription:
         # When the next stream may be opened, and the wait that a draining gateway asked for.
         self._not_before = 0.0
         self._requested_wait: float | None = None
+        # The gateway that it named to go on at.
+        self._named: OtherGateway | None = None
         self._ended = False
 
     @property
@@ -261,6 +264,7 @@ class Subscription:
     def _open(self) -> Stream:
         self._streams += 1
         self._requested_wait = None
+        self._named = None
         return self._call(self._client._gateway(self._number))
 
     def _call(self, gateway: Gateway) -> Stream:
@@ -277,7 +281,7 @@ class Subscription:
             self._backoff = Backoff()
         if arm == "subscribed":
             subscribed = response.subscribed
-            self._client._works(self._number)
+            self._client._works(self._number, subscribed.gateway_id)
             self._advance(subscribed.resume_token)
             if subscribed.HasField("heartbeat_interval"):
                 self._heartbeat = subscribed.heartbeat_interval.ToTimedelta().total_seconds()
@@ -307,6 +311,8 @@ class Subscription:
         elif arm == "draining":
             delay = response.draining.reconnect_delay
             self._requested_wait = delay.ToTimedelta().total_seconds()
+            if response.draining.HasField("gateway"):
+                self._named = response.draining.gateway
             return response.draining
         return None
 
@@ -337,7 +343,7 @@ class Subscription:
             self._close()
             raise Error(kind, status)
         reason = f"{self._client._gateway(self._number).address}: {status}"
-        self._number += 1
+        self._number = self._client._after(self._number, self._named)
         asked = max(self._requested_wait or 0.0, status.retry_delay or 0.0)
         wait = self._backoff.next(asked)
         self._not_before = time.monotonic() + wait

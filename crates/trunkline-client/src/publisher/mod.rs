@@ -26,7 +26,7 @@ use crate::{
     error::{final_kind, is, reason_of, status_of},
 };
 use trunkline_proto::v1::{
-    Event, PublishOpen, PublishStreamRequest, PublishStreamResponse,
+    Event, OtherGateway, PublishOpen, PublishStreamRequest, PublishStreamResponse,
     publish_stream_request::Request, publish_stream_response::Response,
 };
 
@@ -360,9 +360,10 @@ async fn run(client: Client, shared: Arc<Shared>, mut takeovers: Takeovers) {
         shared.is_filled().await;
         // What another process had sent may be in doubt for longer.
         shared.expire(Duration::MAX);
-        let status = Stream { client: &client, shared: &shared, number, backoff: &mut backoff }
-            .run(&shared.id)
-            .await;
+        let mut stream =
+            Stream { client: &client, shared: &shared, number, backoff: &mut backoff, named: None };
+        let status = stream.run(&shared.id).await;
+        let next = client.after(number, stream.named.as_ref());
         let wait = {
             let mut buffer = shared.buffer.lock();
             buffer.lost();
@@ -376,7 +377,7 @@ async fn run(client: Client, shared: Arc<Shared>, mut takeovers: Takeovers) {
             backoff.next(retry_delay(&status))
         };
         tracing::debug!(gateway = client.address(number), %status, ?wait, "publishing elsewhere");
-        number += 1;
+        number = next;
         let until = Instant::now() + wait;
         while Instant::now() < until {
             shared.expire(shared.options.max_age);
@@ -436,6 +437,8 @@ struct Stream<'a> {
     shared: &'a Shared,
     number: usize,
     backoff: &'a mut Backoff,
+    /// The gateway that it named to go on at.
+    named: Option<OtherGateway>,
 }
 
 impl Stream<'_> {
@@ -466,10 +469,10 @@ impl Stream<'_> {
             Some(Response::Opened(opened)) => {
                 self.check_deployment(&opened.deployment)?;
                 self.shared.buffer.lock().opened(&opened)?;
+                self.client.works_as(self.number, &opened.gateway_id);
             }
             other => return Err(Status::unavailable(format!("not opened: {other:?}"))),
         }
-        self.client.works(self.number);
         let mut draining = false;
         let mut answered_at = Instant::now();
         loop {
@@ -523,7 +526,10 @@ impl Stream<'_> {
                 let error = status_of(rejected.status.unwrap_or_default());
                 self.shared.buffer.lock().rejected(rejected.sequence, error);
             }
-            Some(Response::Draining(_)) => return true,
+            Some(Response::Draining(draining)) => {
+                self.named = draining.gateway;
+                return true;
+            }
             // Nothing is waited for here.
             Some(Response::Opened(_) | Response::Delivery(_)) | None => {}
         }
