@@ -50,7 +50,12 @@ impl Rooms {
         };
         let gateway = Arc::new(Lifecycle::new(about, config.drain.spread));
         let max_streams = config.limits.max_streams;
-        let nodes = Nodes::new(gateway.clone(), max_streams, takeover(&config.keepalive));
+        let nodes = Nodes::new(
+            gateway.clone(),
+            max_streams,
+            takeover(&config.keepalive),
+            config.node_events,
+        );
         Rooms {
             access,
             quotas: Arc::new(Quotas::new(&config.limits)),

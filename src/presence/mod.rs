@@ -9,6 +9,7 @@ pub mod delivery;
 mod duplicates;
 pub mod list;
 pub mod membership;
+pub mod node_events;
 mod notifications;
 mod others;
 mod shards;
@@ -18,7 +19,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -30,12 +31,24 @@ use tokio::sync::Notify;
 use self::watch::WatchState;
 pub use self::watch::WatchStats;
 use self::{
-    agents::Agents, delivery::Delivery, duplicates::Duplicates, notifications::Notifications,
-    others::Others, shards::OwnShards,
+    agents::Agents,
+    delivery::Delivery,
+    duplicates::Duplicates,
+    node_events::{NodeEvents, StreamId, changes::Changes},
+    notifications::Notifications,
+    others::Others,
+    shards::OwnShards,
 };
-use crate::{hub::cursor::Progress, lifecycle::Lifecycle, proto::v1};
+use crate::{
+    hub::cursor::Progress,
+    lifecycle::Lifecycle,
+    proto::v1::{self, NodeLeftReason},
+};
 
-pub use self::list::{PageStart, Query};
+pub use self::{
+    list::{PageStart, Query},
+    node_events::CurrentPosition,
+};
 
 /// Node id and subscription id: the order in which nodes are listed.
 type Key = (String, String);
@@ -59,6 +72,8 @@ pub struct Nodes {
     /// When somebody last asked for a list.
     looked: Mutex<Option<Instant>>,
     delivery: Delivery,
+    /// None if gateways publish no events about nodes.
+    events: Option<NodeEvents>,
 }
 
 /// The streams of this gateway.
@@ -67,6 +82,8 @@ struct Local {
     entries: BTreeMap<Key, Arc<NodeEntry>>,
     /// The same streams, as they are published to the other gateways.
     shards: OwnShards,
+    /// Which of their changes are published as events; none if they are not.
+    changes: Option<Changes<Arc<NodeEntry>>>,
     /// The number of the last stream.
     last_number: u64,
 }
@@ -79,6 +96,10 @@ pub struct NodeEntry {
     number: u64,
     since: Instant,
     delivered: AtomicU64,
+    /// See `NodeRecord.returns`.
+    returns: AtomicU32,
+    /// True if its node was asked to go elsewhere.
+    drained: AtomicBool,
     /// Of a `Watch` stream.
     watch: OnceLock<WatchState>,
     progress: Progress,
@@ -108,18 +129,26 @@ pub struct TooMany;
 
 impl Nodes {
     /// An empty list. Two processes with one node id are notified when both have been connected for
-    /// `takeover`: the time after which a dead connection has certainly been closed.
-    pub fn new(gateway: Arc<Lifecycle>, max_streams: usize, takeover: Duration) -> Nodes {
+    /// `takeover`: the time after which a dead connection has certainly been closed. With
+    /// `node_events`, changes are published as events about nodes.
+    pub fn new(
+        gateway: Arc<Lifecycle>,
+        max_streams: usize,
+        takeover: Duration,
+        node_events: bool,
+    ) -> Nodes {
+        let changes = node_events.then(Changes::default);
         Nodes {
             gateway,
             max_streams,
-            local: Mutex::default(),
+            local: Mutex::new(Local { changes, ..Local::default() }),
             others: Others::default(),
             duplicates: Duplicates::new(takeover),
             agents: Agents::new(takeover),
             changed: Notify::new(),
             looked: Mutex::new(None),
             delivery: Delivery::new(),
+            events: node_events.then(NodeEvents::default),
         }
     }
 
@@ -141,12 +170,17 @@ impl Nodes {
             number: local.last_number,
             since: Instant::now(),
             delivered: AtomicU64::new(0),
+            returns: AtomicU32::new(0),
+            drained: AtomicBool::new(false),
             watch: OnceLock::new(),
             progress,
             notifications: Notifications::default(),
         });
         local.entries.insert(key.clone(), entry.clone());
         local.shards.add(&entry);
+        if let Some(changes) = &mut local.changes {
+            changes.opened(entry.number, StreamId::of(&key.1), entry.clone());
+        }
         let known = local.with_id(&key.0).nth(1).is_some();
         drop(local);
         // After it is listed: one of two that connect at the same time sees the other.
@@ -257,6 +291,11 @@ impl Listed {
         &self.entry.node
     }
 
+    /// Records that its node is asked to go elsewhere.
+    pub fn asked_to_leave(&self) {
+        self.entry.drained.store(true, Ordering::Relaxed);
+    }
+
     /// Notifications to its node.
     pub fn notifications(&self) -> &Notifications {
         &self.entry.notifications
@@ -265,11 +304,21 @@ impl Listed {
 
 impl Drop for Listed {
     fn drop(&mut self) {
+        let drained =
+            self.entry.drained.load(Ordering::Relaxed) || self.nodes.gateway.is_draining();
+        let reason = if drained { NodeLeftReason::Drained } else { NodeLeftReason::Closed };
+        let number = self.entry.number;
         let mut local = self.nodes.local.lock();
         local.entries.remove(&self.key);
-        local.shards.remove(self.entry.number);
+        // Its record stays until it is published that it has left.
+        if local.changes.as_mut().is_none_or(|changes| changes.closed(number, reason)) {
+            local.shards.remove(number);
+        }
         drop(local);
         self.nodes.changed.notify_one();
+        if let Some(events) = &self.nodes.events {
+            events.wake.notify_one();
+        }
     }
 }
 

@@ -31,7 +31,7 @@ use crate::{
     },
     lifecycle::Drain,
     observe::{recent::Ending, streams::StreamRecord},
-    presence::Listed,
+    presence::{CurrentPosition, Listed},
     proto::v1::{self, subscribe_response::Response},
     rpc::{Context, encoded::EncodedMessage, explain::Explainer, messages, traces, watch::Watch},
 };
@@ -48,6 +48,9 @@ pub struct StreamOptions {
     pub revoked: Option<Revoked>,
     /// True if the stream explains why it delivers or withholds each event.
     pub explain: bool,
+    /// Where the list of the nodes that are there goes on; none once it is complete, and where it
+    /// was not asked for.
+    pub current: Option<CurrentPosition>,
     /// The kinds of the filter, for gaps.
     pub kinds: Vec<i32>,
     /// True if the request has a resume token.
@@ -78,6 +81,8 @@ pub struct Subscription {
     /// Fires when something may be due that no event wakes the stream for. It is not reset with
     /// each message: when it fires, the stream looks at what is due.
     timer: Pin<Box<Sleep>>,
+    /// The nodes of the list that were sent.
+    current_nodes: u64,
     /// Collects explanations; none unless the request asks for them.
     explainer: Option<Explainer>,
     /// Gaps to be sent before anything else.
@@ -127,6 +132,7 @@ impl Subscription {
             begin,
             leave: None,
             last_sent: Instant::now(),
+            current_nodes: 0,
             gaps: VecDeque::new(),
             watch: None,
             state: State::Opening,
@@ -198,6 +204,10 @@ impl Subscription {
                 self.record.ends(Ending::MaxDuration);
                 return Poll::Ready(self.explanation().map(Ok));
             }
+            if let Some(current) = self.current_page() {
+                self.last_sent = now;
+                return Poll::Ready(Some(Ok(current)));
+            }
             if let Some(explanation) = self.due_explanation(now) {
                 self.last_sent = now;
                 return Poll::Ready(Some(Ok(explanation)));
@@ -251,6 +261,23 @@ impl Subscription {
         }
     }
 
+    /// The next page of the nodes that are there, and after the last one that it was; none where
+    /// they were not asked for. Events that are due come after it.
+    fn current_page(&mut self) -> Option<EncodedMessage> {
+        let position = self.options.current.as_mut()?;
+        let Some(nodes) = self.context.nodes.current_page(position) else {
+            self.options.current = None;
+            let nodes = self.current_nodes;
+            return Some(EncodedMessage::response(Response::CurrentNodes(v1::CurrentNodes {
+                nodes,
+            })));
+        };
+        self.current_nodes += nodes.len() as u64;
+        let events = nodes.into_iter().map(v1::Event::from).collect();
+        let batch = v1::EventBatch { events, resume_token: self.token() };
+        Some(EncodedMessage::response(Response::Events(batch)))
+    }
+
     /// `Draining`, once this stream is asked to leave. Events that are due do not delay it.
     fn leaving(&mut self, now: Instant) -> Option<EncodedMessage> {
         if self.drain.has_changed().unwrap_or(false) {
@@ -258,6 +285,7 @@ impl Subscription {
         }
         let (_, drain) = self.leave.filter(|(at, _)| *at <= now)?;
         self.state = State::Drained;
+        self.listed.asked_to_leave();
         let draining = messages::draining(drain, self.context.gateway.reconnect_delay());
         Some(EncodedMessage::response(Response::Draining(draining)))
     }

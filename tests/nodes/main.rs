@@ -10,6 +10,7 @@ mod agents;
 mod cost;
 mod duplicates;
 mod membership;
+mod presence;
 mod waits;
 
 use serde_json::json;
