@@ -199,6 +199,7 @@ fn show_notification(notification: Notification) {
         Notification::Gap(it) => ("gap", one("Gap", &it)),
         Notification::Explanation(it) => ("explanation", one("Explanation", &it)),
         Notification::Heartbeat(it) => ("heartbeat", one("Heartbeat", &it)),
+        Notification::CurrentNodes(it) => ("current_nodes", one("CurrentNodes", &it)),
         Notification::Draining(it) => ("draining", one("Draining", &it)),
         Notification::Notice(it) => ("notice", one("Notice", &it)),
         Notification::Reconnecting { reason, wait } => {

@@ -1,7 +1,7 @@
 use prost::Message;
 use trunkline::hub::{event::EventView, filter::Filter};
 use trunkline_proto::{
-    kinds::{MISSED_EVENTS, NUMBERS},
+    kinds::{MISSED_EVENTS, NUMBERS, is_made_by_gateways},
     v1::{self, event::Kind},
 };
 
@@ -29,7 +29,7 @@ fn is_included(request: &v1::SubscribeRequest, filter: &v1::Filter, event: &v1::
     let Some(kind) = event.kind.as_ref().map(Kind::number) else { return false };
     if let Some(Kind::MissedEvents(report)) = &event.kind {
         // It stands for events of its kinds, whatever else.
-        let is_one_of = |kinds: &[i32], kind| kinds.is_empty() || kinds.contains(&kind);
+        let is_one_of = |kinds: &[i32], kind| includes(kinds, kind);
         return NUMBERS.map(i32::from).any(|kind| {
             kind != i32::from(MISSED_EVENTS)
                 && is_one_of(&filter.kinds, kind)
@@ -37,7 +37,7 @@ fn is_included(request: &v1::SubscribeRequest, filter: &v1::Filter, event: &v1::
         });
     }
     let contains = |names: &[String], name: &str| names.iter().any(|other| other == name);
-    if !filter.kinds.is_empty() && !filter.kinds.contains(&kind.into()) {
+    if !includes(&filter.kinds, kind.into()) {
         return false;
     }
     if let Some(account) = account(event)
@@ -63,4 +63,10 @@ fn is_included(request: &v1::SubscribeRequest, filter: &v1::Filter, event: &v1::
         return false;
     }
     request.include_own_events || event.source != request.node_id
+}
+
+/// True if a list of kinds includes one; an empty list has all that need no name.
+fn includes(kinds: &[i32], kind: i32) -> bool {
+    let needs_name = u8::try_from(kind).is_ok_and(is_made_by_gateways);
+    kinds.contains(&kind) || kinds.is_empty() && !needs_name
 }

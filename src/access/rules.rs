@@ -110,12 +110,16 @@ impl RuleSet {
 
 impl Rules {
     fn new(rules: IdentityRules) -> Rules {
+        let mut receive = Scope::new(&rules.receive);
+        if !rules.operations.contains(&Operation::ListNodes) {
+            receive = receive.without_nodes();
+        }
         Rules {
             name: rules.name.as_str().into(),
             node_ids: rules.node_ids.clone(),
             roles: rules.roles.clone(),
             publish: Scope::new(&rules.publish),
-            receive: Arc::new(Scope::new(&rules.receive)),
+            receive: Arc::new(receive),
             operations: rules.operations.clone(),
             source: rules,
         }

@@ -154,16 +154,19 @@ pub enum GapReason {
     Unreadable,
     /// A link lost events of another deployment, and reported it as an event.
     Link,
+    /// Gateways gave up events about nodes that they could not publish, and reported it so.
+    NotPublished,
 }
 
 impl GapReason {
     /// All reasons, each at its index.
-    pub const ALL: [GapReason; 5] = [
+    pub const ALL: [GapReason; 6] = [
         GapReason::HistoryExpired,
         GapReason::EpochChanged,
         GapReason::UnknownEpoch,
         GapReason::Unreadable,
         GapReason::Link,
+        GapReason::NotPublished,
     ];
 
     /// The index in arrays of counters by reason.
@@ -180,6 +183,7 @@ impl fmt::Display for GapReason {
             GapReason::UnknownEpoch => "unknown epoch",
             GapReason::Unreadable => "unreadable frame",
             GapReason::Link => "lost by a link",
+            GapReason::NotPublished => "not published",
         })
     }
 }

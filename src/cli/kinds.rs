@@ -172,12 +172,17 @@ fn parse_type(text: &str) -> Result<i32, String> {
 
 /// A kind that events are sent of.
 pub(super) fn parse_kind(text: &str) -> Result<EventKind, String> {
-    let row = kinds::named(text).filter(|row| row.kind != EventKind::MissedEvents);
+    let row = kinds::named(text).filter(|row| is_carried(row));
     row.map(|row| row.kind).ok_or_else(|| {
-        let rows = kinds::TABLE.iter().filter(|row| row.kind != EventKind::MissedEvents);
+        let rows = kinds::TABLE.iter().filter(|row| is_carried(row));
         let names: Vec<String> = rows.map(kinds::Row::cli_name).collect();
         format!("unknown kind; the kinds are {}", names.join(", "))
     })
+}
+
+/// True for the kinds that nodes publish and get as events.
+fn is_carried(row: &kinds::Row) -> bool {
+    row.kind != EventKind::MissedEvents && !kinds::is_made_by_gateways(row.number)
 }
 
 fn parse_label(text: &str) -> Result<(String, String), String> {
@@ -307,6 +312,8 @@ mod tests {
     fn every_kind_of_the_table_has_a_command_with_its_name() {
         let commands = EventArgs::augment_subcommands(clap::Command::new("publish"));
         let names = commands.get_subcommands().map(|command| command.get_name().to_owned());
-        assert!(names.eq(kinds::TABLE.iter().map(kinds::Row::cli_name)));
+        let published = kinds::TABLE.iter();
+        let published = published.filter(|row| !kinds::is_made_by_gateways(row.number));
+        assert!(names.eq(published.map(kinds::Row::cli_name)));
     }
 }

@@ -36,6 +36,7 @@ Examples:
   trunkline subscribe --custom-type 'com.example.*' --for 10s
   trunkline subscribe --gateway gateway-1,gateway-2
   trunkline subscribe --follow-interest accounts.txt
+  trunkline subscribe --kind node-joined --kind node-left --current-nodes
   trunkline subscribe --node-id mx1 --role imap --account a1 --explain
   trunkline subscribe | jq -c 'select(.mailboxChange)' | trunkline publish --gateway other:7420 -")]
 #[allow(clippy::struct_excessive_bools)] // flags
@@ -56,6 +57,9 @@ pub(super) struct Subscribe {
     /// Continue after this token (base64, as --all shows it)
     #[arg(long, value_name = "TOKEN", value_parser = parse_token)]
     resume: Option<Token>,
+    /// Begin with the nodes that are there, on each stream; with --kind node-joined
+    #[arg(long)]
+    current_nodes: bool,
     /// Exit when the stream ends, instead of opening another one
     #[arg(long)]
     once: bool,
@@ -155,6 +159,9 @@ impl Subscribe {
         }
         if self.explain {
             options = options.explain();
+        }
+        if self.current_nodes {
+            options = options.current_nodes();
         }
         options
     }

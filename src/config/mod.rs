@@ -135,6 +135,10 @@ settings! {
         pub history: History = group("history"),
         /// What this gateway keeps of each shard in memory. The first limit that is reached counts.
         pub log: Log = group("log"),
+        /// True: gateways publish [events about nodes](presence.md), `node_joined` and `node_left`,
+        /// for streams that ask for them. Each stream that a node opens then costs an event, and
+        /// another one when it ends. The same on all gateways of one bus.
+        pub node_events: bool = key("nodeEvents", Boolean, false),
         /// The interval of heartbeats on a stream on which nothing else is sent, unless its node
         /// asks for another one.
         pub heartbeat: Duration = key("heartbeat", duration(SECOND..=HOUR), 15 * SECOND),

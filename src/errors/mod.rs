@@ -103,6 +103,14 @@ pub enum Error {
         /// True if it changes something, which may have been done.
         may_be_done: bool,
     },
+    /// What is asked for is not enabled at this gateway.
+    #[error("{what} is not enabled at this gateway: its configuration must set {key}")]
+    NotEnabled {
+        /// The field that asks for it.
+        what: &'static str,
+        /// The key of the configuration.
+        key: &'static str,
+    },
     /// The publisher has opened another stream.
     #[error("the publisher has opened another stream, which takes over from this one")]
     TakenOver,
@@ -129,7 +137,7 @@ pub enum CredentialError {
 }
 
 /// All values of [`Error::reason`].
-pub const REASONS: [&str; 15] = [
+pub const REASONS: [&str; 16] = [
     "INVALID_REQUEST",
     "RESUME_TOKEN_MALFORMED",
     "PAYLOAD_TOO_LARGE",
@@ -143,6 +151,7 @@ pub const REASONS: [&str; 15] = [
     "CREDENTIALS_REVOKED",
     "NOT_ALLOWED",
     "DEADLINE_EXCEEDED",
+    "NOT_ENABLED",
     "TAKEN_OVER",
     "DRAINING",
 ];
@@ -186,6 +195,7 @@ impl Error {
             Error::Unauthenticated(_) => Some("rule credentials".into()),
             Error::NotAllowed { rule, .. } => Some(format!("rule {rule}")),
             Error::DeadlineExceeded { .. } => Some("grpc-timeout".into()),
+            Error::NotEnabled { key, .. } => Some((*key).into()),
             Error::TakenOver => Some("producer".into()),
             Error::BusUnavailable(_) | Error::OutcomeUnknown(_) | Error::Draining { .. } => None,
         }
@@ -212,6 +222,7 @@ impl Error {
             Error::Unauthenticated(CredentialError::Revoked) => "CREDENTIALS_REVOKED",
             Error::NotAllowed { .. } => "NOT_ALLOWED",
             Error::DeadlineExceeded { may_be_done: false } => "DEADLINE_EXCEEDED",
+            Error::NotEnabled { .. } => "NOT_ENABLED",
             Error::TakenOver => "TAKEN_OVER",
             Error::Draining { .. } => "DRAINING",
         }

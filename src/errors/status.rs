@@ -47,6 +47,7 @@ fn code(error: &Error) -> Code {
         Error::Unauthenticated(_) => Code::Unauthenticated,
         Error::NotAllowed { .. } => Code::PermissionDenied,
         Error::DeadlineExceeded { .. } => Code::DeadlineExceeded,
+        Error::NotEnabled { .. } => Code::FailedPrecondition,
         Error::TakenOver => Code::Aborted,
     }
 }
@@ -99,6 +100,9 @@ fn details(error: &Error, room: usize) -> ErrorDetails {
             details.set_retry_info(Some(RETRY));
         }
         Error::Unauthenticated(_) | Error::DeadlineExceeded { .. } | Error::TakenOver => {}
+        Error::NotEnabled { key, .. } => {
+            record("key", (*key).to_owned());
+        }
         Error::NotAllowed { rule, violations } => {
             record("rule", (*rule).to_owned());
             record("violations", violations.len().to_string());

@@ -19,7 +19,7 @@ use crate::{
     hub::{Hub, log::Capacity},
     lifecycle::Lifecycle,
     observe::{admin, streams, trace},
-    presence::{delivery, membership, moves},
+    presence::{delivery, membership, moves, node_events},
     rpc::health::HealthState,
 };
 
@@ -124,7 +124,17 @@ pub async fn serve(
         health.clone(),
         ended.clone(),
     ));
-    tasks.spawn(membership::run(rooms.nodes.clone(), bus.clone(), ended.clone()));
+    // The last record comes after the last events about nodes.
+    let published = CancellationToken::new();
+    tasks.spawn(node_events::follow::run(rooms.nodes.clone(), hub.clone(), published.clone()));
+    tasks.spawn(node_events::publish::run(
+        rooms.nodes.clone(),
+        hub.clone(),
+        ended.clone(),
+        published.clone(),
+    ));
+    let stop = if config.node_events { published } else { ended.clone() };
+    tasks.spawn(membership::run(rooms.nodes.clone(), bus.clone(), stop));
     tasks.spawn(moves::run(rooms.nodes.clone(), config.rebalance.clone(), ended.clone()));
     tasks.spawn(delivery::follow(rooms.nodes.clone(), hub, bus.clone(), ended.clone()));
     tasks.spawn(delivery::collect(rooms.nodes.clone(), bus.clone(), ended.clone()));

@@ -51,7 +51,12 @@ impl Rooms {
         };
         let gateway = Arc::new(Lifecycle::new(about, config.drain.spread));
         let max_streams = config.limits.max_streams;
-        let nodes = Nodes::new(gateway.clone(), max_streams, takeover(&config.keepalive));
+        let nodes = Nodes::new(
+            gateway.clone(),
+            max_streams,
+            takeover(&config.keepalive),
+            config.node_events,
+        );
         let (nodes, quotas) = (Arc::new(nodes), Arc::new(Quotas::new(&config.limits)));
         let (records, port) = (Arc::<Records>::default(), Arc::<Counters>::default());
         let of_load = (nodes.clone(), quotas.clone(), records.clone(), port.clone());

@@ -181,6 +181,11 @@ impl Cursor {
         self.max_decisions = self.max_decisions.map(|_| max);
     }
 
+    /// True if it reads what comes in all shards from their logs, and not from history.
+    pub fn reads_logs(&self) -> bool {
+        self.waiting.is_empty() && self.shards.iter().all(ShardCursor::reads_log)
+    }
+
     /// A handle that reports how far the cursor is behind.
     pub fn progress(&self) -> Progress {
         Progress { hub: self.hub.clone(), interest: self.registration.interest.clone() }

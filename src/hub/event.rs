@@ -14,7 +14,7 @@ pub(crate) mod wire;
 use std::{fmt, ops::Range};
 
 pub(crate) use routing::Fnv32;
-pub use routing::{routing_key_hash, shard_of};
+pub use routing::{routing_key_hash, shard_of, shard_of_nodes};
 pub use stamp::{stamp, stamped_len};
 pub use target::{TargetName, TargetNames};
 use trunkline_proto::kinds::{self, Subject};

@@ -13,7 +13,7 @@ pub use self::update::Change;
 use super::{
     accounts::{ACCOUNT_COST, AccountSet},
     event::{EventView, TargetName},
-    kind_bits::{ACCOUNT_KINDS, all_kinds, kind_bit},
+    kind_bits::{ACCOUNT_KINDS, all_kinds, default_kinds, kind_bit},
     log::IndexedFrame,
     scope::{Patterns, Scope},
 };
@@ -90,7 +90,7 @@ impl From<Exclusion> for v1::Exclusion {
 impl Filter {
     /// Compiles a filter. Numbers that are no kind's (not 10 to 99) are ignored.
     pub fn new(wire: &v1::Filter, node_id: &str, roles: &[String], include_own: bool) -> Filter {
-        let kinds = if wire.kinds.is_empty() { all_kinds() } else { bits_of(&wire.kinds) };
+        let kinds = if wire.kinds.is_empty() { default_kinds() } else { bits_of(&wire.kinds) };
         let audience = Audience {
             node_id: boxed(node_id),
             roles: roles.iter().map(|role| boxed(role)).collect(),
@@ -276,9 +276,10 @@ impl Filter {
         accounts * ACCOUNT_COST + names.sum::<usize>()
     }
 
-    /// True if only a target or `NoEcho` can exclude an event from this stream.
+    /// True if only a target or `NoEcho` can exclude an event from this stream, but for the kinds
+    /// that must be named.
     pub fn matches_everything(&self) -> bool {
-        self.kinds == all_kinds()
+        self.kinds & default_kinds() == default_kinds()
             && self.accounts.is_none()
             && self.custom_types.is_none()
             && self.scope.is_none()
@@ -291,7 +292,7 @@ impl Filter {
             // Nothing was sent that does not decode.
             _ => vec![],
         };
-        let reported = if kinds.is_empty() { all_kinds() } else { bits_of(&kinds) };
+        let reported = if kinds.is_empty() { default_kinds() } else { bits_of(&kinds) };
         self.kinds & reported & !kind_bit(MISSED_EVENTS) != 0
     }
 

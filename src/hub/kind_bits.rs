@@ -31,6 +31,14 @@ pub(super) const LAST_VALUE_KINDS: u128 = {
     bits
 };
 
+/// The bits of the kinds that a filter includes only if it names them.
+pub(super) const NODE_KINDS: u128 = kind_bit(kinds::NODE_JOINED) | kind_bit(kinds::NODE_LEFT);
+
+/// The bits of the kinds that a filter includes that names none.
+pub(super) const fn default_kinds() -> u128 {
+    all_kinds() & !NODE_KINDS
+}
+
 /// The bits of all numbers that a kind may have.
 pub(super) const fn all_kinds() -> u128 {
     const fn below(kind: u8) -> u128 {

@@ -37,6 +37,8 @@ pub enum Begin {
     Latest,
     /// With the oldest event that is kept.
     Oldest,
+    /// With the oldest event that is kept of this shard, and the next one of the others.
+    OldestOf(ShardId),
     /// After what was had, one for each shard.
     After(Vec<Had>),
 }
@@ -74,6 +76,8 @@ impl Hub {
             let opening = match begin {
                 Begin::Latest => self.latest(id),
                 Begin::Oldest => self.oldest(id),
+                Begin::OldestOf(of) if *of == id => self.oldest(id),
+                Begin::OldestOf(_) => self.latest(id),
                 Begin::After(shards) => {
                     let had = shards.get(shard).filter(|_| shards.len() == self.logs.len());
                     let had = had.cloned().unwrap_or_default();
@@ -204,6 +208,24 @@ impl Hub {
             }
             if reached {
                 return Ok(self.unknown(shard, had));
+            }
+            tokio::time::sleep(CATCH_UP_PAUSE).await;
+        }
+    }
+
+    /// Waits until the log has what the bus has accepted by now.
+    ///
+    /// # Errors
+    ///
+    /// The bus does not answer.
+    pub async fn reach_tip(&self, shard: ShardId) -> Result<(), AppendError> {
+        let Some(history) = self.bus().history() else { return Ok(()) };
+        loop {
+            let (tip, ends) = history.tip(shard).await?;
+            let log = &self.logs[shard.index()];
+            log.learn_ends(&ends);
+            if log.reaches(tip) {
+                return Ok(());
             }
             tokio::time::sleep(CATCH_UP_PAUSE).await;
         }

@@ -8,7 +8,7 @@ use trunkline_proto::kinds::{self, CUSTOM, concerns_account};
 use super::{
     accounts::AccountSet,
     event::EventView,
-    kind_bits::{ACCOUNT_KINDS, all_kinds, kind_bit},
+    kind_bits::{ACCOUNT_KINDS, NODE_KINDS, all_kinds, kind_bit},
 };
 use crate::config::EventRules;
 
@@ -68,6 +68,12 @@ impl Scope {
         let named_accounts =
             named.map(|names| Arc::new(names.exact.iter().map(|name| &**name).collect()));
         Scope { kinds: allowed, accounts, custom_types, named_accounts }
+    }
+
+    /// The same without the events that name nodes: for an identity that may not list them.
+    #[must_use]
+    pub fn without_nodes(self) -> Scope {
+        Scope { kinds: self.kinds & !NODE_KINDS, ..self }
     }
 
     /// True if some events of the kind may be allowed.

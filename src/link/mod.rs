@@ -30,7 +30,9 @@ use tokio::{sync::mpsc, time::sleep};
 use tokio_util::sync::CancellationToken;
 use trunkline_client::{
     Client, Error, ErrorKind, Publisher, PublisherOptions, SubscribeOptions, Subscription,
-    Unacknowledged, kinds::TABLE, v1::EventKind,
+    Unacknowledged,
+    kinds::{Row, TABLE, is_made_by_gateways},
+    v1::EventKind,
 };
 
 pub use self::journal::StateError;
@@ -294,7 +296,10 @@ impl Shared {
     }
 
     fn subscribe(&self, identity: &Identity, token: &[u8]) -> Subscription {
-        let all = TABLE.iter().map(|row| row.kind).filter(|kind| *kind != EventKind::MissedEvents);
+        // The nodes of one deployment are not those of another.
+        let is_carried =
+            |row: &&Row| row.kind != EventKind::MissedEvents && !is_made_by_gateways(row.number);
+        let all = TABLE.iter().filter(is_carried).map(|row| row.kind);
         let kinds: Vec<EventKind> = match &self.options.kinds[..] {
             [] => all.collect(),
             kinds => kinds.to_vec(),

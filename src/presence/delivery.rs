@@ -125,7 +125,7 @@ impl Delivery {
     }
 
     /// Ready when an exchange has succeeded that began after this call.
-    async fn exchanged(&self) {
+    pub(super) async fn exchanged(&self) {
         let number = self.asked_exchanges.fetch_add(1, Ordering::AcqRel) + 1;
         self.exchange_asked.notify_one();
         // The sender lives as long as this.

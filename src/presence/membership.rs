@@ -145,7 +145,12 @@ impl Membership {
     /// One exchange; true if it succeeded. Does nothing on a bus that only one gateway can have.
     async fn round(&mut self) -> bool {
         let bus = self.bus.clone();
-        let Some(members) = bus.members() else { return true };
+        let Some(members) = bus.members() else {
+            // Nobody reads records.
+            Nodes::exchange_begins(&mut self.nodes.local.lock());
+            self.nodes.exchange_ended(true);
+            return true;
+        };
         let result = self.exchange(members).await;
         match &result {
             Ok(()) if self.failing => {
@@ -165,10 +170,20 @@ impl Membership {
         let nodes = self.nodes.clone();
         self.stats.refresh(&nodes);
         loop {
-            let draft = nodes.local.lock().shards.draft(MAX_CALL_BYTES);
+            let draft = {
+                let mut local = nodes.local.lock();
+                Nodes::exchange_begins(&mut local);
+                local.shards.draft(MAX_CALL_BYTES)
+            };
             let update = self.update(&draft);
             let stats_revision = self.stats.stats.revision;
-            let exchange = members.exchange(update).await?;
+            let exchange = match members.exchange(update).await {
+                Ok(exchange) => exchange,
+                Err(error) => {
+                    nodes.exchange_ended(false);
+                    return Err(error);
+                }
+            };
             let taken = exchange.taken;
             self.known.clone_from(&exchange.known);
             if exchange.all {
@@ -182,11 +197,21 @@ impl Membership {
                 self.stats.published = stats_revision;
                 nodes.local.lock().shards.published(&draft);
             } else {
+                if self.taken.is_some()
+                    && let Some(events) = &nodes.events
+                {
+                    events.may_be_lost();
+                }
                 self.taken = None;
                 self.stats.published = 0;
                 nodes.local.lock().shards.lost();
             }
-            let outdated = nodes.others.apply(self.id, TTL, exchange, Instant::now());
+            let mut applied = nodes.others.apply(self.id, TTL, exchange, Instant::now());
+            nodes.take_lost(&mut applied);
+            let outdated = applied.outdated;
+            if !taken || !draft.has_more {
+                nodes.exchange_ended(taken);
+            }
             if taken && !draft.has_more {
                 self.read(members, &outdated).await?;
                 return self.read_stats(members).await;
@@ -240,6 +265,7 @@ impl Membership {
             address: about.address.clone(),
             start_time_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
             state: self.nodes.gateway.state().into(),
+            node_events: self.nodes.have_events(),
             ..Default::default()
         }
     }

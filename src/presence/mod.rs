@@ -11,6 +11,7 @@ mod duplicates;
 pub mod list;
 pub mod membership;
 pub mod moves;
+pub mod node_events;
 mod notifications;
 mod others;
 mod shards;
@@ -20,7 +21,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -36,6 +37,7 @@ use self::{
     delivery::Delivery,
     duplicates::Duplicates,
     moves::{Asked, Moves},
+    node_events::{NodeEvents, StreamId, changes::Changes},
     notifications::Notifications,
     others::Others,
     shards::OwnShards,
@@ -45,11 +47,12 @@ use crate::{
     hub::cursor::Progress,
     leave::{ConnectionLeave, Leave, LeaveReason, StreamOnConnection},
     lifecycle::Lifecycle,
-    proto::v1,
+    proto::v1::{self, NodeLeftReason},
 };
 
 pub use self::{
     list::{PageStart, Query},
+    node_events::CurrentPosition,
     notifications::Notification,
 };
 
@@ -77,6 +80,8 @@ pub struct Nodes {
     delivery: Delivery,
     /// Streams that were asked to leave.
     pub moves: Moves,
+    /// None if gateways publish no events about nodes.
+    events: Option<NodeEvents>,
 }
 
 /// The streams of this gateway.
@@ -85,6 +90,8 @@ struct Local {
     entries: BTreeMap<Key, Arc<NodeEntry>>,
     /// The same streams, as they are published to the other gateways.
     shards: OwnShards,
+    /// Which of their changes are published as events; none if they are not.
+    changes: Option<Changes<Arc<NodeEntry>>>,
     /// The number of the last stream.
     last_number: u64,
 }
@@ -97,6 +104,10 @@ pub struct NodeEntry {
     number: u64,
     since: Instant,
     delivered: AtomicU64,
+    /// See `NodeRecord.returns`.
+    returns: AtomicU32,
+    /// True if its node was asked to go elsewhere.
+    drained: AtomicBool,
     /// Of a `Watch` stream.
     watch: OnceLock<WatchState>,
     progress: Progress,
@@ -130,12 +141,19 @@ pub struct TooMany;
 
 impl Nodes {
     /// An empty list. Two processes with one node id are notified when both have been connected for
-    /// `takeover`: the time after which a dead connection has certainly been closed.
-    pub fn new(gateway: Arc<Lifecycle>, max_streams: usize, takeover: Duration) -> Nodes {
+    /// `takeover`: the time after which a dead connection has certainly been closed. With
+    /// `node_events`, changes are published as events about nodes.
+    pub fn new(
+        gateway: Arc<Lifecycle>,
+        max_streams: usize,
+        takeover: Duration,
+        node_events: bool,
+    ) -> Nodes {
+        let changes = node_events.then(Changes::default);
         Nodes {
             gateway,
             max_streams,
-            local: Mutex::default(),
+            local: Mutex::new(Local { changes, ..Local::default() }),
             others: Others::default(),
             duplicates: Duplicates::new(takeover),
             agents: Agents::new(takeover),
@@ -143,6 +161,7 @@ impl Nodes {
             looked: Mutex::new(None),
             delivery: Delivery::new(),
             moves: Moves::default(),
+            events: node_events.then(NodeEvents::default),
         }
     }
 
@@ -165,6 +184,8 @@ impl Nodes {
             number: local.last_number,
             since: Instant::now(),
             delivered: AtomicU64::new(0),
+            returns: AtomicU32::new(0),
+            drained: AtomicBool::new(false),
             watch: OnceLock::new(),
             progress,
             notifications: Notifications::default(),
@@ -173,6 +194,9 @@ impl Nodes {
         });
         local.entries.insert(key.clone(), entry.clone());
         local.shards.add(&entry);
+        if let Some(changes) = &mut local.changes {
+            changes.opened(entry.number, StreamId::of(&key.1), entry.clone());
+        }
         let known = local.with_id(&key.0).nth(1).is_some();
         drop(local);
         // After it is listed: one of two that connect at the same time sees the other.
@@ -314,6 +338,7 @@ impl Listed {
 
     /// Records that its node is asked to go on elsewhere, which the stream has begun to do.
     pub fn leaves(&mut self, leave: Leave) {
+        self.entry.drained.store(true, Ordering::Relaxed);
         self.nodes.moves.leaves(&self.entry.asked, leave.reason);
         if leave.reason != LeaveReason::Stopping {
             self.on_connection.leaves(leave);
@@ -328,12 +353,22 @@ impl Listed {
 
 impl Drop for Listed {
     fn drop(&mut self) {
+        let drained =
+            self.entry.drained.load(Ordering::Relaxed) || self.nodes.gateway.is_draining();
+        let reason = if drained { NodeLeftReason::Drained } else { NodeLeftReason::Closed };
+        let number = self.entry.number;
         let mut local = self.nodes.local.lock();
         local.entries.remove(&self.key);
-        local.shards.remove(self.entry.number);
+        // Its record stays until it is published that it has left.
+        if local.changes.as_mut().is_none_or(|changes| changes.closed(number, reason)) {
+            local.shards.remove(number);
+        }
         drop(local);
         self.nodes.moves.ended(&self.entry.asked);
         self.nodes.changed.notify_one();
+        if let Some(events) = &self.nodes.events {
+            events.wake.notify_one();
+        }
     }
 }
 

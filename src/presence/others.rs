@@ -80,6 +80,8 @@ pub struct Other {
     pub number: u64,
     /// When this gateway first saw it.
     pub since: Instant,
+    /// See `NodeRecord.returns`.
+    returns: u32,
     node: Bytes,
 }
 
@@ -88,6 +90,27 @@ struct Shard {
     revision: u64,
     bytes: usize,
     keys: Vec<Arc<Key>>,
+}
+
+/// What an exchange leads to.
+#[derive(Default)]
+pub struct Applied {
+    /// The member shards that are outdated.
+    pub outdated: Vec<ShardName>,
+    /// Gateways that are gone and publish events about nodes.
+    pub lost: Vec<LostMember>,
+    /// Where there are such: those that are there and publish them too.
+    pub alive: Vec<MemberId>,
+}
+
+/// A gateway that is gone.
+pub struct LostMember {
+    pub member: MemberId,
+    pub gateway_id: String,
+    /// True if it said so itself.
+    pub left: bool,
+    /// Its streams, as far as they were known: keys, encoded nodes, and returns.
+    pub nodes: Vec<(Arc<Key>, Bytes, u32)>,
 }
 
 /// The name of a member shard: its member, and its number there.
@@ -113,15 +136,10 @@ impl Others {
         look(&self.0.read())
     }
 
-    /// Applies the records of an exchange. Returns the member shards that are outdated.
-    pub fn apply(
-        &self,
-        own: MemberId,
-        ttl: Duration,
-        exchange: Exchange,
-        now: Instant,
-    ) -> Vec<ShardName> {
+    /// Applies the records of an exchange.
+    pub fn apply(&self, own: MemberId, ttl: Duration, exchange: Exchange, now: Instant) -> Applied {
         let view = &mut *self.0.write();
+        let mut gone: Vec<(MemberId, bool)> = Vec::new();
         if !exchange.taken {
             view.keep_missing_until = Some(now + ttl);
         }
@@ -140,7 +158,7 @@ impl Others {
                 continue;
             }
             if !view.apply_found(id, found, now) {
-                view.remove(id);
+                gone.push((id, true));
             }
             missing.remove(&id);
         }
@@ -148,11 +166,10 @@ impl Others {
         // to live to renew theirs.
         if !keep_missing {
             missing.extend(exchange.gone);
-            for id in missing {
-                view.remove(id);
-            }
+            gone.extend(missing.into_iter().map(|id| (id, false)));
         }
-        view.outdated()
+        let lost = gone.into_iter().filter_map(|(id, left)| view.remove(id, left)).collect();
+        view.applied(lost)
     }
 
     /// The gateways whose stats were not read for `age`, those that wait longest first, but at most
@@ -337,6 +354,7 @@ impl View {
                 member: id,
                 number: record.number,
                 since: since.unwrap_or(now),
+                returns: record.returns,
                 node: record.node,
             };
             self.nodes.insert(key.clone(), other);
@@ -365,7 +383,27 @@ impl View {
         known
     }
 
-    fn remove(&mut self, id: MemberId) {
+    fn applied(&self, lost: Vec<LostMember>) -> Applied {
+        let publish = |(id, member): (&MemberId, &Member)| member.record.node_events.then_some(*id);
+        let alive = if lost.is_empty() {
+            vec![]
+        } else {
+            self.members.iter().filter_map(publish).collect()
+        };
+        Applied { outdated: self.outdated(), lost, alive }
+    }
+
+    /// Removes a gateway. Returns it if it published events about its nodes.
+    fn remove(&mut self, id: MemberId, left: bool) -> Option<LostMember> {
+        let member = self.members.get(&id)?;
+        let mut nodes = Vec::new();
+        if member.record.node_events {
+            for key in member.shards.values().flat_map(|shard| &shard.keys) {
+                let node = self.nodes.get(&**key).filter(|node| node.member == id);
+                nodes.extend(node.map(|node| (key.clone(), node.node.clone(), node.returns)));
+            }
+        }
+        let gateway_id = member.record.gateway_id.clone();
         let shards: Vec<u32> = self
             .members
             .get(&id)
@@ -374,6 +412,7 @@ impl View {
             self.remove_shard(id, number);
         }
         self.members.remove(&id);
+        (!nodes.is_empty()).then_some(LostMember { member: id, gateway_id, left, nodes })
     }
 }
 

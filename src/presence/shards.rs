@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 use bytes::Bytes;
@@ -117,6 +117,21 @@ impl OwnShards {
         }
     }
 
+    /// True if the stream with this number is in a member shard.
+    pub fn lists(&self, stream: u64) -> bool {
+        self.streams.contains_key(&stream)
+    }
+
+    /// Records the returns of a stream: its member shard is written again.
+    pub fn returns(&mut self, stream: u64, returns: u32) {
+        let Some((shard_number, _)) = self.streams.get(&stream) else { return };
+        let shard = &mut self.shards[*shard_number as usize - 1];
+        if let Some(entry) = shard.nodes.iter().find(|entry| entry.number == stream) {
+            entry.returns.store(returns, Ordering::Relaxed);
+            shard.revision += 1;
+        }
+    }
+
     /// The number of streams that a member shard takes at most, now.
     fn most_nodes(&self) -> usize {
         let (least, most) = SHARD_NODES.into_inner();
@@ -181,6 +196,7 @@ impl OwnShard {
             return None;
         }
         let record = |entry: &Arc<NodeEntry>| NodeRecord {
+            returns: entry.returns.load(Ordering::Relaxed),
             number: entry.number,
             node: entry.node.encode_to_vec().into(),
         };

@@ -81,6 +81,7 @@ fn gap_reason(reason: GapReason) -> v1::GapReason {
         GapReason::UnknownEpoch => v1::GapReason::UnknownEpoch,
         GapReason::Unreadable => v1::GapReason::Unreadable,
         GapReason::Link => v1::GapReason::Link,
+        GapReason::NotPublished => v1::GapReason::NotPublished,
     }
 }
 

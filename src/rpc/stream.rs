@@ -32,7 +32,7 @@ use crate::{
     leave::{Leave, LeaveReason},
     lifecycle::Drain,
     observe::{recent::Ending, streams::StreamRecord},
-    presence::{Listed, Notification},
+    presence::{CurrentPosition, Listed, Notification},
     proto::v1::{self, subscribe_response::Response},
     rpc::{Context, encoded::EncodedMessage, explain::Explainer, messages, traces, watch::Watch},
 };
@@ -51,6 +51,9 @@ pub struct StreamOptions {
     pub revoked: Option<Revoked>,
     /// True if the stream explains why it delivers or withholds each event.
     pub explain: bool,
+    /// Where the list of the nodes that are there goes on; none once it is complete, and where it
+    /// was not asked for.
+    pub current: Option<CurrentPosition>,
     /// The kinds of the filter, for gaps.
     pub kinds: Vec<i32>,
     /// True if the request has a resume token.
@@ -81,6 +84,8 @@ pub struct Subscription {
     /// Fires when something may be due that no event wakes the stream for. It is not reset with
     /// each message: when it fires, the stream looks at what is due.
     timer: Pin<Box<Sleep>>,
+    /// The nodes of the list that were sent.
+    current_nodes: u64,
     /// Collects explanations; none unless the request asks for them.
     explainer: Option<Explainer>,
     /// Gaps to be sent before anything else.
@@ -133,6 +138,7 @@ impl Subscription {
             begin,
             leave,
             last_sent: Instant::now(),
+            current_nodes: 0,
             gaps: VecDeque::new(),
             watch: None,
             state: State::Opening,
@@ -203,6 +209,10 @@ impl Subscription {
                 self.record.ends(Ending::MaxDuration);
                 return Poll::Ready(self.explanation().map(Ok));
             }
+            if let Some(current) = self.current_page() {
+                self.last_sent = now;
+                return Poll::Ready(Some(Ok(current)));
+            }
             if let Some(explanation) = self.due_explanation(now) {
                 self.last_sent = now;
                 return Poll::Ready(Some(Ok(explanation)));
@@ -250,6 +260,23 @@ impl Subscription {
             let next = self.next_deadline();
             self.timer.as_mut().reset(next);
         }
+    }
+
+    /// The next page of the nodes that are there, and after the last one that it was; none where
+    /// they were not asked for. Events that are due come after it.
+    fn current_page(&mut self) -> Option<EncodedMessage> {
+        let position = self.options.current.as_mut()?;
+        let Some(nodes) = self.context.nodes.current_page(position) else {
+            self.options.current = None;
+            let nodes = self.current_nodes;
+            return Some(EncodedMessage::response(Response::CurrentNodes(v1::CurrentNodes {
+                nodes,
+            })));
+        };
+        self.current_nodes += nodes.len() as u64;
+        let events = nodes.into_iter().map(v1::Event::from).collect();
+        let batch = v1::EventBatch { events, resume_token: self.token() };
+        Some(EncodedMessage::response(Response::Events(batch)))
     }
 
     /// `Draining`, once this stream is asked to leave. Events that are due do not delay it.

@@ -5,6 +5,7 @@ mod watch;
 use std::{collections::VecDeque, sync::Arc, time::SystemTime};
 
 use tokio::time::Instant;
+use trunkline_proto::kinds;
 use uuid::Uuid;
 
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
         had::Had,
     },
     observe::{counters::Method, streams::StreamRecord},
-    presence::timestamp,
+    presence::{CurrentPosition, timestamp},
     proto::v1,
     rpc::{
         Context,
@@ -71,8 +72,19 @@ impl Context {
             .map_or(0, |filter| Filter::held_bytes(filter.accounts.len(), &filter.custom_types));
         caller.in_flight.add(held)?;
         let request = validate::subscribe(request, &self.limits, self.heartbeat, self.deployment)?;
+        self.check_node_events(&request.filter)?;
         let accounts = request.filter.accounts.iter().map(String::as_bytes).collect();
         Ok(Opening { request, accounts, named, held, permit })
+    }
+
+    /// Refuses a filter with kinds that gateways publish no events of.
+    pub fn check_node_events(&self, filter: &v1::Filter) -> Result<(), Error> {
+        let is_of_nodes = |kind: &i32| u8::try_from(*kind).is_ok_and(kinds::is_made_by_gateways);
+        if !self.nodes.have_events() && filter.kinds.iter().any(is_of_nodes) {
+            let what = "filter.kinds: an event about nodes";
+            return Err(Error::NotEnabled { what, key: "nodeEvents" });
+        }
+        Ok(())
     }
 
     /// Opens a stream. `watch` makes what receives its updates.
@@ -103,6 +115,10 @@ impl Context {
         };
         let filter = within(opening.filter(), grant);
         let opened = hub.open(filter, &begin, read_options).await?;
+        if opening.request.current_nodes {
+            let others = hub.bus().members().is_some();
+            self.nodes.current_known(others).await.map_err(Error::BusUnavailable)?;
+        }
         let mut watch = watch(&opening, &opened.cursor);
         let mut gaps = given_up(behind.as_deref(), &opened.cursor);
         if let Some(watch) = &mut watch {
@@ -136,6 +152,7 @@ impl Context {
             overflow: request.overflow,
             revoked: grant.map(|grant| -> Revoked { Box::pin(grant.clone().revoked()) }),
             explain: request.explain,
+            current: request.current_nodes.then(CurrentPosition::default),
             kinds,
             with_token,
             subscribed: v1::Subscribed {

@@ -78,7 +78,9 @@ fn token(response: &SubscribeResponse) -> Option<&[u8]> {
         Arm::Heartbeat(heartbeat) => &heartbeat.resume_token,
         Arm::Explanation(explanation) => &explanation.resume_token,
         Arm::InterestUpdated(updated) => &updated.resume_token,
-        Arm::Draining(_) | Arm::Notice(_) | Arm::InterestRejected(_) => return None,
+        Arm::Draining(_) | Arm::Notice(_) | Arm::InterestRejected(_) | Arm::CurrentNodes(_) => {
+            return None;
+        }
     };
     (!token.is_empty()).then_some(token)
 }

@@ -25,7 +25,7 @@ const ARM: (&str, &str) = (
 const VALUE: (&str, &str) =
     ("  EVENT_KIND_CUSTOM = 20;\n", "  // `Event.quota_change`\n  EVENT_KIND_QUOTA_CHANGE = 30;\n");
 const ROW: (&str, &str) = (
-    "    MissedEvents(MissedEvents) = 21, \"missed_events\", None,
+    "    NodeLeft(NodeLeft) = 23, \"node_left\", None,
         keep_last: false, merge: None;\n",
     "    QuotaChange(QuotaChange) = 30, \"quota_change\", Account, keep_last: false,
         merge: Some(|earlier, later| {

@@ -11,6 +11,7 @@ mod cost;
 mod duplicates;
 mod membership;
 mod moves;
+mod presence;
 mod waits;
 
 use serde_json::json;

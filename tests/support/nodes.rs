@@ -6,8 +6,8 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 use tonic::{Status, Streaming, transport::Channel};
 use trunkline_proto::v1::{
-    Draining, Event, Explanation, Gap, Heartbeat, InterestRejected, InterestUpdated, Notice,
-    Position, PublishRequest, SubscribeRequest, SubscribeResponse, Subscribed,
+    CurrentNodes, Draining, Event, Explanation, Gap, Heartbeat, InterestRejected, InterestUpdated,
+    Notice, Position, PublishRequest, SubscribeRequest, SubscribeResponse, Subscribed,
     coordination_service_client::CoordinationServiceClient, subscribe_response::Response,
 };
 
@@ -112,6 +112,8 @@ pub enum Seen {
     Gap(Gap),
     /// A heartbeat.
     Heartbeat(Heartbeat),
+    /// The list of the nodes that are there is complete.
+    CurrentNodes(CurrentNodes),
     /// The gateway is draining.
     Draining(Draining),
     /// A notice for the operator of the node.
@@ -218,6 +220,7 @@ impl Recording {
             }
             Some(Response::Gap(gap)) => Seen::Gap(gap),
             Some(Response::Heartbeat(heartbeat)) => Seen::Heartbeat(heartbeat),
+            Some(Response::CurrentNodes(current)) => Seen::CurrentNodes(current),
             Some(Response::Draining(draining)) => Seen::Draining(draining),
             Some(Response::Notice(notice)) => Seen::Notice(notice),
             Some(Response::Explanation(explanation)) => Seen::Explanation(explanation),
@@ -239,6 +242,7 @@ impl Seen {
             Seen::Explanation(explanation) => Some(&explanation.resume_token),
             Seen::InterestUpdated(updated) => Some(&updated.resume_token),
             Seen::Draining(_)
+            | Seen::CurrentNodes(_)
             | Seen::Notice(_)
             | Seen::InterestRejected(_)
             | Seen::Unknown

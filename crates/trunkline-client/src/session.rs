@@ -14,7 +14,7 @@ use super::{
 };
 use trunkline_proto::v1::{
     Event, Gap, GapAction, GapReason, OtherGateway, SubscribeRequest, SubscribeResponse,
-    WatchRequest, subscribe_response::Response,
+    WatchRequest, event::Kind, subscribe_response::Response,
 };
 
 /// The number of missed heartbeats after which a connection counts as dead.
@@ -51,6 +51,11 @@ pub(super) struct Session {
     /// The number of streams that were confirmed.
     subscribed: u64,
     ended: bool,
+}
+
+/// True if the event belongs to the list with which a stream begins.
+fn is_of_list(event: &Event) -> bool {
+    matches!(&event.kind, Some(Kind::NodeJoined(joined)) if joined.current)
 }
 
 impl Session {
@@ -106,7 +111,7 @@ impl Session {
                     tracing::debug!(event.event_id, event.source, "an event that came before");
                     continue;
                 }
-                if self.request.max_events > 0 {
+                if self.request.max_events > 0 && !is_of_list(&event) {
                     // The next stream is asked for the rest.
                     self.request.max_events -= 1;
                     self.ended = self.request.max_events == 0;
@@ -227,6 +232,7 @@ impl Session {
                 self.request.resume_token.clone_from(&explanation.resume_token);
                 Some(Notification::Explanation(explanation))
             }
+            Response::CurrentNodes(current) => Some(Notification::CurrentNodes(current)),
             Response::Draining(draining) => {
                 self.requested_wait =
                     draining.reconnect_delay.and_then(|d| Duration::try_from(d).ok());

@@ -16,8 +16,8 @@ use super::{
     session::Session,
 };
 use trunkline_proto::v1::{
-    AgentReport, Draining, Event, EventKind, Explanation, Filter, Gap, Heartbeat, Notice, Overflow,
-    Start, SubscribeRequest, Subscribed,
+    AgentReport, CurrentNodes, Draining, Event, EventKind, Explanation, Filter, Gap, Heartbeat,
+    Notice, Overflow, Start, SubscribeRequest, Subscribed,
 };
 
 /// The default heartbeat interval.
@@ -25,6 +25,7 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// The options of a subscription. Default: all events of other nodes, from now on.
 #[derive(Clone, Debug, Default)]
+#[allow(clippy::struct_excessive_bools)] // options
 pub struct SubscribeOptions {
     filter: Filter,
     include_own_events: bool,
@@ -34,6 +35,7 @@ pub struct SubscribeOptions {
     heartbeat_interval: Option<Duration>,
     max_events: u64,
     explain: bool,
+    current_nodes: bool,
     custom_types_named: bool,
 }
 
@@ -50,6 +52,9 @@ pub enum Notification {
     /// Events that will not be delivered: reload the state that they may have changed. All events
     /// before the gap were delivered, all events after it follow.
     Gap(Gap),
+    /// The list of the nodes that are there is complete, if it was asked for: see
+    /// [`SubscribeOptions::current_nodes`].
+    CurrentNodes(CurrentNodes),
     /// The filter decisions for events, if they were asked for.
     Explanation(Explanation),
     /// Nothing else was received for one heartbeat interval. A good moment to store the resume
@@ -87,7 +92,8 @@ impl SubscribeOptions {
         SubscribeOptions::default()
     }
 
-    /// Adds a kind. Default: all kinds, including those that are newer than this program.
+    /// Adds a kind. Default: all kinds, including those that are newer than this program, without
+    /// `node_joined` and `node_left`.
     #[must_use]
     pub fn kind(mut self, kind: EventKind) -> SubscribeOptions {
         self.filter.kinds.push(kind.into());
@@ -178,6 +184,18 @@ impl SubscribeOptions {
         self.explain = true;
         self
     }
+
+    /// Begins with the list of the nodes that are there, on each stream: `node_joined` events with
+    /// `current`, then [`Notification::CurrentNodes`]. Whoever keeps a map of them by
+    /// `subscription_id` begins a new one with each [`Notification::Subscribed`], and takes it for
+    /// the whole once the list is complete. After a [`Notification::Gap`], open the subscription
+    /// anew. The list is not counted by [`max_events`](SubscribeOptions::max_events). Needs
+    /// [`EventKind::NodeJoined`] among the kinds. Default: not asked for.
+    #[must_use]
+    pub fn current_nodes(mut self) -> SubscribeOptions {
+        self.current_nodes = true;
+        self
+    }
 }
 
 impl Client {
@@ -226,6 +244,7 @@ impl Client {
             overflow: options.overflow.into(),
             max_events: options.max_events,
             explain: options.explain,
+            current_nodes: options.current_nodes,
             ..Default::default()
         };
         let session = Session::new(self.clone(), request, heartbeat, watching);

@@ -39,6 +39,19 @@ pub const CUSTOM: u8 = EventKind::Custom as u8;
 /// The number of the reports of links, which streams get as gaps.
 pub const MISSED_EVENTS: u8 = EventKind::MissedEvents as u8;
 
+/// The number of the events of gateways that a node has a stream.
+pub const NODE_JOINED: u8 = EventKind::NodeJoined as u8;
+
+/// The number of the events of gateways that a stream of a node has ended.
+pub const NODE_LEFT: u8 = EventKind::NodeLeft as u8;
+
+/// True for the kinds that gateways make themselves: no node may publish them, and a stream gets
+/// them only if its filter names them.
+#[inline]
+pub const fn is_made_by_gateways(number: u8) -> bool {
+    matches!(number, NODE_JOINED | NODE_LEFT)
+}
+
 /// What an event of a kind is about. It decides the routing key and what filters and their index
 /// look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +162,10 @@ kinds! {
     Custom(CustomEvent) = 20, "custom", CustomType,
         keep_last: false, merge: None;
     MissedEvents(MissedEvents) = 21, "missed_events", None,
+        keep_last: false, merge: None;
+    NodeJoined(NodeJoined) = 22, "node_joined", None,
+        keep_last: false, merge: None;
+    NodeLeft(NodeLeft) = 23, "node_left", None,
         keep_last: false, merge: None;
 }
 
@@ -300,7 +317,7 @@ mod tests {
             assert_eq!(named(&row.cli_name()), Some(row));
             assert_eq!(name(row.number.into()), Some(row.name));
         }
-        for number in [-1, 0, 9, 22, 99, 128, 266] {
+        for number in [-1, 0, 9, 24, 99, 128, 266] {
             assert_eq!((name(number), label(number)), (None, format!("kind {number}")));
         }
         assert_eq!((named("mailbox"), named("")), (None, None));

@@ -49,6 +49,7 @@ impl Printer<'_> {
             Notification::Subscribed(subscribed) => Response::Subscribed(subscribed),
             Notification::Gap(gap) => Response::Gap(gap),
             Notification::Heartbeat(heartbeat) => Response::Heartbeat(heartbeat),
+            Notification::CurrentNodes(current) => Response::CurrentNodes(current),
             Notification::Draining(draining) => Response::Draining(draining),
             Notification::Notice(notice) => Response::Notice(notice),
             Notification::Explanation(explanation) if !self.command.all => {

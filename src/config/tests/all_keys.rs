@@ -101,7 +101,8 @@ fn every_key_of_the_gateway_is_set() {
         "gatewayId": "mx1", "deployment": "eu-1", "prefix": "mail:eu",
         "listen": "0.0.0.0:1", "admin": "[::1]:2",
         "http": { "listen": "127.0.0.1:3", "allowedOrigins": ["https://a.example", "http://b:8"] },
-        "shards": 7, "heartbeat": "2s", "requestIdWindow": 3000, "logFormat": "json",
+        "shards": 7, "nodeEvents": true, "heartbeat": "2s", "requestIdWindow": 3000,
+        "logFormat": "json",
         "logLevel": "warn,trunkline::bus=debug", "insecure": true, "reloadInterval": "16s",
         "history": { "maxAge": "1h", "maxBytes": "2GiB", "maxFrames": 3 },
         "log": { "maxBytes": 4096, "maxEvents": 5 },
@@ -146,6 +147,7 @@ fn every_key_of_the_gateway_is_set() {
         shards: Some(7),
         history: History { max_age: secs(3600), max_bytes: 2 << 30, max_frames: 3 },
         log: Log { max_bytes: 4096, max_events: 5 },
+        node_events: true,
         heartbeat: secs(2),
         limits: Limits {
             max_event_bytes: 6 << 10,

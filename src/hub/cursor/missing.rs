@@ -83,18 +83,22 @@ impl Missing {
         Missing::run(&gap, lost, place)
     }
 
-    /// The report of a link, which is an event with this name: a gap that stands in its place.
+    /// The report of a link or of gateways, which is an event with this name: a gap that stands in
+    /// its place.
     pub(super) fn report(event: &EventView<'_>, name: Position, place: Position) -> Missing {
         let event = v1::Event::decode(event.bytes()).unwrap_or_default();
-        let missed = match event.kind {
-            Some(Kind::MissedEvents(report)) => report.missed_events,
-            _ => None,
+        let (missed, kinds) = match event.kind {
+            Some(Kind::MissedEvents(report)) => (report.missed_events, report.kinds),
+            _ => (None, vec![]),
         };
+        let of_nodes =
+            |kind: &i32| u8::try_from(*kind).is_ok_and(trunkline_proto::kinds::is_made_by_gateways);
+        let of_nodes = !kinds.is_empty() && kinds.iter().all(of_nodes);
         let reported = event.publish_time.and_then(|time| SystemTime::try_from(time).ok());
         let since = reported.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
         let to_ms = since.and_then(|since| u64::try_from(since.as_millis()).ok());
         Missing {
-            reason: GapReason::Link,
+            reason: if of_nodes { GapReason::NotPublished } else { GapReason::Link },
             missed,
             to_ms: to_ms.unwrap_or_else(unix_ms),
             origin: event.origin,

@@ -346,8 +346,9 @@ impl ShardCursor {
     /// Records that missing events were reported.
     pub(super) fn reported(&mut self, missing: &Missing) {
         missing.names.iter().for_each(|lost| self.add(*lost));
-        // The report of a link has a name, whatever it reports.
-        if missing.missed.is_none() && missing.reason != GapReason::Link {
+        // A report has a name, whatever it reports.
+        let is_report = matches!(missing.reason, GapReason::Link | GapReason::NotPublished);
+        if missing.missed.is_none() && !is_report {
             self.walk(missing.to);
         }
     }

@@ -5,6 +5,8 @@
 //! the finalizer of `MurmurHash3` (FNV alone leaves the low bits of short keys weak), and the
 //! remainder by the number of shards.
 
+use trunkline_proto::kinds::{NODE_JOINED, NODE_LEFT};
+
 use super::EventView;
 use crate::bus::ShardId;
 
@@ -13,16 +15,25 @@ use crate::bus::ShardId;
 /// The key is the account's id if the event is of a kind that concerns an account and names one.
 /// Otherwise it is one byte with the number of the kind, followed by the type of a custom event.
 /// Events with equal keys share a shard and so keep their order. [`trunkline_proto::kinds`] says
-/// which kinds concern an account, those of later versions included.
+/// which kinds concern an account, those of later versions included. The two kinds of gateways
+/// about nodes share a key: that a node left comes after that it joined.
 pub fn routing_key_hash(event: &EventView<'_>) -> u32 {
     let mut fnv = Fnv32::new();
     if event.account_bytes().is_empty() {
-        fnv.write(&[event.kind()]);
+        let kind = event.kind();
+        fnv.write(&[if kind == NODE_LEFT { NODE_JOINED } else { kind }]);
         fnv.write(event.custom_type_bytes());
     } else {
         fnv.write(event.account_bytes());
     }
     mix(fnv.finish())
+}
+
+/// The shard of the events of gateways about nodes, on a bus of `shards` shards.
+pub fn shard_of_nodes(shards: u16) -> ShardId {
+    let mut fnv = Fnv32::new();
+    fnv.write(&[NODE_JOINED]);
+    shard_of(mix(fnv.finish()), shards)
 }
 
 /// The shard of a routing key, on a bus of `shards` shards (0 counts as 1).

@@ -2,7 +2,11 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
-use crate::{hub::event::wire::put_field, proto::v1::event::Kind};
+use crate::{
+    config::{Allow, Deny, EventRules, Kinds},
+    hub::event::wire::put_field,
+    proto::v1::event::Kind,
+};
 
 fn matches(filter: &Filter, event: &v1::Event) -> bool {
     filter.matches(&EventView::peek(&event.encode_to_vec()).unwrap())
@@ -41,6 +45,21 @@ fn an_empty_filter_includes_everything_but_own_events() {
 }
 
 #[test]
+fn events_about_nodes_are_included_where_they_are_named() {
+    let kind = Some(Kind::NodeLeft(v1::NodeLeft { node_id: "me".into(), ..Default::default() }));
+    let left = v1::Event { kind, ..Default::default() };
+    assert!(!matches(&filter(v1::Filter::default()), &left));
+    let named = filter(v1::Filter { kinds: vec![22, 23], ..Default::default() });
+    assert!(matches(&named, &left) && !matches(&named, &refresh()));
+    let kinds = Kinds { all: true, ..Kinds::default() };
+    let allow = Allow { kinds, ..Allow::default() };
+    let every = EventRules { allow, deny: Deny::default() };
+    assert!(matches(&named.clone().within(&Arc::new(Scope::new(&every))), &left));
+    let scope = Arc::new(Scope::new(&every).without_nodes());
+    assert!(!matches(&named.within(&scope), &left));
+}
+
+#[test]
 fn kinds_of_newer_peers_are_kinds() {
     let newer = [0xd2, 0x02, 0x00]; // field 42, an empty message
     let view = EventView::peek(&newer).unwrap();
@@ -64,7 +83,7 @@ fn unknown_kinds_that_concern_an_account_are_filtered_by_it() {
     for kind in [30, 42, 49] {
         assert!(matches(&newer(kind, "alice")) && !matches(&newer(kind, "bob")), "{kind}");
     }
-    for kind in [22, 29, 50, 99] {
+    for kind in [24, 29, 50, 99] {
         assert!(matches(&newer(kind, "bob")), "{kind} concerns no account");
     }
 }
@@ -128,6 +147,9 @@ fn a_target_names_the_node_or_a_role() {
 
 /// The exclusions that the comments of `Filter`, `Target` and `SubscribeRequest` call for, from the
 /// decoded event.
+/// The kinds that a filter includes only if it names them.
+const NAMED: [i32; 2] = [22, 23];
+
 fn reference(
     wire: &v1::Filter,
     node_id: &str,
@@ -144,7 +166,9 @@ fn reference(
         _ => (newer_kind.unwrap_or(0), None, None),
     };
     let mut excluded = vec![];
-    if kind == 0 || (!wire.kinds.is_empty() && !wire.kinds.contains(&kind)) {
+    let is_included =
+        if wire.kinds.is_empty() { !NAMED.contains(&kind) } else { wire.kinds.contains(&kind) };
+    if kind == 0 || !is_included {
         excluded.push(Exclusion::Kind);
     }
     if !include_own && event.source == node_id {
@@ -244,7 +268,10 @@ prop_compose! {
 
 prop_compose! {
     fn some_filter()(
-        kinds in prop::collection::vec(prop::sample::select(vec![10, 11, 14, 20, 22, 99]), 0..4),
+        kinds in prop::collection::vec(
+            prop::sample::select(vec![10, 11, 14, 20, 22, 23, 99]),
+            0..4,
+        ),
         accounts in list(name()),
         custom_types in list("[ab]{0,2}\\*|[ab]{1,2}"),
     ) -> v1::Filter {
@@ -259,7 +286,7 @@ proptest! {
     fn the_filter_does_what_the_comments_of_its_fields_say(
         wire in some_filter(),
         event in some_event(),
-        newer_kind in prop::option::of(prop::sample::select(vec![22_i32, 98, 99])),
+        newer_kind in prop::option::of(prop::sample::select(vec![22_i32, 23, 98, 99])),
         node_id in name(),
         roles in list(name()),
         include_own in any::<bool>(),
@@ -280,7 +307,10 @@ proptest! {
         prop_assert!(watching.accounts().is_none() && watching.custom_types().is_none());
         prop_assert!(watching.plain_kinds() & kind_bit(view.kind()) != 0);
         if filter.matches_everything() && event.target.is_none() && include_own {
-            prop_assert_eq!(included, event.kind.is_some() || newer_kind.is_some());
+            let newer = newer_kind.is_some_and(|kind| {
+                !NAMED.contains(&kind) || wire.kinds.contains(&kind)
+            });
+            prop_assert_eq!(included, event.kind.is_some() || newer);
         }
     }
 }

@@ -6,7 +6,7 @@ use super::{Filter, bits_of};
 use crate::{
     hub::{
         accounts::{AccountKey, AccountSet},
-        kind_bits::all_kinds,
+        kind_bits::default_kinds,
         scope::Patterns,
     },
     proto::v1,
@@ -108,7 +108,7 @@ impl Filter {
     /// each account that it adds (true) or removes.
     pub(in crate::hub) fn change(&mut self, change: Change, mut see: impl FnMut(AccountKey, bool)) {
         if change.replaces() {
-            self.kinds = if change.add_kinds == 0 { all_kinds() } else { change.add_kinds };
+            self.kinds = if change.add_kinds == 0 { default_kinds() } else { change.add_kinds };
         } else {
             self.kinds = self.kinds & !change.remove_kinds | change.add_kinds;
             self.change_accounts(&change, &mut see);
@@ -155,9 +155,9 @@ impl Filter {
         self.with_plain_kinds()
     }
 
-    /// The included kinds by their numbers; none if all are.
+    /// The included kinds by their numbers; none if all are that need no name.
     pub fn kind_numbers(&self) -> Vec<i32> {
-        if self.kinds == all_kinds() {
+        if self.kinds == default_kinds() {
             return vec![];
         }
         (0..128).filter(|kind| self.kinds & (1 << kind) != 0).collect()

@@ -250,6 +250,18 @@ fn streams(text: &mut Text, sources: &Sources) {
         "Node ids that more than one live process uses, on all known gateways.",
     )
     .sample(&[], sources.nodes.duplicate_ids());
+    let events = sources.nodes.event_counts().unwrap_or_default();
+    let what = "Events about nodes that this gateway published, with nodeEvents.";
+    let mut family = text.counter("node_events_total", what);
+    family.sample(&[("kind", "node_joined")], events.joined);
+    family.sample(&[("kind", "node_left")], events.left);
+    text.gauge("node_events_waiting", "Events about nodes that wait to be published.")
+        .sample(&[], events.waiting);
+    text.counter(
+        "node_events_given_up_total",
+        "Reports, which streams get as a gap, that events about nodes were given up.",
+    )
+    .sample(&[], events.given_up);
     let agents = sources.nodes.agents();
     text.gauge("agents", "Agents that are connected to this gateway.").sample(&[], agents.agents);
     text.gauge("agent_programs", "Programs that those agents serve.").sample(&[], agents.programs);
@@ -439,5 +451,6 @@ pub fn reason_name(reason: GapReason) -> &'static str {
         GapReason::UnknownEpoch => "unknown_epoch",
         GapReason::Unreadable => "unreadable",
         GapReason::Link => "link",
+        GapReason::NotPublished => "not_published",
     }
 }

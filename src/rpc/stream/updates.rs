@@ -94,6 +94,7 @@ impl Subscription {
                     limits: &self.context.limits,
                     deployment: self.context.deployment,
                     grant: grant.as_ref(),
+                    check_kinds: &|filter| self.context.check_node_events(filter),
                 };
                 watch.interest.check(&update, self.cursor.filter(), &rules)
             }

@@ -40,6 +40,11 @@ impl Check {
             self.wrong(path.field("kind"), "is required: exactly one kind");
             return;
         }
+        if kinds::is_made_by_gateways(view.kind()) {
+            let name = kinds::label(view.kind().into());
+            self.wrong(path.field("kind"), format!("{name} is made by gateways alone"));
+            return;
+        }
         // Of a kind of a newer peer, nothing is known but whether it concerns an account.
         if kinds::concerns_account(view.kind()) {
             let kind = path.field(kinds::name(view.kind().into()).unwrap_or("kind"));

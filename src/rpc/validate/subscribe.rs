@@ -48,6 +48,8 @@ pub struct ValidSubscribe {
     pub overflow: v1::Overflow,
     /// True if the stream explains why it delivers or withholds each event.
     pub explain: bool,
+    /// True if it begins with the list of the nodes that are there.
+    pub current_nodes: bool,
 }
 
 /// Checks a request.
@@ -64,6 +66,9 @@ pub fn subscribe(
     check.id("client_version", &request.client_version);
     let filter = request.filter.unwrap_or_default();
     check.filter(Path::of("filter"), &filter, limits);
+    if request.current_nodes && !filter.kinds.contains(&v1::EventKind::NodeJoined.into()) {
+        check.wrong("current_nodes", "needs EVENT_KIND_NODE_JOINED in filter.kinds");
+    }
     let start = v1::Start::try_from(request.start).unwrap_or_else(|_| {
         check.wrong("start", format!("{} is not a value of Start", request.start));
         v1::Start::Unspecified
@@ -118,6 +123,7 @@ pub fn subscribe(
         max_duration,
         overflow,
         explain: request.explain,
+        current_nodes: request.current_nodes,
     })
 }
 

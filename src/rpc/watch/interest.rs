@@ -36,6 +36,8 @@ pub struct Rules<'a> {
     pub deployment: u32,
     /// The rules of the caller, where there are some.
     pub grant: Option<&'a Grant>,
+    /// Refuses kinds of which there are no events here.
+    pub check_kinds: &'a dyn Fn(&v1::Filter) -> Result<(), Error>,
 }
 
 /// The interest of a stream.
@@ -221,6 +223,7 @@ impl Interest {
             grant.check_interest(add)?;
         }
         let since = validate::update(update, rules.limits, rules.deployment)?;
+        (rules.check_kinds)(add)?;
         let before = match &self.parts {
             Parts::Waiting(_, state) => state,
             Parts::None | Parts::Wrong(_) => &self.state,

@@ -135,6 +135,9 @@ impl Subscriber {
             Some(Response::Explanation(_)) => {
                 self.shared.unexcused("an explanation that was not requested".into());
             }
+            Some(Response::CurrentNodes(_)) => {
+                self.shared.unexcused("a list of nodes that was not requested".into());
+            }
             Some(Response::InterestUpdated(_) | Response::InterestRejected(_)) => {
                 self.shared.unexcused("an answer to an update that was not sent".into());
             }

@@ -24,6 +24,7 @@ from .v1 import (
     GAP_REASON_UNKNOWN_EPOCH,
     OVERFLOW_UNSPECIFIED,
     START_UNSPECIFIED,
+    CurrentNodes,
     Draining,
     Event,
     EventKind,
@@ -54,7 +55,8 @@ class SubscribeOptions:
     """The options of a subscription. Default: all events of other nodes, from now on."""
 
     kinds: Sequence[EventKind] = ()
-    """Kinds to include. Default: all kinds, including those that are newer than this program."""
+    """Kinds to include. Default: all kinds, including those that are newer than this program,
+    without `node_joined` and `node_left`."""
     accounts: Sequence[str] = ()
     """Accounts to include. Kinds that concern no account are delivered regardless. Default: all
     accounts; for `Client.watch`, none."""
@@ -78,6 +80,11 @@ class SubscribeOptions:
     """Ends the subscription after this many events, over all its streams. Default: 0, never."""
     explain: bool = False
     """Asks for the filter decision of each event, with its reasons."""
+    current_nodes: bool = False
+    """Begins with the list of the nodes that are there, on each stream: `node_joined` events with
+    `current`, then `CurrentNodes`. Whoever keeps a map of them by `subscription_id` begins a new
+    one with each `Subscribed`; after a `Gap`, open the subscription anew. The list does not count
+    in `max_events`. Needs `EVENT_KIND_NODE_JOINED` among the kinds."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ class Reconnecting:
 
 
 Notification = Union[
-    Subscribed, Event, Gap, Explanation, Heartbeat, Draining, Notice, Reconnecting
+    Subscribed, Event, Gap, CurrentNodes, Explanation, Heartbeat, Draining, Notice, Reconnecting
 ]
 """An item of a subscription.
 
@@ -102,6 +109,8 @@ and not before, misses nothing.
 
 `Gap`: events that will not be delivered: reload the state that they may have changed. All events
 before the gap were delivered, all events after it follow.
+
+`CurrentNodes`: the list of the nodes that are there is complete, if it was asked for.
 
 `Heartbeat`: nothing else was received for one interval. A good moment to store the resume token.
 
@@ -191,6 +200,7 @@ class Subscription:
             overflow=options.overflow,
             max_events=options.max_events,
             explain=options.explain,
+            current_nodes=options.current_nodes,
         )
         self._request.heartbeat_interval.FromMilliseconds(int(options.heartbeat_interval * 1000))
         self._token = Token(options.resume_token)
@@ -231,7 +241,7 @@ class Subscription:
                 if not self._recent.is_new(event):
                     log.debug("event %s of %s came before", event.event_id, event.source)
                     continue
-                if self._request.max_events > 0:
+                if self._request.max_events > 0 and not event.node_joined.current:
                     # The next stream is asked for the rest.
                     self._request.max_events -= 1
                     if self._request.max_events == 0:
@@ -306,6 +316,8 @@ class Subscription:
             self._confirmed(response.interest_updated.update_id)
         elif arm == "interest_rejected":
             self._rejected(response)
+        elif arm == "current_nodes":
+            return response.current_nodes
         elif arm == "notice":
             return response.notice
         elif arm == "draining":

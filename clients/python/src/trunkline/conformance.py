@@ -37,6 +37,7 @@ NAMES = {
     "Gap": "gap",
     "Explanation": "explanation",
     "Heartbeat": "heartbeat",
+    "CurrentNodes": "current_nodes",
     "Draining": "draining",
     "Notice": "notice",
 }
