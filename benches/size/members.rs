@@ -202,7 +202,7 @@ impl Member {
                 ..Default::default()
             };
             let number = u64::from(number) + 1;
-            NodeRecord { number, node: node.encode_to_vec().into() }
+            NodeRecord { number, node: node.encode_to_vec().into(), returns: 0 }
         });
         MemberShard { revision, nodes: nodes.collect() }.encode_to_vec().into()
     }

@@ -183,10 +183,10 @@ impl HistogramFamily<'_> {
 impl Exemplar {
     /// What stands behind the value of a bucket.
     fn text(&self) -> String {
-        let trace: String = self.trace_id.iter().map(|byte| format!("{byte:02x}")).collect();
+        let trace = u128::from_be_bytes(self.trace_id);
         let time = self.time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let (seconds, time) = (self.seconds, time.as_secs_f64());
-        format!(" # {{trace_id=\"{trace}\"}} {seconds} {time:.3}")
+        format!(" # {{trace_id=\"{trace:032x}\"}} {seconds} {time:.3}")
     }
 }
 

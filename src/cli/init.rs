@@ -273,7 +273,15 @@ impl Init {
         let mut bus = if let Some(master) = &self.sentinel {
             json!({ "@type": "RedisSentinel", "urls": urls, "masterName": master })
         } else if self.cluster || urls.len() > 1 {
-            let kind = if self.cluster { "cluster".to_owned() } else { self.kind(questions)? };
+            let kind = if self.cluster {
+                "cluster".to_owned()
+            } else {
+                {
+                    let text =
+                        "Several URLs: `cluster`, or the name of the master if they are sentinels";
+                    questions.ask(None, text, "cluster")?
+                }
+            };
             if kind == "cluster" {
                 json!({ "@type": "RedisCluster", "urls": urls })
             } else {
@@ -286,12 +294,6 @@ impl Init {
             bus["authSecret"] = json!({ "@type": "File", "filePath": file.display().to_string() });
         }
         Ok(bus)
-    }
-
-    /// `cluster`, or the name of the master at sentinels.
-    fn kind(&self, questions: &Questions) -> Result<String, Failure> {
-        let text = "Several URLs: `cluster`, or the name of the master if they are sentinels";
-        questions.ask(None, text, "cluster")
     }
 
     fn write(&self, path: &Path, text: &str, mode: u32) -> Result<PathBuf, Failure> {

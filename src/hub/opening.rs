@@ -74,10 +74,9 @@ impl Hub {
         for (shard, log) in self.logs.iter().enumerate() {
             let id = shard_id(shard);
             let opening = match begin {
-                Begin::Latest => self.latest(id),
                 Begin::Oldest => self.oldest(id),
                 Begin::OldestOf(of) if *of == id => self.oldest(id),
-                Begin::OldestOf(_) => self.latest(id),
+                Begin::Latest | Begin::OldestOf(_) => self.latest(id),
                 Begin::After(shards) => {
                     let had = shards.get(shard).filter(|_| shards.len() == self.logs.len());
                     let had = had.cloned().unwrap_or_default();

@@ -25,6 +25,8 @@ fn every_kind_is_read_back_as_it_was_written() {
         {"custom": {"type": "x.y", "labels": {"k": "v"},
             "payload": {"@type": "type.example.com/x.Y", "value": "AQID"}}},
         {"missedEvents": {"missedEvents": "7", "kinds": ["EVENT_KIND_BLOCKED_IP"]}},
+        {"nodeJoined": {"nodeId": "n", "roles": ["imap"], "gatewayId": "g"}},
+        {"nodeLeft": {"nodeId": "n", "gatewayId": "g", "reason": "NODE_LEFT_REASON_LOST"}},
     ]);
     let kinds = kinds.as_array().unwrap();
     let arms = descriptor("Event").oneofs().next().unwrap().fields().count();

@@ -36,6 +36,7 @@ use tower::{BoxError, Layer, Service, ServiceExt};
 use self::errors::{error, is_json, refusal};
 pub use self::json_body::JsonRequestsLayer;
 use crate::{
+    errors::Error,
     json::to_json,
     proto::v1::{self, SERVICE},
 };
@@ -128,7 +129,7 @@ async fn nodes<S: GrpcService>(State(grpc): State<S>, request: Request) -> Respo
         Ok(request) => {
             unary::<v1::ListNodesResponse, S>(grpc, "ListNodes", "ListNodesResponse", request).await
         }
-        Err(response) => response,
+        Err(error) => refusal(&error.into()),
     }
 }
 
@@ -138,7 +139,7 @@ async fn status<S: GrpcService>(State(grpc): State<S>, request: Request) -> Resp
         Ok(request) => {
             unary::<v1::GetStatusResponse, S>(grpc, "GetStatus", "GetStatusResponse", request).await
         }
-        Err(response) => response,
+        Err(error) => refusal(&error.into()),
     }
 }
 
@@ -146,7 +147,7 @@ async fn status<S: GrpcService>(State(grpc): State<S>, request: Request) -> Resp
 async fn subscribe<S: GrpcService>(State(grpc): State<S>, request: Request) -> Response {
     let request = match with_query("SubscribeRequest", request, events::resume) {
         Ok(request) => request,
-        Err(response) => return response,
+        Err(error) => return refusal(&error.into()),
     };
     match call::<v1::SubscribeResponse, S>(grpc, "Subscribe", request).await {
         Ok(responses) => events::response(responses),
@@ -185,12 +186,11 @@ fn with_query(
     message: &str,
     request: Request,
     change: impl FnOnce(&mut Value, &http::HeaderMap),
-) -> Result<Request, Response> {
+) -> Result<Request, Error> {
     let (head, _) = request.into_parts();
     let query = head.uri.query().unwrap_or_default();
     let message = query::message(message, query, |json| change(json, &head.headers));
-    let message = message.map_err(|error| refusal(&Status::from(error)))?;
-    Ok(Request::from_parts(head, Body::from(framed(&message))))
+    Ok(Request::from_parts(head, Body::from(framed(&message?))))
 }
 
 /// Calls a unary method, and answers with its response as JSON.

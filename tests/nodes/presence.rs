@@ -225,7 +225,7 @@ async fn the_embedded_bus_has_the_list_and_the_events() {
         is_unbroken(subscriber);
         let gone = |recording: &Recording| {
             let left = recording.events.iter().filter_map(left);
-            left.map(|left| left.reason()).next()
+            left.map(NodeLeft::reason).next()
         };
         assert_eq!(subscriber.wait(LIMIT, "it left", gone).await, NodeLeftReason::Closed);
     }

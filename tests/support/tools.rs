@@ -51,7 +51,7 @@ pub fn grpcurl() -> PathBuf {
 }
 
 /// A Python 3 with the packages of `clients/python/requirements.txt`, grpcio-health-checking and
-/// prometheus_client;
+/// `prometheus_client`;
 /// `TRUNKLINE_TEST_PYTHON` names another.
 pub fn python() -> PathBuf {
     static TOOL: Tool = Tool::new(

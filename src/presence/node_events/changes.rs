@@ -43,7 +43,7 @@ pub struct Changes<S> {
 }
 
 struct Stream<S> {
-    stream: S,
+    content: S,
     id: StreamId,
     returns: u32,
     state: State,
@@ -121,7 +121,8 @@ impl<S: Clone> Changes<S> {
     pub fn opened(&mut self, number: u64, id: StreamId, stream: S) {
         let (returns, state) = (0, State::Unwritten);
         let (known, has_joined, closed) = (false, false, None);
-        let stream = Stream { stream, id, returns, state, known, has_joined, closed };
+        let content = stream;
+        let stream = Stream { content, id, returns, state, known, has_joined, closed };
         self.streams.insert(number, stream);
         self.by_id.insert(id, number);
         self.unwritten.insert(number);
@@ -319,7 +320,7 @@ impl<S: Clone> Changes<S> {
 
 impl<S: Clone> Stream<S> {
     fn change(&self, number: u64) -> Change<S> {
-        let (stream, id, returns) = (self.stream.clone(), self.id, self.returns);
+        let (stream, id, returns) = (self.content.clone(), self.id, self.returns);
         Change { stream, id, returns, number }
     }
 }

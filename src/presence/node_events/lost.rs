@@ -135,7 +135,7 @@ mod tests {
     fn memory_is_bounded() {
         let mut lost = LostStreams::default();
         let (now, max) = (Instant::now(), MAX_STREAMS as u128);
-        assert!(!lost.add(now, (0..max + 1).map(|n| (StreamId(n), ()))));
+        assert!(!lost.add(now, (0..=max).map(|n| (StreamId(n), ()))));
         assert!(!lost.add(now, [(StreamId(max + 7), ())].into_iter()));
         assert_eq!(lost.count(), MAX_STREAMS);
     }

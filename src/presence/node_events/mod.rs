@@ -26,7 +26,7 @@ use prost::Message;
 use ring::digest::{SHA256, digest};
 use tokio::sync::{Notify, watch};
 
-use self::{departed::Departed, lost::LostStreams};
+use self::{changes::Changes, departed::Departed, lost::LostStreams};
 use super::{
     Nodes,
     others::{Applied, LostMember},
@@ -145,7 +145,7 @@ impl Nodes {
     /// Counts the events about nodes; none where this gateway publishes none.
     pub fn event_counts(&self) -> Option<NodeEventCounts> {
         let events = self.events.as_ref()?;
-        let own = self.local.lock().changes.as_ref().map_or(0, |changes| changes.waiting());
+        let own = self.local.lock().changes.as_ref().map_or(0, Changes::waiting);
         let Counters { joined, left, given_up } = &events.counters;
         Some(NodeEventCounts {
             joined: joined.load(Ordering::Relaxed),

@@ -202,7 +202,9 @@ impl Publisher<'_> {
         let done: Vec<StreamId> = done.map(|(id, _)| *id).collect();
         count(&self.events.counters.left, done.len());
         let mut lost = self.events.lost.lock();
-        done.into_iter().for_each(|id| lost.left(id));
+        for id in done {
+            lost.left(id);
+        }
         drop(lost);
         results.into_iter().find_map(Result::err).map_or(Ok(()), Err)
     }
@@ -282,7 +284,9 @@ impl Nodes {
         let mut local = self.local.lock();
         let Some(changes) = &mut local.changes else { return };
         let gone = changes.close_all(NodeLeftReason::Drained);
-        gone.into_iter().for_each(|number| local.shards.remove(number));
+        for number in gone {
+            local.shards.remove(number);
+        }
     }
 }
 

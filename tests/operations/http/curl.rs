@@ -143,11 +143,6 @@ impl Stream {
         })
         .await
     }
-
-    /// The id that a browser would send if the stream was lost now.
-    pub fn last_id(&self) -> String {
-        self.events().iter().rev().find_map(|event| event.id.clone()).expect("an id")
-    }
 }
 
 /// The published events of a stream.

@@ -144,7 +144,7 @@ fn what_waits_is_bounded_and_what_is_given_up_is_noted() {
 }
 
 /// One step of the world.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Step {
     Open,
     Close(usize),
@@ -294,7 +294,9 @@ proptest! {
     ) {
         let mut world = World::default();
         world.subscribers.push((BTreeSet::new(), 0));
-        steps.into_iter().for_each(|step| world.step(step));
+        for step in steps {
+            world.step(step);
+        }
         for _ in 0..4 {
             world.exchange(true);
             while world.changes.draft().is_some() {
