@@ -14,14 +14,16 @@ const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"]
 pub(super) fn check_config(config: &mut Config, fields: &mut Fields<'_>) {
     fields.value(SCHEMA);
     let http = config.http.as_ref().map(|http| http.listen);
-    if fields.sound(&["listen", "admin", "http.listen"]) {
+    if fields.sound(&["listen", "admin"]) && fields.all_sound("http") {
         let (listen, admin) = (Some(config.listen), config.admin);
         check_addresses(fields, ("listen", listen), ("admin", admin));
         check_addresses(fields, ("listen", listen), ("http.listen", http));
         check_addresses(fields, ("admin", admin), ("http.listen", http));
     }
-    check_plain_text(config, fields, "listen", config.listen);
-    if let Some(http) = http {
+    if fields.sound(&["listen"]) {
+        check_plain_text(config, fields, "listen", config.listen);
+    }
+    if let Some(http) = http.filter(|_| fields.all_sound("http")) {
         check_plain_text(config, fields, "http.listen", http);
     }
     check_credentials(config, fields);
@@ -42,7 +44,7 @@ fn check_addresses(
     // Port 0 is a different one each time.
     if clash && one.port() == other.port() && one.port() != 0 {
         let problem = format!("{other} is taken by {key}, which is {one}");
-        fields.fail(other_key, Problem::Invalid(problem));
+        fields.fail_at(other_key, Problem::Invalid(problem));
     }
 }
 
@@ -51,7 +53,7 @@ fn check_plain_text(config: &Config, fields: &Fields<'_>, key: &str, listen: Soc
     let Config { tls, insecure, .. } = config;
     // Without a certificate in `tls`, a violation there says so.
     let plain_text = tls.is_none() && fields.all_sound("tls");
-    if !fields.sound(&[key]) || !plain_text || *insecure || listen.ip().is_loopback() {
+    if !plain_text || *insecure || listen.ip().is_loopback() {
         return;
     }
     let danger = if fields.has("auth") {
@@ -63,7 +65,7 @@ fn check_plain_text(config: &Config, fields: &Fields<'_>, key: &str, listen: Soc
         "{listen} can be reached from other machines: {danger}. Set tls, listen on 127.0.0.1, or \
          set \"insecure\": true"
     );
-    fields.fail(key, Problem::Invalid(problem));
+    fields.fail_at(key, Problem::Invalid(problem));
 }
 
 /// Certificates of nodes need rules, and rules need certificates or tokens.

@@ -264,6 +264,7 @@ mod tests {
             Error::Unauthenticated(CredentialError::Wrong),
             Error::Unauthenticated(CredentialError::Revoked),
             Error::NotAllowed { rule: "publish", violations: vec![] },
+            Error::NotEnabled { what: "current_nodes", key: "nodeEvents" },
             Error::TakenOver,
             Error::Draining { retry_after: Duration::ZERO },
         ];

@@ -48,10 +48,11 @@ fn the_effective_configuration_has_every_key() {
         // The keys of the store are shown under coordinator; a secret has only the keys of its
         // type.
         let elsewhere = key.path.starts_with("inMemoryStore") || key.kind == Kind::Ignored;
-        // There are no identities by default, and no addresses.
+        // There are no identities by default, no addresses, and no HTTP port.
         let of_auth = key.path.starts_with("auth.") || key.path.contains("[]");
+        let of_http = key.path.starts_with("http.");
         let of_secret = key.path.contains("Secret.") || key.path.starts_with("frameKey.");
-        if elsewhere || of_auth || of_secret {
+        if elsewhere || of_auth || of_http || of_secret {
             continue;
         }
         let pointer = format!("/{}", key.path.replace('.', "/"));

@@ -182,6 +182,9 @@ fn plain_text_beyond_this_machine_needs_to_be_asked_for() {
     let lines = errors(&broken);
     assert!(lines.iter().all(|line| line.starts_with("tls.")), "{lines:#?}");
     load(&json!({ "listen": "0.0.0.0:1", "insecure": true }));
+    let line = error(&json!({ "http": { "listen": "0.0.0.0:1" } }));
+    assert!(line.starts_with("http.listen: 0.0.0.0:1 can be reached from other"), "{line}");
+    load(&json!({ "http": { "listen": "0.0.0.0:1" }, "insecure": true }));
     load(&json!({ "listen": "127.0.0.2:1" }));
 }
 
