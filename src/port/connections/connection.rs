@@ -106,25 +106,33 @@ where
             let builder = http1(&shared.limits);
             let connection = builder.serve_connection(TokioIo::new(io), service);
             match shared.limits.http1 {
-                Http1::Served => serve_http1(Box::pin(connection), &shared).await,
+                Http1::Served => {
+                    serve_http1(Box::pin(connection), &shared, leaving.all_asked()).await;
+                }
                 Http1::Refused => refuse_http1(Box::pin(connection), deadline, &shared).await,
             }
         }
     }
 }
 
-/// Serves the requests of a client of HTTP/1.1 until it closes the connection or is idle.
-async fn serve_http1<C: GracefulConnection, S>(mut connection: Pin<Box<C>>, shared: &Shared<S>) {
-    let mut stopping = false;
-    loop {
-        tokio::select! {
-            _ = &mut connection => return,
-            () = shared.abort.cancelled() => return,
-            () = shared.shutdown.cancelled(), if !stopping => {
-                stopping = true;
-                connection.as_mut().graceful_shutdown();
-            }
-        }
+/// Serves the requests of a client of HTTP/1.1 until it closes the connection, is idle, or is to
+/// go on elsewhere.
+async fn serve_http1<C: GracefulConnection, S>(
+    mut connection: Pin<Box<C>>,
+    shared: &Shared<S>,
+    leaving: &CancellationToken,
+) {
+    tokio::select! {
+        _ = &mut connection => return,
+        () = shared.abort.cancelled() => return,
+        () = shared.shutdown.cancelled() => {}
+        () = leaving.cancelled() => {}
+    }
+    // After the answer under way.
+    connection.as_mut().graceful_shutdown();
+    tokio::select! {
+        _ = connection => {}
+        () = shared.abort.cancelled() => {}
     }
 }
 

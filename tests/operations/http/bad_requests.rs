@@ -2,23 +2,10 @@
 //! nobody else anything.
 
 use serde_json::json;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::{io::AsyncReadExt, net::TcpStream};
 
 use super::{Curl, HttpGateway, change};
 use crate::support::{Gateway, GatewayOptions, LIMIT, TestNode, events, eventually};
-
-/// Sends bytes, and reads until the gateway closes the connection.
-async fn raw(gateway: &HttpGateway, bytes: &[u8]) -> String {
-    let mut stream = TcpStream::connect(("127.0.0.1", gateway.port.number())).await.expect("open");
-    stream.write_all(bytes).await.expect("sent");
-    let mut answer = Vec::new();
-    let read = stream.read_to_end(&mut answer);
-    let _ = tokio::time::timeout(LIMIT, read).await.expect("an end in time");
-    String::from_utf8_lossy(&answer).into_owned()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_requests_name_what_is_wrong() {
@@ -108,22 +95,22 @@ async fn half_requests_and_long_ones_are_ended() {
     // Half a body, for ever.
     let head = "POST /v1/publish HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
     let half = format!("{head}content-length: 100\r\n\r\n{{\"nodeId\"");
-    let answer = raw(&gateway, half.as_bytes()).await;
+    let answer = gateway.raw(half.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 429 "), "{answer}");
     assert!(answer.contains("limits.requestTimeout"), "{answer}");
     // Half the headers; nothing at all.
-    assert_eq!(raw(&gateway, head.as_bytes()).await, "");
-    assert_eq!(raw(&gateway, b"").await, "");
+    assert_eq!(gateway.raw(head.as_bytes()).await, "");
+    assert_eq!(gateway.raw(b"").await, "");
     // Headers without an end, and ones that are a little too long.
     let long = format!("{head}x-long: {}\r\n\r\n", "x".repeat(100_000));
-    let answer = raw(&gateway, long.as_bytes()).await;
+    let answer = gateway.raw(long.as_bytes()).await;
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431 "), "{answer}");
     let request = gateway.curl("/v1/status").header(format!("x-long: {}", "x".repeat(5000)));
     let (status, message) = request.send().await.error(429);
     assert_eq!(status, "RESOURCE_EXHAUSTED");
     assert!(message.contains("limits.maxHeaderBytes"), "{message}");
     // What is no HTTP.
-    let answer = raw(&gateway, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n").await;
+    let answer = gateway.raw(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n").await;
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{answer}");
     gateway.publish(&json!({ "nodeId": "n", "events": [change("a", 1)] })).send().await.json(200);
 }

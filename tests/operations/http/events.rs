@@ -147,6 +147,18 @@ async fn a_gateway_that_drains_says_when_to_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_to_go_on_elsewhere_closes_its_connection() {
+    // What the client opens next is to be on another one, which may lead to another gateway.
+    let options = GatewayOptions::embedded().set("limits", json!({ "maxStreamAge": "1s" }));
+    let gateway = HttpGateway::start(options, json!({})).await;
+    let request = "GET /v1/subscribe?node_id=browser HTTP/1.1\r\nhost: x\r\n\r\n";
+    let answer = gateway.raw(request.as_bytes()).await;
+    for event in ["event: subscribed", "event: draining", "event: end"] {
+        assert!(answer.contains(event), "{event}: {answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn identities_and_rules_are_those_of_grpc() {
     let files = Files::new().await;
     let gateway = HttpGateway::start(files.options("optional"), json!({})).await;

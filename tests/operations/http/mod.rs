@@ -6,9 +6,13 @@ pub mod curl;
 mod events;
 
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use self::curl::Curl;
-use super::support::{Gateway, GatewayOptions, ports::Port};
+use super::support::{Gateway, GatewayOptions, LIMIT, ports::Port};
 
 /// A gateway with an HTTP port.
 struct HttpGateway {
@@ -42,6 +46,17 @@ impl HttpGateway {
     /// A request by curl.
     fn curl(&self, path: &str) -> Curl {
         Curl::new(self.url(path))
+    }
+
+    /// Sends bytes, and reads until the gateway closes the connection.
+    async fn raw(&self, bytes: &[u8]) -> String {
+        let address = ("127.0.0.1", self.port.number());
+        let mut stream = TcpStream::connect(address).await.expect("a connection");
+        stream.write_all(bytes).await.expect("sent");
+        let mut answer = Vec::new();
+        let read = stream.read_to_end(&mut answer);
+        let _ = tokio::time::timeout(LIMIT, read).await.expect("an end in time");
+        String::from_utf8_lossy(&answer).into_owned()
     }
 
     /// A request to publish.
