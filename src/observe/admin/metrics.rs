@@ -311,7 +311,7 @@ fn connections(text: &mut Text, sources: &Sources) {
         .sample(&[], sources.slots.used());
     text.gauge("connections_limit", "Limit of open connections: limits.maxConnections.")
         .sample(&[], sources.slots.max());
-    text.counter("connections_total", "Connections that were accepted.")
+    text.counter("connections_accepted_total", "Connections that were accepted.")
         .sample(&[], sources.port.connections());
     text.counter(
         "connections_unused_total",
