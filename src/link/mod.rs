@@ -30,9 +30,7 @@ use tokio::{sync::mpsc, time::sleep};
 use tokio_util::sync::CancellationToken;
 use trunkline_client::{
     Client, Error, ErrorKind, Publisher, PublisherOptions, SubscribeOptions, Subscription,
-    Unacknowledged,
-    kinds::{Row, TABLE, is_made_by_gateways},
-    v1::EventKind,
+    Unacknowledged, kinds::TABLE, v1::EventKind,
 };
 
 pub use self::journal::StateError;
@@ -297,9 +295,7 @@ impl Shared {
 
     fn subscribe(&self, identity: &Identity, token: &[u8]) -> Subscription {
         // The nodes of one deployment are not those of another.
-        let is_carried =
-            |row: &&Row| row.kind != EventKind::MissedEvents && !is_made_by_gateways(row.number);
-        let all = TABLE.iter().filter(is_carried).map(|row| row.kind);
+        let all = TABLE.iter().filter(|row| row.is_between_nodes()).map(|row| row.kind);
         let kinds: Vec<EventKind> = match &self.options.kinds[..] {
             [] => all.collect(),
             kinds => kinds.to_vec(),

@@ -48,8 +48,8 @@ pub const NODE_LEFT: u8 = EventKind::NodeLeft as u8;
 /// True for the kinds that gateways make themselves: no node may publish them, and a stream gets
 /// them only if its filter names them.
 #[inline]
-pub const fn is_made_by_gateways(number: u8) -> bool {
-    matches!(number, NODE_JOINED | NODE_LEFT)
+pub const fn is_made_by_gateways(number: i32) -> bool {
+    number == NODE_JOINED as i32 || number == NODE_LEFT as i32
 }
 
 /// What an event of a kind is about. It decides the routing key and what filters and their index
@@ -256,6 +256,12 @@ impl Row {
     /// The name on the command line: `mailbox-change`.
     pub fn cli_name(&self) -> String {
         self.name.replace('_', "-")
+    }
+
+    /// True for the kinds that nodes publish and get as events: not for those that gateways make,
+    /// and not for reports, which streams get as gaps.
+    pub fn is_between_nodes(&self) -> bool {
+        self.number != MISSED_EVENTS && !is_made_by_gateways(self.number.into())
     }
 }
 

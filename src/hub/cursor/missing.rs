@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use prost::Message;
+use trunkline_proto::kinds::is_made_by_gateways;
 
 use crate::{
     bus::{Gap, GapReason, Lost, Offset, Position, unix_ms},
@@ -91,9 +92,7 @@ impl Missing {
             Some(Kind::MissedEvents(report)) => (report.missed_events, report.kinds),
             _ => (None, vec![]),
         };
-        let of_nodes =
-            |kind: &i32| u8::try_from(*kind).is_ok_and(trunkline_proto::kinds::is_made_by_gateways);
-        let of_nodes = !kinds.is_empty() && kinds.iter().all(of_nodes);
+        let of_nodes = !kinds.is_empty() && kinds.iter().all(|kind| is_made_by_gateways(*kind));
         let reported = event.publish_time.and_then(|time| SystemTime::try_from(time).ok());
         let since = reported.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
         let to_ms = since.and_then(|since| u64::try_from(since.as_millis()).ok());

@@ -40,7 +40,7 @@ impl Check {
             self.wrong(path.field("kind"), "is required: exactly one kind");
             return;
         }
-        if kinds::is_made_by_gateways(view.kind()) {
+        if kinds::is_made_by_gateways(view.kind().into()) {
             let name = kinds::label(view.kind().into());
             self.wrong(path.field("kind"), format!("{name} is made by gateways alone"));
             return;
