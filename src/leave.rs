@@ -68,6 +68,12 @@ impl Leave {
     pub fn now(reason: LeaveReason, reconnect_delay: Duration) -> Leave {
         Leave { reason, deadline: SystemTime::now() + LEAVE_TIMEOUT, reconnect_delay, to: None }
     }
+
+    /// To go on elsewhere at the age of a stream that opens now.
+    pub fn at_age(age: Duration) -> Leave {
+        let now = Leave::now(LeaveReason::MaxAge, Duration::ZERO);
+        Leave { deadline: now.deadline + age, ..now }
+    }
 }
 
 /// The streams of one connection, and whether they are asked to leave.

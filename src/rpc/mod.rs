@@ -22,10 +22,12 @@ mod watch;
 use std::{sync::Arc, time::Duration};
 
 use rand::Rng;
+use tokio::time::Instant;
 
 use crate::{
     access::quota::Quotas,
     config::Limits,
+    leave::Leave,
     lifecycle::Lifecycle,
     observe::{Records, load::LoadReports, trace::Tracer},
     presence::Nodes,
@@ -56,10 +58,10 @@ pub struct Context {
 }
 
 impl Context {
-    /// The age at which a stream that opens now is asked to leave, if there is a limit: a random
-    /// one within a tenth of it, so that streams that were opened at one time leave at several.
-    fn max_age(&self) -> Option<Duration> {
-        let age = self.limits.max_stream_age?;
-        Some(age.mul_f64(rand::rng().random_range(0.9..1.1)))
+    /// When a stream that opens now is asked to leave for its age, if that has a limit: at a random
+    /// age within a tenth of it, so that streams that were opened at one time leave at several.
+    fn leave_at_age(&self) -> Option<(Instant, Leave)> {
+        let age = self.limits.max_stream_age?.mul_f64(rand::rng().random_range(0.9..1.1));
+        Some((Instant::now() + age, Leave::at_age(age)))
     }
 }

@@ -29,7 +29,7 @@ use crate::{
         cursor::{Cursor, Item, Missing},
         explanation::Explanation,
     },
-    leave::{Leave, LeaveReason},
+    leave::Leave,
     lifecycle::Drain,
     observe::{recent::Ending, streams::StreamRecord},
     presence::{CurrentPosition, Listed, Notification},
@@ -43,8 +43,6 @@ pub struct StreamOptions {
     pub heartbeat: Duration,
     /// The stream ends at this time.
     pub end: Option<Instant>,
-    /// The stream is asked to go on elsewhere after this age.
-    pub max_age: Option<Duration>,
     /// The treatment of a client that is too slow.
     pub overflow: v1::Overflow,
     /// Ready when the credential of the caller is revoked; none where authentication is off.
@@ -121,9 +119,7 @@ impl Subscription {
         held: (StreamPermit, Arc<InFlightRequest>),
     ) -> Subscription {
         let begin = cursor.positions();
-        let leave = options
-            .max_age
-            .map(|age| (Instant::now() + age, Leave::now(LeaveReason::MaxAge, Duration::ZERO)));
+        let leave = context.leave_at_age();
         Subscription {
             health,
             unverified: vec![],
@@ -285,11 +281,6 @@ impl Subscription {
             self.plan_leave();
         }
         let (_, leave) = self.leave.filter(|(at, _)| *at <= now)?;
-        // The deadline of an age counts from now.
-        let leave = match leave.reason {
-            LeaveReason::MaxAge => Leave::now(leave.reason, leave.reconnect_delay),
-            LeaveReason::Stopping | LeaveReason::Rebalance => leave,
-        };
         Some(self.leave_now(leave))
     }
 

@@ -148,7 +148,6 @@ impl Context {
         let options = StreamOptions {
             heartbeat: request.heartbeat,
             end: request.max_duration.map(|duration| Instant::now() + duration),
-            max_age: self.max_age(),
             overflow: request.overflow,
             revoked: grant.map(|grant| -> Revoked { Box::pin(grant.clone().revoked()) }),
             explain: request.explain,

@@ -126,9 +126,7 @@ impl PublishStream {
     /// A stream over its requests.
     pub fn new(context: Arc<Context>, caller: Caller, requests: Requests) -> PublishStream {
         let limits = &context.limits;
-        let leave = context
-            .max_age()
-            .map(|age| (Instant::now() + age, Leave::now(LeaveReason::MaxAge, Duration::ZERO)));
+        let leave = context.leave_at_age();
         let revoked = caller.grant.as_ref();
         PublishStream {
             window_bytes: WINDOW_BYTES.min(limits.max_pending_bytes_per_identity / 2),
