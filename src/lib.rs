@@ -21,6 +21,7 @@ pub mod log;
 mod observe;
 mod port;
 mod presence;
+mod process;
 pub mod proto;
 mod rpc;
 mod throttle;

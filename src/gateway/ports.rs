@@ -30,6 +30,7 @@ use crate::{
         listener::{self, Admission},
         requests::{RequestLimits, RequestLimitsLayer},
     },
+    process,
     proto::{
         v1::{self, SERVICE},
         xds,
@@ -227,7 +228,7 @@ fn warn_if_port_is_open(config: &Config, listen: SocketAddr) {
 /// not open that many files. It must always be able to open a connection to Redis.
 pub fn max_connections(config: &Config) -> (usize, usize) {
     let (all, of_peer) = (config.limits.max_connections, config.limits.max_connections_per_peer);
-    let Some(files) = max_open_files() else { return (all, of_peer) };
+    let Some(files) = process::max_open_files() else { return (all, of_peer) };
     let available = files.saturating_sub(OTHER_FILES).max(1);
     if all <= available {
         return (all, of_peer);
@@ -237,11 +238,4 @@ pub fn max_connections(config: &Config) -> (usize, usize) {
          it accepts {available} connections"
     );
     (available, of_peer.min(available.div_ceil(2)))
-}
-
-/// The number of files that this process may open, where the system says it.
-fn max_open_files() -> Option<usize> {
-    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
-    line.split_whitespace().next()?.parse().ok()
 }

@@ -17,15 +17,15 @@ use tonic::metadata::BinaryMetadataValue;
 
 use super::Records;
 use crate::{
-    access::quota::Quotas, port::counters::Counters, presence::Nodes,
+    access::quota::Quotas,
+    port::counters::Counters,
+    presence::Nodes,
+    process::{Stat, resident_bytes},
     proto::xds::data::orca::v3::OrcaLoadReport,
 };
 
 /// The time for which a report is good: less than the shortest interval of a stream of reports.
 const GOOD_FOR: Duration = Duration::from_millis(900);
-
-/// The unit of processor times in `/proc`: Linux has the same on all machines.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Makes load reports.
 pub struct LoadReports {
@@ -82,7 +82,7 @@ impl LoadReports {
             let totals = Totals {
                 requests: self.port.requests(),
                 errors: self.records.counters.errors_of_all_methods(),
-                cpu_seconds: cpu_seconds().unwrap_or_default(),
+                cpu_seconds: Stat::now().and_then(|stat| stat.cpu_seconds()).unwrap_or_default(),
             };
             state.message = self.made_of(totals, state.last, now);
             let bytes = BinaryMetadataValue::from_bytes(&state.message.encode_to_vec());
@@ -114,7 +114,7 @@ impl LoadReports {
             ..OrcaLoadReport::default()
         };
         if let (Some(limit), Some(used)) = (self.memory_limit, resident_bytes()) {
-            report.mem_utilization = used / limit;
+            report.mem_utilization = used as f64 / limit;
         }
         if let Some((at, before)) = last {
             let seconds = now.duration_since(at).as_secs_f64();
@@ -127,30 +127,6 @@ impl LoadReports {
         }
         report
     }
-}
-
-/// The processor time that this process has used, where the system says it.
-fn cpu_seconds() -> Option<f64> {
-    cpu_seconds_in(&fs::read_to_string("/proc/self/stat").ok()?)
-}
-
-/// Fields 14 and 15; the name of the process, which may have spaces, ends with the last bracket.
-fn cpu_seconds_in(stat: &str) -> Option<f64> {
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut times = fields.split_ascii_whitespace().skip(11);
-    let mut next = || times.next()?.parse::<f64>().ok();
-    Some((next()? + next()?) / TICKS_PER_SECOND)
-}
-
-/// The resident memory of this process, where the system says it.
-fn resident_bytes() -> Option<f64> {
-    resident_bytes_in(&fs::read_to_string("/proc/self/status").ok()?)
-}
-
-fn resident_bytes_in(status: &str) -> Option<f64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kilobytes: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kilobytes * 1024.0)
 }
 
 /// The limit of this process's memory: that of its control group, of version 2 or 1.
@@ -181,21 +157,9 @@ mod tests {
 
     #[test]
     fn what_the_system_says_is_read() {
-        let stat = "12 (a b) c) S 1 2 3 4 5 6 7 8 9 10 250 50 0 0 20 0 3 0 99";
-        assert!(is(cpu_seconds_in(stat), 3.0), "{:?}", cpu_seconds_in(stat));
-        assert_eq!(cpu_seconds_in("12 (a) S 1"), None);
-        let status = "Name:\tx\nVmRSS:\t   2048 kB\nThreads:\t1\n";
-        assert!(is(resident_bytes_in(status), 2_097_152.0));
-        assert_eq!(resident_bytes_in("Name:\tx\n"), None);
         assert!(is(limit_in("1048576\n"), 1_048_576.0));
         for none in ["max\n", "", "0", "9223372036854771712"] {
             assert_eq!(limit_in(none), None, "{none}");
         }
-    }
-
-    #[test]
-    fn this_process_has_used_memory() {
-        assert!(resident_bytes().is_some_and(|bytes| bytes > 4096.0));
-        assert!(cpu_seconds().is_some());
     }
 }
