@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures_util::future::Either;
-use http::{Request, Response, StatusCode, Version, header};
+use http::{HeaderMap, Request, Response, StatusCode, Version, header};
 use tower::{Layer, Service};
 
 /// The answer to a client that speaks HTTP/1, or something that is not named here.
@@ -66,16 +66,20 @@ fn refusal<B>(request: &Request<B>) -> Option<(StatusCode, &'static str)> {
     if request.version() != Version::HTTP_2 {
         return Some((StatusCode::UPGRADE_REQUIRED, NO_GRPC));
     }
-    let content_type = request.headers().get(header::CONTENT_TYPE);
-    let text = wrong_type(content_type.map_or(&[], |value| value.as_bytes()))?;
+    let text = wrong_type(&media_type(request.headers()))?;
     Some((StatusCode::UNSUPPORTED_MEDIA_TYPE, text))
 }
 
-/// The answer to a content type that is not that of gRPC with protobuf. Parameters are ignored.
-fn wrong_type(content_type: &[u8]) -> Option<&'static str> {
+/// The media type of the body of a request, in lower case and without parameters.
+pub fn media_type(headers: &HeaderMap) -> Vec<u8> {
+    let content_type = headers.get(header::CONTENT_TYPE).map_or(&[][..], |value| value.as_bytes());
     let media_type = content_type.split(|byte| *byte == b';').next().unwrap_or_default();
-    let media_type = media_type.trim_ascii().to_ascii_lowercase();
-    match media_type.as_slice() {
+    media_type.trim_ascii().to_ascii_lowercase()
+}
+
+/// The answer to a media type that is not that of gRPC with protobuf.
+fn wrong_type(media_type: &[u8]) -> Option<&'static str> {
+    match media_type {
         b"application/grpc" | b"application/grpc+proto" => None,
         other if other.starts_with(b"application/grpc-web") => Some(GRPC_WEB),
         other if other.starts_with(b"application/grpc+") => Some(CODEC),
@@ -103,6 +107,27 @@ fn answer<O: From<&'static str>>(status: StatusCode, text: &'static str) -> Resp
 mod tests {
     use super::*;
 
+    fn of(content_type: &str) -> Vec<u8> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, content_type.parse().unwrap());
+        media_type(&headers)
+    }
+
+    fn answer_to(content_type: &str) -> Option<&'static str> {
+        wrong_type(&of(content_type))
+    }
+
+    #[test]
+    fn a_media_type_has_no_case_and_no_parameters() {
+        for json in ["application/json", "Application/JSON ; charset=utf-8"] {
+            assert_eq!(of(json), b"application/json", "{json}");
+        }
+        for other in ["text/plain", "application/json5", "application/grpc", ""] {
+            assert_ne!(of(other), b"application/json", "{other}");
+        }
+        assert_eq!(media_type(&HeaderMap::new()), b"");
+    }
+
     #[test]
     fn only_grpc_with_protobuf_is_passed_on() {
         for right in [
@@ -112,7 +137,7 @@ mod tests {
             "application/grpc;charset=utf-8",
             "application/grpc+proto ; x=y",
         ] {
-            assert_eq!(wrong_type(right.as_bytes()), None, "{right}");
+            assert_eq!(answer_to(right), None, "{right}");
         }
         for (wrong, text) in [
             ("application/grpc-web", GRPC_WEB),
@@ -127,7 +152,7 @@ mod tests {
             ("text/html", NO_GRPC),
             ("", NO_GRPC),
         ] {
-            assert_eq!(wrong_type(wrong.as_bytes()), Some(text), "{wrong}");
+            assert_eq!(answer_to(wrong), Some(text), "{wrong}");
         }
     }
 }

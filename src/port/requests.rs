@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep, timeout_at};
@@ -29,6 +29,13 @@ use crate::{
 
 /// Bytes of the prefix of a gRPC message: a flag for compression, and the length of the message.
 pub const PREFIX: usize = 5;
+
+/// Writes the prefix of a message of this many bytes.
+pub fn put_prefix(message: usize, to: &mut Vec<u8>) {
+    to.put_u8(0);
+    // No message comes near the 4 GiB that the prefix can name.
+    to.put_u32(u32::try_from(message).unwrap_or(u32::MAX));
+}
 
 /// Wraps the gRPC services of a port in [`RequestLimits`].
 #[derive(Clone)]

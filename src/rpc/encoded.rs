@@ -10,7 +10,7 @@ use prost::{
 
 use crate::{
     hub::{batch::Events, had::HadAt, token},
-    port::requests::PREFIX,
+    port::requests::{PREFIX, put_prefix},
     proto::v1,
 };
 
@@ -97,12 +97,6 @@ impl EncodedMessage {
         message.encode_raw(&mut bytes);
         EncodedMessage::Whole(bytes.into())
     }
-}
-
-fn put_prefix(message: usize, to: &mut Vec<u8>) {
-    to.put_u8(0);
-    // No message comes near the 4 GiB that the prefix can name.
-    to.put_u32(u32::try_from(message).unwrap_or(u32::MAX));
 }
 
 impl Buf for EncodedMessage {

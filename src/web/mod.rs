@@ -21,7 +21,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use http::{HeaderValue, Method, StatusCode, header};
 use http_body_util::BodyExt;
 use prost::Message;
@@ -33,16 +33,17 @@ use tonic::{
 use tonic_web::GrpcWebLayer;
 use tower::{BoxError, Layer, Service, ServiceExt};
 
-use self::errors::{error, is_json, refusal};
+use self::errors::{error, refusal};
 pub use self::json_body::JsonRequestsLayer;
 use crate::{
     errors::Error,
     json::to_json,
+    port::{
+        grpc_only::media_type,
+        requests::{PREFIX, put_prefix},
+    },
     proto::v1::{self, SERVICE},
 };
-
-/// Bytes of the prefix of a gRPC message: a flag for compression, and the length of the message.
-const PREFIX: usize = 5;
 
 /// Bytes of a response: more than any method answers.
 const MAX_RESPONSE: usize = 64 * 1024 * 1024;
@@ -111,7 +112,7 @@ async fn mark(mut response: Response) -> Response {
 
 /// `POST /v1/publish`: a `PublishRequest` as JSON.
 async fn publish<S: GrpcService>(State(grpc): State<S>, mut request: Request) -> Response {
-    if !is_json(request.headers()) {
+    if media_type(request.headers()) != b"application/json" {
         let text = "content-type: must be application/json";
         return error(StatusCode::UNSUPPORTED_MEDIA_TYPE, &Status::invalid_argument(text));
     }
@@ -120,32 +121,28 @@ async fn publish<S: GrpcService>(State(grpc): State<S>, mut request: Request) ->
         return error(StatusCode::UNSUPPORTED_MEDIA_TYPE, &Status::invalid_argument(text));
     }
     request.extensions_mut().insert(json_body::Conversion(json_body::publish_request));
-    unary::<v1::PublishResponse, S>(grpc, "Publish", "PublishResponse", request).await
+    unary::<v1::PublishResponse, S>(grpc, "Publish", request).await
 }
 
 /// `GET /v1/nodes`: a `ListNodesRequest` as a query.
 async fn nodes<S: GrpcService>(State(grpc): State<S>, request: Request) -> Response {
-    match with_query("ListNodesRequest", request, |_, _| ()) {
-        Ok(request) => {
-            unary::<v1::ListNodesResponse, S>(grpc, "ListNodes", "ListNodesResponse", request).await
-        }
+    match with_query("ListNodes", request, |_, _| ()) {
+        Ok(request) => unary::<v1::ListNodesResponse, S>(grpc, "ListNodes", request).await,
         Err(error) => refusal(&error.into()),
     }
 }
 
 /// `GET /v1/status`.
 async fn status<S: GrpcService>(State(grpc): State<S>, request: Request) -> Response {
-    match with_query("GetStatusRequest", request, |_, _| ()) {
-        Ok(request) => {
-            unary::<v1::GetStatusResponse, S>(grpc, "GetStatus", "GetStatusResponse", request).await
-        }
+    match with_query("GetStatus", request, |_, _| ()) {
+        Ok(request) => unary::<v1::GetStatusResponse, S>(grpc, "GetStatus", request).await,
         Err(error) => refusal(&error.into()),
     }
 }
 
 /// `GET /v1/subscribe`: a `SubscribeRequest` as a query, and the stream as server-sent events.
 async fn subscribe<S: GrpcService>(State(grpc): State<S>, request: Request) -> Response {
-    let request = match with_query("SubscribeRequest", request, events::resume) {
+    let request = match with_query("Subscribe", request, events::resume) {
         Ok(request) => request,
         Err(error) => return refusal(&error.into()),
     };
@@ -157,10 +154,7 @@ async fn subscribe<S: GrpcService>(State(grpc): State<S>, request: Request) -> R
 
 /// gRPC-Web, and the answer to what is nothing of this port.
 async fn grpc_web<S: GrpcService>(State(grpc): State<S>, request: Request) -> Response {
-    let content_type = request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-    let is_web = content_type.is_some_and(|media_type| {
-        media_type.to_ascii_lowercase().starts_with(b"application/grpc-web")
-    });
+    let is_web = media_type(request.headers()).starts_with(b"application/grpc-web");
     if !is_web || *request.method() != Method::POST {
         return error(StatusCode::NOT_FOUND, &Status::not_found(HINT));
     }
@@ -181,15 +175,16 @@ where
     )
 }
 
-/// The request whose message a query says.
+/// The request to a method whose message a query says.
 fn with_query(
-    message: &str,
+    method: &str,
     request: Request,
     change: impl FnOnce(&mut Value, &http::HeaderMap),
 ) -> Result<Request, Error> {
     let (head, _) = request.into_parts();
     let query = head.uri.query().unwrap_or_default();
-    let message = query::message(message, query, |json| change(json, &head.headers));
+    let message = format!("{method}Request");
+    let message = query::message(&message, query, |json| change(json, &head.headers));
     Ok(Request::from_parts(head, Body::from(framed(&message?))))
 }
 
@@ -197,7 +192,6 @@ fn with_query(
 async fn unary<M: Message + Default + 'static, S: GrpcService>(
     grpc: S,
     method: &str,
-    message: &str,
     request: Request,
 ) -> Response {
     let answer = async {
@@ -206,7 +200,7 @@ async fn unary<M: Message + Default + 'static, S: GrpcService>(
         // Errors that follow a message are those of this response.
         responses.trailers().await?;
         let response = response.ok_or_else(|| Status::internal("there was no response"))?;
-        to_json(message, &response).map_err(Status::internal)
+        to_json(&format!("{method}Response"), &response).map_err(Status::internal)
     };
     match answer.await {
         Ok(json) => axum::Json(json).into_response(),
@@ -244,12 +238,10 @@ async fn call<M: Message + Default + 'static, S: GrpcService>(
 
 /// A message as a body of gRPC has it.
 fn framed(message: &[u8]) -> Bytes {
-    let mut framed = BytesMut::with_capacity(PREFIX + message.len());
-    framed.put_u8(0);
-    // No message here has 4 GiB.
-    framed.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
-    framed.put(message);
-    framed.freeze()
+    let mut framed = Vec::with_capacity(PREFIX + message.len());
+    put_prefix(message.len(), &mut framed);
+    framed.extend_from_slice(message);
+    framed.into()
 }
 
 struct MessageDecoder<M>(std::marker::PhantomData<fn() -> M>);

@@ -14,11 +14,12 @@ const ROOMS: &[(&str, &str)] = &[
     ("proto", ""),
     ("json", "proto"),
     ("log", ""),
+    ("process", ""),
     ("throttle", ""),
     ("trace_context", ""),
     ("leave", ""),
     ("config", ""),
-    ("admin_port", "throttle"),
+    ("admin_port", "throttle process"),
     // They stand on `trunkline-client` and `trunkline-proto` alone, like any node.
     ("agent", "throttle admin_port"),
     ("link", "throttle admin_port"),
@@ -31,15 +32,18 @@ const ROOMS: &[(&str, &str)] = &[
     ("presence", "proto leave config bus hub lifecycle"),
     (
         "observe",
-        "proto log throttle trace_context leave config admin_port bus hub errors access port \
-         lifecycle presence",
+        "proto log process throttle trace_context leave config admin_port bus hub errors access \
+         port lifecycle presence",
     ),
     (
         "rpc",
         "proto trace_context leave config bus hub errors access port lifecycle presence observe",
     ),
-    ("web", "proto json errors access"),
-    ("gateway", "proto config bus hub errors access port lifecycle presence observe rpc web"),
+    ("web", "proto json errors access port"),
+    (
+        "gateway",
+        "process proto config bus hub errors access port lifecycle presence observe rpc web",
+    ),
     ("cli", "log json config admin_port agent link bus hub gateway"),
 ];
 
