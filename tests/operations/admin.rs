@@ -55,8 +55,8 @@ async fn get(gateway: &Gateway, path: &str) -> Answer {
 
 /// A scrape: each sample by its name with its labels, and the type of each family.
 #[derive(Debug, Default)]
-struct Scrape {
-    samples: BTreeMap<String, f64>,
+pub struct Scrape {
+    pub samples: BTreeMap<String, f64>,
     types: BTreeMap<String, String>,
 }
 
@@ -102,7 +102,7 @@ impl Scrape {
         scrape
     }
 
-    async fn of(gateway: &Gateway) -> Scrape {
+    pub async fn of(gateway: &Gateway) -> Scrape {
         let answer = get(gateway, "/metrics").await;
         assert_eq!(answer.status, 200, "{answer:?}");
         let headers = answer.headers;

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
+use super::admin::Scrape;
 use super::support::{
     Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer, TestNode, events, folder,
     process::{Output, Program},
@@ -49,18 +50,13 @@ async fn each_alert_fires_when_it_should_and_not_before() {
 }
 
 /// The samples of a scrape, with the labels that Prometheus adds.
-fn samples(text: &str) -> BTreeMap<String, f64> {
-    let mut samples = BTreeMap::new();
-    for line in text.lines().filter(|line| !line.starts_with('#')) {
-        let (name, value) = line.rsplit_once(' ').expect("a sample");
-        let labels = "job=\"trunkline\",instance=\"a\"";
-        let name = match name.split_once('{') {
-            Some((name, rest)) => format!("{name}{{{labels},{rest}"),
-            None => format!("{name}{{{labels}}}"),
-        };
-        samples.insert(name, value.parse().expect("a number"));
-    }
-    samples
+async fn samples(gateway: &Gateway) -> BTreeMap<String, f64> {
+    let labels = "job=\"trunkline\",instance=\"a\"";
+    let labelled = |(name, value): (String, f64)| match name.split_once('{') {
+        Some((name, rest)) => (format!("{name}{{{labels},{rest}"), value),
+        None => (format!("{name}{{{labels}}}"), value),
+    };
+    Scrape::of(gateway).await.samples.into_iter().map(labelled).collect()
 }
 
 /// A test of the alerts over situations that last ten minutes each; `firing` are the alerts at the
@@ -104,7 +100,7 @@ async fn what_a_real_gateway_shows_while_redis_is_away_fires_the_right_alerts() 
     let _stream = node.subscribe(node.request()).await;
     node.publish(vec![events::queue_refresh()]).await.expect("published");
     let scrape = async || {
-        let mut all = samples(&gateway.admin("/metrics").await);
+        let mut all = samples(&gateway).await;
         all.insert("up{job=\"trunkline\",instance=\"a\"}".into(), 1.0);
         all
     };

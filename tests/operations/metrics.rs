@@ -1,38 +1,20 @@
 //! Metrics under the names that others have given them: of gRPC servers, of processes, of the
 //! runtime; and OpenMetrics, with exemplars, as the parser of Prometheus' own client reads it.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use http::uri::PathAndQuery;
 use tonic::Code;
 use tonic_prost::ProstCodec;
 use trunkline_proto::v1::{GetStatusRequest, GetStatusResponse, PublishRequest};
 
+use super::admin::Scrape;
 use super::http::curl::{Answer, Curl};
 use super::support::{
     Gateway, GatewayOptions, LIMIT, TestNode, events, folder, process::Program, tools, until,
 };
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
-
-/// The samples of a text, by name and labels as they stand there.
-fn samples(text: &str) -> BTreeMap<&str, f64> {
-    let lines = text.lines().filter(|line| !line.starts_with('#'));
-    let sample = |line: &'_ str| {
-        let end = line.find("} ").map_or_else(|| line.find(' '), |at| Some(at + 1))?;
-        let value = line[end..].split_ascii_whitespace().next()?;
-        Some((end, value.parse().ok()?))
-    };
-    lines
-        .map(|line| {
-            let (end, value) = sample(line).unwrap_or_else(|| panic!("no sample: {line}"));
-            (&line[..end], value)
-        })
-        .collect()
-}
 
 fn of(method: &str, kind: &str, code: &str) -> String {
     let service = "trunkline.v1.CoordinationService";
@@ -85,10 +67,7 @@ async fn every_request_counts_once_with_the_code_that_its_client_got() {
     let status = grpc.unary(tonic::Request::new(GetStatusRequest {}), path, codec).await;
     assert_eq!(status.expect_err("no method").code(), Code::Unimplemented);
 
-    let count = async |name: String| {
-        let text = gateway.admin("/metrics").await;
-        samples(&text).get(&*name).copied()
-    };
+    let count = async |name: String| Scrape::of(&gateway).await.samples.get(&name).copied();
     until(LIMIT, "the stream that its client left", async || {
         count(of("Subscribe", "server_stream", "Canceled")).await == Some(1.0)
     })
@@ -132,9 +111,8 @@ async fn every_request_counts_once_with_the_code_that_its_client_got() {
 async fn the_process_and_its_runtime_are_shown() {
     let before = SystemTime::now();
     let gateway = Gateway::start(GatewayOptions::embedded()).await;
-    let text = gateway.admin("/metrics").await;
-    let samples = samples(&text);
-    let value = |name: &str| *samples.get(name).unwrap_or_else(|| panic!("no {name}: {text}"));
+    let Scrape { samples, .. } = Scrape::of(&gateway).await;
+    let value = |name: &str| *samples.get(name).unwrap_or_else(|| panic!("no {name}: {samples:?}"));
     #[allow(clippy::cast_precision_loss)] // far below 2^53
     let resident = gateway.rss_bytes() as f64;
     let ratio = value("process_resident_memory_bytes") / resident;
