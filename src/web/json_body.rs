@@ -25,7 +25,7 @@ use crate::{
 
 /// Bytes of a body as JSON. Read into values it takes up to thirty times as much, for as long as it
 /// is made into a message.
-const MAX_JSON: usize = 1024 * 1024;
+pub const MAX_JSON: usize = 1024 * 1024;
 
 /// Makes a message of a body as JSON. In the extensions of a request that has such a body.
 #[derive(Clone, Copy)]

@@ -10,6 +10,7 @@ mod events;
 mod json_body;
 mod pages;
 mod query;
+mod unread;
 
 use std::convert::Infallible;
 
@@ -100,6 +101,7 @@ pub fn router<S: GrpcService>(grpc: S, origins: &[String]) -> Router {
         .layer(middleware::map_response(mark))
         .layer(pages::cors(origins))
         .layer(middleware::from_fn_with_state(pages::Allowed::new(origins), pages::check))
+        .layer(middleware::from_fn(unread::read_rest))
 }
 
 /// The answers hold for this moment only, and are nothing but what they say they are.

@@ -116,6 +116,27 @@ async fn half_requests_and_long_ones_are_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_still_sends_a_body_gets_the_answer_that_came_early() {
+    let gateway = HttpGateway::embedded().await;
+    let body = json!({ "nodeId": "n", "events": [{ "custom": { "type": "x".repeat(2 << 20) } }] });
+    let body = body.to_string();
+    let json = "content-type: application/json";
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        for (path, header, code) in [
+            ("/v1/publish", json, 400),
+            ("/v1/publish", "content-type: text/plain", 415),
+            ("/v1/status", json, 405),
+            ("/nothing", json, 404),
+        ] {
+            let request = gateway.curl(path).arg(version).header(header).body(&*body);
+            request.send().await.error(code);
+        }
+        let request = gateway.curl("/v1/publish").arg(version).header(json).body(&*body);
+        request.header("origin: https://other.example.org").send().await.error(403);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn limits_hold_over_http_as_they_do_over_grpc() {
     let options = GatewayOptions::embedded().set(
         "limits",
