@@ -36,7 +36,7 @@ pub use self::{
     examination::{Finding, Level, Progress},
     members::{Exchange, LastChange, MemberId, MemberRecord, MemberUpdate, Members},
     position::{Epoch, Offset, Position, ShardId},
-    registry::{BusFactory, Registry, StartError, Starting},
+    registry::{BusFactory, Fault, Registry, StartError, Starting},
     run::{MAX_SEQUENCE, Numbering, PublisherId, Publishers, Run, StreamNumber},
     status::{BusStatus, GapCount, Health, LinkStatus, ShardBusStatus},
     traced::{AppendOutcome, AppendRecord, AppendRecorder, BatchTrace},

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, future::BoxFuture};
 
 use super::{Progress, SharedBus, Sink, embedded::EmbeddedFactory, redis::RedisFactory};
 use crate::config::Config;
@@ -21,6 +21,20 @@ pub struct Starting<'a> {
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct StartError(pub String);
+
+/// A fault that `trunkline verify` causes at the servers of a bus, with the rights of an
+/// administrator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The connections of all gateways to the servers are closed. `user` is what gateways log in
+    /// as; None: as this configuration does.
+    Disconnect {
+        /// The user.
+        user: Option<String>,
+    },
+    /// One master hands over to a replica of its own.
+    Failover,
+}
 
 /// The constructor of one kind of bus.
 pub trait BusFactory: Send + Sync {
@@ -41,6 +55,25 @@ pub trait BusFactory: Send + Sync {
         config: &'a Config,
         report: &'a mut (dyn FnMut(Progress) + Send),
     ) -> BoxFuture<'a, ()>;
+
+    /// Causes a fault for `trunkline verify`, and waits until it has happened. Returns what was
+    /// done, for people.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be done, and what would help.
+    fn cause<'a>(
+        &'a self,
+        config: &'a Config,
+        fault: &'a Fault,
+    ) -> BoxFuture<'a, Result<String, String>> {
+        let _ = fault;
+        let why = format!(
+            "a bus of the type {} has no servers; --config or --redis names others",
+            config.bus.type_name()
+        );
+        async move { Err(why) }.boxed()
+    }
 }
 
 /// All kinds of bus, by their `@type`.

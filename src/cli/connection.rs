@@ -11,7 +11,9 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 use trunkline_client::{Bearer, Builder, Credentials};
-use trunkline_proto::v1::coordination_service_client::CoordinationServiceClient;
+use trunkline_proto::v1::{
+    ListNodesRequest, coordination_service_client::CoordinationServiceClient,
+};
 
 use super::failure::{Failure, describe};
 
@@ -20,6 +22,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Largest message that is accepted; the gateway bounds the batches of a subscription below it.
 const MAX_MESSAGE: usize = 16 * 1024 * 1024;
+
+/// Nodes that the refusal to disturb them names.
+const MAX_NAMED: usize = 5;
 
 /// A connection to a gateway.
 pub(super) type Client = CoordinationServiceClient<InterceptedService<Channel, Bearer>>;
@@ -103,6 +108,34 @@ impl GatewayArgs {
             }
         }
         Err(Failure::Unavailable { address: self.address(), why: errors.join("; ") })
+    }
+
+    /// Refuses to disturb the nodes that are connected by events of this type, unless `yes` is
+    /// given.
+    pub(super) async fn refuse_to_disturb(
+        &self,
+        event_type: &str,
+        yes: bool,
+    ) -> Result<(), Failure> {
+        let mut client = self.connect().await?;
+        if yes {
+            return Ok(());
+        }
+        let request = ListNodesRequest { page_size: 1_000, ..ListNodesRequest::default() };
+        let page = client.list_nodes(request).await?.into_inner();
+        let Some(last) = page.nodes.len().checked_sub(1) else { return Ok(()) };
+        let named = page.nodes.iter().take(MAX_NAMED).map(|node| node.node_id.as_str());
+        let named = named.collect::<Vec<_>>().join(", ");
+        let (count, more) = match last + 1 {
+            _ if !page.next_page_token.is_empty() => ("more than 1000 nodes".to_owned(), ", ..."),
+            1 => ("1 node".to_owned(), ""),
+            count if count > MAX_NAMED => (format!("{count} nodes"), ", ..."),
+            count => (format!("{count} nodes"), ""),
+        };
+        Err(Failure::Usage(format!(
+            "connected: {count} ({named}{more}). Those without a filter of custom types would \
+             receive every event of {event_type}; give --yes to continue"
+        )))
     }
 
     /// A client that reconnects by itself.

@@ -4,7 +4,6 @@ mod agent;
 mod certificates;
 mod gateway;
 mod pinned;
-mod report;
 
 use clap::Args;
 use trunkline::{
@@ -12,8 +11,8 @@ use trunkline::{
     config::Config,
 };
 
-use self::{agent::AgentArgs, report::Report};
-use super::{CredentialArgs, Failure, GatewayArgs, serve::ConfigArgs};
+use self::agent::AgentArgs;
+use super::{CredentialArgs, Failure, GatewayArgs, report::Report, serve::ConfigArgs};
 
 #[derive(Args)]
 #[command(after_help = "\

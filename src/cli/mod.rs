@@ -20,11 +20,13 @@ mod log;
 mod man;
 mod nodes;
 mod publish;
+mod report;
 mod serve;
 mod signals;
 mod status;
 mod subscribe;
 mod top;
+mod verify;
 mod visible;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -49,6 +51,7 @@ Examples:
   trunkline subscribe --max-events 10 | trunkline publish -
   trunkline --gateway gateway-1 status               flags stand before or after the command
   trunkline bench --rate 1000 --subscribers 100      the latency of a gateway at a steady rate
+  trunkline verify --gateway gateway-1,gateway-2     faults, and whether the promises were kept
 
 Exit codes:
   0   success
@@ -96,6 +99,8 @@ enum Command {
     Top(top::Top),
     /// Measures the throughput and the latency of a gateway under load
     Bench(bench::Bench),
+    /// Causes faults on a running deployment, and checks that no event is lost or comes twice
+    Verify(verify::Verify),
     /// Prints the completions of a shell for this command line
     Completions(completions::Completions),
     /// Writes the manual pages of this command line
@@ -160,6 +165,7 @@ impl Command {
             Command::Nodes(nodes) => nodes.json,
             Command::Top(top) => top.json,
             Command::Bench(bench) => bench.json,
+            Command::Verify(verify) => verify.json,
             Command::Init(_)
             | Command::Check(_)
             | Command::Config(_)
@@ -187,6 +193,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Nodes(nodes) => nodes.run().await,
         Command::Top(top) => top.run().await,
         Command::Bench(bench) => bench.run().await,
+        Command::Verify(verify) => verify.run().await,
         Command::Completions(completions) => completions.run(),
         Command::Man(man) => man.run(),
     }

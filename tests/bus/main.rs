@@ -25,6 +25,7 @@ mod sizes;
 mod third_bus;
 mod tls;
 mod urls;
+mod verify;
 
 use support::{Gateway, GatewayOptions, LIMIT, TestNode, events};
 

@@ -11,6 +11,7 @@ mod command;
 mod credentials;
 pub mod deployment;
 mod doctor;
+mod drill;
 pub mod envelope;
 pub mod history;
 mod liveness;
@@ -69,9 +70,9 @@ use self::{
     writer::{Job, Work, Writer, WriterParts},
 };
 use super::{
-    AppendError, Appended, Batch, Bus, BusFactory, BusStatus, Exchange, Finding, Health, History,
-    HistoryPage, MemberId, MemberUpdate, Members, Position, Progress, PublisherId, Retained,
-    ShardId, SharedBus, Sink, StartError, Starting, StreamNumber,
+    AppendError, Appended, Batch, Bus, BusFactory, BusStatus, Exchange, Fault, Finding, Health,
+    History, HistoryPage, MemberId, MemberUpdate, Members, Position, Progress, PublisherId,
+    Retained, ShardId, SharedBus, Sink, StartError, Starting, StreamNumber,
 };
 use crate::{config::Config, throttle::Throttle};
 
@@ -117,6 +118,18 @@ impl BusFactory for RedisFactory {
                     report(Progress::Found(finding));
                 }
             }
+        }
+        .boxed()
+    }
+
+    fn cause<'a>(
+        &'a self,
+        config: &'a Config,
+        fault: &'a Fault,
+    ) -> BoxFuture<'a, Result<String, String>> {
+        async move {
+            let settings = Settings::from_config(config).map_err(|error| error.to_string())?;
+            Box::pin(drill::cause(&settings, fault)).await
         }
         .boxed()
     }

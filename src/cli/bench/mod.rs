@@ -13,16 +13,13 @@ mod tests;
 use std::time::Duration;
 
 use clap::Args;
-use trunkline_proto::v1::ListNodesRequest;
 
 use self::load::Load;
+pub(super) use self::{outcome::milliseconds, received::histogram};
 use super::{Failure, GatewayArgs, duration::parse_duration};
 
 /// Time limit for the opening of a stream and for the answer to a request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Nodes that the refusal to disturb them names.
-const MAX_NAMED: usize = 5;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -91,7 +88,7 @@ impl Bench {
             return Err(Failure::Usage("--for must not be zero".into()));
         }
         let id = uuid::Uuid::new_v4().simple().to_string()[..8].to_owned();
-        self.check_connected_nodes(&id).await?;
+        self.gateway.refuse_to_disturb(&event_type(&id), self.yes).await?;
         eprintln!(
             "publishing custom events of the type {} for {:?}; stop it with Ctrl-C",
             event_type(&id),
@@ -102,30 +99,6 @@ impl Bench {
         let outcome = load.finish(measured).await;
         outcome.print(self.json)?;
         outcome.result()
-    }
-
-    /// Refuses to disturb other nodes unless `--yes` is given.
-    async fn check_connected_nodes(&self, id: &str) -> Result<(), Failure> {
-        let mut client = self.gateway.connect().await?;
-        if self.yes {
-            return Ok(());
-        }
-        let request = ListNodesRequest { page_size: 1_000, ..ListNodesRequest::default() };
-        let page = client.list_nodes(request).await?.into_inner();
-        let Some(last) = page.nodes.len().checked_sub(1) else { return Ok(()) };
-        let named = page.nodes.iter().take(MAX_NAMED).map(|node| node.node_id.as_str());
-        let named = named.collect::<Vec<_>>().join(", ");
-        let (count, more) = match last + 1 {
-            _ if !page.next_page_token.is_empty() => ("more than 1000 nodes".to_owned(), ", ..."),
-            1 => ("1 node".to_owned(), ""),
-            count if count > MAX_NAMED => (format!("{count} nodes"), ", ..."),
-            count => (format!("{count} nodes"), ""),
-        };
-        Err(Failure::Usage(format!(
-            "connected: {count} ({named}{more}). Those without a filter of custom types would \
-             receive every event of {}; give --yes to continue",
-            event_type(id)
-        )))
     }
 }
 

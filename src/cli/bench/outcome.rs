@@ -160,8 +160,9 @@ fn percentiles(histogram: &Histogram<u64>) -> String {
     )
 }
 
+/// Milliseconds of nanoseconds.
 #[allow(clippy::cast_precision_loss)] // far below 2^52
-fn milliseconds(nanoseconds: u64) -> f64 {
+pub(in crate::cli) fn milliseconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e6
 }
 

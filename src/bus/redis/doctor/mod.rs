@@ -129,7 +129,7 @@ pub(super) async fn examine(
         }
     };
     let found = Box::pin(limited(find_masters(settings, shards))).await;
-    let Found { masters, names, unused } = match found {
+    let Found { masters, names, unused, .. } = match found {
         Ok(found) => found,
         Err(why) => {
             let advice = "see that every slot has a master: redis-cli --cluster check";
@@ -195,12 +195,13 @@ async fn step(
     }
 }
 
-async fn limited<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+pub(super) async fn limited<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
     let done = tokio::time::timeout(LIMIT, work).await;
     done.unwrap_or_else(|_| Err(format!("no answer within {LIMIT:?}")))
 }
 
-async fn connect(server: &Server) -> RedisResult<MultiplexedConnection> {
+/// A connection of its own, with short limits.
+pub(super) async fn connect(server: &Server) -> RedisResult<MultiplexedConnection> {
     let config =
         server.config().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(CONNECT));
     server.client().await?.get_multiplexed_async_connection_with_config(&config).await
@@ -226,20 +227,27 @@ fn unreached(server: &Server, why: &str) -> Finding {
 }
 
 /// A shard's master.
-struct Master {
+pub(super) struct Master {
     shard: ShardId,
-    server: Arc<Server>,
+    pub(super) server: Arc<Server>,
 }
 
-/// The masters of all shards.
-struct Found {
-    masters: Vec<Master>,
+/// The masters of all shards, in their order.
+pub(super) struct Found {
+    pub(super) topology: Topology,
+    pub(super) masters: Vec<Master>,
     names: Vec<ShardNames>,
     /// Entries of `addressMap` that no server announces.
     unused: Vec<String>,
 }
 
-async fn find_masters(settings: &Settings, shards: u16) -> Result<Found, String> {
+/// The number of shards that is recorded, or that the first gateway would record.
+pub(super) async fn shards(settings: &Settings) -> Result<u16, String> {
+    path::deployment(settings).await.map(|(_, shards)| shards)
+}
+
+/// Finds the masters of all shards.
+pub(super) async fn find_masters(settings: &Settings, shards: u16) -> Result<Found, String> {
     let names: Vec<_> = ShardId::all(shards).map(|shard| settings.names(shard, shards)).collect();
     let slots = names.iter().map(|names| names.slot).collect();
     let topology = Topology::new(settings.clone(), slots).map_err(|error| error.to_string())?;
@@ -250,11 +258,11 @@ async fn find_masters(settings: &Settings, shards: u16) -> Result<Found, String>
         masters.push(Master { shard, server });
     }
     let unused = settings.addresses.unused(&topology.announced());
-    Ok(Found { masters, names, unused })
+    Ok(Found { topology, masters, names, unused })
 }
 
 /// The servers, each with its shards, in the order of the shards.
-fn by_server(masters: &[Master]) -> Vec<(Arc<Server>, Vec<ShardId>)> {
+pub(super) fn by_server(masters: &[Master]) -> Vec<(Arc<Server>, Vec<ShardId>)> {
     let mut servers: Vec<(Arc<Server>, Vec<ShardId>)> = Vec::new();
     for master in masters {
         match servers.iter_mut().find(|(known, _)| known.address == master.server.address) {

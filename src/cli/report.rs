@@ -1,11 +1,11 @@
-//! The output of doctor: each finding as it is made, or all of them as JSON.
+//! The output of doctor and verify: each finding as it is made, or all of them as JSON.
 
 use std::io::{IsTerminal, Write};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use trunkline::bus::{Finding, Level};
 
-use crate::cli::{Failure, visible, visible_json};
+use super::{Failure, visible, visible_json};
 
 /// Prints findings and counts them.
 pub(super) struct Report {
@@ -13,6 +13,8 @@ pub(super) struct Report {
     /// Standard error is a terminal, and not for a program: it shows the check that runs.
     interactive: bool,
     findings: Vec<Finding>,
+    /// Members of the JSON beside the findings.
+    figures: Vec<(&'static str, Value)>,
     /// The error of writing to standard output.
     broken: Option<std::io::Error>,
 }
@@ -20,7 +22,7 @@ pub(super) struct Report {
 impl Report {
     pub(super) fn new(json: bool) -> Report {
         let interactive = !json && std::io::stderr().is_terminal();
-        Report { json, interactive, findings: vec![], broken: None }
+        Report { json, interactive, findings: vec![], figures: vec![], broken: None }
     }
 
     /// Shows that a check begins.
@@ -43,11 +45,16 @@ impl Report {
         self.findings.push(finding);
     }
 
+    /// Adds figures to the JSON, under this name.
+    pub(super) fn figures(&mut self, name: &'static str, figures: Value) {
+        self.figures.push((name, figures));
+    }
+
     /// Reports the checks of this list that have no finding as not checked.
     pub(super) fn expect(&mut self, checks: &[&'static str], why: &str) {
         for check in checks {
             if self.findings.iter().all(|finding| finding.check != *check) {
-                let advice = "cure the failure above, and run doctor again";
+                let advice = "cure what is named above, and run this again";
                 self.found(Finding::not_checked(check, why, advice));
             }
         }
@@ -77,13 +84,16 @@ impl Report {
                     })
                 })
                 .collect();
-            let report = json!({
+            let mut report = json!({
                 "ok": failures == 0,
                 "failures": failures,
                 "warnings": warnings,
                 "notChecked": not_checked,
                 "findings": findings,
             });
+            for (name, figures) in self.figures {
+                report[name] = figures;
+            }
             writeln!(std::io::stdout(), "{}", visible_json(&format!("{report:#}")))?;
         }
         let number = |count: usize, what: &str| match count {
