@@ -54,6 +54,18 @@ impl Driver {
                     outcome(&json!({"id": id}), positions.map(|all| to_json("Position", &all)));
                 });
             }
+            "publish_and_wait" => {
+                let (client, id) = (self.client().clone(), command["id"].clone());
+                let events = events(command);
+                let acknowledged = command["acknowledged"] == true;
+                let seconds = command["timeout"].as_f64().unwrap_or(5.0);
+                self.tasks.spawn(async move {
+                    let timeout = Duration::from_secs_f64(seconds);
+                    let report = client.publish_and_wait(events, acknowledged, timeout).await;
+                    let report = report.map(|report| one("DeliveryReport", &report));
+                    outcome_of(&json!({"id": id}), report);
+                });
+            }
             "open_publisher" => {
                 self.publisher = Some(self.client().publisher(publisher_options(command)));
             }
@@ -212,8 +224,14 @@ fn show_notification(notification: Notification) {
 
 /// Shows the outcome of a command.
 fn outcome(about: &Value, result: Result<Vec<Value>, Error>) {
+    let value = |all: Vec<Value>| if all.is_empty() { Value::Null } else { all.into() };
+    outcome_of(about, result.map(value));
+}
+
+/// Shows the outcome of a command that has a value, or none: null.
+fn outcome_of(about: &Value, result: Result<Value, Error>) {
     let (key, more) = match result {
-        Ok(value) if value.is_empty() => ("done", json!({})),
+        Ok(Value::Null) => ("done", json!({})),
         Ok(value) => ("done", json!({"value": value})),
         Err(error) => ("failed", failure(&error)),
     };

@@ -56,6 +56,7 @@ in_all_languages! {
     a_rejected_event_fails_alone,
     a_full_buffer_does_what_its_owner_chose,
     a_request_that_is_wrong_is_refused_at_once,
+    who_waits_for_nodes_learns_who_has_the_events_and_who_has_not,
     what_is_added_is_delivered_and_what_is_removed_is_not,
     interest_outlives_the_gateway_and_nothing_is_lost_or_repeated,
     an_interest_of_many_accounts_is_sent_in_parts_on_every_stream,
@@ -250,6 +251,34 @@ async fn a_request_that_is_wrong_is_refused_at_once(language: Language) {
     driver.say("publish", json!({"id": 2, "events": changes("e", 2)}));
     let positions = driver.done(2).await.expect("published");
     assert_eq!(positions.as_array().map(Vec::len), Some(2), "{positions}");
+    driver.end().await;
+}
+
+async fn who_waits_for_nodes_learns_who_has_the_events_and_who_has_not(language: Language) {
+    let pair = Pair::start().await;
+    let node = TestNode::connect(&pair.second, "imap-2").await;
+    let collector = node.subscribe(node.request()).await;
+    let driver = Driver::start(language, "n", &[&pair.first, &pair.second]);
+    driver.say("publish_and_wait", json!({"id": 1, "events": changes("e", 3), "timeout": 30.0}));
+    let report = driver.done(1).await.expect("published");
+    assert_eq!(report["complete"], true, "{report}");
+    assert_eq!((&report["concernedNodes"], &report["doneNodes"]), (&json!(1), &json!(1)));
+    collector.event("e-2", LIMIT).await;
+    // A node that holds a `Subscribe` cannot acknowledge.
+    let events = changes("f", 1);
+    let command = json!({"id": 2, "events": events, "acknowledged": true, "timeout": 0.5});
+    driver.say("publish_and_wait", command);
+    let report = driver.done(2).await.expect("published");
+    assert_eq!(report["complete"].as_bool(), None, "{report}");
+    assert_eq!(report["pendingNodeIds"], json!(["imap-2"]), "{report}");
+    collector.event("f-0", LIMIT).await;
+    // More than the minute that gateways wait.
+    driver.say("publish_and_wait", json!({"id": 3, "events": changes("g", 1), "timeout": 61.0}));
+    let error = driver.done(3).await.expect_err("too long");
+    assert_eq!(
+        (&error["kind"], &error["violations"][0][0]),
+        (&json!("INVALID"), &json!("wait_timeout"))
+    );
     driver.end().await;
 }
 

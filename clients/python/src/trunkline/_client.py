@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import logging
 import random
 import time
@@ -18,6 +19,7 @@ from ._credentials import Credentials
 from ._errors import (
     Error,
     ErrorKind,
+    Status,
     accepted_events,
     final_kind,
     nothing_published,
@@ -27,7 +29,16 @@ from ._publisher import Publisher, PublisherOptions
 from ._rpc import Gateway
 from ._subscription import SubscribeOptions, Subscription
 from ._watch import Watch
-from .v1 import Event, OtherGateway, Position, PublishRequest
+from .v1 import (
+    WAIT_FOR_ACKNOWLEDGED,
+    WAIT_FOR_DELIVERED,
+    DeliveryReport,
+    Event,
+    OtherGateway,
+    Position,
+    PublishRequest,
+    PublishResponse,
+)
 
 log = logging.getLogger("trunkline")
 
@@ -152,7 +163,38 @@ class Client:
         request = PublishRequest(
             node_id=self.node_id, request_id=request_id or str(uuid.uuid4()), events=events
         )
-        deadline = time.monotonic() + self.publish_timeout
+        return list((await self._publish(request, 0.0)).positions)
+
+    async def publish_and_wait(
+        self, *events: Event, acknowledged: bool = False, timeout: float = 5.0
+    ) -> DeliveryReport:
+        """As `publish`, and then waits until every node that the events concern has received them,
+        or, with `acknowledged`, until it has acknowledged them on its watch; but no longer than
+        `timeout` seconds, at most 60. The report says whether all have (`complete`), or who has
+        not. The events are published in any case.
+
+        If the first attempt was accepted and its answer lost, the report of the next one knows
+        nothing of the nodes, and is not complete.
+
+        Raises `Error` as `publish` does. A gateway of an earlier version does not wait:
+        UNSUPPORTED, and the events are published.
+        """
+        request = PublishRequest(
+            node_id=self.node_id,
+            request_id=str(uuid.uuid4()),
+            events=events,
+            wait_for=WAIT_FOR_ACKNOWLEDGED if acknowledged else WAIT_FOR_DELIVERED,
+        )
+        request.wait_timeout.FromTimedelta(datetime.timedelta(seconds=timeout))
+        response = await self._publish(request, timeout)
+        if response.HasField("delivery"):
+            return response.delivery
+        text = "the events are published, and the gateway does not wait for nodes"
+        raise Error(ErrorKind.UNSUPPORTED, Status(grpc.StatusCode.UNIMPLEMENTED, text))
+
+    async def _publish(self, request: PublishRequest, longer: float) -> PublishResponse:
+        """Publishes a request whose answers take so many seconds longer than others."""
+        deadline = time.monotonic() + self.publish_timeout + longer
         backoff = Backoff()
         number = self._preferred
         kind = ErrorKind.UNAVAILABLE
@@ -161,9 +203,9 @@ class Client:
             left = deadline - time.monotonic()
             gateway = self._gateway(number)
             try:
-                response = await gateway.publish(request, min(left, self.attempt_timeout))
+                response = await gateway.publish(request, min(left, self.attempt_timeout + longer))
                 self._works(number)
-                return list(response.positions)
+                return response
             except grpc.aio.AioRpcError as error:
                 status = status_of_call(error)
             accepted.update(accepted_events(status))

@@ -20,7 +20,7 @@ from ._client import Client
 from ._publisher import Publisher, PublisherOptions
 from ._subscription import Notification, SubscribeOptions, Subscription, Token
 from ._watch import Watch
-from .v1 import Event, Position
+from .v1 import DeliveryReport, Event, Position
 
 _T = TypeVar("_T")
 _S = TypeVar("_S", bound=Subscription)
@@ -78,6 +78,14 @@ class BlockingClient:
     def publish(self, *events: Event, request_id: str | None = None) -> list[Position]:
         """As `Client.publish`."""
         return self._loop.run(self._client.publish(*events, request_id=request_id))
+
+    def publish_and_wait(
+        self, *events: Event, acknowledged: bool = False, timeout: float = 5.0
+    ) -> DeliveryReport:
+        """As `Client.publish_and_wait`."""
+        return self._loop.run(
+            self._client.publish_and_wait(*events, acknowledged=acknowledged, timeout=timeout)
+        )
 
     def publisher(self, options: PublisherOptions = PublisherOptions()) -> BlockingPublisher:
         """As `Client.publisher`."""

@@ -108,6 +108,15 @@ class Driver:
 
         self._start(command["id"], publish())
 
+    async def do_publish_and_wait(self, command: dict[str, Any]) -> None:
+        events = [json_format.ParseDict(event, Event()) for event in command["events"]]
+        options = {name: command[name] for name in ("acknowledged", "timeout") if name in command}
+
+        async def publish() -> object:
+            return as_json(await self._open_client.publish_and_wait(*events, **options))
+
+        self._start(command["id"], publish())
+
     async def do_open_publisher(self, options: dict[str, Any]) -> None:
         if "when_full" in options:
             options["when_full"] = WhenFull[options["when_full"]]
