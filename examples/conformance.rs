@@ -10,10 +10,11 @@ use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, BufReader, stdin},
+    sync::watch,
     task::JoinSet,
 };
 use trunkline_client::{
-    Client, Error, Interest, Notification, Publisher, PublisherOptions, SubscribeOptions,
+    Client, Error, Interest, Notification, Progress, Publisher, PublisherOptions, SubscribeOptions,
     Subscription, WhenFull,
     v1::{DESCRIPTORS, Event, EventKind, Filter, Overflow, Start},
 };
@@ -37,6 +38,8 @@ struct Driver {
     client: Option<Client>,
     publisher: Option<Publisher>,
     interest: Option<Interest>,
+    /// How far the subscription was shown.
+    shown: watch::Sender<Progress>,
     /// Commands whose outcome is not known, and the subscription.
     tasks: JoinSet<()>,
     subscription: JoinSet<()>,
@@ -92,12 +95,16 @@ impl Driver {
             }
             "subscribe" => {
                 let subscription = self.client().subscribe(subscribe_options(command));
-                self.subscription.spawn(read(subscription));
+                self.subscription.spawn(read(subscription, self.shown.clone()));
             }
             "watch" => {
                 let (subscription, interest) = self.client().watch(subscribe_options(command));
                 self.interest = Some(interest);
-                self.subscription.spawn(read(subscription));
+                self.subscription.spawn(read(subscription, self.shown.clone()));
+            }
+            "acknowledge" => {
+                let interest = self.interest.as_ref().expect("`watch` comes before");
+                interest.acknowledge(self.shown.borrow().clone());
             }
             how @ ("add" | "remove" | "replace") => {
                 let interest = self.interest.clone().expect("`watch` comes before");
@@ -194,8 +201,9 @@ fn subscribe_options(options: &Value) -> SubscribeOptions {
     all.max_events(options["max_events"].as_u64().unwrap_or_default())
 }
 
-async fn read(mut subscription: Subscription) {
+async fn read(mut subscription: Subscription, shown: watch::Sender<Progress>) {
     while let Some(notification) = subscription.next().await {
+        shown.send_replace(subscription.progress());
         match notification {
             Ok(notification) => show_notification(notification),
             Err(error) => return show("ended", &failure(&error)),
