@@ -1,12 +1,15 @@
 //! What agents report of themselves, as text.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use prost_types::Timestamp;
 use tonic::{Code, Status};
 use trunkline_proto::v1::{AgentHealing, AgentProgram, AgentReport, ListNodesRequest, Node};
 
-use super::{Client, duration::two_units, visible};
+use super::{
+    Client,
+    duration::{since, two_units},
+    visible,
+};
 
 /// The agents that are connected to any gateway. None for a caller that may not list nodes.
 pub(super) async fn list(client: &mut Client) -> Result<Vec<Node>, Status> {
@@ -92,11 +95,4 @@ pub(super) fn healing(healing: &AgentHealing) -> String {
     };
     let (reason, ago) = (visible(&healing.reason), since(healing.heal_time));
     format!("{ago} ago, {reason}: {of}, with {} accounts", healing.accounts)
-}
-
-/// The time since then.
-pub(super) fn since(time: Option<Timestamp>) -> String {
-    let time = time.and_then(|time| SystemTime::try_from(time).ok());
-    // Zero if this machine's clock is behind.
-    time.map_or_else(String::new, |time| two_units(time.elapsed().unwrap_or_default()))
 }

@@ -1,21 +1,27 @@
 //! The flags of all commands that talk to a gateway, and the connection that they ask for.
 
 use std::{
+    error::Error as _,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use clap::Args;
+use tokio::time::timeout;
 use tonic::{
     service::interceptor::InterceptedService,
     transport::{Channel, Endpoint},
 };
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use trunkline_client::{Bearer, Builder, Credentials};
 use trunkline_proto::v1::{
     ListNodesRequest, coordination_service_client::CoordinationServiceClient,
 };
 
-use super::failure::{Failure, describe};
+use super::{
+    failure::{Failure, describe},
+    next,
+};
 
 /// Limit for opening a connection to a gateway.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -67,7 +73,7 @@ pub(super) struct CredentialArgs {
 }
 
 /// The node that this command is for the gateway.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub(super) struct NodeArgs {
     /// This node's id [default: cli-<process id>]
     #[arg(long, global = true)]
@@ -93,6 +99,22 @@ impl GatewayArgs {
             credentials.url(address).map_err(wrong)
         };
         self.gateway.iter().map(url).collect()
+    }
+
+    /// The addresses of the gateways, one by one.
+    pub(super) fn addresses(&self) -> &[String] {
+        &self.gateway
+    }
+
+    /// Connects to one of [`GatewayArgs::addresses`].
+    pub(super) async fn connect_to(&self, address: &str) -> Result<Client, Failure> {
+        let credentials = self.credentials()?;
+        let wrong = |why| Failure::Usage(format!("--gateway {address}: {why}"));
+        let url = credentials.url(address).map_err(wrong)?;
+        match connect(url, &credentials).await {
+            Err(Failure::Other(why)) => Err(Failure::Unavailable { address: address.into(), why }),
+            other => other,
+        }
     }
 
     /// Connects to the first of the gateways that can be reached.
@@ -188,6 +210,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
 }
 
 async fn connect(url: String, credentials: &Credentials) -> Result<Client, Failure> {
+    let tls = url.starts_with("https:");
     let endpoint = Endpoint::from_shared(url).map_err(|error| Failure::Usage(error.to_string()))?;
     let endpoint = credentials.apply(endpoint).map_err(Failure::Usage)?;
     let channel = endpoint
@@ -196,8 +219,25 @@ async fn connect(url: String, credentials: &Credentials) -> Result<Client, Failu
         .connect()
         .await
         .map_err(|error| Failure::Other(describe(&error)))?;
+    speaks_grpc(channel.clone(), tls).await.map_err(Failure::Other)?;
     let client = CoordinationServiceClient::with_interceptor(channel, credentials.bearer());
     Ok(client.max_decoding_message_size(MAX_MESSAGE))
+}
+
+/// Fails if what listens there does not speak gRPC, or not in this way: a connection is opened
+/// before the other side has said anything. Any answer will do; every caller may ask for health.
+async fn speaks_grpc(channel: Channel, tls: bool) -> Result<(), String> {
+    let check = HealthCheckRequest::default();
+    let mut client = HealthClient::new(channel);
+    match timeout(CONNECT_TIMEOUT, client.check(check)).await {
+        Err(_) => Err(format!("no answer within {CONNECT_TIMEOUT:?}")),
+        // tonic made this status because the connection broke.
+        Ok(Err(status)) if status.source().is_some() => {
+            let what = if tls { next::CLOSED_AFTER_TLS } else { next::NOT_GRPC };
+            Err(format!("{what} ({})", describe(&status)))
+        }
+        Ok(_) => Ok(()),
+    }
 }
 
 /// The address of a gateway, if it is one.

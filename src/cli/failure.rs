@@ -1,11 +1,14 @@
 //! Errors of commands, and the exit code of each.
 
-use std::{error::Error as _, time::SystemTime};
+use std::{error::Error as _, fmt::Write as _, time::SystemTime};
 
 use serde_json::{Value, json};
 use tonic::{Code, Status};
 
 use super::{visible, visible_json};
+
+/// The exit code where no gateway was reached, or it does not serve.
+const UNAVAILABLE: u8 = 69;
 
 /// The form in which an error is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,13 +48,17 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// The error in this form, for a terminal.
-    pub(super) fn shown(&self, form: Form) -> String {
+    /// The error in this form, for a terminal. `next`: what to type next, if that is known.
+    pub(super) fn shown(&self, form: Form, next: Option<&str>) -> String {
         let text = self.to_string();
         let json = match form {
             Form::Text => {
-                let lines = text.lines().map(|line| format!("trunkline: {}\n", visible(line)));
-                return lines.collect();
+                let next = next.map(|next| format!("next: {next}"));
+                let lines = text.lines().chain(next.as_deref());
+                return lines.fold(String::new(), |mut shown, line| {
+                    let _ = writeln!(shown, "trunkline: {}", visible(line));
+                    shown
+                });
             }
             Form::Json => {
                 let mut error = json!({
@@ -61,6 +68,9 @@ impl Failure {
                 });
                 if let Failure::Gateway(status) = self {
                     error["code"] = format!("{:?}", status.code()).into();
+                }
+                if let Some(next) = next {
+                    error["next"] = next.into();
                 }
                 json!({ "error": error })
             }
@@ -72,6 +82,19 @@ impl Failure {
             }),
         };
         format!("{}\n", visible_json(&Value::to_string(&json)))
+    }
+
+    /// True if another attempt may succeed: no gateway was reached, or it does not serve.
+    pub(super) fn is_unavailable(&self) -> bool {
+        self.exit_code() == UNAVAILABLE
+    }
+
+    /// The reason, without the address.
+    pub(super) fn reason(&self) -> String {
+        match self {
+            Failure::Unavailable { why, .. } => why.clone(),
+            other => other.to_string(),
+        }
     }
 
     fn kind(&self) -> &'static str {
@@ -92,12 +115,12 @@ impl Failure {
             Failure::Usage(_) => 2,
             Failure::Input(_) => 3,
             Failure::Configuration(_) => 78,
-            Failure::Unavailable { .. } => 69,
+            Failure::Unavailable { .. } => UNAVAILABLE,
             Failure::Gateway(status) => match status.code() {
                 Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated => 3,
-                Code::Unavailable => 69,
+                Code::Unavailable => UNAVAILABLE,
                 // tonic made this status because the connection broke; the gateway did not send it.
-                _ if status.source().is_some() => 69,
+                _ if status.source().is_some() => UNAVAILABLE,
                 _ => 1,
             },
             Failure::BrokenPipe => 0,

@@ -3,6 +3,8 @@
 use clap::Args;
 use trunkline_proto::{kinds, v1::Filter};
 
+use super::kinds::unknown_kind;
+
 /// The events that a node is interested in.
 #[derive(Args)]
 pub(super) struct InterestArgs {
@@ -37,10 +39,9 @@ impl InterestArgs {
 /// The number of a kind, by its name or as it is.
 fn parse_kind(text: &str) -> Result<i32, String> {
     let named = kinds::named(text).map(|row| row.kind.into());
-    named.or_else(|| text.parse().ok()).ok_or_else(|| {
-        let names: Vec<_> = kinds::TABLE.iter().map(kinds::Row::cli_name).collect();
-        format!("no such kind; try {}", names.join(", "))
-    })
+    named
+        .or_else(|| text.parse().ok())
+        .ok_or_else(|| unknown_kind(text, kinds::TABLE.iter().map(kinds::Row::cli_name)))
 }
 
 #[cfg(test)]

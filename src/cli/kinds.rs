@@ -6,6 +6,7 @@
 use std::time::{Duration, SystemTime};
 
 use clap::{Subcommand, ValueEnum};
+use trunkline::config::nearest;
 use trunkline_proto::{
     kinds,
     v1::{
@@ -14,7 +15,20 @@ use trunkline_proto::{
     },
 };
 
-use super::duration::parse_duration;
+use super::{Failure, duration::parse_duration, payload::PayloadArgs};
+
+const CUSTOM_EXAMPLES: &str = "\
+Subscribers get the content as the message that its form stands for, as `subscribe` prints it. An
+event with all that it has takes at most limits.maxEventBytes of the gateway, 64 KiB unless
+configured.
+
+Examples:
+  trunkline publish custom com.example.paid --label invoice=42
+  trunkline publish custom com.example.note --payload 'the backup is done'
+  trunkline publish custom com.example.paid --payload '{\"invoice\": 42, \"amount\": \"9.90\"}'
+  trunkline publish custom com.example.report --payload-file report.json
+  date | trunkline publish custom com.example.tick --payload-file -
+  trunkline publish custom com.example.x --payload-file x.bin --payload-type example.v1.Paid";
 
 /// An event, as the command line describes it.
 #[derive(Subcommand)]
@@ -123,12 +137,15 @@ pub(super) enum EventArgs {
     /// The MTA queue must be reread
     QueueRefresh,
     /// An event of any other application
+    #[command(after_help = CUSTOM_EXAMPLES)]
     Custom {
         /// The event's dotted type: com.example.invoice_paid
         r#type: String,
         /// A label of the event; may be given several times
         #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label)]
         label: Vec<(String, String)>,
+        #[command(flatten)]
+        payload: PayloadArgs,
     },
     /// Events of another deployment are lost: nodes that they may concern get a gap
     MissedEvents {
@@ -175,9 +192,16 @@ pub(super) fn parse_kind(text: &str) -> Result<EventKind, String> {
     let row = kinds::named(text).filter(|row| row.is_between_nodes());
     row.map(|row| row.kind).ok_or_else(|| {
         let rows = kinds::TABLE.iter().filter(|row| row.is_between_nodes());
-        let names: Vec<String> = rows.map(kinds::Row::cli_name).collect();
-        format!("unknown kind; the kinds are {}", names.join(", "))
+        unknown_kind(text, rows.map(kinds::Row::cli_name))
     })
+}
+
+/// What is wrong with the name of a kind: the one that is meant most likely, and all of them.
+pub(super) fn unknown_kind(text: &str, names: impl Iterator<Item = String>) -> String {
+    let names: Vec<_> = names.collect();
+    let near = nearest(text, names.iter().map(String::as_str));
+    let near = near.map(|near| format!("did you mean {near}? ")).unwrap_or_default();
+    format!("no such kind. {near}The kinds are {}", names.join(", "))
 }
 
 fn parse_label(text: &str) -> Result<(String, String), String> {
@@ -186,9 +210,14 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
 }
 
 impl EventArgs {
-    /// The kind field of the protobuf message.
-    pub(super) fn into_kind(self) -> Kind {
-        match self {
+    /// True if a part of it is standard input.
+    pub(super) fn reads_standard_input(&self) -> bool {
+        matches!(self, EventArgs::Custom { payload, .. } if payload.is_standard_input())
+    }
+
+    /// The kind field of the protobuf message. Reads what a flag names.
+    pub(super) fn into_kind(self) -> Result<Kind, Failure> {
+        Ok(match self {
             EventArgs::MailboxChange { account, change_id, types } => {
                 Kind::MailboxChange(v1::MailboxChange {
                     account_id: account,
@@ -265,16 +294,16 @@ impl EventArgs {
                 Kind::QueueStatus(v1::QueueStatus { state: state.into() })
             }
             EventArgs::QueueRefresh => Kind::QueueRefresh(v1::QueueRefresh {}),
-            EventArgs::Custom { r#type, label } => Kind::Custom(v1::CustomEvent {
+            EventArgs::Custom { r#type, label, payload } => Kind::Custom(v1::CustomEvent {
                 r#type,
                 labels: label.into_iter().collect(),
-                payload: None,
+                payload: payload.read()?,
             }),
             EventArgs::MissedEvents { count, kinds } => Kind::MissedEvents(v1::MissedEvents {
                 missed_events: count,
                 kinds: kinds.into_iter().map(i32::from).collect(),
             }),
-        }
+        })
     }
 }
 

@@ -15,7 +15,7 @@ use trunkline::{
     log::LogQueue,
 };
 
-use super::{Failure, Form};
+use super::{Failure, Form, next};
 
 /// The time that the last lines are given when the process ends.
 const FLUSH: Duration = Duration::from_secs(1);
@@ -130,7 +130,7 @@ pub(super) fn without_colours() -> bool {
 
 /// Prints an error to standard error, unless that takes none.
 pub(super) fn print_error(failure: &Failure, form: Form) {
-    let text = failure.shown(form);
+    let text = failure.shown(form, next::step(failure).as_deref());
     let (done, written) = mpsc::channel();
     thread::spawn(move || {
         let _ = std::io::stderr().write_all(text.as_bytes());

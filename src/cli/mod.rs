@@ -12,20 +12,27 @@ mod doctor;
 mod duration;
 mod explain;
 mod failure;
+mod gaps;
 mod init;
 mod interest;
 mod kinds;
 mod link;
 mod log;
 mod man;
+mod next;
 mod nodes;
+mod payload;
 mod publish;
+mod remarks;
 mod report;
 mod serve;
 mod signals;
 mod status;
 mod subscribe;
+mod table;
 mod top;
+mod until_ended;
+mod values;
 mod verify;
 mod visible;
 
@@ -36,7 +43,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use self::{
     connection::{Client, CredentialArgs, GatewayArgs, NodeArgs},
     failure::{Failure, Form, describe},
-    visible::{visible, visible_json},
+    visible::{json_text, visible, visible_json},
 };
 
 const EXAMPLES: &str = "\
@@ -87,14 +94,16 @@ enum Command {
     Doctor(doctor::Doctor),
     /// Publishes events
     Publish(publish::Publish),
-    /// Prints events as they arrive, one JSON object per line
+    /// Prints events as they arrive, as JSON
     Subscribe(subscribe::Subscribe),
     /// Explains whether a node receives an event, and if not, why not
     Explain(explain::Explain),
     /// Prints the state of a gateway
     Status(status::Status),
-    /// Lists the connected nodes
+    /// Lists the connected nodes, and with --watch those that join and leave
     Nodes(nodes::Nodes),
+    /// Lists the gaps that nodes were sent: events that they missed, why, and what to do
+    Gaps(gaps::Gaps),
     /// Shows a gateway and its nodes, live
     Top(top::Top),
     /// Measures the throughput and the latency of a gateway under load
@@ -119,7 +128,7 @@ pub fn main() -> ExitCode {
             return failure.exit_code().into();
         }
     };
-    let cli = match Cli::try_parse_from([vec!["trunkline".into()], ordered].concat()) {
+    let cli = match Cli::try_parse_from([vec!["trunkline".into()], ordered.clone()].concat()) {
         Ok(cli) => cli,
         // The help too is an error for clap.
         Err(error) if as_json && error.use_stderr() => {
@@ -127,7 +136,15 @@ pub fn main() -> ExitCode {
             log::print_error(&failure, Form::Json);
             return failure.exit_code().into();
         }
-        Err(error) => error.exit(),
+        Err(error) => {
+            let near = if error.use_stderr() { next::kind_meant(&ordered) } else { None };
+            if let Some(near) = near {
+                let _ = error.print();
+                log::print_error(&Failure::Usage(near), Form::Text);
+                return ExitCode::from(2);
+            }
+            error.exit()
+        }
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -163,6 +180,7 @@ impl Command {
             Command::Explain(explain) => explain.json,
             Command::Status(status) => status.json,
             Command::Nodes(nodes) => nodes.json,
+            Command::Gaps(gaps) => gaps.json,
             Command::Top(top) => top.json,
             Command::Bench(bench) => bench.json,
             Command::Verify(verify) => verify.json,
@@ -191,6 +209,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Explain(explain) => explain.run(),
         Command::Status(status) => status.run().await,
         Command::Nodes(nodes) => nodes.run().await,
+        Command::Gaps(gaps) => gaps.run().await,
         Command::Top(top) => top.run().await,
         Command::Bench(bench) => bench.run().await,
         Command::Verify(verify) => verify.run().await,

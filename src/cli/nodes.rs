@@ -1,25 +1,41 @@
 //! `trunkline nodes`.
 
-use std::{
-    fmt::Write as _,
-    io::Write,
-    time::{Duration, SystemTime},
-};
+mod changes;
+mod watch;
+
+use std::{io::Write, time::Duration};
 
 use clap::Args;
+use serde_json::Value;
 use trunkline::json;
 use trunkline_proto::v1::{self, GatewayState, ListNodesRequest, NodeState};
 
-use super::{Failure, GatewayArgs, duration::two_units, visible, visible_json};
+use super::{
+    Client, Failure, GatewayArgs,
+    duration::{parse_interval, since, two_units},
+    json_text,
+    table::Table,
+    until_ended::until_ended,
+};
 
 #[derive(Args)]
 #[command(after_help = "\
+With --watch the list comes first, then a line for each node that joins or leaves, until Ctrl-C;
+with --json, objects as `subscribe` prints them: nodeJoined, nodeLeft, and currentNodes after the
+list. It follows the events about nodes that gateways publish with `nodeEvents: true`. Where they do
+not, or with --agents, it lists the nodes at each --interval, says so on standard error, and knows
+no reasons for which nodes left. When its gateway goes away, it goes on with the next one in
+--gateway.
+
 Examples:
   trunkline nodes                        the nodes of all gateways
   trunkline nodes --of gw-a --gateways   one gateway's nodes, and the gateways
   trunkline nodes --agents --json | jq .agent             what agents report of themselves
+  trunkline nodes --watch --gateway gw-a,gw-b            nodes as they join and leave
+  trunkline nodes --watch --json | jq -r '.nodeLeft.nodeId // empty'
   trunkline nodes --json | jq -r 'select(.behindEvents) | .nodeId'   nodes that are behind
   trunkline nodes --json | jq -r 'select(.duplicate) | .nodeId'      ids that two processes use")]
+#[allow(clippy::struct_excessive_bools)] // flags
 pub(super) struct Nodes {
     #[command(flatten)]
     gateway: GatewayArgs,
@@ -35,21 +51,55 @@ pub(super) struct Nodes {
     /// Print the gateways too
     #[arg(long)]
     gateways: bool,
+    /// Go on, with the nodes that join and leave
+    #[arg(long, conflicts_with = "gateways")]
+    watch: bool,
+    /// Time between two lists of --watch, where it cannot follow events
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = parse_interval)]
+    interval: Duration,
     /// Print one JSON object per line, errors too
     #[arg(long)]
     pub(super) json: bool,
-}
-
-/// Rows of cells; each column is as wide as its widest cell.
-struct Table {
-    rows: Vec<Vec<String>>,
+    /// Print each object over several lines, indented
+    #[arg(long, requires = "json")]
+    pretty: bool,
 }
 
 impl Nodes {
     pub(super) async fn run(&self) -> Result<(), Failure> {
+        if self.watch {
+            return until_ended(watch::watch(self)).await;
+        }
         let mut client = self.gateway.connect().await?;
-        let (mut nodes, mut page_token, mut gateways) = (Vec::new(), String::new(), None);
+        let (nodes, gateways) = self.list(&mut client).await?;
         let mut out = std::io::stdout().lock();
+        if self.json {
+            let mut print = |json: Result<Value, String>| {
+                let json = json.map_err(Failure::Other)?;
+                Ok::<_, Failure>(writeln!(out, "{}", json_text(&json, self.pretty))?)
+            };
+            for gateway in gateways.iter().filter(|_| self.gateways) {
+                print(json::to_json("Gateway", gateway))?;
+            }
+            for node in &nodes {
+                print(json::to_json("Node", node))?;
+            }
+            return Ok(());
+        }
+        if self.gateways {
+            write!(out, "{}", gateway_table(&gateways))?;
+            writeln!(out)?;
+        }
+        write!(out, "{}", node_table(&nodes))?;
+        Ok(())
+    }
+
+    /// The nodes that the flags ask for, and all gateways.
+    async fn list(
+        &self,
+        client: &mut Client,
+    ) -> Result<(Vec<v1::Node>, Vec<v1::Gateway>), Failure> {
+        let (mut nodes, mut page_token, mut gateways) = (Vec::new(), String::new(), None);
         loop {
             let request = ListNodesRequest {
                 page_size: 1000,
@@ -59,35 +109,13 @@ impl Nodes {
                 agents: self.agents,
             };
             let page = client.list_nodes(request).await?.into_inner();
-            if gateways.is_none() && self.json && self.gateways {
-                for gateway in &page.gateways {
-                    let json = json::to_json("Gateway", gateway).map_err(Failure::Other)?;
-                    writeln!(out, "{}", visible_json(&json.to_string()))?;
-                }
-            }
             gateways.get_or_insert(page.gateways);
-            if self.json {
-                for node in &page.nodes {
-                    let json = json::to_json("Node", node).map_err(Failure::Other)?;
-                    writeln!(out, "{}", visible_json(&json.to_string()))?;
-                }
-            } else {
-                nodes.extend(page.nodes);
-            }
+            nodes.extend(page.nodes);
             if page.next_page_token.is_empty() {
-                break;
+                return Ok((nodes, gateways.unwrap_or_default()));
             }
             page_token = page.next_page_token;
         }
-        if self.json {
-            return Ok(());
-        }
-        if self.gateways {
-            write!(out, "{}", gateway_table(&gateways.unwrap_or_default()))?;
-            writeln!(out)?;
-        }
-        write!(out, "{}", node_table(&nodes))?;
-        Ok(())
     }
 }
 
@@ -152,61 +180,9 @@ pub(super) fn name(full: &str, prefix: &str) -> String {
     }
 }
 
-fn since(time: Option<prost_types::Timestamp>) -> String {
-    let time = time.and_then(|time| SystemTime::try_from(time).ok());
-    // Zero if this machine's clock is behind the gateway's.
-    time.map_or_else(String::new, |time| two_units(time.elapsed().unwrap_or_default()))
-}
-
-impl Table {
-    fn new<const N: usize>(head: [&str; N]) -> Table {
-        Table { rows: vec![head.map(str::to_owned).to_vec()] }
-    }
-
-    /// Adds a row. Cells may hold anything that a node chose.
-    fn add<const N: usize>(&mut self, cells: [String; N]) {
-        let shown = |cell: String| match cell.as_str() {
-            "" => "-".to_owned(),
-            text => visible(text).into_owned(),
-        };
-        self.rows.push(cells.map(shown).to_vec());
-    }
-
-    fn set_last(&mut self, column: usize, cell: String) {
-        if let Some(row) = self.rows.last_mut() {
-            row[column] = cell;
-        }
-    }
-}
-
-impl std::fmt::Display for Table {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let columns = self.rows[0].len();
-        let width = |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max();
-        let widths: Vec<usize> = (0..columns).filter_map(width).collect();
-        for row in &self.rows {
-            let mut line = String::new();
-            for (cell, width) in row.iter().zip(&widths) {
-                let _ = write!(line, "{cell:<width$}  ");
-            }
-            writeln!(f, "{}", line.trim_end())?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn columns_are_as_wide_as_their_widest_cell_and_hidden_characters_are_escaped() {
-        let mut table = Table::new(["NODE", "ROLES"]);
-        table.add(["mx-longer".into(), String::new()]);
-        table.add(["m\u{1b}[31m\u{e9}".into(), "imap".into()]);
-        let expected = "NODE          ROLES\nmx-longer     -\nm\\u{1b}[31m\u{e9}  imap\n";
-        assert_eq!(table.to_string(), expected);
-    }
 
     #[test]
     fn states_that_need_attention_are_in_capitals() {

@@ -1,25 +1,36 @@
 //! `trunkline publish`.
 
 use std::{
+    fmt::Display,
     io::IsTerminal,
     time::{Duration, Instant},
 };
 
 use clap::{Args, ValueEnum};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesOrdered};
-use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
+    io::{AsyncRead, AsyncReadExt},
     sync::mpsc,
 };
 use trunkline::json;
 use trunkline_client::{Client, Error, ErrorKind, PublisherOptions};
 use trunkline_proto::v1::{DeliveryReport, Event, Target};
 
-use super::{Failure, GatewayArgs, NodeArgs, duration::parse_duration, kinds::EventArgs, visible};
+use super::{
+    Failure, GatewayArgs, NodeArgs,
+    duration::parse_duration,
+    kinds::EventArgs,
+    values::{self, Found, Problem, Values},
+    visible,
+};
 
 /// Most events of one request.
 const MAX_BATCH: usize = 500;
+
+/// Bytes of the input that are read at one time, and how often before their events are taken.
+/// Besides them, the objects that end in each are held.
+const PART: usize = 64 << 10;
+const MAX_PARTS: usize = 2;
 
 /// Events whose rejection is reported.
 const MAX_REJECTED: usize = 20;
@@ -40,8 +51,15 @@ Examples:
   trunkline publish --to-role mta queue-refresh
   trunkline publish --wait-for delivered cache-invalidation role:7
   trunkline publish --json '{\"queueStatus\":{\"state\":\"STATE_PAUSED\"}}'
+  trunkline publish custom com.example.paid --payload '{\"invoice\": 42}'
   cat events.jsonl | trunkline publish -
+  trunkline subscribe --pretty --max-events 10 > events.json
+  trunkline publish - < events.json
   trunkline subscribe --gateway a:7420 | trunkline publish --gateway b:7420 -
+
+Standard input is JSON objects that follow one another, each on one line or over several; what is
+wrong is reported with line and column, and events before it are published. One object has at most
+32 MiB.
 
 Prints nothing on success; on a terminal, - counts what is published. While the gateway is not
 available, events are retried for half a minute; a retry never publishes twice.")]
@@ -50,7 +68,7 @@ pub(super) struct Publish {
     gateway: GatewayArgs,
     #[command(flatten)]
     node: NodeArgs,
-    /// An event as JSON, as `subscribe` prints it; may be given several times
+    /// An event as JSON, as `subscribe` prints it, or several; may be given several times
     #[arg(long, value_name = "EVENT", global = true)]
     json: Vec<String>,
     /// Only for this node; may be given several times and with --to-role: one match is enough
@@ -72,7 +90,7 @@ pub(super) struct Publish {
         global = true
     )]
     wait_timeout: Duration,
-    /// `-`: read events from standard input, one JSON object per line
+    /// `-`: read events from standard input, as JSON
     #[arg(value_parser = ["-"])]
     input: Option<String>,
     #[command(subcommand)]
@@ -92,10 +110,22 @@ impl Publish {
     pub(super) async fn run(mut self) -> Result<(), Failure> {
         let mut events = Vec::new();
         for text in &self.json {
-            events.extend(parse(text).map_err(|error| Failure::Input(format!("--json: {error}")))?);
+            let wrong = |why: &dyn Display| Failure::Input(format!("--json: {why}"));
+            let objects = values::all(text).map_err(|problem| wrong(&problem))?;
+            for object in &objects {
+                let several = objects.len() > 1;
+                let name = || if several { format!("{}: ", object.name()) } else { String::new() };
+                let parsed = object.parse().map_err(|problem| wrong(&problem))?;
+                let read = json::events_from_json(parsed);
+                events.extend(read.map_err(|why| wrong(&format!("{}{why}", name())))?);
+            }
         }
         if let Some(args) = self.event.take() {
-            events.push(args.into_kind().into());
+            if self.input.is_some() && args.reads_standard_input() {
+                let problem = "standard input cannot be both the events and a payload";
+                return Err(Failure::Usage(problem.into()));
+            }
+            events.push(args.into_kind()?.into());
         }
         if events.is_empty() && self.input.is_none() {
             let problem = "nothing to publish: name a kind, or give --json or -; see --help";
@@ -123,70 +153,61 @@ impl Publish {
             let report = client.publish_and_wait(events, acknowledged, self.wait_timeout).await;
             done(&report.map_err(|error| self.failure(&error))?)?;
         }
-        if self.input.is_some() { self.publish_lines(&client).await } else { Ok(()) }
+        if self.input.is_some() { self.publish_input(&client).await } else { Ok(()) }
     }
 
     /// Publishes standard input on a stream. What the gateway rejects is reported by line at the
-    /// end; a line that is not an event ends it.
-    async fn publish_lines(&self, client: &Client) -> Result<(), Failure> {
-        let (sender, mut lines) = mpsc::channel::<std::io::Result<String>>(2 * MAX_BATCH);
-        let reader = tokio::spawn(async move {
-            let mut input = BufReader::new(tokio::io::stdin()).lines();
-            loop {
-                let line = match input.next_line().await {
-                    Ok(Some(line)) => Ok(line),
-                    Ok(None) => return,
-                    Err(error) => Err(error),
-                };
-                let failed = line.is_err();
-                if sender.send(line).await.is_err() || failed {
-                    return;
-                }
-            }
-        });
+    /// end; what is not an event ends it.
+    async fn publish_input(&self, client: &Client) -> Result<(), Failure> {
+        let (sender, mut parts) = mpsc::channel(MAX_PARTS);
+        let reader = tokio::spawn(read_parts(tokio::io::stdin(), sender));
         let publisher = client.publisher(PublisherOptions::new().max_age(RETRY_FOR));
-        let mut answers: FuturesOrdered<BoxFuture<'_, (u64, Result<(), Error>)>> =
+        let mut answers: FuturesOrdered<BoxFuture<'_, (String, Result<(), Error>)>> =
             FuturesOrdered::new();
         let mut progress = Progress::new();
-        let (mut number, mut rejected, mut wrong) = (0, Vec::new(), None);
+        let (mut rejected, mut wrong) = (Vec::new(), None);
         let mut reads = true;
         loop {
             tokio::select! {
                 biased;
-                Some((line, answer)) = answers.next(), if !answers.is_empty() => match answer {
+                Some((place, answer)) = answers.next(), if !answers.is_empty() => match answer {
                     Ok(()) => progress.published(),
                     Err(error) if error.kind() == ErrorKind::Invalid => {
                         if rejected.len() < MAX_REJECTED {
-                            rejected.extend(by_line(&error, line));
+                            rejected.extend(by_place(&error, &place));
                         }
                     }
                     Err(error) => return Err(self.failure(&error)),
                 },
-                line = lines.recv(), if reads => {
-                    let Some(line) = line else {
+                part = parts.recv(), if reads => {
+                    let Some(Part { objects, end }) = part else {
                         reads = false;
                         continue;
                     };
-                    let line = line?;
-                    number += 1;
-                    if line.trim().is_empty() {
-                        continue;
-                    }
-                    match parse(&line) {
-                        Ok(events) => {
-                            for event in events {
-                                let published = publisher.publish(self.targeted(event)).await;
-                                let answer = published.map_err(|error| self.failure(&error))?;
-                                let line = number;
-                                answers.push_back(async move { (line, answer.await) }.boxed());
+                    for object in objects {
+                        // Events before what is wrong are published.
+                        let events = match events_of(&object) {
+                            Ok(events) => events,
+                            Err(why) => {
+                                wrong = Some(why);
+                                break;
                             }
+                        };
+                        for event in events {
+                            let published = publisher.publish(self.targeted(event)).await;
+                            let answer = published.map_err(|error| self.failure(&error))?;
+                            let place = object.name();
+                            answers.push_back(async move { (place, answer.await) }.boxed());
                         }
-                        // Events before the wrong line are published.
-                        Err(error) => {
-                            wrong = Some(format!("line {number}: {error}"));
-                            reads = false;
-                            reader.abort();
-                        }
+                    }
+                    match end {
+                        Some(End::Failed(error)) => return Err(error.into()),
+                        Some(End::Wrong(problem)) => wrong = wrong.or(Some(problem.to_string())),
+                        None => {}
+                    }
+                    if wrong.is_some() {
+                        reads = false;
+                        reader.abort();
                     }
                 }
                 else => break,
@@ -236,18 +257,56 @@ fn done(report: &DeliveryReport) -> Result<(), Failure> {
     Err(Failure::Other(text.join("; ")))
 }
 
+/// What was read of the input at one time.
+struct Part {
+    objects: Vec<Found>,
+    /// Why nothing more is read, if that is not its end.
+    end: Option<End>,
+}
+
+enum End {
+    Failed(std::io::Error),
+    Wrong(Problem),
+}
+
+/// Reads the objects of a text, as they arrive.
+async fn read_parts(mut input: impl AsyncRead + Unpin, to: mpsc::Sender<Part>) {
+    let (mut values, mut buffer) = (Values::new(), vec![0; PART]);
+    loop {
+        let mut objects = Vec::new();
+        let (end, is_last) = match input.read(&mut buffer).await {
+            Ok(0) => (values.end().err().map(End::Wrong), true),
+            Ok(count) => {
+                let read = values.read(&buffer[..count], &mut objects);
+                (read.err().map(End::Wrong), false)
+            }
+            Err(error) => (Some(End::Failed(error)), true),
+        };
+        let is_last = is_last || end.is_some();
+        if to.send(Part { objects, end }).await.is_err() || is_last {
+            return;
+        }
+    }
+}
+
+/// The events of an object that `subscribe` printed: one, or with --all those of a response.
+fn events_of(object: &Found) -> Result<Vec<Event>, String> {
+    let parsed = object.parse().map_err(|problem| problem.to_string())?;
+    json::events_from_json(parsed).map_err(|why| format!("{}: {why}", object.name()))
+}
+
 /// What is wrong with the event of a line. The fields are those of its message on the stream:
 /// `events[3].custom.type`.
-fn by_line(error: &Error, line: u64) -> Vec<String> {
+fn by_place(error: &Error, place: &str) -> Vec<String> {
     let violations = error.violations();
     if violations.is_empty() {
-        return vec![format!("line {line}: {error}")];
+        return vec![format!("{place}: {error}")];
     }
     let text = |(field, why): (String, String)| {
         let path = field.strip_prefix("events[").and_then(|rest| rest.split_once(']'));
         match path.map_or(&*field, |(_, path)| path.trim_start_matches('.')) {
-            "" => format!("line {line}: {why}"),
-            path => format!("line {line}: {path}: {why}"),
+            "" => format!("{place}: {why}"),
+            path => format!("{place}: {path}: {why}"),
         }
     };
     violations.into_iter().map(text).collect()
@@ -283,10 +342,4 @@ impl Drop for Progress {
             eprintln!("\r{} published", self.published);
         }
     }
-}
-
-/// The events of a line that `subscribe` printed: one, or with --all those of a response.
-fn parse(text: &str) -> Result<Vec<Event>, String> {
-    let json: Value = serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))?;
-    json::events_from_json(json)
 }

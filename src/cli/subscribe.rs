@@ -3,28 +3,26 @@
 mod follow;
 mod printer;
 
-use std::{io, os::fd::AsFd, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::{Args, ValueEnum};
 use futures_util::FutureExt;
-use tokio::{
-    io::Interest,
-    net::unix::pipe::Sender,
-    signal::unix::{SignalKind, signal},
-    time::timeout,
-};
+use tokio::time::timeout;
 use trunkline_client::{Builder, Error, Notification, SubscribeOptions, Subscription};
 use trunkline_proto::v1::{Filter, Overflow, Start};
 
 use self::printer::Printer;
-use super::{Failure, GatewayArgs, NodeArgs, duration::parse_duration, interest::InterestArgs};
+use super::{
+    Failure, GatewayArgs, NodeArgs, duration::parse_duration, interest::InterestArgs,
+    until_ended::until_ended,
+};
 
 #[derive(Args)]
 #[command(after_help = "\
-Prints events to standard output, one JSON object per line, which `publish -` reads; gaps and other
-notifications to standard error, as JSON too. An event that comes again, with the same source and
-id, is printed once.
+Prints events to standard output, one JSON object per line, or with --pretty over several lines;
+`publish -` reads both. Gaps and other notifications go to standard error, as JSON too. An event
+that comes again, with the same source and id, is printed once.
 
 When the stream is lost (the gateway drains, crashes or is not reached), another one is opened, on
 the next of the gateways in --gateway, and resumes after the last event. Events that are lost are
@@ -37,6 +35,7 @@ Examples:
   trunkline subscribe --gateway gateway-1,gateway-2
   trunkline subscribe --follow-interest accounts.txt
   trunkline subscribe --kind node-joined --kind node-left --current-nodes
+  trunkline subscribe --kind custom --pretty
   trunkline subscribe --node-id mx1 --role imap --account a1 --explain
   trunkline subscribe | jq -c 'select(.mailboxChange)' | trunkline publish --gateway other:7420 -")]
 #[allow(clippy::struct_excessive_bools)] // flags
@@ -78,6 +77,9 @@ pub(super) struct Subscribe {
     /// Print whole responses to standard output, gaps included, with resume tokens
     #[arg(long)]
     all: bool,
+    /// Print each event over several lines, indented; with --all, each response
+    #[arg(long, conflicts_with = "explain")]
+    pretty: bool,
     /// Print the filter decision for each event, with its reasons, instead of the events
     #[arg(long)]
     explain: bool,
@@ -101,14 +103,7 @@ enum OverflowArg {
 
 impl Subscribe {
     pub(super) async fn run(&self) -> Result<(), Failure> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        tokio::select! {
-            result = self.print_all() => result,
-            // The usual ways to end it: Ctrl-C, a supervisor, a closed pipe.
-            _ = tokio::signal::ctrl_c() => Ok(()),
-            _ = terminate.recv() => Ok(()),
-            () = stdout_closed() => Ok(()),
-        }
+        until_ended(self.print_all()).await
     }
 
     async fn print_all(&self) -> Result<(), Failure> {
@@ -216,20 +211,4 @@ struct Token(Vec<u8>);
 
 fn parse_token(text: &str) -> Result<Token, String> {
     STANDARD.decode(text).map(Token).map_err(|error| format!("not base64: {error}"))
-}
-
-/// Waits until the reader of standard output has closed it; forever where that cannot be observed,
-/// as with a file.
-///
-/// A failed write would show it too, but only at the next event: `subscribe | head -1` would wait
-/// for a second one.
-async fn stdout_closed() {
-    // Unchecked leaves the pipe in blocking mode, which `print` needs; nothing is written here.
-    let stdout = io::stdout().as_fd().try_clone_to_owned();
-    if let Ok(stdout) = stdout.and_then(Sender::from_owned_fd_unchecked)
-        && stdout.ready(Interest::ERROR).await.is_ok()
-    {
-        return;
-    }
-    std::future::pending::<()>().await;
 }

@@ -6,6 +6,8 @@
 
 use std::{borrow::Cow, fmt::Write};
 
+use serde_json::Value;
+
 /// Text with every character escaped that would not be seen as it is: `\u{9b}`. Line feeds too.
 pub(super) fn visible(text: &str) -> Cow<'_, str> {
     escaped(text, |shown, hidden| {
@@ -25,6 +27,12 @@ pub(super) fn visible_json(json: &str) -> Cow<'_, str> {
             let _ = write!(shown, "\\u{unit:04x}");
         }
     })
+}
+
+/// JSON as text: on one line, or indented over several.
+pub(super) fn json_text(json: &Value, pretty: bool) -> String {
+    let text = if pretty { format!("{json:#}") } else { json.to_string() };
+    visible_json(&text).into_owned()
 }
 
 fn escaped(text: &str, mut escape: impl FnMut(&mut String, char)) -> Cow<'_, str> {
@@ -60,7 +68,7 @@ fn is_hidden(character: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 

@@ -45,6 +45,7 @@ use std::{
 
 use serde_json::Value;
 
+pub use self::nearest::nearest;
 pub(crate) use self::units::format_duration;
 pub use self::units::parse_duration;
 pub use self::{

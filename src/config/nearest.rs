@@ -9,10 +9,7 @@ const MAX_LENGTH: usize = 100;
 
 /// The one of `known` that is most similar to `given`, if any is similar. Case, `_` and `-` do not
 /// count: `max_age` means `maxAge`.
-pub(super) fn nearest<'k>(
-    given: &str,
-    known: impl IntoIterator<Item = &'k str>,
-) -> Option<&'k str> {
+pub fn nearest<'k>(given: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
     if given.len() > MAX_LENGTH {
         return None;
     }

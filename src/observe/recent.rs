@@ -33,6 +33,8 @@ pub struct Recent {
 /// A gap that was sent on a stream.
 #[derive(Clone, Debug)]
 pub struct SentGap {
+    /// Its number among all gaps that were sent, from 1.
+    pub number: u64,
     /// When it was sent.
     pub at: SystemTime,
     /// The node of the stream.
@@ -94,31 +96,42 @@ pub struct Refusal {
 
 /// The last few entries.
 #[derive(Debug)]
-struct Ring<T>(Mutex<VecDeque<T>>);
+struct Ring<T>(Mutex<Kept<T>>);
+
+#[derive(Debug)]
+struct Kept<T> {
+    items: VecDeque<T>,
+    /// The number of entries that there were.
+    pushed: u64,
+}
 
 impl Recent {
     /// A gap was sent on a stream of `node_id`.
     pub fn gap(&self, node_id: &str, shard: ShardId, reason: GapReason, missed: Option<u64>) {
         let node_id = node_id.to_owned();
-        self.gaps.push(SentGap { at: SystemTime::now(), node_id, shard, reason, missed });
+        self.gaps.push(|number| {
+            let at = SystemTime::now();
+            SentGap { number, at, node_id, shard, reason, missed }
+        });
     }
 
     /// A stream ended.
     pub fn ended(&self, stream: EndedStream) {
-        self.ended.push(stream);
+        self.ended.push(|_| stream);
     }
 
     /// A request was refused.
     pub fn refused(&self, method: Method, requester: &Requester, error: &Error) {
         let shortened = |text: String| -> String { text.chars().take(MAX_TEXT).collect() };
-        self.refused.push(Refusal {
+        let refusal = Refusal {
             at: SystemTime::now(),
             method,
             who: shortened(requester.to_string()),
             rule: error.rule().map(shortened),
             reason: error.reason(),
             text: shortened(error.to_string()),
-        });
+        };
+        self.refused.push(|_| refusal);
     }
 
     /// The last gaps, the newest first.
@@ -161,21 +174,24 @@ impl Ending {
 
 impl<T> Default for Ring<T> {
     fn default() -> Ring<T> {
-        Ring(Mutex::new(VecDeque::with_capacity(KEPT)))
+        Ring(Mutex::new(Kept { items: VecDeque::with_capacity(KEPT), pushed: 0 }))
     }
 }
 
 impl<T: Clone> Ring<T> {
-    fn push(&self, item: T) {
-        let mut items = self.0.lock();
-        if items.len() == KEPT {
-            items.pop_front();
+    /// Adds the entry that is made with its number, from 1.
+    fn push(&self, item: impl FnOnce(u64) -> T) {
+        let mut kept = self.0.lock();
+        kept.pushed += 1;
+        if kept.items.len() == KEPT {
+            kept.items.pop_front();
         }
-        items.push_back(item);
+        let item = item(kept.pushed);
+        kept.items.push_back(item);
     }
 
     fn newest_first(&self) -> Vec<T> {
-        self.0.lock().iter().rev().cloned().collect()
+        self.0.lock().items.iter().rev().cloned().collect()
     }
 }
 
@@ -193,6 +209,8 @@ mod tests {
         assert_eq!(gaps.len(), KEPT);
         assert_eq!((gaps[0].missed, gaps[KEPT - 1].missed), (Some(KEPT as u64 + 4), Some(5)));
         assert_eq!(gaps[0].node_id, format!("n{}", KEPT + 4));
+        let numbers = gaps.iter().map(|gap| gap.number);
+        assert!(numbers.eq((6..=KEPT as u64 + 5).rev()));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::{
         token,
     },
     leave::Leave,
+    observe::recent::Recent,
     presence::timestamp,
     proto::v1,
 };
@@ -72,6 +73,20 @@ pub fn resume_token(deployment: u32, cursor: &Cursor, behind: Option<&Cursor>) -
     let mut bytes = Vec::with_capacity(token::encoded_len(cursor.had(), behind.clone()));
     token::encode_with(deployment, cursor.had(), behind, &mut bytes);
     bytes
+}
+
+/// The last gaps that were sent on streams, the latest first. `names`: with the ids of their nodes.
+pub fn sent_gaps(recent: &Recent, names: bool) -> Vec<v1::SentGap> {
+    let gaps = recent.last_gaps().into_iter();
+    gaps.map(|gap| v1::SentGap {
+        number: gap.number,
+        send_time: Some(timestamp(gap.at)),
+        node_id: if names { gap.node_id } else { String::new() },
+        shard: gap.shard.0.into(),
+        reason: gap_reason(gap.reason).into(),
+        missed_events: gap.missed,
+    })
+    .collect()
 }
 
 fn gap_reason(reason: GapReason) -> v1::GapReason {

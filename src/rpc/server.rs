@@ -24,6 +24,7 @@ use crate::{
     rpc::{
         Context,
         body::ResponseBody,
+        messages,
         publish_stream::{self, PublishStream},
         request::{PublishRequest, read},
         validate, watch,
@@ -85,7 +86,9 @@ impl Server {
             Method::GetStatus => {
                 let v1::GetStatusRequest {} = read(headers, body, limits).await?;
                 let Context { gateway, nodes, records, .. } = &**context;
-                let status = status(gateway, nodes, &records.counters);
+                let mut status = status(gateway, nodes, &records.counters);
+                let denied = caller.grant.as_ref().is_some_and(|grant| !grant.may_list_nodes());
+                status.recent_gaps = messages::sent_gaps(&records.recent, !denied);
                 ResponseBody::unary(&status, context.load.trailer())
             }
             Method::Other => return Err(Status::unimplemented("")),

@@ -6,7 +6,10 @@ mod support;
 mod bench;
 mod check;
 mod cookbook;
+mod errors;
+mod gaps;
 mod init;
+mod nodes_watch;
 mod publish;
 mod serve;
 mod status;
@@ -63,7 +66,7 @@ fn unused_address() -> (support::ports::Port, String) {
     (port, address)
 }
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
     "serve",
     "check",
     "config",
@@ -73,6 +76,7 @@ const COMMANDS: [&str; 13] = [
     "explain",
     "status",
     "nodes",
+    "gaps",
     "top",
     "bench",
     "completions",
@@ -162,6 +166,7 @@ async fn without_a_gateway_commands_exit_with_69_at_once() {
     for args in [
         vec!["status"],
         vec!["nodes"],
+        vec!["gaps"],
         vec!["bench"],
         vec!["subscribe"],
         vec!["publish", "queue-refresh"],
@@ -186,7 +191,7 @@ async fn closed_standard_output_is_not_an_error() {
     let script = "mkfifo \"$1\"
         { cat \"$1\"; \"$0\" $2; echo \"code $?\" >&2; } | { exec <&-; echo > \"$1\"; }
         rm \"$1\"";
-    for command in ["status --json", "status", "nodes --json", "nodes", "check", "--help"] {
+    for command in ["status --json", "status", "nodes --json", "nodes", "gaps", "check", "--help"] {
         let shell = Program::new("sh", ["-c", script, &binary(), &gate, command])
             .env("TRUNKLINE_GATEWAY", gateway.url())
             .run(LIMIT)

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use super::{code, gateway, lines, subscribe, to};
 use crate::support::{
-    Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer, TestNode, process::Process, shared,
+    Gateway, GatewayOptions, LIMIT, RedisOptions, RedisServer, TestNode, folder, process::Process,
+    shared,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,8 +139,8 @@ async fn a_wrong_line_is_named_and_the_lines_before_it_are_published() {
     let subscriber = subscribe(&gateway, []).await;
     let good = r#"{"queueRefresh":{}}"#;
     for (wrong, expected) in [
-        ("no json", "line 2: not JSON: "),
-        (r#"{"queueRefresh":{}} x"#, "line 2: not JSON: "),
+        ("no json", "line 2, column 1: not JSON: "),
+        (r#"{"queueRefresh":} x"#, "line 2, column 17: not JSON: expected a value"),
         (r#"{"mailboxChange":{"account":"a"}}"#, "line 2: "),
         (r#"{"eventId":7,"queueRefresh":{}}"#, "line 2: "),
         (
@@ -216,4 +217,113 @@ async fn publish_waits_for_nodes_and_names_who_has_not_the_event() {
     let lines = to(&gateway, ["publish", "--wait-for", "delivered", "-"]).run(LIMIT).await;
     assert_eq!(code(&lines), 2);
     assert!(lines.stderr.contains("--wait-for is for events of the command line"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_custom_event_carries_text_json_bytes_a_file_or_standard_input() {
+    let gateway = gateway().await;
+    let subscriber = subscribe(&gateway, []).await;
+    let folder = folder::new();
+    let file = |name: &str, content: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).expect("a file");
+        path.display().to_string()
+    };
+    let (bytes, document) =
+        (file("bytes", &[0xff, 0, 1]), file("json", b"{\n  \"a\": [1, null]\n}\n"));
+    let any = |name: &str, value: Value| {
+        let url = format!("type.googleapis.com/google.protobuf.{name}");
+        json!({ "@type": url, "value": value })
+    };
+    let cases: [(&[&str], &str, Value); 9] = [
+        (&["--payload", "the backup is done"], "", any("StringValue", json!("the backup is done"))),
+        (&["--payload", "@not-a-file"], "", any("StringValue", json!("@not-a-file"))),
+        (&["--payload", r#"{"a":{"b":[true]}}"#], "", any("Struct", json!({"a": {"b": [true]}}))),
+        (&["--payload", "17", "--payload-as", "json"], "", any("Value", json!(17.0))),
+        (&["--payload-file", &document], "", any("Struct", json!({ "a": [1.0, null] }))),
+        (
+            &["--payload-file", &document, "--payload-as", "text"],
+            "",
+            any("StringValue", json!("{\n  \"a\": [1, null]\n}\n")),
+        ),
+        (&["--payload-file", &bytes], "", any("BytesValue", json!("/wAB"))),
+        (
+            &["--payload-file", &bytes, "--payload-type", "example.v1.Paid"],
+            "",
+            json!({ "@type": "type.googleapis.com/example.v1.Paid", "value": "/wAB" }),
+        ),
+        (&["--payload-file", "-"], "from a pipe\n", any("StringValue", json!("from a pipe\n"))),
+    ];
+    for (args, input, _) in &cases {
+        let mut program = to(&gateway, ["publish", "custom", "com.example.x", "--label", "a=b"]);
+        program.args.extend(args.iter().map(|&arg| arg.to_owned()));
+        assert_eq!(program.stdin(*input).run(LIMIT).await.success(), "");
+    }
+    let seen = lines(&subscriber, cases.len()).await;
+    for (event, (args, _, expected)) in seen.iter().zip(&cases) {
+        assert_eq!(event["custom"]["payload"], *expected, "{args:?}");
+        assert_eq!(event["custom"]["labels"], json!({ "a": "b" }));
+    }
+
+    let large = file("large", &vec![b'x'; 16 * 1024 * 1024 + 1]);
+    let missing = folder.path().join("missing").display().to_string();
+    for (args, expected, says) in [
+        (&["--payload", r#"{"a":1,}"#][..], 3, "--payload: not JSON: "),
+        (&["--payload", r#"{"a":1,}"#], 3, "--payload-as text"),
+        (&["--payload", "x", "--payload-as", "json"], 3, "--payload: not JSON: "),
+        (&["--payload", r#"{"id":12345678901234567}"#], 3, "12345678901234567 is larger"),
+        (&["--payload-file", &missing], 3, "No such file"),
+        (&["--payload-file", &large], 3, "more than 16777216 bytes, the limit of limits.maxEven"),
+        (&["--payload", "x", "--payload-file", "y"], 2, "cannot be used with"),
+        (&["--payload-as", "text"], 2, "--payload"),
+    ] {
+        let mut program = to(&gateway, ["publish", "custom", "com.example.x"]);
+        program.args.extend(args.iter().map(|&arg| arg.to_owned()));
+        let output = program.run(LIMIT).await;
+        assert_eq!(code(&output), expected, "{args:?}: {}", output.stderr);
+        assert!(output.stderr.contains(says), "{args:?}: {}", output.stderr);
+    }
+    let large = "x".repeat(65 * 1024);
+    let args = ["publish", "custom", "com.example.x", "--payload", &large];
+    let output = to(&gateway, args).run(LIMIT).await;
+    assert_eq!(code(&output), 3, "{}", output.stderr);
+    assert!(output.stderr.contains("events[0] has 66"), "{}", output.stderr);
+    assert!(output.stderr.contains("the limit is 65536"), "{}", output.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn json_over_several_lines_is_published_and_what_is_wrong_is_named_by_line_and_column() {
+    let gateway = gateway().await;
+    let subscriber = subscribe(&gateway, []).await;
+    let good = "{\n  \"queueRefresh\": {\n  }\n}\n\n{\"queueRefresh\":{}} {\"queueRefresh\":{}}";
+    to(&gateway, ["publish", "-"]).stdin(good).run(LIMIT).await.success();
+    to(&gateway, ["publish", "--json", good]).run(LIMIT).await.success();
+    assert_eq!(lines(&subscriber, 6).await.len(), 6);
+    for (wrong, expected) in [
+        // What is missing is found where it is missing, and not at the end of the input.
+        ("{\n  \"queueRefresh\": {\n}\n{\"queueRefresh\":{}}\n", "line 4, column 1: not JSON: "),
+        ("{\n  \"queueRefresh\" {}\n}", "line 2, column 18: not JSON: expected : "),
+        ("{\"queueRefresh\":{}}\n{\n", "line 3, column 1: the input ends within the object"),
+        ("\n\n{\n  \"queueRefreshed\": {}\n}", "line 3: unrecognized field name"),
+        ("{\n  \"mailboxChange\": {}\n}", "line 1: mailbox_change.account_id: "),
+        ("{\"queueRefresh\":{}} {\"mailboxChange\":{}}", "line 1, column 21: mailbox_change."),
+    ] {
+        let output = to(&gateway, ["publish", "-"]).stdin(wrong).run(LIMIT).await;
+        assert_eq!(code(&output), 3, "{wrong}: {}", output.stderr);
+        let found = output.stderr.starts_with(&format!("trunkline: {expected}"));
+        assert!(found, "{wrong}: {}", output.stderr);
+    }
+    let output = to(&gateway, ["publish", "--json", "{\n\"queueRefresh\": }"]).run(LIMIT).await;
+    assert_eq!(code(&output), 3, "{}", output.stderr);
+    let expected = "trunkline: --json: line 2, column 17: not JSON: expected a value";
+    assert!(output.stderr.starts_with(expected), "{}", output.stderr);
+    // An object without an end: no more than its limit is kept.
+    let endless = format!("{{\"eventId\":\"{}", "x".repeat(33 << 20));
+    let output = to(&gateway, ["publish", "-"]).stdin(endless).run(LIMIT).await;
+    assert_eq!(code(&output), 3, "{}", output.stderr);
+    let expected = "line 1, column 1: has more than 33554432 bytes, the limit of one object";
+    assert!(output.stderr.contains(expected), "{}", output.stderr);
+    let args = ["publish", "-", "custom", "com.example.x", "--payload-file", "-"];
+    let output = to(&gateway, args).run(LIMIT).await;
+    assert_eq!(code(&output), 2, "{}", output.stderr);
 }

@@ -106,6 +106,22 @@ async fn a_line_goes_back_through_publish_and_is_the_same_line_again() {
     assert_eq!(again.run(LIMIT).await.success(), "");
     let repeated = direct.events(2 * count, LIMIT).await.events;
     assert!(repeated[count..].iter().eq(&repeated[..count]));
+
+    // So do events and responses over several lines.
+    for all in [&[][..], &["--all"]] {
+        let events = count.to_string();
+        let args = ["subscribe", "--pretty", "--start", "oldest", "--max-events", &events];
+        let mut pretty = to(&one, args);
+        pretty.args.extend(all.iter().map(|&arg| arg.to_owned()));
+        let printed = pretty.run(LIMIT).await.success();
+        assert!(printed.lines().count() > 5 * count, "{printed}");
+        let again = to(&other, ["publish", "--node-id", "n1", "-"]).stdin(printed);
+        assert_eq!(again.run(LIMIT).await.success(), "");
+    }
+    let repeated = direct.events(4 * count, LIMIT).await.events;
+    for part in repeated.chunks(count) {
+        assert!(part.iter().eq(&repeated[..count]));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,7 +11,7 @@ use trunkline_client::Notification;
 use trunkline_proto::v1::{Event, EventBatch, SubscribeResponse, subscribe_response::Response};
 
 use super::Subscribe;
-use crate::cli::{Failure, explain, visible_json};
+use crate::cli::{Failure, explain, json_text, visible_json};
 
 /// While no gateway is reached, the same reason is printed once in this time.
 const REPEATED: Duration = Duration::from_secs(10);
@@ -63,7 +63,7 @@ impl Printer<'_> {
         let response = SubscribeResponse { response: Some(response) };
         let json = json::response_to_json(&response).map_err(Failure::Other)?;
         if self.command.all {
-            print(&mut io::stdout().lock(), &json)
+            self.print(&json)
         } else if !routine || resumed || self.command.heartbeats {
             print(&mut io::stderr().lock(), &json)
         } else {
@@ -77,12 +77,12 @@ impl Printer<'_> {
         if events.is_empty() {
             return Ok(());
         }
-        let mut out = io::stdout().lock();
         if self.command.all {
             let batch = EventBatch { events, resume_token: self.token.clone() };
             let response = SubscribeResponse { response: Some(Response::Events(batch)) };
-            return print(&mut out, &json::response_to_json(&response).map_err(Failure::Other)?);
+            return self.print(&json::response_to_json(&response).map_err(Failure::Other)?);
         }
+        let mut out = io::stdout().lock();
         for event in &events {
             if event.kind.is_none() {
                 // Its content is lost here, which must not go without a word.
@@ -91,10 +91,18 @@ impl Printer<'_> {
             }
             // The explanation covers them.
             if !self.command.explain {
-                writeln!(out, "{}", visible_json(&json::event_to_json(event).to_string()))?;
+                let json = json::event_to_json(event);
+                writeln!(out, "{}", json_text(&json, self.command.pretty))?;
             }
         }
         // The reader of a pipe gets each event when it arrives.
+        Ok(out.flush()?)
+    }
+
+    /// Prints a response to standard output.
+    fn print(&self, response: &Value) -> Result<(), Failure> {
+        let mut out = io::stdout().lock();
+        writeln!(out, "{}", json_text(response, self.command.pretty))?;
         Ok(out.flush()?)
     }
 
