@@ -1,6 +1,6 @@
 //! Errors of commands, and the exit code of each.
 
-use std::{error::Error as _, time::SystemTime};
+use std::{error::Error as _, fmt::Write as _, time::SystemTime};
 
 use serde_json::{Value, json};
 use tonic::{Code, Status};
@@ -55,7 +55,10 @@ impl Failure {
             Form::Text => {
                 let next = next.map(|next| format!("next: {next}"));
                 let lines = text.lines().chain(next.as_deref());
-                return lines.map(|line| format!("trunkline: {}\n", visible(line))).collect();
+                return lines.fold(String::new(), |mut shown, line| {
+                    let _ = writeln!(shown, "trunkline: {}", visible(line));
+                    shown
+                });
             }
             Form::Json => {
                 let mut error = json!({

@@ -1,5 +1,8 @@
 //! The payload of a custom event, from flags, a file or standard input.
 
+// Doc comments become help texts, where backticks would only be noise.
+#![allow(clippy::doc_markdown)]
+
 use std::{
     fs::File,
     io::{self, Read},

@@ -87,8 +87,8 @@ impl Server {
                 let v1::GetStatusRequest {} = read(headers, body, limits).await?;
                 let Context { gateway, nodes, records, .. } = &**context;
                 let mut status = status(gateway, nodes, &records.counters);
-                let names = caller.grant.as_ref().is_none_or(|grant| grant.may_list_nodes());
-                status.recent_gaps = messages::sent_gaps(&records.recent, names);
+                let denied = caller.grant.as_ref().is_some_and(|grant| !grant.may_list_nodes());
+                status.recent_gaps = messages::sent_gaps(&records.recent, !denied);
                 ResponseBody::unary(&status, context.load.trailer())
             }
             Method::Other => return Err(Status::unimplemented("")),

@@ -90,14 +90,13 @@ impl Watch<'_> {
         let mut listed_at = Instant::now();
         loop {
             let next = if self.streams.has_missing() {
-                match timeout_at(listed_at + SETTLED_AFTER, subscription.next()).await {
-                    Ok(next) => next,
-                    Err(_) => {
-                        let changes = self.streams.settle();
-                        self.print(changes, SystemTime::now().into())?;
-                        continue;
-                    }
-                }
+                let next = timeout_at(listed_at + SETTLED_AFTER, subscription.next()).await;
+                let Ok(next) = next else {
+                    let changes = self.streams.settle();
+                    self.print(changes, SystemTime::now().into())?;
+                    continue;
+                };
+                next
             } else {
                 subscription.next().await
             };
