@@ -66,7 +66,7 @@ fn unused_address() -> (support::ports::Port, String) {
     (port, address)
 }
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "serve",
     "check",
     "config",
@@ -79,6 +79,7 @@ const COMMANDS: [&str; 14] = [
     "gaps",
     "top",
     "bench",
+    "verify",
     "completions",
     "man",
 ];

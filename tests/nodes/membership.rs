@@ -203,3 +203,34 @@ async fn gateways_of_earlier_versions_are_listed_and_forgotten() {
         until(LIMIT, "it is gone", async || gateway_ids(gateway).await == ["gw-a", "gw-b"]).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_that_no_gateway_wrote_stop_no_list() {
+    let redis = redis().await;
+    let (a, b) = two(&redis).await;
+    let changes = "nodes:{members}:changes";
+    let long = "x".repeat(1 << 20);
+    let mut held = vec![];
+    for (nth, last) in
+        ["1e300", "inf", "-inf", "nan", "-1", "7.5", "rubbish", "", "18446744073709551616", &long]
+            .into_iter()
+            .enumerate()
+    {
+        let _: u32 = redis.command(&["HSET", changes, "last", last]).await.unwrap();
+        let _: u32 = redis.command(&["HSET", changes, "swept", last]).await.unwrap();
+        held.push(open(&a, &format!("node-{nth}")).await);
+        for gateway in [&a, &b] {
+            until(LIMIT, last, async || node_ids(gateway).await.len() == nth + 1).await;
+        }
+    }
+    // The content of the last change, and a gateway that begins with all that.
+    let last: String = redis.command(&["HGET", changes, "last"]).await.unwrap();
+    let _: u32 = redis.command(&["HSET", changes, &last, &long]).await.unwrap();
+    held.push(open(&b, "node-b").await);
+    let c = one_more(&redis, "gw-c").await;
+    for gateway in [&a, &b, &c] {
+        let count = held.len();
+        until(LIMIT, "all nodes", async || node_ids(gateway).await.len() == count).await;
+    }
+    assert_eq!(gateway_ids(&c).await, ["gw-a", "gw-b", "gw-c"]);
+}

@@ -28,6 +28,10 @@
 local KEPT = 2048
 local MANY = 128
 local SWEEP = 1000
+-- How far the numbers of changes may be ahead of the time, in microseconds: ten years.
+local AHEAD = 315360000000000
+-- Bytes of the content of a change: more is of nobody who knows this script.
+local LONGEST = 200
 
 local function num(n) return string.format('%.0f', n) end
 
@@ -41,8 +45,13 @@ local function parse(value)
 end
 
 local ring = redis.call('HMGET', KEYS[3], 'last', 'swept', 'earlier', ARGV[8])
--- Numbers of a ring that was lost do not come again: it begins at the time in microseconds.
-local stored = tonumber(ring[1]) or now * 1000
+-- Numbers of a ring that was lost do not come again: it begins at the time in microseconds. Of a
+-- number that no gateway can have written, nothing is kept either: it would be none that a caller
+-- can read, or that grows.
+local stored = tonumber(ring[1])
+if stored == nil or stored % 1 ~= 0 or stored < 0 or stored > now * 1000 + AHEAD then
+  stored = now * 1000
+end
 local last = stored
 local swept, earlier, known = tonumber(ring[2]) or 0, ring[3], ring[4]
 local fields, dropped = {}, {}
@@ -135,7 +144,7 @@ end
 -- The members that changed, each once.
 local members, seen = {}, {}
 local function note(content)
-  local member = content and string.match(content, '^(%S+) ')
+  local member = content and #content <= LONGEST and string.match(content, '^(%S+) ')
   if member and not seen[member] then
     seen[member] = true
     members[#members + 1] = member
@@ -152,6 +161,7 @@ if #fields > 0 then
 end
 redis.call('PEXPIRE', KEYS[3], ARGV[2])
 local content = redis.call('HMGET', KEYS[3], num(last))[1]
+if content and #content > LONGEST then content = '' end
 
 local reply = {taken and 1 or 0, all and 1 or 0, num(last), content or ''}
 if not all then
