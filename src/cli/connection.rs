@@ -94,11 +94,7 @@ impl GatewayArgs {
 
     /// The URLs of the gateways.
     pub(super) fn urls(&self, credentials: &Credentials) -> Result<Vec<String>, Failure> {
-        let url = |address: &String| {
-            let wrong = |why| Failure::Usage(format!("--gateway {address}: {why}"));
-            credentials.url(address).map_err(wrong)
-        };
-        self.gateway.iter().map(url).collect()
+        self.gateway.iter().map(|address| url(address, credentials)).collect()
     }
 
     /// The addresses of the gateways, one by one.
@@ -109,9 +105,7 @@ impl GatewayArgs {
     /// Connects to one of [`GatewayArgs::addresses`].
     pub(super) async fn connect_to(&self, address: &str) -> Result<Client, Failure> {
         let credentials = self.credentials()?;
-        let wrong = |why| Failure::Usage(format!("--gateway {address}: {why}"));
-        let url = credentials.url(address).map_err(wrong)?;
-        match connect(url, &credentials).await {
+        match connect(url(address, &credentials)?, &credentials).await {
             Err(Failure::Other(why)) => Err(Failure::Unavailable { address: address.into(), why }),
             other => other,
         }
@@ -207,6 +201,12 @@ impl CredentialArgs {
 
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     std::fs::read(path).map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))
+}
+
+/// The URL of a gateway's address.
+fn url(address: &str, credentials: &Credentials) -> Result<String, Failure> {
+    let wrong = |why| Failure::Usage(format!("--gateway {address}: {why}"));
+    credentials.url(address).map_err(wrong)
 }
 
 async fn connect(url: String, credentials: &Credentials) -> Result<Client, Failure> {

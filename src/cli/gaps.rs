@@ -245,13 +245,14 @@ impl Asked<'_> {
         let answer = timeout(LIMIT, asked).await.unwrap_or_else(|_| Err(late()));
         answer.map_err(|failure| {
             self.client = None;
-            match failure {
-                Failure::Gateway(status) if !Failure::from(status.clone()).is_unavailable() => {
-                    Failure::Gateway(status)
-                }
-                Failure::Usage(_) => failure,
-                other => Failure::Unavailable { address: self.address.into(), why: other.reason() },
+            let is_final = match &failure {
+                Failure::Gateway(_) => !failure.is_unavailable(),
+                failure => matches!(failure, Failure::Usage(_)),
+            };
+            if is_final {
+                return failure;
             }
+            Failure::Unavailable { address: self.address.into(), why: failure.reason() }
         })
     }
 }
@@ -275,13 +276,14 @@ async fn others(client: &mut Client, asked: &[GetStatusResponse]) -> Vec<String>
         .collect()
 }
 
-/// One failure for all of them, none if there are none.
-fn all_of(mut failures: Vec<Failure>) -> Option<Failure> {
-    if failures.len() < 2 || !failures.iter().all(Failure::is_unavailable) {
-        return (!failures.is_empty()).then(|| failures.remove(0));
-    }
-    let text: Vec<_> = failures.iter().map(ToString::to_string).collect();
-    let (first, rest) = text[0].split_once(": ").unwrap_or(("", &text[0]));
-    let why = [&[rest.to_owned()], &text[1..]].concat().join("; ");
-    Some(Failure::Unavailable { address: first.into(), why })
+/// One failure for all of them, none if there are none: the first one, and if gateways were not
+/// reached and nothing else is wrong, the others with it.
+fn all_of(failures: Vec<Failure>) -> Option<Failure> {
+    let alike = failures.iter().all(Failure::is_unavailable);
+    failures.into_iter().reduce(|all, other| match all {
+        Failure::Unavailable { address, why } if alike => {
+            Failure::Unavailable { address, why: format!("{why}; {other}") }
+        }
+        first => first,
+    })
 }

@@ -13,17 +13,38 @@ use super::{Failure, visible, visible_json};
 /// While no gateway is reached, the same reason is printed once in this time.
 const REPEATED: Duration = Duration::from_secs(10);
 
+/// The reason for which a gateway is not reached, since it was lost, and when that was printed.
+#[derive(Default)]
+pub(super) struct Loss(Option<(String, Instant)>);
+
 /// The remarks of a command.
 pub(super) struct Remarks {
     as_json: bool,
-    /// The reason for which a gateway is not reached, and when it was printed last.
-    lost: Option<(String, Instant)>,
+    loss: Loss,
+}
+
+impl Loss {
+    /// It is not reached, for this reason. True if that is to be printed, and not a repetition.
+    pub(super) fn is_news(&mut self, reason: &str) -> bool {
+        let is_repeated =
+            |(before, at): &(String, Instant)| before == reason && at.elapsed() < REPEATED;
+        if self.0.as_ref().is_some_and(is_repeated) {
+            return false;
+        }
+        self.0 = Some((reason.to_owned(), Instant::now()));
+        true
+    }
+
+    /// It is reached. True if it was not.
+    pub(super) fn ends(&mut self) -> bool {
+        self.0.take().is_some()
+    }
 }
 
 impl Remarks {
     /// `as_json`: each is an object, else a line of text.
     pub(super) fn new(as_json: bool) -> Remarks {
-        Remarks { as_json, lost: None }
+        Remarks { as_json, loss: Loss::default() }
     }
 
     /// A remark: the name of its object and what that holds, or the text.
@@ -38,21 +59,16 @@ impl Remarks {
 
     /// A gateway is not reached, and is tried again. Without an address, the reason has it.
     pub(super) fn lost(&mut self, address: Option<&str>, reason: &str) -> Result<(), Failure> {
-        let is_repeated = self
-            .lost
-            .as_ref()
-            .is_some_and(|(before, at)| before == reason && at.elapsed() < REPEATED);
-        if is_repeated {
+        if !self.loss.is_news(reason) {
             return Ok(());
         }
-        self.lost = Some((reason.to_owned(), Instant::now()));
         let text = format!("{}{reason}; trying again", prefix(address));
         self.say("reconnecting", &about(address, Some(reason)), &text)
     }
 
     /// A gateway answers.
     pub(super) fn answers(&mut self, address: Option<&str>) -> Result<(), Failure> {
-        if self.lost.take().is_none() {
+        if !self.loss.ends() {
             return Ok(());
         }
         self.say("connected", &about(address, None), &format!("{}connected again", prefix(address)))

@@ -15,7 +15,10 @@ use std::time::Duration;
 use clap::Args;
 
 use self::load::Load;
-pub(super) use self::{outcome::milliseconds, received::histogram};
+pub(super) use self::{
+    outcome::{milliseconds, quantiles},
+    received::histogram,
+};
 use super::{Failure, GatewayArgs, duration::parse_duration};
 
 /// Time limit for the opening of a stream and for the answer to a request.

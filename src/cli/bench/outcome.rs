@@ -114,13 +114,6 @@ impl Outcome {
     }
 
     fn json(&self) -> Value {
-        let milliseconds = |histogram: &Histogram<u64>| {
-            let at = |quantile| milliseconds(histogram.value_at_quantile(quantile));
-            json!({
-                "p50": at(0.5), "p90": at(0.9), "p99": at(0.99), "p999": at(0.999),
-                "max": milliseconds(histogram.max()), "count": histogram.len(),
-            })
-        };
         json!({
             "seconds": self.took.as_secs_f64(),
             "publishers": self.publishers,
@@ -132,8 +125,8 @@ impl Outcome {
             "deliveredEvents": self.delivered,
             "deliveredPerSecond": self.per_second(self.delivered),
             "messages": self.messages,
-            "latencyMs": milliseconds(&self.latency),
-            "answerMs": milliseconds(&self.answers),
+            "latencyMs": quantiles(&self.latency),
+            "answerMs": quantiles(&self.answers),
             "lost": self.lost,
             "gaps": self.gaps,
             "missedEvents": self.missed,
@@ -158,6 +151,15 @@ fn percentiles(histogram: &Histogram<u64>) -> String {
         at(0.999),
         milliseconds(histogram.max())
     )
+}
+
+/// The quantiles of nanoseconds as JSON, in milliseconds.
+pub(in crate::cli) fn quantiles(histogram: &Histogram<u64>) -> Value {
+    let at = |quantile| milliseconds(histogram.value_at_quantile(quantile));
+    json!({
+        "p50": at(0.5), "p90": at(0.9), "p99": at(0.99), "p999": at(0.999),
+        "max": milliseconds(histogram.max()), "count": histogram.len(),
+    })
 }
 
 /// Milliseconds of nanoseconds.

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Write},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -11,10 +11,7 @@ use trunkline_client::Notification;
 use trunkline_proto::v1::{Event, EventBatch, SubscribeResponse, subscribe_response::Response};
 
 use super::Subscribe;
-use crate::cli::{Failure, explain, json_text, visible_json};
-
-/// While no gateway is reached, the same reason is printed once in this time.
-const REPEATED: Duration = Duration::from_secs(10);
+use crate::cli::{Failure, explain, json_text, remarks::Loss, visible_json};
 
 /// Prints notifications.
 pub(super) struct Printer<'a> {
@@ -22,13 +19,12 @@ pub(super) struct Printer<'a> {
     /// Events that were received and not printed yet, and the token after the last of them.
     events: Vec<Event>,
     token: Vec<u8>,
-    /// The reason for which the stream was lost, since then, and when it was printed last.
-    lost: Option<(String, Instant)>,
+    loss: Loss,
 }
 
 impl Printer<'_> {
     pub(super) fn new(command: &Subscribe) -> Printer<'_> {
-        Printer { command, events: vec![], token: vec![], lost: None }
+        Printer { command, events: vec![], token: vec![], loss: Loss::default() }
     }
 
     /// Takes a notification, and the resume token after it. Events are printed by [`Self::flush`].
@@ -45,7 +41,7 @@ impl Printer<'_> {
         self.flush()?;
         token.clone_into(&mut self.token);
         let response = match notification {
-            Notification::Reconnecting { reason, wait } => return self.print_loss(reason, wait),
+            Notification::Reconnecting { reason, wait } => return self.print_loss(&reason, wait),
             Notification::Subscribed(subscribed) => Response::Subscribed(subscribed),
             Notification::Gap(gap) => Response::Gap(gap),
             Notification::Heartbeat(heartbeat) => Response::Heartbeat(heartbeat),
@@ -58,7 +54,7 @@ impl Printer<'_> {
             Notification::Explanation(explanation) => Response::Explanation(explanation),
             _ => return Ok(()),
         };
-        let resumed = matches!(response, Response::Subscribed(_)) && self.lost.take().is_some();
+        let resumed = matches!(response, Response::Subscribed(_)) && self.loss.ends();
         let routine = matches!(response, Response::Subscribed(_) | Response::Heartbeat(_));
         let response = SubscribeResponse { response: Some(response) };
         let json = json::response_to_json(&response).map_err(Failure::Other)?;
@@ -107,16 +103,12 @@ impl Printer<'_> {
     }
 
     /// Prints that another stream will be opened.
-    fn print_loss(&mut self, reason: String, wait: Duration) -> Result<(), Failure> {
-        if let Some((before, at)) = &self.lost
-            && *before == reason
-            && at.elapsed() < REPEATED
-        {
+    fn print_loss(&mut self, reason: &str, wait: Duration) -> Result<(), Failure> {
+        if !self.loss.is_news(reason) {
             return Ok(());
         }
         let wait = format!("{:.3}s", wait.as_secs_f64());
         let loss = json!({ "reconnecting": { "reason": reason, "wait": wait } });
-        self.lost = Some((reason, Instant::now()));
         print(&mut io::stderr().lock(), &loss)
     }
 }
