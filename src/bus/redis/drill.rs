@@ -91,24 +91,8 @@ async fn fail_over(settings: &Settings) -> Result<String, String> {
     let shard = ShardId(0);
     let former = found.masters[0].server.clone();
     let begun = Instant::now();
-    if let Some(sentinels) = settings.of_sentinels() {
-        let name = settings.sentinel.as_ref().map_or("", |sentinel| &sentinel.master_name);
-        let mut why = "no sentinel is known".to_owned();
-        let mut ordered = false;
-        for info in &sentinels.seeds {
-            let server =
-                Server::new(info.clone(), &sentinels).map_err(|error| error.to_string())?;
-            match limited(order(&server, &["SENTINEL", "FAILOVER", name])).await {
-                Ok(()) => {
-                    ordered = true;
-                    break;
-                }
-                Err(error) => why = error,
-            }
-        }
-        if !ordered {
-            return Err(why);
-        }
+    if let Some(sentinel) = &settings.sentinel {
+        order_a_sentinel(settings, &["SENTINEL", "FAILOVER", &sentinel.master_name]).await?;
     } else if settings.cluster {
         let replica = found
             .topology
@@ -140,6 +124,21 @@ async fn fail_over(settings: &Settings) -> Result<String, String> {
 /// The masters. Many futures of large size are on the way there.
 fn find(settings: &Settings) -> impl Future<Output = Result<super::doctor::Found, String>> + '_ {
     Box::pin(async { find_masters(settings, shards(settings).await?).await })
+}
+
+/// Gives a command to the first of the sentinels that takes it.
+async fn order_a_sentinel(settings: &Settings, words: &[&str]) -> Result<(), String> {
+    let mut why = "no sentinel is known".to_owned();
+    if let Some(own) = settings.of_sentinels() {
+        for info in &own.seeds {
+            let server = Server::new(info.clone(), &own).map_err(|error| error.to_string())?;
+            match limited(order(&server, words)).await {
+                Ok(()) => return Ok(()),
+                Err(error) => why = error,
+            }
+        }
+    }
+    Err(why)
 }
 
 async fn order(server: &Server, words: &[&str]) -> Result<(), String> {

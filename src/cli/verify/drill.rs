@@ -7,7 +7,7 @@ use rand::Rng;
 use tokio::{
     sync::{OwnedRwLockWriteGuard, RwLock, mpsc, oneshot},
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
 use trunkline_client::{
     Client, Credentials, Error, ErrorKind, Notification, SubscribeOptions, Subscription,
@@ -63,8 +63,7 @@ pub(super) struct Drill {
     shared: Arc<Shared>,
     /// Held between phases: publishers wait.
     closed: Option<OwnedRwLockWriteGuard<Publishing>>,
-    /// One for each stream: a message cuts it off.
-    cuts: Vec<mpsc::Sender<()>>,
+    cuts: Cuts,
     tasks: JoinSet<()>,
 }
 
@@ -130,12 +129,12 @@ impl Drill {
             error: Mutex::default(),
         });
         let closed = Some(gate.write_owned().await);
-        let mut drill = Drill { shared, closed, cuts: vec![], tasks: JoinSet::new() };
+        let mut drill = Drill { shared, closed, cuts: Cuts(vec![]), tasks: JoinSet::new() };
         let mut opened = vec![];
         for number in 0..streams {
             let (cut, cuts) = mpsc::channel(1);
             let (confirm, confirmed) = oneshot::channel();
-            drill.cuts.push(cut);
+            drill.cuts.0.push(cut);
             opened.push(confirmed);
             drill.tasks.spawn(receive(drill.shared.clone(), number, cuts, confirm));
         }
@@ -172,8 +171,8 @@ impl Drill {
         }
         let end = Instant::now() + length;
         sleep(length / 4).await;
-        let done = during(&Cuts(self.cuts.clone())).await;
-        tokio::time::sleep_until(end.max(Instant::now() + length / 4)).await;
+        let done = during(&self.cuts).await;
+        sleep_until(end.max(Instant::now() + length / 4)).await;
         // Each publisher holds the gate while it waits for an answer.
         self.closed = Some(self.shared.gate.clone().write_owned().await);
         let complete = async {
@@ -209,7 +208,7 @@ impl Drill {
     }
 }
 
-/// Cuts off streams.
+/// Cuts off streams: one sender for each of them, of which a message does it.
 pub(super) struct Cuts(Vec<mpsc::Sender<()>>);
 
 impl Cuts {

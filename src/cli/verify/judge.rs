@@ -1,10 +1,7 @@
 //! The judge of a drill: knows what was published and what each stream received, and says whether
 //! the promises were kept. No sockets, clocks or tasks: times are nanoseconds of the caller.
 
-use std::{
-    collections::{HashMap, HashSet},
-    ops::Range,
-};
+use std::ops::Range;
 
 use hdrhistogram::Histogram;
 
@@ -27,13 +24,23 @@ struct Sent {
     outcome: Outcome,
 }
 
-/// Events that are published one after the other, and so arrive in this order.
-#[derive(Default)]
-struct Series(Vec<Sent>);
+/// How an event arrived on a stream.
+#[derive(Clone, Copy, Default)]
+struct Arrival {
+    /// How often.
+    times: u64,
+    /// How many arrivals of its series were before the first.
+    position: usize,
+}
 
-/// What a stream received of a series: the numbers of the events, in the order of their arrival.
+/// What a stream received of a series.
 #[derive(Default)]
-struct Arrivals(Vec<usize>);
+struct Arrivals {
+    /// By the number of the event.
+    of: Vec<Arrival>,
+    /// Arrivals in all.
+    count: usize,
+}
 
 #[derive(Default)]
 struct Stream {
@@ -50,7 +57,9 @@ struct Stream {
 
 /// Knows what was published and received since the drill began.
 pub struct Judge {
-    series: Vec<Series>,
+    /// What was sent, by series: events that are published one after the other, and so arrive in
+    /// this order.
+    sent: Vec<Vec<Sent>>,
     streams: Vec<Stream>,
     /// The number of the first event of the phase, for each series.
     first: Vec<usize>,
@@ -104,7 +113,7 @@ impl Judge {
             ..Stream::default()
         };
         Judge {
-            series: (0..series).map(|_| Series::default()).collect(),
+            sent: vec![vec![]; series],
             streams: (0..streams).map(|_| stream()).collect(),
             first: vec![0; series],
             strange_before: 0,
@@ -115,7 +124,7 @@ impl Judge {
 
     /// A phase begins: what was sent before belongs to others.
     pub fn begins(&mut self, now: u64) {
-        self.first = self.series.iter().map(|series| series.0.len()).collect();
+        self.first = self.sent.iter().map(Vec::len).collect();
         self.strange_before = self.strange();
         for stream in &mut self.streams {
             (stream.gaps, stream.missed) = (0, Some(0));
@@ -127,14 +136,14 @@ impl Judge {
 
     /// An event of a series is sent; returns its number.
     pub fn sends(&mut self, series: usize, now: u64) -> usize {
-        let sent = &mut self.series[series].0;
+        let sent = &mut self.sent[series];
         sent.push(Sent { at: now, outcome: Outcome::Waiting });
         sent.len() - 1
     }
 
     /// The outcome of an event.
     pub fn ends(&mut self, series: usize, number: usize, outcome: Outcome, now: u64) {
-        let sent = &mut self.series[series].0[number];
+        let sent = &mut self.sent[series][number];
         sent.outcome = outcome;
         if outcome == Outcome::Acknowledged {
             self.answers.saturating_record(now.saturating_sub(sent.at));
@@ -148,12 +157,12 @@ impl Judge {
         stream.longest_silence = stream.longest_silence.max(silence);
         stream.last_arrival = now;
         let event = parse(id).and_then(|(series, number)| {
-            let sent = self.series.get(series)?.0.get(number)?;
+            let sent = self.sent.get(series)?.get(number)?;
             Some((series, number, sent.at))
         });
         match event {
             Some((series, number, at)) => {
-                stream.series[series].0.push(number);
+                stream.series[series].add(number);
                 self.latency.saturating_record(now.saturating_sub(at));
             }
             None => stream.strange += 1,
@@ -170,23 +179,21 @@ impl Judge {
     /// True once every stream has all that was acknowledged in this phase, or a gap.
     pub fn is_complete(&self) -> bool {
         self.streams.iter().all(|stream| {
-            stream.gaps > 0
-                || (0..self.series.len()).all(|series| {
-                    let numbers = self.numbers(series);
-                    let arrived = counted(&stream.series[series], &numbers);
-                    numbers.clone().all(|number| {
-                        !self.is_acknowledged(series, number) || arrived.contains_key(&number)
-                    })
-                })
+            let has_all = |(series, numbers): (usize, Range<usize>)| {
+                let arrivals = &stream.series[series];
+                // The latest are missing first.
+                let mut numbers = self.acknowledged(series, numbers).rev();
+                numbers.all(|number| arrivals.get(number).times > 0)
+            };
+            stream.gaps > 0 || self.phase().enumerate().all(has_all)
         })
     }
 
     /// The verdict on the phase that began last, now that nothing is sent any more.
     pub fn verdict(&self) -> Verdict {
-        let phase = (0..self.series.len()).map(|series| self.numbers(series)).collect::<Vec<_>>();
         let strange = self.strange() - self.strange_before;
         Verdict {
-            counts: Counts { strange, ..self.count(&phase) },
+            counts: Counts { strange, ..self.count(self.phase()) },
             longest_silence: self.streams.iter().map(|s| s.longest_silence).max().unwrap_or(0),
             latency: self.latency.clone(),
             answers: self.answers.clone(),
@@ -196,43 +203,55 @@ impl Judge {
     /// What arrived twice, or out of nowhere, since the drill began: an event may come again long
     /// after its phase.
     pub fn repeated(&self) -> u64 {
-        let all = self.series.iter().map(|series| 0..series.0.len()).collect::<Vec<_>>();
-        self.count(&all).twice + self.strange()
+        self.count(self.sent.iter().map(|sent| 0..sent.len())).twice + self.strange()
     }
 
     fn strange(&self) -> u64 {
         self.streams.iter().map(|stream| stream.strange).sum()
     }
 
-    fn numbers(&self, series: usize) -> Range<usize> {
-        self.first[series]..self.series[series].0.len()
+    /// The numbers of the phase that began last, by series.
+    fn phase(&self) -> impl Iterator<Item = Range<usize>> {
+        self.first.iter().zip(&self.sent).map(|(first, sent)| *first..sent.len())
     }
 
-    fn is_acknowledged(&self, series: usize, number: usize) -> bool {
-        self.series[series].0[number].outcome == Outcome::Acknowledged
+    /// Those of a series that are acknowledged.
+    fn acknowledged(
+        &self,
+        series: usize,
+        numbers: Range<usize>,
+    ) -> impl DoubleEndedIterator<Item = usize> {
+        let sent = &self.sent[series];
+        numbers.filter(|number| sent[*number].outcome == Outcome::Acknowledged)
     }
 
-    fn count(&self, phase: &[Range<usize>]) -> Counts {
+    /// Counts events with these numbers, by series.
+    fn count(&self, numbers: impl Iterator<Item = Range<usize>>) -> Counts {
+        let numbers: Vec<_> = numbers.collect();
         let mut counts = Counts::default();
-        for (series, numbers) in phase.iter().enumerate() {
-            let acknowledged =
-                numbers.clone().filter(|number| self.is_acknowledged(series, *number)).count();
+        for (series, numbers) in numbers.iter().enumerate() {
+            let acknowledged = self.acknowledged(series, numbers.clone()).count();
             counts.acknowledged += acknowledged as u64;
             counts.not_acknowledged += (numbers.len() - acknowledged) as u64;
         }
         for stream in &self.streams {
             let mut missing = 0;
-            for (series, numbers) in phase.iter().enumerate() {
-                let arrived = counted(&stream.series[series], numbers);
-                for number in numbers.clone() {
-                    let times = arrived.get(&number).copied().unwrap_or(0);
-                    counts.twice += times.saturating_sub(1);
-                    if self.is_acknowledged(series, number) {
-                        counts.delivered += u64::from(times > 0);
-                        missing += u64::from(times == 0);
+            for (series, numbers) in numbers.iter().enumerate() {
+                let arrivals = &stream.series[series];
+                let times = numbers.clone().map(|number| arrivals.get(number).times);
+                counts.twice += times.map(|times| times.saturating_sub(1)).sum::<u64>();
+                // The position of the first of those with a higher number.
+                let mut later = usize::MAX;
+                for number in self.acknowledged(series, numbers.clone()).rev() {
+                    let Arrival { times, position } = arrivals.get(number);
+                    if times == 0 {
+                        missing += 1;
+                        continue;
                     }
+                    counts.delivered += 1;
+                    counts.out_of_order += u64::from(position > later);
+                    later = later.min(position);
                 }
-                counts.out_of_order += self.out_of_order(series, &stream.series[series], numbers);
             }
             // A gap counts the events of its shard, those of others among them.
             let reported = if stream.gaps > 0 { stream.missed.unwrap_or(missing) } else { 0 };
@@ -242,29 +261,24 @@ impl Judge {
         }
         counts
     }
-
-    /// First arrivals of acknowledged events behind one with a higher number.
-    fn out_of_order(&self, series: usize, arrivals: &Arrivals, numbers: &Range<usize>) -> u64 {
-        let (mut highest, mut seen, mut wrong) = (None, HashSet::new(), 0);
-        for &number in &arrivals.0 {
-            let is_counted = numbers.contains(&number) && self.is_acknowledged(series, number);
-            if !is_counted || !seen.insert(number) {
-                continue;
-            }
-            wrong += u64::from(highest.is_some_and(|highest| highest > number));
-            highest = highest.max(Some(number));
-        }
-        wrong
-    }
 }
 
-/// How often each event of a range arrived.
-fn counted(arrivals: &Arrivals, numbers: &Range<usize>) -> HashMap<usize, u64> {
-    let mut times = HashMap::new();
-    for number in arrivals.0.iter().filter(|number| numbers.contains(number)) {
-        *times.entry(*number).or_default() += 1;
+impl Arrivals {
+    fn add(&mut self, number: usize) {
+        if self.of.len() <= number {
+            self.of.resize(number + 1, Arrival::default());
+        }
+        let arrival = &mut self.of[number];
+        if arrival.times == 0 {
+            arrival.position = self.count;
+        }
+        arrival.times += 1;
+        self.count += 1;
     }
-    times
+
+    fn get(&self, number: usize) -> Arrival {
+        self.of.get(number).copied().unwrap_or_default()
+    }
 }
 
 /// The id of an event.

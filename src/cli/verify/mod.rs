@@ -18,7 +18,10 @@ use self::{
     judge::Verdict,
 };
 use super::{
-    Failure, GatewayArgs, bench::milliseconds, duration::parse_duration, report::Report,
+    Failure, GatewayArgs,
+    bench::{milliseconds, quantiles},
+    duration::parse_duration,
+    report::Report,
     serve::ConfigArgs,
 };
 
@@ -120,9 +123,7 @@ impl Verify {
             _ = tokio::signal::ctrl_c() => true,
         };
         if stop {
-            for check in [STEADY, CONNECTIONS, REDIS, FAILOVER] {
-                report.expect(&[check], "stopped by Ctrl-C");
-            }
+            report.expect(&[STEADY, CONNECTIONS, REDIS, FAILOVER], "stopped by Ctrl-C");
         }
         report.found(match drill.repeated() {
             0 => Finding::ok(REPEATS, "nothing of an earlier part came again"),
@@ -133,7 +134,10 @@ impl Verify {
         });
         drill.close().await;
         report.begins(LEFT);
-        report.found(self.left(&nodes).await);
+        let left = self.left(&nodes).await;
+        report.found(left.unwrap_or_else(|error| {
+            Finding::not_checked(LEFT, error.to_string(), "see `trunkline nodes`")
+        }));
         report.figures("phases", phases.into());
         report.finish()
     }
@@ -195,34 +199,27 @@ impl Verify {
     }
 
     /// Whether gateways still list nodes of the drill.
-    async fn left(&self, nodes: &[String]) -> Finding {
-        let advice = "see `trunkline nodes`";
+    async fn left(&self, nodes: &[String]) -> Result<Finding, Failure> {
+        let mut client = self.gateway.connect().await?;
         let begun = tokio::time::Instant::now();
         loop {
             let mut left = vec![];
             for node_id in nodes {
-                match self.is_listed(node_id).await {
-                    Ok(true) => left.push(node_id.as_str()),
-                    Ok(false) => {}
-                    Err(error) => return Finding::not_checked(LEFT, error.to_string(), advice),
-                }
+                let node_id = node_id.clone();
+                let request = ListNodesRequest { node_id, ..ListNodesRequest::default() };
+                let listed = client.list_nodes(request).await?.into_inner().nodes;
+                left.extend(listed.into_iter().map(|node| node.node_id));
             }
             if left.is_empty() {
                 let seen = "no node of the drill; its events stay in history until it expires";
-                return Finding::ok(LEFT, seen);
+                return Ok(Finding::ok(LEFT, seen));
             }
             if begun.elapsed() >= LEAVE {
                 let seen = format!("listed {LEAVE:?} after their end: {}", left.join(", "));
-                return Finding::warning(LEFT, seen, advice);
+                return Ok(Finding::warning(LEFT, seen, "see `trunkline nodes`"));
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-    }
-
-    async fn is_listed(&self, node_id: &str) -> Result<bool, Failure> {
-        let mut client = self.gateway.connect().await?;
-        let request = ListNodesRequest { node_id: node_id.to_owned(), ..Default::default() };
-        Ok(!client.list_nodes(request).await?.into_inner().nodes.is_empty())
     }
 }
 
@@ -281,10 +278,6 @@ fn assess(check: &'static str, fault: &str, streams: u32, verdict: &Verdict) -> 
 
 fn figures(check: &str, fault: &str, verdict: &Verdict) -> Value {
     let counts = &verdict.counts;
-    let quantiles = |histogram: &hdrhistogram::Histogram<u64>| {
-        let at = |quantile| milliseconds(histogram.value_at_quantile(quantile));
-        json!({ "p50": at(0.5), "p99": at(0.99), "max": milliseconds(histogram.max()) })
-    };
     json!({
         "part": check,
         "fault": fault,
@@ -297,8 +290,8 @@ fn figures(check: &str, fault: &str, verdict: &Verdict) -> Value {
         "strangeDeliveries": counts.strange,
         "gaps": counts.gaps,
         "deliveriesInGaps": counts.in_gaps,
-        "longestSilenceMilliseconds": milliseconds(verdict.longest_silence),
-        "deliveryMilliseconds": quantiles(&verdict.latency),
-        "answerMilliseconds": quantiles(&verdict.answers),
+        "longestSilenceMs": milliseconds(verdict.longest_silence),
+        "latencyMs": quantiles(&verdict.latency),
+        "answerMs": quantiles(&verdict.answers),
     })
 }
