@@ -3,11 +3,16 @@ use trunkline::bus::redis::{
     deployment::shards_in,
     members,
     script::{self, Answer, Status},
+    sentinel::{
+        answer::{self, MAX_REPLICAS, MAX_SENTINELS},
+        choice::candidates,
+    },
     slots,
 };
 
 /// An answer of Redis in its protocol, read as that of each command whose answer has a form of its
-/// own: a shard's script, the exchange of records, CLUSTER SLOTS, and the text of the deployment.
+/// own: a shard's script, the exchange of records, CLUSTER SLOTS, of a sentinel, and the text of the
+/// deployment.
 pub fn answers(bytes: &[u8]) {
     let Ok(value) = redis::parse_redis_value(bytes) else { return };
     if let Some(Answer::Shard(view, status)) = script::parse(&value) {
@@ -27,6 +32,18 @@ pub fn answers(bytes: &[u8]) {
         && let Ok(text) = std::str::from_utf8(text)
     {
         assert!(shards_in(text).is_none_or(|shards| (1..=256).contains(&shards)));
+    }
+    if let Value::Array(parts) = &value
+        && let Ok(said) = answer::read(parts.clone())
+    {
+        assert!(said.replicas.len() <= MAX_REPLICAS && said.sentinels.len() <= MAX_SENTINELS);
+        let named = said.replicas.iter().chain(&said.sentinels).chain([&said.master]);
+        for (host, port) in named {
+            assert!(*port != 0 && !host.is_empty() && host.len() <= 253, "{host}:{port}");
+            assert!(host.bytes().all(|byte| byte.is_ascii_graphic()), "{host}");
+        }
+        let master = said.master.clone();
+        assert_eq!(candidates(&vec![("sentinel".into(), Ok(said))]), [master]);
     }
     if let Some(exchange) = members::parse(value) {
         assert!(exchange.members.len() * 3 <= bytes.len());

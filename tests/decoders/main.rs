@@ -44,7 +44,7 @@ fn act() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// An answer of Redis: often one that a shard's script gives.
+/// An answer of Redis: often one that a shard's script gives, or a sentinel.
 fn resp() -> impl Strategy<Value = Vec<u8>> {
     let status =
         prop::sample::select(vec!["ok", "dup", "seen", "covered", "recovering", "deployment"]);
@@ -62,8 +62,37 @@ fn resp() -> impl Strategy<Value = Vec<u8>> {
             format!("*{}\r\n{}", parts.len(), bulks.collect::<String>()).into_bytes()
         },
     );
+    let word = prop::sample::select(vec![
+        "ip",
+        "port",
+        "flags",
+        "s_down",
+        "master-link-status",
+        "ok",
+        "config-epoch",
+        "7",
+        "6379",
+        "127.0.0.1",
+        "::1",
+        "a b",
+        "",
+        "0",
+        "99999",
+        "redis-1.example",
+    ]);
+    let list = |of: BoxedStrategy<String>, most: usize| {
+        vec(of, 0..most).prop_map(|all| format!("*{}\r\n{}", all.len(), all.concat())).boxed()
+    };
+    let word = word.prop_map(|word| format!("${}\r\n{word}\r\n", word.len())).boxed();
+    let words = list(word, 9);
+    let lists = list(words.clone(), 4);
+    let sentinel = (words.clone(), words, lists.clone(), lists).prop_map(
+        |(named, master, replicas, others)| {
+            format!("*4\r\n{named}{master}{replicas}{others}").into_bytes()
+        },
+    );
     let odd = "[*$:+_#,(=~>%|0-9a\r\n-]{0,40}".prop_map(String::into_bytes);
-    prop_oneof![script, odd]
+    prop_oneof![script, sentinel, odd]
 }
 
 /// Bytes that often are commands of Redis' protocol.

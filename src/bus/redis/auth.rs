@@ -93,7 +93,7 @@ impl Keys {
             (key.id, context)
         };
         let keys = self.0.iter().map(prepared).collect();
-        Arc::new(Authenticator { keys, latest_ms: AtomicU64::new(0) })
+        Arc::new(Authenticator { keys, clock: Arc::new(unix_ms), latest_ms: AtomicU64::new(0) })
     }
 }
 
@@ -104,15 +104,24 @@ impl fmt::Debug for Keys {
     }
 }
 
+/// A gateway's clock: milliseconds since 1970.
+pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
 /// Makes and verifies the tags of one channel.
 pub struct Authenticator {
     /// By key id: the context, which already holds the common prefix.
     keys: Vec<([u8; ID], hmac::Context)>,
+    clock: Clock,
     /// The latest time that a gateway stated by its clock, in milliseconds since 1970.
     latest_ms: AtomicU64,
 }
 
 impl Authenticator {
+    /// One that has learned nothing yet, with the same keys and another clock.
+    pub(super) fn by_clock(&self, clock: Clock) -> Authenticator {
+        Authenticator { keys: self.keys.clone(), clock, latest_ms: AtomicU64::new(0) }
+    }
+
     /// The tag of the concatenated `parts`.
     pub(super) fn tag(&self, kind: Kind, position: Position, parts: &[&[u8]]) -> [u8; TAG_LENGTH] {
         let (id, prepared) = &self.keys[0];
@@ -153,7 +162,7 @@ impl Authenticator {
     /// that was ahead is known while any gateway lives that has received it, and one that starts
     /// later can serve the epochs that were opened by it.
     pub(super) fn latest_time(&self) -> u64 {
-        unix_ms().max(self.latest_ms.load(Ordering::Relaxed))
+        (self.clock)().max(self.latest_ms.load(Ordering::Relaxed))
     }
 
     /// True if a gateway that states this time knows of an earlier one than this gateway: it may
@@ -167,6 +176,11 @@ impl Authenticator {
     pub(super) fn is_beyond(&self, epoch: Epoch) -> bool {
         let clock = self.latest_time();
         epoch > Epoch::opened_at(clock.saturating_add(millis(AHEAD + SKEW)), 0)
+    }
+
+    /// The epoch that a gateway asks for when it starts: no tag was ever made for it or a later one.
+    pub(super) fn first_epoch(&self) -> Epoch {
+        Epoch::opened_at((self.clock)().saturating_add(millis(AHEAD)), 0)
     }
 }
 
@@ -187,11 +201,6 @@ fn code(prepared: &hmac::Context, kind: Kind, position: Position, parts: &[&[u8]
         context.update(part);
     }
     context.sign()
-}
-
-/// The epoch that a gateway asks for when it starts: no tag was ever made for it or a later one.
-pub(super) fn first_epoch() -> Epoch {
-    Epoch::opened_at(unix_ms().saturating_add(millis(AHEAD)), 0)
 }
 
 #[cfg(test)]
@@ -243,19 +252,20 @@ mod tests {
 
     #[test]
     fn tags_may_be_made_for_the_first_epoch_at_once() {
-        let auth = on(NEW, "c");
-        assert!(!auth.is_beyond(Epoch(first_epoch().0 + 1)));
-        assert!(auth.is_beyond(Epoch(first_epoch().0 + 60_000 * 4096)));
+        let auth = on(NEW, "c").by_clock(Arc::new(|| 7_000_000));
+        assert!(!auth.is_beyond(Epoch(auth.first_epoch().0 + 1)));
+        assert!(auth.is_beyond(Epoch(auth.first_epoch().0 + 60_000 * 4096)));
     }
 
     #[test]
     fn tags_may_be_made_for_the_first_epoch_of_a_gateway_whose_clock_is_ahead() {
-        let (auth, hour) = (on(NEW, "c"), 3_600_000);
-        let first = Epoch(first_epoch().0 + hour * 4096);
+        let (now, hour) = (7_000_000, 3_600_000);
+        let auth = on(NEW, "c").by_clock(Arc::new(move || now));
+        let first = Epoch(auth.first_epoch().0 + hour * 4096);
         assert!(auth.is_beyond(first), "nobody has stated that time");
-        auth.learn_time(unix_ms() + hour);
+        auth.learn_time(now + hour);
         // What is replayed, and a gateway whose clock is behind, change nothing.
-        auth.learn_time(unix_ms() - hour);
+        auth.learn_time(now - hour);
         assert!(!auth.is_beyond(first));
         assert!(auth.is_beyond(Epoch(first.0 + 60_000 * 4096)));
     }

@@ -29,7 +29,7 @@ mod resolver;
 mod retained;
 mod rights;
 pub mod script;
-mod sentinel;
+pub mod sentinel;
 mod server;
 mod settings;
 mod size;

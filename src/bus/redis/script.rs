@@ -9,7 +9,7 @@ use bytes::Bytes;
 use redis::{Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
 
 use super::{
-    auth::Authenticator,
+    auth::{Authenticator, Clock},
     causes::error_text,
     envelope::{Envelope, WriterId},
     names::ShardNames,
@@ -448,6 +448,15 @@ impl Target {
     /// Makes and verifies authentication tags, if there is a key; for simulations.
     pub fn authenticator(&self) -> Option<Arc<Authenticator>> {
         self.names.auth.clone()
+    }
+
+    /// The same for a gateway with this clock, which has learned of no other yet; for simulations.
+    #[must_use]
+    pub fn by_clock(&self, clock: Clock) -> Target {
+        let mut target = self.clone();
+        let names = Arc::make_mut(&mut target.names);
+        names.auth = names.auth.as_ref().map(|auth| Arc::new(auth.by_clock(clock)));
+        target
     }
 
     /// Reads a message from the channel, and verifies its tag; for simulations.

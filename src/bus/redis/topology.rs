@@ -13,7 +13,11 @@ use redis::Value;
 use tokio::sync::{Mutex, Notify, watch};
 
 use super::{
-    sentinel::{self, Sentinels},
+    sentinel::{
+        Sentinels,
+        answer::Answers,
+        choice::{Choice, Step},
+    },
     server::Server,
     settings::Settings,
     slots::{self, SlotRange, owner},
@@ -236,29 +240,34 @@ impl Topology {
         found
     }
 
-    async fn choose(&self, answers: &sentinel::Answers) -> Result<(), TopologyError> {
-        let mut why: Vec<String> = Vec::new();
-        for master in sentinel::candidates(answers) {
-            let address = text_of(&master);
-            if !self.owns(&address) {
-                let Some(server) = self.make(&address) else { continue };
-                let asked = tokio::time::timeout(ROLE_TIMEOUT, server.is_master()).await;
-                if let Err(error) = asked.unwrap_or_else(|_| Err(server.slow().to_string())) {
-                    why.push(format!("sentinels name {address} as the master: {error}"));
-                    continue;
-                }
-                self.servers.write().insert(address.clone(), server);
-            }
-            let replicas: Vec<_> =
-                sentinel::replicas(answers, &master).iter().map(text_of).collect();
-            self.adopt_master(&address, &replicas);
-            return Ok(());
-        }
-        let silent = answers.iter().filter_map(|(sentinel, answer)| {
-            Some(format!("sentinel {sentinel}: {}", answer.as_ref().err()?))
+    async fn choose(&self, answers: &Answers) -> Result<(), TopologyError> {
+        let used = self.map.read().masters.first().cloned().flatten();
+        let used = used.and_then(|address| {
+            let (host, port) = address.rsplit_once(':')?;
+            Some((host.to_owned(), port.parse().ok()?))
         });
-        why.extend(silent);
-        Err(TopologyError(why.join("; ")))
+        let mut choice = Choice::new(answers, used.as_ref());
+        let mut next = choice.step();
+        loop {
+            next = match next {
+                Step::Ask(master) => choice.answered(self.role(&text_of(&master)).await),
+                Step::Use(master, replicas) => {
+                    let replicas: Vec<_> = replicas.iter().map(text_of).collect();
+                    self.adopt_master(&text_of(&master), &replicas);
+                    return Ok(());
+                }
+                Step::Keep(why) => return Err(TopologyError(why)),
+            }
+        }
+    }
+
+    /// Whether the server at an address says that it is a master. It is known from then on.
+    async fn role(&self, address: &str) -> Result<(), String> {
+        let server = self.make(address).ok_or_else(|| "it cannot be connected to".to_owned())?;
+        let asked = tokio::time::timeout(ROLE_TIMEOUT, server.is_master()).await;
+        asked.unwrap_or_else(|_| Err(server.slow().to_string()))?;
+        self.servers.write().insert(address.to_owned(), server);
+        Ok(())
     }
 
     /// All shards are at this master.

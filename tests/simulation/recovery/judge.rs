@@ -30,16 +30,16 @@ pub fn judge(world: &mut World) -> Result<(), String> {
     positions(world)?;
     last_values(world)?;
     world.learn_floor();
-    let mut orders = Vec::new();
+    let mut all = Vec::new();
     let mut repeats = 0;
     for (index, node) in world.nodes.iter().enumerate() {
         let seen = Seen::of(world, index, node)?;
         repeats += seen.repeats;
         seen.owed(world, index, node)?;
-        orders.push(seen.order);
+        all.push(seen);
     }
-    for (a, one) in orders.iter().enumerate() {
-        for (b, other) in orders.iter().enumerate().skip(a + 1) {
+    for (a, one) in all.iter().enumerate() {
+        for (b, other) in all.iter().enumerate().skip(a + 1) {
             same_order(world, (a, one), (b, other))?;
         }
     }
@@ -259,12 +259,19 @@ fn may_repeat(world: &World, event: u64, same: bool) -> bool {
 
 fn same_order(
     world: &World,
-    (a, one): (usize, &BTreeMap<u64, usize>),
-    (b, other): (usize, &BTreeMap<u64, usize>),
+    (a, one): (usize, &Seen),
+    (b, other): (usize, &Seen),
 ) -> Result<(), String> {
     let events = &world.events;
+    // What came before a gap of unknown size may come as a copy after all, out of its order.
+    let in_order = |event: &u64| {
+        let gaps = one.unknown.iter().chain(&other.unknown);
+        events.first.get(event).is_none_or(|first| gaps.clone().all(|step| step < first))
+    };
     let mut common: Vec<(usize, usize, u64)> = one
+        .order
         .iter()
+        .filter(|(event, _)| in_order(event))
         .filter(|(event, _)| !events.late.contains(event) && !events.double.contains(event))
         .filter(|(event, _)| {
             // What came before a stream may come as a copy, out of its order.
@@ -273,7 +280,7 @@ fn same_order(
             };
             owes(a) && owes(b)
         })
-        .filter_map(|(event, at)| Some((*at, *other.get(event)?, *event)))
+        .filter_map(|(event, at)| Some((*at, *other.order.get(event)?, *event)))
         .collect();
     common.sort_unstable();
     for pair in common.windows(2) {

@@ -22,12 +22,18 @@ pub enum Mistake {
     NoNames,
     /// Only offers of frames report positions, and other calls only their tip.
     TipOnly,
+    /// A gateway knows no clock but its own.
+    ClocksNotLearned,
+    /// A gateway goes where sentinels say, whatever the server there is.
+    SentinelsBelieved,
+    /// A gateway does not see which of two sentinels' configurations is the later one.
+    ConfigurationsOfOneAge,
 }
 
 impl Mistake {
     /// True if frames are as their tags say.
     pub fn is_tagged(self) -> bool {
-        matches!(self, Mistake::Script(..) | Mistake::Mixed(_))
+        matches!(self, Mistake::Script(..) | Mistake::Mixed(_) | Mistake::ClocksNotLearned)
     }
 
     /// The script of gateways that make this mistake.
@@ -216,4 +222,11 @@ pub const MISTAKES: &[(&str, Mistake)] = &[
     ("no aliases", Mistake::NoAliases),
     ("copies without names", Mistake::NoNames),
     ("only the tip is reported", Mistake::TipOnly),
+    ("clocks are not learned", Mistake::ClocksNotLearned),
+];
+
+/// Mistakes that only show behind sentinels.
+pub const MISTAKES_ABOUT_SENTINELS: &[(&str, Mistake)] = &[
+    ("sentinels are believed", Mistake::SentinelsBelieved),
+    ("all configurations are of one age", Mistake::ConfigurationsOfOneAge),
 ];

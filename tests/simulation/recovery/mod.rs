@@ -14,6 +14,7 @@ mod more;
 mod node;
 mod publisher;
 mod rng;
+mod sentinels;
 mod world;
 
 use std::{
@@ -26,7 +27,7 @@ use parking_lot::Mutex;
 
 use self::{
     judge::judge,
-    mistakes::{MISTAKES, Mistake},
+    mistakes::{MISTAKES, MISTAKES_ABOUT_SENTINELS, Mistake},
     more::More,
     rng::Rng,
     world::{ACTS, Act, FAULTS, Setting, World},
@@ -61,6 +62,9 @@ fn run(plan: &Plan, setting: &Setting, trace: bool) -> (World, usize, Result<(),
     let more = if plan.plain { More::default() } else { More::of(plan.seed) };
     let mut acts = ACTS.to_vec();
     acts.extend(more.acts());
+    if setting.sentinels {
+        acts.extend(sentinels::ACTS);
+    }
     // Drawn by itself: seeds without streams are as they were before there were any.
     let streams = !plan.plain && Rng(plan.seed ^ 0x9e37_79b9_7f4a_7c15).percent(50);
     let weight = |(act, weight): &(Act, usize)| {
@@ -143,35 +147,37 @@ fn failing(
 }
 
 /// Fails with the history of the first failing seed.
-fn report(found: &[(u64, String)]) {
+fn report(found: &[(u64, String)], setting: &Setting) {
     let Some((seed, why)) = found.first() else { return };
-    let setting = Setting::new(None);
     let runtime = setting.runtime();
     let _entered = runtime.enter();
     let whole = std::env::var("WHOLE").is_ok();
     let plan = if whole {
         Plan { seed: *seed, ..Plan::default() }
     } else {
-        shortened(*seed, why, &setting)
+        shortened(*seed, why, setting)
     };
-    let (world, steps, result) = run(&plan, &setting, true);
+    let (world, steps, result) = run(&plan, setting, true);
     for line in &world.history {
         eprintln!("{line}");
     }
     let all: Vec<String> = found.iter().map(|(seed, why)| format!("{seed}: {why}")).collect();
+    let sentinels = if setting.sentinels { " --sentinels" } else { "" };
     panic!(
         "seed {seed}: {why}\nwith {} of {steps} steps, above: {result:?}\n\
-         replay it: ./test --seeds 1 --seed {seed} (all its steps: WHOLE=1)\nall failing: {all:#?}",
+         replay it: ./test --seeds 1 --seed {seed}{sentinels} (all its steps: WHOLE=1)\n\
+         all failing: {all:#?}",
         steps - plan.left_out.range(..steps).count()
     );
 }
 
+/// The parts of the seeds that run with every test run, each with the setting that `$setting` makes.
 macro_rules! seeds {
-    ($($name:ident $nth:literal),* $(,)?) => {$(
+    ($setting:expr; $($name:ident $nth:literal),* $(,)?) => {$(
         #[test]
         fn $name() {
-            let from = 1 + $nth * SEEDS_OF_A_TEST;
-            report(&failing(from, SEEDS_OF_A_TEST, MAX_FAILING, &Setting::new(None)).1);
+            let (from, setting) = (1 + $nth * SEEDS_OF_A_TEST, $setting);
+            report(&failing(from, SEEDS_OF_A_TEST, MAX_FAILING, &setting).1, &setting);
         }
     )*};
 }
@@ -181,6 +187,7 @@ mod promises_hold {
     use super::*;
 
     seeds! {
+        Setting::new(None);
         in_seeds_1_to_250 0,
         in_seeds_251_to_500 1,
         in_seeds_501_to_750 2,
@@ -189,6 +196,17 @@ mod promises_hold {
         in_seeds_1251_to_1500 5,
         in_seeds_1501_to_1750 6,
         in_seeds_1751_to_2000 7,
+    }
+}
+
+/// They hold where sentinels name the master, and gateways find it by themselves.
+mod promises_hold_behind_sentinels {
+    use super::*;
+
+    seeds! {
+        Setting::new(None).behind_sentinels();
+        in_seeds_1_to_250 0,
+        in_seeds_251_to_500 1,
     }
 }
 
@@ -244,6 +262,7 @@ mod kept {
         an_epoch_is_younger_than_all_that_is_left_of_its_shard 49_849,
         two_sides_of_a_split_begin_different_epochs 97_686,
         a_token_leaves_out_an_epoch_that_ended_nine_days_ago 148_237,
+        a_gateway_with_a_key_starts_though_its_first_probe_was_lost 594,
     }
 }
 
@@ -265,8 +284,12 @@ fn promises_hold_in_more_seeds() {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let started = std::time::Instant::now();
     let (next, total) = (AtomicU64::new(0), Mutex::new((0, Happened::new(), Vec::new())));
-    let work = || {
+    let setting = || {
         let setting = Setting::new(None);
+        if number("SENTINELS").is_some() { setting.behind_sentinels() } else { setting }
+    };
+    let work = || {
+        let setting = setting();
         loop {
             let first = next.fetch_add(CHUNK, Ordering::Relaxed);
             if first >= count {
@@ -300,7 +323,7 @@ fn promises_hold_in_more_seeds() {
     let (done, happened, mut found) = total.into_inner();
     found.sort();
     eprintln!("{done} seeds from {from} in {:?}: {happened:?}", started.elapsed());
-    report(&found);
+    report(&found, &setting());
 }
 
 /// Seeds within which the quick mistakes are found.
@@ -318,6 +341,7 @@ const QUICK: &[&str] = &[
     "frames again are not recorded",
     "copies without names",
     "earlier epochs are forgotten",
+    "clocks are not learned",
 ];
 
 /// A blind judge would find no seed that fails.
@@ -325,7 +349,13 @@ const QUICK: &[&str] = &[
 fn quick_mistakes_in_the_protocol_are_found() {
     let quick: Vec<_> = MISTAKES.iter().filter(|(name, _)| QUICK.contains(name)).copied().collect();
     assert_eq!(quick.len(), QUICK.len(), "all of them are listed");
-    are_found(&quick, 1, QUICK_SEEDS);
+    are_found(&quick, 1, QUICK_SEEDS, Setting::new);
+}
+
+#[test]
+fn mistakes_about_sentinels_are_found() {
+    let setting = |mistake| Setting::new(mistake).behind_sentinels();
+    are_found(MISTAKES_ABOUT_SENTINELS, 1, QUICK_SEEDS, setting);
 }
 
 /// `MISTAKE_SEEDS=1000000` tries the seeds up to that one, from `SEED` on, and `MISTAKE=doubt` only
@@ -337,18 +367,24 @@ fn every_mistake_in_the_protocol_is_found() {
     let named = |(name, _): &&(&str, Mistake)| name.contains(&only);
     let mistakes: Vec<_> = MISTAKES.iter().filter(named).copied().collect();
     let from = number("SEED").unwrap_or(1);
-    are_found(&mistakes, from, number("MISTAKE_SEEDS").unwrap_or(MISTAKE_SEEDS));
+    are_found(&mistakes, from, number("MISTAKE_SEEDS").unwrap_or(MISTAKE_SEEDS), Setting::new);
 }
 
-fn are_found(mistakes: &[(&'static str, Mistake)], first: u64, limit: u64) {
+/// Fails unless each of the mistakes breaks a promise in a seed that holds without it.
+fn are_found(
+    mistakes: &[(&'static str, Mistake)],
+    first: u64,
+    limit: u64,
+    of: impl Fn(Option<Mistake>) -> Setting + Sync,
+) {
     let found: Vec<AtomicU64> = mistakes.iter().map(|_| AtomicU64::new(0)).collect();
     let next = AtomicU64::new(0);
     let work = || {
-        let right = Setting::new(None);
+        let right = of(None);
         while let Some((name, mistake)) =
             mistakes.get(usize::try_from(next.fetch_add(1, Ordering::Relaxed)).expect("small"))
         {
-            let setting = Setting::new(Some(*mistake));
+            let setting = of(Some(*mistake));
             let mut from = first;
             let first = loop {
                 let found = failing(from, (limit + 1).saturating_sub(from), 1, &setting).1;

@@ -38,6 +38,10 @@ pub struct More {
     pub often: Vec<Act>,
     /// Frames are authenticated: each is placed exactly, or not at all.
     pub key: bool,
+    /// Clocks of gateways differ, by up to six days.
+    pub clocks: bool,
+    /// And they jump.
+    pub clocks_jump: bool,
     /// Several requests come to a gateway at once: their frames are under way together.
     pub bursts: bool,
     /// Redis refuses some calls.
@@ -74,6 +78,8 @@ impl More {
         more.refuses = draw.percent(30);
         more.mixed = draw.percent(20);
         more.few_entries = draw.percent(20).then(|| 2 + draw.below(4));
+        more.clocks = draw.percent(60);
+        more.clocks_jump = draw.percent(30);
         more
     }
 
@@ -94,6 +100,9 @@ impl More {
         }
         if self.joins {
             acts.push((Act::Join, 4));
+        }
+        if self.key && self.clocks && self.clocks_jump {
+            acts.push((Act::GatewayClock, 1));
         }
         acts
     }

@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     rc::Rc,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -35,6 +38,7 @@ use super::{
     node::{self, Got, Node},
     publisher::{self, Publisher},
     rng::Rng,
+    sentinels::Set,
 };
 use crate::redis::{Identity, Reply, Server, Text};
 
@@ -96,6 +100,10 @@ pub struct Gateway {
     pub cut: bool,
     /// The master that it can reach.
     pub side: usize,
+    /// Behind sentinels, the server that it uses.
+    pub used: Option<usize>,
+    /// That server is no master, or gone.
+    pub away: bool,
     subscription: Option<usize>,
     core: Core,
     pub memory: Memory,
@@ -106,6 +114,8 @@ pub struct Gateway {
     inbox: VecDeque<(Envelope, Text)>,
     /// With the key of its own that it verifies with.
     target: Target,
+    /// Its clock is so many ms ahead.
+    skew_ms: Arc<AtomicI64>,
     wants_history: bool,
     wake: Option<Instant>,
     pub log: Vec<Delivery>,
@@ -176,6 +186,11 @@ pub enum Act {
     Age,
     EvictKey,
     Join,
+    GatewayClock,
+    /// One sentinel looks, behind sentinels.
+    Sentinel,
+    /// A gateway asks the sentinels.
+    Look,
 }
 
 /// All of them, with how often they happen.
@@ -240,7 +255,16 @@ pub struct World {
     pub rng: Rng,
     base: Instant,
     pub elapsed: Duration,
+    /// The time of those whose clock is right, in ms since 1970.
+    wall_ms: Arc<AtomicU64>,
+    /// What draws how wrong gateways' clocks are, where they are.
+    clocks: Option<Rng>,
+    /// The most that a gateway's clock was ahead, once one has jumped: nobody may know of such a time
+    /// any more.
+    jumped_from_ms: Option<i64>,
     pub masters: Vec<Master>,
+    /// The servers and their sentinels, in seeds that have them.
+    pub set: Option<Set>,
     pub gateways: Vec<Gateway>,
     pub requests: Vec<Request>,
     pub nodes: Vec<Node>,
@@ -254,11 +278,10 @@ pub struct World {
     /// Gateways that have an earlier version.
     earlier: BTreeSet<u64>,
     runtime: Rc<tokio::runtime::Runtime>,
-    mistake: Option<Mistake>,
+    pub mistake: Option<Mistake>,
     sha: Text,
     earlier_sha: Text,
     strays: Vec<(usize, Sent)>,
-    settings: Arc<trunkline::bus::redis::Settings>,
     target: Target,
     /// The shard of another deployment, which has the same keys.
     other: Target,
@@ -297,6 +320,8 @@ macro_rules! note {
 /// What all seeds share.
 pub struct Setting {
     pub mistake: Option<Mistake>,
+    /// Sentinels name the master.
+    pub sentinels: bool,
     /// An empty server that knows the script and the earlier one, and their SHA-1.
     server: Server,
     sha: Text,
@@ -331,7 +356,12 @@ impl Setting {
         };
         let (sha, earlier_sha) = (load(&Mistake::script(mistake)), load(EARLIER));
         let runtime = Rc::new(runtime.expect("a runtime"));
-        Setting { mistake, server, sha, earlier_sha, settings, runtime }
+        Setting { mistake, sentinels: false, server, sha, earlier_sha, settings, runtime }
+    }
+
+    /// The same, with sentinels that name the master.
+    pub fn behind_sentinels(self) -> Setting {
+        Setting { sentinels: true, ..self }
     }
 
     /// Entered while a seed runs.
@@ -372,7 +402,11 @@ impl World {
             rng: Rng(seed),
             base: Instant::now(),
             elapsed: Duration::ZERO,
+            wall_ms: Arc::new(AtomicU64::new(START / 1000)),
+            clocks: (more.key && more.clocks).then_some(Rng(seed ^ 0x636c_6f63_6b00_0000)),
+            jumped_from_ms: None,
             masters: vec![],
+            set: setting.sentinels.then(Set::new),
             gateways: vec![],
             requests: vec![],
             nodes: vec![],
@@ -386,7 +420,6 @@ impl World {
             sha: setting.sha.clone(),
             earlier_sha: setting.earlier_sha.clone(),
             strays: vec![],
-            settings,
             target,
             other,
             joined: false,
@@ -416,6 +449,7 @@ impl World {
             let gateway = world.gateway(0);
             world.gateways.push(gateway);
         }
+        world.right_clock();
         world
     }
 
@@ -441,6 +475,8 @@ impl World {
 
     fn pass(&mut self, time: Duration) {
         self.elapsed += time;
+        let elapsed = u64::try_from(self.elapsed.as_millis()).expect("some weeks");
+        self.wall_ms.store(START / 1000 + elapsed, Ordering::Relaxed);
         self.runtime.block_on(tokio::time::advance(time));
     }
 
@@ -464,13 +500,20 @@ impl World {
         let earlier = self.more.mixed && mixed && self.rng.percent(50);
         let hub = Arc::new(Hub::new(1, Capacity { bytes: 1 << 20, events }));
         let bus = Arc::new(AskedBus::new());
+        let skew_ms = Arc::new(AtomicI64::new(self.draw_skew()));
         let target = if self.more.key {
-            Target::new(&self.settings, ShardId(0), 1, DEPLOYMENT.into())
+            let (wall, skew) = (self.wall_ms.clone(), skew_ms.clone());
+            self.target.by_clock(Arc::new(move || {
+                let skew = skew.load(Ordering::Relaxed);
+                wall.load(Ordering::Relaxed).saturating_add_signed(skew)
+            }))
         } else {
             self.target.clone()
         };
         hub.attach(bus.clone());
         self.drops |= limit < 10_000 || events < 10_000;
+        // Behind sentinels it has asked none yet.
+        let away = self.set.is_some();
         if earlier {
             self.earlier.insert(id);
         }
@@ -483,6 +526,8 @@ impl World {
             slow,
             cut: false,
             side,
+            used: None,
+            away,
             subscription: None,
             core: Core::new(
                 ShardId(0),
@@ -495,6 +540,7 @@ impl World {
             memory: Memory::new((limit, 1 << 24)),
             reader: ShardReader::new(id, self.more.key),
             target,
+            skew_ms,
             flights: VecDeque::new(),
             inbox: VecDeque::new(),
             wants_history: false,
@@ -507,6 +553,21 @@ impl World {
             answers: vec![],
             absent: limit < 10_000,
         }
+    }
+
+    /// Not all gateways' clocks are behind that of Redis: none of them would serve.
+    fn right_clock(&mut self) {
+        if let Some(first) = self.gateways.first() {
+            first.skew_ms.fetch_max(0, Ordering::Relaxed);
+        }
+    }
+
+    /// How far ahead a gateway's clock is: behind as often as ahead, by seconds up to days.
+    fn draw_skew(&mut self) -> i64 {
+        let Some(draw) = &mut self.clocks else { return 0 };
+        let most: usize = [1, 60, 3600, 86_400, 6 * 86_400][draw.below(5)];
+        let skew = i64::try_from(draw.below(2000 * most)).expect("days");
+        if draw.percent(40) { 0 } else { skew - 1000 * i64::try_from(most).expect("days") }
     }
 
     pub fn count(&mut self, what: &'static str) {
@@ -648,7 +709,8 @@ impl World {
 
     fn reachable(&self, gateway: usize) -> Option<usize> {
         let gateway = &self.gateways[gateway];
-        (!gateway.cut && self.masters[gateway.side].alive).then_some(gateway.side)
+        let reaches = !gateway.cut && !gateway.away && self.masters[gateway.side].alive;
+        reaches.then_some(gateway.side)
     }
 
     pub fn live_masters(&self) -> Vec<usize> {
@@ -665,6 +727,9 @@ impl World {
 
     pub fn act(&mut self, act: Act) {
         self.steps += 1;
+        if self.act_on_set(act) {
+            return;
+        }
         match act {
             Act::Publish => {
                 let requests = if self.more.bursts { 1 + self.rng.below(4) } else { 1 };
@@ -826,8 +891,7 @@ impl World {
             }
             Act::Clock => {
                 self.absences = true;
-                let masters = self.live_masters();
-                let master = masters[self.rng.below(masters.len())];
+                let Some(master) = self.pick_master() else { return };
                 let jump = self.rng.below(20_000);
                 let jump = i64::try_from(jump).expect("small") - 10_000;
                 self.masters[master].skew_ms += jump;
@@ -849,6 +913,15 @@ impl World {
                 self.absences = true;
                 note!(self, "{seconds} s pass");
                 self.count("ages");
+            }
+            Act::GatewayClock => {
+                let gateway = self.rng.below(self.gateways.len());
+                let skew = self.draw_skew();
+                let before = self.gateways[gateway].skew_ms.swap(skew, Ordering::Relaxed);
+                self.jumped_from_ms = self.jumped_from_ms.max(Some(before));
+                self.right_clock();
+                note!(self, "the clock of gateway {gateway} is {skew} ms ahead from now on");
+                self.count("gateways' clock jumps");
             }
             Act::EvictKey => self.evict_key(),
             Act::Join => self.join(),
@@ -872,6 +945,10 @@ impl World {
 
     /// A gateway does all that it has to do.
     fn turn(&mut self, gateway: usize) {
+        if self.gateways[gateway].away {
+            // As after a call that failed.
+            self.look(gateway);
+        }
         self.reconnect(gateway);
         self.step(gateway);
         for _ in 0..self.gateways[gateway].flights.len() {
@@ -899,18 +976,30 @@ impl World {
         }
     }
 
-    fn fault(&mut self, act: Act) {
+    /// A master that is alive: there may be none behind sentinels.
+    fn pick_master(&mut self) -> Option<usize> {
         let masters = self.live_masters();
-        let master = masters[self.rng.below(masters.len())];
+        (!masters.is_empty()).then(|| masters[self.rng.below(masters.len())])
+    }
+
+    /// Another master, with what a master had so many calls ago. Its number.
+    pub fn master_from(&mut self, master: usize, age: usize) -> usize {
+        let snapshots = &self.masters[master].snapshots;
+        let last = snapshots.len() - 1;
+        let (mut server, line) = snapshots[last - age.min(last)].clone();
+        server.set_identity(self.identity());
+        self.add_master(server, line);
+        self.masters.len() - 1
+    }
+
+    fn fault(&mut self, act: Act) {
+        let Some(master) = self.pick_master() else { return };
+        let masters = self.live_masters();
         match act {
             Act::Failover => {
                 let age = self.rng.below(self.masters[master].snapshots.len());
-                let snapshots = &self.masters[master].snapshots;
-                let (mut server, line) = snapshots[snapshots.len() - 1 - age].clone();
-                server.set_identity(self.identity());
+                let to = self.master_from(master, age);
                 self.masters[master].alive = false;
-                self.add_master(server, line);
-                let to = self.masters.len() - 1;
                 for gateway in &mut self.gateways {
                     if gateway.side == master {
                         gateway.side = to;
@@ -921,11 +1010,7 @@ impl World {
             }
             Act::Split if masters.len() == 1 => {
                 let age = self.rng.below(self.masters[master].snapshots.len().min(8));
-                let snapshots = &self.masters[master].snapshots;
-                let (mut server, line) = snapshots[snapshots.len() - 1 - age].clone();
-                server.set_identity(self.identity());
-                self.add_master(server, line);
-                let to = self.masters.len() - 1;
+                let to = self.master_from(master, age);
                 for index in 0..self.gateways.len() {
                     if self.rng.percent(50) {
                         self.gateways[index].side = to;
@@ -975,7 +1060,10 @@ impl World {
                 if let Some(gateway) = self.pick() {
                     let side = self.gateways[gateway].side;
                     note!(self, "gateway {gateway} crashes and starts anew");
+                    // Its clock is the machine's.
+                    let skew_ms = self.gateways[gateway].skew_ms.load(Ordering::Relaxed);
                     self.gateways[gateway] = self.gateway(side);
+                    self.gateways[gateway].skew_ms.store(skew_ms, Ordering::Relaxed);
                     self.absences = true;
                     self.count("crashes");
                 }
@@ -1012,8 +1100,7 @@ impl World {
 
     /// Evicts a key beside state and history.
     fn evict_key(&mut self) {
-        let masters = self.live_masters();
-        let master = masters[self.rng.below(masters.len())];
+        let Some(master) = self.pick_master() else { return };
         let mut names = self.masters[master].server.key_names();
         names.retain(|name| !name.ends_with(b":state") && !name.ends_with(b":history"));
         if names.is_empty() {
@@ -1039,8 +1126,7 @@ impl World {
 
     /// A gateway of another deployment probes.
     fn join(&mut self) {
-        let masters = self.live_masters();
-        let master = masters[self.rng.below(masters.len())];
+        let Some(master) = self.pick_master() else { return };
         let entropy = u32::try_from(self.rng.below(4096)).expect("small");
         let call = Call {
             seen: Position::UNKNOWN,
@@ -1181,6 +1267,7 @@ impl World {
                 Err(Failure::Refused("OOM".into()))
             }
             Some(master) => self.call_script(master, &sent),
+            None if self.uses_replica(index) => Err(Failure::Refused("READONLY".into())),
             None => Err(Failure::NotConnected("nobody there".into())),
         };
         note!(self, "gateway {index} is answered {answer:?}");
@@ -1257,7 +1344,9 @@ impl World {
         let gateway = &mut self.gateways[index];
         let Some((mut envelope, bytes)) = gateway.inbox.pop_front() else { return };
         if self.more.key {
-            envelope = gateway.target.open(bytes.to_vec().into()).expect("a known message");
+            let others_clock = self.mistake == Some(Mistake::ClocksNotLearned);
+            let target = if others_clock { &self.target } else { &gateway.target };
+            envelope = target.open(bytes.to_vec().into()).expect("a known message");
         }
         gateway.reads(&mut envelope);
         let probe = match &mut envelope.body {
@@ -1569,6 +1658,9 @@ impl World {
 
     /// What a gateway reads.
     fn reading_of(&mut self, index: usize, master: usize, after: Position) -> Reading {
+        if self.mistake == Some(Mistake::ClocksNotLearned) {
+            return self.reading(master, after);
+        }
         let target = self.gateways[index].target.clone();
         self.reading_with(&target, master, after)
     }
@@ -1606,6 +1698,7 @@ impl World {
 
     /// Ends all faults and lets everything come to rest.
     pub fn heal(&mut self) -> Result<(), String> {
+        self.mend_whole_set()?;
         let masters = self.live_masters();
         let last = *masters.last().expect("a master");
         for master in masters {
@@ -1614,10 +1707,14 @@ impl World {
         for gateway in &mut self.gateways {
             (gateway.side, gateway.cut, gateway.frozen) = (last, false, false);
             gateway.slow = false;
+            // Clocks pass a time that one of them showed before it went back.
+            if let Some(passed) = self.jumped_from_ms {
+                gateway.skew_ms.fetch_max(passed, Ordering::Relaxed);
+            }
         }
         self.strays.clear();
         note!(self, "all faults end");
-        let mut quiet = 0;
+        let (mut quiet, mut last) = (0, None);
         for _ in 0..4000 {
             let before = self.fingerprint();
             for index in 0..self.gateways.len() {
@@ -1642,9 +1739,23 @@ impl World {
             }) || self.publishers.iter().any(Publisher::waits);
             let rests = !busy && before == self.fingerprint();
             quiet = if rests { quiet + passed } else { 0 };
+            // By then a gateway reads the shard, and of another deployment nothing is left.
+            let all_read = self.gateways.iter().all(|gateway| gateway.reader.is_started());
+            let due = match (self.joined, all_read) {
+                (true, _) => 8000,
+                (false, true) => 500,
+                (false, false) => 5000,
+            };
+            if last.is_none() && quiet > due {
+                last = Some(self.requests.len());
+                (0..self.gateways.len()).for_each(|gateway| self.publish_last(gateway));
+                quiet = 0;
+            }
             // Three seconds without anything new: some rounds of probes.
-            if quiet > if self.joined { 13_000 } else { 3000 } {
-                return Ok(());
+            if let Some(first) = last
+                && quiet > if self.joined { 13_000 } else { 3000 }
+            {
+                return self.all_serve(first);
             }
         }
         let state: Vec<String> = self
@@ -1661,6 +1772,27 @@ impl World {
             })
             .collect();
         Err(format!("it does not come to rest: {state:?}"))
+    }
+
+    /// A gateway is asked to publish one event more.
+    fn publish_last(&mut self, gateway: usize) {
+        let event = self.new_event();
+        self.add_request(None, vec![event]);
+        self.publish(gateway, self.requests.len() - 1);
+    }
+
+    /// Each gateway has accepted its last event.
+    fn all_serve(&self, first: usize) -> Result<(), String> {
+        if self.joined && self.happened.contains_key("clock jumps") {
+            // That of the server went back, and it may take longer until the other one is over.
+            return Ok(());
+        }
+        match self.requests[first..].iter().position(|request| request.answered.is_none()) {
+            Some(gateway) => {
+                Err(format!("Serves: gateway {gateway} does not accept an event in the end"))
+            }
+            None => Ok(()),
+        }
     }
 
     /// A stream that goes back through the epochs of its token does not rest either.

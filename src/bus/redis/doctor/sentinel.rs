@@ -6,7 +6,7 @@ use super::{Finding, Progress, Server, Settings, limited};
 use crate::bus::{
     ShardId,
     redis::{
-        sentinel::{Answer, Sentinels, candidates},
+        sentinel::{Sentinels, answer::Answer, choice::candidates},
         topology::Topology,
     },
 };

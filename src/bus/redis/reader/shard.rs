@@ -155,6 +155,7 @@ impl ShardReader {
         {
             // A probe shows the shard's end, and that later messages will be received.
             self.started = true;
+            memory.begin();
             self.first = Some(envelope.position.epoch);
             self.order = Order::after(view);
             let (position, previous) = (envelope.position, Position::UNKNOWN);

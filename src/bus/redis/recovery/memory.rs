@@ -70,6 +70,8 @@ pub struct Memory {
     unaccounted: Option<Instant>,
     /// When a probe of a gateway of an earlier version arrived last.
     earlier: Option<Instant>,
+    /// True once the gateway reads the shard.
+    begun: bool,
 }
 
 impl Memory {
@@ -85,7 +87,18 @@ impl Memory {
             recovering: false,
             unaccounted: None,
             earlier: None,
+            begun: false,
         }
+    }
+
+    /// The gateway reads the shard from now on.
+    pub fn begin(&mut self) {
+        self.begun = true;
+    }
+
+    /// True once the gateway reads the shard.
+    pub fn has_begun(&self) -> bool {
+        self.begun
     }
 
     /// Learns from an answer of the script, which is newer than anything before.

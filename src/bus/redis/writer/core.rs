@@ -20,7 +20,7 @@ use crate::bus::{
     AppendError, Appended, Epoch, Frame, Name, Offset, Position, Provenance, PublisherId, ShardId,
     StreamNumber,
     redis::{
-        auth::{self, Authenticator, Kind},
+        auth::{Authenticator, Kind},
         envelope::{
             Body, Header, StampedFrame, WriterId, encode_frame, encode_probe, events_of,
             read_requests, read_retained, with_tag,
@@ -795,8 +795,10 @@ impl Core {
 
     fn probe(&mut self, now: Instant, memory: &Memory) -> Step {
         self.probes += 1;
-        if memory.receives_earlier(now) {
-            // Gateways of earlier versions know only those whose probes they receive.
+        let must_be_own = self.auth.is_some() && !memory.has_begun();
+        if memory.receives_earlier(now) || must_be_own {
+            // Gateways of earlier versions know only those whose probes they receive. And with a
+            // key a gateway begins with its own probe, of which the message may have been lost.
             self.wanted = Wanted::Own;
         }
         let time = self.auth.as_ref().map_or_else(unix_ms, |auth| auth.latest_time());
@@ -806,7 +808,7 @@ impl Core {
             bytes = with_tag(auth, Kind::Probe, Position::UNKNOWN, &bytes);
             if !seen.is_known() {
                 // An epoch for which nobody has made a tag before.
-                seen = Position { epoch: auth::first_epoch(), offset: Offset(0) };
+                seen = Position { epoch: auth.first_epoch(), offset: Offset(0) };
             }
         }
         let limit = PROBE_INTERVAL.min(self.limits.response_timeout);
@@ -968,7 +970,7 @@ mod tests {
     use crate::bus::{
         Batch,
         ranges::Ranges,
-        redis::{envelope::Envelope, view::ShardView},
+        redis::{auth::Keys, envelope::Envelope, view::ShardView},
     };
 
     const LIMITS: CallLimits = CallLimits {
@@ -1091,6 +1093,21 @@ mod tests {
         writing.core.probe_now(writing.now);
         assert_eq!(next_probe(&mut writing), Some(PROBE_SHARED));
         writing.probed(Some((1, writing.core.probes)));
+        assert_eq!(next_probe(&mut writing), None);
+    }
+
+    #[test]
+    fn a_gateway_with_a_key_publishes_its_own_probe_until_it_has_read_one() {
+        let key = crate::config::Secret::new("0123456789abcdef0123456789abcdef");
+        let auth = Keys::of(&key).unwrap().on("channel");
+        let mut writing = Writing::new();
+        writing.core.auth = Some(auth);
+        for _ in 0..3 {
+            // The message of the one before was lost, although the script has published it.
+            assert_eq!(next_probe(&mut writing), Some(Duration::ZERO));
+            writing.probed(Some((1, writing.core.probes)));
+        }
+        writing.memory.begin();
         assert_eq!(next_probe(&mut writing), None);
     }
 
