@@ -1,10 +1,6 @@
 //! The flags of all commands that talk to a gateway, and the connection that they ask for.
 
-use std::{
-    error::Error as _,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{error::Error as _, path::PathBuf, time::Duration};
 
 use clap::Args;
 use tokio::time::timeout;
@@ -13,7 +9,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
-use trunkline_client::{Bearer, Builder, Credentials};
+use trunkline_client::{Bearer, Builder, CredentialFiles, Credentials};
 use trunkline_proto::v1::{
     ListNodesRequest, coordination_service_client::CoordinationServiceClient,
 };
@@ -163,16 +159,18 @@ impl GatewayArgs {
     pub(super) fn builder(&self, node_id: String) -> Result<Builder, Failure> {
         let credentials = self.credentials()?;
         let builder = trunkline_client::Client::builder(node_id);
-        Ok(builder.gateways(self.urls(&credentials)?).credentials(credentials))
+        let builder = builder.gateways(self.urls(&credentials)?).credentials(credentials);
+        // They may be replaced while a command runs, for weeks perhaps.
+        Ok(builder.credential_files(self.files()))
     }
 
     /// The credentials that flags and environment variables name.
     pub(super) fn credentials(&self) -> Result<Credentials, Failure> {
-        let credentials = self.credentials.read()?;
-        Ok(match &self.tls_ca {
-            Some(path) => credentials.ca_certificate(read(path)?),
-            None => credentials,
-        })
+        self.credentials.with(&self.files())
+    }
+
+    fn files(&self) -> CredentialFiles {
+        CredentialFiles { ca: self.tls_ca.clone(), ..self.credentials.files() }
     }
 }
 
@@ -180,27 +178,29 @@ impl CredentialArgs {
     /// Reads the files. A token is never a flag, since every user of the machine can read the
     /// command lines of processes.
     pub(super) fn read(&self) -> Result<Credentials, Failure> {
+        self.with(&self.files())
+    }
+
+    fn files(&self) -> CredentialFiles {
+        CredentialFiles {
+            ca: None,
+            certificate: self.tls_cert.clone().zip(self.tls_key.clone()),
+            token: self.token_file.clone(),
+        }
+    }
+
+    fn with(&self, files: &CredentialFiles) -> Result<Credentials, Failure> {
         if self.tls_cert.is_some() != self.tls_key.is_some() {
             let why = "--tls-cert and --tls-key: one is of no use without the other";
             return Err(Failure::Usage(why.into()));
         }
-        let mut credentials = Credentials::new();
-        if let (Some(certificate), Some(key)) = (&self.tls_cert, &self.tls_key) {
-            credentials = credentials.client_certificate(read(certificate)?, read(key)?);
+        let credentials = files.credentials().map_err(Failure::Usage)?;
+        let token = std::env::var("TRUNKLINE_TOKEN").ok().filter(|token| !token.is_empty());
+        match token.filter(|_| self.token_file.is_none()) {
+            Some(token) => credentials.token(&token).map_err(Failure::Usage),
+            None => Ok(credentials),
         }
-        let token = match &self.token_file {
-            Some(path) => Some(String::from_utf8_lossy(&read(path)?).into_owned()),
-            None => std::env::var("TRUNKLINE_TOKEN").ok().filter(|token| !token.is_empty()),
-        };
-        if let Some(token) = token {
-            credentials = credentials.token(&token).map_err(Failure::Usage)?;
-        }
-        Ok(credentials)
     }
-}
-
-pub(super) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
-    std::fs::read(path).map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))
 }
 
 /// The URL of a gateway's address.

@@ -1,9 +1,6 @@
 //! `trunkline link`.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-};
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Args;
 use tokio::{
@@ -15,15 +12,10 @@ use trunkline::{
     admin_port,
     link::{self, Link as Running, LinkError},
 };
-use trunkline_client::{Builder, Client, Credentials, ErrorKind};
+use trunkline_client::{Builder, Client, CredentialFiles, ErrorKind};
 use trunkline_proto::v1::EventKind;
 
-use super::{
-    Failure, Form,
-    connection::{parse_address, read},
-    kinds::parse_kind,
-    log::LogArgs,
-};
+use super::{Failure, Form, connection::parse_address, kinds::parse_kind, log::LogArgs};
 
 /// Megabytes that may be in flight, at most.
 const MAX_IN_FLIGHT: u32 = 1024;
@@ -122,16 +114,16 @@ impl Link {
     async fn serve(&self) -> Result<(), Failure> {
         let (mut terminate, mut interrupt) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let from = credentials(
-            self.from_tls_ca.as_deref(),
-            self.from_tls_cert.as_deref().zip(self.from_tls_key.as_deref()),
-            self.from_token_file.as_deref(),
-        )?;
-        let to = credentials(
-            self.to_tls_ca.as_deref(),
-            self.to_tls_cert.as_deref().zip(self.to_tls_key.as_deref()),
-            self.to_token_file.as_deref(),
-        )?;
+        let from = CredentialFiles {
+            ca: self.from_tls_ca.clone(),
+            certificate: self.from_tls_cert.clone().zip(self.from_tls_key.clone()),
+            token: self.from_token_file.clone(),
+        };
+        let to = CredentialFiles {
+            ca: self.to_tls_ca.clone(),
+            certificate: self.to_tls_cert.clone().zip(self.to_tls_key.clone()),
+            token: self.to_token_file.clone(),
+        };
         let in_flight = self.in_flight << 20;
         let options = link::Options {
             kinds: self.kinds.clone(),
@@ -172,7 +164,8 @@ impl Link {
 }
 
 /// The client of one side.
-fn builder(side: &str, addresses: &[String], credentials: Credentials) -> Result<Builder, Failure> {
+fn builder(side: &str, addresses: &[String], files: CredentialFiles) -> Result<Builder, Failure> {
+    let credentials = files.credentials().map_err(Failure::Usage)?;
     let url = |address: &String| {
         let wrong = |why| Failure::Usage(format!("{side} {address}: {why}"));
         credentials.url(address).map_err(wrong)
@@ -181,27 +174,8 @@ fn builder(side: &str, addresses: &[String], credentials: Credentials) -> Result
     Ok(Client::builder("link")
         .gateways(urls)
         .in_order()
-        .credentials(credentials)
+        .credential_files(files)
         .client_version(concat!("trunkline link ", env!("CARGO_PKG_VERSION"))))
-}
-
-fn credentials(
-    ca: Option<&Path>,
-    certificate: Option<(&Path, &Path)>,
-    token: Option<&Path>,
-) -> Result<Credentials, Failure> {
-    let mut credentials = Credentials::new();
-    if let Some(ca) = ca {
-        credentials = credentials.ca_certificate(read(ca)?);
-    }
-    if let Some((certificate, key)) = certificate {
-        credentials = credentials.client_certificate(read(certificate)?, read(key)?);
-    }
-    if let Some(token) = token {
-        let token = String::from_utf8_lossy(&read(token)?).into_owned();
-        credentials = credentials.token(&token).map_err(Failure::Usage)?;
-    }
-    Ok(credentials)
 }
 
 fn failure(error: &LinkError) -> Failure {

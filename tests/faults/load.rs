@@ -25,6 +25,7 @@ use tonic::{
     Code, Status,
     transport::{Channel, Endpoint},
 };
+use trunkline_client::CredentialFiles;
 use trunkline_proto::v1::{
     Event, Position, coordination_service_client::CoordinationServiceClient, event::Kind,
 };
@@ -67,7 +68,8 @@ pub struct Shape {
     pub oldest: usize,
     /// The number of subscribers that read slowly: those before them.
     pub slow: usize,
-    /// True if every second publisher and subscriber is one of trunkline-client.
+    /// True if every second publisher and subscriber is one of trunkline-client; all are where
+    /// they need credentials.
     pub clients: bool,
     /// The number of publishers that publish on streams, with trunkline-client: the last ones.
     pub streams: usize,
@@ -107,6 +109,7 @@ struct Shared {
     shape: Shape,
     gateways: Vec<Channel>,
     urls: Vec<String>,
+    credentials: CredentialFiles,
     history: Mutex<History>,
     /// Events acknowledged, and events received.
     acknowledged: AtomicUsize,
@@ -122,6 +125,20 @@ impl Load {
     /// Starts the load; returns when every subscriber is confirmed and every publisher has
     /// published.
     pub async fn start(gateways: &[&Gateway], shape: Shape) -> Load {
+        Load::start_with(gateways, shape, CredentialFiles::default()).await
+    }
+
+    /// The same with credentials, over TLS: all nodes are those of trunkline-client, and none
+    /// watches.
+    pub async fn start_with(
+        gateways: &[&Gateway],
+        shape: Shape,
+        credentials: CredentialFiles,
+    ) -> Load {
+        let url = |gateway: &&Gateway| match credentials.any() {
+            true => format!("https://localhost:{}", gateway.port()),
+            false => gateway.url(),
+        };
         let channel = |gateway: &&Gateway| {
             let endpoint = Endpoint::from_shared(gateway.url()).expect("a URL");
             endpoint.connect_timeout(Duration::from_secs(1)).connect_lazy()
@@ -130,7 +147,8 @@ impl Load {
             start: Instant::now(),
             id: Uuid::new_v4(),
             shape,
-            urls: gateways.iter().map(|gateway| gateway.url()).collect(),
+            urls: gateways.iter().map(url).collect(),
+            credentials: credentials.clone(),
             gateways: gateways.iter().map(channel).collect(),
             history: Mutex::default(),
             acknowledged: AtomicUsize::new(0),
@@ -249,14 +267,15 @@ impl Shared {
 
     /// True if the node with this number is one of trunkline-client.
     fn is_client(&self, index: usize) -> bool {
-        self.shape.clients && index % 2 == 1
+        self.shape.clients && (index % 2 == 1 || self.credentials.any())
     }
 
     /// The options of a client whose first gateway is that with the number `turn`.
     fn builder(&self, node_id: &str, turn: usize) -> trunkline_client::Builder {
         let count = self.urls.len();
         let urls = (0..count).map(|nth| self.urls[(turn + nth) % count].clone());
-        trunkline_client::Client::builder(node_id).gateways(urls).in_order()
+        let builder = trunkline_client::Client::builder(node_id).gateways(urls).in_order();
+        builder.credential_files(self.credentials.clone())
     }
 
     /// Records events that are sent now; returns the index of the first.

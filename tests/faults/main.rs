@@ -34,6 +34,7 @@ mod promises;
 mod redis;
 mod refusals;
 mod report;
+mod rotation;
 mod slow;
 mod tokens;
 mod validators;

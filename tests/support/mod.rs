@@ -11,6 +11,7 @@
 #![allow(dead_code, unused_imports, unreachable_pub)]
 
 pub mod browser;
+pub mod certificates;
 pub mod cluster;
 pub mod events;
 pub mod folder;

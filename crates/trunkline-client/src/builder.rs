@@ -1,11 +1,17 @@
 //! The options of a client.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use rand::seq::SliceRandom;
-use tonic::{service::interceptor::InterceptedService, transport::Endpoint};
+use tonic::{Status, transport::Endpoint};
 
-use super::{Client, Credentials, Error, Gateway, backoff};
+use super::{
+    Client, CredentialFiles, Credentials, Error, ErrorKind, Gateway, backoff, connection,
+    files::Renewal,
+};
 
 /// The gateway if none is given.
 const DEFAULT_GATEWAY: &str = "http://127.0.0.1:7420";
@@ -38,6 +44,7 @@ pub struct Builder {
     addresses: Vec<String>,
     in_order: bool,
     credentials: Credentials,
+    files: CredentialFiles,
 }
 
 impl Builder {
@@ -55,6 +62,7 @@ impl Builder {
             addresses: vec![],
             in_order: false,
             credentials: Credentials::default(),
+            files: CredentialFiles::default(),
         }
     }
 
@@ -152,11 +160,26 @@ impl Builder {
         self
     }
 
+    /// Reads credentials from files, which may be replaced while the client runs: certificates
+    /// that are renewed, tokens that are rotated. They come in place of what
+    /// [`Builder::credentials`] has. Default: none.
+    ///
+    /// The files are looked at when a request is made or a stream opened, once a second at most;
+    /// streams that are open stay open. A stream that a gateway ends since its token or
+    /// certificate is not valid any more is opened again if the files have another one by then.
+    /// Files that cannot be read or used are passed over until they can be.
+    #[must_use]
+    pub fn credential_files(mut self, files: CredentialFiles) -> Builder {
+        self.files = files;
+        self
+    }
+
     /// Builds the client. It connects when it is first used.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Address`](crate::ErrorKind::Address) if an address is not valid.
+    /// [`ErrorKind::Address`] if an address is not valid, and [`ErrorKind::Denied`] if a file of
+    /// credentials cannot be read.
     ///
     /// # Panics
     ///
@@ -168,28 +191,36 @@ impl Builder {
         if !self.in_order {
             self.addresses.shuffle(&mut rand::rng());
         }
+        let (renewal, credentials) = if self.files.any() {
+            let read = Renewal::new(self.files, self.credentials);
+            let (renewal, first) =
+                read.map_err(|why| Error::new(ErrorKind::Denied, Status::unauthenticated(why)))?;
+            (Some(Arc::new(renewal)), first)
+        } else {
+            (None, self.credentials)
+        };
         let connect = |address: &String| {
-            let endpoint = self
-                .credentials
+            let wrong = |why: String| Error::address(address, &why);
+            let endpoint = credentials
                 .url(address)
                 .and_then(|url| Endpoint::from_shared(url).map_err(|error| error.to_string()))
-                .and_then(|endpoint| self.credentials.apply(endpoint))
-                .map_err(|why| Error::address(address, &why))?;
+                .map_err(wrong)?;
             let authority = endpoint.uri().authority().map(ToString::to_string);
-            let channel = endpoint
+            let endpoint = endpoint
                 .connect_timeout(self.connect_timeout)
                 .tcp_nodelay(true)
                 .initial_stream_window_size(self.stream_window)
                 .initial_connection_window_size(CONNECTION_WINDOW.max(2 * self.stream_window))
                 .http2_keep_alive_interval(PING_INTERVAL)
-                .keep_alive_timeout(PING_TIMEOUT)
-                .connect_lazy();
-            let channel = InterceptedService::new(channel, self.credentials.bearer());
+                .keep_alive_timeout(PING_TIMEOUT);
+            let channel = connection(&endpoint, &credentials).map_err(wrong)?;
+            let channel = Arc::new(Mutex::new(channel));
             let (address, authority) = (address.clone(), authority.unwrap_or_default());
-            Ok(Gateway { address, authority, id: Arc::default(), channel })
+            Ok(Gateway { address, authority, id: Arc::default(), endpoint, channel })
         };
         Ok(Client {
             gateways: self.addresses.iter().map(connect).collect::<Result<_, Error>>()?,
+            renewal,
             preferred: Arc::default(),
             node_id: self.node_id,
             incarnation: self.incarnation,

@@ -27,6 +27,7 @@ mod backoff;
 mod builder;
 mod credentials;
 mod error;
+mod files;
 mod interest;
 mod publish;
 mod publisher;
@@ -42,12 +43,17 @@ use std::{
     time::Duration,
 };
 
-use tonic::{Status, service::interceptor::InterceptedService, transport::Channel};
+use tonic::{
+    Code, Status,
+    service::interceptor::InterceptedService,
+    transport::{Channel, Endpoint},
+};
 use trunkline_proto::v1::coordination_service_client::CoordinationServiceClient;
 
 pub use builder::Builder;
 pub use credentials::{Bearer, Credentials};
 pub use error::{Error, ErrorKind};
+pub use files::CredentialFiles;
 pub use interest::{Interest, InterestChange, Progress};
 pub use publisher::{
     Acknowledgement, Publisher, PublisherOptions, Unacknowledged, Waiting, WhenFull,
@@ -55,6 +61,8 @@ pub use publisher::{
 pub use recent::RecentEvents;
 pub use subscribe::{Notification, SubscribeOptions, Subscription};
 pub use trunkline_proto::{kinds, v1};
+
+use self::files::Renewal;
 
 /// Larger than the largest batch of a gateway.
 const MAX_MESSAGE: usize = 16 << 20;
@@ -72,6 +80,8 @@ pub struct Client {
     reconnect_wait: Duration,
     /// One for each gateway. They connect when first used, and again after a loss.
     gateways: Vec<Gateway>,
+    /// Where credentials are in files. Clones share it.
+    renewal: Option<Arc<Renewal>>,
     /// The index of the gateway that worked last: the next attempt begins there. Clones share it.
     preferred: Arc<AtomicUsize>,
 }
@@ -83,15 +93,34 @@ struct Gateway {
     authority: String,
     /// Its id, once it has said it. Clones share it.
     id: Arc<Mutex<Option<String>>>,
-    channel: InterceptedService<Channel, Bearer>,
+    /// How it is connected to, but for the credentials.
+    endpoint: Endpoint,
+    /// Clones share it.
+    channel: Arc<Mutex<Connection>>,
 }
 
+/// The connection to a gateway, with the token of the requests.
+type Connection = InterceptedService<Channel, Bearer>;
+
 impl Gateway {
+    /// Connects with these credentials when it is used next. Streams that are open stay open.
+    fn connect_with(&self, credentials: &Credentials) -> Result<(), String> {
+        let channel = connection(&self.endpoint, credentials)?;
+        *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = channel;
+        Ok(())
+    }
+
     /// Its id, once it has said it.
     fn id(&self) -> MutexGuard<'_, Option<String>> {
         // Nothing panics while it is locked.
         self.id.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A connection that is made when it is used first.
+fn connection(endpoint: &Endpoint, credentials: &Credentials) -> Result<Connection, String> {
+    let channel = credentials.apply(endpoint.clone())?.connect_lazy();
+    Ok(InterceptedService::new(channel, credentials.bearer()))
 }
 
 impl Client {
@@ -140,13 +169,28 @@ impl Client {
     }
 
     /// The gateway with this number. Attempts count up through the gateways, round and round.
-    fn gateway(
-        &self,
-        number: usize,
-    ) -> CoordinationServiceClient<InterceptedService<Channel, Bearer>> {
+    fn gateway(&self, number: usize) -> CoordinationServiceClient<Connection> {
+        self.renew(false);
         let gateway = &self.gateways[number % self.gateways.len()];
-        CoordinationServiceClient::new(gateway.channel.clone())
-            .max_decoding_message_size(MAX_MESSAGE)
+        let channel = gateway.channel.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        CoordinationServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Looks whether files of credentials have changed: each second at most, unless `at_once`. New
+    /// requests have what is in them then. The number of changes until now.
+    fn renew(&self, at_once: bool) -> u64 {
+        let Some(renewal) = &self.renewal else { return 0 };
+        renewal.look(at_once, |credentials| {
+            self.gateways.iter().try_for_each(|gateway| gateway.connect_with(credentials))
+        })
+    }
+
+    /// The kind of a status that is final for a request which was sent after so many changes of
+    /// the credentials: one that was refused for those of before is sent again with new ones.
+    fn final_kind(&self, status: &Status, changes: u64) -> Option<ErrorKind> {
+        let kind = error::final_kind(status)?;
+        let is_renewed = status.code() == Code::Unauthenticated && self.renew(true) != changes;
+        (!is_renewed).then_some(kind)
     }
 
     fn address(&self, number: usize) -> &str {

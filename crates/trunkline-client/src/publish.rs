@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     Client, Error, ErrorKind,
     backoff::{Backoff, retry_delay},
-    error::{accepted_events, final_kind, nothing_published},
+    error::{accepted_events, nothing_published},
 };
 use trunkline_proto::v1::{
     DeliveryReport, Event, Position, PublishRequest, PublishResponse, WaitFor,
@@ -103,6 +103,7 @@ impl Client {
         loop {
             let limit = deadline.min(Instant::now() + self.attempt_timeout + longer);
             let mut gateway = self.gateway(number);
+            let changes = self.renew(false);
             let status = match timeout_at(limit, gateway.publish(request.clone())).await {
                 Ok(Ok(response)) => {
                     self.works(number);
@@ -115,7 +116,7 @@ impl Client {
                 )),
             };
             accepted.extend(accepted_events(&status));
-            if let Some(kind) = final_kind(&status) {
+            if let Some(kind) = self.final_kind(&status, changes) {
                 return Err(Error::new(kind, status).with_accepted(accepted));
             }
             if !nothing_published(&status) {

@@ -9,7 +9,7 @@ use tonic::{Status, Streaming};
 use super::{
     Client, Error, Notification, RecentEvents,
     backoff::{Backoff, retry_delay},
-    error::{describe, final_kind, is},
+    error::{describe, is},
     interest::{Progress, Watching},
 };
 use trunkline_proto::v1::{
@@ -50,6 +50,8 @@ pub(super) struct Session {
     heartbeat: Duration,
     /// The number of streams that were confirmed.
     subscribed: u64,
+    /// The changes of the credentials until the stream was opened: see `Client::final_kind`.
+    changes: u64,
     ended: bool,
 }
 
@@ -83,6 +85,7 @@ impl Session {
             named: None,
             heartbeat,
             subscribed: 0,
+            changes: 0,
             ended: false,
         }
     }
@@ -143,6 +146,7 @@ impl Session {
 
     async fn open(&mut self) -> Result<(), Status> {
         let mut gateway = self.client.gateway(self.number);
+        self.changes = self.client.renew(false);
         let request = self.request.clone();
         let requests = self.watching.as_mut().map(|watching| {
             watching.open(request.clone());
@@ -258,7 +262,7 @@ impl Session {
                 ..Default::default()
             }));
         }
-        if let Some(kind) = final_kind(&status) {
+        if let Some(kind) = self.client.final_kind(&status, self.changes) {
             self.ended = true;
             return Err(Error::new(kind, status));
         }

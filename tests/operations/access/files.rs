@@ -1,16 +1,15 @@
 //! The files of a gateway with TLS and tokens: certificates made by openssl, and token files.
 
-use std::path::Path;
-
 use serde_json::json;
 use tempfile::TempDir;
 use trunkline_client::Credentials;
 
 use super::{MX_TOKEN, SUPPORT_TOKEN, WEB_TOKEN};
-use crate::support::{Gateway, GatewayOptions, LIMIT, Ready, folder, process::Program, tools};
-
-/// Options of `openssl req` for a new key.
-const KEY: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+use crate::support::{
+    Gateway, GatewayOptions, LIMIT, Ready,
+    certificates::{self, KEY, openssl},
+    folder,
+};
 
 /// A directory of certificates and token files.
 pub struct Files(TempDir);
@@ -19,7 +18,7 @@ impl Files {
     pub async fn new() -> Files {
         let files = Files(folder::new());
         for authority in ["ca", "other"] {
-            files.authority(authority).await;
+            certificates::authority(files.0.path(), authority).await;
         }
         files.certificate("server", "ca", "DNS:localhost", "-days 7").await;
         files.write("web.tokens", format!("{WEB_TOKEN}\n"));
@@ -45,23 +44,9 @@ impl Files {
         std::fs::write(self.path(name), contents).expect("a file");
     }
 
-    async fn authority(&self, name: &str) {
-        let args =
-            format!("req -x509 {KEY} -keyout {name}.key -out {name}.pem -days 7 -subj /CN={name}");
-        openssl(self.0.path(), &args).await;
-    }
-
-    /// Makes `<file>.pem` and `<file>.key` for a name such as `DNS:localhost`. `dates` are options
-    /// of `openssl x509`.
+    /// See [`certificates::certificate`].
     pub async fn certificate(&self, file: &str, authority: &str, name: &str, dates: &str) {
-        self.write(&format!("{file}.ext"), format!("subjectAltName={name}\n"));
-        let request = format!("req {KEY} -keyout {file}.key -out {file}.csr -subj /CN={file}");
-        openssl(self.0.path(), &request).await;
-        let sign = format!(
-            "x509 -req -in {file}.csr -CA {authority}.pem -CAkey {authority}.key -CAcreateserial \
-             -out {file}.pem {dates} -extfile {file}.ext"
-        );
-        openssl(self.0.path(), &sign).await;
+        certificates::certificate(self.0.path(), file, authority, name, dates).await;
     }
 
     /// The same from the authority `ca`, with this common name and these alternative names, if any.
@@ -150,11 +135,4 @@ impl Files {
         let key = self.read(&format!("{file}.key"));
         self.trusting().client_certificate(self.read(&format!("{file}.pem")), key)
     }
-}
-
-async fn openssl(folder: &Path, args: &str) {
-    // `sh` expands the date in the arguments.
-    let script = format!("cd \"$0\" && exec \"$1\" {args}");
-    let (folder, openssl) = (folder.display().to_string(), tools::openssl().display().to_string());
-    Program::new("sh", ["-c", &script, &folder, &openssl]).run(LIMIT).await.success();
 }

@@ -23,7 +23,7 @@ use self::buffer::{Answer, Buffer};
 use crate::{
     Client, Error, ErrorKind,
     backoff::{Backoff, retry_delay},
-    error::{final_kind, is, reason_of, status_of},
+    error::{is, reason_of, status_of},
 };
 use trunkline_proto::v1::{
     Event, OtherGateway, PublishOpen, PublishStreamRequest, PublishStreamResponse,
@@ -362,13 +362,14 @@ async fn run(client: Client, shared: Arc<Shared>, mut takeovers: Takeovers) {
         shared.expire(Duration::MAX);
         let mut stream =
             Stream { client: &client, shared: &shared, number, backoff: &mut backoff, named: None };
+        let changes = client.renew(false);
         let status = stream.run(&shared.id).await;
         let next = client.after(number, stream.named.as_ref());
         let wait = {
             let mut buffer = shared.buffer.lock();
             buffer.lost();
             let taken_over = takeovers.is_final(&status).then_some(ErrorKind::TakenOver);
-            if let Some(kind) = taken_over.or_else(|| final_kind(&status)) {
+            if let Some(kind) = taken_over.or_else(|| client.final_kind(&status, changes)) {
                 buffer.fail(&Error::new(kind, status));
                 drop(buffer);
                 shared.emptied.notify_waiters();
