@@ -331,10 +331,17 @@ async fn the_page_gives_the_reason_why_the_gateway_does_not_serve() {
     state(&browser, "Serving").await;
 
     // The timeline has what happened: a track on the axis of the plots, and a list.
-    let seen = row(&browser, "#incident-table", 1, &["not verified", "shard 0"]).await;
-    assert!(seen[3].ends_with(" s") && !seen[4].is_empty(), "{seen:?}");
-    let seen = row(&browser, "#incident-table", 1, &["recovery", "shard 0"]).await;
-    assert_eq!(seen[4], "a new epoch; 7 events appended again, none lost");
+    let again = "a new epoch; 7 events appended again, none lost";
+    browser
+        .wait("the recovery and the time before it", async || {
+            let rows = browser.rows("#incident-table").await;
+            let of = |what: &str, is: fn(&[String], &str) -> bool| {
+                rows.iter().any(|row| row[1..3] == [what, "shard 0"] && is(row, again))
+            };
+            let over = |row: &[String], _: &str| !row[3].contains("goes on");
+            (of("recovery", |row, again| row[4] == again) && of("not verified", over)).then_some(())
+        })
+        .await;
     row(&browser, "#incident-table", 1, &["new link", "links", "–", &link]).await;
     for mark in ["recovery", "unverified", "subscribed"] {
         let box_of = format!("return document.querySelector('.track .{mark}').offsetWidth;");
