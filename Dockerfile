@@ -22,6 +22,7 @@ RUN mkdir src && : > src/lib.rs && echo 'fn main() {}' > src/main.rs && \
     rm -r src
 COPY src src
 COPY deploy/redis deploy/redis
+COPY docs/glossary.md docs/glossary.md
 # Cargo compares time stamps, and the sources may be older than the empty files above.
 RUN find src -name '*.rs' -exec touch {} + && \
     cargo build --release --locked --bin trunkline && \

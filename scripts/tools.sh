@@ -72,11 +72,13 @@ pip() {
         python3 -m pip install --quiet --user --break-system-packages "$@" >&2
 }
 
-# npm_install PACKAGES...: installs npm packages into .venv/npm. Fails where there is no npm.
+# npm_install PACKAGES...: installs npm packages into .venv/npm. Fails where there is no npm. They
+# are noted there: npm removes what it does not know of when it installs something else.
 npm_install() {
     works npm --version || return 1
     say "installing $* into .venv/npm"
-    npm install --no-save --no-audit --no-fund --loglevel error --prefix .venv/npm "$@" >&2
+    mkdir -p .venv/npm
+    npm install --save-exact --no-audit --no-fund --loglevel error --prefix .venv/npm "$@" >&2
 }
 
 # python_of_venv: the Python that has what `pip` installed.

@@ -13,6 +13,7 @@ mod append;
 mod delivery;
 pub mod embedded;
 mod examination;
+mod incidents;
 mod members;
 mod position;
 pub mod ranges;
@@ -34,6 +35,7 @@ pub use self::{
         Delivery, EpochStart, Frame, Gap, GapReason, HistoryPage, Lost, Name, Provenance, Sink,
     },
     examination::{Finding, Level, Progress},
+    incidents::{Happening, Incident, Incidents},
     members::{Exchange, LastChange, MemberId, MemberRecord, MemberUpdate, Members},
     position::{Epoch, Offset, Position, ShardId},
     registry::{BusFactory, Fault, Registry, StartError, Starting},
@@ -131,6 +133,13 @@ pub trait Bus: Send + Sync + 'static {
 
     /// The state of connections and shards. Does not block.
     fn status(&self) -> BusStatus;
+
+    /// What happened to shards and connections lately, for people: what has changed after a change
+    /// of this number. Empty for a bus to which nothing happens. Does not block.
+    fn incidents(&self, after: u64) -> Vec<Incident> {
+        let _ = after;
+        Vec::new()
+    }
 
     /// Appends what was accepted, then ends every task and connection of the bus.
     fn close(&self) -> BoxFuture<'_, ()>;

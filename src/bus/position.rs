@@ -38,6 +38,11 @@ impl Epoch {
     pub fn opened_at(ms: u64, entropy: u64) -> Epoch {
         Epoch(ms.saturating_mul(Epoch::PER_MS).saturating_add(entropy % Epoch::PER_MS))
     }
+
+    /// When it was opened, in milliseconds since 1970.
+    pub fn opened_ms(self) -> u64 {
+        self.0 / Epoch::PER_MS
+    }
 }
 
 /// The number of an event in its epoch, from 1. As a position, 0 is before the first event.

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use tonic::{Code, Status};
-use trunkline_proto::v1::{AgentHealing, AgentProgram, AgentReport, ListNodesRequest, Node};
+use trunkline_proto::v1::{
+    AgentChannel, AgentHealing, AgentProgram, AgentReport, ListNodesRequest, Node,
+};
 
 use super::{
     Client,
@@ -59,6 +61,7 @@ pub(super) fn lines(node: &Node, agent: &AgentReport) -> Vec<(&'static str, Stri
             ),
         ),
     ];
+    lines.extend(agent.joined_channel.iter().map(|of| ("channel", channel(of))));
     lines.extend(agent.programs.iter().map(|of| ("program", program(of, &agent.format))));
     lines.extend(agent.last_healings.iter().map(|of| ("healing", healing(of))));
     lines
@@ -83,6 +86,17 @@ fn program(program: &AgentProgram, format: &str) -> String {
         program.published_messages,
         since(program.since_time),
         if program.duplicate { ", DUPLICATE: two processes use this id" } else { "" }
+    )
+}
+
+/// A channel of Redis that the agent has joined.
+pub(super) fn channel(channel: &AgentChannel) -> String {
+    format!(
+        "{} at {}, {}, {} messages published",
+        visible(&channel.channel),
+        visible(&channel.server),
+        if channel.carried { "carried" } else { "NOT CARRIED: another agent does, or it is away" },
+        channel.published_messages
     )
 }
 

@@ -128,6 +128,18 @@ impl Failure {
     }
 }
 
+/// One failure for all of them, none if there are none: the first one, and if gateways were not
+/// reached and nothing else is wrong, the others with it.
+pub(super) fn all_of(failures: Vec<Failure>) -> Option<Failure> {
+    let alike = failures.iter().all(Failure::is_unavailable);
+    failures.into_iter().reduce(|all, other| match all {
+        Failure::Unavailable { address, why } if alike => {
+            Failure::Unavailable { address, why: format!("{why}; {other}") }
+        }
+        first => first,
+    })
+}
+
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Failure {
         if error.kind() == std::io::ErrorKind::BrokenPipe {

@@ -16,6 +16,7 @@ use self::news::{Group, News, grouped};
 use super::{
     Client, Failure, GatewayArgs,
     duration::{parse_interval, second, two_units},
+    failure::all_of,
     json_text,
     remarks::Remarks,
     table::Table,
@@ -274,16 +275,4 @@ async fn others(client: &mut Client, asked: &[GetStatusResponse]) -> Vec<String>
             address => format!("{} ({address})", gateway.gateway_id),
         })
         .collect()
-}
-
-/// One failure for all of them, none if there are none: the first one, and if gateways were not
-/// reached and nothing else is wrong, the others with it.
-fn all_of(failures: Vec<Failure>) -> Option<Failure> {
-    let alike = failures.iter().all(Failure::is_unavailable);
-    failures.into_iter().reduce(|all, other| match all {
-        Failure::Unavailable { address, why } if alike => {
-            Failure::Unavailable { address, why: format!("{why}; {other}") }
-        }
-        first => first,
-    })
 }

@@ -4,7 +4,7 @@ use std::{io::Write, time::Duration};
 
 use clap::Args;
 use trunkline::json;
-use trunkline_proto::v1::GetStatusRequest;
+use trunkline_proto::v1::{GetStatusRequest, LeaveReason};
 
 use super::{Failure, GatewayArgs, agents, visible, visible_json};
 
@@ -57,6 +57,18 @@ impl Status {
                 "gaps      {} sent to streams ({} events missed), {} on the bus",
                 status.stream_gaps, status.missed_events, status.bus_gaps
             )?;
+            for moves in &status.stream_moves {
+                writeln!(
+                    out,
+                    "moves     {} streams asked to leave ({}), {} have",
+                    moves.asked_streams,
+                    leave_reason(moves.reason()),
+                    moves.left_streams
+                )?;
+            }
+            if status.rebalancing {
+                writeln!(out, "moves     going on: other gateways have fewer streams")?;
+            }
             writeln!(
                 out,
                 "problems  {} errors, {} unreadable frames",
@@ -96,5 +108,15 @@ impl Status {
             return Ok(());
         }
         Err(Failure::Unavailable { address: self.gateway.address(), why: status.reason })
+    }
+}
+
+/// Why streams were asked to leave.
+fn leave_reason(reason: LeaveReason) -> &'static str {
+    match reason {
+        LeaveReason::Unspecified => "a reason that this version does not know",
+        LeaveReason::Stopping => "the gateway is being stopped",
+        LeaveReason::Rebalance => "other gateways have fewer",
+        LeaveReason::MaxAge => "limits.maxStreamAge",
     }
 }

@@ -3,8 +3,9 @@
 use super::counters::Counters;
 use crate::{
     hub::Hub,
+    leave::LeaveReason,
     lifecycle::Lifecycle,
-    presence::{Nodes, timestamp},
+    presence::{Nodes, moves::Moves, timestamp},
     proto::v1,
 };
 
@@ -28,6 +29,8 @@ pub fn status(gateway: &Lifecycle, nodes: &Nodes, counters: &Counters) -> v1::Ge
         delivered_events: counters.delivered_events(),
         serving: reason.is_none(),
         reason: reason.or_else(|| gateway.why_partial()).unwrap_or_default(),
+        stream_moves: stream_moves(&nodes.moves),
+        rebalancing: nodes.moves.is_moving(),
         ..Default::default()
     };
     if let Some(hub) = gateway.hub.get() {
@@ -78,6 +81,23 @@ fn describe_bus(hub: &Hub, response: &mut v1::GetStatusResponse) {
             }
         })
         .collect();
+    let unverified = status.shards.iter().zip(0..).filter(|(shard, _)| !shard.verified);
+    response.unverified_shards = unverified.map(|(_, id)| id).collect();
+}
+
+/// Streams that were asked to leave, by the reasons of which there are any.
+fn stream_moves(moves: &Moves) -> Vec<v1::StreamMoves> {
+    let of = |reason: LeaveReason| v1::StreamMoves {
+        reason: match reason {
+            LeaveReason::Stopping => v1::LeaveReason::Stopping,
+            LeaveReason::Rebalance => v1::LeaveReason::Rebalance,
+            LeaveReason::MaxAge => v1::LeaveReason::MaxAge,
+        }
+        .into(),
+        asked_streams: moves.asked(reason),
+        left_streams: moves.ended_after(reason),
+    };
+    LeaveReason::ALL.map(of).into_iter().filter(|moves| moves.asked_streams > 0).collect()
 }
 
 /// Accepted events of each kind of which there are any.

@@ -65,7 +65,9 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     }
     let of_programs = report.programs.iter().flat_map(|p| [&p.program_id, &p.version, &p.peer]);
     let reasons = report.last_healings.iter().map(|healing| &healing.reason);
+    let of_channel = report.joined_channel.iter().flat_map(|of| [&of.channel, &of.server]);
     let texts = [&report.host, &report.format].into_iter().chain(of_programs).chain(reasons);
+    let texts = texts.chain(of_channel);
     match texts.map(String::len).max() {
         Some(longest) if longest > MAX_TEXT_BYTES => {
             Err(format!("a text has {longest} bytes; the limit is {MAX_TEXT_BYTES}"))
@@ -180,7 +182,7 @@ impl Nodes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::v1::{AgentHealing, AgentProgram};
+    use crate::proto::v1::{AgentChannel, AgentHealing, AgentProgram};
 
     #[test]
     fn a_report_is_bounded() {
@@ -196,6 +198,16 @@ mod tests {
                     ..Default::default()
                 },
                 "last_healings: has 9; the limit is 8",
+            ),
+            (
+                AgentReport {
+                    joined_channel: Some(AgentChannel {
+                        server: "x".repeat(129),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                },
+                "a text has 129 bytes; the limit is 128",
             ),
             (report(vec![program(&"x".repeat(129))]), "a text has 129 bytes; the limit is 128"),
             (report(vec![program(&"x".repeat(9000))]), "has 9006 bytes; the limit is 8192"),

@@ -46,8 +46,10 @@ pub struct WatchStats {
     pub acknowledge_ms: u64,
     /// Updates of the interest.
     pub updates: u32,
-    accounts: u32,
-    custom_types: u32,
+    /// Accounts of the interest after them; 0 where all are included.
+    pub accounts: u32,
+    /// Custom types of it; 0 where all are included.
+    pub custom_types: u32,
 }
 
 impl WatchState {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
 use futures_util::{Stream, StreamExt};
 use tokio::time::timeout;
 use trunkline::agent::serve::{Join, Options};
-use trunkline_proto::v1::{cache_invalidation::Scope, event::Kind};
+use trunkline_proto::v1::{AgentChannel, ListNodesRequest, cache_invalidation::Scope, event::Kind};
 
 use crate::{
     relay::{CHANNEL, HEALING, Host, next},
@@ -107,6 +107,17 @@ async fn with_two_agents_on_a_channel_every_event_comes_once_each_way() {
     assert_eq!(changes(&mut remote, &all).await, once(1..=80));
     assert_eq!(changes(&mut one, &all).await, once(1..=80));
     assert_eq!(changes(&mut two, &all).await, once(1..=80));
+    // Both are listed with the channel, which one of them carries.
+    until(LIMIT, "the channel in the list of nodes", async || {
+        let request = ListNodesRequest { agents: true, ..Default::default() };
+        let list = node.client.clone().list_nodes(request).await.expect("a list").into_inner();
+        let channels: Vec<_> =
+            list.nodes.into_iter().filter_map(|node| node.agent?.joined_channel).collect();
+        let named = |of: &AgentChannel| of.channel == CHANNEL && of.server == "redis";
+        let carried = channels.iter().filter(|of| of.carried && of.published_messages > 0);
+        channels.len() == 2 && channels.iter().all(named) && carried.count() == 1
+    })
+    .await;
     let recording = observer.events(60, LIMIT).await;
     let received = recording.events.iter().map(|event| match &event.kind {
         Some(Kind::MailboxChange(change)) => u8::try_from(change.change_id).expect("a change"),

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use trunkline_proto::v1::SubscribeRequest;
 
 use super::{gateway, to};
-use crate::support::{Gateway, GatewayOptions, LIMIT, TestNode, events::numbered};
+use crate::support::{Gateway, GatewayOptions, LIMIT, TestNode, events::numbered, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_status_is_printed_as_text_and_as_json() {
@@ -32,6 +32,26 @@ async fn the_status_is_printed_as_text_and_as_json() {
     assert_eq!((&json["serving"], &json["streams"]), (&true.into(), &1.into()));
     assert_eq!(json["publishedEvents"], "3");
     assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_were_moved_are_counted_by_their_reason() {
+    let options = GatewayOptions::embedded().set("limits", json!({ "maxStreamAge": "1s" }));
+    let gateway = Gateway::start(options).await;
+    let node = TestNode::connect(&gateway, "mx1").await;
+    drop(node.subscribe(node.request()).await.end(LIMIT).await);
+    let expected = "moves     1 streams asked to leave (limits.maxStreamAge), 1 have\n";
+    until(LIMIT, "the move", async || {
+        to(&gateway, ["status"]).run(LIMIT).await.success().contains(expected)
+    })
+    .await;
+    let json = to(&gateway, ["status", "--json"]).run(LIMIT).await.success();
+    let json: Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(
+        json["streamMoves"],
+        json!([{ "reason": "LEAVE_REASON_MAX_AGE", "askedStreams": "1", "leftStreams": "1" }])
+    );
+    assert!(json.get("unverifiedShards").is_none() && json.get("rebalancing").is_none(), "{json}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -135,9 +135,12 @@ impl Load {
         shape: Shape,
         credentials: CredentialFiles,
     ) -> Load {
-        let url = |gateway: &&Gateway| match credentials.any() {
-            true => format!("https://localhost:{}", gateway.port()),
-            false => gateway.url(),
+        let url = |gateway: &&Gateway| {
+            if credentials.any() {
+                format!("https://localhost:{}", gateway.port())
+            } else {
+                gateway.url()
+            }
         };
         let channel = |gateway: &&Gateway| {
             let endpoint = Endpoint::from_shared(gateway.url()).expect("a URL");

@@ -1,6 +1,6 @@
 //! The page of the admin port in a real browser, for real gateways over a real Redis.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use super::support::{
     Browser, Collector, Data, Gateway, GatewayOptions, Keep, LIMIT, RedisOptions, RedisServer,
@@ -9,7 +9,10 @@ use super::support::{
 use serde_json::json;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Code;
-use trunkline_proto::v1::{Filter, Overflow, SubscribeRequest};
+use trunkline_proto::v1::{
+    Acknowledge, AgentChannel, AgentReport, Filter, Overflow, SubscribeRequest,
+    watch_request::Request,
+};
 
 /// A node id that would run code if the page took it for markup.
 const HOSTILE: &str = r#"<script>hit=1</script><img src=x onerror="hit=1">"#;
@@ -314,6 +317,8 @@ async fn the_page_gives_the_reason_why_the_gateway_does_not_serve() {
     let browser = Browser::start(1200, 900).await;
     browser.open(&page(&gateway)).await;
     state(&browser, "Serving").await;
+    let node = TestNode::connect(&gateway, "mx-1").await;
+    node.publish(events::numbered("e", 7, 1)).await.expect("published");
     redis.kill_9();
     let why = state(&browser, "Not serving").await;
     assert!(why.starts_with("shard 0: "), "{why}");
@@ -324,6 +329,29 @@ async fn the_page_gives_the_reason_why_the_gateway_does_not_serve() {
     row(&browser, "#link-table", 0, &[&link, "subscribe", "down"]).await;
     redis.restart(Data::Wiped).await;
     state(&browser, "Serving").await;
+
+    // The timeline has what happened: a track on the axis of the plots, and a list.
+    let again = "a new epoch; 7 events appended again, none lost";
+    browser
+        .wait("the recovery and the time before it", async || {
+            let rows = browser.rows("#incident-table").await;
+            let of = |what: &str, is: fn(&[String], &str) -> bool| {
+                rows.iter().any(|row| row[1..3] == [what, "shard 0"] && is(row, again))
+            };
+            let over = |row: &[String], _: &str| !row[3].contains("goes on");
+            (of("recovery", |row, again| row[4] == again) && of("not verified", over)).then_some(())
+        })
+        .await;
+    row(&browser, "#incident-table", 1, &["new link", "links", "–", &link]).await;
+    for mark in ["recovery", "unverified", "subscribed"] {
+        let box_of = format!("return document.querySelector('.track .{mark}').offsetWidth;");
+        assert!(browser.run(&box_of).await.as_f64().expect("a width") >= 4.0, "{mark}");
+    }
+    let tracks = browser.text("#tracks").await;
+    assert!(tracks.contains("shard 0") && tracks.contains("links"), "{tracks}");
+    let note = browser.text("#timeline-note").await;
+    assert!(note.starts_with("The last "), "{note}");
+    assert_eq!(browser.axe().await, Vec::<String>::new());
     gateway.signal_term();
     let why = state(&browser, "Draining").await;
     assert!(why.contains("continue with their tokens"), "{why}");
@@ -387,11 +415,177 @@ async fn the_page_works_on_phones_with_keyboards_and_with_screen_readers() {
     is_clean(&browser, &gateway).await;
 }
 
-/// Not a test: it makes the picture of the README from a cluster of mail servers at work, and takes
-/// minutes. `cargo test --test operations -- --ignored page::`, then look at `target/tmp/page.png`.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "makes docs/images/page.png"]
-async fn the_picture_of_the_readme() {
+async fn nothing_on_the_page_keeps_anybody_out_or_flickers() {
+    let browser = Browser::start(1360, 1000).await;
+    // A stream that is moved by its age, and a refusal.
+    let options = GatewayOptions::embedded().set("limits", json!({ "maxStreamAge": "2s" }));
+    let aging = Gateway::start(options).await;
+    browser.open(&page(&aging)).await;
+    state(&browser, "Serving").await;
+    let brief = TestNode::connect(&aging, "brief-1").await;
+    drop(brief.subscribe(brief.request()).await.end(LIMIT).await);
+    brief.publish(vec![]).await.expect_err("no events");
+    browser
+        .wait("the move", async || {
+            let moves = browser.text("#nodes-moves").await;
+            (moves == "1 asked to leave for age, 1 have").then_some(())
+        })
+        .await;
+    row(&browser, "#incident-table", 1, &["streams moved", "streams"]).await;
+    row(&browser, "#refused-table", 2, &["Publish", "invalid request", "events"]).await;
+    assert_eq!(browser.axe().await, Vec::<String>::new());
+    is_clean(&browser, &aging).await;
+
+    // An agent, and ids that hide what they are.
+    let gateway = Gateway::start(GatewayOptions::embedded()).await;
+    browser.open(&page(&gateway)).await;
+    state(&browser, "Serving").await;
+    let agent = TestNode::connect(&gateway, "agent-1").await;
+    let watch = agent.watch(agent.open(accounts(["a"]))).await;
+    let channel = |name: &str, carried| AgentReport {
+        host: "mx-1".into(),
+        joined_channel: Some(AgentChannel {
+            channel: name.into(),
+            server: "redis://redis:6379".into(),
+            carried,
+            published_messages: 3,
+        }),
+        ..Default::default()
+    };
+    let report = |report| {
+        let resume_token = watch.last_token();
+        watch.send(Request::Acknowledge(Acknowledge { resume_token, agent: Some(report) }))
+    };
+    report(channel("stwt.agora", false)).await;
+    let turned = TestNode::connect(&gateway, "mx-\u{202e}1").await;
+    let roles = vec!["im\u{200b}ap\u{202e}".into(), "דואר".into()];
+    let _turned = turned.subscribe(SubscribeRequest { roles, ..turned.request() }).await;
+
+    // What is hidden in an id is shown.
+    let escaped = [r"mx-\u{202e}1", "im\\u{200b}ap\\u{202e}, דואר"];
+    let seen = browser
+        .wait("the escaped id", async || {
+            let rows = browser.rows("#node-table").await;
+            rows.into_iter().find(|row| row[0] == escaped[0])
+        })
+        .await;
+    assert_eq!(seen[1].trim_matches(['\u{2068}', '\u{2069}']), escaped[1]);
+    let unseen = "return /[\\u202a-\\u202e\\u200b]/.test(document.documentElement.innerText);";
+    assert_eq!(browser.run(unseen).await, false);
+
+    // The channel of Redis that nobody carries is trouble until an agent does.
+    let trouble = "No agent carries the channel stwt.agora at redis://redis:6379";
+    browser
+        .wait("the channel", async || {
+            browser.text("#trouble-list").await.contains(trouble).then_some(())
+        })
+        .await;
+    report(channel("stwt.agora", true)).await;
+    browser
+        .wait("the channel that is carried", async || {
+            let rows = browser.rows("#agent-table").await;
+            let carries = rows.first().is_some_and(|row| row[3] == "carries stwt.agora");
+            (carries && !browser.text("#trouble-list").await.contains(trouble)).then_some(())
+        })
+        .await;
+
+    // No rule of axe-core is broken, in light and dark, wide and narrow.
+    for (width, dark) in [(1360, false), (1360, true), (390, false), (390, true)] {
+        browser.as_wide_as(width, 1000, width < 600).await;
+        browser.dark(dark).await;
+        assert_eq!(browser.axe().await, Vec::<String>::new(), "{width} {dark}");
+    }
+    browser.as_wide_as(1360, 1000, false).await;
+    browser.dark(false).await;
+
+    // The keyboard reaches everything, and the focus is seen everywhere.
+    let focused = "const now = document.activeElement;
+        const { outlineStyle, outlineWidth } = getComputedStyle(now);
+        return [now === document.body, outlineStyle !== 'none' && parseFloat(outlineWidth) >= 2,
+            now.outerHTML.slice(0, 80)];";
+    let all = "return [...document.querySelectorAll('a, button, input, [tabindex=\"0\"]')]
+        .filter((one) => one.checkVisibility()).length;";
+    let all = browser.run(all).await.as_u64().expect("a number");
+    browser.run("document.activeElement.blur(); scrollTo(0, 0);").await;
+    let mut reached = 0;
+    loop {
+        browser.press("\u{e004}").await;
+        let seen = browser.run(focused).await;
+        if seen[0] == true {
+            break;
+        }
+        assert_eq!(seen[1], true, "{seen}");
+        reached += 1;
+        assert!(reached <= all, "the focus does not leave the page");
+    }
+    assert_eq!(reached, all);
+
+    // A key searches all tables, another ends the search.
+    browser.run("document.activeElement.blur();").await;
+    browser.press("/agent-1").await;
+    row(&browser, "#node-table", 0, &["agent-1"]).await;
+    browser
+        .wait("the search in other tables", async || {
+            let rows = browser.rows("#shard-table").await;
+            (rows == [["No row matches."]]).then_some(())
+        })
+        .await;
+    let address = browser.run("return location.search;").await;
+    assert!(address.as_str().expect("a text").contains("search=agent-1"), "{address}");
+    browser.press("\u{e00c}").await;
+    browser
+        .wait("all nodes", async || (browser.rows("#node-table").await.len() == 2).then_some(()))
+        .await;
+
+    // Arrows read a plot, second by second, also while new values come.
+    let read = "const { ariaValueNow, ariaValueText } = document.querySelector('#plot-in .area');
+        return [ariaValueNow, ariaValueText];";
+    browser.run("document.querySelector('#plot-in .area').focus();").await;
+    browser.press("\u{e011}").await;
+    let first = browser.run(read).await;
+    assert_eq!(first[0], "0");
+    browser.press("\u{e014}").await;
+    let second = browser.run(read).await;
+    assert!(second[0] == "1" && second[1] != first[1], "{first} {second}");
+
+    // What does not change is not touched: watched over three answers.
+    let observe = "window.touched = 0; window.answers = 0;
+        new MutationObserver((all) => { touched += all.filter(({ target }) =>
+            ['TBODY', 'TR', 'TD'].includes(target.nodeName)).length; })
+            .observe(document.querySelector('main'), { childList: true, subtree: true });
+        new PerformanceObserver((all) => { answers += all.getEntries()
+            .filter(({ name }) => name.includes('/api/nodes')).length; })
+            .observe({ type: 'resource' });";
+    browser.run(observe).await;
+    browser
+        .wait("three answers", async || {
+            (browser.run("return answers;").await.as_u64() >= Some(3)).then_some(())
+        })
+        .await;
+    assert_eq!(browser.run("return touched;").await, 0);
+
+    // The words are explained, each at its own place.
+    browser.click("#nodes-title a").await;
+    browser
+        .wait("the glossary", async || {
+            let target = "return document.querySelector(':target dt')?.textContent ?? '';";
+            (browser.run(target).await == "Node").then_some(())
+        })
+        .await;
+    for dark in [false, true] {
+        browser.dark(dark).await;
+        assert_eq!(browser.axe().await, Vec::<String>::new());
+    }
+    is_clean(&browser, &gateway).await;
+}
+
+/// The pictures of the documents: a cluster of mail servers at work, and a recovery. It takes two
+/// minutes. `UPDATE_DOCS=1 cargo test --test operations -- --ignored pictures` writes docs/images;
+/// without it, they are in `target/tmp`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "makes docs/images"]
+async fn the_pictures_of_the_documents() {
     let redis = RedisServer::start(RedisOptions::default()).await;
     let prefix = shared::prefix();
     let options = |id: &str| {
@@ -431,10 +625,10 @@ async fn the_picture_of_the_readme() {
     let publishers = [nodes[5].clone(), nodes[6].clone(), TestNode::connect(&two, "mx-9").await];
     let load = AbortOnDropHandle::new(tokio::spawn(mail(publishers)));
     {
-        let mut minute = tokio::time::interval(Duration::from_mins(1));
-        for nth in 0..9 {
-            minute.tick().await;
-            if nth == 4 {
+        let mut parts = tokio::time::interval(Duration::from_secs(20));
+        for nth in 0..6 {
+            parts.tick().await;
+            if nth == 3 {
                 // A node that comes back after Redis has lost its memory.
                 let token = streams[3].last_token();
                 redis.cli(&["FLUSHALL"]).await;
@@ -452,14 +646,20 @@ async fn the_picture_of_the_readme() {
                 (rows[0][6] != "–").then_some(())
             })
             .await;
-        let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let folder = match std::env::var_os("UPDATE_DOCS") {
+            Some(_) => Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/images"),
+            None => env!("CARGO_TARGET_TMPDIR").into(),
+        };
         for (name, width, height, dark) in [
-            ("page", 1280, 1132, false),
-            ("page-dark", 1280, 1600, true),
-            ("page-phone", 390, 2400, true),
+            ("page", 1280, 1420, false),
+            ("page-dark", 1280, 1420, true),
+            ("page-phone", 390, 1600, true),
         ] {
             browser.dark(dark).await;
             browser.as_wide_as(width, height, width < 600).await;
+            // Of a phone, what it shows of the timeline.
+            let part = "document.getElementById('timeline').scrollIntoView();";
+            browser.run(if width < 600 { part } else { "scrollTo(0, 0);" }).await;
             let file = folder.join(format!("{name}.png"));
             std::fs::write(file, browser.screenshot().await).expect("written");
         }

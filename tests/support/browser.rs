@@ -171,6 +171,25 @@ impl Browser {
         self.devtools("Emulation.setEmulatedMedia", json!({ "features": features })).await;
     }
 
+    /// What axe-core finds wrong with the page as it is shown: rule, impact, and the elements.
+    pub async fn axe(&self) -> Vec<String> {
+        let check = "return axe.run(document, { resultTypes: ['violations'] }).then((found) =>
+            found.violations.map(({ id, impact, nodes }) => `${id} (${impact}): ${
+                nodes.map(({ target, failureSummary: why }) => `${target} ${why}`).join('; ')}`));";
+        let script = format!("{};\n{check}", tools::axe());
+        serde_json::from_value(self.run(&script).await).expect("texts")
+    }
+
+    /// Presses keys, wherever the focus is.
+    pub async fn press(&self, keys: &str) {
+        let actions: Vec<Value> = keys
+            .chars()
+            .flat_map(|key| ["keyDown", "keyUp"].map(|way| json!({ "type": way, "value": key })))
+            .collect();
+        let source = json!([{ "type": "key", "id": "keys", "actions": actions }]);
+        self.step("POST", "actions", json!({ "actions": source })).await;
+    }
+
     /// The visible part of the page as a PNG.
     pub async fn screenshot(&self) -> Vec<u8> {
         let shot = self.devtools("Page.captureScreenshot", json!({ "format": "png" })).await;

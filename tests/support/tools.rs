@@ -115,6 +115,21 @@ pub fn chromedriver() -> PathBuf {
     TOOL.path()
 }
 
+/// The source of axe-core, which checks a page in a browser for what keeps people out of it;
+/// `TRUNKLINE_TEST_AXE` names another file.
+///
+/// # Panics
+///
+/// If there is none.
+pub fn axe() -> String {
+    let own = ".venv/npm/node_modules/axe-core/axe.min.js";
+    let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join(own);
+    let path = env::var_os("TRUNKLINE_TEST_AXE").map_or_else(own, PathBuf::from);
+    std::fs::read_to_string(&path).unwrap_or_else(|why| {
+        panic!("axe-core is needed, and {}: {why}; ./test installs it", path.display())
+    })
+}
+
 /// `tmux`, a terminal whose screen can be read; `TRUNKLINE_TEST_TMUX` names another.
 pub fn tmux() -> PathBuf {
     static TOOL: Tool = Tool::new("TRUNKLINE_TEST_TMUX", "tmux", &["-V"], "tmux");

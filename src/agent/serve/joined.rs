@@ -84,6 +84,11 @@ impl Join {
         let client = Client::open(url).map_err(|error| error.to_string())?;
         Ok(Join { client, shown: shown.into() })
     }
+
+    /// How the server is shown.
+    pub(super) fn shown(&self) -> &str {
+        &self.shown
+    }
 }
 
 /// The right to carry the channel.

@@ -8,9 +8,9 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use trunkline_client::v1::{AgentHealing, AgentReport};
+use trunkline_client::v1::{AgentChannel, AgentHealing, AgentReport};
 
-use super::{Shared, count};
+use super::{JOINED, Shared, count};
 
 /// The interval at which a report is sent, if anything changed.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -71,6 +71,12 @@ impl Shared {
             waiting_age: waiting.age.and_then(|age| prost_types::Duration::try_from(age).ok()),
             healings: read(&counters.healings) + read(&counters.repairs),
             last_healings: self.healings.0.lock().iter().cloned().collect(),
+            joined_channel: self.options.join.as_ref().map(|join| AgentChannel {
+                channel: text(self.options.formats[JOINED].channel()),
+                server: text(join.shown()),
+                carried: self.joined.lock().is_some(),
+                published_messages: read(&counters.joined_messages),
+            }),
         }
     }
 

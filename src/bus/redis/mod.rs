@@ -71,8 +71,8 @@ use self::{
 };
 use super::{
     AppendError, Appended, Batch, Bus, BusFactory, BusStatus, Exchange, Fault, Finding, Health,
-    History, HistoryPage, MemberId, MemberUpdate, Members, Position, Progress, PublisherId,
-    Retained, ShardId, SharedBus, Sink, StartError, Starting, StreamNumber,
+    History, HistoryPage, Incident, Incidents, MemberId, MemberUpdate, Members, Position, Progress,
+    PublisherId, Retained, ShardId, SharedBus, Sink, StartError, Starting, StreamNumber,
 };
 use crate::{config::Config, throttle::Throttle};
 
@@ -148,6 +148,7 @@ pub struct RedisBus {
     links: Arc<Mutex<Vec<Arc<Link>>>>,
     counters: Arc<Mutex<Counters>>,
     forged: Arc<AtomicU64>,
+    incidents: Arc<Mutex<Incidents>>,
     odd: OddFields,
     writers: TaskTracker,
     reader: TaskTracker,
@@ -217,6 +218,8 @@ impl RedisBus {
         let links = Arc::default();
         let counters = Arc::default();
         let forged = Arc::default();
+        let shards = u16::try_from(names.len()).unwrap_or(u16::MAX);
+        let incidents = Arc::new(Mutex::new(Incidents::new(shards)));
         let (writers, reader) = (TaskTracker::new(), TaskTracker::new());
         let (stop_writers, stop_reader) = (CancellationToken::new(), CancellationToken::new());
 
@@ -234,6 +237,7 @@ impl RedisBus {
             links: Arc::clone(&links),
             counters: Arc::clone(&counters),
             forged: Arc::clone(&forged),
+            incidents: incidents.clone(),
             stop: stop_reader.clone(),
         });
         reader.spawn(task.run(subscription_events));
@@ -259,6 +263,7 @@ impl RedisBus {
                 queue: jobs,
                 liveness: liveness[index].clone(),
                 memory: memory[index].clone(),
+                incidents: incidents.clone(),
                 agreement: agreement.clone(),
                 ask_first: probes[0].clone(),
                 probe_now: probes[index].clone(),
@@ -281,6 +286,7 @@ impl RedisBus {
             links,
             counters,
             forged,
+            incidents,
             odd: OddFields::default(),
             writers,
             reader,
@@ -391,6 +397,10 @@ impl Bus for RedisBus {
             unreadable: counters.unreadable + self.odd.count(),
             forged: self.forged.load(Ordering::Relaxed),
         }
+    }
+
+    fn incidents(&self, after: u64) -> Vec<Incident> {
+        self.incidents.lock().after(after)
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

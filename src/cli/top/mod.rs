@@ -1,4 +1,4 @@
-//! `trunkline top`: a live view of a gateway, and of the nodes of all gateways, in a terminal.
+//! `trunkline top`: a live view of gateways, and of the nodes of all gateways, in a terminal.
 
 mod draw;
 mod poll;
@@ -14,7 +14,7 @@ use clap::Args;
 use tokio::time::Instant;
 
 use self::{
-    poll::Poller,
+    poll::{Gateways, Poller},
     screen::Screen,
     view::{Sort, View},
 };
@@ -35,6 +35,8 @@ Keys:
 Examples:
   trunkline top
   trunkline top --gateway gateway-2.example.com:7420 --sort rate
+  trunkline top --gateway 10.0.0.1,10.0.0.2,10.0.0.3
+                                the rates of these together, and of each in the table of gateways
   trunkline top --once          one frame as plain text, as without a terminal
   trunkline top --json          the same as JSON
 
@@ -71,12 +73,12 @@ impl Top {
 
     /// Prints one frame, with the rates between two snapshots.
     async fn print(self, mut view: View, interval: Duration) -> Result<(), Failure> {
-        let mut client = self.gateway.connect().await?;
+        let mut gateways = Gateways::new(self.gateway);
         for number in 0..2 {
             if number > 0 {
                 tokio::time::sleep(interval).await;
             }
-            view.take(poll::snapshot(&mut client).await?, Instant::now());
+            view.take(gateways.snapshot().await?, Instant::now());
         }
         let mut out = std::io::stdout().lock();
         if self.json {

@@ -60,6 +60,8 @@ pub struct View {
     delivered: HashMap<String, u64>,
     node_rates: HashMap<String, f64>,
     rates: VecDeque<Rates>,
+    /// The rates of each gateway that was asked, by its id.
+    gateway_rates: HashMap<String, Rates>,
     /// The error that prevents newer snapshots, and the time of the first.
     failure: Option<(String, SystemTime)>,
     sort: Sort,
@@ -94,6 +96,7 @@ impl View {
             delivered: HashMap::new(),
             node_rates: HashMap::new(),
             rates: VecDeque::new(),
+            gateway_rates: HashMap::new(),
             failure: None,
             sort,
             reversed: false,
@@ -120,17 +123,27 @@ impl View {
         let span = span.filter(|span| same && *span > 0.0);
         let per_second =
             |now: u64, then: u64| span.map(|span| now.saturating_sub(then) as f64 / span);
-        if let (Some(before), Some(_)) = (before, span) {
-            let status = &snapshot.status;
+        self.gateway_rates.clear();
+        for status in snapshot.statuses() {
+            let mut before = self.snapshot.iter().flat_map(Snapshot::statuses);
+            let before = before.find(|before| {
+                before.gateway_id == status.gateway_id && before.start_time == status.start_time
+            });
+            let Some(before) = before else { continue };
             let published = per_second(status.published_events, before.published_events);
             let delivered = per_second(status.delivered_events, before.delivered_events);
+            if let (Some(published), Some(delivered)) = (published, delivered) {
+                let rates = Rates { published, delivered };
+                self.gateway_rates.insert(status.gateway_id.clone(), rates);
+            }
+        }
+        if span.is_some() {
             if self.rates.len() == MAX_RATES {
                 self.rates.pop_front();
             }
-            self.rates.push_back(Rates {
-                published: published.unwrap_or_default(),
-                delivered: delivered.unwrap_or_default(),
-            });
+            let sum = |of: fn(&Rates) -> f64| self.gateway_rates.values().map(of).sum();
+            let published = sum(|rates| rates.published);
+            self.rates.push_back(Rates { published, delivered: sum(|rates| rates.delivered) });
         } else {
             self.rates.clear();
             self.delivered.clear();
@@ -214,7 +227,7 @@ impl View {
     pub fn rows(&self) -> usize {
         match (self.table, self.status()) {
             (Table::Nodes, _) => self.nodes().len(),
-            (Table::Gateways, _) => self.gateways().len(),
+            (Table::Gateways, _) => self.gateways().len() + self.unanswered().len(),
             (Table::Shards, status) => status.map_or(0, |status| status.shards.len()),
             (Table::Links, status) => status.map_or(0, |status| status.links.len()),
             (Table::Agents, _) => self.agents().count(),
@@ -234,7 +247,18 @@ impl View {
     /// The snapshot and the rates, as JSON.
     pub fn to_json(&self) -> Result<Value, String> {
         let snapshot = self.snapshot.clone().unwrap_or_default();
-        let gateways = snapshot.gateways.iter().map(|gateway| json::to_json("Gateway", gateway));
+        let others = snapshot.others.iter();
+        let others = others.map(|status| json::to_json("GetStatusResponse", status));
+        let unanswered = snapshot.unanswered.iter();
+        let unanswered = unanswered.map(|(address, why)| json!({ "address": address, "why": why }));
+        let gateways = snapshot.gateways.iter().map(|gateway| {
+            let mut json = json::to_json("Gateway", gateway)?;
+            if let Some(rates) = self.rates_of(&gateway.gateway_id) {
+                json["publishedPerSecond"] = rates.published.into();
+                json["deliveredPerSecond"] = rates.delivered.into();
+            }
+            Ok(json)
+        });
         let nodes = snapshot.nodes.iter().map(|node| {
             let mut json = json::to_json("Node", node)?;
             json["eventsPerSecond"] = self.rate_of(node).into();
@@ -243,6 +267,8 @@ impl View {
         let rates = self.rates.back();
         Ok(json!({
             "status": json::to_json("GetStatusResponse", &snapshot.status)?,
+            "otherStatuses": others.collect::<Result<Vec<_>, String>>()?,
+            "unanswered": unanswered.collect::<Vec<_>>(),
             "publishedPerSecond": rates.map(|rates| rates.published),
             "deliveredPerSecond": rates.map(|rates| rates.delivered),
             "gateways": gateways.collect::<Result<Vec<_>, String>>()?,
@@ -281,7 +307,28 @@ impl View {
         self.node_rates.get(&node.subscription_id).copied()
     }
 
-    /// The rates between snapshots, the oldest first.
+    /// The status of a gateway, if it was asked and answered.
+    pub fn status_of(&self, gateway_id: &str) -> Option<&GetStatusResponse> {
+        let mut statuses = self.snapshot.iter().flat_map(Snapshot::statuses);
+        statuses.find(|status| status.gateway_id == gateway_id)
+    }
+
+    /// The rates of a gateway between the last two snapshots, if it answered both times.
+    pub fn rates_of(&self, gateway_id: &str) -> Option<Rates> {
+        self.gateway_rates.get(gateway_id).copied()
+    }
+
+    /// The gateways that were asked and answered.
+    pub fn answered(&self) -> usize {
+        self.snapshot.as_ref().map_or(0, |snapshot| snapshot.statuses().count())
+    }
+
+    /// The addresses that gave no answer in the snapshot, and why.
+    pub fn unanswered(&self) -> &[(String, String)] {
+        self.snapshot.as_ref().map_or(&[], |snapshot| &snapshot.unanswered)
+    }
+
+    /// The rates between snapshots of all gateways that were asked together, the oldest first.
     pub fn rates(&self) -> &VecDeque<Rates> {
         &self.rates
     }

@@ -6,10 +6,12 @@
 //! | `/readyz` | 200 while the gateway serves; otherwise 503 and the reason |
 //! | `/metrics` | all metrics, in the text format of Prometheus |
 //! | `/` | a page for people; it asks `/api/status` and `/api/nodes` once a second |
+//! | `/words` | what the words of the page mean |
 //!
 //! It is read-only. It is meant for operators, but safe to reach for others: connections, their
 //! age and the time for a request are limited.
 
+mod glossary;
 mod host;
 mod metrics;
 mod nodes;

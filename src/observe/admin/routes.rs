@@ -49,9 +49,13 @@ async fn metrics(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Respons
 }
 
 async fn status(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Response {
-    let after = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes())
-        .find_map(|(key, value)| (key == "after").then(|| value.parse().ok())?);
-    json(&view::view(&admin.sources, &admin.samples, after.unwrap_or(0)))
+    let query = query.unwrap_or_default();
+    let number = |name: &str| {
+        url::form_urlencoded::parse(query.as_bytes())
+            .find_map(|(key, value)| (key == name).then(|| value.parse().ok())?)
+            .unwrap_or(0)
+    };
+    json(&view::view(&admin.sources, &admin.samples, number("after"), number("change")))
 }
 
 async fn nodes(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Response {

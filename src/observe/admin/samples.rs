@@ -13,6 +13,7 @@ use trunkline_proto::kinds;
 use super::Sources;
 use crate::{
     bus::unix_ms,
+    leave::LeaveReason,
     observe::{
         counters::Counters,
         histogram::{BUCKETS, Histogram},
@@ -60,6 +61,8 @@ pub struct Point {
     pub lag: Option<Spread>,
     /// Gaps reported to streams.
     pub gaps: f64,
+    /// Streams that were asked to go on elsewhere.
+    pub moved: f64,
 }
 
 /// Two percentiles of durations, as exact as the buckets of the histogram allow.
@@ -78,6 +81,7 @@ struct Totals {
     received: u64,
     delivered: u64,
     gaps: u64,
+    moved: u64,
     publish: [u64; BUCKET_COUNT],
     lag: [u64; BUCKET_COUNT],
 }
@@ -125,6 +129,7 @@ impl Totals {
             received: logs.map_or(0, |logs| logs.iter().map(|log| log.extent().total).sum()),
             delivered: counters.delivered_events(),
             gaps: counters.gaps_of_all_reasons().gaps,
+            moved: LeaveReason::ALL.map(|reason| sources.nodes.moves.asked(reason)).iter().sum(),
             publish: cumulative(counters.publish_times()),
             lag: cumulative(counters.lags()),
         }
@@ -147,6 +152,7 @@ impl Totals {
             publish: spread(&self.publish, &before.publish),
             lag: spread(&self.lag, &before.lag),
             gaps: rate(self.gaps, before.gaps),
+            moved: rate(self.moved, before.moved),
         }
     }
 }

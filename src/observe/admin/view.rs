@@ -11,7 +11,8 @@ use super::{
     samples::{self, Point, Samples},
 };
 use crate::{
-    bus::unix_ms,
+    bus::{self, Epoch, Happening, unix_ms},
+    leave::LeaveReason,
     observe::{
         counters::Method,
         recent::{EndedStream, Refusal, SentGap},
@@ -37,6 +38,9 @@ pub struct View {
     streams: u32,
     watches: u64,
     publish_streams: u64,
+    /// Streams that were asked to go on elsewhere, and whether others have fewer now.
+    moves: Vec<Moves>,
+    rebalancing: bool,
     streams_limit: usize,
     behind: u64,
     published: u64,
@@ -51,6 +55,8 @@ pub struct View {
     ended: Vec<Ended>,
     errors: Vec<Errors>,
     refused: Vec<Refused>,
+    /// What happened to the bus, as far as it has changed.
+    incidents: Vec<Incident>,
     /// The names of the kinds, in the order of [`Point::published`].
     kinds: Vec<String>,
     points: Vec<Point>,
@@ -70,7 +76,9 @@ struct Link {
 struct Shard {
     #[serde(rename = "shard")]
     number: u32,
-    epoch: u64,
+    /// As a text, since it may be greater than the numbers of JavaScript.
+    epoch: String,
+    epoch_began: u64,
     offset: u64,
     verified: bool,
     /// Milliseconds since it was last verified.
@@ -81,6 +89,39 @@ struct Shard {
     log_limit_bytes: u64,
     repairs: u64,
     epoch_changes: u64,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Moves {
+    reason: &'static str,
+    asked: u64,
+    left: u64,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Incident {
+    number: u64,
+    change: u64,
+    began: u64,
+    /// None while it goes on.
+    ended: Option<u64>,
+    /// None for what is of no single shard.
+    shard: Option<u16>,
+    #[serde(flatten)]
+    what: What,
+}
+
+/// [`Happening`]
+#[derive(Debug, Serialize)]
+#[serde(tag = "what", rename_all = "camelCase", rename_all_fields = "camelCase")]
+enum What {
+    Recovery { epoch: String, restored: u64, lost: u64, more_lost: bool },
+    Unverified { why: String },
+    Missing { reason: &'static str, gaps: u64, events: u64 },
+    Repaired { events: u64, times: u64 },
+    Subscribed { server: String, times: u64 },
 }
 
 #[derive(Debug, Serialize)]
@@ -125,8 +166,8 @@ struct Refused {
     text: String,
 }
 
-/// The current view, with the points after number `after`.
-pub fn view(sources: &Sources, samples: &Samples, after: u64) -> View {
+/// The current view, with the points after number `after`, and what happened after `change`.
+pub fn view(sources: &Sources, samples: &Samples, after: u64, change: u64) -> View {
     let status = sources.status();
     let recent = &sources.records.recent;
     let errors = Method::ALL.into_iter().flat_map(|method| {
@@ -150,6 +191,16 @@ pub fn view(sources: &Sources, samples: &Samples, after: u64) -> View {
         streams: status.streams,
         watches: sources.nodes.watches().0,
         publish_streams: sources.records.counters.publish_streams(),
+        moves: LeaveReason::ALL
+            .into_iter()
+            .map(|reason| Moves {
+                reason: reason.name(),
+                asked: sources.nodes.moves.asked(reason),
+                left: sources.nodes.moves.ended_after(reason),
+            })
+            .filter(|moves| moves.asked > 0)
+            .collect(),
+        rebalancing: status.rebalancing,
         streams_limit: sources.nodes.max_streams(),
         behind: status.behind_events,
         published: status.published_events,
@@ -164,6 +215,9 @@ pub fn view(sources: &Sources, samples: &Samples, after: u64) -> View {
         ended: recent.last_ended().into_iter().map(Ended::from).collect(),
         errors: errors.collect(),
         refused: recent.last_refused().into_iter().map(Refused::from).collect(),
+        incidents: sources.gateway.hub.get().map_or_else(Vec::new, |hub| {
+            hub.bus().incidents(change).into_iter().map(Incident::from).collect()
+        }),
         kinds: samples::kinds(),
         points: samples.after(after),
     }
@@ -190,7 +244,8 @@ impl From<v1::ShardStatus> for Shard {
     fn from(shard: v1::ShardStatus) -> Shard {
         Shard {
             number: shard.shard,
-            epoch: shard.epoch,
+            epoch: shard.epoch.to_string(),
+            epoch_began: Epoch(shard.epoch).opened_ms(),
             offset: shard.offset,
             verified: shard.proven,
             verified_age: shard.proof_age.and_then(|age| Duration::try_from(age).ok()).map(whole),
@@ -200,6 +255,29 @@ impl From<v1::ShardStatus> for Shard {
             log_limit_bytes: shard.log_limit_bytes,
             repairs: shard.repairs,
             epoch_changes: shard.epoch_changes,
+        }
+    }
+}
+
+impl From<bus::Incident> for Incident {
+    fn from(incident: bus::Incident) -> Incident {
+        Incident {
+            number: incident.number,
+            change: incident.change,
+            began: incident.began_ms,
+            ended: incident.ended_ms,
+            shard: incident.shard.map(|shard| shard.0),
+            what: match incident.what {
+                Happening::Recovery { epoch, restored, lost, more_lost } => {
+                    What::Recovery { epoch: epoch.0.to_string(), restored, lost, more_lost }
+                }
+                Happening::Unverified { why } => What::Unverified { why },
+                Happening::Missing { reason, gaps, events } => {
+                    What::Missing { reason: reason_name(reason), gaps, events }
+                }
+                Happening::Repaired { events, times } => What::Repaired { events, times },
+                Happening::Subscribed { server, times } => What::Subscribed { server, times },
+            },
         }
     }
 }

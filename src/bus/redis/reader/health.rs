@@ -4,7 +4,7 @@ use std::{mem, time::Instant};
 
 use super::{Reader, ShardReader};
 use crate::{
-    bus::{Health, ShardId, redis::liveness::Received},
+    bus::{Health, ShardId, redis::liveness::Received, unix_ms},
     throttle::Throttle,
 };
 
@@ -56,6 +56,16 @@ impl Reader {
             self.plan();
         }
         self.update_health();
+        self.record_paths();
+    }
+
+    /// Records which paths are verified.
+    fn record_paths(&self) {
+        let now = unix_ms();
+        let mut incidents = self.parts.incidents.lock();
+        for (shard, liveness) in self.parts.liveness.iter().enumerate() {
+            incidents.path(now, ShardId::at_index(shard), liveness.problem().as_deref());
+        }
     }
 
     /// Sets the health: ready if every shard is verified.

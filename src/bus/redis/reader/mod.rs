@@ -39,7 +39,7 @@ use super::{
     topology::Topology,
 };
 use crate::{
-    bus::{Delivery, GapCount, GapReason, Health, ShardId, Sink},
+    bus::{Delivery, GapCount, GapReason, Health, Incidents, ShardId, Sink, unix_ms},
     throttle::Throttle,
 };
 
@@ -78,6 +78,8 @@ pub(super) struct ReaderParts {
     pub counters: Arc<Mutex<Counters>>,
     /// Counts items whose authentication tag does not verify, from channels and history.
     pub forged: Arc<AtomicU64>,
+    /// What happens, for people.
+    pub incidents: Arc<Mutex<Incidents>>,
     pub stop: CancellationToken,
 }
 
@@ -179,6 +181,9 @@ impl Reader {
             }
             SubscriptionEvent::Subscribed { link } => {
                 let Some(running) = self.subscriptions.get(&link) else { return };
+                if self.shards.iter().any(ShardReader::is_started) {
+                    self.parts.incidents.lock().subscribed(unix_ms(), &running.address);
+                }
                 for shard in running.shards.clone() {
                     // A probe verifies the path, and history has what was missed.
                     self.parts.probes[shard.index()].notify_one();
@@ -238,10 +243,19 @@ impl Reader {
             let count = &mut counters.gaps[gap.reason.index()];
             count.gaps += 1;
             count.missed_events += gap.missed().unwrap_or(0);
+            drop(counters);
+            self.parts.incidents.lock().gap(unix_ms(), shard, gap);
             tracing::warn!(%shard, reason = %gap.reason, lost = ?gap.lost, to = %gap.position,
                 missed = gap.missed(), "events are missing");
         }
+        if let Delivery::Frame(frame) = &delivery
+            && frame.is_copy()
+        {
+            self.parts.incidents.lock().restored(shard, frame.count);
+        }
         if let Delivery::Epoch(start) = &delivery {
+            let epoch = start.position.epoch;
+            self.parts.incidents.lock().began(unix_ms(), shard, epoch);
             tracing::info!(%shard, position = %start.position, previous = %start.previous,
                 "a new epoch");
         }

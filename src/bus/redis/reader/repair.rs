@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use super::{Done, Reader};
 use crate::{
     bus::{
-        ShardId,
+        Delivery, ShardId,
         redis::history::{self, Reading},
+        unix_ms,
     },
     throttle::Throttle,
 };
@@ -38,6 +39,14 @@ impl Reader {
                 drop(memory);
                 if !found.deliveries.is_empty() {
                     self.parts.liveness[id.index()].repaired();
+                }
+                let events = found.deliveries.iter().map(|delivery| match delivery {
+                    Delivery::Frame(frame) if !frame.is_copy() => frame.count,
+                    _ => 0,
+                });
+                let events = events.sum();
+                if events > 0 {
+                    self.parts.incidents.lock().repaired(unix_ms(), id, events);
                 }
                 self.found(id, found);
             }

@@ -34,7 +34,7 @@ use super::{
     settings::CallLimits,
     topology::Topology,
 };
-use crate::bus::{AppendError, ShardId, StreamNumber};
+use crate::bus::{AppendError, Incidents, ShardId, StreamNumber, unix_ms};
 
 /// Batches that may wait for a shard; further callers wait until one leaves the queue.
 pub(super) const QUEUE: usize = 1024;
@@ -68,6 +68,8 @@ pub(super) struct WriterParts {
     pub queue: mpsc::Receiver<Work>,
     pub liveness: Arc<Liveness>,
     pub memory: Arc<Mutex<Memory>>,
+    /// What happens, for people.
+    pub incidents: Arc<Mutex<Incidents>>,
     /// What shard 0 says of the deployment.
     pub agreement: Arc<Agreement>,
     /// Asks shard 0 for a probe now.
@@ -112,6 +114,7 @@ impl Writer {
         // They are polled first, and thereby sent, in this order.
         let mut calls = FuturesOrdered::new();
         let mut failed = false;
+        let mut said = None;
         loop {
             if stopping.is_none() && parts.stop.is_cancelled() {
                 parts.queue.close();
@@ -148,7 +151,15 @@ impl Writer {
                     let mut memory = parts.memory.lock();
                     let shown = core.answered(now, answer, &mut memory);
                     recovering = memory.is_recovering().then(|| recovering.unwrap_or(now));
+                    let says = Some((memory.tip().epoch, memory.is_recovering()));
                     drop(memory);
+                    if said != says
+                        && let Some((epoch, recovering)) = says
+                    {
+                        said = says;
+                        let mut incidents = parts.incidents.lock();
+                        incidents.said(unix_ms(), parts.shard, epoch, recovering);
+                    }
                     if core.under_way() < calls.len() {
                         // They failed with this one.
                         calls = FuturesOrdered::new();

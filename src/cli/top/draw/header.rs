@@ -107,7 +107,16 @@ fn content(view: &View) -> Vec<Line<'static>> {
             Line::from(format!("{down} of {all} connections to the bus are DOWN").red().bold())
         }
     };
-    vec![title, state, events, links]
+    let mut lines = vec![title, state, events, links];
+    let (answered, silent) = (view.answered(), view.unanswered().len());
+    if silent > 0 {
+        let text = format!("{silent} of {} gateways give no answer", answered + silent);
+        lines.push(Line::from(text.red().bold()));
+    } else if answered > 1 {
+        let text = format!("in and out of {answered} gateways, the rest of the first one");
+        lines.push(Line::styled(text, dim));
+    }
+    lines
 }
 
 /// Where the nodes are of several gateways, the number of those of this one.

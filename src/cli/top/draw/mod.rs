@@ -92,7 +92,7 @@ pub fn plain(view: &View) -> String {
     part(width, header::height(view, width), &|area, buf| header::draw(view, area, buf));
     let tables = [
         (tables::shards(&status), status.shards.len()),
-        (tables::gateways(view.gateways()), view.gateways().len()),
+        (tables::gateways(view), view.gateways().len() + view.unanswered().len()),
         (tables::nodes(view), view.nodes().len()),
     ];
     let agents = view.agents().count();

@@ -10,10 +10,12 @@ use ratatui::{
     text::{Line, Span},
     widgets::Widget,
 };
-use trunkline_proto::v1::{Gateway, GatewayState, GetStatusResponse, Node, NodeState, ShardStatus};
+use trunkline_proto::v1::{
+    AgentChannel, GatewayState, GetStatusResponse, Node, NodeState, ShardStatus,
+};
 
 use super::{
-    super::view::{Sort, Table, View},
+    super::view::{Rates, Sort, Table, View},
     text::{clean, rate_text, state_name, warned},
 };
 use crate::cli::{agents, duration::two_units};
@@ -118,7 +120,7 @@ pub fn scrolled(view: &View) -> Cells {
     let status = view.status().cloned().unwrap_or_default();
     match view.table() {
         Table::Nodes => nodes(view),
-        Table::Gateways => gateways(view.gateways()),
+        Table::Gateways => gateways(view),
         Table::Shards => shards(&status),
         Table::Links => links(&status),
         Table::Agents => agents(view),
@@ -176,12 +178,18 @@ pub fn links(status: &GetStatusResponse) -> Cells {
     cells
 }
 
-/// A row for each gateway.
-pub fn gateways(gateways: &[Gateway]) -> Cells {
+/// A row for each gateway, and for each address that gave no answer. The values of those that were
+/// not asked are not known.
+pub fn gateways(view: &View) -> Cells {
     let head = [
         ("gateway", false),
         ("state", false),
         ("nodes", true),
+        ("in/s", true),
+        ("out/s", true),
+        ("behind", true),
+        ("gaps", true),
+        ("verified", true),
         ("version", false),
         ("address", false),
         ("up", true),
@@ -189,7 +197,17 @@ pub fn gateways(gateways: &[Gateway]) -> Cells {
     ];
     let mut cells = Cells::new(&head, "no gateway is known");
     let now = SystemTime::now();
-    for gateway in gateways {
+    let unknown = || Span::from("–");
+    for (address, why) in view.unanswered() {
+        let mut row = vec![clean(address).into(), "NO ANSWER".red().bold()];
+        row.extend((0..6).map(|_| unknown()));
+        row.extend([unknown(), clean(why).into(), unknown(), unknown()]);
+        cells.rows.push(row);
+    }
+    for gateway in view.gateways() {
+        let status = view.status_of(&gateway.gateway_id);
+        let rates = view.rates_of(&gateway.gateway_id);
+        let rate = |of: fn(Rates) -> f64| rates.map_or(unknown(), |all| rate_text(of(all)).into());
         let started = gateway.start_time.and_then(|time| SystemTime::try_from(time).ok());
         let up = started.and_then(|started| now.duration_since(started).ok());
         let age = gateway.age.and_then(|age| Duration::try_from(age).ok()).unwrap_or_default();
@@ -202,6 +220,11 @@ pub fn gateways(gateways: &[Gateway]) -> Cells {
                 state.yellow().bold()
             },
             gateway.streams.to_string().into(),
+            rate(|rates| rates.published),
+            rate(|rates| rates.delivered),
+            status.map_or_else(unknown, |status| warned(status.behind_events)),
+            status.map_or_else(unknown, |status| warned(status.stream_gaps)),
+            status.map_or_else(unknown, verified),
             clean(&gateway.version).into(),
             clean(&gateway.address).into(),
             up.map_or(String::new(), two_units).into(),
@@ -266,6 +289,7 @@ pub fn agents(view: &View) -> Cells {
         ("agent", false),
         ("host", false),
         ("programs", false),
+        ("channel of Redis", false),
         ("subscribers", true),
         ("messages in", true),
         ("events in", true),
@@ -295,6 +319,7 @@ pub fn agents(view: &View) -> Cells {
             clean(&node.node_id).into(),
             clean(&agent.host).into(),
             if any_duplicate { ids.red().bold() } else { ids.into() },
+            agent.joined_channel.as_ref().map_or_else(String::new, joined).into(),
             agent.subscribers.to_string().into(),
             agent.published_messages.to_string().into(),
             agent.published_events.to_string().into(),
@@ -307,6 +332,20 @@ pub fn agents(view: &View) -> Cells {
         ]);
     }
     cells
+}
+
+/// The channel of Redis that an agent has joined, and whether it carries it.
+fn joined(channel: &AgentChannel) -> String {
+    let state = if channel.carried { "carries" } else { "waits for" };
+    format!("{state} {}", clean(&channel.channel))
+}
+
+/// The shards of a gateway that are verified, of all.
+fn verified(status: &GetStatusResponse) -> Span<'static> {
+    let (proven, all) =
+        (status.shards.iter().filter(|shard| shard.proven).count(), status.shards.len());
+    let text = format!("{proven} of {all}");
+    if proven < all { text.red().bold() } else { text.into() }
 }
 
 /// The events that the node has acknowledged, if it acknowledges any.

@@ -10,8 +10,8 @@ use ratatui::{
 };
 use tokio::time::Instant;
 use trunkline_proto::v1::{
-    AgentHealing, AgentProgram, AgentReport, BusLink, Gateway, GatewayState, GetStatusResponse,
-    Node, ShardStatus,
+    AgentChannel, AgentHealing, AgentProgram, AgentReport, BusLink, Gateway, GatewayState,
+    GetStatusResponse, Node, ShardStatus,
 };
 
 use super::{
@@ -65,7 +65,7 @@ fn snapshot(second: u64, nodes: Vec<Node>) -> Snapshot {
         gateway("gateway-1", GatewayState::Serving),
         gateway("gateway-2", GatewayState::Silent),
     ];
-    Snapshot { status, gateways, nodes, more: false }
+    Snapshot { status, gateways, nodes, ..Default::default() }
 }
 
 /// A view after two snapshots, a second apart.
@@ -308,6 +308,11 @@ fn agents_are_shown_with_their_programs_and_what_waits() {
         programs: vec![program("0", false), program("3", true)],
         published_messages: 71,
         waiting_events: 5,
+        joined_channel: Some(AgentChannel {
+            channel: "stwt.agora".into(),
+            carried: true,
+            ..Default::default()
+        }),
         waiting_age: Some(prost_types::Duration { seconds: 12, nanos: 0 }),
         last_healings: vec![AgentHealing {
             reason: "it has subscribed".into(),
@@ -323,7 +328,7 @@ fn agents_are_shown_with_their_programs_and_what_waits() {
     press(&mut view, KeyCode::BackTab);
     let text = frame(&mut view, 250, 30);
     for part in [
-        "agent-1  mx-host  0 (0.16.19), 3 (0.16.19) DUPLICATE",
+        "agent-1  mx-host  0 (0.16.19), 3 (0.16.19) DUPLICATE  carries stwt.agora",
         "5 waiting for 12.0s",
         "it has subscribed: 1 program, with 9 accounts",
     ] {
@@ -331,6 +336,42 @@ fn agents_are_shown_with_their_programs_and_what_waits() {
     }
     assert!(!text.contains("plain"), "{text}");
     position(&plain(&view), "3 (0.16.19) DUPLICATE");
+}
+
+#[test]
+fn the_gateways_that_are_asked_are_shown_with_their_rates_and_those_without_an_answer_too() {
+    let mut view = View::new("a,b,c".into(), Sort::Node);
+    let begun = Instant::now();
+    for second in 0..2 {
+        let mut all = snapshot(second, vec![]);
+        let other = GetStatusResponse {
+            gateway_id: "gateway-2".into(),
+            published_events: 10 * second,
+            delivered_events: 30 * second,
+            behind_events: 4,
+            ..all.status.clone()
+        };
+        all.others = vec![GetStatusResponse { shards: vec![ShardStatus::default()], ..other }];
+        all.unanswered = vec![("c:7420".into(), "connection refused".into())];
+        view.take(all, begun + Duration::from_secs(second));
+    }
+    let text = frame(&mut view, 160, 30);
+    // Of both together.
+    position(&text, "in 50.0/s   out 150/s");
+    position(&text, "1 of 3 gateways give no answer");
+    press(&mut view, KeyCode::Tab);
+    let text = frame(&mut view, 160, 30);
+    let line = |id: &str| text.lines().rfind(|line| line.starts_with(id)).unwrap_or_default();
+    let cells = |id: &str| line(id).split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    assert!(line("c:7420").contains("NO ANSWER"), "{text}");
+    assert!(line("c:7420").contains("connection refused"), "{text}");
+    assert_eq!(cells("gateway-1")[3..10], ["40.0", "120", "0", "0", "1", "of", "1"], "{text}");
+    assert_eq!(cells("gateway-2")[3..10], ["10.0", "30.0", "4", "0", "0", "of", "1"], "{text}");
+    let json = view.to_json().unwrap();
+    assert_eq!(json["publishedPerSecond"], 50.0);
+    assert_eq!(json["gateways"][1]["deliveredPerSecond"], 120.0);
+    assert_eq!(json["unanswered"][0]["why"], "connection refused");
+    assert_eq!(json["otherStatuses"][0]["gatewayId"], "gateway-2");
 }
 
 #[test]

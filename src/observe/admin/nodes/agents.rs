@@ -26,6 +26,7 @@ pub struct AgentRow {
     waiting_age: Option<u64>,
     healings: u64,
     last_healing: Option<Healing>,
+    channel: Option<Channel>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -49,6 +50,16 @@ struct Healing {
     accounts: u32,
 }
 
+/// A channel of Redis that it has joined.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Channel {
+    name: String,
+    server: String,
+    carried: bool,
+    messages: u64,
+}
+
 impl AgentRow {
     /// The row of what an agent reports.
     pub(super) fn new(node_id: &str, report: &v1::AgentReport) -> AgentRow {
@@ -68,6 +79,12 @@ impl AgentRow {
             waiting_age: age.map(whole),
             healings: report.healings,
             last_healing: report.last_healings.first().map(Healing::from),
+            channel: report.joined_channel.as_ref().map(|channel| Channel {
+                name: channel.channel.clone(),
+                server: channel.server.clone(),
+                carried: channel.carried,
+                messages: channel.published_messages,
+            }),
         }
     }
 }

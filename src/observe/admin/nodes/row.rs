@@ -8,7 +8,7 @@ use trunkline_proto::kinds;
 use super::{super::view::milliseconds, agents::AgentRow, query::Column};
 use crate::{
     observe::counters::Method,
-    presence::list::ListedNode,
+    presence::{WatchStats, list::ListedNode},
     proto::v1::{self, NodeState},
 };
 
@@ -38,6 +38,8 @@ pub struct Row {
     /// Those of the delivered events that its node has acknowledged; `None` if it acknowledges
     /// none.
     processed: Option<u64>,
+    /// When it acknowledged last, in milliseconds since 1970.
+    acknowledged_at: Option<u64>,
     pub(super) behind: u64,
     /// Events a second that it was sent lately; `None` at first.
     pub(super) rate: Option<f64>,
@@ -52,7 +54,7 @@ impl From<&ListedNode<'_>> for Row {
         let method = if seen.watch.is_some() { Method::Watch } else { Method::Subscribe };
         let since = node.connect_time.and_then(|time| SystemTime::try_from(time).ok());
         Row {
-            filter: node.filter.as_ref().map(describe).unwrap_or_default(),
+            filter: interest(node, seen.watch),
             node_id: node.node_id.clone(),
             incarnation: node.incarnation.clone(),
             roles: node.roles.clone(),
@@ -66,6 +68,7 @@ impl From<&ListedNode<'_>> for Row {
             delivered: seen.delivered,
             processed: acknowledges
                 .map(|watch| seen.delivered.saturating_sub(watch.unacknowledged)),
+            acknowledged_at: acknowledges.map(|watch| watch.acknowledge_ms),
             behind: seen.behind,
             rate: None,
             agent: seen.agent.clone().map(Box::new),
@@ -125,6 +128,23 @@ impl Row {
 /// case.
 pub(super) fn state_name(name: &str, prefix: &str) -> String {
     name.strip_prefix(prefix).unwrap_or(name).to_ascii_lowercase()
+}
+
+/// The interest of a stream as a text: its filter, or what has become of that by updates.
+fn interest(node: &v1::Node, watch: Option<WatchStats>) -> String {
+    let filter = node.filter.as_ref();
+    match watch.filter(|watch| watch.updates > 0) {
+        None => filter.map(describe).unwrap_or_default(),
+        Some(WatchStats { accounts, custom_types, updates, .. }) => {
+            let of = |count: u32, what: &str| match count {
+                0 => format!("all {what}s"),
+                1 => format!("1 {what}"),
+                _ => format!("{count} {what}s"),
+            };
+            let times = if updates == 1 { "1 update" } else { &format!("{updates} updates") };
+            format!("{}, {} after {times}", of(accounts, "account"), of(custom_types, "type"))
+        }
+    }
 }
 
 /// A filter as a text; empty for a filter that includes everything.

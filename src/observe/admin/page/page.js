@@ -1,15 +1,18 @@
 // Asks the gateway once a second, and shows its answers.
 
 import { Plot } from '/plots.js';
-import { show } from '/tables.js';
+import { search, show } from '/tables.js';
+import { Timeline } from '/timeline.js';
 import {
-  bytes, compact, count, ending, exact, moment, none, rate, some, span, time, words,
+  bytes, compact, count, ending, exact, moment, none, rate, some, span, time, visible, words,
 } from '/words.js';
 
 // Milliseconds between two questions, for an answer, and of the plots at most.
 const INTERVAL = 1000;
 const TIMEOUT = 5000;
 const SPAN = 600_000;
+// An event that waits so long is late.
+const LATE = 5000;
 // The plots show the shortest of these that holds all points.
 const WINDOWS = [60_000, 120_000, 300_000, SPAN];
 const MAX_POINTS = 600;
@@ -20,7 +23,8 @@ const MAX_ROWS = 1000;
 const $ = (id) => document.getElementById(id);
 
 function put(id, text) {
-  if ($(id).textContent !== text) $(id).textContent = text;
+  const shown = visible(text);
+  if ($(id).textContent !== shown) $(id).textContent = shown;
 }
 
 const perSecond = (n) => `${rate(n)}/s`;
@@ -31,11 +35,16 @@ const plots = {
   lag: new Plot('plot-lag', 'Delivery lag', { format: time }),
 };
 
+const timeline = new Timeline();
 let points = [];
 let started = null;
 let answered = null;
-// The nodes that need attention come first.
+// The nodes that need attention come first. The address of the page has what is searched and how
+// rows are sorted, so that it can be kept and sent.
 const query = { search: '', sort: 'state', order: 'descending', rows: 100 };
+for (const [key, value] of new URLSearchParams(location.search)) {
+  if (['search', 'sort', 'order'].includes(key)) query[key] = value;
+}
 
 // --- state ---------------------------------------------------------------------------------------
 
@@ -43,14 +52,20 @@ function state(name, title, why) {
   $('state').dataset.state = name;
   put('state-name', title);
   put('state-why', why);
-  document.title = `${title} · ${$('gateway').textContent || location.host} · Trunkline`;
+  const full = `${title} · ${$('gateway').textContent || location.host} · Trunkline`;
+  if (document.title !== full) document.title = full;
 }
 
 function showState(view) {
   put('gateway', view.gateway);
   const uptime = span(view.uptime);
   put('about', `version ${view.version} · ${view.bus || 'no'} bus · up ${uptime}`);
-  if (view.serving) {
+  const unverified = view.shards.filter((shard) => !shard.verified).length;
+  if (view.serving && (view.reason || unverified > 0)) {
+    const all = `${count(unverified)} of ${some(view.shards.length, 'shard')} not verified`;
+    state('partial', 'Serving in part', `${all}: their events come later, all of them. `
+      + `${view.reason}`);
+  } else if (view.serving) {
     const shards = { 1: 'The shard is', 2: 'Both shards are' }[view.shards.length]
       ?? `All ${view.shards.length} shards are`;
     const why = 'verified: Redis answers, and what it says was published arrives.';
@@ -75,7 +90,7 @@ function showTiles(view, last) {
   put('tile-out', last ? perSecond(last.delivered) : none);
   put('tile-out-more', `${compact(view.delivered)} since the start`);
   put('tile-behind', compact(view.behind));
-  put('tile-behind-more', 'events not yet read by streams');
+  put('tile-behind-more', 'events not yet read');
   put('tile-gaps', compact(view.streamGaps));
   put('tile-gaps-more', `${compact(view.missed)} missed · ${compact(view.busGaps)} on the bus`);
   const errors = view.errors.reduce((sum, one) => sum + one.count, 0);
@@ -89,58 +104,76 @@ function showTiles(view, last) {
 // --- trouble -------------------------------------------------------------------------------------
 
 // What needs attention, each with the part of the page that has more.
-function troubles(view, nodes) {
+function troubles(view, nodes, recovering) {
   const found = [];
-  const add = (where, text) => found.push({ where, text });
+  const bad = (where, text) => found.push({ where, text, tone: 'bad' });
+  const add = (where, text) => found.push({ where, text, tone: 'warn' });
   const list = (items) => items.slice(0, 8).join(', ') + (items.length > 8 ? ', ...' : '');
   const shards = view.shards.filter((shard) => !shard.verified).map((shard) => shard.shard);
   if (shards.length > 0) {
-    add('shards', `${some(shards.length, 'shard')} not verified: ${list(shards)}`);
+    bad('shards', `${some(shards.length, 'shard')} not verified: ${list(shards)}`);
   }
   for (const link of view.links.filter((one) => !one.connected)) {
-    add('links', `The link to ${link.address} (${link.purpose}) is down`);
+    bad('links', `The link to ${link.address} (${link.purpose}) is down`);
   }
   for (const gateway of nodes.gateways.filter((one) => one.state !== 'serving' && !one.this)) {
-    add('gateways', `Gateway ${gateway.id} is ${words(gateway.state)}`);
+    bad('gateways', `Gateway ${gateway.id} is ${words(gateway.state)}`);
   }
   if (nodes.duplicates > 0) {
-    add('nodes', `${some(nodes.duplicates, 'node id')} of two live processes`);
+    bad('nodes', `${some(nodes.duplicates, 'node id')} of two live processes`);
   }
   for (const { nodeId, programs: all } of nodes.agents) {
     const twice = all.filter(({ duplicate }) => duplicate).map(({ id }) => id);
     if (twice.length > 0) {
-      add('agents', `${some(twice.length, 'program id')} of two processes at ${nodeId}: `
+      bad('agents', `${some(twice.length, 'program id')} of two processes at ${nodeId}: `
         + list(twice));
     }
   }
-  if (nodes.silent > 0) add('nodes', `${some(nodes.silent, 'node')} of a gateway that is silent`);
+  const channels = new Map();
+  for (const { channel } of nodes.agents.filter((agent) => agent.channel)) {
+    const name = `${channel.name} at ${channel.server}`;
+    channels.set(name, (channels.get(name) ?? false) || channel.carried);
+  }
+  for (const [name] of [...channels].filter(([, carried]) => !carried)) {
+    bad('agents', `No agent carries the channel ${name}`);
+  }
+  for (const agent of nodes.agents.filter(({ waitingAge }) => waitingAge >= LATE)) {
+    add('agents', `${some(agent.waiting, 'event')} of ${agent.nodeId} wait for a gateway since `
+      + span(agent.waitingAge));
+  }
+  for (const one of recovering) {
+    add('timeline', `Shard ${one.shard} recovers since ${span(view.now - one.began)}: `
+      + 'new events wait');
+  }
+  if (nodes.silent > 0) bad('nodes', `${some(nodes.silent, 'node')} of a gateway that is silent`);
   if (nodes.late > 0) add('nodes', `${some(nodes.late, 'node')} behind by 5 s or more`);
+  const brief = (id) => (id.length > 60 ? `${id.slice(0, 60).toWellFormed()}…` : id);
   const lately = (rows) => rows.filter(({ at }) => view.now - at < SPAN);
   const gaps = lately(view.gaps);
   if (gaps.length > 0) {
-    const last = `the last of ${gaps[0].node}: ${words(gaps[0].reason)}`;
+    const last = `the last of ${brief(gaps[0].node)}: ${words(gaps[0].reason)}`;
     add('gaps', `${some(gaps.length, 'gap')} in ten minutes, ${last}`);
   }
   const ended = lately(view.ended).filter(({ why }) => !(why in ENDINGS));
   if (ended.length > 0) {
-    const last = `the last of ${ended[0].node}: ${ending(ended[0].why)}`;
+    const last = `the last of ${brief(ended[0].node)}: ${ending(ended[0].why)}`;
     add('ended', `${some(ended.length, 'stream')} ended with an error in ten minutes, ${last}`);
   }
   const refused = lately(view.refused);
   if (refused.length > 0) {
     const [{ who, reason, rule }] = refused;
-    const last = `the last of ${who || 'an unknown client'}: ${words(reason)}`;
+    const last = `the last of ${brief(who || 'an unknown client')}: ${words(reason)}`;
     add('refused', `${some(refused.length, 'request')} refused in ten minutes, ${last}`
       + `${rule && ` (${rule})`}`);
   }
   if (view.unreadable > 0) {
     add('shards', `${some(view.unreadable, 'message')} on the bus that no gateway wrote`);
   }
-  return found;
+  return found.sort((a, b) => (a.tone === 'warn') - (b.tone === 'warn'));
 }
 
-function showTrouble(view, nodes) {
-  const found = troubles(view, nodes);
+function showTrouble(view, nodes, recovering) {
+  const found = troubles(view, nodes, recovering);
   $('trouble').hidden = found.length === 0;
   const list = $('trouble-list');
   while (list.children.length > found.length) list.lastElementChild.remove();
@@ -149,14 +182,29 @@ function showTrouble(view, nodes) {
     item.append(document.createElement('a'));
     list.append(item);
   }
-  found.forEach(({ where, text }, nth) => {
-    const link = list.children[nth].firstElementChild;
-    if (link.textContent !== text) link.textContent = text;
+  found.forEach(({ where, text, tone }, nth) => {
+    const item = list.children[nth];
+    if (item.className !== tone) item.className = tone;
+    const link = item.firstElementChild;
+    const shown = visible(text);
+    if (link.textContent !== shown) link.textContent = shown;
     if (link.hash !== `#${where}`) link.href = `#${where}`;
   });
 }
 
 // --- plots ---------------------------------------------------------------------------------------
+
+// A kind keeps its colour as long as it is among the first ones.
+const colours = new Map();
+
+function coloured(kinds) {
+  for (const kind of [...colours.keys()]) if (!kinds.includes(kind)) colours.delete(kind);
+  for (const kind of kinds.filter((one) => !colours.has(one))) {
+    const taken = [...colours.values()];
+    colours.set(kind, [...Array(COLOURS).keys()].find((colour) => !taken.includes(colour)));
+  }
+  return kinds.toSorted((a, b) => colours.get(a) - colours.get(b));
+}
 
 function showPlots(view) {
   const total = (kind) => points.reduce((sum, point) => sum + point.published[kind], 0);
@@ -164,9 +212,9 @@ function showPlots(view) {
   const seen = totals.map((sum, kind) => ({ sum, kind })).filter(({ sum }) => sum > 0);
   seen.sort((a, b) => b.sum - a.sum);
   const own = seen.length > COLOURS ? seen.slice(0, COLOURS) : seen;
-  const series = own.map(({ kind }, nth) => ({
+  const series = coloured(own.map(({ kind }) => kind)).map((kind) => ({
     name: words(view.kinds[kind]),
-    colour: `c${nth}`,
+    colour: `c${colours.get(kind)}`,
     value: (point) => point.published[kind],
   }));
   const others = seen.slice(own.length);
@@ -189,11 +237,15 @@ function showPlots(view) {
   ];
   plots.publish.draw(points, spread('publish'), view.now, wide);
   plots.lag.draw(points, spread('lag'), view.now, wide);
+  const happened = timeline.draw(points, view.now, wide);
+  const quiet = `Nothing in the last ${span(wide)}.`;
+  show('incident-table', timeline.columns(view.now), happened.slice(0, 100), quiet);
 }
 
 // --- tables --------------------------------------------------------------------------------------
 
-const when = ({ at }) => ({ text: moment(at), title: exact(at), at });
+const when = ({ at }) => ({ text: moment(at), title: exact(at) });
+const unwell = (isWell) => ({ tone: (row) => (isWell(row) ? '' : 'bad') });
 const named = (text) => ({ text, title: text, mono: true });
 
 // Those that are not well come first.
@@ -211,13 +263,13 @@ function showBus(view) {
     (link) => link.purpose,
     (link) => (link.connected ? { text: 'up', pill: 'good' } : { text: 'down', pill: 'bad' }),
     (link) => count(link.reconnects),
-  ], byTrouble(view.links, (link) => link.connected), noLinks);
+  ], byTrouble(view.links, (link) => link.connected), noLinks, unwell((link) => link.connected));
   show('shard-table', [
     (shard) => String(shard.shard),
     ({ verified }) => (verified
       ? { text: 'verified', pill: 'good' } : { text: 'not verified', pill: 'bad' }),
     (shard) => (shard.verifiedAge === null ? 'never' : `${time(shard.verifiedAge)} ago`),
-    (shard) => ({ text: String(shard.epoch), title: `began ${exact(shard.epoch)}`, mono: true }),
+    (shard) => ({ text: shard.epoch, title: `began ${exact(shard.epochBegan)}`, mono: true }),
     (shard) => ({ text: count(shard.offset), mono: true }),
     (shard) => ({
       text: `${some(shard.logEvents, 'event')}, ${bytes(shard.logBytes)}`,
@@ -226,7 +278,9 @@ function showBus(view) {
     }),
     (shard) => count(shard.repairs),
     (shard) => count(shard.epochChanges),
-  ], byTrouble(view.shards, (shard) => shard.verified), 'The bus has not started.');
+  ], byTrouble(view.shards, (shard) => shard.verified), 'The bus has not started.',
+  unwell((shard) => shard.verified));
+  put('shards-note', view.shards.length > 1 ? count(view.shards.length) : '');
 }
 
 function showRecent(view) {
@@ -254,7 +308,7 @@ function showRecent(view) {
     (refused) => refused.method,
     (refused) => ({ text: words(refused.reason), pill: 'warn' }),
     (refused) => named(refused.rule || none),
-    (refused) => ({ text: refused.text, title: refused.text }),
+    (refused) => ({ text: refused.text, title: refused.text, wide: true }),
   ], view.refused, 'None since the start.');
 }
 
@@ -266,12 +320,22 @@ function nodeState(node) {
   return { text: node.state, pill: { current: 'good', silent: 'bad' }[node.state] ?? 'warn' };
 }
 
-function showNodes(answer, now) {
+// The streams that were asked to go on elsewhere, and why.
+function moved({ moves, rebalancing }) {
+  const reasons = { stopping: 'stop', rebalance: 'evenness', max_age: 'age' };
+  const each = moves.map(({ reason, asked, left }) =>
+    `${count(asked)} asked to leave for ${reasons[reason]}, ${count(left)} have`);
+  return [...(rebalancing ? ['Rebalancing now'] : []), ...each].join(' · ');
+}
+
+function showNodes(answer, view) {
+  const { now } = view;
   const shown = answer.nodes.length;
   const all = answer.matching === answer.total ? '' : ` of ${count(answer.total)}`;
   const first = shown < answer.matching ? `the first ${count(shown)} of ` : '';
   const matching = `${first}${count(answer.matching)}${all} match`;
   put('nodes-count', query.search ? matching : `${first}${count(answer.total)}`);
+  put('nodes-moves', moved(view));
   $('more').hidden = shown >= answer.matching || shown >= MAX_ROWS;
   show('node-table', [
     ({ nodeId, incarnation }) => ({
@@ -287,10 +351,18 @@ function showNodes(answer, now) {
     (node) => (node.rate === null ? none : rate(node.rate)),
     (node) => (node.behind > 0 ? { text: count(node.behind), pill: 'warn' } : '0'),
     (node) => count(node.delivered),
-    (node) => (node.processed === null ? none : count(node.processed)),
+    (node) => (node.processed === null ? none : {
+      text: count(node.processed),
+      title: `${count(node.delivered - node.processed)} not yet acknowledged; `
+        + `the last time ${span(now - node.acknowledgedAt)} ago`,
+      fill: node.delivered === 0 ? 1 : node.processed / node.delivered,
+    }),
     (node) => node.method,
     (node) => ({ text: node.filter || 'everything', title: node.filter }),
-  ], answer.nodes, query.search ? 'No node matches.' : 'No node holds a stream.');
+  ], answer.nodes, query.search ? 'No node matches.' : 'No node holds a stream.', {
+    searched: true,
+    tone: (node) => ({ good: '', warn: 'warn', bad: 'bad' }[nodeState(node).pill]),
+  });
   show('gateway-table', [
     (gateway) => ({
       ...named(gateway.this ? `${gateway.id} (this one)` : gateway.id),
@@ -305,7 +377,7 @@ function showNodes(answer, now) {
     (gateway) => count(gateway.streams),
     (gateway) => rate(gateway.rate),
     (gateway) => count(gateway.behind),
-  ], answer.gateways, none);
+  ], answer.gateways, none, unwell((gateway) => gateway.state === 'serving'));
 }
 
 // Programs that do not know Trunkline, by their ids.
@@ -320,6 +392,15 @@ function programs({ format, programs: all }) {
   return all.some((one) => one.duplicate) ? { ...shown, pill: 'bad' } : shown;
 }
 
+// A channel of Redis that it has joined.
+function channel({ channel: of }) {
+  if (!of) return none;
+  const title = `${of.name} at ${of.server}, ${some(of.messages, 'message')} published there`;
+  return of.carried
+    ? { text: `carries ${of.name}`, title, pill: 'good' }
+    : { text: `waits for ${of.name}`, title, pill: 'plain' };
+}
+
 function healing(last, now) {
   if (!last) return none;
   const of = last.others ? 'other hosts' : some(last.programs, 'program');
@@ -329,13 +410,14 @@ function healing(last, now) {
 }
 
 function showAgents(agents, now) {
-  $('agents').hidden = agents.length === 0;
+  $('agents').hidden = $('to-agents').hidden = agents.length === 0;
   if (agents.length === 0) return;
   const warned = (n) => (n > 0 ? { text: count(n), pill: 'warn' } : '0');
   show('agent-table', [
     (agent) => named(agent.nodeId),
     (agent) => agent.host || none,
     programs,
+    channel,
     (agent) => count(agent.subscribers),
     (agent) => count(agent.publishedMessages),
     (agent) => count(agent.publishedEvents),
@@ -358,22 +440,28 @@ async function ask(path) {
 }
 
 async function look() {
-  const view = await ask(`/api/status?after=${points.at(-1)?.number ?? 0}`);
+  const last = points.at(-1)?.number ?? 0;
+  const view = await ask(`/api/status?after=${last}&change=${timeline.change}`);
   // After a restart its points count from one again.
   const restarted = started !== null && view.started !== started;
   const repeated = view.points.length && view.points[0].number <= (points.at(-1)?.number ?? 0);
   if (view.started !== started || repeated) points = [];
   started = view.started;
-  if (restarted) view.points = (await ask('/api/status?after=0')).points;
+  if (restarted) {
+    timeline.restart();
+    const { points: all, incidents } = await ask('/api/status');
+    Object.assign(view, { points: all, incidents });
+  }
+  timeline.take(view.incidents, view.now, SPAN);
   points = [...points, ...view.points].slice(-MAX_POINTS);
   points = points.filter((point) => view.now - point.at < SPAN);
   const answer = await ask(`/api/nodes?${new URLSearchParams(query)}`);
   answered = Date.now();
   showState(view);
-  showTrouble(view, answer);
+  showTrouble(view, answer, timeline.recovering());
   showTiles(view, points.at(-1));
   showPlots(view);
-  showNodes(answer, view.now);
+  showNodes(answer, view);
   showAgents(answer.agents, view.now);
   showBus(view);
   showRecent(view);
@@ -403,10 +491,33 @@ async function turn() {
 
 document.addEventListener('visibilitychange', () => { if (!document.hidden) turn(); });
 
+function keep() {
+  const { search: text, sort, order } = query;
+  const kept = new URLSearchParams({ ...(text && { search: text }), sort, order });
+  history.replaceState(null, '', `?${kept}${location.hash}`);
+}
+
+$('search').value = query.search;
+search(query.search);
 $('search').addEventListener('input', (event) => {
   query.search = event.target.value;
   query.rows = 100;
+  search(query.search);
+  keep();
   turn();
+});
+
+document.addEventListener('keydown', (event) => {
+  const typing = event.target.closest('input, textarea');
+  if (event.key === '/' && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) {
+    event.preventDefault();
+    $('search').focus();
+    $('search').select();
+  } else if (event.key === 'Escape' && typing) {
+    typing.value = '';
+    typing.dispatchEvent(new Event('input'));
+    typing.blur();
+  }
 });
 
 $('more').addEventListener('click', () => {
@@ -422,10 +533,20 @@ for (const button of document.querySelectorAll('[data-sort]')) {
     const other = query.order === 'ascending' ? 'descending' : 'ascending';
     query.order = query.sort === column ? other : first;
     query.sort = column;
-    for (const cell of button.closest('tr').cells) cell.removeAttribute('aria-sort');
-    button.closest('th').setAttribute('aria-sort', query.order);
+    sorted();
+    keep();
     turn();
   });
 }
+
+function sorted() {
+  for (const button of document.querySelectorAll('[data-sort]')) {
+    const cell = button.closest('th');
+    if (button.dataset.sort === query.sort) cell.setAttribute('aria-sort', query.order);
+    else cell.removeAttribute('aria-sort');
+  }
+}
+
+sorted();
 
 turn();

@@ -33,8 +33,11 @@ export class Plot {
     this.now = html('strong', 'now', none);
     caption.append(html('span', '', title), this.now);
     this.area = html('div', 'area');
+    this.area.tabIndex = 0;
+    this.area.setAttribute('role', 'slider');
+    this.area.setAttribute('aria-label', `${title}, second by second`);
     const viewBox = `0 0 ${WIDTH} ${HEIGHT}`;
-    this.picture = svg('svg', { viewBox, preserveAspectRatio: 'none', role: 'img' });
+    this.picture = svg('svg', { viewBox, preserveAspectRatio: 'none', 'aria-hidden': 'true' });
     this.most = html('span', 'most');
     this.line = html('span', 'line');
     this.line.hidden = true;
@@ -44,10 +47,10 @@ export class Plot {
     this.legend = html('ul', 'legend');
     figure.append(caption, this.area, this.times, this.legend);
     this.area.addEventListener('pointermove', (event) => this.look(event));
-    this.area.addEventListener('pointerleave', () => {
-      this.line.hidden = true;
-      this.labels();
-    });
+    for (const away of ['pointerleave', 'blur']) {
+      this.area.addEventListener(away, () => this.read(null));
+    }
+    this.area.addEventListener('keydown', (event) => this.key(event));
   }
 
   // points: [{ at, ... }]; series: [{ name, colour, value: point => number or null }]; the last
@@ -100,7 +103,7 @@ export class Plot {
       if (this.stacked) rows.forEach((row, at) => { floors[at] += row[nth] ?? 0; });
     });
     this.picture.replaceChildren(...paths, ...lone);
-    this.labels();
+    this.read(this.at ?? null);
   }
 
   axis(...texts) {
@@ -124,7 +127,7 @@ export class Plot {
     return [first, ...within, last];
   }
 
-  // The legend, with the values of the last point, or of the one under the pointer.
+  // The legend, with the values of the last point, or of the one that is read.
   labels(at = this.points.length - 1) {
     const point = this.points[at];
     const written = (value) => (value === null || value === undefined ? none : this.format(value));
@@ -145,23 +148,48 @@ export class Plot {
     const now = this.stacked ? sum : values[0];
     this.now.textContent = this.series.length === 0 ? none : written(now);
     const texts = this.series.map((one, nth) => `${one.name} ${written(values[nth])}`).join(', ');
-    this.picture.setAttribute('aria-label', `${this.title}, now: ${texts || 'nothing'}`);
+    const when = point ? moment(point.at) : 'now';
+    for (const [name, value] of [
+      ['min', 0], ['max', Math.max(0, this.points.length - 1)], ['now', Math.max(0, at)],
+      ['text', `${when}: ${texts || 'nothing'}`],
+    ]) this.area.setAttribute(`aria-value${name}`, value);
   }
 
   look(event) {
     const box = this.area.getBoundingClientRect();
-    const at = this.from + ((event.clientX - box.left) / box.width) * this.wide;
-    if (!this.points?.length) return;
-    let nearest = 0;
-    this.points.forEach((point, nth) => {
-      if (Math.abs(point.at - at) < Math.abs(this.points[nearest].at - at)) nearest = nth;
-    });
+    this.read(this.from + ((event.clientX - box.left) / box.width) * this.wide);
+  }
+
+  // Arrows read one point after the other.
+  key({ key }) {
+    const last = this.points.length - 1;
+    const now = this.at === null || this.at === undefined ? last : this.nearest(this.at);
+    const to = { ArrowLeft: now - 1, ArrowRight: now + 1, Home: 0, End: last }[key];
+    if (to !== undefined) this.read(this.points[Math.min(Math.max(to, 0), last)]?.at ?? null);
+  }
+
+  // Shows the values at a time, also while newer ones come; null: the last ones.
+  read(at) {
+    this.at = at;
+    this.line.hidden = at === null || !this.points?.length;
+    if (this.line.hidden) {
+      if (this.points) this.labels();
+      return;
+    }
+    const nearest = this.nearest(at);
     const left = (this.x(this.points[nearest].at) / WIDTH) * 100;
-    this.line.hidden = false;
     this.line.style.setProperty('--left', `${left}%`);
     this.line.classList.toggle('late', left > 50);
     this.line.dataset.time = moment(this.points[nearest].at);
     this.labels(nearest);
+  }
+
+  nearest(at) {
+    let nearest = 0;
+    this.points.forEach((point, nth) => {
+      if (Math.abs(point.at - at) < Math.abs(this.points[nearest].at - at)) nearest = nth;
+    });
+    return nearest;
   }
 
   x(at) {

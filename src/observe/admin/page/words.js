@@ -8,6 +8,23 @@ const dayOf = new Intl.DateTimeFormat('en-GB', { day: 'numeric', month: 'short' 
 
 export const none = '–';
 
+// Characters that are not seen as they are: control characters, and those that change the direction
+// of writing or have no width. They are shown escaped, as the command line does.
+const HIDDEN = new RegExp(
+  '[\\p{Cc}\\u061c\\u180e\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff'
+  + '\\ufff9-\\ufffb\\u{e0000}-\\u{e0fff}]', 'gu');
+// Scripts that are written from right to left: such a text stays apart from those around it.
+const LEFTWARDS = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]/;
+const MAX_TEXT = 400;
+
+// A text of others, as it can be shown: nothing in it is hidden, and its length is bounded.
+export function visible(text) {
+  const all = String(text);
+  const cut = all.length > MAX_TEXT ? `${all.slice(0, MAX_TEXT).toWellFormed()}…` : all;
+  const shown = cut.replace(HIDDEN, (one) => `\\u{${one.codePointAt(0).toString(16)}}`);
+  return LEFTWARDS.test(shown) ? `\u2068${shown}\u2069` : shown;
+}
+
 export const count = (n) => whole.format(n);
 
 export const compact = (n) => (n < 10_000 ? whole : short).format(n);
