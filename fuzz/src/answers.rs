@@ -11,7 +11,7 @@ use trunkline::bus::redis::{
 };
 
 /// An answer of Redis in its protocol, read as that of each command whose answer has a form of its
-/// own: a shard's script, the exchange of records, CLUSTER SLOTS, of a sentinel, and the text of the
+/// own: a shard's script, the exchange of records, CLUSTER SLOTS, a sentinel, and the text of the
 /// deployment.
 pub fn answers(bytes: &[u8]) {
     let Ok(value) = redis::parse_redis_value(bytes) else { return };

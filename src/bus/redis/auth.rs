@@ -178,7 +178,8 @@ impl Authenticator {
         epoch > Epoch::opened_at(clock.saturating_add(millis(AHEAD + SKEW)), 0)
     }
 
-    /// The epoch that a gateway asks for when it starts: no tag was ever made for it or a later one.
+    /// The epoch that a gateway asks for when it starts: no tag was ever made for it or a later
+    /// one.
     pub(super) fn first_epoch(&self) -> Epoch {
         Epoch::opened_at((self.clock)().saturating_add(millis(AHEAD)), 0)
     }

@@ -171,7 +171,7 @@ fn report(found: &[(u64, String)], setting: &Setting) {
     );
 }
 
-/// The parts of the seeds that run with every test run, each with the setting that `$setting` makes.
+/// The parts of the seeds that run with every test run, with the setting that `$setting` makes.
 macro_rules! seeds {
     ($setting:expr; $($name:ident $nth:literal),* $(,)?) => {$(
         #[test]

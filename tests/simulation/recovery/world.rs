@@ -259,8 +259,8 @@ pub struct World {
     wall_ms: Arc<AtomicU64>,
     /// What draws how wrong gateways' clocks are, where they are.
     clocks: Option<Rng>,
-    /// The most that a gateway's clock was ahead, once one has jumped: nobody may know of such a time
-    /// any more.
+    /// The most that a gateway's clock was ahead, once one has jumped: nobody may know of such a
+    /// time any more.
     jumped_from_ms: Option<i64>,
     pub masters: Vec<Master>,
     /// The servers and their sentinels, in seeds that have them.
