@@ -10,7 +10,12 @@ use super::{
     crosses, ids,
     support::{
         ClusterOptions, Gateway, GatewayOptions, LIMIT, RedisCluster, RedisOptions, RedisServer,
-        TestNode, events, folder, gateway::Ready, process::Program, redis::TlsFiles, shared, tools,
+        TestNode,
+        certificates::{self, openssl},
+        events, folder,
+        gateway::Ready,
+        redis::TlsFiles,
+        shared,
     },
     two_gateways,
 };
@@ -58,33 +63,14 @@ impl TlsServer {
     }
 }
 
-/// Runs openssl in the folder.
-async fn openssl(folder: &Path, args: &str) {
-    let there = format!("cd \"$0\" && exec \"$1\" {args}");
-    let (folder, openssl) = (folder.display().to_string(), tools::openssl().display().to_string());
-    Program::new("sh", ["-c", &there, &folder, &openssl]).run(LIMIT).await.success();
-}
-
-const KEY: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-
 /// Makes `ca.pem` and `ca.key`.
 pub async fn authority(folder: &Path) {
-    let args =
-        format!("req -x509 {KEY} -keyout ca.key -out ca.pem -days 60 -subj /CN=test-authority");
-    openssl(folder, &args).await;
+    certificates::authority(folder, "ca").await;
 }
 
 /// Makes `<file>.pem` and `<file>.key` for a name such as `IP:127.0.0.1`.
 pub async fn certificate(folder: &Path, file: &str, name: &str) {
-    let extensions = format!("subjectAltName={name}\n");
-    std::fs::write(folder.join(format!("{file}.ext")), extensions).expect("a file");
-    let request = format!("req {KEY} -keyout {file}.key -out {file}.csr -subj /CN={file}");
-    openssl(folder, &request).await;
-    let sign = format!(
-        "x509 -req -in {file}.csr -CA ca.pem -CAkey ca.key -CAcreateserial \
-         -out {file}.pem -days 60 -extfile {file}.ext"
-    );
-    openssl(folder, &sign).await;
+    certificates::certificate(folder, file, "ca", name, "-days 60").await;
 }
 
 /// As [`certificate`], but expired long ago.

@@ -14,7 +14,7 @@ use crate::{
     support::{
         LIMIT, certificates, folder,
         gateway::{Gateway, GatewayOptions, Ready},
-        redis::{RedisOptions, RedisServer},
+        redis::{RedisOptions, RedisServer, TlsFiles},
         shared,
     },
 };
@@ -193,6 +193,61 @@ async fn tokens_of_nodes_are_replaced_under_load() {
     let streams: usize = history.nodes.iter().map(|node| node.streams.len()).sum();
     assert!(streams > 2 * history.nodes.len(), "old tokens end streams: {streams}");
     let report = Report::of("tokens of nodes replaced, and the old ones revoked", &history);
+    report.check_without_gap();
+    report.unseen_by_publishers();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_of_redis_and_of_gateways_towards_it_are_replaced_under_load() {
+    let files = Files::new();
+    certificates::authority(files.folder(), "ca-0").await;
+    files.renew("server", "ca-0", "IP:127.0.0.1").await;
+    files.renew("gateway", "ca-0", "DNS:gateway").await;
+    // Whom Redis trusts, and whom the gateways do.
+    let trust = |names: &[String]| {
+        let read = names.iter().flat_map(|name| files.read(&format!("{name}.pem")));
+        let pem: Vec<u8> = read.collect();
+        files.put("ca.pem", &pem);
+        files.put("servers.pem", &pem);
+    };
+    trust(&["ca-0".to_owned()]);
+    let tls = TlsFiles { folder: files.folder().to_owned(), asks_clients: true };
+    let redis = RedisServer::start(RedisOptions { tls: Some(tls), ..Default::default() }).await;
+    let file = |name: &str| files.path(name).display().to_string();
+    let reads = async || {
+        let set = ["CONFIG", "SET", "tls-ca-cert-file", &file("ca.pem")];
+        let of_server = ["tls-cert-file", &file("server.pem"), "tls-key-file", &file("server.key")];
+        redis.cli(&[&set[..], &of_server[..]].concat()).await;
+    };
+    let connects_anew = async || {
+        redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+        redis.cli(&["CLIENT", "KILL", "TYPE", "normal"]).await;
+    };
+    let tls = json!({
+        "caCertificate": file("servers.pem"),
+        "clientCertificate": file("gateway.pem"),
+        "clientKey": file("gateway.key"),
+    });
+    let options = GatewayOptions::redis(&redis.tls_url(), &shared::prefix()).set_bus("tls", tls);
+    let (one, two) = pair(options).await;
+    let load = Load::start(&[&one, &two], Shape::default()).await;
+    for round in 1..=either(6, 2) {
+        let (old, new) = (format!("ca-{}", round - 1), format!("ca-{round}"));
+        certificates::authority(files.folder(), &new).await;
+        trust(&[old, new.clone()]);
+        reads().await;
+        files.renew("server", &new, "IP:127.0.0.1").await;
+        reads().await;
+        files.renew("gateway", &new, "DNS:gateway").await;
+        connects_anew().await;
+        load.publishes(300).await;
+        trust(&[new]);
+        reads().await;
+        connects_anew().await;
+        load.publishes(300).await;
+    }
+    let history = load.finish().await;
+    let report = Report::of("certificates of Redis and of gateways towards it replaced", &history);
     report.check_without_gap();
     report.unseen_by_publishers();
 }

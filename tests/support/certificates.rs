@@ -10,7 +10,7 @@ pub const KEY: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
 /// Makes `<name>.pem` and `<name>.key` of an authority.
 pub async fn authority(folder: &Path, name: &str) {
     let args =
-        format!("req -x509 {KEY} -keyout {name}.key -out {name}.pem -days 7 -subj /CN={name}");
+        format!("req -x509 {KEY} -keyout {name}.key -out {name}.pem -days 60 -subj /CN={name}");
     openssl(folder, &args).await;
 }
 
