@@ -35,8 +35,8 @@ const ROW: (&str, &str) = (
 );
 
 /// The parts of the repository from which a gateway is built.
-const SOURCES: [&str; 7] =
-    ["Cargo.toml", "Cargo.lock", "build.rs", "src", "crates", "proto", "deploy"];
+const SOURCES: [&str; 8] =
+    ["Cargo.toml", "Cargo.lock", "build.rs", "src", "crates", "proto", "deploy", "docs"];
 
 /// Builds the gateway; returns its binary. A build takes the time of this package alone, since the
 /// dependencies are those of the running test, and none if nothing changed. Tests

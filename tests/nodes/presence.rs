@@ -309,6 +309,22 @@ async fn nodes_of_gateways_that_die_are_lost_once_whoever_finds_them() {
     }
 }
 
+/// A page of history without such events is still to come then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_is_asked_for_while_its_gateway_starts_comes_soon() {
+    let redis = redis().await;
+    let begin = async |number: usize| {
+        let prefix = format!("starts-{number}");
+        let options = named(GatewayOptions::redis(&redis.url(), &prefix), "gw");
+        let gateway = Gateway::start(options.set("nodeEvents", true)).await;
+        // One that waits for five seconds is refused.
+        follow(&gateway, "sub", true).await;
+    };
+    for round in 0..5 {
+        tokio::join!(begin(4 * round), begin(4 * round + 1), begin(4 * round + 2));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_of_a_frozen_gateway_that_comes_back_join_anew() {
     let redis = redis().await;

@@ -24,9 +24,12 @@ use crate::{
     proto::v1::{self, event::Kind},
 };
 
-/// The wait before history that could not be read is read again, and before it is looked whether a
-/// page of it has come.
+/// The wait before history that could not be read is read again.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// The wait before it is looked whether history was read to its end: a page without such events is
+/// no item of the cursor.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Follows the events until `stop`.
 pub async fn run(nodes: Arc<Nodes>, hub: Arc<Hub>, stop: CancellationToken) {
@@ -66,12 +69,14 @@ async fn follow(nodes: &Nodes, events: &NodeEvents, hub: &Hub, cursor: &mut Curs
         let item = if let Some(item) = ready {
             item
         } else {
-            if cursor.reads_logs() {
+            let reads_logs = cursor.reads_logs();
+            if reads_logs {
                 events.following.followed.send_replace(asked);
             }
             tokio::select! {
                 item = cursor.next() => item,
                 () = events.following.wake.notified() => continue,
+                () = tokio::time::sleep(LOOK), if !reads_logs => continue,
             }
         };
         match item {
