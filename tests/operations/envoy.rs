@@ -20,6 +20,7 @@ use super::support::{
     ports::Port,
     process::{Process, Program},
     shared, tools, until,
+    wait::attempt,
 };
 use tempfile::TempDir;
 use tokio::{
@@ -249,9 +250,13 @@ async fn a_node_that_does_not_read_stops_no_other_behind_envoy() {
         }
     }
     eprintln!("{} MiB in {:?}", ROUNDS * EVENTS * 48 / 1024, began.elapsed());
-    let more = memory().await.saturating_sub(before);
-    // What nobody reads stays in the gateways, of which each has it once.
-    assert!(more < 24 << 20, "Envoy holds {more} bytes more");
+    // What nobody reads stays in the gateways, of which each has it once. Envoy looks at its memory
+    // every five seconds: what it says may be from the middle of that.
+    attempt(LIMIT, "Envoy holds little", async || {
+        let more = memory().await.saturating_sub(before);
+        (more < 24 << 20).then_some(()).ok_or_else(|| format!("{more} bytes more"))
+    })
+    .await;
     for reader in &readers {
         assert_eq!(reader.event_ids().len(), ROUNDS * EVENTS);
     }
