@@ -331,11 +331,7 @@ impl Incidents {
 
 /// A text, or its beginning.
 fn bounded(text: &str) -> String {
-    let mut end = text.len().min(MAX_TEXT);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].to_owned()
+    text[..text.floor_char_boundary(MAX_TEXT)].to_owned()
 }
 
 #[cfg(test)]

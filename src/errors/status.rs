@@ -141,11 +141,7 @@ fn field_violations(violations: &[Violation], room: usize) -> Vec<FieldViolation
 fn shorten(mut text: String, max: usize) -> String {
     const CUT: &str = "...";
     if text.len() > max {
-        let mut end = max - CUT.len();
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
+        text.truncate(text.floor_char_boundary(max - CUT.len()));
         text.push_str(CUT);
     }
     text

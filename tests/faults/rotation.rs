@@ -16,6 +16,7 @@ use crate::{
         gateway::{Gateway, GatewayOptions, Ready},
         redis::{RedisOptions, RedisServer, TlsFiles},
         shared,
+        wait::until,
     },
 };
 
@@ -90,7 +91,7 @@ impl Files {
 /// Waits until the gateways have logged this so often.
 async fn have_logged(gateways: [&Gateway; 2], text: &str, times: usize) {
     for gateway in gateways {
-        crate::support::until(LIMIT, "the gateways have read their files", async || {
+        until(LIMIT, "the gateways have read their files", async || {
             gateway.stderr().matches(text).count() >= times
         })
         .await;
@@ -139,7 +140,6 @@ async fn certificates_of_gateways_nodes_and_authorities_are_replaced_under_load(
         have_logged([&one, &two], "the certificates have changed", changes).await;
         files.renew("node", &new, &format!("DNS:{name}")).await;
         load.publishes(300).await;
-        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
         // The old authority is trusted by nobody any more.
         for trusted in ["servers.pem", "clients.pem"] {
             files.put(trusted, authorities(std::slice::from_ref(&new)));
@@ -182,7 +182,6 @@ async fn tokens_of_nodes_are_replaced_under_load() {
         have_logged([&one, &two], "a token file has changed", changes).await;
         files.put("node.token", token(round));
         load.publishes(300).await;
-        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
         // Streams that were opened with the old one end, and are opened again with the new one.
         files.put("gateway.tokens", token(round));
         changes += 1;

@@ -27,6 +27,9 @@ const MESSAGES: i32 = 4;
 const ENUMS: i32 = 5;
 const SERVICES: i32 = 6;
 const FIELDS: i32 = 2;
+const NESTED_MESSAGES: i32 = 3;
+const NESTED_ENUMS: i32 = 4;
+const VALUES: i32 = 2;
 
 /// The comments of a file, by the paths of what they describe.
 struct Comments(HashMap<Vec<i32>, String>);
@@ -143,12 +146,12 @@ fn add_message(text: &mut String, message: &MessageDescriptor, of: &Comments, pa
     }
     for (nth, nested) in raw.nested_type.iter().enumerate() {
         let child = message.child_messages().find(|child| child.name() == nested.name());
-        let at = joined(path, [3, number(nth)]);
+        let at = joined(path, [NESTED_MESSAGES, number(nth)]);
         add_message(text, &child.expect("a message"), of, &at);
     }
     for (nth, nested) in raw.enum_type.iter().enumerate() {
         let child = message.child_enums().find(|child| child.name() == nested.name());
-        add_enum(text, &child.expect("an enum"), of, &joined(path, [4, number(nth)]));
+        add_enum(text, &child.expect("an enum"), of, &joined(path, [NESTED_ENUMS, number(nth)]));
     }
 }
 
@@ -158,7 +161,7 @@ fn add_enum(text: &mut String, values: &EnumDescriptor, of: &Comments, path: &[i
     writeln!(text, "\n### {name}\n\n{}", of.at(path, name)).expect("text");
     text.push_str("\n| value | meaning |\n|---|---|\n");
     for (nth, value) in values.enum_descriptor_proto().value.iter().enumerate() {
-        let about = of.cell(&joined(path, [2, number(nth)]), value.name());
+        let about = of.cell(&joined(path, [VALUES, number(nth)]), value.name());
         writeln!(text, "| `{}` = {} | {about} |", value.name(), value.number()).expect("text");
     }
 }

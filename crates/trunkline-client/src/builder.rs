@@ -1,16 +1,13 @@
 //! The options of a client.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use rand::seq::SliceRandom;
 use tonic::{Status, transport::Endpoint};
 
 use super::{
     Client, CredentialFiles, Credentials, Error, ErrorKind, Gateway, backoff, connection,
-    files::Renewal,
+    files::Renewal, mutex::Mutex,
 };
 
 /// The gateway if none is given.

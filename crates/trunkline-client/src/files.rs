@@ -2,11 +2,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use super::Credentials;
+use super::{Credentials, mutex::Mutex};
 
 /// How often the files are looked at, at most, while requests are made.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -98,7 +97,8 @@ struct State {
     looked: Instant,
     /// What was read last, be it usable or not.
     seen: Contents,
-    generation: u64,
+    /// The number of changes that were given out.
+    changes: u64,
 }
 
 impl Renewal {
@@ -113,7 +113,7 @@ impl Renewal {
     ) -> Result<(Renewal, Credentials), String> {
         let seen = files.read()?;
         let first = seen.apply(&files, &others)?;
-        let state = Mutex::new(State { looked: Instant::now(), seen, generation: 0 });
+        let state = Mutex::new(State { looked: Instant::now(), seen, changes: 0 });
         Ok((Renewal { files, others, state }, first))
     }
 
@@ -125,26 +125,25 @@ impl Renewal {
         at_once: bool,
         changed: impl FnOnce(&Credentials) -> Result<(), String>,
     ) -> u64 {
-        // Nothing panics while it is locked.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         if !at_once && state.looked.elapsed() < INTERVAL {
-            return state.generation;
+            return state.changes;
         }
         state.looked = Instant::now();
-        let Ok(read) = self.files.read() else { return state.generation };
+        let Ok(read) = self.files.read() else { return state.changes };
         if read == state.seen {
-            return state.generation;
+            return state.changes;
         }
         let taken = read.apply(&self.files, &self.others).and_then(|new| changed(&new));
         state.seen = read;
         match taken {
             Ok(()) => {
-                state.generation += 1;
+                state.changes += 1;
                 tracing::info!("the files of credentials have changed: new requests have them");
             }
             Err(why) => tracing::warn!(why, "changed files of credentials cannot be used yet"),
         }
-        state.generation
+        state.changes
     }
 }
 
@@ -173,11 +172,11 @@ mod tests {
         let (renewal, _) = Renewal::new(files, Credentials::new()).expect("readable");
         let look = |at_once| {
             let mut given = 0;
-            let generation = renewal.look(at_once, |_| {
+            let changes = renewal.look(at_once, |_| {
                 given += 1;
                 Ok(())
             });
-            (generation, given)
+            (changes, given)
         };
         assert_eq!(look(true), (0, 0));
         write("second\n");

@@ -29,6 +29,7 @@ mod credentials;
 mod error;
 mod files;
 mod interest;
+mod mutex;
 mod publish;
 mod publisher;
 mod recent;
@@ -37,7 +38,7 @@ mod subscribe;
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, MutexGuard,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -62,7 +63,7 @@ pub use recent::RecentEvents;
 pub use subscribe::{Notification, SubscribeOptions, Subscription};
 pub use trunkline_proto::{kinds, v1};
 
-use self::files::Renewal;
+use self::{files::Renewal, mutex::Mutex};
 
 /// Larger than the largest batch of a gateway.
 const MAX_MESSAGE: usize = 16 << 20;
@@ -106,14 +107,13 @@ impl Gateway {
     /// Connects with these credentials when it is used next. Streams that are open stay open.
     fn connect_with(&self, credentials: &Credentials) -> Result<(), String> {
         let channel = connection(&self.endpoint, credentials)?;
-        *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = channel;
+        *self.channel.lock() = channel;
         Ok(())
     }
 
     /// Its id, once it has said it.
     fn id(&self) -> MutexGuard<'_, Option<String>> {
-        // Nothing panics while it is locked.
-        self.id.lock().unwrap_or_else(PoisonError::into_inner)
+        self.id.lock()
     }
 }
 
@@ -144,7 +144,7 @@ impl Client {
     pub async fn status(&self) -> Result<v1::GetStatusResponse, Error> {
         let (first, mut last) = (self.preferred(), Status::unavailable("no gateway"));
         for number in first..first + self.gateways.len() {
-            let mut gateway = self.gateway(number);
+            let (mut gateway, _) = self.gateway(number);
             let asked = gateway.get_status(v1::GetStatusRequest {});
             match tokio::time::timeout(self.attempt_timeout, asked).await {
                 Ok(Ok(status)) => {
@@ -168,12 +168,13 @@ impl Client {
         &self.incarnation
     }
 
-    /// The gateway with this number. Attempts count up through the gateways, round and round.
-    fn gateway(&self, number: usize) -> CoordinationServiceClient<Connection> {
-        self.renew(false);
-        let gateway = &self.gateways[number % self.gateways.len()];
-        let channel = gateway.channel.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        CoordinationServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
+    /// The gateway with this number, and how often the credentials had changed until then. Attempts
+    /// count up through the gateways, round and round.
+    fn gateway(&self, number: usize) -> (CoordinationServiceClient<Connection>, u64) {
+        let changes = self.renew(false);
+        let channel = self.gateways[number % self.gateways.len()].channel.lock().clone();
+        let client = CoordinationServiceClient::new(channel);
+        (client.max_decoding_message_size(MAX_MESSAGE), changes)
     }
 
     /// Looks whether files of credentials have changed: each second at most, unless `at_once`. New

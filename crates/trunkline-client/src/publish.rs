@@ -102,8 +102,7 @@ impl Client {
         let mut accepted = BTreeSet::new();
         loop {
             let limit = deadline.min(Instant::now() + self.attempt_timeout + longer);
-            let mut gateway = self.gateway(number);
-            let changes = self.renew(false);
+            let (mut gateway, changes) = self.gateway(number);
             let status = match timeout_at(limit, gateway.publish(request.clone())).await {
                 Ok(Ok(response)) => {
                     self.works(number);

@@ -145,8 +145,8 @@ impl Session {
     }
 
     async fn open(&mut self) -> Result<(), Status> {
-        let mut gateway = self.client.gateway(self.number);
-        self.changes = self.client.renew(false);
+        let (mut gateway, changes) = self.client.gateway(self.number);
+        self.changes = changes;
         let request = self.request.clone();
         let requests = self.watching.as_mut().map(|watching| {
             watching.open(request.clone());

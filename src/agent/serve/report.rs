@@ -111,11 +111,7 @@ fn number(count: usize) -> u32 {
 
 /// The text, or as much of it as a report takes.
 fn text(text: &str) -> String {
-    let mut end = text.len().min(MAX_TEXT);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].to_owned()
+    text[..text.floor_char_boundary(MAX_TEXT)].to_owned()
 }
 
 #[cfg(test)]

@@ -8,11 +8,11 @@ use serde::Serialize;
 use super::{
     Sources,
     metrics::reason_name,
+    nodes::state_name,
     samples::{self, Point, Samples},
 };
 use crate::{
     bus::{self, Epoch, Happening, unix_ms},
-    leave::LeaveReason,
     observe::{
         counters::Method,
         recent::{EndedStream, Refusal, SentGap},
@@ -94,7 +94,7 @@ struct Shard {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Moves {
-    reason: &'static str,
+    reason: String,
     asked: u64,
     left: u64,
 }
@@ -191,15 +191,7 @@ pub fn view(sources: &Sources, samples: &Samples, after: u64, change: u64) -> Vi
         streams: status.streams,
         watches: sources.nodes.watches().0,
         publish_streams: sources.records.counters.publish_streams(),
-        moves: LeaveReason::ALL
-            .into_iter()
-            .map(|reason| Moves {
-                reason: reason.name(),
-                asked: sources.nodes.moves.asked(reason),
-                left: sources.nodes.moves.ended_after(reason),
-            })
-            .filter(|moves| moves.asked > 0)
-            .collect(),
+        moves: status.stream_moves.iter().map(Moves::from).collect(),
         rebalancing: status.rebalancing,
         streams_limit: sources.nodes.max_streams(),
         behind: status.behind_events,
@@ -255,6 +247,16 @@ impl From<v1::ShardStatus> for Shard {
             log_limit_bytes: shard.log_limit_bytes,
             repairs: shard.repairs,
             epoch_changes: shard.epoch_changes,
+        }
+    }
+}
+
+impl From<&v1::StreamMoves> for Moves {
+    fn from(moves: &v1::StreamMoves) -> Moves {
+        Moves {
+            reason: state_name(moves.reason().as_str_name(), "LEAVE_REASON_"),
+            asked: moves.asked_streams,
+            left: moves.left_streams,
         }
     }
 }

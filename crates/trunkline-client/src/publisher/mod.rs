@@ -24,6 +24,7 @@ use crate::{
     Client, Error, ErrorKind,
     backoff::{Backoff, retry_delay},
     error::{is, reason_of, status_of},
+    mutex::Mutex,
 };
 use trunkline_proto::v1::{
     Event, OtherGateway, PublishOpen, PublishStreamRequest, PublishStreamResponse,
@@ -143,7 +144,7 @@ pub struct Publisher {
 struct Shared {
     id: String,
     options: PublisherOptions,
-    buffer: parking::Mutex<Buffer>,
+    buffer: Mutex<Buffer>,
     /// There is something to send.
     filled: Notify,
     /// There is room, or nothing is left.
@@ -169,24 +170,6 @@ struct Task(AbortHandle);
 impl Drop for Task {
     fn drop(&mut self) {
         self.0.abort();
-    }
-}
-
-/// A mutex that a panic does not poison.
-mod parking {
-    use std::sync::{MutexGuard, PoisonError};
-
-    #[derive(Debug)]
-    pub(super) struct Mutex<T>(std::sync::Mutex<T>);
-
-    impl<T> Mutex<T> {
-        pub(super) fn new(value: T) -> Mutex<T> {
-            Mutex(std::sync::Mutex::new(value))
-        }
-
-        pub(super) fn lock(&self) -> MutexGuard<'_, T> {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner)
-        }
     }
 }
 
@@ -260,7 +243,7 @@ impl Client {
         let shared = Arc::new(Shared {
             id,
             options,
-            buffer: parking::Mutex::new(buffer),
+            buffer: Mutex::new(buffer),
             filled: Notify::new(),
             emptied: Notify::new(),
         });
@@ -360,10 +343,16 @@ async fn run(client: Client, shared: Arc<Shared>, mut takeovers: Takeovers) {
         shared.is_filled().await;
         // What another process had sent may be in doubt for longer.
         shared.expire(Duration::MAX);
-        let mut stream =
-            Stream { client: &client, shared: &shared, number, backoff: &mut backoff, named: None };
-        let changes = client.renew(false);
+        let mut stream = Stream {
+            client: &client,
+            shared: &shared,
+            number,
+            changes: 0,
+            backoff: &mut backoff,
+            named: None,
+        };
         let status = stream.run(&shared.id).await;
+        let changes = stream.changes;
         let next = client.after(number, stream.named.as_ref());
         let wait = {
             let mut buffer = shared.buffer.lock();
@@ -437,6 +426,8 @@ struct Stream<'a> {
     client: &'a Client,
     shared: &'a Shared,
     number: usize,
+    /// The changes of the credentials until it was opened: see `Client::final_kind`.
+    changes: u64,
     backoff: &'a mut Backoff,
     /// The gateway that it named to go on at.
     named: Option<OtherGateway>,
@@ -462,7 +453,8 @@ impl Stream<'_> {
         });
         let gone = |_| Status::unavailable("the gateway takes nothing any more");
         requests.send(message(open)).await.map_err(gone)?;
-        let mut gateway = self.client.gateway(self.number);
+        let (mut gateway, changes) = self.client.gateway(self.number);
+        self.changes = changes;
         let opening = gateway.publish_stream(ReceiverStream::new(receiver));
         let mut responses = timeout(limit, opening).await.map_err(late)??.into_inner();
         let first = timeout(limit, responses.message()).await.map_err(late)??;

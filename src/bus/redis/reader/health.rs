@@ -56,30 +56,25 @@ impl Reader {
             self.plan();
         }
         self.update_health();
-        self.record_paths();
     }
 
-    /// Records which paths are verified.
-    fn record_paths(&self) {
-        let now = unix_ms();
-        let mut incidents = self.parts.incidents.lock();
-        for (shard, liveness) in self.parts.liveness.iter().enumerate() {
-            incidents.path(now, ShardId::at_index(shard), liveness.problem().as_deref());
-        }
-    }
-
-    /// Sets the health: ready if every shard is verified.
+    /// Sets the health: ready if every shard is verified. Records which are.
     fn update_health(&self) {
         let all_started = self.shards.iter().all(ShardReader::is_started);
-        let mut problems =
-            self.parts.liveness.iter().enumerate().filter_map(|(shard, liveness)| {
-                let waits = || !self.shards[shard].is_started();
-                let why = || waits().then(|| "its position is not known yet".to_owned());
-                liveness
-                    .problem()
-                    .or_else(why)
-                    .map(|why| (ShardId::at_index(shard), format!("shard {shard}: {why}")))
-            });
+        let paths: Vec<_> = self.parts.liveness.iter().map(|path| path.problem()).collect();
+        {
+            let now = unix_ms();
+            let mut incidents = self.parts.incidents.lock();
+            for (shard, problem) in paths.iter().enumerate() {
+                incidents.path(now, ShardId::at_index(shard), problem.as_deref());
+            }
+        }
+        let mut problems = paths.into_iter().enumerate().filter_map(|(shard, problem)| {
+            let waits = || !self.shards[shard].is_started();
+            let why = || waits().then(|| "its position is not known yet".to_owned());
+            let why = problem.or_else(why)?;
+            Some((ShardId::at_index(shard), format!("shard {shard}: {why}")))
+        });
         let health = match problems.next() {
             None => Health::Ready,
             Some((first, why)) => {

@@ -151,14 +151,11 @@ impl Writer {
                     let mut memory = parts.memory.lock();
                     let shown = core.answered(now, answer, &mut memory);
                     recovering = memory.is_recovering().then(|| recovering.unwrap_or(now));
-                    let says = Some((memory.tip().epoch, memory.is_recovering()));
+                    let (epoch, recovers) = (memory.tip().epoch, memory.is_recovering());
                     drop(memory);
-                    if said != says
-                        && let Some((epoch, recovering)) = says
-                    {
-                        said = says;
+                    if said.replace((epoch, recovers)) != Some((epoch, recovers)) {
                         let mut incidents = parts.incidents.lock();
-                        incidents.said(unix_ms(), parts.shard, epoch, recovering);
+                        incidents.said(unix_ms(), parts.shard, epoch, recovers);
                     }
                     if core.under_way() < calls.len() {
                         // They failed with this one.

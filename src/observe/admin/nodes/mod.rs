@@ -18,10 +18,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 pub use self::query::Query;
-use self::{
-    agents::AgentRow,
-    row::{Row, state_name},
-};
+pub(super) use self::row::state_name;
+use self::{agents::AgentRow, row::Row};
 use super::view::whole;
 use crate::{
     observe::admin::Sources,

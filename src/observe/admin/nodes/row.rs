@@ -126,7 +126,7 @@ impl Row {
 
 /// The name of a state on the page: `NODE_STATE_CURRENT` without its prefix `NODE_STATE_`, in lower
 /// case.
-pub(super) fn state_name(name: &str, prefix: &str) -> String {
+pub(in crate::observe::admin) fn state_name(name: &str, prefix: &str) -> String {
     name.strip_prefix(prefix).unwrap_or(name).to_ascii_lowercase()
 }
 

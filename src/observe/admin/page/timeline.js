@@ -14,6 +14,7 @@ const WHAT = {
   moved: ['streams moved', 'plain'],
 };
 
+const isLossy = ({ what, lost, moreLost }) => what === 'recovery' && (lost > 0 || moreLost);
 const lasted = ({ began, ended }, now) => (ended ?? now) - began;
 
 // What happened, in words.
@@ -22,9 +23,9 @@ function details(one) {
     case 'recovery': {
       const again = some(one.restored, 'event');
       const lost = one.moreLost ? `${count(one.lost)} or more` : count(one.lost);
-      const loss = one.lost || one.moreLost ? `, ${lost} reported as lost` : ', none lost';
+      const loss = isLossy(one) ? `, ${lost} reported as lost` : ', none lost';
       const so = one.ended === null ? ' so far' : '';
-      if (one.restored === 0 && !one.lost && !one.moreLost) {
+      if (one.restored === 0 && !isLossy(one)) {
         return `a new epoch; nothing was missing${so}`;
       }
       return `a new epoch; ${again} appended again${loss}${so}`;
@@ -178,8 +179,7 @@ export class Timeline {
     const part = (at) => Math.min(100, Math.max(0, ((at - now + wide) / wide) * 100));
     of.forEach((one, nth) => {
       const mark = line.children[nth];
-      const bad = one.what === 'recovery' && (one.lost > 0 || one.moreLost) ? ' lossy' : '';
-      const name = `mark ${one.what}${bad}`;
+      const name = `mark ${one.what}${isLossy(one) ? ' lossy' : ''}`;
       if (mark.className !== name) mark.className = name;
       const [from, to] = [part(one.began), part(one.ended ?? now)];
       mark.style.setProperty('--from', `${from}%`);
@@ -193,14 +193,11 @@ export class Timeline {
   columns(now) {
     return [
       ({ began }) => ({ text: moment(began), title: exact(began) }),
-      (one) => {
-        const lossy = one.what === 'recovery' && (one.lost > 0 || one.moreLost);
-        return { text: WHAT[one.what][0], pill: lossy ? 'bad' : WHAT[one.what][1] };
-      },
+      (one) => ({ text: WHAT[one.what][0], pill: isLossy(one) ? 'bad' : WHAT[one.what][1] }),
       where,
       (one) => {
-        if (one.ended === null) return `${span(lasted(one, now))}, goes on`;
         const ms = lasted(one, now);
+        if (one.ended === null) return `${span(ms)}, goes on`;
         return ms === 0 ? none : ms < 60_000 ? time(ms) : span(ms);
       },
       (one) => ({ text: details(one), title: details(one), wide: true }),
