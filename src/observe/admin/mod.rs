@@ -18,6 +18,7 @@ mod nodes;
 mod page;
 mod routes;
 mod samples;
+mod values;
 mod view;
 
 use std::sync::Arc;

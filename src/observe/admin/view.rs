@@ -1,15 +1,15 @@
 //! The answer of `/api/status`: JSON for the page, which changes with it. Programs use `/metrics`
 //! and `GetStatus`.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::{
     Sources,
     metrics::reason_name,
-    nodes::state_name,
     samples::{self, Point, Samples},
+    values::{milliseconds, state_name, whole},
 };
 use crate::{
     bus::{self, Epoch, Happening, unix_ms},
@@ -213,16 +213,6 @@ pub fn view(sources: &Sources, samples: &Samples, after: u64, change: u64) -> Vi
         kinds: samples::kinds(),
         points: samples.after(after),
     }
-}
-
-/// Milliseconds since 1970.
-pub fn milliseconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, whole)
-}
-
-/// Whole milliseconds.
-pub fn whole(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl From<v1::BusLink> for Link {

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use super::super::view::{milliseconds, whole};
+use super::super::values::{milliseconds, whole};
 use crate::proto::v1;
 
 /// The row of one agent. Durations are in milliseconds, times in milliseconds since 1970.

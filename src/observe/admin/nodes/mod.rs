@@ -18,9 +18,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 pub use self::query::Query;
-pub(super) use self::row::state_name;
 use self::{agents::AgentRow, row::Row};
-use super::view::whole;
+use super::values::{state_name, whole};
 use crate::{
     observe::admin::Sources,
     proto::v1::{self, GatewayState},

@@ -5,7 +5,11 @@ use std::{cmp::Ordering, fmt::Write, time::SystemTime};
 use serde::Serialize;
 use trunkline_proto::kinds;
 
-use super::{super::view::milliseconds, agents::AgentRow, query::Column};
+use super::{
+    super::values::{milliseconds, state_name},
+    agents::AgentRow,
+    query::Column,
+};
 use crate::{
     observe::counters::Method,
     presence::{WatchStats, list::ListedNode},
@@ -122,12 +126,6 @@ impl Row {
             Column::Processed => self.processed.cmp(&other.processed),
         }
     }
-}
-
-/// The name of a state on the page: `NODE_STATE_CURRENT` without its prefix `NODE_STATE_`, in lower
-/// case.
-pub(in crate::observe::admin) fn state_name(name: &str, prefix: &str) -> String {
-    name.strip_prefix(prefix).unwrap_or(name).to_ascii_lowercase()
 }
 
 /// The interest of a stream as a text: its filter, or what has become of that by updates.
