@@ -299,37 +299,44 @@ local function set_end(e, o)
   write_ends()
 end
 
--- Keeps the ends of epochs that are forgotten, as "floor|epoch:offset ..".
-local function keep_forgotten(list)
+-- Keeps the ends of epochs that are forgotten, as "floor|epoch:offset ..". `whole`: the list has
+-- all that were forgotten since the state began, which is then kept beside it, as the floor.
+local function keep_forgotten(list, whole)
   local from = math.max(1, #list - MAX_ENDS + 1)
   local text = num(floor) .. '|' .. table.concat(list, ' ', from)
-  redis.call('HSET', KEYS[1], 'forgotten', text)
+  whole = whole and from == 1 and num(floor) or ''
+  redis.call('HSET', KEYS[1], 'forgotten', text, 'forgotten_whole', whole)
 end
 
--- The ends of epochs that are forgotten; none if an earlier version has forgotten others since.
+-- The ends of epochs that are forgotten, and whether they are all; none if an earlier version has
+-- forgotten others since.
 local function read_forgotten()
-  local text = redis.call('HMGET', KEYS[1], 'forgotten')[1] or ''
-  local upto, rest = string.match(text, '^(%d+)|(.*)$')
+  local fields = redis.call('HMGET', KEYS[1], 'forgotten', 'forgotten_whole')
+  local upto, rest = string.match(fields[1] or '', '^(%d+)|(.*)$')
   local list = {}
   if upto == num(floor) then
     for entry in string.gmatch(rest, '%S+') do list[#list + 1] = entry end
   end
-  return list
+  return list, floor == 0 or upto == num(floor) and fields[2] == upto
 end
 
--- Knows epochs again that were forgotten, if callers know that they went on, on another line.
+-- Knows epochs again that were forgotten, if callers know that they went on, on another line: of
+-- those that the list has, further than it says; and where the list is whole, also those that were
+-- never known here, as where the state began anew on this line alone.
 local function remember(reported)
   read_ends()
-  local list, last, first = read_forgotten(), {}, nil
-  if #list == 0 then return end
+  local list, whole = read_forgotten()
+  local last, first = {}, nil
+  if #list == 0 and not whole then return end
   for i, entry in ipairs(list) do
     local e, o = string.match(entry, '^(%d+):(%d+)$')
     list[i] = {tonumber(e), tonumber(o), entry}
     last[list[i][1]] = list[i][2]
   end
+  local from = whole and 0 or list[1][1]
   for _, entry in ipairs(reported) do
     local e, o = entry[1], entry[2]
-    if not first and e <= floor and e >= list[1][1] and o > (last[e] or 0) then first = e end
+    if not first and e <= floor and e >= from and o > (last[e] or 0) then first = e end
   end
   if not first then return end
   floor = first - 1
@@ -346,7 +353,7 @@ local function remember(reported)
     ended[first] = 0
     order[#order + 1] = first
   end
-  keep_forgotten(rest)
+  keep_forgotten(rest, whole)
   write_ends()
 end
 
@@ -428,7 +435,7 @@ local function open_epoch(most, reported)
   end
   know_epochs(reported)
   table.sort(order)
-  local existed, forgotten = {}, read_forgotten()
+  local existed, forgotten, whole = {}, read_forgotten()
   local before_floor = floor
   for _, entry in ipairs(reported) do existed[entry[1]] = entry[2] end
   while #order > 0 do
@@ -442,7 +449,7 @@ local function open_epoch(most, reported)
     forgotten[#forgotten + 1] = num(floor) .. ':' .. num(ended[floor])
     ended[floor] = nil
   end
-  if floor > before_floor then keep_forgotten(forgotten) end
+  if floor > before_floor then keep_forgotten(forgotten, whole) end
   write_ends()
   redis.call('HSET', KEYS[1], 'epoch', num(epoch), 'offset', '0', 'copies', '')
   local start = num(before) .. '-' .. num(last) .. ' ' .. ends

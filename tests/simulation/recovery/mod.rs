@@ -210,12 +210,11 @@ mod promises_hold_behind_sentinels {
     }
 }
 
-fn holds_in(seed: u64, plain: bool) {
-    let setting = Setting::new(None);
+fn holds_in(seed: u64, plain: bool, setting: &Setting) {
     let runtime = setting.runtime();
     let _entered = runtime.enter();
     let plan = Plan { seed, plain, ..Plan::default() };
-    assert_eq!(run(&plan, &setting, false).2, Ok(()), "seed {seed}");
+    assert_eq!(run(&plan, setting, false).2, Ok(()), "seed {seed}");
 }
 
 /// Seeds that once failed. Each shows something only as long as the faults are drawn as they were.
@@ -224,15 +223,15 @@ const KEPT_PLAIN: &[u64] = &[27_229, 65_587, 66_993];
 #[test]
 fn promises_hold_in_seeds_that_once_failed() {
     for seed in KEPT_PLAIN {
-        holds_in(*seed, true);
+        holds_in(*seed, true, &Setting::new(None));
     }
 }
 
 macro_rules! kept {
-    ($($name:ident $seed:literal),* $(,)?) => {$(
+    ($setting:expr; $($name:ident $seed:literal),* $(,)?) => {$(
         #[test]
         fn $name() {
-            holds_in($seed, false);
+            holds_in($seed, false, &$setting);
         }
     )*};
 }
@@ -242,6 +241,7 @@ mod kept {
     use super::*;
 
     kept! {
+        Setting::new(None);
         history_that_was_gone_while_the_shard_recovered_is_read_when_it_comes_back 133_525,
         what_history_had_is_told_after_the_state_was_evicted_again_and_again 218_465,
         a_log_that_changed_its_line_is_entered_at_no_older_place 172_704,
@@ -263,6 +263,11 @@ mod kept {
         two_sides_of_a_split_begin_different_epochs 97_686,
         a_token_leaves_out_an_epoch_that_ended_nine_days_ago 148_237,
         a_gateway_with_a_key_starts_though_its_first_probe_was_lost 594,
+    }
+
+    kept! {
+        Setting::new(None).behind_sentinels();
+        a_state_that_began_anew_knows_what_went_on_on_the_other_side_of_a_split 12_053,
     }
 }
 
