@@ -8,6 +8,7 @@ mod check;
 mod cookbook;
 mod errors;
 mod gaps;
+mod getting_started;
 mod init;
 mod nodes_watch;
 mod publish;

@@ -16,5 +16,6 @@ mod metrics;
 mod nginx;
 mod page;
 mod signals;
+mod site;
 mod standard_error;
 mod traces;

@@ -156,13 +156,18 @@ impl SentinelSet {
             })
             .await;
         }
-        let master = self.master().await;
-        for (_, replica) in self.servers.iter().enumerate().filter(|(index, _)| *index != master) {
-            until(SETTLE, "the replica is in sync", async || {
-                replica.info("replication", "master_link_status").await.as_deref() == Some("up")
-            })
-            .await;
-        }
+        // A failover that was asked for may begin now: who is the master is looked at each time.
+        until(SETTLE, "the replicas are in sync", async || {
+            let master = self.master().await;
+            for (_, replica) in self.servers.iter().enumerate().filter(|(at, _)| *at != master) {
+                let link = replica.info("replication", "master_link_status").await;
+                if link.as_deref() != Some("up") {
+                    return false;
+                }
+            }
+            true
+        })
+        .await;
     }
 
     /// The URLs of all sentinels.
