@@ -2,6 +2,7 @@
 //! docs/conformance.md says, over real gateways and real faults.
 
 mod driver;
+mod faults;
 
 use serde_json::{Value, json};
 use trunkline_proto::v1::{ListNodesRequest, Node};

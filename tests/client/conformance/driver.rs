@@ -48,6 +48,14 @@ impl Driver {
         self.lines().iter().filter_map(|line| line.get(key).cloned()).collect()
     }
 
+    /// How many values there are under a key.
+    pub fn count(&self, key: &str) -> usize {
+        let begin = format!("{{\"{key}\"");
+        let text = self.process.stdout();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().filter(|line| line.starts_with(&begin)).count()
+    }
+
     /// Waits until there are so many values under a key.
     pub async fn all_of(&self, key: &str, count: usize) -> Vec<Value> {
         self.wait(&format!("{count} of {key}"), || {
