@@ -69,7 +69,7 @@ faults! {
         tokio::time::sleep(4 * LASTS).await;
         stage.pair.first.resume();
     }
-    connections_to_the_gateways_are_cut "connections to the gateways cut, again and again": |stage| {
+    connections_to_gateways_are_cut "connections to gateways cut, again and again": |stage| {
         for _ in 0..8 {
             for proxy in &stage.proxies {
                 proxy.cut();

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use trunkline::{
-    bus::{Delivery, GapReason, redis::envelope::events_of},
+    bus::{Delivery, Epoch, GapReason, Offset, Position, redis::envelope::events_of},
     hub::cursor::Missing,
 };
 
@@ -42,6 +42,16 @@ pub fn judge(world: &mut World) -> Result<(), String> {
         for (b, other) in all.iter().enumerate().skip(a + 1) {
             same_order(world, (a, one), (b, other))?;
         }
+    }
+    let lost = world.events.declared.iter().filter(|name| world.events.truth.contains_key(name));
+    let (mut reported, mut held) = (0, 0);
+    for (epoch, offset) in lost {
+        let name = Position { epoch: Epoch(*epoch), offset: Offset(*offset) };
+        reported += 1;
+        held += u64::from(world.gateways.iter().any(|gateway| gateway.memory.holds(name)));
+    }
+    for (what, count) in [("events reported as lost", reported), ("and held by one late", held)] {
+        *world.happened.entry(what).or_default() += count;
     }
     if repeats > 0 {
         *world.happened.entry("repeats that the client passes over (X2)").or_default() += repeats;

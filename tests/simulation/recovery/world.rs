@@ -1751,9 +1751,10 @@ impl World {
                 (0..self.gateways.len()).for_each(|gateway| self.publish_last(gateway));
                 quiet = 0;
             }
-            // Three seconds without anything new: some rounds of probes.
+            // Some rounds of probes without anything new, the first of which report as lost what a
+            // gateway has not brought in three seconds.
             if let Some(first) = last
-                && quiet > if self.joined { 13_000 } else { 3000 }
+                && quiet > if self.joined { 14_500 } else { 4500 }
             {
                 return self.all_serve(first);
             }
