@@ -64,9 +64,6 @@
 local SETTLE = 300
 -- A gateway takes part in a recovery if it called at most so many ms before the last one that did.
 local PRESENT = 3000
--- What a gateway that takes part and has not come yet may still append again is reported as lost
--- so many ms after the release.
-local LATE = 3000
 -- Nothing was published for so many ms: the next probe is. Each gateway probes once a second.
 local QUIET = 950
 -- An epoch is forgotten so many ms after it ended, or when so many younger ones have.
@@ -484,15 +481,9 @@ end
 local recovery
 -- Begins a recovery, or takes part in the one that is under way.
 local function recover()
-  local before = redis.call('HMGET', KEYS[1], 'recovery', 'reported', 'done', 'since', 'waits',
-    'late')
+  local before = redis.call('HMGET', KEYS[1], 'recovery', 'reported', 'done', 'since', 'waits')
   local fresh = before[1] ~= identity or not run or behind
   local reported = merge_reported(parse_reported(before[2] or ''), parse_reported(ARGV[6]))
-  if before[6] then
-    local late = string.match(before[6], '^%d+ (.*)$')
-    reported = merge_reported(reported, parse_reported(late or ''))
-    redis.call('HDEL', KEYS[1], 'late')
-  end
   recovery = {reported = reported, done = before[3] or '', since = tonumber(before[4])}
   -- Those of an epoch that an earlier version began are not known.
   local begun, waits = string.match(before[5] or '', '^(%d+)(.*)$')
@@ -592,20 +583,6 @@ local function note_all(list, before)
   end
 end
 
--- What a recovery left open, since a gateway that takes part had not come when it ended, and the
--- time of that: "ms epoch:offset ..". True while that gateway may still append it again; then it is
--- lost.
-local function may_come_late(late)
-  local at, list = string.match(late or '', '^(%d+) (.*)$')
-  if not at then return false end
-  -- Whatever the clock does.
-  if math.abs(clock() - at) < LATE then return true end
-  redis.call('HDEL', KEYS[1], 'late')
-  if not ended then read_ends() end
-  note_all(parse_reported(list), epoch)
-  return false
-end
-
 -- Keeps history within its bytes and its age. An entry of the trim index has a time, the bytes
 -- that had been added by then, and the position up to which everything is at least as old.
 local function trim(now)
@@ -648,12 +625,11 @@ end
 if op == 'probe' then
   redis.call('HSET', KEYS[1], 'g:' .. ARGV[13], num(now))
   -- Probes come every second: they keep history within its age.
-  local marks = redis.call('HMGET', KEYS[1], 'mark_at', 'swept', 'late')
+  local marks = redis.call('HMGET', KEYS[1], 'mark_at', 'swept')
   if now - (tonumber(marks[1]) or 0) >= 1000 then trim(now) end
   local seconds = math.floor(now / 1000)
   -- After a clock that went back, too.
   if math.abs(seconds - (tonumber(marks[2]) or 0)) >= SWEEP then sweep(seconds) end
-  if marks[3] and run == identity then may_come_late(marks[3]) end
   local here = num(epoch) .. '-' .. num(offset)
   local who, number = '', '0'
   if ARGV[15] ~= '' or probe[2] == here then
@@ -671,8 +647,7 @@ if op == 'release' then
     -- The caller reports something that nobody appended again, and has waited.
     local reported = parse_reported(ARGV[6])
     if know_epochs(reported) then write_ends() end
-    local late = redis.call('HMGET', KEYS[1], 'late')[1]
-    if not may_come_late(late) then note_all(reported, epoch) end
+    note_all(reported, epoch)
     return answer('ok')
   end
   -- A caller that did not know of this epoch has not appended again what was lost with it.
@@ -685,12 +660,7 @@ if op == 'release' then
   if not settled(ARGV[13] ~= '') then return answer('wait') end
   -- History that named the last epochs in place of the state may be gone by now, too.
   local past = redis.call('HMGET', KEYS[1], 'past')[1] or ''
-  local lost = merge_reported(recovery.reported, parse_reported(past))
-  if recovery.waits ~= '' then
-    redis.call('HSET', KEYS[1], 'late', num(clock()) .. ' ' .. reported_text(lost))
-  else
-    note_all(lost, epoch)
-  end
+  note_all(merge_reported(recovery.reported, parse_reported(past)), epoch)
   run = identity
   redis.call('HSET', KEYS[1], 'run', identity)
   redis.call('HDEL', KEYS[1], 'recovery', 'reported', 'done', 'since', 'waits')

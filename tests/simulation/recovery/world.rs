@@ -1751,10 +1751,9 @@ impl World {
                 (0..self.gateways.len()).for_each(|gateway| self.publish_last(gateway));
                 quiet = 0;
             }
-            // Some rounds of probes without anything new, the first of which report as lost what a
-            // gateway has not brought in three seconds.
+            // Three seconds without anything new: some rounds of probes.
             if let Some(first) = last
-                && quiet > if self.joined { 14_500 } else { 4500 }
+                && quiet > if self.joined { 13_000 } else { 3000 }
             {
                 return self.all_serve(first);
             }

@@ -20,8 +20,8 @@ use crate::bus::{
 };
 
 /// The time that others have to append again what this gateway only knows to have existed, before
-/// it is reported as lost: as long as the script waits for those that come late.
-const LATE: Duration = Duration::from_secs(3);
+/// it is reported as lost.
+const SETTLE: Duration = Duration::from_millis(400);
 
 /// The age up to which a probe shows that its gateway is there.
 const PRESENT: Duration = Duration::from_secs(3);
@@ -316,7 +316,7 @@ impl Memory {
             self.unaccounted = None;
             return Task::Nothing;
         }
-        let until = *self.unaccounted.get_or_insert(now) + LATE;
+        let until = *self.unaccounted.get_or_insert(now) + SETTLE;
         if now < until {
             return Task::WaitUntil(until);
         }
@@ -329,7 +329,7 @@ impl Memory {
     pub fn has_task(&self, now: Instant) -> bool {
         self.recovering
             || self.first_beyond(|epoch| self.end_of(epoch)).is_some()
-            || self.is_unaccounted() && self.unaccounted.is_none_or(|since| since + LATE <= now)
+            || self.is_unaccounted() && self.unaccounted.is_none_or(|since| since + SETTLE <= now)
     }
 
     /// True if something existed, as far as this gateway knows, that is not handled.
