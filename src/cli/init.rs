@@ -154,6 +154,11 @@ fn is_loopback(listen: &str) -> bool {
     listen.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback())
 }
 
+/// A path as the configuration has it: the gateway may be started in another folder.
+fn anywhere(path: &Path) -> String {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
+}
+
 /// The parts of a list with commas.
 fn parts(text: &str) -> Vec<String> {
     text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
@@ -216,7 +221,6 @@ impl Init {
             Ok(ip) => SocketAddr::new(ip, 7420).to_string(),
             Err(_) => listen,
         };
-        let shown = |path: &PathBuf| path.display().to_string();
         let mut tls = self.certificate.as_ref().zip(self.key.as_ref());
         let mut asked = None;
         if tls.is_none() && questions.asks && !is_loopback(&listen) {
@@ -228,7 +232,7 @@ impl Init {
             }
             tls = asked.as_ref().map(|(certificate, key)| (certificate, key));
         }
-        let tls = tls.map(|(certificate, key)| (shown(certificate), shown(key)));
+        let tls = tls.map(|(certificate, key)| (anywhere(certificate), anywhere(key)));
         let given = (!self.identity.is_empty()).then(|| self.identity.join(","));
         let text = "Who may connect: names, separated by commas (empty: everybody)";
         let identities = parts(&questions.ask(given, text, "")?);
@@ -244,10 +248,8 @@ impl Init {
             if files.iter().any(|(other, _)| *other == name) {
                 return Err(Failure::Usage(format!("--identity: {name} is there twice")));
             }
-            let file = folder.join(format!("{name}.token"));
-            // The gateway may be started in another folder.
-            let file = std::path::absolute(&file).unwrap_or(file);
-            files.push((name, file.display().to_string()));
+            let file = anywhere(&folder.join(format!("{name}.token")));
+            files.push((name, file));
         }
         Ok(Answers { bus, listen, tls, identities: files })
     }
@@ -291,7 +293,7 @@ impl Init {
             json!({ "@type": "Redis", "url": urls.first() })
         };
         if let Some(file) = &self.redis_secret_file {
-            bus["authSecret"] = json!({ "@type": "File", "filePath": file.display().to_string() });
+            bus["authSecret"] = json!({ "@type": "File", "filePath": anywhere(file) });
         }
         Ok(bus)
     }

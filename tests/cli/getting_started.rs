@@ -1,7 +1,9 @@
 //! Every command of docs/getting-started.md, as it stands there and in its order; only the ports
 //! are others.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs, path::Path};
+
+use serde_json::Value;
 
 use super::{
     LIMIT, folder, run,
@@ -24,7 +26,7 @@ const END_THE_SECOND: &str = "Now end the second gateway";
 async fn streams(admin: &str) -> Option<u64> {
     let url = format!("http://127.0.0.1:{admin}/api/status");
     let output = Program::new(tools::curl(), ["-s", &url]).run(LIMIT).await;
-    let status: serde_json::Value = serde_json::from_str(&output.stdout).ok()?;
+    let status: Value = serde_json::from_str(&output.stdout).ok()?;
     if status["serving"] == true { status["streams"].as_u64() } else { None }
 }
 
@@ -85,6 +87,16 @@ async fn every_command_of_getting_started_does_what_it_says() {
                 let output = here(command).run(LIMIT).await;
                 assert!(output.status.success(), "{command}: {output:?}");
                 published += usize::from(command.starts_with("trunkline publish"));
+                if command.starts_with("trunkline init") {
+                    let written = fs::read_to_string(place.path().join("trunkline.json"));
+                    let config: Value =
+                        serde_json::from_str(&written.expect("a file")).expect("JSON");
+                    // A service is started in another folder.
+                    for key in ["certificate", "privateKey"] {
+                        let path = Path::new(config["tls"][key].as_str().expect("a path"));
+                        assert!(path.is_absolute(), "{path:?}");
+                    }
+                }
                 continue;
             }
             stays = false;
