@@ -6,7 +6,7 @@ use clap::Args;
 use trunkline::json;
 use trunkline_proto::v1::{GetStatusRequest, LeaveReason};
 
-use super::{Failure, GatewayArgs, agents, visible, visible_json};
+use super::{Failure, GatewayArgs, agents, duration::two_units, visible, visible_json};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -87,8 +87,8 @@ impl Status {
             for shard in &status.shards {
                 let age = shard.proof_age.and_then(|age| Duration::try_from(age).ok());
                 let state = match age {
-                    Some(age) if shard.proven => format!("verified {age:.1?} ago"),
-                    Some(age) => format!("NOT VERIFIED, last {age:.1?} ago"),
+                    Some(age) if shard.proven => format!("verified {} ago", two_units(age)),
+                    Some(age) => format!("NOT VERIFIED, last {} ago", two_units(age)),
                     None => "NOT VERIFIED yet".into(),
                 };
                 writeln!(
