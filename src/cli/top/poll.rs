@@ -1,6 +1,6 @@
 //! Polls gateways; reconnects to those that went away.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use futures_util::future::join_all;
 use tokio::{
@@ -8,7 +8,9 @@ use tokio::{
     time::{MissedTickBehavior, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
-use trunkline_proto::v1::{Gateway, GetStatusRequest, GetStatusResponse, ListNodesRequest, Node};
+use trunkline_proto::v1::{
+    Gateway, GatewayState, GetStatusRequest, GetStatusResponse, ListNodesRequest, Node,
+};
 
 use crate::cli::{Client, Failure, GatewayArgs, failure::all_of};
 
@@ -27,7 +29,8 @@ pub struct Snapshot {
     pub others: Vec<GetStatusResponse>,
     /// The addresses that gave no answer, where another one did, and why.
     pub unanswered: Vec<(String, String)>,
-    /// All gateways that the first one knows, itself included.
+    /// All gateways that the first one knows, itself included, and those that answered besides: of
+    /// another deployment, or so new that the first one has not learned of them.
     pub gateways: Vec<Gateway>,
     /// The connected nodes of all gateways, or the first of them.
     pub nodes: Vec<Node>,
@@ -39,6 +42,28 @@ impl Snapshot {
     /// The status of every gateway that answered.
     pub fn statuses(&self) -> impl Iterator<Item = &GetStatusResponse> {
         std::iter::once(&self.status).chain(&self.others)
+    }
+
+    /// Adds the gateways that answered and that the first one does not list.
+    pub fn add_unlisted(&mut self) {
+        let listed: HashSet<&str> =
+            self.gateways.iter().map(|gateway| &*gateway.gateway_id).collect();
+        let unlisted = self.others.iter().filter(|one| !listed.contains(&*one.gateway_id));
+        let unlisted: Vec<Gateway> = unlisted.map(as_gateway).collect();
+        self.gateways.extend(unlisted);
+    }
+}
+
+/// What a gateway says of itself, as a list of gateways has it.
+fn as_gateway(status: &GetStatusResponse) -> Gateway {
+    let state = if status.serving { GatewayState::Serving } else { GatewayState::NotServing };
+    Gateway {
+        gateway_id: status.gateway_id.clone(),
+        version: status.version.clone(),
+        start_time: status.start_time,
+        state: state.into(),
+        streams: status.streams,
+        ..Gateway::default()
     }
 }
 
@@ -93,6 +118,7 @@ impl Gateways {
             seen.push(status.gateway_id.clone());
             new
         });
+        snapshot.add_unlisted();
         Ok(snapshot)
     }
 }

@@ -375,6 +375,25 @@ fn the_gateways_that_are_asked_are_shown_with_their_rates_and_those_without_an_a
 }
 
 #[test]
+fn a_gateway_that_the_first_one_does_not_list_has_a_row_too() {
+    let mut view = View::new("a,b".into(), Sort::Node);
+    let mut all = snapshot(0, vec![]);
+    let listed = all.gateways.len();
+    let other =
+        GetStatusResponse { gateway_id: "elsewhere".into(), streams: 7, ..all.status.clone() };
+    all.others = vec![other];
+    all.add_unlisted();
+    all.add_unlisted();
+    assert_eq!(all.gateways.len(), listed + 1, "once");
+    view.take(all, Instant::now());
+    press(&mut view, KeyCode::Tab);
+    let text = frame(&mut view, 160, 30);
+    let row = text.lines().find(|line| line.starts_with("elsewhere")).unwrap_or_default();
+    let cells: Vec<&str> = row.split_whitespace().collect();
+    assert_eq!(cells[1..3], ["serving", "7"], "{text}");
+}
+
+#[test]
 fn a_long_reason_is_wrapped() {
     let mut not_serving = snapshot(0, vec![]);
     not_serving.status.serving = false;
